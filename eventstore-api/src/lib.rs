@@ -1,0 +1,43 @@
+//! The contract of an embedded event store.
+//!
+//! [`EventStore`] is the trait that every backend implements, with the rules that all of them keep; [`EventStoreExt`]
+//! adds what callers use most. An [`Event`] is appended, alone or in a [`Batch`], on a condition ([`Expected`]) and with
+//! a [`Durability`]; it is read back as a [`RecordedEvent`] with its [`Version`]. Every call takes a [`Context`] with a
+//! deadline and a cancellation, and fails with an [`Error`] that says what to do.
+//!
+//! This crate has no engine, starts no runtime, and forbids unsafe code. Applications use the `eventstore` crate, which
+//! re-exports all of it; a store of your own implements [`EventStore`] and proves itself with the `conformance` crate.
+
+#![forbid(unsafe_code)]
+
+mod batch;
+mod context;
+mod error;
+mod event;
+mod ext;
+pub mod limits;
+mod load;
+mod stats;
+mod store;
+mod stream;
+mod version;
+
+/// Implements the trait's `async` methods: put it over `impl EventStore for …`.
+pub use async_trait::async_trait;
+/// Shared bytes, as events carry them.
+pub use bytes::Bytes;
+/// Shared text, as stores hand it to [`Event::from_stored`].
+pub use bytestring::ByteString;
+/// Cancels the calls whose [`Context`] carries it.
+pub use tokio_util::sync::CancellationToken;
+
+pub use batch::{Batch, Durability, Expected, StoreOutcome, Stored};
+pub use context::Context;
+pub use error::{BoxError, Error, Result};
+pub use event::{Event, EventBuilder, RecordedEvent, TextLengths};
+pub use ext::EventStoreExt;
+pub use load::{Direction, LoadOptions, Page, PageSize};
+pub use stats::{GcReport, Stats};
+pub use store::EventStore;
+pub use stream::EventStream;
+pub use version::Version;

@@ -1,0 +1,25 @@
+//! The sizes that every store accepts, the same for all engines, so that events can move from one to another.
+//!
+//! All lengths are in bytes of UTF-8 or of data, not in characters. Going over one of them is
+//! [`Error::InvalidEvent`](crate::Error::InvalidEvent), found before anything is queued (rule W5).
+
+/// The longest event id: 255 bytes. An id has at least one byte.
+pub const MAX_ID_LEN: usize = 255;
+
+/// The longest event type: 255 bytes. A type has at least one byte.
+pub const MAX_TYPE_LEN: usize = 255;
+
+/// The longest aggregate id: 480 bytes. An aggregate id has at least one byte.
+pub const MAX_AGGREGATE_ID_LEN: usize = 480;
+
+/// The longest metadata of one event: 1 MiB of JSON text.
+pub const MAX_METADATA_LEN: usize = 1 << 20;
+
+/// The largest data of one event: 16 MiB.
+pub const MAX_DATA_LEN: usize = 16 << 20;
+
+/// The most events in one batch: 10,000.
+pub const MAX_BATCH_EVENTS: usize = 10_000;
+
+/// The most bytes in one batch, text and data of all its events together: 64 MiB.
+pub const MAX_BATCH_BYTES: usize = 64 << 20;

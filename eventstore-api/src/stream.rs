@@ -1,0 +1,200 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use futures_core::Stream;
+
+use crate::{Context, Direction, Error, EventStore, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
+
+/// Events one by one, read a page at a time.
+///
+/// It is a [`Stream`](futures_core::Stream), so the combinators of `futures` or `tokio-stream` work on it; the two
+/// methods here do without them. It ends after its last event, or after the first error.
+///
+/// # Cancellation
+///
+/// Dropping it stops the work within one page (rule C5). The context is looked at before each page; events of a page
+/// that was read already are still handed out.
+///
+/// # Memory
+///
+/// One page, however slowly it is read (rule S2). It holds a handle to the store, which keeps the store open.
+#[must_use = "a stream does nothing until it is polled"]
+pub struct EventStream {
+    page: std::vec::IntoIter<RecordedEvent>,
+    pages: Pin<Box<dyn Stream<Item = Result<Vec<RecordedEvent>>> + Send>>,
+}
+
+impl EventStream {
+    pub(crate) fn load<S: EventStore + Clone>(store: S, ctx: Context, options: LoadOptions) -> Self {
+        Self::from_pages(Pages::new(LoadCursor { store, ctx, next: Some(options) }))
+    }
+
+    pub(crate) fn subscribe<S: EventStore + Clone>(store: S, ctx: Context, options: LoadOptions) -> Self {
+        Self::from_pages(Pages::new(FollowCursor { store, ctx, seen: options.since, options }))
+    }
+
+    fn from_pages<C: Cursor>(pages: Pages<C>) -> Self {
+        EventStream { page: Vec::new().into_iter(), pages: Box::pin(pages) }
+    }
+
+    /// The next event, or `None` after the last one.
+    pub async fn next(&mut self) -> Option<Result<RecordedEvent>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// The next page of events, or `None` after the last one: the fastest way to read many.
+    pub async fn next_page(&mut self) -> Option<Result<Vec<RecordedEvent>>> {
+        let rest = std::mem::take(&mut self.page);
+        if rest.len() > 0 {
+            return Some(Ok(rest.collect()));
+        }
+        std::future::poll_fn(|cx| self.pages.as_mut().poll_next(cx)).await
+    }
+
+    /// All events that are left, in memory at once. On a subscription it returns only with an error.
+    pub async fn into_vec(mut self) -> Result<Vec<RecordedEvent>> {
+        let mut events = Vec::new();
+        while let Some(page) = self.next_page().await {
+            events.append(&mut page?);
+        }
+        Ok(events)
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<RecordedEvent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.page.next() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            match ready!(self.pages.as_mut().poll_next(cx)) {
+                Some(Ok(page)) => self.page = page.into_iter(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.page.len(), None)
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream").field("buffered", &self.page.len()).finish_non_exhaustive()
+    }
+}
+
+/// A place in the store from which pages are read one after the other.
+trait Cursor: Send + Sized + 'static {
+    /// The next page that has events, and the cursor behind it; `None` at the end.
+    fn advance(
+        self,
+        size: PageSize,
+    ) -> impl Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<Self>)>> + Send;
+}
+
+type Step<C> = Pin<Box<dyn Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<C>)>> + Send>>;
+
+/// Drives a cursor: one page in the making at a time, each up to twice as large as the one before.
+struct Pages<C> {
+    step: Option<Step<C>>,
+    size: PageSize,
+}
+
+impl<C: Cursor> Pages<C> {
+    fn new(cursor: C) -> Self {
+        let size = PageSize::FIRST;
+        Pages { step: Some(Box::pin(cursor.advance(size))), size }
+    }
+}
+
+impl<C: Cursor> Stream for Pages<C> {
+    type Item = Result<Vec<RecordedEvent>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let Some(step) = &mut self.step else { return Poll::Ready(None) };
+        let done = ready!(step.as_mut().poll(cx));
+        let Some((page, cursor)) = done else {
+            self.step = None;
+            return Poll::Ready(None);
+        };
+        self.size = self.size.grown();
+        let size = self.size;
+        self.step = cursor.map(|cursor| Box::pin(cursor.advance(size)) as Step<C>);
+        Poll::Ready(Some(page))
+    }
+}
+
+struct LoadCursor<S> {
+    store: S,
+    ctx: Context,
+    next: Option<LoadOptions>,
+}
+
+impl<S: EventStore> Cursor for LoadCursor<S> {
+    async fn advance(mut self, size: PageSize) -> Option<(Result<Vec<RecordedEvent>>, Option<Self>)> {
+        let options = self.next.take()?;
+        match self.store.load_page(&self.ctx, &options, size).await {
+            Ok(Page { events, .. }) if events.is_empty() => None,
+            Ok(Page { events, next, .. }) => {
+                self.next = next;
+                Some((Ok(events), Some(self)))
+            }
+            Err(error) => Some((Err(error), None)),
+        }
+    }
+}
+
+/// Catching up and following live are the same loop: read what is behind `seen`, and wait only when there is nothing.
+/// So there is no seam between the two where an event could be lost or doubled (rule S1).
+struct FollowCursor<S> {
+    store: S,
+    ctx: Context,
+    options: LoadOptions,
+    /// Every matching event up to here was handed out.
+    seen: Version,
+}
+
+impl<S: EventStore> FollowCursor<S> {
+    async fn next_events(&mut self, size: PageSize) -> Result<Option<Vec<RecordedEvent>>> {
+        if self.options.direction == Direction::Backward || self.options.before.is_some() {
+            return Err(Error::Unsupported {
+                what: "following backward or below a version; a subscription goes forward and has no end".to_owned(),
+            });
+        }
+        loop {
+            if self.options.limit == Some(0) {
+                return Ok(None);
+            }
+            self.options.since = self.seen;
+            let page = self.store.load_page(&self.ctx, &self.options, size).await?;
+            self.seen = match (&page.next, page.events.last()) {
+                (Some(_), Some(last)) => last.version,
+                _ => self.seen.max(page.head),
+            };
+            if !page.events.is_empty() {
+                if let Some(limit) = &mut self.options.limit {
+                    *limit = limit.saturating_sub(page.events.len() as u64);
+                }
+                return Ok(Some(page.events));
+            }
+            self.store.wait_for_events(&self.ctx, self.seen).await?;
+        }
+    }
+}
+
+impl<S: EventStore> Cursor for FollowCursor<S> {
+    async fn advance(mut self, size: PageSize) -> Option<(Result<Vec<RecordedEvent>>, Option<Self>)> {
+        match self.next_events(size).await {
+            Ok(Some(events)) => Some((Ok(events), Some(self))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    }
+}
