@@ -1,9 +1,52 @@
 //! An embedded event store with interchangeable engines.
+//!
+//! A program appends events, reads them back by version or by aggregate, follows them live, and knows after every call
+//! what is on disk. [`open`] opens a store by its URL; the engine behind it is chosen by cargo feature and scheme.
+//!
+//! ```
+//! use eventstore::{Context, Event, EventStoreExt, Expected, Version};
+//!
+//! # async fn run(directory: &str) -> eventstore::Result<()> {
+//! # let url = format!("lmdb:{directory}"); let url = url.as_str();
+//! let store = eventstore::open(url).await?; // such as "lmdb:./data"
+//! let ctx = Context::background();
+//!
+//! let placed = Event::builder("OrderPlaced", "order-42").data(r#"{"total":12}"#).build()?;
+//! let stored = store.store(&ctx, placed, Expected::NoEvents).await?;
+//! assert_eq!(stored.version, Version::new(1));
+//!
+//! let mut events = store.load_by_aggregate(&ctx, "order-42", Version::ZERO);
+//! while let Some(event) = events.next().await {
+//!     let event = event?;
+//!     println!("{} {} {}", event.version, event.event.event_type(), event.event.aggregate_id());
+//! }
+//! store.close().await
+//! # }
+//! # let directory = tempfile::tempdir().unwrap();
+//! # tokio::runtime::Runtime::new().unwrap().block_on(run(directory.path().to_str().unwrap())).unwrap();
+//! ```
+//!
+//! | feature | scheme | default | |
+//! |---|---|---|---|
+//! | | `memory:` | always there | in memory, for tests |
+//! | `lmdb` | `lmdb:PATH` | yes | builds with a C compiler alone |
+//! | `cli` | | yes | the `eventstore` command; a library user can turn it off |
 
-pub use eventstore_api::*;
-use std::sync::Arc;
+#![forbid(unsafe_code)]
 
-/// Opens the store that `url` names.
-pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
-    Err(Error::Unsupported { what: format!("opening {url}") })
-}
+mod digest;
+mod open;
+
+pub use digest::{Digest, digest};
+pub use open::open;
+
+pub use eventstore_api::{
+    Batch, BoxError, Bytes, ByteString, CancellationToken, Context, Direction, Durability, Error, Event, EventBuilder,
+    EventStore, EventStoreExt, EventStream, Expected, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
+    Stats, StoreOutcome, Stored, TextLengths, Version, async_trait, limits,
+};
+pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
+
+/// The LMDB backend with its typed options.
+#[cfg(feature = "lmdb")]
+pub use backend_lmdb as lmdb;

@@ -240,7 +240,10 @@ fn check_metadata(text: &str) -> Result<()> {
         return Err(Error::invalid_event("metadata", reason));
     }
     if !text.trim_start().starts_with('{') {
-        return Err(Error::invalid_event("metadata", "it is not a JSON object; write one such as {\"source\":\"web\"}"));
+        return Err(Error::invalid_event(
+            "metadata",
+            "it is not a JSON object; write one such as {\"source\":\"web\"}",
+        ));
     }
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|e| not_json("metadata", &e))
 }

@@ -3,9 +3,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{
-    Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, Stored, Version,
-};
+use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, Stored, Version};
 
 /// A durable, ordered, append-only store of events.
 ///

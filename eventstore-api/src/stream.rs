@@ -93,10 +93,8 @@ impl fmt::Debug for EventStream {
 /// A place in the store from which pages are read one after the other.
 trait Cursor: Send + Sized + 'static {
     /// The next page that has events, and the cursor behind it; `None` at the end.
-    fn advance(
-        self,
-        size: PageSize,
-    ) -> impl Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<Self>)>> + Send;
+    fn advance(self, size: PageSize)
+    -> impl Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<Self>)>> + Send;
 }
 
 type Step<C> = Pin<Box<dyn Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<C>)>> + Send>>;

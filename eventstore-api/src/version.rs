@@ -36,7 +36,6 @@ impl Version {
         self.0
     }
 
-
     /// The version after this one; at the end of the number range it stays where it is.
     #[must_use]
     pub const fn next(self) -> Self {

@@ -1,0 +1,40 @@
+//! The event store, written once over any ordered key-value engine.
+//!
+//! [`KvStore`] is the store; an [`Engine`] is what a backend supplies: four ordered tables, atomic batches, a sync. The
+//! store brings the keys, the [record format](https://docs.rs/eventstore-kv), the writer thread with its group commit,
+//! and the paged reads. [`memory`] is an engine of its own; [`StoreDirectory`] and [`StoreUrl`] are what backends on
+//! disk share.
+//!
+//! ```text
+//!  store_batch ─▶ queue (bounded) ─▶ writer thread: take a group ─▶ check, place, encode ─▶ one commit, one sync
+//!      ▲                                                                                            │
+//!      └────────────────────────── answers ◀── publish the new head ◀──────────────────────────────┘
+//!                                                    │ wakes
+//!  load_page ─▶ one page from one snapshot, up to the published head ─▶ streams, subscriptions
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod directory;
+mod engine;
+mod keys;
+pub mod memory;
+mod options;
+mod queue;
+mod reader;
+mod record;
+mod shared;
+mod staging;
+mod store;
+mod url;
+mod writer;
+
+pub use directory::StoreDirectory;
+pub use engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
+pub use memory::{MemoryEngine, MemoryStore};
+pub use options::{StoreOptions, check_range};
+pub use store::KvStore;
+pub use url::{StoreUrl, UrlOptions};
+
+/// The format of keys and records that this version reads and writes.
+pub const FORMAT: u32 = 1;

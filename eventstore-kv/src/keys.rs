@@ -1,0 +1,127 @@
+//! The keys of the tables. Integers are big-endian and of fixed width, so that keys sort as the numbers do.
+
+use uuid::Uuid;
+
+/// Ends the aggregate id in a key. UTF-8 never contains this byte, so no aggregate's keys lie between another's.
+const AGGREGATE_END: u8 = 0xff;
+
+/// Begins the key of an id that is a canonical UUID, which is kept as its 16 bytes.
+const UUID_ID: u8 = 1;
+
+/// Begins the key of any other id, which is kept as its text.
+const TEXT_ID: u8 = 2;
+
+/// Key of [`Table::Meta`](crate::Table::Meta): the format of keys and records, a u32.
+pub(crate) const META_FORMAT: &[u8] = b"format";
+
+/// The version as a key of [`Table::Events`](crate::Table::Events), and as the value of the two index tables.
+pub(crate) fn version_bytes(version: u64) -> [u8; 8] {
+    version.to_be_bytes()
+}
+
+/// Reads what [`version_bytes`] wrote; `None` if it is damaged.
+pub(crate) fn read_version(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// Writes the key of an event id into `key`.
+///
+/// Only the canonical text of a UUID (lower case, with hyphens) becomes 16 bytes: any other spelling would not come
+/// back as it was, and is another id.
+pub(crate) fn write_id(key: &mut Vec<u8>, id: &str) {
+    key.clear();
+    match canonical_uuid(id) {
+        Some(uuid) => {
+            key.push(UUID_ID);
+            key.extend_from_slice(uuid.as_bytes());
+        }
+        None => {
+            key.push(TEXT_ID);
+            key.extend_from_slice(id.as_bytes());
+        }
+    }
+}
+
+fn canonical_uuid(id: &str) -> Option<Uuid> {
+    if id.len() != uuid::fmt::Hyphenated::LENGTH {
+        return None;
+    }
+    let uuid = Uuid::try_parse(id).ok()?;
+    let mut canonical = Uuid::encode_buffer();
+    (uuid.hyphenated().encode_lower(&mut canonical) == id).then_some(uuid)
+}
+
+/// Writes the key of an aggregate's revision into `key`.
+pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u64) {
+    key.clear();
+    key.extend_from_slice(aggregate_id.as_bytes());
+    key.push(AGGREGATE_END);
+    key.extend_from_slice(&revision.to_be_bytes());
+}
+
+/// Reads the revision at the end of an aggregate's key; `None` if it is damaged.
+pub(crate) fn read_revision(key: &[u8]) -> Option<u64> {
+    key.last_chunk().copied().map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id_key(id: &str) -> Vec<u8> {
+        let mut key = Vec::new();
+        write_id(&mut key, id);
+        key
+    }
+
+    fn aggregate_key(id: &str, revision: u64) -> Vec<u8> {
+        let mut key = Vec::new();
+        write_aggregate(&mut key, id, revision);
+        key
+    }
+
+    #[test]
+    fn keys_are_these_bytes() {
+        assert_eq!(version_bytes(0x0102), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(id_key("evt-1"), b"\x02evt-1");
+        assert_eq!(
+            id_key("0190a2b4-0000-7000-8000-0000000000ff"),
+            b"\x01\x01\x90\xa2\xb4\x00\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\xff"
+        );
+        assert_eq!(aggregate_key("a\0b", 3), b"a\0b\xff\x00\x00\x00\x00\x00\x00\x00\x03");
+    }
+
+    #[test]
+    fn only_the_canonical_spelling_is_a_uuid() {
+        let canonical = "0190a2b4-0000-7000-8000-00000000abcd";
+        assert_eq!(id_key(canonical).len(), 17);
+        for other in [
+            "0190A2B4-0000-7000-8000-00000000ABCD",
+            "0190a2b4000070008000000000000abcd",
+            "{0190a2b4-0000-7000-8000-00000000abcd}",
+            "urn:uuid:0190a2b4-0000-7000-8000-00000000abcd",
+            "0190a2b4-0000-7000-8000-00000000abcg",
+        ] {
+            assert_eq!(id_key(other)[0], TEXT_ID, "{other}");
+        }
+        let sixteen_bytes = std::str::from_utf8(&[7; 16]).expect("ascii");
+        assert_ne!(id_key(sixteen_bytes), id_key("07070707-0707-0707-0707-070707070707"));
+    }
+
+    #[test]
+    fn aggregates_never_interleave() {
+        for (one, other) in [("a", "ab"), ("a", "a\0"), ("a", "a\u{10ffff}"), ("a", "é")] {
+            let mut keys: Vec<_> = (1..4).flat_map(|n| [aggregate_key(one, n), aggregate_key(other, n)]).collect();
+            keys.sort();
+            let changes = keys.windows(2).filter(|pair| pair[0].len() != pair[1].len()).count();
+            assert_eq!(changes, 1, "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_keys_fit_every_engine() {
+        use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
+        assert!(id_key(&"x".repeat(MAX_ID_LEN)).len() <= 492);
+        assert!(aggregate_key(&"x".repeat(MAX_AGGREGATE_ID_LEN), u64::MAX).len() <= 492);
+    }
+}

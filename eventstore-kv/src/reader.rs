@@ -1,0 +1,312 @@
+//! Reads: one page, or one point, from one snapshot.
+//!
+//! Every read is clamped to the published head. The log only grows, so pages that are read one after the other show the
+//! same events as one long snapshot would, without holding one.
+
+use std::ops::{ControlFlow, Range};
+use std::time::Instant;
+
+use bytes::Bytes;
+use eventstore_api::{Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
+
+use crate::engine::{KeyRange, Snapshot, Table};
+use crate::{keys, record};
+
+/// A page that is being read. It can stop when its time is up and go on later, on another thread and snapshot.
+#[derive(Debug)]
+pub(crate) struct PageRead {
+    options: LoadOptions,
+    size: PageSize,
+    head: Version,
+    /// Events with these versions are still wanted; reading moves one end towards the other.
+    wanted: Range<u64>,
+    most_events: usize,
+    buffer: Vec<u8>,
+    records: Vec<(u64, Range<usize>)>,
+    /// No further event matches.
+    complete: bool,
+}
+
+impl PageRead {
+    pub(crate) fn new(options: &LoadOptions, size: PageSize, head: Version) -> Self {
+        let before = options.before.map_or(u64::MAX, Version::get).min(head.next().get());
+        let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let wanted = options.since.next().get()..before;
+        let most_events = size.events.max(1).min(limit);
+        PageRead {
+            options: options.clone(),
+            size,
+            head,
+            complete: wanted.is_empty() || most_events == 0,
+            wanted,
+            most_events,
+            buffer: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+
+    /// Whether the page has all that fits or matches.
+    pub(crate) fn is_done(&self) -> bool {
+        self.complete || self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= self.most_events || (self.buffer.len() >= self.size.bytes && !self.records.is_empty())
+    }
+
+    /// Reads until the page is done, or a little beyond `until`.
+    pub(crate) fn run<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
+        while !self.is_done() {
+            match self.options.aggregate_id.clone() {
+                None => self.scan_log(snapshot, until)?,
+                Some(aggregate_id) => self.scan_aggregate(snapshot, &aggregate_id, until)?,
+            }
+            if is_over(until) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The page. A damaged event ends it, if events come before it; at its begin it is the error.
+    pub(crate) fn finish(mut self) -> Result<Page> {
+        let buffer = Bytes::from(std::mem::take(&mut self.buffer));
+        let mut events = Vec::with_capacity(self.records.len());
+        for (version, range) in std::mem::take(&mut self.records) {
+            match self.decode(version, buffer.slice(range)) {
+                Ok(event) => events.push(event),
+                Err(error) if events.is_empty() => return Err(error),
+                Err(_) => {
+                    self.complete = false;
+                    break;
+                }
+            }
+        }
+        Ok(Page::new(&self.options, events, self.head, self.complete))
+    }
+
+    fn decode(&self, version: u64, record: Bytes) -> Result<RecordedEvent> {
+        let event = record::decode(version, record)?;
+        match &self.options.aggregate_id {
+            Some(aggregate_id) if event.event.aggregate_id() != aggregate_id => {
+                Err(corrupt(version, "the aggregate index leads to an event of another aggregate"))
+            }
+            _ => Ok(event),
+        }
+    }
+
+    fn scan_log<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
+        let (first, last) = (keys::version_bytes(self.wanted.start), keys::version_bytes(self.wanted.end - 1));
+        let direction = self.options.direction;
+        let mut broke_off = false;
+        snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
+            if keys::read_version(key) != Some(self.next_wanted()) {
+                return ControlFlow::Break(());
+            }
+            let start = self.buffer.len();
+            self.buffer.extend_from_slice(value);
+            self.push(self.next_wanted(), start);
+            broke_off = self.is_done() || self.is_time_up(until);
+            if broke_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if broke_off { Ok(()) } else { self.end_at_damage(missing(self.next_wanted())) }
+    }
+
+    fn scan_aggregate<S: Snapshot>(&mut self, snapshot: &S, aggregate_id: &str, until: Option<Instant>) -> Result<()> {
+        let Some(revisions) = revisions_in(snapshot, aggregate_id, &self.wanted)? else {
+            self.complete = true;
+            return Ok(());
+        };
+        let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
+        let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        keys::write_aggregate(&mut first, aggregate_id, revisions.start);
+        keys::write_aggregate(&mut last, aggregate_id, revisions.end - 1);
+        let mut versions = Vec::with_capacity(room);
+        snapshot.scan(
+            Table::Aggregates,
+            KeyRange { first: &first, last: &last },
+            self.options.direction,
+            |_, value| {
+                versions.push(keys::read_version(value).unwrap_or(0)); // 0 is never wanted: it is found to be damage below
+                if versions.len() == room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        )?;
+        let (found, is_last_scan) = (versions.len(), room == matching);
+        if found < room {
+            return self.end_at_damage(index_damage(aggregate_id, "has gaps"));
+        }
+        for (nth, version) in versions.into_iter().enumerate() {
+            if !self.wanted.contains(&version) {
+                return self.end_at_damage(index_damage(aggregate_id, "does not hold versions in order"));
+            }
+            let start = self.buffer.len();
+            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut self.buffer)? {
+                return self.end_at_damage(missing(version));
+            }
+            self.push(version, start);
+            self.complete |= is_last_scan && nth + 1 == found;
+            if self.is_done() || self.is_time_up(until) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The version that comes next in the log.
+    fn next_wanted(&self) -> u64 {
+        match self.options.direction {
+            Direction::Forward => self.wanted.start,
+            Direction::Backward => self.wanted.end - 1,
+        }
+    }
+
+    /// Takes up the record that was copied to the end of the buffer.
+    fn push(&mut self, version: u64, start: usize) {
+        self.records.push((version, start..self.buffer.len()));
+        match self.options.direction {
+            Direction::Forward => self.wanted.start = version + 1,
+            Direction::Backward => self.wanted.end = version,
+        }
+        self.complete = self.wanted.is_empty();
+    }
+
+    /// What was read before the damage is sound and is handed out; the next page begins with the damage and fails.
+    fn end_at_damage(&mut self, error: Error) -> Result<()> {
+        if self.records.is_empty() {
+            return Err(error);
+        }
+        self.most_events = self.records.len();
+        Ok(())
+    }
+
+    fn is_time_up(&self, until: Option<Instant>) -> bool {
+        self.records.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
+    }
+}
+
+/// How many rows are read between two looks at the clock, which costs as much as a few of them.
+const ROWS_BETWEEN_CLOCKS: usize = 16;
+
+/// How many entries of the aggregate index are read before their events are.
+const ROWS_PER_INDEX_SCAN: usize = 256;
+
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() >= until)
+}
+
+fn corrupt(version: u64, reason: &str) -> Error {
+    Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() }
+}
+
+fn index_damage(aggregate_id: &str, what: &str) -> Error {
+    Error::Corrupt { version: None, reason: format!("the index of aggregate {aggregate_id:?} {what}") }
+}
+
+fn missing(version: u64) -> Error {
+    corrupt(version, "it is missing from the log")
+}
+
+/// The revisions of an aggregate whose versions lie in `versions`; `None` if there are none.
+///
+/// Versions rise with revisions, so each end is found by halving.
+fn revisions_in<S: Snapshot>(snapshot: &S, aggregate_id: &str, versions: &Range<u64>) -> Result<Option<Range<u64>>> {
+    let Some((newest, newest_version)) = newest_revision(snapshot, aggregate_id)? else { return Ok(None) };
+    let mut lookup = RevisionLookup { snapshot, aggregate_id, key: Vec::new(), value: Vec::new() };
+    let start = match versions.start {
+        0 | 1 => 1,
+        start => lookup.first_from(start, newest + 1)?,
+    };
+    let end = if newest_version < versions.end { newest + 1 } else { lookup.first_from(versions.end, newest)? };
+    Ok((start < end).then_some(start..end))
+}
+
+struct RevisionLookup<'a, S> {
+    snapshot: &'a S,
+    aggregate_id: &'a str,
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl<S: Snapshot> RevisionLookup<'_, S> {
+    /// The smallest revision whose version is at least `version`, or `most` if there is none below it.
+    fn first_from(&mut self, version: u64, most: u64) -> Result<u64> {
+        let (mut low, mut high) = (1, most);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.version_of(middle)? < version {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    fn version_of(&mut self, revision: u64) -> Result<u64> {
+        keys::write_aggregate(&mut self.key, self.aggregate_id, revision);
+        self.value.clear();
+        let found = self.snapshot.get(Table::Aggregates, &self.key, &mut self.value)?;
+        let version = found.then(|| keys::read_version(&self.value)).flatten();
+        version.ok_or_else(|| index_damage(self.aggregate_id, "has gaps"))
+    }
+}
+
+/// The newest revision of an aggregate in this snapshot and its version, published or not.
+fn newest_revision<S: Snapshot>(snapshot: &S, aggregate_id: &str) -> Result<Option<(u64, u64)>> {
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    keys::write_aggregate(&mut first, aggregate_id, 0);
+    keys::write_aggregate(&mut last, aggregate_id, u64::MAX);
+    let mut newest = None;
+    snapshot.scan(Table::Aggregates, KeyRange { first: &first, last: &last }, Direction::Backward, |key, value| {
+        newest = Some(keys::read_revision(key).zip(keys::read_version(value)));
+        ControlFlow::Break(())
+    })?;
+    match newest {
+        None => Ok(None),
+        Some(Some(found)) => Ok(Some(found)),
+        Some(None) => Err(index_damage(aggregate_id, "has an entry of a wrong size")),
+    }
+}
+
+/// The number of an aggregate's events up to the head, which is the revision of the newest of them.
+pub(crate) fn revision_at<S: Snapshot>(snapshot: &S, aggregate_id: &str, head: Version) -> Result<u64> {
+    let revisions = revisions_in(snapshot, aggregate_id, &(0..head.next().get()))?;
+    Ok(revisions.map_or(0, |revisions| revisions.end - 1))
+}
+
+/// The version of the newest event in this snapshot, published or not; 0 if there is none.
+pub(crate) fn newest_version<S: Snapshot>(snapshot: &S) -> Result<u64> {
+    let (first, last) = (keys::version_bytes(0), keys::version_bytes(u64::MAX));
+    let mut newest = Some(0);
+    snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, Direction::Backward, |key, _| {
+        newest = keys::read_version(key);
+        ControlFlow::Break(())
+    })?;
+    newest.ok_or_else(|| Error::Corrupt { version: None, reason: "the log has a key of a wrong size".to_owned() })
+}
+
+/// The event with this id, if its version is at most `head`.
+pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    keys::write_id(&mut key, id);
+    if !snapshot.get(Table::Ids, &key, &mut value)? {
+        return Ok(None);
+    }
+    let version = keys::read_version(&value).ok_or_else(|| Error::Corrupt {
+        version: None,
+        reason: format!("the index entry of event {id:?} has a wrong size"),
+    })?;
+    if version > head.get() {
+        return Ok(None);
+    }
+    let mut record = Vec::new();
+    if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
+        return Err(missing(version));
+    }
+    let event = record::decode(version, record.into())?;
+    if event.event.id() != id {
+        return Err(corrupt(version, "the id index leads to an event with another id"));
+    }
+    Ok(Some(event))
+}

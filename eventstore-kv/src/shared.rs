@@ -1,0 +1,120 @@
+//! What the handles, the readers and the writer of one store have in common.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+
+use eventstore_api::{Error, Result, Version};
+use tokio::sync::watch;
+
+use crate::engine::Engine;
+
+pub(crate) struct Shared<E> {
+    /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
+    /// are being read and for nothing else.
+    engine: RwLock<Option<E>>,
+    progress: watch::Sender<Progress>,
+    fence: OnceLock<String>,
+    closing_error: Mutex<Option<Error>>,
+    pub(crate) commits: AtomicU64,
+    pub(crate) events_written: AtomicU64,
+}
+
+/// What readers, subscribers and closers wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The newest version whose commit is done. Nobody is shown a later one, though the engine may hold it already.
+    pub(crate) head: Version,
+    pub(crate) phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    Closing,
+    Closed,
+}
+
+impl<E: Engine> Shared<E> {
+    pub(crate) fn new(engine: E, head: Version) -> Self {
+        Shared {
+            engine: RwLock::new(Some(engine)),
+            progress: watch::Sender::new(Progress { head, phase: Phase::Open }),
+            fence: OnceLock::new(),
+            closing_error: Mutex::new(None),
+            commits: AtomicU64::new(0),
+            events_written: AtomicU64::new(0),
+        }
+    }
+
+    /// Runs one short piece of engine work. It blocks; see `store.rs` for where it may be called.
+    pub(crate) fn with_engine<T>(&self, work: impl FnOnce(&E) -> Result<T>) -> Result<T> {
+        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
+        work(engine.as_ref().ok_or(Error::Closed)?)
+    }
+
+    /// The published head, for a new read.
+    pub(crate) fn head(&self) -> Result<Version> {
+        let progress = *self.progress.borrow();
+        match progress.phase {
+            Phase::Open => Ok(progress.head),
+            Phase::Closing | Phase::Closed => Err(Error::Closed),
+        }
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Shows a committed group to readers and wakes who waits for it.
+    pub(crate) fn publish(&self, head: Version, events: u64) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.events_written.fetch_add(events, Ordering::Relaxed);
+        self.progress.send_modify(|progress| progress.head = head);
+    }
+
+    /// Refuses new work from now on.
+    pub(crate) fn begin_closing(&self) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.phase == Phase::Open;
+            if first {
+                progress.phase = Phase::Closing;
+            }
+            first
+        });
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.progress.borrow().phase != Phase::Open
+    }
+
+    /// Drops the engine, which releases its files, once the pages that are being read are done.
+    pub(crate) fn finish_closing(&self, error: Option<Error>) {
+        let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(engine);
+        *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        self.progress.send_modify(|progress| progress.phase = Phase::Closed);
+    }
+
+    /// The error of the last sync, for the first who asks.
+    pub(crate) fn take_closing_error(&self) -> Option<Error> {
+        self.closing_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Accepts no more appends until the store is reopened (rule F1).
+    pub(crate) fn fence(&self, reason: String) {
+        tracing::error!(reason, "the writer is fenced: appends fail until the store is reopened");
+        // An earlier reason stays: it is the cause of what came after.
+        let _ = self.fence.set(reason);
+    }
+
+    pub(crate) fn fence_reason(&self) -> Option<&str> {
+        self.fence.get().map(String::as_str)
+    }
+
+    pub(crate) fn check_fence(&self) -> Result<()> {
+        match self.fence_reason() {
+            Some(reason) => Err(Error::Fenced { reason: reason.to_owned() }),
+            None => Ok(()),
+        }
+    }
+}

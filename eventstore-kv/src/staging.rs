@@ -1,0 +1,193 @@
+//! Decides what of a group of requests is written, and where.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
+
+use crate::engine::{Snapshot, Table, WriteBatch};
+use crate::queue::Request;
+use crate::record::{Micros, Prepared};
+use crate::{keys, reader};
+
+/// What becomes of one request.
+#[derive(Debug)]
+pub(crate) enum Decision {
+    /// It is part of the write batch; these are its places once that is committed.
+    Staged(Vec<Stored>),
+    /// All of it was stored before, by a request of this group or an earlier one; these are the places of the first.
+    AlreadyStored(Vec<Stored>),
+    /// It is refused, and nothing of it was staged.
+    Refused(Error),
+}
+
+/// One group on its way into one write batch. Each request is checked against what is stored and what this group has
+/// staged before it, so a group gives the same result as its requests one by one.
+pub(crate) struct Staging<'g, S> {
+    snapshot: S,
+    batch: &'g mut WriteBatch,
+    head: u64,
+    recorded_at: Micros,
+    staged: HashMap<&'g str, StagedEvent<'g>>,
+    /// The newest revision of each aggregate that this group has asked about, with what it has staged.
+    revisions: HashMap<&'g str, u64>,
+    key: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct StagedEvent<'g> {
+    event: &'g Event,
+    version: u64,
+    revision: u64,
+}
+
+/// An event of a request, after it was looked up.
+enum Lookup {
+    New,
+    /// It stands in the same request, at this place in it.
+    Repeats(usize),
+    Stored(Stored),
+}
+
+impl<'g, S: Snapshot> Staging<'g, S> {
+    /// Begins a group behind `head`, the newest version that is committed.
+    pub(crate) fn new(snapshot: S, batch: &'g mut WriteBatch, head: u64) -> Self {
+        Staging {
+            snapshot,
+            batch,
+            head,
+            recorded_at: Micros::now(),
+            staged: HashMap::new(),
+            revisions: HashMap::new(),
+            key: Vec::new(),
+        }
+    }
+
+    /// The newest version with everything that is staged.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
+    pub(crate) fn decide(&mut self, request: &'g Request) -> Decision {
+        // Everything that can fail comes before the first change, so a refused request leaves no trace.
+        let decision = self.check(request).map(|lookups| {
+            let any_new = lookups.iter().any(|lookup| matches!(lookup, Lookup::New));
+            let places = self.stage(&request.events, &lookups);
+            if any_new { Decision::Staged(places) } else { Decision::AlreadyStored(places) }
+        });
+        decision.unwrap_or_else(Decision::Refused)
+    }
+
+    fn check(&mut self, request: &'g Request) -> Result<Vec<Lookup>> {
+        let lookups = self.look_up(&request.events)?;
+        let mut new_events = request.events.iter().zip(&lookups).filter(|(_, lookup)| matches!(lookup, Lookup::New));
+        let Some((first_new, _)) = new_events.next() else { return Ok(lookups) };
+        // Revisions are read here for every aggregate of the request, because reading can fail.
+        let revision = self.revision(first_new.event.aggregate_id())?;
+        for (prepared, _) in new_events {
+            self.revision(prepared.event.aggregate_id())?;
+        }
+        let latest = Version::new(self.head);
+        if !request.expected.holds(revision, latest) {
+            let about_aggregate = request.expected.is_about_aggregate();
+            return Err(Error::VersionConflict {
+                aggregate_id: about_aggregate.then(|| first_new.event.aggregate_id().to_owned()),
+                expected: request.expected,
+                actual: if about_aggregate { revision } else { latest.get() },
+            });
+        }
+        Ok(lookups)
+    }
+
+    fn look_up(&mut self, events: &'g [Prepared]) -> Result<Vec<Lookup>> {
+        let mut in_request: HashMap<&str, usize> = HashMap::new();
+        let mut lookups = Vec::with_capacity(events.len());
+        for (place, Prepared { event, .. }) in events.iter().enumerate() {
+            if events.len() > 1 {
+                match in_request.entry(event.id()) {
+                    Entry::Occupied(first) => {
+                        let first = *first.get();
+                        require_identical(&events[first].event, event, None)?;
+                        lookups.push(Lookup::Repeats(first));
+                        continue;
+                    }
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(place);
+                    }
+                }
+            }
+            lookups.push(self.look_up_one(event)?);
+        }
+        Ok(lookups)
+    }
+
+    fn look_up_one(&mut self, event: &Event) -> Result<Lookup> {
+        let already = |version, revision| Lookup::Stored(Stored::new(version, revision, StoreOutcome::AlreadyStored));
+        if let Some(first) = self.staged.get(event.id()) {
+            let version = Version::new(first.version);
+            require_identical(first.event, event, Some(version))?;
+            return Ok(already(version, first.revision));
+        }
+        match reader::find(&self.snapshot, event.id(), Version::new(u64::MAX))? {
+            Some(first) => {
+                require_identical(&first.event, event, Some(first.version))?;
+                Ok(already(first.version, first.revision))
+            }
+            None => Ok(Lookup::New),
+        }
+    }
+
+    fn revision(&mut self, aggregate_id: &'g str) -> Result<u64> {
+        match self.revisions.entry(aggregate_id) {
+            Entry::Occupied(known) => Ok(*known.get()),
+            Entry::Vacant(vacant) => {
+                let head = Version::new(u64::MAX);
+                Ok(*vacant.insert(reader::revision_at(&self.snapshot, aggregate_id, head)?))
+            }
+        }
+    }
+
+    fn stage(&mut self, events: &'g [Prepared], lookups: &[Lookup]) -> Vec<Stored> {
+        let mut places: Vec<Stored> = Vec::with_capacity(events.len());
+        for (prepared, lookup) in events.iter().zip(lookups) {
+            let place = match lookup {
+                Lookup::New => self.stage_one(prepared),
+                Lookup::Stored(stored) => *stored,
+                Lookup::Repeats(first) => {
+                    let first = places[*first];
+                    Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored)
+                }
+            };
+            places.push(place);
+        }
+        places
+    }
+
+    fn stage_one(&mut self, prepared: &'g Prepared) -> Stored {
+        let event = &prepared.event;
+        self.head += 1;
+        let version = self.head;
+        let revision = self.revisions.entry(event.aggregate_id()).or_default();
+        *revision += 1;
+        let revision = *revision;
+
+        let version_bytes = keys::version_bytes(version);
+        let header = prepared.header(version, revision, self.recorded_at);
+        self.batch.put_parts(Table::Events, &version_bytes, &[&header, event.text().as_bytes(), event.data()]);
+        keys::write_id(&mut self.key, event.id());
+        self.batch.put(Table::Ids, &self.key, &version_bytes);
+        keys::write_aggregate(&mut self.key, event.aggregate_id(), revision);
+        self.batch.put(Table::Aggregates, &self.key, &version_bytes);
+
+        self.staged.insert(event.id(), StagedEvent { event, version, revision });
+        Stored::new(Version::new(version), revision, StoreOutcome::Written)
+    }
+}
+
+/// Rule W2: the same id is the same event or an error.
+fn require_identical(first: &Event, again: &Event, version: Option<Version>) -> Result<()> {
+    if first == again {
+        return Ok(());
+    }
+    Err(Error::DuplicateEvent { id: again.id().to_owned(), version })
+}

@@ -1,0 +1,302 @@
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use eventstore_api::{
+    Batch, Context, Error, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, Stored,
+    Version, async_trait,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::StoreOptions;
+use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::queue::{Message, Request, Ticket, WithdrawOnDrop};
+use crate::reader::{self, PageRead};
+use crate::record::Prepared;
+use crate::shared::{Phase, Shared};
+use crate::writer::Writer;
+use crate::{FORMAT, Snapshot, keys};
+
+/// An event store over a key-value engine.
+///
+/// It keeps the contract of [`EventStore`]: one thread writes, in groups with one sync each; reads go a page at a time
+/// and wait for nobody.
+///
+/// # Clone
+///
+/// Cheap; clones are the same store. Dropping the last one closes it, which waits for the group that is being committed.
+pub struct KvStore<E: Engine> {
+    inner: Arc<Inner<E>>,
+}
+
+struct Inner<E: Engine> {
+    name: &'static str,
+    shared: Arc<Shared<E>>,
+    queue: mpsc::Sender<Message>,
+    /// The bytes that may still enter the queue.
+    room: Arc<Semaphore>,
+    options: StoreOptions,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
+/// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long, and one
+/// row more, per page.
+const INLINE_TIME: Duration = Duration::from_micros(300);
+
+impl<E: Engine> KvStore<E> {
+    /// Opens the store that `engine` holds, and begins it if the engine is empty. It blocks, a few reads long.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOption`; `Unsupported` for a store that a newer version wrote; `Corrupt`, `Engine` if it cannot be read.
+    pub fn open(engine: E, options: StoreOptions) -> Result<Self> {
+        options.validate()?;
+        check_format(&engine)?;
+        let head = Version::new(reader::newest_version(&engine.snapshot()?)?);
+        let name = engine.name();
+        let shared = Arc::new(Shared::new(engine, head));
+        let (queue, receiver) = mpsc::channel(options.queue_requests);
+        let writer = Writer::new(shared.clone(), receiver, &options, head);
+        let thread = std::thread::Builder::new()
+            .name("eventstore-write".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| Error::engine("start the writer thread", error))?;
+        let inner = Inner {
+            name,
+            shared,
+            queue,
+            room: Arc::new(Semaphore::new(options.queue_bytes)),
+            options,
+            writer: Mutex::new(Some(thread)),
+        };
+        Ok(KvStore { inner: Arc::new(inner) })
+    }
+
+    /// Queues the batch, as soon as there is room, and waits for the writer's answer.
+    async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        let Inner { shared, queue, room, options, .. } = &*self.inner;
+        let bytes = batch.len_bytes();
+        let share = u32::try_from(bytes.clamp(1, options.queue_bytes)).unwrap_or(u32::MAX);
+        let share = ctx.run(room.clone().acquire_many_owned(share)).await?.map_err(|_| Error::Closed)?;
+        let slot = ctx.run(queue.reserve()).await?.map_err(|_| Error::Closed)?;
+        let ticket = Arc::new(Ticket::default());
+        let (reply, answer) = oneshot::channel();
+        let _withdraw = WithdrawOnDrop(ticket.clone());
+        slot.send(Message::Append(Request {
+            events: batch.events.into_iter().map(Prepared::new).collect(),
+            expected: batch.expected,
+            durability: batch.durability.unwrap_or(options.durability),
+            bytes,
+            ticket: ticket.clone(),
+            reply,
+            share,
+        }));
+        match ctx.run(answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::OutcomeUnknown {
+                reason: format!("the writer stopped ({})", shared.fence_reason().unwrap_or("it did not say why")),
+                source: None,
+            }),
+            Err(ended) if ticket.withdraw() => Err(ended),
+            Err(ended) => Err(Error::OutcomeUnknown {
+                reason: match ended {
+                    Error::Cancelled => "cancelled while the commit was under way".to_owned(),
+                    _ => "the deadline passed while the commit was under way".to_owned(),
+                },
+                source: None,
+            }),
+        }
+    }
+
+    /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
+    async fn run_blocking<T, F>(&self, ctx: &Context, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&E) -> Result<T> + Send + 'static,
+    {
+        let shared = self.inner.shared.clone();
+        match Handle::try_current() {
+            Ok(runtime) => {
+                let task = runtime.spawn_blocking(move || shared.with_engine(work));
+                ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
+            }
+            Err(_) => shared.with_engine(work),
+        }
+    }
+}
+
+/// Refuses a store of a newer format, and marks a new one with ours.
+fn check_format<E: Engine>(engine: &E) -> Result<()> {
+    let mut value = Vec::new();
+    let found = engine.snapshot()?.get(Table::Meta, keys::META_FORMAT, &mut value)?;
+    if !found {
+        let mut batch = WriteBatch::new();
+        batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
+        return engine.commit(&batch, eventstore_api::Durability::Sync).map_err(|failure| match failure {
+            CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
+        });
+    }
+    match value.as_slice().try_into().map(u32::from_be_bytes) {
+        Ok(FORMAT) => Ok(()),
+        Ok(format) => Err(Error::Unsupported {
+            what: format!("the store has format {format}, and this version reads format {FORMAT}; upgrade eventstore"),
+        }),
+        Err(_) => Err(Error::Corrupt { version: None, reason: "its format mark has a wrong size".to_owned() }),
+    }
+}
+
+#[async_trait]
+impl<E: Engine> EventStore for KvStore<E> {
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        ctx.check()?;
+        self.inner.shared.head()?; // refuses when closed
+        batch.validate()?;
+        if batch.events.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.inner.shared.check_fence()?;
+        self.append(ctx, batch).await
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        ctx.check()?;
+        let shared = &self.inner.shared;
+        let mut read = PageRead::new(options, size, shared.head()?);
+        let until = Instant::now() + INLINE_TIME;
+        shared.with_engine(|engine| read.run(&engine.snapshot()?, Some(until)))?;
+        if !read.is_done() {
+            let rest = move |engine: &E| {
+                read.run(&engine.snapshot()?, None)?;
+                Ok(read)
+            };
+            read = self.run_blocking(ctx, rest).await?;
+        } else if Instant::now() >= until {
+            // Page after page of this length would keep the thread from its other tasks.
+            yield_now().await;
+        }
+        read.finish()
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
+        ctx.check()?;
+        let head = self.inner.shared.head()?;
+        let found = self.inner.shared.with_engine(|engine| reader::find(&engine.snapshot()?, id, head))?;
+        found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version> {
+        ctx.check()?;
+        self.inner.shared.head()
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+        ctx.check()?;
+        let head = self.inner.shared.head()?;
+        self.inner.shared.with_engine(|engine| reader::revision_at(&engine.snapshot()?, aggregate_id, head))
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
+        ctx.check()?;
+        let mut progress = self.inner.shared.watch();
+        let reached = progress.wait_for(|progress| progress.head > after || progress.phase != Phase::Open);
+        let progress = *ctx.run(reached).await?.map_err(|_| Error::Closed)?;
+        match progress.phase {
+            Phase::Open => Ok(progress.head),
+            Phase::Closing | Phase::Closed => Err(Error::Closed),
+        }
+    }
+
+    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
+        ctx.check()?;
+        self.inner.shared.head()?; // refuses when closed
+        let collect = |engine: &E| {
+            let mut report = GcReport::default();
+            report.bytes_before = engine.bytes_on_disk()?;
+            report.actions = engine.run_gc()?;
+            report.bytes_after = engine.bytes_on_disk()?;
+            Ok(report)
+        };
+        self.run_blocking(ctx, collect).await
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats> {
+        ctx.check()?;
+        let Inner { name, shared, queue, room, options, .. } = &*self.inner;
+        let mut stats = Stats::default();
+        stats.backend = name;
+        stats.latest_version = shared.head()?;
+        stats.queued_requests = (queue.max_capacity() - queue.capacity()) as u64;
+        stats.queued_bytes = options.queue_bytes.saturating_sub(room.available_permits()) as u64;
+        stats.commits = shared.commits.load(Ordering::Relaxed);
+        stats.events_written = shared.events_written.load(Ordering::Relaxed);
+        stats.fenced = shared.fence_reason().map(str::to_owned);
+        let read = |engine: &E| Ok((engine.bytes_on_disk()?, engine.properties()?));
+        (stats.bytes_on_disk, stats.properties) = self.run_blocking(ctx, read).await?;
+        Ok(stats)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.request_close();
+        let mut progress = self.inner.shared.watch();
+        let closed = progress.wait_for(|progress| progress.phase == Phase::Closed).await;
+        if closed.is_err() {
+            return Err(Error::engine("close the store", "the writer ended before it was done"));
+        }
+        match self.inner.shared.take_closing_error() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<E: Engine> Inner<E> {
+    fn request_close(&self) {
+        self.shared.begin_closing();
+        // A full queue needs no waking: the writer looks at the phase after each group.
+        let _ = self.queue.try_send(Message::Wake);
+    }
+}
+
+impl<E: Engine> Drop for Inner<E> {
+    /// Nobody can hold a request here, so this waits for one group at most.
+    fn drop(&mut self) {
+        self.request_close();
+        let thread = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Lets other tasks of this thread run once.
+async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+impl<E: Engine> Clone for KvStore<E> {
+    fn clone(&self) -> Self {
+        KvStore { inner: self.inner.clone() }
+    }
+}
+
+impl<E: Engine> fmt::Debug for KvStore<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvStore")
+            .field("engine", &self.inner.name)
+            .field("head", &self.inner.shared.head())
+            .field("fenced", &self.inner.shared.fence_reason())
+            .finish_non_exhaustive()
+    }
+}
