@@ -41,8 +41,8 @@ pub use digest::{Digest, digest};
 pub use open::open;
 
 pub use eventstore_api::{
-    Batch, BoxError, Bytes, ByteString, CancellationToken, Context, Direction, Durability, Error, Event, EventBuilder,
-    EventStore, EventStoreExt, EventStream, Expected, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
+    Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event, EventBuilder, EventStore,
+    EventStoreExt, EventStream, Expected, GcReport, LoadOptions, Page, PageBuilder, PageSize, RecordedEvent, Result,
     Stats, StoreOutcome, Stored, TextLengths, Version, async_trait, limits,
 };
 pub use eventstore_kv::{MemoryStore, StoreOptions, memory};

@@ -1,8 +1,9 @@
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use bytestring::ByteString;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
@@ -31,16 +32,31 @@ use crate::{Error, Result, Version};
 /// # Clone
 ///
 /// Cheap: the bytes are shared.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Event {
-    /// Id, type, aggregate id and metadata, one behind the other: read from a store, all of them are slices of one
-    /// buffer, so that reading an event costs no allocation per field.
-    text: ByteString,
-    lengths: TextLengths,
+    /// What is read from a store shares one buffer with all events of its page: reading an event costs no allocation.
+    buffer: Arc<Buffer>,
+    place: Place,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    /// For each event its id, type, aggregate id and metadata, one behind the other.
+    text: String,
     data: Bytes,
 }
 
-/// Where the parts of [`Event::text`] end; the metadata is the rest.
+/// Where an event lies in its buffer.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    text_start: u32,
+    text_len: u32,
+    data_start: u32,
+    data_len: u32,
+    lengths: TextLengths,
+}
+
+/// For stores: the lengths of the first parts of [`Event::text`]; the metadata is the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextLengths {
     /// Bytes of the event id.
@@ -60,8 +76,19 @@ impl TextLengths {
         self.id_end() + self.event_type as usize
     }
 
-    const fn aggregate_id_end(self) -> usize {
+    /// Where the metadata begins in [`Event::text`].
+    #[must_use]
+    pub const fn metadata_start(self) -> usize {
         self.type_end() + self.aggregate_id as usize
+    }
+
+    /// Whether these can be the lengths in this text: no part is empty, and each ends between two characters.
+    fn fit(self, text: &str) -> bool {
+        let ends = [self.id_end(), self.type_end(), self.metadata_start()];
+        self.id > 0
+            && self.event_type > 0
+            && self.aggregate_id > 0
+            && ends.iter().all(|&end| text.is_char_boundary(end))
     }
 }
 
@@ -80,68 +107,77 @@ impl Event {
     /// The id, unique in the store.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.text[..self.lengths.id_end()]
+        &self.text()[..self.place.lengths.id_end()]
     }
 
     /// The type: what kind of thing happened.
     #[must_use]
     pub fn event_type(&self) -> &str {
-        &self.text[self.lengths.id_end()..self.lengths.type_end()]
+        &self.text()[self.place.lengths.id_end()..self.place.lengths.type_end()]
     }
 
     /// The id of the aggregate this event belongs to.
     #[must_use]
     pub fn aggregate_id(&self) -> &str {
-        &self.text[self.lengths.type_end()..self.lengths.aggregate_id_end()]
+        &self.text()[self.place.lengths.type_end()..self.place.lengths.metadata_start()]
     }
 
     /// The metadata: a JSON object as text, exactly as it was given.
     #[must_use]
     pub fn metadata(&self) -> &str {
-        &self.text[self.lengths.aggregate_id_end()..]
+        &self.text()[self.place.lengths.metadata_start()..]
     }
 
-    /// The data, exactly as it was given. Cloning the `Bytes` shares them.
+    /// The data, exactly as it was given.
     #[must_use]
-    pub fn data(&self) -> &Bytes {
-        &self.data
+    pub fn data(&self) -> &[u8] {
+        &self.buffer.data[self.data_range()]
+    }
+
+    /// The data as shared bytes, without copying them.
+    #[must_use]
+    pub fn data_bytes(&self) -> Bytes {
+        self.buffer.data.slice(self.data_range())
     }
 
     /// Reads the data as JSON. Fails with [`Error::InvalidEvent`] if it is not what `T` expects.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.data).map_err(|e| Error::invalid_event("data", format!("not readable: {e}")))
+        serde_json::from_slice(self.data()).map_err(|e| Error::invalid_event("data", format!("not readable: {e}")))
     }
 
     /// The bytes that count towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES): text and data.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        self.text.len() + self.data.len()
+        self.place.text_len as usize + self.place.data_len as usize
     }
 
-    /// For stores: id, type, aggregate id and metadata in one piece. [`Event::from_stored`] takes it back.
+    /// For stores: id, type, aggregate id and metadata in one piece. [`PageBuilder::push`] takes it back.
     #[must_use]
     pub fn text(&self) -> &str {
-        &self.text
+        let start = self.place.text_start as usize;
+        &self.buffer.text[start..start + self.place.text_len as usize]
     }
 
     /// For stores: where the parts of [`Event::text`] end.
     #[must_use]
     pub fn text_lengths(&self) -> TextLengths {
-        self.lengths
+        self.place.lengths
     }
 
-    /// For stores: an event from what [`Event::text`], [`Event::text_lengths`] and [`Event::data`] gave, without
-    /// copying. `None` if the lengths do not fit the text or a part is empty, which means that it was damaged.
-    #[must_use]
-    pub fn from_stored(text: ByteString, lengths: TextLengths, data: Bytes) -> Option<Self> {
-        let ends = [lengths.id_end(), lengths.type_end(), lengths.aggregate_id_end()];
-        let fits = lengths.id > 0
-            && lengths.event_type > 0
-            && lengths.aggregate_id > 0
-            && ends.iter().all(|&end| text.is_char_boundary(end));
-        fits.then_some(Event { text, lengths, data })
+    fn data_range(&self) -> Range<usize> {
+        let start = self.place.data_start as usize;
+        start..start + self.place.data_len as usize
     }
 }
+
+/// Two events are equal if id, type, aggregate id, data and metadata are, byte for byte.
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.place.lengths == other.place.lengths && self.text() == other.text() && self.data() == other.data()
+    }
+}
+
+impl Eq for Event {}
 
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,7 +185,7 @@ impl fmt::Debug for Event {
             .field("id", &self.id())
             .field("event_type", &self.event_type())
             .field("aggregate_id", &self.aggregate_id())
-            .field("data", &self.data)
+            .field("data", &self.data().escape_ascii().to_string())
             .field("metadata", &self.metadata())
             .finish()
     }
@@ -222,7 +258,10 @@ impl EventBuilder {
             return Err(Error::invalid_event("data", reason));
         }
         let text = [id.as_str(), &self.event_type, &self.aggregate_id, &metadata].concat();
-        Ok(Event { text: text.into(), lengths, data })
+        // The limits keep both far below what a u32 holds.
+        let (text_len, data_len) = (text.len() as u32, data.len() as u32);
+        let place = Place { text_start: 0, text_len, data_start: 0, data_len, lengths };
+        Ok(Event { buffer: Arc::new(Buffer { text, data }), place })
     }
 }
 
@@ -279,6 +318,96 @@ impl RecordedEvent {
     }
 }
 
+/// For stores: puts the events of a page into one buffer that all of them share.
+#[derive(Debug, Default)]
+pub struct PageBuilder {
+    text: String,
+    data: Vec<u8>,
+    events: Vec<Built>,
+}
+
+#[derive(Debug)]
+struct Built {
+    version: Version,
+    revision: u64,
+    recorded_at: SystemTime,
+    place: Place,
+}
+
+impl PageBuilder {
+    /// An empty page.
+    #[must_use]
+    pub fn new() -> Self {
+        PageBuilder::default()
+    }
+
+    /// Makes room for this many more events, and bytes of text and of data in all of them together.
+    pub fn reserve(&mut self, events: usize, text_bytes: usize, data_bytes: usize) {
+        self.events.reserve(events);
+        self.text.reserve(text_bytes);
+        self.data.reserve(data_bytes);
+    }
+
+    /// Adds an event from what [`Event::text`], [`Event::text_lengths`] and [`Event::data`] gave, by copying it.
+    ///
+    /// False, and nothing is added, if the lengths do not fit the text, which means that it was damaged, or if the page
+    /// would go beyond 4 GiB.
+    #[must_use]
+    pub fn push(
+        &mut self,
+        (version, revision, recorded_at): (Version, u64, SystemTime),
+        text: &str,
+        lengths: TextLengths,
+        data: &[u8],
+    ) -> bool {
+        let starts = (u32::try_from(self.text.len()), u32::try_from(self.data.len()));
+        let lens = (u32::try_from(text.len()), u32::try_from(data.len()));
+        let ((Ok(text_start), Ok(data_start)), (Ok(text_len), Ok(data_len))) = (starts, lens) else { return false };
+        if !lengths.fit(text) {
+            return false;
+        }
+        self.text.push_str(text);
+        self.data.extend_from_slice(data);
+        let place = Place { text_start, text_len, data_start, data_len, lengths };
+        self.events.push(Built { version, revision, recorded_at, place });
+        true
+    }
+
+    /// The number of events so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether there is no event yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The bytes of text, and those of data, so far.
+    #[must_use]
+    pub fn len_parts(&self) -> (usize, usize) {
+        (self.text.len(), self.data.len())
+    }
+
+    /// The bytes of text and data together so far.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.text.len() + self.data.len()
+    }
+
+    /// The events, in the order they were added.
+    #[must_use]
+    pub fn finish(self) -> Vec<RecordedEvent> {
+        let buffer = Arc::new(Buffer { text: self.text, data: self.data.into() });
+        let event = |Built { version, revision, recorded_at, place }| {
+            RecordedEvent::new(version, revision, recorded_at, Event { buffer: buffer.clone(), place })
+        };
+        self.events.into_iter().map(event).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,10 +430,9 @@ mod tests {
         assert_eq!(event.id(), "id\0\u{10ffff}");
         assert_eq!(event.event_type(), "Größe/\0");
         assert_eq!(event.aggregate_id(), "ag 🦀 /x");
-        assert_eq!(event.data().as_ref(), [0, 255, 10]);
+        assert_eq!(event.data(), [0, 255, 10]);
         assert_eq!(event.metadata(), "{ \"b\" : 1.50,\n\"a\":2}");
-        let again = Event::from_stored(event.text().into(), event.text_lengths(), event.data().clone());
-        assert_eq!(again, Some(event));
+        assert_eq!(event.data_bytes(), [0, 255, 10].as_slice());
     }
 
     #[test]
@@ -340,12 +468,36 @@ mod tests {
     }
 
     #[test]
+    fn events_of_a_page_are_equal_to_those_they_were_copied_from() {
+        let events: Vec<_> = (0..3)
+            .map(|n| {
+                Event::builder("T", format!("aggregate-{n}")).data(vec![n; usize::from(n)]).build().expect("valid")
+            })
+            .collect();
+        let mut page = PageBuilder::new();
+        for (n, event) in events.iter().enumerate() {
+            let place = (Version::new(n as u64 + 1), 1, SystemTime::UNIX_EPOCH);
+            assert!(page.push(place, event.text(), event.text_lengths(), event.data()));
+        }
+        assert_eq!(page.len(), 3);
+        let page = page.finish();
+        assert_eq!(page.iter().map(|recorded| recorded.event.clone()).collect::<Vec<_>>(), events);
+        assert_eq!(page[2].version, Version::new(3));
+        assert_ne!(page[0].event, page[1].event);
+    }
+
+    #[test]
     fn lengths_that_do_not_fit_are_damage() {
-        let lengths = |id, event_type, aggregate_id| TextLengths { id, event_type, aggregate_id };
-        let stored = |lengths| Event::from_stored("aé{}".into(), lengths, Bytes::new());
-        assert!(stored(lengths(1, 2, 1)).is_some());
-        assert!(stored(lengths(1, 1, 1)).is_none(), "inside a character");
-        assert!(stored(lengths(1, 2, 3)).is_none(), "beyond the text");
-        assert!(stored(lengths(0, 1, 2)).is_none(), "empty id");
+        let fits = |id, event_type, aggregate_id| {
+            let mut page = PageBuilder::new();
+            let lengths = TextLengths { id, event_type, aggregate_id };
+            let added = page.push((Version::ZERO, 0, SystemTime::UNIX_EPOCH), "aé{}", lengths, &[]);
+            assert_eq!(page.is_empty(), !added);
+            added
+        };
+        assert!(fits(1, 2, 1));
+        assert!(!fits(1, 1, 1), "inside a character");
+        assert!(!fits(1, 2, 3), "beyond the text");
+        assert!(!fits(0, 1, 2), "empty id");
     }
 }

@@ -26,15 +26,13 @@ mod version;
 pub use async_trait::async_trait;
 /// Shared bytes, as events carry them.
 pub use bytes::Bytes;
-/// Shared text, as stores hand it to [`Event::from_stored`].
-pub use bytestring::ByteString;
 /// Cancels the calls whose [`Context`] carries it.
 pub use tokio_util::sync::CancellationToken;
 
 pub use batch::{Batch, Durability, Expected, StoreOutcome, Stored};
 pub use context::Context;
 pub use error::{BoxError, Error, Result};
-pub use event::{Event, EventBuilder, RecordedEvent, TextLengths};
+pub use event::{Event, EventBuilder, PageBuilder, RecordedEvent, TextLengths};
 pub use ext::EventStoreExt;
 pub use load::{Direction, LoadOptions, Page, PageSize};
 pub use stats::{GcReport, Stats};

@@ -96,10 +96,10 @@ pub struct PageSize {
 
 impl PageSize {
     /// 256 events or 256 KiB: a stream begins with it, so that the first event comes soon.
-    pub const FIRST: PageSize = PageSize { events: 256, bytes: 256 << 10 };
+    pub const FIRST: PageSize = PageSize { events: 128, bytes: 64 << 10 };
 
     /// 2,048 events or 1 MiB: a stream grows its pages up to it.
-    pub const LARGEST: PageSize = PageSize { events: 2048, bytes: 1 << 20 };
+    pub const LARGEST: PageSize = PageSize { events: 512, bytes: 256 << 10 };
 
     /// Twice as large, up to [`PageSize::LARGEST`].
     #[must_use]

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use eventstore_api::{Durability, Expected, Result, Stored};
+use eventstore_api::{Durability, Event, Expected, Result, Stored};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-
-use crate::record::Prepared;
 
 pub(crate) enum Message {
     Append(Request),
@@ -16,7 +14,7 @@ pub(crate) enum Message {
 
 /// One append, from the queue to its answer.
 pub(crate) struct Request {
-    pub(crate) events: Vec<Prepared>,
+    pub(crate) events: Vec<Event>,
     pub(crate) expected: Expected,
     pub(crate) durability: Durability,
     pub(crate) bytes: usize,

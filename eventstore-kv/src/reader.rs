@@ -6,8 +6,7 @@
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
-use bytes::Bytes;
-use eventstore_api::{Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
+use eventstore_api::{Direction, Error, LoadOptions, Page, PageBuilder, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{KeyRange, Snapshot, Table};
 use crate::{keys, record};
@@ -21,8 +20,7 @@ pub(crate) struct PageRead {
     /// Events with these versions are still wanted; reading moves one end towards the other.
     wanted: Range<u64>,
     most_events: usize,
-    buffer: Vec<u8>,
-    records: Vec<(u64, Range<usize>)>,
+    page: PageBuilder,
     /// No further event matches.
     complete: bool,
 }
@@ -40,8 +38,7 @@ impl PageRead {
             complete: wanted.is_empty() || most_events == 0,
             wanted,
             most_events,
-            buffer: Vec::new(),
-            records: Vec::new(),
+            page: PageBuilder::new(),
         }
     }
 
@@ -51,7 +48,7 @@ impl PageRead {
     }
 
     fn is_full(&self) -> bool {
-        self.records.len() >= self.most_events || (self.buffer.len() >= self.size.bytes && !self.records.is_empty())
+        self.page.len() >= self.most_events || (self.page.len_bytes() >= self.size.bytes && !self.page.is_empty())
     }
 
     /// Reads until the page is done, or a little beyond `until`.
@@ -68,48 +65,29 @@ impl PageRead {
         Ok(())
     }
 
-    /// The page. A damaged event ends it, if events come before it; at its begin it is the error.
-    pub(crate) fn finish(mut self) -> Result<Page> {
-        let buffer = Bytes::from(std::mem::take(&mut self.buffer));
-        let mut events = Vec::with_capacity(self.records.len());
-        for (version, range) in std::mem::take(&mut self.records) {
-            match self.decode(version, buffer.slice(range)) {
-                Ok(event) => events.push(event),
-                Err(error) if events.is_empty() => return Err(error),
-                Err(_) => {
-                    self.complete = false;
-                    break;
-                }
-            }
-        }
-        Ok(Page::new(&self.options, events, self.head, self.complete))
-    }
-
-    fn decode(&self, version: u64, record: Bytes) -> Result<RecordedEvent> {
-        let event = record::decode(version, record)?;
-        match &self.options.aggregate_id {
-            Some(aggregate_id) if event.event.aggregate_id() != aggregate_id => {
-                Err(corrupt(version, "the aggregate index leads to an event of another aggregate"))
-            }
-            _ => Ok(event),
-        }
+    /// The page as it is read.
+    pub(crate) fn finish(self) -> Page {
+        Page::new(&self.options, self.page.finish(), self.head, self.complete)
     }
 
     fn scan_log<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
         let (first, last) = (keys::version_bytes(self.wanted.start), keys::version_bytes(self.wanted.end - 1));
         let direction = self.options.direction;
-        let mut broke_off = false;
+        // A scan that the visitor did not break off has come to a gap or to an early end of the log.
+        let mut outcome = None;
         snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
-            if keys::read_version(key) != Some(self.next_wanted()) {
+            let version = self.next_wanted();
+            if keys::read_version(key) != Some(version) {
                 return ControlFlow::Break(());
             }
-            let start = self.buffer.len();
-            self.buffer.extend_from_slice(value);
-            self.push(self.next_wanted(), start);
-            broke_off = self.is_done() || self.is_time_up(until);
-            if broke_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            match self.take_up(version, value) {
+                Ok(()) if self.is_done() || self.is_time_up(until) => outcome = Some(Ok(())),
+                Ok(()) => return ControlFlow::Continue(()),
+                Err(damage) => outcome = Some(Err(damage)),
+            }
+            ControlFlow::Break(())
         })?;
-        if broke_off { Ok(()) } else { self.end_at_damage(missing(self.next_wanted())) }
+        outcome.unwrap_or_else(|| Err(missing(self.next_wanted()))).or_else(|damage| self.end_at(damage))
     }
 
     fn scan_aggregate<S: Snapshot>(&mut self, snapshot: &S, aggregate_id: &str, until: Option<Instant>) -> Result<()> {
@@ -118,7 +96,7 @@ impl PageRead {
             return Ok(());
         };
         let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
-        let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
+        let room = (self.most_events - self.page.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
         let (mut first, mut last) = (Vec::new(), Vec::new());
         keys::write_aggregate(&mut first, aggregate_id, revisions.start);
         keys::write_aggregate(&mut last, aggregate_id, revisions.end - 1);
@@ -132,25 +110,48 @@ impl PageRead {
                 if versions.len() == room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             },
         )?;
-        let (found, is_last_scan) = (versions.len(), room == matching);
-        if found < room {
-            return self.end_at_damage(index_damage(aggregate_id, "has gaps"));
+        match self.read_versions(snapshot, aggregate_id, &versions, until) {
+            Ok(all) if all && versions.len() < room => self.end_at(index_damage(aggregate_id, "has gaps")),
+            Ok(all) => {
+                self.complete |= all && room == matching;
+                Ok(())
+            }
+            Err(damage) => self.end_at(damage),
         }
-        for (nth, version) in versions.into_iter().enumerate() {
+    }
+
+    /// Reads the events that the aggregate index has named; false if the page was done, or the time up, before the last.
+    fn read_versions<S: Snapshot>(
+        &mut self,
+        snapshot: &S,
+        aggregate_id: &str,
+        versions: &[u64],
+        until: Option<Instant>,
+    ) -> Result<bool> {
+        let mut record = Vec::new();
+        for (nth, &version) in versions.iter().enumerate() {
             if !self.wanted.contains(&version) {
-                return self.end_at_damage(index_damage(aggregate_id, "does not hold versions in order"));
+                return Err(index_damage(aggregate_id, "does not hold versions in order"));
             }
-            let start = self.buffer.len();
-            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut self.buffer)? {
-                return self.end_at_damage(missing(version));
+            record.clear();
+            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
+                return Err(missing(version));
             }
-            self.push(version, start);
-            self.complete |= is_last_scan && nth + 1 == found;
+            self.take_up(version, &record)?;
             if self.is_done() || self.is_time_up(until) {
-                break;
+                return Ok(nth + 1 == versions.len());
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Makes room for the rest of the page at once, if its events are about as long as the first one.
+    fn reserve_like_first(&mut self) {
+        let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
+        let (text_len, data_len) = self.page.len_parts();
+        let fitting = self.size.bytes / (text_len + data_len).max(1);
+        let events = matching.min(self.most_events).min(fitting);
+        self.page.reserve(events, events * (text_len + text_len / 8), events * (data_len + data_len / 8));
     }
 
     /// The version that comes next in the log.
@@ -161,27 +162,31 @@ impl PageRead {
         }
     }
 
-    /// Takes up the record that was copied to the end of the buffer.
-    fn push(&mut self, version: u64, start: usize) {
-        self.records.push((version, start..self.buffer.len()));
+    /// Checks the record of a wanted version and adds its event to the page.
+    fn take_up(&mut self, version: u64, record: &[u8]) -> Result<()> {
+        record::decode_into(&mut self.page, version, record)?;
         match self.options.direction {
             Direction::Forward => self.wanted.start = version + 1,
             Direction::Backward => self.wanted.end = version,
         }
         self.complete = self.wanted.is_empty();
+        if self.page.len() == 1 && !self.is_done() {
+            self.reserve_like_first();
+        }
+        Ok(())
     }
 
     /// What was read before the damage is sound and is handed out; the next page begins with the damage and fails.
-    fn end_at_damage(&mut self, error: Error) -> Result<()> {
-        if self.records.is_empty() {
-            return Err(error);
+    fn end_at(&mut self, damage: Error) -> Result<()> {
+        if self.page.is_empty() {
+            return Err(damage);
         }
-        self.most_events = self.records.len();
+        self.most_events = self.page.len();
         Ok(())
     }
 
     fn is_time_up(&self, until: Option<Instant>) -> bool {
-        self.records.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
+        self.page.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
     }
 }
 
@@ -304,9 +309,8 @@ pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result
     if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
         return Err(missing(version));
     }
-    let event = record::decode(version, record.into())?;
-    if event.event.id() != id {
-        return Err(corrupt(version, "the id index leads to an event with another id"));
-    }
-    Ok(Some(event))
+    let mut page = PageBuilder::new();
+    record::decode_into(&mut page, version, &record)?;
+    let event = page.finish().pop().filter(|found| found.event.id() == id);
+    event.map(Some).ok_or_else(|| corrupt(version, "the id index leads to an event with another id"))
 }

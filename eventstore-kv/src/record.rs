@@ -4,10 +4,10 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 1 | format, 1 |
-//! | 1 | 1 | flags: a reader ignores unknown low bits (0x0f), and refuses unknown high bits (0xf0) |
-//! | 2 | 2 | header length, 40; a reader skips what a longer header adds |
-//! | 4 | 4 | checksum: CRC-32 (IEEE) of body, header without this field, and the version as in the key |
+//! | 0 | 4 | checksum: CRC-32 (IEEE) of the version as in the key, and of everything behind this field |
+//! | 4 | 1 | format, 1 |
+//! | 5 | 1 | flags: a reader ignores unknown low bits (0x0f), and refuses unknown high bits (0xf0) |
+//! | 6 | 2 | header length, 40; a reader skips what a longer header adds |
 //! | 8 | 8 | revision |
 //! | 16 | 8 | time of recording, microseconds since 1970 |
 //! | 24 | 2 | length of the id |
@@ -22,51 +22,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use bytestring::ByteString;
 use crc32fast::Hasher;
-use eventstore_api::{Error, Event, RecordedEvent, Result, TextLengths, Version};
+use eventstore_api::{Error, Event, PageBuilder, Result, TextLengths, Version};
 
-pub(crate) const FORMAT: u8 = 1;
+use crate::keys;
+
+const FORMAT: u8 = 1;
+const CHECKSUM_LEN: usize = 4;
 const HEADER_LEN: usize = 40;
-const CHECKSUM: std::ops::Range<usize> = 4..8;
 const MUST_UNDERSTAND: u8 = 0xf0;
-
-/// An event on its way into the store: the checksum of its body is computed where the caller runs, not in the writer.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) event: Event,
-    body_checksum: Hasher,
-}
-
-impl Prepared {
-    pub(crate) fn new(event: Event) -> Self {
-        let mut body_checksum = Hasher::new();
-        body_checksum.update(event.text().as_bytes());
-        body_checksum.update(event.data());
-        Prepared { event, body_checksum }
-    }
-
-    /// The header that makes a record of this event at its place; text and data follow it.
-    pub(crate) fn header(&self, version: u64, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
-        let lengths = self.event.text_lengths();
-        let text_len = self.event.text().len();
-        let names_len = usize::from(lengths.id) + usize::from(lengths.event_type) + usize::from(lengths.aggregate_id);
-        let mut header = [0; HEADER_LEN];
-        header[0] = FORMAT;
-        header[2..4].copy_from_slice(&(HEADER_LEN as u16).to_le_bytes());
-        header[8..16].copy_from_slice(&revision.to_le_bytes());
-        header[16..24].copy_from_slice(&recorded_at.0.to_le_bytes());
-        header[24..26].copy_from_slice(&lengths.id.to_le_bytes());
-        header[26..28].copy_from_slice(&lengths.event_type.to_le_bytes());
-        header[28..30].copy_from_slice(&lengths.aggregate_id.to_le_bytes());
-        header[32..36].copy_from_slice(&((text_len - names_len) as u32).to_le_bytes());
-        header[36..40].copy_from_slice(&(self.event.data().len() as u32).to_le_bytes());
-        let checksum = finish_checksum(self.body_checksum.clone(), &header, version);
-        header[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
-        header
-    }
-}
 
 /// A time as records keep it: microseconds since 1970; times before that are 1970.
 #[derive(Clone, Copy, Debug)]
@@ -79,64 +43,77 @@ impl Micros {
     }
 }
 
-/// Reads the record that was stored under `version`. Its text and data are slices of `record`.
+/// The header that makes a record of this event at its place. The event's text and data follow it.
+pub(crate) fn header(event: &Event, version: u64, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
+    let lengths = event.text_lengths();
+    let metadata_len = event.metadata().len() as u32;
+    let mut header = [0; HEADER_LEN];
+    header[4] = FORMAT;
+    header[6..8].copy_from_slice(&(HEADER_LEN as u16).to_le_bytes());
+    header[8..16].copy_from_slice(&revision.to_le_bytes());
+    header[16..24].copy_from_slice(&recorded_at.0.to_le_bytes());
+    header[24..26].copy_from_slice(&lengths.id.to_le_bytes());
+    header[26..28].copy_from_slice(&lengths.event_type.to_le_bytes());
+    header[28..30].copy_from_slice(&lengths.aggregate_id.to_le_bytes());
+    header[32..36].copy_from_slice(&metadata_len.to_le_bytes());
+    header[36..40].copy_from_slice(&(event.data().len() as u32).to_le_bytes());
+    let parts = [&header[CHECKSUM_LEN..], event.text().as_bytes(), event.data()];
+    let checksum = checksum(version, &parts);
+    header[..CHECKSUM_LEN].copy_from_slice(&checksum.to_le_bytes());
+    header
+}
+
+/// Checks the record that was stored under `version`, and adds its event to `page`.
 ///
 /// # Errors
 ///
 /// `Corrupt` if anything does not fit, `Unsupported` if it is sound but was written by a newer version.
-pub(crate) fn decode(version: u64, record: Bytes) -> Result<RecordedEvent> {
+pub(crate) fn decode_into(page: &mut PageBuilder, version: u64, record: &[u8]) -> Result<()> {
     let corrupt = |reason: &str| Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() };
-    let header_len = match read_u16(&record, 2) {
-        Some(len) if (HEADER_LEN..=record.len()).contains(&usize::from(len)) => usize::from(len),
-        _ => return Err(corrupt("its record is cut short")),
+    let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
+        return Err(corrupt("its record is cut short"));
     };
-    let (header, body) = record.split_at(header_len);
-    let mut checksum = Hasher::new();
-    checksum.update(body);
-    if finish_checksum(checksum, header, version).to_le_bytes() != header[CHECKSUM] {
+    let mut fields = Fields(header);
+    if fields.u32() != checksum(version, &[&record[CHECKSUM_LEN..]]) {
         return Err(corrupt("its checksum does not match its content"));
     }
     // From here on the record is what some version of this library wrote.
-    if header[0] != FORMAT || header[1] & MUST_UNDERSTAND != 0 {
+    let (format, flags, header_len) = (fields.u8(), fields.u8(), usize::from(fields.u16()));
+    if format != FORMAT || flags & MUST_UNDERSTAND != 0 {
         return Err(Error::Unsupported {
             what: format!(
-                "the event at version {version} was written by a newer version (record format {}, flags {:#04x}; \
-                 this one reads format {FORMAT}); upgrade eventstore",
-                header[0], header[1]
+                "the event at version {version} was written by a newer version (record format {format}, flags \
+                 {flags:#04x}; this one reads format {FORMAT}); upgrade eventstore"
             ),
         });
     }
-    let mut fields = Fields(&header[8..]);
     let (revision, micros) = (fields.u64(), fields.u64());
     let lengths = TextLengths { id: fields.u16(), event_type: fields.u16(), aggregate_id: fields.u16() };
     let extensions_len = usize::from(fields.u16());
     let (metadata_len, data_len) = (fields.u32() as usize, fields.u32() as usize);
-    let names_len = usize::from(lengths.id) + usize::from(lengths.event_type) + usize::from(lengths.aggregate_id);
     let text_start = header_len + extensions_len;
-    let data_start = text_start + names_len + metadata_len;
-    if data_start + data_len != record.len() {
+    let data_start = text_start + lengths.metadata_start() + metadata_len;
+    if header_len < HEADER_LEN || data_start + data_len != record.len() {
         return Err(corrupt("the lengths in its header do not add up"));
     }
-    let text =
-        ByteString::try_from(record.slice(text_start..data_start)).map_err(|_| corrupt("its text is not UTF-8"))?;
-    let event = Event::from_stored(text, lengths, record.slice(data_start..))
-        .ok_or_else(|| corrupt("the lengths in its header do not fit its text"))?;
-    let recorded_at = UNIX_EPOCH + Duration::from_micros(micros);
-    Ok(RecordedEvent::new(Version::new(version), revision, recorded_at, event))
+    let (text, data) = record[text_start..].split_at(data_start - text_start);
+    let text = std::str::from_utf8(text).map_err(|_| corrupt("its text is not UTF-8"))?;
+    let place = (Version::new(version), revision, UNIX_EPOCH + Duration::from_micros(micros));
+    if !page.push(place, text, lengths, data) {
+        return Err(corrupt("the lengths in its header do not fit its text"));
+    }
+    Ok(())
 }
 
-fn finish_checksum(mut body: Hasher, header: &[u8], version: u64) -> u32 {
-    body.update(&header[..CHECKSUM.start]);
-    body.update(&header[CHECKSUM.end..]);
-    body.update(&version.to_be_bytes());
-    body.finalize()
+/// Of the version and of everything in the record behind the checksum.
+fn checksum(version: u64, parts: &[&[u8]]) -> u32 {
+    let mut checksum = Hasher::new();
+    checksum.update(&keys::version_bytes(version));
+    parts.iter().for_each(|part| checksum.update(part));
+    checksum.finalize()
 }
 
-fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().copied().map(u16::from_le_bytes)
-}
-
-/// Reads header fields one behind the other. The header's length was checked before.
+/// Reads header fields one behind the other.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -144,6 +121,10 @@ impl Fields<'_> {
         let (field, rest) = self.0.split_first_chunk().unwrap_or((&[0; N], &[]));
         self.0 = rest;
         *field
+    }
+
+    fn u8(&mut self) -> u8 {
+        u8::from_le_bytes(self.take())
     }
 
     fn u16(&mut self) -> u16 {
@@ -161,6 +142,7 @@ impl Fields<'_> {
 
 #[cfg(test)]
 mod tests {
+    use eventstore_api::RecordedEvent;
     use proptest::prelude::*;
 
     use super::*;
@@ -175,26 +157,28 @@ mod tests {
     }
 
     fn encode(event: &Event, version: u64, revision: u64, micros: u64) -> Vec<u8> {
-        let header = Prepared::new(event.clone()).header(version, revision, Micros(micros));
-        [&header, event.text().as_bytes(), event.data()].concat()
+        [&header(event, version, revision, Micros(micros)), event.text().as_bytes(), event.data()].concat()
     }
 
-    /// Puts another header or body into a record and makes its checksum right again.
-    fn resealed(mut record: Vec<u8>, version: u64) -> Bytes {
-        let header_len = usize::from(read_u16(&record, 2).expect("long enough"));
-        let mut body = Hasher::new();
-        body.update(&record[header_len..]);
-        let checksum = finish_checksum(body, &record[..header_len], version);
-        record[CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
-        record.into()
+    fn decode(version: u64, record: &[u8]) -> Result<RecordedEvent> {
+        let mut page = PageBuilder::new();
+        decode_into(&mut page, version, record)?;
+        Ok(page.finish().pop().expect("one event"))
+    }
+
+    /// Makes the checksum of a changed record right again.
+    fn resealed(mut record: Vec<u8>, version: u64) -> Vec<u8> {
+        let checksum = checksum(version, &[&record[CHECKSUM_LEN..]]);
+        record[..CHECKSUM_LEN].copy_from_slice(&checksum.to_le_bytes());
+        record
     }
 
     /// Stores on disk have these bytes. If this fails, the change breaks them: it needs a new format number.
     #[test]
     fn the_format_is_these_bytes() {
         let golden: &[&[u8]] = &[
+            &[0x91, 0x9b, 0x80, 0xed],
             &[1, 0, 40, 0],
-            &[0xda, 0xdd, 0x4c, 0xae],
             &[3, 0, 0, 0, 0, 0, 0, 0],
             &[0x40, 0x42, 0x0f, 0, 0, 0, 0, 0],
             &[5, 0, 11, 0, 8, 0, 0, 0, 16, 0, 0, 0, 12, 0, 0, 0],
@@ -205,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let read = decode(7, encode(&event(), 7, 3, 1_000_000).into()).expect("sound");
+        let read = decode(7, &encode(&event(), 7, 3, 1_000_000)).expect("sound");
         assert_eq!(read.version, Version::new(7));
         assert_eq!(read.revision, 3);
         assert_eq!(read.recorded_at, UNIX_EPOCH + Duration::from_secs(1));
@@ -218,7 +202,7 @@ mod tests {
         for bit in 0..record.len() * 8 {
             let mut damaged = record.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let result = decode(7, damaged.into());
+            let result = decode(7, &damaged);
             let seven = Version::new(7);
             assert!(matches!(result, Err(Error::Corrupt { version: Some(at), .. }) if at == seven), "bit {bit}");
         }
@@ -226,11 +210,11 @@ mod tests {
 
     #[test]
     fn a_record_cut_anywhere_or_at_a_wrong_place_is_found() {
-        let record = Bytes::from(encode(&event(), 7, 3, 1_000_000));
+        let record = encode(&event(), 7, 3, 1_000_000);
         for len in 0..record.len() {
-            assert!(matches!(decode(7, record.slice(..len)), Err(Error::Corrupt { .. })), "{len} bytes");
+            assert!(matches!(decode(7, &record[..len]), Err(Error::Corrupt { .. })), "{len} bytes");
         }
-        assert!(matches!(decode(8, record), Err(Error::Corrupt { .. })));
+        assert!(matches!(decode(8, &record), Err(Error::Corrupt { .. })));
     }
 
     #[test]
@@ -238,20 +222,20 @@ mod tests {
         let newer = |at: usize, value: u8| {
             let mut record = encode(&event(), 7, 3, 1_000_000);
             record[at] = value;
-            decode(7, resealed(record, 7))
+            decode(7, &resealed(record, 7))
         };
-        assert!(matches!(newer(0, 2), Err(Error::Unsupported { .. })));
-        assert!(matches!(newer(1, 0x10), Err(Error::Unsupported { .. })));
-        assert_eq!(newer(1, 0x01).expect("an ignorable flag").event, event());
+        assert!(matches!(newer(4, 2), Err(Error::Unsupported { .. })));
+        assert!(matches!(newer(5, 0x10), Err(Error::Unsupported { .. })));
+        assert_eq!(newer(5, 0x01).expect("an ignorable flag").event, event());
     }
 
     #[test]
     fn a_longer_header_and_extensions_are_skipped() {
         let mut record = encode(&event(), 7, 3, 1_000_000);
-        record[2] = 44;
+        record[6] = 44;
         record[30] = 3;
         record.splice(HEADER_LEN..HEADER_LEN, *b"newrext");
-        assert_eq!(decode(7, resealed(record, 7)).expect("sound").event, event());
+        assert_eq!(decode(7, &resealed(record, 7)).expect("sound").event, event());
     }
 
     #[test]
@@ -259,9 +243,9 @@ mod tests {
         let with = |at: usize, value: u8| {
             let mut record = encode(&event(), 7, 3, 1_000_000);
             record[at] = value;
-            decode(7, resealed(record, 7))
+            decode(7, &resealed(record, 7))
         };
-        for at in [24, 26, 28, 30, 32, 36] {
+        for at in [6, 24, 26, 28, 30, 32, 36] {
             assert!(matches!(with(at, 0xee), Err(Error::Corrupt { .. })), "length at {at}");
         }
     }
@@ -273,14 +257,14 @@ mod tests {
             data: Vec<u8>, version: u64, revision: u64, micros in 0..u64::MAX / 2,
         ) {
             let event = Event::builder(event_type, aggregate_id).id(id).data(data).build().expect("valid");
-            let read = decode(version, encode(&event, version, revision, micros).into()).expect("sound");
+            let read = decode(version, &encode(&event, version, revision, micros)).expect("sound");
             prop_assert_eq!(&read.event, &event);
             prop_assert_eq!((read.version.get(), read.revision), (version, revision));
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, version: u64) {
-            prop_assert!(decode(version, bytes.into()).is_err());
+            prop_assert!(decode(version, &bytes).is_err());
         }
     }
 }

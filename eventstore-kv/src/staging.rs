@@ -7,7 +7,7 @@ use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
 
 use crate::engine::{Snapshot, Table, WriteBatch};
 use crate::queue::Request;
-use crate::record::{Micros, Prepared};
+use crate::record::{self, Micros};
 use crate::{keys, reader};
 
 /// What becomes of one request.
@@ -83,15 +83,15 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         let mut new_events = request.events.iter().zip(&lookups).filter(|(_, lookup)| matches!(lookup, Lookup::New));
         let Some((first_new, _)) = new_events.next() else { return Ok(lookups) };
         // Revisions are read here for every aggregate of the request, because reading can fail.
-        let revision = self.revision(first_new.event.aggregate_id())?;
-        for (prepared, _) in new_events {
-            self.revision(prepared.event.aggregate_id())?;
+        let revision = self.revision(first_new.aggregate_id())?;
+        for (event, _) in new_events {
+            self.revision(event.aggregate_id())?;
         }
         let latest = Version::new(self.head);
         if !request.expected.holds(revision, latest) {
             let about_aggregate = request.expected.is_about_aggregate();
             return Err(Error::VersionConflict {
-                aggregate_id: about_aggregate.then(|| first_new.event.aggregate_id().to_owned()),
+                aggregate_id: about_aggregate.then(|| first_new.aggregate_id().to_owned()),
                 expected: request.expected,
                 actual: if about_aggregate { revision } else { latest.get() },
             });
@@ -99,15 +99,15 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         Ok(lookups)
     }
 
-    fn look_up(&mut self, events: &'g [Prepared]) -> Result<Vec<Lookup>> {
+    fn look_up(&mut self, events: &'g [Event]) -> Result<Vec<Lookup>> {
         let mut in_request: HashMap<&str, usize> = HashMap::new();
         let mut lookups = Vec::with_capacity(events.len());
-        for (place, Prepared { event, .. }) in events.iter().enumerate() {
+        for (place, event) in events.iter().enumerate() {
             if events.len() > 1 {
                 match in_request.entry(event.id()) {
                     Entry::Occupied(first) => {
                         let first = *first.get();
-                        require_identical(&events[first].event, event, None)?;
+                        require_identical(&events[first], event, None)?;
                         lookups.push(Lookup::Repeats(first));
                         continue;
                     }
@@ -147,11 +147,11 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         }
     }
 
-    fn stage(&mut self, events: &'g [Prepared], lookups: &[Lookup]) -> Vec<Stored> {
+    fn stage(&mut self, events: &'g [Event], lookups: &[Lookup]) -> Vec<Stored> {
         let mut places: Vec<Stored> = Vec::with_capacity(events.len());
-        for (prepared, lookup) in events.iter().zip(lookups) {
+        for (event, lookup) in events.iter().zip(lookups) {
             let place = match lookup {
-                Lookup::New => self.stage_one(prepared),
+                Lookup::New => self.stage_one(event),
                 Lookup::Stored(stored) => *stored,
                 Lookup::Repeats(first) => {
                     let first = places[*first];
@@ -163,8 +163,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         places
     }
 
-    fn stage_one(&mut self, prepared: &'g Prepared) -> Stored {
-        let event = &prepared.event;
+    fn stage_one(&mut self, event: &'g Event) -> Stored {
         self.head += 1;
         let version = self.head;
         let revision = self.revisions.entry(event.aggregate_id()).or_default();
@@ -172,7 +171,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         let revision = *revision;
 
         let version_bytes = keys::version_bytes(version);
-        let header = prepared.header(version, revision, self.recorded_at);
+        let header = record::header(event, version, revision, self.recorded_at);
         self.batch.put_parts(Table::Events, &version_bytes, &[&header, event.text().as_bytes(), event.data()]);
         keys::write_id(&mut self.key, event.id());
         self.batch.put(Table::Ids, &self.key, &version_bytes);

@@ -15,7 +15,6 @@ use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
 use crate::queue::{Message, Request, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
-use crate::record::Prepared;
 use crate::shared::{Phase, Shared};
 use crate::writer::Writer;
 use crate::{FORMAT, Snapshot, keys};
@@ -87,7 +86,7 @@ impl<E: Engine> KvStore<E> {
         let (reply, answer) = oneshot::channel();
         let _withdraw = WithdrawOnDrop(ticket.clone());
         slot.send(Message::Append(Request {
-            events: batch.events.into_iter().map(Prepared::new).collect(),
+            events: batch.events,
             expected: batch.expected,
             durability: batch.durability.unwrap_or(options.durability),
             bytes,
@@ -178,7 +177,7 @@ impl<E: Engine> EventStore for KvStore<E> {
             // Page after page of this length would keep the thread from its other tasks.
             yield_now().await;
         }
-        read.finish()
+        Ok(read.finish())
     }
 
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
