@@ -13,7 +13,7 @@ use crate::{Error, EventStore, Result};
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// let store = eventstore::open("memory:").await?;
-/// # eventstore::Result::Ok(())
+/// # Ok::<(), eventstore::Error>(())
 /// # }).unwrap();
 /// ```
 ///

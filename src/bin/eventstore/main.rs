@@ -1,1 +1,58 @@
-fn main() {}
+//! The `eventstore` command: append, import, load and look into a store from the shell.
+
+#![forbid(unsafe_code)]
+
+mod batches;
+mod cli;
+mod commands;
+mod failure;
+mod input;
+mod interrupt;
+mod json;
+mod output;
+mod progress;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::Cli;
+use crate::commands::Ending;
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
+    match run(cli) {
+        Ok(Ending::Finished) => ExitCode::SUCCESS,
+        Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> Result<Ending, Failure> {
+    // One worker is enough for timers and signals, and keeps them going while the main thread waits for a slow reader
+    // of the output.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("start the runtime", &error))?;
+    runtime.block_on(commands::run(cli))
+}
+
+/// Help and the version are no errors, and go to stdout as clap writes them; everything else is one line.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    match error.kind() {
+        DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Nothing is left to do if even this cannot be written.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+        }
+        _ => Failure::usage(error).report(),
+    }
+}

@@ -1,0 +1,195 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use eventstore::limits::MAX_BATCH_EVENTS;
+
+/// An embedded event store with interchangeable engines.
+#[derive(Debug, Parser)]
+#[command(name = "eventstore", version, about, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// The store: an engine and a directory, such as lmdb:./data. It is created if it does not exist.
+    #[arg(
+        long,
+        global = true,
+        display_order = 100,
+        value_name = "URL",
+        env = "EVENTSTORE_URL",
+        default_value = "lmdb:./eventstore-data"
+    )]
+    pub(crate) store: String,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eventstore demo
+  echo '{\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12}}' | eventstore append
+  eventstore import events.jsonl.gz
+  eventstore load --aggregate order-42
+  eventstore load | eventstore --store lmdb:./copy import -
+
+Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`.
+Exit codes: 0 done, 1 error, 2 command line not understood, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take a guided tour in a temporary directory; nothing stays behind
+    Demo,
+    /// Append events from JSON lines and print the place of each one once it is durable
+    #[command(after_help = APPEND)]
+    Append(AppendArgs),
+    /// Load many events from JSON lines, fast; may be repeated, what is there already is counted and not stored again
+    #[command(after_help = IMPORT)]
+    Import(ImportArgs),
+    /// Print events as JSON lines or as a table
+    #[command(after_help = LOAD)]
+    Load(LoadArgs),
+    /// Print the event with this id
+    Get {
+        /// The event's id
+        id: String,
+    },
+    /// Print the version of the newest event, which is also the number of events
+    Latest,
+    /// Print what the store tells about itself, one `name: value` a line
+    Stats,
+    /// Give unused space back to the file system, where the engine can
+    Gc,
+    /// Print one hash over all events: the same for two stores with the same events in the same order
+    Digest,
+}
+
+const APPEND: &str = "\
+One event a line:
+  {\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12},\"metadata\":{\"source\":\"web\"}}
+`id`, `type` and `aggregate_id` are required. `data` is any JSON and is stored byte for byte; what is not JSON goes as
+`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are read over.
+
+Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again
+gets the same answer, so whatever was not answered can be appended again.
+
+Examples:
+  eventstore append orders.jsonl
+  eventstore append --expect revision=3 change.jsonl
+  tail -f new-orders.jsonl | eventstore append --concurrency 64 --timeout 500ms";
+
+#[derive(Args, Debug)]
+pub(crate) struct AppendArgs {
+    /// The events, one JSON object a line, plain, gzip or zstd; `-` is stdin
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub(crate) file: PathBuf,
+
+    /// Append this many events at a time, all or none; the rest at the end
+    #[arg(long, value_name = "EVENTS", default_value_t = 1, value_parser = batch_events)]
+    pub(crate) batch: usize,
+
+    /// Keep this many appends in flight. They share disk syncs and are answered as they become durable; they queue in
+    /// the order of the input, but only with 1 is it certain that they are stored in it
+    #[arg(long, value_name = "APPENDS", default_value_t = 1, value_parser = concurrency)]
+    pub(crate) concurrency: usize,
+
+    /// What must hold for each append: any; none or exists, the aggregate has no events, or has some; revision=N, the
+    /// aggregate's newest event has this revision; latest=N, the store's newest event has this version
+    #[arg(long, value_name = "CONDITION", default_value = "any", allow_hyphen_values = true)]
+    pub(crate) expect: String,
+
+    /// When an event is durable: sync, it survives a power cut; buffered, it survives a killed process. Without it, as
+    /// the store is set up, which is sync if its URL does not say otherwise
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) durability: Option<String>,
+
+    /// The longest that one append may take, such as 500ms or 2s; without it, as long as it takes
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+const IMPORT: &str = "\
+What is stored is always a beginning of the input, in its order. After an error or Ctrl-C, import the same input again:
+it goes on where it ended.
+
+Examples:
+  eventstore import events.jsonl.zst
+  zcat events-*.jsonl.gz | eventstore import -
+  eventstore --store lmdb:./old load | eventstore --store lmdb:./new import -";
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportArgs {
+    /// The events, one JSON object a line as for `append`, plain, gzip or zstd; `-` is stdin
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+const LOAD: &str = "\
+Examples:
+  eventstore load --since 1200                           what is new since version 1200
+  eventstore load --aggregate order-42                   one order's history
+  eventstore load --backward --limit 10 --format table   the newest ten, to look at
+  eventstore load --follow | my-projection               everything, then each new event";
+
+#[derive(Args, Debug)]
+pub(crate) struct LoadArgs {
+    /// Only events after this version; 0 is before all events
+    #[arg(long, value_name = "VERSION", default_value = "0", allow_hyphen_values = true)]
+    pub(crate) since: String,
+
+    /// Only events of this aggregate
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    pub(crate) aggregate: Option<String>,
+
+    /// At most this many events; without it, all
+    #[arg(long, value_name = "EVENTS")]
+    pub(crate) limit: Option<u64>,
+
+    /// Newest first
+    #[arg(long, conflicts_with = "follow")]
+    pub(crate) backward: bool,
+
+    /// Do not end at the newest event, but wait for more, until the limit or Ctrl-C
+    #[arg(long)]
+    pub(crate) follow: bool,
+
+    /// How to print the events
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    pub(crate) format: Format,
+}
+
+/// How events are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// One JSON object a line, everything unchanged; can be appended and imported
+    Jsonl,
+    /// Columns to look at, with long data cut
+    Table,
+}
+
+fn batch_events(text: &str) -> Result<usize, String> {
+    number_up_to(MAX_BATCH_EVENTS, text)
+}
+
+fn concurrency(text: &str) -> Result<usize, String> {
+    number_up_to(65_536, text)
+}
+
+fn number_up_to(limit: usize, text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=limit).contains(&number) => Ok(number),
+        _ => Err(format!("it has to be a number from 1 to {limit}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_fit_together() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,18 @@
+//! `latest`: the version of the newest event.
+
+use eventstore::Context;
+
+use super::{Ending, with_store};
+use crate::failure::Failure;
+use crate::output::Output;
+
+pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
+    with_store(url, async |store| {
+        let version = store.latest_version(&Context::background()).await?;
+        let mut output = Output::stdout();
+        output.text(&version.to_string())?;
+        output.flush()?;
+        Ok(Ending::Finished)
+    })
+    .await
+}

@@ -1,0 +1,158 @@
+//! What ends the command early, and how it is told: one line on stderr, `error[code]: what happened, and what to do`.
+
+use std::fmt::{self, Display, Write as _};
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use eventstore::Error;
+
+/// The codes that are the command's own, beside those of [`Error::code`].
+const CLOSED_PIPE: &str = "closed_pipe";
+const IO: &str = "io";
+const MALFORMED_INPUT: &str = "malformed_input";
+const USAGE: &str = "usage";
+
+/// Why the command ends early.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: &'static str,
+    message: String,
+}
+
+impl Failure {
+    /// Whoever reads the output has had enough, as in `| head`. That is no error.
+    pub(crate) fn closed_pipe() -> Self {
+        Failure { code: CLOSED_PIPE, message: String::new() }
+    }
+
+    /// The operating system refused to `attempt`, a verb phrase such as `read orders.jsonl`.
+    pub(crate) fn io(attempt: impl Display, error: &io::Error) -> Self {
+        Failure { code: IO, message: format!("cannot {attempt}: {error}") }
+    }
+
+    /// The input is not what it should be: not UTF-8, not JSON, or not the JSON form of an event.
+    pub(crate) fn malformed(reason: impl Into<String>) -> Self {
+        Failure { code: MALFORMED_INPUT, message: reason.into() }
+    }
+
+    /// The command line was not understood. Of clap's text the first paragraph says why.
+    pub(crate) fn usage(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+        let reason = lines.join(" ");
+        let reason = reason.strip_prefix("error: ").unwrap_or(&reason);
+        Failure { code: USAGE, message: format!("{reason}; try 'eventstore --help'") }
+    }
+
+    /// Says where in the input it happened.
+    pub(crate) fn at(self, place: impl Display) -> Self {
+        Failure { message: format!("{place}: {}", self.message), ..self }
+    }
+
+    /// Adds something to know at the end.
+    pub(crate) fn note(self, note: impl Display) -> Self {
+        Failure { message: format!("{}; {note}", self.message), ..self }
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    #[cfg(test)]
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn is_malformed(&self) -> bool {
+        self.code == MALFORMED_INPUT
+    }
+
+    /// Tells it on stderr and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        match self.code {
+            CLOSED_PIPE => return ExitCode::SUCCESS,
+            _ => tell(&self.to_string()),
+        }
+        match self.code {
+            USAGE => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}]: {}", self.code, self.message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = with_causes(&error);
+        // What the code says already need not be said again, as in `error[unsupported]: unsupported: …`.
+        let name = error.code().replace('_', " ");
+        let rest = message.strip_prefix(&name).and_then(|rest| rest.strip_prefix(": "));
+        Failure { code: error.code(), message: rest.unwrap_or(&message).to_owned() }
+    }
+}
+
+/// Writes one line to stderr, whatever the text contains.
+pub(crate) fn tell(text: &str) {
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{}", escape_controls(text));
+}
+
+/// The text with control characters escaped, so that it stays one line and cannot steer a terminal.
+pub(crate) fn escape_controls(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => escaped.extend(character.escape_default()),
+            false => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+/// The error's text and, in brackets, the causes that it does not tell already.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            // Writing to a String does not fail.
+            let _ = write!(text, " (cause: {more})");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let told = Failure::from(Error::engine("read a page", io::Error::other("the disk is gone")));
+        assert_eq!(told.message(), "the engine failed to read a page (cause: the disk is gone)");
+        let told = Failure::from(Error::Unsupported { what: "opening nope:".to_owned() });
+        assert_eq!(told.to_string(), "error[unsupported]: opening nope:");
+        let reason = "sync: EIO".to_owned();
+        let told = Failure::from(Error::OutcomeUnknown { reason, source: Some("EIO".into()) });
+        assert_eq!(told.message().matches("EIO").count(), 1, "{}", told.message());
+    }
+
+    #[test]
+    fn places_come_first_and_notes_last() {
+        let failure = Failure::malformed("not JSON").at("line 17").note("16 stored before");
+        assert_eq!(failure.message(), "line 17: not JSON; 16 stored before");
+        assert_eq!(failure.code(), "malformed_input");
+    }
+
+    #[test]
+    fn controls_are_escaped() {
+        assert_eq!(escape_controls("a\nb\r\u{1b}[2J\0é"), "a\\nb\\r\\u{1b}[2J\\u{0}é");
+    }
+}

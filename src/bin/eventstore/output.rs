@@ -1,0 +1,108 @@
+//! Results on stdout: buffered, and quiet when the reader has gone.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Stdout, Write};
+
+use crate::failure::{Failure, escape_controls};
+
+/// Written in pieces of about this size; large enough that the system calls do not show.
+const PIECE: usize = 64 << 10;
+
+/// Lines on their way to stdout. What was not flushed is not written.
+pub(crate) struct Output<W = Stdout> {
+    buffer: Vec<u8>,
+    to: W,
+}
+
+impl Output {
+    pub(crate) fn stdout() -> Self {
+        Output::new(io::stdout())
+    }
+}
+
+impl<W: Write> Output<W> {
+    fn new(to: W) -> Self {
+        Output { buffer: Vec::with_capacity(2 * PIECE), to }
+    }
+
+    /// Adds one line, which `write` puts into the buffer without its end.
+    pub(crate) fn line(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<(), Failure> {
+        write(&mut self.buffer).map_err(|error| failure(&error))?;
+        self.buffer.push(b'\n');
+        if self.buffer.len() >= PIECE {
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
+    /// Adds one line of text.
+    pub(crate) fn text(&mut self, text: &str) -> Result<(), Failure> {
+        self.line(|buffer| buffer.write_all(text.as_bytes()))
+    }
+
+    /// Adds a line that says what something is.
+    pub(crate) fn field(&mut self, name: &str, value: impl Display) -> Result<(), Failure> {
+        self.text(&escape_controls(&format!("{name}: {value}")))
+    }
+
+    /// Hands everything to the operating system.
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
+        self.write_out()?;
+        self.to.flush().map_err(|error| failure(&error))
+    }
+
+    fn write_out(&mut self) -> Result<(), Failure> {
+        let written = self.to.write_all(&self.buffer);
+        // Also after an error: nothing may be written twice.
+        self.buffer.clear();
+        written.map_err(|error| failure(&error))
+    }
+}
+
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Failure::closed_pipe(),
+        _ => Failure::io("write to standard output", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitCode;
+
+    use super::*;
+
+    struct Refuses(ErrorKind);
+
+    impl Write for Refuses {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_are_written_when_flushed() {
+        let mut written = Vec::new();
+        let mut output = Output::new(&mut written);
+        output.text("one").expect("buffered");
+        output.text("two").expect("buffered");
+        output.flush().expect("written");
+        assert_eq!(written, b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_quiet_and_a_full_disk_is_not() {
+        let mut output = Output::new(Refuses(ErrorKind::BrokenPipe));
+        output.text("one").expect("buffered");
+        let failure = output.flush().expect_err("closed");
+        assert_eq!(failure.code(), "closed_pipe");
+        assert_eq!(failure.report(), ExitCode::SUCCESS);
+        let mut output = Output::new(Refuses(ErrorKind::StorageFull));
+        output.text("one").expect("buffered");
+        assert_eq!(output.flush().expect_err("full").code(), "io");
+    }
+}

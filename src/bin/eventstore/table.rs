@@ -1,0 +1,139 @@
+//! Events as a table for people.
+
+use std::io::{self, Write};
+
+use eventstore::RecordedEvent;
+
+use crate::failure::escape_controls;
+use crate::json::rfc3339;
+
+const TITLES: [&str; COLUMNS] = ["VERSION", "REVISION", "RECORDED_AT", "TYPE", "AGGREGATE_ID", "ID", "DATA"];
+const COLUMNS: usize = 7;
+/// Numbers are aligned to the right.
+const NUMBERS: usize = 2;
+/// What is longer pushes its row out of line, but is shown whole: an id is there to be copied.
+const MAX_WIDTH: usize = 40;
+/// The data is there to be recognized, and is cut.
+const MAX_DATA: usize = 60;
+
+/// The widths of the columns so far. They grow with what is shown, because the rows are not known beforehand.
+#[derive(Debug)]
+pub(crate) struct Table {
+    widths: [usize; COLUMNS],
+}
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        Table { widths: TITLES.map(str::len) }
+    }
+
+    /// Makes the columns wide enough for these events.
+    pub(crate) fn fit(&mut self, events: &[RecordedEvent]) {
+        for cells in events.iter().map(cells) {
+            for (width, cell) in self.widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.chars().count().min(MAX_WIDTH));
+            }
+        }
+    }
+
+    pub(crate) fn write_titles(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        self.write_row(out, &TITLES.map(str::to_owned))
+    }
+
+    /// Writes an event as one row, without the line's end.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<()> {
+        self.write_row(out, &cells(recorded))
+    }
+
+    fn write_row(&self, out: &mut Vec<u8>, cells: &[String; COLUMNS]) -> io::Result<()> {
+        for (index, (cell, &width)) in cells.iter().zip(&self.widths).enumerate() {
+            match index {
+                0..NUMBERS => write!(out, "{cell:>width$}  ")?,
+                _ if index + 1 == COLUMNS => write!(out, "{cell}")?,
+                _ => write!(out, "{cell:<width$}  ")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cells(recorded: &RecordedEvent) -> [String; COLUMNS] {
+    let event = &recorded.event;
+    [
+        recorded.version.to_string(),
+        recorded.revision.to_string(),
+        rfc3339(recorded.recorded_at).to_string(),
+        escape_controls(event.event_type()),
+        escape_controls(event.aggregate_id()),
+        escape_controls(event.id()),
+        shortened(event.data()),
+    ]
+}
+
+/// As much of the data as fits, or its size if it is not text.
+fn shortened(data: &[u8]) -> String {
+    // More bytes than these many characters can have; the rest need not be looked at.
+    let start = &data[..data.len().min(MAX_DATA * 4 + 4)];
+    let text = match std::str::from_utf8(start) {
+        Ok(text) => text,
+        // Cut inside a character is still text.
+        Err(error) if error.error_len().is_none() && start.len() < data.len() => {
+            std::str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default()
+        }
+        Err(_) => return format!("({} bytes)", data.len()),
+    };
+    let escaped = escape_controls(text);
+    match escaped.char_indices().nth(MAX_DATA) {
+        None => escaped,
+        Some(_) => escaped.chars().take(MAX_DATA - 1).chain(['…']).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use eventstore::{Event, Version};
+
+    use super::*;
+
+    #[test]
+    fn data_is_shortened_and_escaped() {
+        assert_eq!(shortened(b""), "");
+        assert_eq!(shortened(b"a\n\x1b[2J"), "a\\n\\u{1b}[2J");
+        assert_eq!(shortened(b"\xff\xfe"), "(2 bytes)");
+        assert_eq!(shortened("é".repeat(60).as_bytes()), "é".repeat(60));
+        for character in ["é", "🦀", "ß"] {
+            let text = shortened(format!("x{}", character.repeat(500)).as_bytes());
+            assert_eq!(text.chars().count(), MAX_DATA);
+            assert!(text.ends_with('…'));
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let event = |id: &str| Event::builder("OrderPlaced", "order-7").id(id).data("{}").build().expect("valid");
+        let recorded = |version, id| RecordedEvent::new(Version::new(version), 1, SystemTime::UNIX_EPOCH, event(id));
+        let events = [recorded(9, "a"), recorded(10, "bcd")];
+        let mut table = Table::new();
+        table.fit(&events);
+        let row = |write: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| {
+            let mut out = Vec::new();
+            write(&mut out).expect("in memory");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        let rows = [
+            row(&|out| table.write_titles(out)),
+            row(&|out| table.write(out, &events[0])),
+            row(&|out| table.write(out, &events[1])),
+        ];
+        assert_eq!(
+            rows,
+            [
+                "VERSION  REVISION  RECORDED_AT                  TYPE         AGGREGATE_ID  ID   DATA",
+                "      9         1  1970-01-01T00:00:00.000000Z  OrderPlaced  order-7       a    {}",
+                "     10         1  1970-01-01T00:00:00.000000Z  OrderPlaced  order-7       bcd  {}",
+            ]
+        );
+    }
+}
