@@ -1,0 +1,276 @@
+//! What is acknowledged is on disk: the command is killed at random moments, watched by `strace`, and given a failing
+//! disk.
+//!
+//! Where `strace` is missing or not permitted, the tests that need it show as ignored.
+
+#![cfg_attr(not(all(feature = "cli", feature = "lmdb")), allow(unused))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    #[cfg(all(feature = "cli", feature = "lmdb"))]
+    {
+        trials.push(Trial::test("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills));
+        let traced: [(&str, fn() -> Result<(), Failed>); 5] = [
+            ("every_answer_comes_after_a_sync", every_answer_comes_after_a_sync),
+            ("a_buffered_answer_comes_after_the_write", a_buffered_answer_comes_after_the_write),
+            ("concurrent_appends_share_syncs", concurrent_appends_share_syncs),
+            ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences),
+            ("a_full_disk_loses_nothing_that_was_acknowledged", a_full_disk_loses_nothing),
+        ];
+        let strace = can_trace();
+        if !strace {
+            eprintln!("strace is missing or not permitted: tests that need it are ignored (apt-get install strace)");
+        }
+        trials.extend(traced.map(|(name, test)| Trial::test(name, test).with_ignored_flag(!strace)));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn can_trace() -> bool {
+    let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
+    traced.is_ok_and(|output| output.status.success())
+}
+
+/// A temporary directory with a store in it.
+struct Shell(TempDir);
+
+impl Shell {
+    fn new() -> Self {
+        Shell(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        self.prepare(Command::new(env!("CARGO_BIN_EXE_eventstore")), args)
+    }
+
+    /// The command under strace, which writes what it sees to the file `trace`.
+    fn traced(&self, strace: &[&str], args: &[&str]) -> Command {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", "trace"]).args(strace).arg(env!("CARGO_BIN_EXE_eventstore"));
+        self.prepare(command, args)
+    }
+
+    fn prepare(&self, mut command: Command, args: &[&str]) -> Command {
+        command.current_dir(self.path()).env("EVENTSTORE_URL", "lmdb:./store").args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn trace(&self) -> String {
+        fs::read_to_string(self.path().join("trace")).unwrap()
+    }
+
+    /// Every event of the store, after checking that versions and revisions have no gaps.
+    fn load(&self) -> Vec<Value> {
+        let output = self.command(&["load"]).output().unwrap();
+        assert!(output.status.success(), "the store opens: {}", String::from_utf8_lossy(&output.stderr));
+        let events = parse_lines(&output.stdout);
+        let mut revisions = HashMap::new();
+        for (nth, event) in events.iter().enumerate() {
+            assert_eq!(event["version"], nth as u64 + 1, "versions have no gaps");
+            let revision = revisions.entry(event["aggregate_id"].to_string()).or_insert(0_u64);
+            *revision += 1;
+            assert_eq!(event["revision"], *revision, "revisions have no gaps");
+        }
+        events
+    }
+
+    /// Everything that was answered is in the store, at the place that the answer told.
+    fn holds(&self, answers: &[Value]) -> Vec<Value> {
+        let events = self.load();
+        for answer in answers {
+            let version = answer["version"].as_u64().unwrap() as usize;
+            let event = events.get(version - 1).unwrap_or_else(|| panic!("lost: {answer}"));
+            assert_eq!((&event["id"], &event["revision"]), (&answer["id"], &answer["revision"]), "changed");
+        }
+        events
+    }
+}
+
+fn parse_lines(bytes: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn event_line(prefix: &str, n: usize) -> String {
+    format!(
+        "{{\"id\":\"{prefix}-{n}\",\"type\":\"Tested\",\"aggregate_id\":\"aggregate-{}\",\"data\":{{\"n\":{n}}}}}\n",
+        n % 7
+    )
+}
+
+fn event_lines(prefix: &str, count: usize) -> String {
+    (0..count).map(|n| event_line(prefix, n)).collect()
+}
+
+/// Gives the child all of `input` while its output is read.
+fn finish(mut child: Child, input: String) -> std::process::Output {
+    let mut stdin = child.stdin.take().unwrap();
+    // The command closes its input early when it fails.
+    let feeding = thread::spawn(move || stdin.write_all(input.as_bytes()).ok());
+    let output = child.wait_with_output().unwrap();
+    feeding.join().unwrap();
+    output
+}
+
+/// A small generator of numbers that look random, so that a run can be repeated.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+fn what_was_printed_survives_fifty_kills() -> Result<(), Failed> {
+    let shell = Shell::new();
+    let mut numbers = Numbers(42);
+    let mut stored = 0;
+    for cycle in 0..50 {
+        let mut child = shell.command(&["append", "--concurrency", "64"]).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let feeding = thread::spawn(move || {
+            // Without an end: it is the kill that ends it.
+            let mut n = 0;
+            while stdin.write_all(event_line(&format!("cycle-{cycle}"), n).as_bytes()).is_ok() {
+                n += 1;
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut printed = Vec::new();
+        // The moment: after a number of answers, which then lies anywhere within a group that is being committed.
+        for _ in 0..numbers.below(1500) {
+            stdout.read_until(b'\n', &mut printed).unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What stood in the pipe was printed as well; a line that the kill cut in two was not.
+        while stdout.read_until(b'\n', &mut printed).unwrap() > 0 {}
+        printed.truncate(printed.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        feeding.join().unwrap();
+        let events = shell.holds(&parse_lines(&printed));
+        assert!(events.len() >= stored, "nothing of an earlier cycle is lost");
+        stored = events.len();
+    }
+    assert!(stored > 0, "the kills left something to check");
+    Ok(())
+}
+
+/// What strace saw, in order: syncs that were done, and bytes that were printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    Sync,
+    Write,
+    Print,
+}
+
+fn seen(trace: &str) -> Vec<Seen> {
+    let done = |line: &str| !line.contains("<unfinished") && !line.contains(" = -1 ");
+    let of = |line: &str| match line {
+        _ if ["fdatasync", "fsync"].iter().any(|call| line.contains(call)) && done(line) => Some(Seen::Sync),
+        _ if line.contains("write(1, ") => Some(Seen::Print),
+        _ if line.contains("pwrite64") && done(line) => Some(Seen::Write),
+        _ => None,
+    };
+    trace.lines().filter_map(of).collect()
+}
+
+const TRACED: [&str; 2] = ["-e", "trace=fdatasync,fsync,write,pwrite64,writev,pwritev"];
+
+fn every_answer_comes_after_a_sync() -> Result<(), Failed> {
+    let shell = Shell::new();
+    let child = shell.traced(&TRACED, &["append"]).spawn()?;
+    let output = finish(child, event_lines("e", 40));
+    assert_eq!(parse_lines(&output.stdout).len(), 40);
+    let seen = seen(&shell.trace());
+    assert_eq!(seen.iter().filter(|&&seen| seen == Seen::Print).count(), 40, "one answer at a time");
+    for (nth, answer) in seen.split_inclusive(|&seen| seen == Seen::Print).take(40).enumerate() {
+        assert!(answer.contains(&Seen::Sync), "no sync before answer {nth}");
+    }
+    shell.holds(&parse_lines(&output.stdout));
+    Ok(())
+}
+
+fn a_buffered_answer_comes_after_the_write() -> Result<(), Failed> {
+    let shell = Shell::new();
+    let child = shell.traced(&TRACED, &["append", "--durability", "buffered"]).spawn()?;
+    let output = finish(child, event_lines("e", 10));
+    assert_eq!(parse_lines(&output.stdout).len(), 10);
+    let seen = seen(&shell.trace());
+    for (nth, answer) in seen.split_inclusive(|&seen| seen == Seen::Print).take(10).enumerate() {
+        assert!(answer.contains(&Seen::Write), "no write before answer {nth}");
+    }
+    assert_eq!(seen.iter().rfind(|&&seen| seen != Seen::Print), Some(&Seen::Sync), "closing syncs what is left");
+    Ok(())
+}
+
+fn concurrent_appends_share_syncs() -> Result<(), Failed> {
+    let shell = Shell::new();
+    let child = shell.traced(&TRACED, &["append", "--concurrency", "64"]).spawn()?;
+    let output = finish(child, event_lines("e", 1000));
+    assert_eq!(parse_lines(&output.stdout).len(), 1000);
+    let syncs = seen(&shell.trace()).into_iter().filter(|&seen| seen == Seen::Sync).count();
+    assert!(syncs < 500, "{syncs} syncs for 1000 events");
+    Ok(())
+}
+
+/// Runs appends on a store of ten events while calls of `syscall` fail from the `nth` on, and gives the error's code.
+fn append_with_fault(syscall: &str, error: &str, nth: u32, concurrency: &str) -> String {
+    let shell = Shell::new();
+    let before = finish(shell.command(&["append"]).spawn().unwrap(), event_lines("before", 10));
+    assert!(before.status.success());
+    let fault = format!("inject={syscall}:error={error}:when={nth}+");
+    let strace = ["-e", &format!("trace={syscall}"), "-e", &fault];
+    let child = shell.traced(&strace, &["append", "--concurrency", concurrency]).spawn().unwrap();
+    let output = finish(child, event_lines("e", 300));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "call {nth} of {syscall} failed, and the command did not notice");
+    let mut answers = parse_lines(&before.stdout);
+    answers.extend(parse_lines(&output.stdout));
+    shell.holds(&answers);
+    // Everything is as usual once the disk is, and retrying finds out what was stored.
+    let retried = finish(shell.command(&["append"]).spawn().unwrap(), event_lines("e", 300));
+    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+    assert_eq!(shell.holds(&parse_lines(&retried.stdout)).len(), 310, "each event once");
+    stderr.split(['[', ']']).nth(1).unwrap_or(&stderr).to_owned()
+}
+
+fn a_failing_sync_fences() -> Result<(), Failed> {
+    for concurrency in ["1", "64"] {
+        let mut codes = Vec::new();
+        for nth in 1..8 {
+            codes.push(append_with_fault("fdatasync", "EIO", nth, concurrency));
+        }
+        // The first syncs belong to the opening, which fails; all others to commits.
+        let in_commits: Vec<_> = codes.iter().skip_while(|code| *code != "outcome_unknown").collect();
+        assert!(in_commits.len() >= 4, "{codes:?}");
+        assert!(in_commits.iter().all(|code| *code == "outcome_unknown"), "{codes:?}");
+    }
+    Ok(())
+}
+
+fn a_full_disk_loses_nothing() -> Result<(), Failed> {
+    for nth in [3, 4, 9, 20] {
+        let code = append_with_fault("pwrite64", "ENOSPC", nth, "1");
+        assert!(["outcome_unknown", "full", "cannot_open"].contains(&code.as_str()), "call {nth}: {code}");
+    }
+    Ok(())
+}
