@@ -1,0 +1,213 @@
+//! The store's files: growing, full, damaged, written by somebody else.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use backend_lmdb::{LmdbStore, Options, open};
+use eventstore_api::{Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, Version};
+use heed::types::Bytes;
+use heed::{CommitOrAbort, EnvOpenOptions};
+
+fn ctx() -> Context {
+    Context::background()
+}
+
+fn event(id: &str, data: impl Into<Vec<u8>>) -> Event {
+    Event::builder("Tested", "aggregate").id(id).data(data.into()).build().unwrap()
+}
+
+async fn store(store: &LmdbStore, id: &str, data: impl Into<Vec<u8>>) -> Result<Version, Error> {
+    store.store(&ctx(), event(id, data), Expected::Any).await.map(|stored| stored.version)
+}
+
+async fn versions(store: &LmdbStore) -> Vec<u64> {
+    let events = store.load(&ctx(), Version::ZERO).into_vec().await.unwrap();
+    events.iter().map(|event| event.version.get()).collect()
+}
+
+fn small(directory: &Path, max_map_size: usize) -> Options {
+    let mut options = Options::new(directory);
+    options.map_size = 1 << 20;
+    options.max_map_size = max_map_size;
+    options
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_map_grows_while_readers_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(small(directory.path(), 256 << 20)).await.unwrap();
+    let writing = Arc::new(AtomicBool::new(true));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (store, writing) = (store.clone(), writing.clone());
+            tokio::spawn(async move {
+                let mut scans = 0;
+                while writing.load(Ordering::Relaxed) || scans == 0 {
+                    let events = store.load(&ctx(), Version::ZERO).into_vec().await.unwrap();
+                    let expected = (1..=events.len() as u64).collect::<Vec<_>>();
+                    assert_eq!(events.iter().map(|event| event.version.get()).collect::<Vec<_>>(), expected);
+                    assert!(events.iter().all(|event| event.event.data().len() == 20_000));
+                    scans += 1;
+                }
+            })
+        })
+        .collect();
+    for batch in 0..40 {
+        let events = (0..25).map(|n| event(&format!("{batch}-{n}"), vec![batch; 20_000])).collect();
+        store.store_batch(&ctx(), Batch::new(events)).await.unwrap();
+    }
+    writing.store(false, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    let stats = store.stats(&ctx()).await.unwrap();
+    let (_, map_size) = stats.properties.iter().find(|(name, _)| *name == "map_size").unwrap();
+    assert!(map_size.parse::<u64>().unwrap() > 20 << 20, "20 MB are in a map that began with 1 MiB");
+    assert_eq!(versions(&store).await.len(), 1000);
+}
+
+#[tokio::test]
+async fn one_batch_larger_than_the_map_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(small(directory.path(), 256 << 20)).await.unwrap();
+    let events = (0..4).map(|n| event(&n.to_string(), vec![7; 12 << 20])).collect();
+    assert_eq!(store.store_batch(&ctx(), Batch::new(events)).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_full_map_is_a_clear_error_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = open(small(directory.path(), 4 << 20)).await.unwrap();
+    let mut stored = 0;
+    let error = loop {
+        match store(&full, &stored.to_string(), vec![1; 100_000]).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&error, Error::Full { reason } if reason.contains("max_map_size")), "{error}");
+    assert!(stored > 10);
+    assert!(full.stats(&ctx()).await.unwrap().fenced.is_none(), "nothing was written, so nothing is in doubt");
+    assert_eq!(versions(&full).await.len(), stored);
+    store(&full, "small", "fits").await.expect("a small event still fits");
+    full.close().await.unwrap();
+
+    let larger = open(small(directory.path(), 64 << 20)).await.unwrap();
+    assert_eq!(versions(&larger).await.len(), stored + 1);
+    store(&larger, "large", vec![1; 100_000]).await.expect("there is room now");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_named_and_nothing_else_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = open(Options::new(directory.path())).await.unwrap();
+    for n in 1..=5 {
+        store(&sound, &format!("id-{n}"), format!("payload number {n}")).await.unwrap();
+    }
+    sound.close().await.unwrap();
+
+    let file = directory.path().join("data.mdb");
+    let mut bytes = fs::read(&file).unwrap();
+    // Earlier copies of the page may lie in the file as well.
+    let places: Vec<_> = bytes.windows(16).enumerate().filter(|(_, bytes)| bytes == b"payload number 3").collect();
+    let places: Vec<_> = places.into_iter().map(|(place, _)| place).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|place| bytes[place] ^= 1);
+    fs::write(&file, bytes).unwrap();
+
+    let damaged = open(Options::new(directory.path())).await.unwrap();
+    let is_corrupt = |error: Error| matches!(error, Error::Corrupt { version: Some(at), .. } if at == Version::new(3));
+    let mut events = damaged.load(&ctx(), Version::ZERO);
+    for version in 1..=2 {
+        assert_eq!(events.next().await.unwrap().unwrap().version, Version::new(version));
+    }
+    assert!(is_corrupt(events.next().await.unwrap().unwrap_err()));
+    assert!(events.next().await.is_none());
+    assert!(is_corrupt(damaged.get(&ctx(), "id-3").await.unwrap_err()));
+    assert!(is_corrupt(damaged.load_by_aggregate(&ctx(), "aggregate", Version::new(2)).into_vec().await.unwrap_err()));
+    let after = damaged.load(&ctx(), Version::new(3)).into_vec().await.unwrap();
+    assert_eq!(after.len(), 2, "what comes after it can be loaded");
+    let newest = damaged.load(&ctx(), LoadOptions::all().backward().limit(2)).into_vec().await.unwrap();
+    assert_eq!(newest.len(), 2);
+    assert_eq!(store(&damaged, "id-6", "more").await.unwrap(), Version::new(6));
+    let retry = store(&damaged, "id-3", "payload number 3").await;
+    assert!(is_corrupt(retry.unwrap_err()), "whether it is the same event cannot be told");
+}
+
+/// Puts a value into a table behind the store's back.
+fn put(directory: &Path, table: &str, key: &[u8], value: Option<&[u8]>) {
+    let mut options = EnvOpenOptions::new();
+    // SAFETY: the store is closed, and the test opens the files alone.
+    let env = unsafe { options.max_dbs(4).map_size(1 << 30).open(directory) }.unwrap();
+    let txn = env.write_txn().unwrap();
+    let done = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
+        let table = opener.create_database::<Bytes, Bytes>(txn, Some(table))?;
+        match value {
+            Some(value) => table.put(txn, key, value)?,
+            None => assert!(table.delete(txn, key)?),
+        }
+        Ok(CommitOrAbort::<_, ()>::Commit(table))
+    });
+    done.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_format_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    open(Options::new(directory.path())).await.unwrap().close().await.unwrap();
+    put(directory.path(), "meta", b"format", Some(&2_u32.to_be_bytes()));
+    let error = open(Options::new(directory.path())).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what } if what.contains("format 2")), "{error}");
+}
+
+#[tokio::test]
+async fn a_gap_in_the_log_is_never_passed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = open(Options::new(directory.path())).await.unwrap();
+    for n in 1..=4 {
+        store(&sound, &format!("id-{n}"), "x").await.unwrap();
+    }
+    sound.close().await.unwrap();
+    put(directory.path(), "events", &2_u64.to_be_bytes(), None);
+    let damaged = open(Options::new(directory.path())).await.unwrap();
+    for options in [LoadOptions::all(), LoadOptions::all().aggregate("aggregate")] {
+        let mut events = damaged.load(&ctx(), options);
+        assert_eq!(events.next().await.unwrap().unwrap().version, Version::new(1));
+        let error = events.next().await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Corrupt { version: Some(at), .. } if at == Version::new(2)), "{error}");
+    }
+    let mut backward = damaged.load(&ctx(), LoadOptions::all().backward());
+    assert_eq!(backward.next().await.unwrap().unwrap().version, Version::new(4));
+    assert_eq!(backward.next().await.unwrap().unwrap().version, Version::new(3));
+    assert!(backward.next().await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn files_that_are_not_lmdbs_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    open(Options::new(directory.path())).await.unwrap().close().await.unwrap();
+    fs::write(directory.path().join("data.mdb"), vec![0x42; 8192]).unwrap();
+    let error = open(Options::new(directory.path())).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt { version: None, .. }), "{error}");
+    fs::write(directory.path().join("eventstore.json"), r#"{"engine":"sled"}"#).unwrap();
+    let error = open(Options::new(directory.path())).await.unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { what } if what.contains("sled:")), "{error}");
+}
+
+#[tokio::test]
+async fn the_same_files_open_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    for n in 1..=20 {
+        let opened = open(Options::new(directory.path())).await.unwrap();
+        assert_eq!(store(&opened, &n.to_string(), "x").await.unwrap(), Version::new(n));
+        let second = open(Options::new(directory.path())).await;
+        assert!(matches!(second, Err(Error::Locked { .. })));
+        if n % 2 == 0 {
+            opened.close().await.unwrap();
+        } // otherwise dropping it has to do
+    }
+}
