@@ -33,7 +33,7 @@ pub enum Error {
     DuplicateEvent {
         /// The id that is taken.
         id: String,
-        /// The version of the event that has it; `None` when both are in the refused batch.
+        /// The version of the event that has it; `None` when the batch itself holds two different ones.
         version: Option<Version>,
     },
 

@@ -88,17 +88,17 @@ impl From<Version> for LoadOptions {
 /// How much one page may hold. A page ends at whichever is reached first, and has at least one event if one matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSize {
-    /// At most this many events, at least 1.
+    /// At most this many events; 0 is taken as 1.
     pub events: usize,
     /// The page ends with the event that reaches this many bytes of stored records.
     pub bytes: usize,
 }
 
 impl PageSize {
-    /// 256 events or 256 KiB: a stream begins with it, so that the first event comes soon.
+    /// 128 events or 64 KiB: a stream begins with it, so that the first event comes soon.
     pub const FIRST: PageSize = PageSize { events: 128, bytes: 64 << 10 };
 
-    /// 2,048 events or 1 MiB: a stream grows its pages up to it.
+    /// 512 events or 256 KiB, which stays in the processor's cache: a stream grows its pages up to it.
     pub const LARGEST: PageSize = PageSize { events: 512, bytes: 256 << 10 };
 
     /// Twice as large, up to [`PageSize::LARGEST`].
@@ -121,7 +121,7 @@ impl Default for PageSize {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Page {
-    /// The events, in the direction of the load.
+    /// The events, in the direction of the load. Empty only if no further event matched.
     pub events: Vec<RecordedEvent>,
     /// What to load for the next page, or `None` if this was the last one.
     ///

@@ -33,8 +33,9 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 ///
 /// - **W1** A batch is all or nothing: for readers, for errors, for crashes.
 /// - **W2** An event whose id is stored with identical content (type, aggregate, data and metadata, byte for byte) is
-///   not written again: the append returns the place of the first, and checks no condition for it. So any append may be
-///   repeated. With other content it is `DuplicateEvent`. The same holds inside one batch.
+///   not written again: the append returns the place of the first. So any append may be repeated. With other content it is
+///   `DuplicateEvent`, found before any condition is checked. The same holds inside one batch. A condition is checked only
+///   if something is left to write, against the store as it is then.
 /// - **W3** A condition that does not hold is `VersionConflict`, which tells what was found, with nothing written. Of
 ///   any number of racing appends with the same condition on a revision or version, exactly one succeeds.
 /// - **W4** An append with `Sync` returns only after the engine's sync of its events; also when they had been appended
@@ -113,7 +114,7 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Corrupt`, `Engine`.
     async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page>;
 
-    /// The event with this id.
+    /// The event with this id. An id that no event can have, such as an empty one, is just not found.
     ///
     /// # Errors
     ///

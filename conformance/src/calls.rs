@@ -1,0 +1,36 @@
+//! Every method of the trait, for rules that are about all of them.
+
+use eventstore_api::{Context, Error, EventStore, EventStoreExt, LoadOptions, PageSize, Version};
+
+use crate::env::Store;
+use crate::events::event;
+
+/// Calls every method but `close`, and tells how each ended. `id` is for the event that is appended; `after` is what is
+/// waited for.
+pub(crate) async fn call_every_method(
+    store: &Store,
+    ctx: &Context,
+    id: &str,
+    after: Version,
+) -> Vec<(&'static str, Result<(), Error>)> {
+    let (all, page) = (LoadOptions::all(), PageSize::FIRST);
+    let mut following = store.subscribe(ctx, Version::ZERO);
+    let mut loading = store.load(ctx, Version::ZERO);
+    vec![
+        (
+            "store_batch",
+            store.store_batch(ctx, vec![event(id, "a"), event(format!("{id}-2"), "a")].into()).await.map(drop),
+        ),
+        ("load_page", store.load_page(ctx, &all, page).await.map(drop)),
+        ("load_page backward", store.load_page(ctx, &all.clone().backward(), page).await.map(drop)),
+        ("load_page of an aggregate", store.load_page(ctx, &all.aggregate("a"), page).await.map(drop)),
+        ("get", store.get(ctx, "first").await.map(drop)),
+        ("latest_version", store.latest_version(ctx).await.map(drop)),
+        ("aggregate_revision", store.aggregate_revision(ctx, "a").await.map(drop)),
+        ("wait_for_events", store.wait_for_events(ctx, after).await.map(drop)),
+        ("run_gc", store.run_gc(ctx).await.map(drop)),
+        ("stats", store.stats(ctx).await.map(drop)),
+        ("load", loading.next().await.map_or(Ok(()), |first| first.map(drop))),
+        ("subscribe", following.next().await.map_or(Ok(()), |first| first.map(drop))),
+    ]
+}

@@ -1,0 +1,101 @@
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::Profile;
+use crate::env::Env;
+use crate::failure::Checked;
+
+pub(crate) type Body = for<'env> fn(&'env Env) -> Pin<Box<dyn Future<Output = Checked> + 'env>>;
+
+/// One check of one rule, made by [`checks!`](crate::check).
+pub(crate) struct Check {
+    /// `area::rule_number_and_rule_in_words`.
+    pub(crate) name: String,
+    /// The rule in a sentence, for the failure.
+    pub(crate) rule: String,
+    pub(crate) needs: Needs,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) body: Body,
+}
+
+/// What a check needs of the store.
+#[derive(Clone, Copy)]
+pub(crate) enum Needs {
+    Nothing,
+    /// Events that survive closing.
+    Persistence,
+    /// The declared absence of that.
+    NoPersistence,
+    /// A lock on an open store.
+    Locking,
+    /// The declared absence of that.
+    NoLocking,
+    /// More than one process can do through the trait.
+    More(&'static str),
+}
+
+impl Needs {
+    /// Why the check does not run for a store with this profile.
+    pub(crate) fn missing(self, profile: &Profile) -> Option<&'static str> {
+        match self {
+            Needs::Persistence if !profile.survives_closing() => Some("needs a store that survives closing"),
+            Needs::NoPersistence if profile.survives_closing() => {
+                Some("only for a store that does not survive closing")
+            }
+            Needs::Locking if !profile.locks() => Some("needs a store that locks"),
+            Needs::NoLocking if profile.locks() => Some("only for a store that does not lock"),
+            Needs::More(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// The Tokio runtimes that a check runs on, one after the other, each with a fresh store.
+#[derive(Clone, Copy)]
+pub(crate) enum Runtimes {
+    MultiThread,
+    /// Also on one thread, where whatever blocks the thread blocks everything.
+    Both,
+}
+
+/// Defines the checks of one rules module and registers them, so that none can be forgotten.
+///
+/// The module gives the area and the function the name; the doc comment is the rule that a failure prints. Attributes:
+/// `#[needs(Persistence)]`, `#[on(Both)]` for a second run on a current-thread runtime, and `#[ignore = "…"]` for a
+/// rule that needs more than one process and the trait. The body ends in `Ok` by itself.
+macro_rules! checks {
+    ($(
+        $(#[doc = $rule:literal])+
+        $(#[needs($needs:ident)])?
+        $(#[on($runtimes:ident)])?
+        $(#[ignore = $reason:literal])?
+        async fn $name:ident($env:ident: &Env) $body:block
+    )+) => {
+        $(
+            $(#[doc = $rule])+
+            async fn $name($env: &$crate::env::Env) -> $crate::failure::Checked {
+                $body
+                Ok(())
+            }
+        )+
+
+        pub(super) fn checks() -> Vec<$crate::check::Check> {
+            let area = module_path!().rsplit("::").next().unwrap_or_default();
+            vec![$(
+                $crate::check::Check {
+                    name: format!("{area}::{}", stringify!($name)),
+                    rule: concat!($($rule),+).trim().to_owned(),
+                    needs: checks!(@needs $($needs)? $($reason)?),
+                    runtimes: checks!(@runtimes $($runtimes)?),
+                    body: |env| Box::pin($name(env)),
+                }
+            ),+]
+        }
+    };
+    (@needs) => { $crate::check::Needs::Nothing };
+    (@needs $needs:ident) => { $crate::check::Needs::$needs };
+    (@needs $reason:literal) => { $crate::check::Needs::More($reason) };
+    (@runtimes) => { $crate::check::Runtimes::MultiThread };
+    (@runtimes $runtimes:ident) => { $crate::check::Runtimes::$runtimes };
+}
+pub(crate) use checks;

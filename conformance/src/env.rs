@@ -1,0 +1,67 @@
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use eventstore_api::{Error, EventStore};
+use tempfile::TempDir;
+
+use crate::Profile;
+use crate::failure::{Checked, Failure};
+use crate::random::Random;
+
+/// A handle to the store under test.
+pub(crate) type Store = Arc<dyn EventStore>;
+pub(crate) type Opening = Pin<Box<dyn Future<Output = Result<Store, Error>> + Send>>;
+pub(crate) type Factory = Arc<dyn Fn(PathBuf) -> Opening + Send + Sync>;
+
+/// What a check works with: an empty directory of its own, and the way to open a store in it.
+pub(crate) struct Env {
+    pub(crate) profile: Profile,
+    pub(crate) seed: u64,
+    factory: Factory,
+    root: PathBuf,
+    directory: TempDir,
+}
+
+impl Env {
+    /// One with a directory below `root`, whose owner removes it also when the check hangs.
+    pub(crate) fn new(profile: Profile, factory: Factory, seed: u64, root: PathBuf) -> Checked<Self> {
+        let directory = TempDir::new_in(&root)?;
+        Ok(Env { profile, seed, factory, root, directory })
+    }
+
+    /// The same with another empty directory.
+    pub(crate) fn fresh(&self) -> Checked<Env> {
+        Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())
+    }
+
+    /// Opens the store in the directory of this check.
+    #[track_caller]
+    pub(crate) fn open(&self) -> impl Future<Output = Checked<Store>> + use<> {
+        let opening = self.opening();
+        let at = std::panic::Location::caller();
+        async move {
+            opening.await.map_err(|error| {
+                let what = format_args!("opening the store at {}:{} had to succeed", at.file(), at.line()).to_string();
+                Failure::difference(format_args!("{what}"), "Ok", &format!("Err({error:?})"))
+            })
+        }
+    }
+
+    /// The same, when it may fail.
+    pub(crate) fn opening(&self) -> Opening {
+        (self.factory)(self.directory.path().to_path_buf())
+    }
+
+    /// Closes and opens again.
+    pub(crate) async fn reopen(&self, store: Store) -> Checked<Store> {
+        store.close().await?;
+        drop(store);
+        self.open().await
+    }
+
+    pub(crate) fn random(&self) -> Random {
+        Random::new(self.seed)
+    }
+}

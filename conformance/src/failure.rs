@@ -1,0 +1,124 @@
+use std::fmt::{self, Write as _};
+use std::panic::Location;
+
+/// What a check comes to.
+pub(crate) type Checked<T = ()> = Result<T, Failure>;
+
+/// Why a check failed: the rule, what was expected, what came, and how to see it again.
+#[derive(Clone)]
+pub struct Failure {
+    what: String,
+    at: Option<&'static Location<'static>>,
+    notes: Vec<(&'static str, String)>,
+}
+
+impl Failure {
+    #[track_caller]
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Failure { what: what.into(), at: Some(Location::caller()), notes: Vec::new() }
+    }
+
+    /// One whose place in the suite says nothing.
+    pub(crate) fn elsewhere(what: impl Into<String>) -> Self {
+        Failure { what: what.into(), at: None, notes: Vec::new() }
+    }
+
+    #[track_caller]
+    pub(crate) fn difference(what: fmt::Arguments<'_>, expected: &str, got: &str) -> Self {
+        Failure::new(format!("{what}\n  expected  {}\n  got       {}", shortened(expected), shortened(got)))
+    }
+
+    /// Adds a line such as the rule or the seed below the message.
+    pub(crate) fn note(mut self, label: &'static str, text: impl Into<String>) -> Self {
+        self.notes.push((label, text.into()));
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        for (label, text) in &self.notes {
+            write!(f, "\n  {label:<9} {text}")?;
+        }
+        match self.at {
+            Some(at) => write!(f, "\n  checked   at {}:{}", at.file(), at.line()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The same text as `Display`: it is read by people.
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A call that had to succeed: `?` is enough, the place is kept.
+impl From<eventstore_api::Error> for Failure {
+    #[track_caller]
+    fn from(error: eventstore_api::Error) -> Self {
+        Failure::difference(format_args!("a call that had to succeed failed"), "Ok", &format!("Err({error:?})"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    #[track_caller]
+    fn from(error: std::io::Error) -> Self {
+        Failure::new(format!("the suite itself failed: {error}"))
+    }
+}
+
+/// Events can be large; the first part of them is enough to see what is wrong.
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 1500;
+    let mut short: String = text.chars().take(LONGEST).collect();
+    let rest = text.chars().count().saturating_sub(LONGEST);
+    if rest > 0 {
+        let _ = write!(short, " … and {rest} characters more");
+    }
+    short
+}
+
+/// Fails the check unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($what:tt)+) => {
+        if !$condition {
+            return Err($crate::failure::Failure::new(format!($($what)+)));
+        }
+    };
+}
+
+/// Fails the check unless both are equal. What came is first, what was expected second.
+macro_rules! expect_eq {
+    ($got:expr, $expected:expr, $($what:tt)+) => {
+        match (&$got, &$expected) {
+            (got, expected) => {
+                if *got != *expected {
+                    return Err($crate::failure::Failure::difference(
+                        format_args!($($what)+),
+                        &format!("{expected:?}"),
+                        &format!("{got:?}"),
+                    ));
+                }
+            }
+        }
+    };
+}
+
+/// Fails the check unless the result is an error of this form.
+macro_rules! expect_err {
+    ($result:expr, $error:pat $(if $guard:expr)?, $($what:tt)+) => {
+        match $result {
+            Err($error) $(if $guard)? => {}
+            other => {
+                return Err($crate::failure::Failure::difference(
+                    format_args!($($what)+),
+                    concat!("Err(", stringify!($error), ")" $(, " where ", stringify!($guard))?),
+                    &format!("{other:?}"),
+                ));
+            }
+        }
+    };
+}

@@ -1,0 +1,141 @@
+//! Reading a store back, and what has to be true of everything that is read.
+
+use std::collections::{BTreeMap, HashSet};
+
+use eventstore_api::limits::MAX_BATCH_BYTES;
+use eventstore_api::{Direction, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent};
+
+use crate::env::Store;
+use crate::events::background;
+use crate::failure::{Checked, Failure};
+
+/// Pages of this many events, whatever their size within reason.
+pub(crate) fn pages_of(events: usize) -> PageSize {
+    PageSize { events, bytes: MAX_BATCH_BYTES }
+}
+
+/// Loads through the stream.
+pub(crate) async fn load(store: &Store, options: impl Into<LoadOptions>) -> Checked<Vec<RecordedEvent>> {
+    let options = options.into();
+    let mut stream = store.load(&background(), options.clone());
+    let mut events = Vec::new();
+    while let Some(page) = stream.next_page().await {
+        add_page(&mut events, page?, options.direction)?;
+    }
+    Ok(events)
+}
+
+/// Loads page by page, following [`Page::next`](eventstore_api::Page::next).
+pub(crate) async fn load_pages(store: &Store, options: LoadOptions, size: PageSize) -> Checked<Vec<RecordedEvent>> {
+    let mut events = Vec::new();
+    let direction = options.direction;
+    let mut next = Some(options);
+    while let Some(options) = next {
+        let page = store.load_page(&background(), &options, size).await?;
+        let count = page.events.len();
+        ensure!(count <= size.events.max(1), "a page of at most {} events has {count} (O9)", size.events);
+        ensure!(count > 0 || page.next.is_none(), "a page without events is not the last (O9): {options:?}");
+        if let Some(event) = page.events.iter().find(|event| event.version > page.head) {
+            return Err(Failure::new(format!("a page read at head {} has version {}", page.head, event.version)));
+        }
+        add_page(&mut events, page.events, direction)?;
+        next = page.next;
+    }
+    Ok(events)
+}
+
+/// Adds what comes next, which must go on in the same direction: a load that repeats events might never end.
+pub(crate) fn add_page(events: &mut Vec<RecordedEvent>, page: Vec<RecordedEvent>, direction: Direction) -> Checked {
+    for event in page {
+        if let Some(last) = events.last().map(|event| event.version) {
+            let goes_on = match direction {
+                Direction::Forward => event.version > last,
+                Direction::Backward => event.version < last,
+            };
+            ensure!(goes_on, "a load gives version {} after version {last} (O4, O9)", event.version);
+        }
+        events.push(event);
+    }
+    Ok(())
+}
+
+/// What a load with these options gives of a store with exactly these events.
+pub(crate) fn select(all: &[RecordedEvent], options: &LoadOptions) -> Vec<RecordedEvent> {
+    let matches = |event: &&RecordedEvent| {
+        event.version > options.since
+            && options.before.is_none_or(|before| event.version < before)
+            && options.aggregate_id.as_deref().is_none_or(|id| id == event.event.aggregate_id())
+    };
+    let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let matching = all.iter().filter(matches);
+    match options.direction {
+        Direction::Forward => matching.take(limit).cloned().collect(),
+        Direction::Backward => matching.rev().take(limit).cloned().collect(),
+    }
+}
+
+/// Fails with the first event that differs, rather than with all of them.
+#[track_caller]
+pub(crate) fn same_events(got: &[RecordedEvent], expected: &[RecordedEvent], what: &str) -> Checked {
+    let differs = got.iter().zip(expected).position(|(got, expected)| got != expected);
+    let Some(at) = differs.or_else(|| (got.len() != expected.len()).then(|| got.len().min(expected.len()))) else {
+        return Ok(());
+    };
+    let describe = |events: &[RecordedEvent]| match events.get(at) {
+        Some(event) => format!("{} events, at index {at} {event:?}", events.len()),
+        None => format!("{} events", events.len()),
+    };
+    Err(Failure::difference(format_args!("{what}"), &describe(expected), &describe(got)))
+}
+
+/// Fails unless these events are 1, 2, 3, … without a gap, with revisions that count each aggregate, and ids that occur
+/// once: rules O1, O3 and W2 for a prefix of a store.
+#[track_caller]
+pub(crate) fn is_prefix(events: &[RecordedEvent]) -> Checked {
+    let mut revisions: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut ids = HashSet::new();
+    for (event, version) in events.iter().zip(1_u64..) {
+        expect_eq!(
+            event.version.get(),
+            version,
+            "versions are 1, 2, 3, … without a gap (O1): id {:?}",
+            event.event.id()
+        );
+        let revision = revisions.entry(event.event.aggregate_id()).or_default();
+        *revision += 1;
+        let aggregate_id = event.event.aggregate_id();
+        expect_eq!(event.revision, *revision, "the revision in {aggregate_id:?} of version {version} (O3)");
+        ensure!(ids.insert(event.event.id()), "the id {:?} is stored twice (W2)", event.event.id());
+    }
+    Ok(())
+}
+
+/// Reads a store at rest in every way there is and fails unless all agree; returns its events.
+pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
+    let all = load(store, LoadOptions::all()).await?;
+    is_prefix(&all)?;
+    let latest = store.latest_version(&background()).await?;
+    expect_eq!(latest.get(), all.len() as u64, "the latest version is the number of events (O7)");
+    let backward = load(store, LoadOptions::all().backward()).await?;
+    same_events(&backward, &select(&all, &LoadOptions::all().backward()), "backward is forward reversed (O9)")?;
+
+    let aggregates: HashSet<_> = all.iter().map(|event| event.event.aggregate_id()).collect();
+    for aggregate_id in aggregates {
+        let loaded = load(store, LoadOptions::all().aggregate(aggregate_id)).await?;
+        let expected = select(&all, &LoadOptions::all().aggregate(aggregate_id));
+        same_events(&loaded, &expected, &format!("the events of {aggregate_id:?} are those of the log (O8)"))?;
+        let revision = store.aggregate_revision(&background(), aggregate_id).await?;
+        expect_eq!(revision, expected.len() as u64, "the revision of {aggregate_id:?} counts its events (O3)");
+    }
+    // Of a long history, some.
+    for event in all.iter().step_by(all.len().div_ceil(500).max(1)) {
+        let got = store.get(&background(), event.event.id()).await?;
+        expect_eq!(got, *event, "`get` gives the event of the log");
+    }
+    Ok(all)
+}
+
+/// The ids, for comparing what matters of a history.
+pub(crate) fn ids(events: &[RecordedEvent]) -> Vec<&str> {
+    events.iter().map(|event| event.event.id()).collect()
+}

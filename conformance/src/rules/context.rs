@@ -1,0 +1,410 @@
+//! C: deadlines, cancellations and dropped futures, and what each leaves behind.
+//!
+//! When exactly a context ends cannot be steered from outside, so most checks let many of them end at many points and
+//! hold each append to what it said. Whatever the speed of the store, that is sound: no check wants a certain outcome.
+
+use std::time::{Duration, Instant};
+
+use eventstore_api::{
+    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, LoadOptions, PageSize,
+    StoreOutcome, Stored, Version,
+};
+
+use crate::calls::call_every_method;
+use crate::check::checks;
+use crate::env::{Env, Store};
+use crate::events::{append, append_history, append_one, background, event, events};
+use crate::failure::{Checked, Failure};
+use crate::reading::{audit, ids, load, pages_of};
+use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
+
+checks! {
+    /// C1: A context that was cancelled before the call is `Cancelled` for every method, and nothing is written.
+    async fn c1_a_cancelled_context_is_refused_by_every_method(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let token = CancellationToken::new();
+        token.cancel();
+        let cancelled = Context::background().with_cancellation(token);
+        // Cancellation comes before a deadline that has passed as well.
+        for ctx in [cancelled.clone(), cancelled.with_timeout(Duration::ZERO)] {
+            for after in [Version::ZERO, Version::new(1)] {
+                for (method, outcome) in call_every_method(&store, &ctx, "refused", after).await {
+                    expect_err!(outcome, Error::Cancelled, "`{method}` with a cancelled context");
+                }
+            }
+        }
+        append_one(&store, event("last", "a")).await?;
+        expect_eq!(ids(&audit(&store).await?), ["first", "last"], "the events after cancelled appends");
+    }
+
+    /// C1: A context whose deadline has passed before the call is `DeadlineExceeded` for every method, and nothing is
+    /// written.
+    async fn c1_an_expired_context_is_refused_by_every_method(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let ctx = Context::background().with_timeout(Duration::ZERO);
+        for after in [Version::ZERO, Version::new(1)] {
+            for (method, outcome) in call_every_method(&store, &ctx, "refused", after).await {
+                expect_err!(outcome, Error::DeadlineExceeded, "`{method}` with a deadline that has passed");
+            }
+        }
+        append_one(&store, event("last", "a")).await?;
+        expect_eq!(ids(&audit(&store).await?), ["first", "last"], "the events after expired appends");
+    }
+
+    /// C2: An append that is cancelled while it waits is `Cancelled`, and certainly nothing of it is written.
+    #[on(Both)]
+    async fn c2_an_append_cancelled_while_it_waits_is_not_written(env: &Env) {
+        let store = env.open().await?;
+        let busy = keep_busy(&store);
+        let attempts = attempts(&store, 300, |number, store, batch| async move {
+            let token = CancellationToken::new();
+            let ctx = Context::background().with_cancellation(token.clone());
+            let outcome = interrupted(number % 4, store.store_batch(&ctx, batch), || token.cancel()).await;
+            if matches!(outcome, Err(Error::DeadlineExceeded)) {
+                return Err(Failure::new("an append without a deadline is `DeadlineExceeded`"));
+            }
+            Ok(Some(outcome))
+        })
+        .await?;
+        busy.finish().await?;
+        each_did_what_it_said(env, store, attempts).await?;
+    }
+
+    /// C2: An append whose deadline passes while it waits is `DeadlineExceeded`, and certainly nothing of it is
+    /// written.
+    #[on(Both)]
+    async fn c2_an_append_whose_deadline_passes_while_it_waits_is_not_written(env: &Env) {
+        let store = env.open().await?;
+        let busy = keep_busy(&store);
+        let mut random = env.random();
+        let limits: Vec<_> = (0..300).map(|_| Duration::from_micros(random.below(3000))).collect();
+        let attempts = attempts(&store, 300, move |number, store, batch| {
+            let ctx = Context::background().with_timeout(limits[number]);
+            async move {
+                let outcome = store.store_batch(&ctx, batch).await;
+                let early = ctx.deadline().is_some_and(|deadline| Instant::now() < deadline);
+                if matches!(outcome, Err(Error::Cancelled)) || (early && outcome.is_err()) {
+                    let what = format_args!("an append with a deadline failed before it, or for another reason");
+                    return Err(Failure::difference(what, "DeadlineExceeded, once it is", &format!("{outcome:?}")));
+                }
+                Ok(Some(outcome))
+            }
+        })
+        .await?;
+        busy.finish().await?;
+        each_did_what_it_said(env, store, attempts).await?;
+    }
+
+    /// C3: When a context ends after the append was staged the outcome is unknown, and repeating the append resolves
+    /// it.
+    #[on(Both)]
+    async fn c3_an_unknown_outcome_is_resolved_by_repeating_the_append(env: &Env) {
+        let store = env.open().await?;
+        // One append at a time goes from waiting to staged to written at once: end the context all along that way.
+        let mut all = Vec::new();
+        for number in 0..300 {
+            let batch = events(&format!("attempt-{number}"), &format!("attempt-{number}"), 3);
+            let token = CancellationToken::new();
+            let ctx = Context::background().with_cancellation(token.clone());
+            let appending = store.store_batch(&ctx, batch.clone().into());
+            let outcome = interrupted(number % 40, appending, || token.cancel()).await;
+            all.push(Attempt { batch, outcome: Some(outcome) });
+        }
+        each_did_what_it_said(env, store, all).await?;
+    }
+
+    /// C4: Of an append whose future is dropped all is written or nothing, and repeating it resolves which.
+    #[on(Both)]
+    async fn c4_a_dropped_append_is_written_whole_or_not_at_all(env: &Env) {
+        let store = env.open().await?;
+        // Alone, an append comes further with each poll; among others it is most often still waiting when dropped.
+        let mut all = Vec::new();
+        for number in 0..200 {
+            let batch = events(&format!("attempt-alone-{number}"), &format!("attempt-alone-{number}"), 3);
+            let outcome = polled(number % 20, store.store_batch(&background(), batch.clone().into())).await;
+            all.push(Attempt { batch, outcome });
+        }
+        let busy = keep_busy(&store);
+        let among_others = attempts(&store, 200, |number, store, batch| async move {
+            Ok(polled(number % 8, store.store_batch(&background(), batch)).await)
+        });
+        all.extend(among_others.await?);
+        busy.finish().await?;
+        each_did_what_it_said(env, store, all).await?;
+    }
+
+    /// C4: A future that was never polled has written nothing.
+    async fn c4_an_append_that_was_never_polled_writes_nothing(env: &Env) {
+        let store = env.open().await?;
+        // The store itself: the implementation for `Arc` does nothing before it is polled, whatever the store does.
+        let direct: &dyn EventStore = store.as_ref();
+        for number in 0..100 {
+            drop(direct.store_batch(&background(), event(format!("dropped-{number}"), "a").into()));
+        }
+        append_one(&store, event("only", "a")).await?;
+        expect_eq!(ids(&audit(&store).await?), ["only"], "the events after appends that were never polled");
+    }
+
+    /// C4: Dropped appends give their places in the queue back, in number and in bytes.
+    #[on(Both)]
+    async fn c4_dropped_appends_give_their_places_back(env: &Env) {
+        let store = env.open().await?;
+        // More than a queue holds: were places kept, the last appends would wait for ever.
+        for number in 0..10_000 {
+            let batch = Batch::from(event(format!("small-{number}"), "small")).durability(Durability::Buffered);
+            polled(1 + number % 2, store.store_batch(&background(), batch)).await;
+        }
+        let data = eventstore_api::Bytes::from(vec![7; 512 << 10]);
+        for number in 0..300 {
+            let large = Event::builder("Large", "large").id(format!("large-{number}")).data(data.clone()).build()?;
+            let batch = Batch::from(large).durability(Durability::Buffered);
+            polled(1 + number % 2, store.store_batch(&background(), batch)).await;
+        }
+        let appends: Vec<_> =
+            (0..64).map(|number| append_one(&store, event(format!("last-{number}"), "last"))).collect();
+        all_at_once(appends).await?;
+        let revision = store.aggregate_revision(&background(), "last").await?;
+        expect_eq!(revision, 64, "the revision after the appends behind the dropped ones");
+    }
+
+    /// C4: Dropped appends do not stop those that wait beside them.
+    #[on(Both)]
+    async fn c4_a_dropped_append_stops_no_other(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..40 {
+            let appends = (0..6).map(|number| {
+                let store = store.clone();
+                async move {
+                    if number % 2 == 0 {
+                        let dropped = events(&format!("dropped-{round}-{number}"), "dropped", 2);
+                        polled((round + number) % 8, store.store_batch(&background(), dropped.into())).await;
+                        return Ok(());
+                    }
+                    append(&store, events(&format!("kept-{round}-{number}"), "kept", 2)).await.map(drop)
+                }
+            });
+            all_at_once(appends).await?;
+        }
+        let kept = load(&store, LoadOptions::all().aggregate("kept")).await?;
+        expect_eq!(kept.len(), 40 * 3 * 2, "the number of events whose appends were not dropped");
+        audit(&store).await?;
+    }
+
+    /// C5: A load whose context is cancelled fails before its next page.
+    async fn c5_a_cancelled_load_ends_within_a_page(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("event", "a", 9_000)).await?;
+        let every = LoadOptions::all();
+        for options in [every.clone(), every.clone().backward(), every.aggregate("a")] {
+            let token = CancellationToken::new();
+            let mut stream = store.load(&Context::background().with_cancellation(token.clone()), options.clone());
+            let first = stream.next().await;
+            ensure!(matches!(first, Some(Ok(_))), "the first event of a load with {options:?}: {first:?}");
+            token.cancel();
+            let mut more = 0;
+            let end = loop {
+                match stream.next().await {
+                    Some(Ok(_)) => more += 1,
+                    end => break end,
+                }
+            };
+            let error = end.map_or(Ok(()), |last| last.map(drop));
+            expect_err!(error, Error::Cancelled, "the end of a cancelled load with {options:?}, {more} events later");
+            ensure!(more < PageSize::LARGEST.events, "{more} events came after the load was cancelled");
+            let after = stream.next().await;
+            ensure!(after.is_none(), "a load goes on after its error: {after:?}");
+        }
+    }
+
+    /// C5: A read whose context ends while it runs gives what it read or says why not, and nothing else.
+    #[on(Both)]
+    async fn c5_a_read_that_runs_out_of_time_gives_all_or_an_error(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 300).await?;
+        let mut random = env.random();
+        let reads = (0..200).map(|number| {
+            let (store, limit) = (store.clone(), Duration::from_micros(random.below(1000)));
+            async move {
+                let token = CancellationToken::new();
+                let ctx = Context::background().with_timeout(limit).with_cancellation(token.clone());
+                let every = LoadOptions::all();
+                let read = store.load_page(&ctx, &every, pages_of(300));
+                match interrupted(number % 3, read, || token.cancel()).await {
+                    Ok(page) => expect_eq!(page.events.len(), 300, "the events of a page that was read"),
+                    ended => expect_err!(
+                        ended,
+                        Error::Cancelled | Error::DeadlineExceeded,
+                        "a read whose context ends while it runs"
+                    ),
+                }
+                Ok(())
+            }
+        });
+        all_at_once(reads.collect::<Vec<_>>()).await?;
+        audit(&store).await?;
+    }
+
+    /// C5: Waiting for events ends when its context ends, and says why.
+    #[on(Both)]
+    async fn c5_waiting_ends_with_its_context(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let waits = (0..40).map(|number| {
+            let store = store.clone();
+            async move {
+                let token = CancellationToken::new();
+                let ctx = Context::background().with_cancellation(token.clone());
+                let cancelled = interrupted(number % 4, store.wait_for_events(&ctx, 1.into()), || token.cancel()).await;
+                expect_err!(cancelled, Error::Cancelled, "a wait that is cancelled");
+                let ctx = Context::background().with_timeout(Duration::from_millis(5));
+                let expired = store.wait_for_events(&ctx, 1.into()).await;
+                expect_err!(expired, Error::DeadlineExceeded, "a wait whose deadline passes");
+                Ok(())
+            }
+        });
+        all_at_once(waits.collect::<Vec<_>>()).await?;
+        append_one(&store, event("second", "a")).await?;
+    }
+
+    /// C5: Reads that are dropped leave nothing behind: the store goes on, and closes.
+    #[on(Both)]
+    async fn c5_dropped_reads_leave_nothing_behind(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("event", "a", 2000)).await?;
+        for number in 0..300 {
+            let mut loading = store.load(&background(), Version::ZERO);
+            let mut following = store.subscribe(&background(), Version::new(1990));
+            ensure!(matches!(loading.next().await, Some(Ok(_))), "a load has a first event");
+            ensure!(matches!(following.next().await, Some(Ok(_))), "a subscription has a first event");
+            // In the middle of a page, of waiting, and of a page that was not there yet.
+            polled(number % 3, store.wait_for_events(&background(), u64::MAX.into())).await;
+            polled(number % 3, store.load_page(&background(), &LoadOptions::all(), PageSize::LARGEST)).await;
+            polled(number % 3, store.get(&background(), "event-7")).await;
+            polled(1 + number % 3, following.into_vec()).await;
+        }
+        append_one(&store, event("last", "a")).await?;
+        let reached = store.wait_for_events(&background(), Version::new(2000)).await?;
+        expect_eq!(reached, Version::new(2001), "the version waited for after many dropped waits");
+        expect_eq!(audit(&store).await?.len(), 2001, "the number of events after many dropped reads");
+        let store = env.reopen(store).await?;
+        append_one(&store, event("again", "a")).await?;
+    }
+
+    /// C6: No minimum of time left is demanded: nothing is `DeadlineExceeded` before its deadline.
+    async fn c6_a_short_deadline_is_no_reason_to_refuse(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        for (number, limit) in [900, 500, 100, 50, 20, 10, 5, 2, 1].into_iter().enumerate() {
+            let ctx = Context::background().with_timeout(Duration::from_millis(limit));
+            // Method by method would begin with less and less time left; what counts is when the error comes.
+            for (method, outcome) in call_every_method(&store, &ctx, &format!("short-{number}"), Version::ZERO).await {
+                let passed = ctx.deadline().is_some_and(|deadline| deadline <= Instant::now());
+                if outcome.is_err() && !passed {
+                    expect_eq!(format!("{outcome:?}"), "Ok(())", "`{method}` with {limit} ms, which are not over yet");
+                }
+            }
+        }
+        audit(&store).await?;
+    }
+}
+
+/// An append and how it ended; `None` if its future was dropped.
+struct Attempt {
+    batch: Vec<Event>,
+    outcome: Option<Result<Vec<Stored>, Error>>,
+}
+
+/// Makes many appends at the same time, each of an aggregate of its own, and each ended in its own way.
+async fn attempts<F, Fut>(store: &Store, count: usize, append: F) -> Checked<Vec<Attempt>>
+where
+    F: Fn(usize, Store, Batch) -> Fut,
+    Fut: Future<Output = Checked<Option<Result<Vec<Stored>, Error>>>> + Send + 'static,
+{
+    let attempts = (0..count).map(|number| {
+        let batch = events(&format!("attempt-{number}"), &format!("attempt-{number}"), 3);
+        let appending = append(number, store.clone(), batch.clone().into());
+        async move { Ok(Attempt { batch, outcome: appending.await? }) }
+    });
+    at_once(attempts.collect::<Vec<_>>()).await?.into_iter().collect()
+}
+
+/// Gives the writer work, so that other appends have to wait.
+fn keep_busy(store: &Store) -> Background<()> {
+    Background::start((0..4).map(|writer| {
+        let store = store.clone();
+        async move {
+            for number in 0..4 {
+                append(&store, events(&format!("busy-{writer}-{number}"), "busy", 250)).await?;
+            }
+            Ok(())
+        }
+    }))
+}
+
+/// Holds every append to how it ended: written, certainly not written, or all or nothing.
+async fn each_did_what_it_said(env: &Env, store: Store, attempts: Vec<Attempt>) -> Checked {
+    for attempt in &attempts {
+        holds(&store, attempt).await?;
+    }
+    // Whatever was still on its way comes before this one, or never.
+    append_one(&store, event("barrier", "barrier")).await?;
+    for attempt in &attempts {
+        holds(&store, attempt).await?;
+    }
+    let store = if env.profile.survives_closing() { env.reopen(store).await? } else { store };
+    for attempt in &attempts {
+        let before = holds(&store, attempt).await?;
+        let again = append(&store, attempt.batch.clone()).await?;
+        let outcome = if before.is_empty() { StoreOutcome::Written } else { StoreOutcome::AlreadyStored };
+        for (place, stored) in again.iter().enumerate() {
+            let what = format!("the event {place} of an append repeated after {:?}", attempt.outcome);
+            expect_eq!(stored.revision, place as u64 + 1, "the revision of {what}");
+            expect_eq!(stored.outcome, outcome, "the outcome of {what}");
+            if let Some(version) = before.get(place) {
+                expect_eq!(stored.version, *version, "the version of {what}");
+            }
+        }
+    }
+    let all = audit(&store).await?;
+    let attempted = all.iter().filter(|event| event.event.aggregate_id().starts_with("attempt-")).count();
+    expect_eq!(attempted, attempts.len() * 3, "the number of events once every append was repeated");
+    Ok(())
+}
+
+/// The versions of the append's events in the store, after a look at whether they may be there.
+async fn holds(store: &Store, attempt: &Attempt) -> Checked<Vec<Version>> {
+    let (aggregate, outcome) = (attempt.batch[0].aggregate_id(), &attempt.outcome);
+    let there = load(store, LoadOptions::all().aggregate(aggregate)).await?;
+    let versions: Vec<_> = there.iter().map(|event| event.version).collect();
+    let all = attempt.batch.len();
+    match outcome {
+        Some(Ok(stored)) => {
+            let places: Vec<_> = stored.iter().map(|stored| stored.version).collect();
+            expect_eq!(versions, places, "the versions of an append that succeeded");
+        }
+        Some(Err(Error::Cancelled | Error::DeadlineExceeded)) => {
+            expect_eq!(ids(&there), [""; 0], "the events of an append that ended with {outcome:?}");
+            for event in &attempt.batch {
+                let got = store.get(&background(), event.id()).await;
+                expect_err!(got, Error::EventNotFound { .. }, "getting an event whose append ended with {outcome:?}");
+            }
+        }
+        Some(Err(Error::OutcomeUnknown { .. })) | None => {
+            ensure!(
+                there.is_empty() || there.len() == all,
+                "{} of {all} events are there of an append that ended with {outcome:?} (W1)",
+                there.len()
+            );
+        }
+        Some(Err(other)) => {
+            return Err(Failure::difference(
+                format_args!("an append whose context ended"),
+                "Ok, Cancelled, DeadlineExceeded or OutcomeUnknown",
+                &format!("{other:?}"),
+            ));
+        }
+    }
+    Ok(versions)
+}

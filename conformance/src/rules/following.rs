@@ -1,0 +1,213 @@
+//! S: following the store.
+
+use eventstore_api::{
+    CancellationToken, Context, Direction, Error, EventStore, EventStoreExt, EventStream, LoadOptions, RecordedEvent,
+    Version,
+};
+
+use crate::check::checks;
+use crate::env::Store;
+use crate::events::{append, append_history, append_one, background, event, events};
+use crate::failure::{Checked, Failure};
+use crate::reading::{add_page, audit, ids, same_events, select};
+use crate::tasks::{Background, all_at_once, polled};
+
+checks! {
+    /// S1: A subscription gives every event after its version once, in order: what is there, then what comes, without a
+    /// seam.
+    #[on(Both)]
+    async fn s1_a_subscription_goes_from_what_is_there_to_what_comes_without_a_seam(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 30).await?;
+        let writers = write(&store, 4, 40);
+        let options = [
+            LoadOptions::all(),
+            LoadOptions::all(),
+            LoadOptions::since(15.into()),
+            LoadOptions::since(30.into()),
+            // Beyond the end: what comes until then is not asked for.
+            LoadOptions::since(130.into()),
+            LoadOptions::all().aggregate("a"),
+            LoadOptions::since(20.into()).aggregate("a"),
+            LoadOptions::since(100.into()).aggregate("a"),
+        ];
+        let subscribers =
+            Background::start(options.clone().map(|options| until(store.subscribe(&background(), options), "last")));
+        // Others begin later, in the middle of the writing.
+        store.wait_for_events(&background(), 100.into()).await?;
+        let later =
+            Background::start(options.clone().map(|options| until(store.subscribe(&background(), options), "last")));
+        writers.finish().await?;
+        append_one(&store, event("last", "a")).await?;
+        let all = audit(&store).await?;
+        expect_eq!(all.len(), 30 + 4 * 40 * 2 + 1, "the number of events");
+        for seen in [subscribers.finish().await?, later.finish().await?] {
+            for (seen, options) in seen.iter().zip(&options) {
+                same_events(seen, &select(&all, options), &format!("what a subscription with {options:?} gave"))?;
+            }
+        }
+    }
+
+    /// S1: A subscription gives each new event as it comes.
+    #[on(Both)]
+    async fn s1_a_subscription_gives_each_event_as_it_comes(env: &Env) {
+        let store = env.open().await?;
+        let mut all = store.subscribe(&background(), Version::ZERO);
+        let mut one = store.subscribe(&background(), LoadOptions::all().aggregate("b"));
+        for number in 0..100 {
+            // The subscription waits when the event comes, has not begun to wait, or is on its way to waiting.
+            polled(number % 4, all.next()).await;
+            polled(number % 3, one.next()).await;
+            let id = format!("event-{number}");
+            append_one(&store, event(&id, if number % 2 == 0 { "a" } else { "b" })).await?;
+            expect_eq!(next(&mut all).await?.event.id(), id, "the next event of a subscription to everything");
+            if number % 2 == 1 {
+                expect_eq!(next(&mut one).await?.event.id(), id, "the next event of a subscription to an aggregate");
+            }
+        }
+    }
+
+    /// S1: A subscription with a limit ends after that many events.
+    async fn s1_a_subscription_with_a_limit_ends_after_it(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("early", "a", 3)).await?;
+        let ctx = background();
+        let none = store.subscribe(&ctx, LoadOptions::all().limit(0)).into_vec().await?;
+        expect_eq!(none, [], "a subscription to no event");
+        let early = store.subscribe(&ctx, LoadOptions::all().limit(2)).into_vec().await?;
+        expect_eq!(ids(&early), ["early-1", "early-2"], "a subscription to as many events as there are");
+        let across = Background::start(
+            [store.subscribe(&ctx, LoadOptions::since(1.into()).limit(4))]
+                .map(|stream| async { Ok(stream.into_vec().await?) }),
+        );
+        append(&store, events("later", "a", 3)).await?;
+        let across = across.finish().await?;
+        expect_eq!(
+            ids(&across[0]),
+            ["early-2", "early-3", "later-1", "later-2"],
+            "a subscription to some that are there and some that come"
+        );
+    }
+
+    /// S1: A subscription that is cancelled ends with `Cancelled`.
+    #[on(Both)]
+    async fn s1_a_cancelled_subscription_ends_with_its_error(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        let token = CancellationToken::new();
+        let mut stream = store.subscribe(&Context::background().with_cancellation(token.clone()), Version::ZERO);
+        for _ in 0..3 {
+            next(&mut stream).await?;
+        }
+        let following = Background::start([async move {
+            let end = stream.next().await;
+            let after = stream.next().await;
+            Ok((end, after.is_none()))
+        }]);
+        tokio::task::yield_now().await;
+        token.cancel();
+        let ended = following.finish().await?;
+        for (end, over) in ended {
+            expect_err!(
+                end.map_or(Ok(()), |last| last.map(drop)),
+                Error::Cancelled,
+                "the end of a cancelled subscription"
+            );
+            ensure!(over, "a subscription goes on after its error");
+        }
+    }
+
+    /// S1: Waiting for events returns at once what is there, and otherwise as soon as something comes; no wake-up is
+    /// lost.
+    #[on(Both)]
+    async fn s1_waiting_for_events_misses_no_event(env: &Env) {
+        let store = env.open().await?;
+        for number in 0..100_u64 {
+            let waits = (0..4).map(|_| {
+                let store = store.clone();
+                async move { Ok(store.wait_for_events(&background(), number.into()).await?) }
+            });
+            let waiting = Background::start(waits);
+            if number % 2 == 0 {
+                tokio::task::yield_now().await;
+            }
+            append_one(&store, event(format!("event-{number}"), "a")).await?;
+            for version in waiting.finish().await? {
+                expect_eq!(version.get(), number + 1, "the version that was waited for");
+            }
+            for after in 0..=number {
+                let version = store.wait_for_events(&background(), after.into()).await?;
+                expect_eq!(version.get(), number + 1, "the latest version, when it is greater than {after} already");
+            }
+        }
+    }
+
+    /// S2: Subscribers that do not read never block the writer, and find everything when they do.
+    #[on(Both)]
+    async fn s2_a_subscriber_that_does_not_read_never_blocks_the_writer(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let mut slow: Vec<_> = (0..20).map(|_| store.subscribe(&background(), Version::ZERO)).collect();
+        for (number, stream) in slow.iter_mut().enumerate() {
+            next(stream).await?;
+            // Some have begun to wait for the next event, and are not polled again when it comes.
+            polled(number % 3, stream.next()).await;
+        }
+        // More than a buffer of one for each subscriber would hold.
+        for number in 0..20 {
+            append(&store, events(&format!("batch-{number}"), "a", 400)).await?;
+        }
+        append_one(&store, event("last", "a")).await?;
+        let all = audit(&store).await?;
+        let seen = all_at_once(slow.into_iter().map(|stream| until(stream, "last"))).await?;
+        for seen in seen {
+            same_events(&seen, &all[1..], "what a slow subscriber finds in the end")?;
+        }
+    }
+
+    /// S2: Those who wait for events and are never polled again block nobody.
+    async fn s2_a_waiter_that_is_never_polled_blocks_nobody(env: &Env) {
+        let store = env.open().await?;
+        let ctx = background();
+        let mut waits: Vec<_> = (0..100).map(|_| store.wait_for_events(&ctx, Version::ZERO)).collect();
+        for wait in &mut waits {
+            let early = polled(1, wait).await;
+            ensure!(early.is_none(), "`wait_for_events` returns in an empty store: {early:?}");
+        }
+        write(&store, 2, 50).finish().await?;
+        let latest = store.latest_version(&ctx).await?;
+        for wait in waits {
+            let version = wait.await?;
+            ensure!(version > Version::ZERO && version <= latest, "`wait_for_events` gives {version} of {latest}");
+        }
+    }
+}
+
+/// Writers that append pairs of events of one aggregate or of another.
+fn write(store: &Store, writers: usize, count: usize) -> Background<()> {
+    Background::start((0..writers).map(|writer| {
+        let store = store.clone();
+        async move {
+            for number in 0..count {
+                append(&store, events(&format!("{writer}-{number}"), ["a", "b"][number % 2], 2)).await?;
+            }
+            Ok(())
+        }
+    }))
+}
+
+async fn next(stream: &mut EventStream) -> Checked<RecordedEvent> {
+    match stream.next().await {
+        Some(event) => Ok(event?),
+        None => Err(Failure::new("a stream that had to go on has ended")),
+    }
+}
+
+/// What the stream gives, up to and with the event that has this id.
+async fn until(mut stream: EventStream, id: &'static str) -> Checked<Vec<RecordedEvent>> {
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|event: &RecordedEvent| event.event.id() != id) {
+        add_page(&mut seen, vec![next(&mut stream).await?], Direction::Forward)?;
+    }
+    Ok(seen)
+}

@@ -1,0 +1,291 @@
+//! L: opening, closing, and opening again.
+
+use eventstore_api::{Error, EventStore, EventStoreExt, LoadOptions, Version};
+
+use crate::calls::call_every_method;
+use crate::check::checks;
+use crate::events::{append, append_history, append_one, background, event, events};
+use crate::failure::Failure;
+use crate::reading::{audit, pages_of, same_events};
+use crate::tasks::{Background, all_at_once, at_once, polled};
+
+checks! {
+    /// L1: A closed store refuses every method with `Closed`, for all handles.
+    #[on(Both)]
+    async fn l1_a_closed_store_refuses_everything_with_closed(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let other = store.clone();
+        store.close().await?;
+        for handle in [&store, &other] {
+            for after in [Version::ZERO, Version::new(1)] {
+                for (method, outcome) in call_every_method(handle, &background(), "late", after).await {
+                    expect_err!(outcome, Error::Closed, "`{method}` after `close`");
+                }
+            }
+        }
+    }
+
+    /// L1: `close` may be called again, by any handle, also at the same time.
+    #[on(Both)]
+    async fn l1_close_may_be_called_again(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let closes = (0..8).map(|_| {
+            let store = store.clone();
+            async move { store.close().await }
+        });
+        for outcome in at_once(closes.collect::<Vec<_>>()).await? {
+            ensure!(outcome.is_ok(), "one of eight calls of `close` gives {outcome:?}");
+        }
+        store.close().await?;
+        // Every one of them returned, so the store can be opened, and the old handle closes nothing of it.
+        let reopened = env.open().await?;
+        store.close().await?;
+        append_one(&reopened, event("after", "a")).await?;
+    }
+
+    /// L1: `close` finishes what was accepted: an append that runs meanwhile is `Ok` and kept, or `Closed` and not
+    /// written.
+    #[on(Both)]
+    async fn l1_close_finishes_what_was_accepted(env: &Env) {
+        for round in 0..5_u64 {
+            let env = env.fresh()?;
+            let store = env.open().await?;
+            let writers = Background::start((0..16).map(|writer| {
+                let store = store.clone();
+                async move {
+                    let mut accepted = 0;
+                    loop {
+                        let batch = events(&format!("{writer}-{accepted}"), &format!("writer-{writer}"), 2);
+                        match store.store_batch(&background(), batch.into()).await {
+                            Ok(_) => accepted += 1,
+                            Err(Error::Closed) => return Ok(accepted),
+                            Err(error) => {
+                                let what = format_args!("an append while the store is closed");
+                                return Err(Failure::difference(what, "Ok or Closed", &format!("{error:?}")));
+                            }
+                        }
+                    }
+                }
+            }));
+            store.wait_for_events(&background(), (round * 7).into()).await?;
+            store.close().await?;
+            let accepted = writers.finish().await?;
+            let late = store.store_batch(&background(), event("late", "a").into()).await;
+            expect_err!(late, Error::Closed, "an append after `close`");
+            drop(store);
+            let reopened = env.open().await?;
+            let all = audit(&reopened).await?;
+            if env.profile.survives_closing() {
+                for (writer, accepted) in accepted.into_iter().enumerate() {
+                    let revision = reopened.aggregate_revision(&background(), &format!("writer-{writer}")).await?;
+                    expect_eq!(
+                        revision,
+                        accepted * 2,
+                        "the number of events of a writer with {accepted} accepted appends"
+                    );
+                }
+            } else {
+                expect_eq!(all, [], "the events of a store that does not survive closing");
+            }
+        }
+    }
+
+    /// L1: When `close` returns the store can be opened again, also while old handles are kept.
+    #[on(Both)]
+    async fn l1_a_closed_store_can_be_opened_again_at_once(env: &Env) {
+        let mut old = Vec::new();
+        for round in 0..10_u64 {
+            let store = env.open().await?;
+            let kept = if env.profile.survives_closing() { round } else { 0 };
+            expect_eq!(store.latest_version(&background()).await?.get(), kept, "the latest version when opened again");
+            append_one(&store, event(format!("round-{round}"), "a")).await?;
+            store.close().await?;
+            old.push(store);
+        }
+        let store = env.open().await?;
+        for handle in &old {
+            let read = handle.latest_version(&background()).await;
+            expect_err!(read, Error::Closed, "a handle of a store that was closed, when it is open again");
+        }
+        drop(old);
+        append_one(&store, event("last", "a")).await?;
+        audit(&store).await?;
+    }
+
+    /// L1: Dropping the last handle closes the store: it can be opened again at once, and keeps what was appended.
+    #[on(Both)]
+    async fn l1_dropping_the_last_handle_closes_the_store(env: &Env) {
+        let mut before = Vec::new();
+        for round in 0..10 {
+            let store = env.open().await?;
+            let expected = if env.profile.survives_closing() { before.as_slice() } else { &[] };
+            same_events(&audit(&store).await?, expected, "the events after the last handle was dropped")?;
+            let other = store.clone();
+            drop(store);
+            append(&other, events(&format!("round-{round}"), "a", 3)).await?;
+            before = audit(&other).await?;
+            let loading = other.load(&background(), Version::ZERO);
+            let following = other.subscribe(&background(), Version::ZERO);
+            drop((other, loading, following));
+        }
+    }
+
+    /// L1: Dropping the last handle right after an append whose future was dropped keeps all of its events or none.
+    #[on(Both)]
+    async fn l1_dropping_everything_leaves_whole_batches(env: &Env) {
+        for round in 0..20 {
+            let store = env.open().await?;
+            append_one(&store, event(format!("round-{round}"), "a")).await?;
+            polled(round % 5, store.store_batch(&background(), events(&format!("dropped-{round}"), "b", 3).into()))
+                .await;
+            drop(store);
+            let store = env.open().await?;
+            audit(&store).await?;
+            let revision = store.aggregate_revision(&background(), "b").await?;
+            expect_eq!(revision % 3, 0, "the number {revision} of events of dropped appends, three each, modulo three");
+        }
+    }
+
+    /// L1: Dropping the future of `close` does not stop the closing.
+    #[on(Both)]
+    async fn l1_a_dropped_close_still_closes(env: &Env) {
+        for polls in 1..5 {
+            let store = env.open().await?;
+            append_one(&store, event(format!("polls-{polls}"), "a")).await?;
+            polled(polls, store.close()).await;
+            // Nobody else closes the store, so this ends only if the closing goes on.
+            let waited = store.wait_for_events(&background(), u64::MAX.into()).await;
+            expect_err!(waited, Error::Closed, "waiting after a `close` that was polled {polls} times and dropped");
+            store.close().await?;
+        }
+        let store = env.open().await?;
+        let kept = if env.profile.survives_closing() { 4 } else { 0 };
+        expect_eq!(audit(&store).await?.len(), kept, "the number of events after four closings");
+    }
+
+    /// L1: Waiting for events and following end with `Closed` when the store is closed.
+    #[on(Both)]
+    async fn l1_closing_ends_those_who_wait(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let waiting = Background::start((0..8).map(|_| {
+            let store = store.clone();
+            async move { Ok(store.wait_for_events(&background(), 1.into()).await) }
+        }));
+        let mut streams = Vec::new();
+        for _ in 0..8 {
+            let mut stream = store.subscribe(&background(), Version::ZERO);
+            let first = stream.next().await;
+            ensure!(matches!(first, Some(Ok(_))), "a subscription gives what is there: {first:?}");
+            streams.push(stream);
+        }
+        let following = Background::start(streams.into_iter().map(|mut stream| async move {
+            let end = stream.next().await;
+            let after = stream.next().await;
+            ensure!(after.is_none(), "a subscription goes on after its error: {after:?}");
+            Ok(end.map_or(Ok(()), |last| last.map(drop)))
+        }));
+        tokio::task::yield_now().await;
+        store.close().await?;
+        for outcome in waiting.finish().await? {
+            expect_err!(outcome, Error::Closed, "`wait_for_events` when the store is closed meanwhile");
+        }
+        for outcome in following.finish().await? {
+            expect_err!(outcome, Error::Closed, "a subscription when the store is closed meanwhile");
+        }
+    }
+
+    /// L1: A load that is under way when the store is closed gives `Closed` or what it already read, and never a gap.
+    async fn l1_closing_ends_loads(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 20).await?;
+        let size = pages_of(5);
+        let page = store.load_page(&background(), &LoadOptions::all(), size).await?;
+        let Some(next) = page.next else {
+            return Err(Failure::new("the first of four pages leads to no next one"));
+        };
+        store.close().await?;
+        expect_err!(store.load_page(&background(), &next, size).await, Error::Closed, "the next page after `close`");
+    }
+
+    /// L1, declared absent: a store that does not survive closing is empty when it is opened again.
+    #[needs(NoPersistence)]
+    async fn l1_without_persistence_a_reopened_store_is_empty(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let store = env.reopen(store).await?;
+        expect_eq!(audit(&store).await?, [], "the events of a reopened store that does not survive closing");
+        drop(store);
+        let store = env.open().await?;
+        let stored = append_one(&store, event("history-1", "a")).await?;
+        expect_eq!(stored.version, Version::new(1), "the first version of a store that does not survive closing");
+    }
+
+    /// L2: A second opening is `Locked` and harms nothing; once the first is closed the store opens.
+    #[needs(Locking)]
+    async fn l2_a_second_opening_is_locked_and_harms_nothing(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let before = audit(&store).await?;
+        for round in 0..5 {
+            let second = env.opening().await;
+            expect_err!(second, Error::Locked { .. }, "a second opening of an open store");
+            append_one(&store, event(format!("between-{round}"), "a")).await?;
+        }
+        let after = audit(&store).await?;
+        same_events(&after[..before.len()], &before, "the events after second openings")?;
+        expect_eq!(after.len(), before.len() + 5, "the number of events after second openings");
+        let store = env.reopen(store).await?;
+        if env.profile.survives_closing() {
+            same_events(&audit(&store).await?, &after, "the events once the store is opened again")?;
+        }
+        expect_err!(env.opening().await, Error::Locked { .. }, "a second opening of a store that was opened again");
+    }
+
+    /// L2: Of openings at the same time one succeeds, and the others are `Locked`.
+    #[needs(Locking)]
+    async fn l2_of_openings_at_once_one_succeeds(env: &Env) {
+        for round in 0..5 {
+            let (mut opened, mut locked) = (Vec::new(), 0);
+            for outcome in at_once((0..8).map(|_| env.opening()).collect::<Vec<_>>()).await? {
+                match outcome {
+                    Ok(store) => opened.push(store),
+                    other => {
+                        expect_err!(other, Error::Locked { .. }, "one of eight openings at the same time");
+                        locked += 1;
+                    }
+                }
+            }
+            expect_eq!((opened.len(), locked), (1, 7), "how many of eight openings succeed, and how many are `Locked`");
+            append_one(&opened[0], event(format!("round-{round}"), "a")).await?;
+            audit(&opened[0]).await?;
+        }
+    }
+
+    /// L2: A second opening from another process is `Locked`.
+    #[ignore = "needs a second process"]
+    async fn l2_an_opening_from_another_process_is_locked(_env: &Env) {}
+
+    /// L2, declared absent: a second opening of a store that does not lock is no error and harms nothing.
+    #[needs(NoLocking)]
+    async fn l2_without_locking_a_second_opening_harms_nothing(env: &Env) {
+        let first = env.open().await?;
+        append_history(&first, 10).await?;
+        let before = audit(&first).await?;
+        let second = env.open().await?;
+        if env.profile.survives_closing() {
+            same_events(&audit(&second).await?, &before, "the events that a second opening shows")?;
+        } else {
+            expect_eq!(audit(&second).await?, [], "the events of a second store in memory");
+            all_at_once([append_one(&second, event("other", "a"))]).await?;
+        }
+        second.close().await?;
+        same_events(&audit(&first).await?, &before, "the events of the first after a second was opened and closed")?;
+    }
+
+    /// L3: Opening is bounded work: it does not grow with the number of events.
+    #[ignore = "needs a large store and a clock; it is a matter of benchmarks"]
+    async fn l3_opening_does_not_grow_with_the_number_of_events(_env: &Env) {}
+}

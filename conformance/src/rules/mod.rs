@@ -1,0 +1,25 @@
+//! The checks, one module for each area of the contract.
+
+mod context;
+mod faults;
+mod following;
+mod life;
+mod model;
+mod order;
+mod writing;
+
+use crate::check::Check;
+
+/// Every check there is.
+pub(crate) fn checks() -> Vec<Check> {
+    let areas = [
+        order::checks,
+        writing::checks,
+        context::checks,
+        life::checks,
+        faults::checks,
+        following::checks,
+        model::checks,
+    ];
+    areas.into_iter().flat_map(|area| area()).collect()
+}

@@ -1,0 +1,745 @@
+//! W: what an append does, and what it never does.
+
+use eventstore_api::limits::{
+    MAX_AGGREGATE_ID_LEN, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_DATA_LEN, MAX_ID_LEN, MAX_METADATA_LEN, MAX_TYPE_LEN,
+};
+use eventstore_api::{
+    Batch, Durability, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, RecordedEvent, StoreOutcome,
+    Stored, Version,
+};
+
+use crate::check::checks;
+use crate::env::Store;
+use crate::events::{append, append_history, append_one, background, conditions, event, events};
+use crate::failure::Checked;
+use crate::reading::{audit, ids, load};
+use crate::tasks::{Background, all_at_once, at_once};
+
+checks! {
+    /// W1: Readers see a batch whole or not at all.
+    #[on(Both)]
+    async fn w1_readers_see_a_batch_whole_or_not_at_all(env: &Env) {
+        let store = env.open().await?;
+        let writers = Background::start((0..3).map(|writer| {
+            let store = store.clone();
+            async move {
+                for number in 0..40 {
+                    append(&store, events(&format!("{writer}-{number}"), "shared", 5)).await?;
+                }
+                Ok(())
+            }
+        }));
+        let mut rounds = 0_usize;
+        while writers.is_running() || rounds < 3 {
+            let ctx = background();
+            let latest = store.latest_version(&ctx).await?.get();
+            expect_eq!(latest % 5, 0, "the latest version {latest}, when all batches have five events, modulo five");
+            let revision = store.aggregate_revision(&ctx, "shared").await?;
+            expect_eq!(revision % 5, 0, "the revision {revision}, when all batches have five events, modulo five");
+            let all = load(&store, LoadOptions::all()).await?;
+            expect_eq!(all.len() % 5, 0, "the number of events in a load, when all batches have five, modulo five");
+            let one = load(&store, LoadOptions::all().aggregate("shared")).await?;
+            expect_eq!(
+                one.len() % 5,
+                0,
+                "the number of events of the aggregate, when all batches have five, modulo five"
+            );
+            if let Some(last) = all.last() {
+                // The first and the last of the newest batch, the last first.
+                for id in [last.event.id(), &format!("{}1", last.event.id().trim_end_matches('5'))] {
+                    store.get(&ctx, id).await?;
+                }
+            }
+            let id = format!("{}-{}", rounds % 3, rounds % 40);
+            if store.get(&ctx, &format!("{id}-1")).await.is_ok() {
+                let last = store.get(&ctx, &format!("{id}-5")).await;
+                ensure!(last.is_ok(), "`get` shows the first event of a batch but not the last: {last:?}");
+            }
+            rounds += 1;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        expect_eq!(audit(&store).await?.len(), 3 * 40 * 5, "the number of events");
+    }
+
+    /// W1: A batch of which one event is refused writes nothing.
+    async fn w1_a_batch_with_a_refused_event_writes_nothing(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("taken", "a")).await?;
+        for place in 0..4 {
+            let mut batch = events("new", "b", 3);
+            batch.insert(place, event("taken", "b"));
+            expect_err!(
+                store.store_batch(&background(), batch.into()).await,
+                Error::DuplicateEvent { ref id, .. } if id == "taken",
+                "a batch whose event {place} has an id that is taken"
+            );
+            only_has(&store, &["taken"]).await?;
+        }
+        append(&store, events("new", "b", 3)).await?;
+        only_has(&store, &["taken", "new-1", "new-2", "new-3"]).await?;
+    }
+
+    /// W1: A batch whose condition does not hold writes nothing.
+    async fn w1_a_batch_whose_condition_fails_writes_nothing(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let batch = Batch::new(events("new", "a", 3)).expected(Expected::NoEvents);
+        let refused = store.store_batch(&background(), batch).await;
+        expect_err!(refused, Error::VersionConflict { .. }, "a batch whose condition does not hold");
+        only_has(&store, &["first"]).await?;
+    }
+
+    /// W2: An event that is stored with identical content is not written again; the append returns its first place.
+    async fn w2_a_repeated_event_returns_its_first_place(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 5).await?;
+        let first = append_one(&store, event("one", "a")).await?;
+        expect_eq!(first.outcome, StoreOutcome::Written, "the outcome of the first append");
+        let there = store.get(&background(), "one").await?;
+        expect_eq!(
+            (there.version, there.revision),
+            (first.version, first.revision),
+            "the place of the event in the store, and the place that its append returned"
+        );
+        append(&store, events("later", "a", 3)).await?;
+        for _ in 0..3 {
+            let again = append_one(&store, event("one", "a")).await?;
+            expect_eq!(again, already(first), "the place of a repeated event");
+        }
+        let durably = Batch::from(event("one", "a")).durability(Durability::Sync);
+        expect_eq!(append(&store, durably).await?, [already(first)], "the place of an event repeated with `Sync`");
+        expect_eq!(audit(&store).await?.len(), 9, "the number of events after the repetitions");
+    }
+
+    /// W2: A repeated batch writes nothing and returns the first places, in the order in which it is given now.
+    async fn w2_a_repeated_batch_returns_its_first_places(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 5).await?;
+        let mut batch = events("batch", "a", 4);
+        let mut first = append(&store, batch.clone()).await?;
+        append(&store, events("later", "a", 2)).await?;
+        for stored in &mut first {
+            *stored = already(*stored);
+        }
+        expect_eq!(append(&store, batch.clone()).await?, first, "the places of a repeated batch");
+        batch.reverse();
+        first.reverse();
+        expect_eq!(append(&store, batch.clone()).await?, first, "the places of a repeated batch in another order");
+        expect_eq!(append(&store, batch[1..3].to_vec()).await?, first[1..3], "the places of a part of a batch");
+        expect_eq!(audit(&store).await?.len(), 11, "the number of events after the repetitions");
+    }
+
+    /// W2: The same event twice in one batch is written once.
+    async fn w2_a_repetition_inside_one_batch_is_written_once(env: &Env) {
+        let store = env.open().await?;
+        let (x, y) = (event("x", "a"), event("y", "a"));
+        let batch = Batch::new(vec![x.clone(), y.clone(), x.clone(), x, y]).expected(Expected::NoEvents);
+        let stored = append(&store, batch).await?;
+        let place = |number, outcome| Stored::new(Version::new(number), number, outcome);
+        let (written, there) = (StoreOutcome::Written, StoreOutcome::AlreadyStored);
+        expect_eq!(
+            stored,
+            [place(1, written), place(2, written), place(1, there), place(1, there), place(2, there)],
+            "the places of the events x, y, x, x, y"
+        );
+        only_has(&store, &["x", "y"]).await?;
+    }
+
+    /// W2: The same id twice in one batch with other content is `DuplicateEvent`, and nothing is written.
+    async fn w2_other_content_inside_one_batch_is_a_duplicate(env: &Env) {
+        let store = env.open().await?;
+        for other in others("same", "a") {
+            let batch = vec![event("before", "a"), event("same", "a"), other.clone(), event("after", "a")];
+            expect_err!(
+                store.store_batch(&background(), batch.into()).await,
+                Error::DuplicateEvent { ref id, version: None } if id == "same",
+                "a batch with an event and {other:?}"
+            );
+            only_has(&store, &[]).await?;
+        }
+    }
+
+    /// W2: The same id with another type, aggregate, metadata or data is `DuplicateEvent`, with the version that has
+    /// it.
+    async fn w2_the_same_id_with_other_content_is_a_duplicate(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        let first = append_one(&store, event("same", "a")).await?;
+        for other in others("same", "a") {
+            let refused = store.store_batch(&background(), other.clone().into()).await;
+            expect_err!(
+                refused,
+                Error::DuplicateEvent { ref id, version: Some(version) } if id == "same" && version == first.version,
+                "an append of {other:?} when the id is stored with other content"
+            );
+        }
+        let again = append_one(&store, event("same", "a")).await?;
+        expect_eq!(again, already(first), "the place of the first event after the duplicates");
+        expect_eq!(audit(&store).await?.len(), 4, "the number of events after the duplicates");
+    }
+
+    /// W2: No condition is checked for events that are stored, so a repetition succeeds although its condition no
+    /// longer holds.
+    async fn w2_a_repetition_checks_no_condition(env: &Env) {
+        let store = env.open().await?;
+        let batch = Batch::new(events("first", "a", 2)).expected(Expected::NoEvents);
+        let first: Vec<_> = append(&store, batch.clone()).await?.into_iter().map(already).collect();
+        expect_eq!(
+            append(&store, batch.clone()).await?,
+            first,
+            "a repeated append whose own events break its condition"
+        );
+        append(&store, events("later", "a", 2)).await?;
+        append(&store, events("elsewhere", "b", 2)).await?;
+        for (expected, _) in conditions(4, 6) {
+            let again = append(&store, batch.clone().expected(expected)).await?;
+            expect_eq!(again, first, "a repeated append with the condition {expected}");
+        }
+        expect_eq!(audit(&store).await?.len(), 6, "the number of events after the repetitions");
+    }
+
+    /// W2: Of a batch of stored and new events the new ones are written, with consecutive versions.
+    async fn w2_a_mixed_batch_writes_what_is_new(env: &Env) {
+        let store = env.open().await?;
+        let old = append(&store, events("old", "a", 3)).await?;
+        let batch = vec![
+            event("new-1", "b"),
+            event("old-2", "a"),
+            event("new-2", "a"),
+            event("new-1", "b"),
+            event("old-1", "a"),
+            event("new-3", "b"),
+        ];
+        let stored = append(&store, batch.clone()).await?;
+        let place = |version: u64, revision| Stored::new(version.into(), revision, StoreOutcome::Written);
+        let expected = [place(4, 1), already(old[1]), place(5, 4), already(place(4, 1)), already(old[0]), place(6, 2)];
+        expect_eq!(stored, expected, "the places of a batch of stored and new events");
+        expect_eq!(append(&store, batch).await?, expected.map(already), "the places of the same batch repeated");
+        only_has(&store, &["old-1", "old-2", "old-3", "new-1", "new-2", "new-3"]).await?;
+    }
+
+    /// W2: A batch with at least one new event needs its condition, also when other events of it are stored.
+    async fn w2_a_mixed_batch_needs_its_condition(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("old", "a", 2)).await?;
+        let batch = Batch::new(vec![event("old-2", "a"), event("new", "a")]);
+        for (expected, _) in conditions(2, 2).into_iter().filter(|(_, holds)| !holds) {
+            let refused = store.store_batch(&background(), batch.clone().expected(expected)).await;
+            expect_err!(refused, Error::VersionConflict { .. }, "a batch with a new event on the condition {expected}");
+            only_has(&store, &["old-1", "old-2"]).await?;
+        }
+        let stored = append(&store, batch.expected(Expected::Revision(2))).await?;
+        expect_eq!(stored[1].revision, 3, "the revision of the new event once the condition holds");
+        only_has(&store, &["old-1", "old-2", "new"]).await?;
+    }
+
+    /// W2: What was stored before closing is known after reopening: repetitions return it, duplicates are refused.
+    #[needs(Persistence)]
+    async fn w2_repetitions_are_known_after_reopening(env: &Env) {
+        let store = env.open().await?;
+        let batch = events("batch", "a", 3);
+        let first: Vec<_> = append(&store, batch.clone()).await?.into_iter().map(already).collect();
+        let store = env.reopen(store).await?;
+        expect_eq!(append(&store, batch).await?, first, "the places of a batch repeated after reopening");
+        for other in others("batch-2", "a") {
+            expect_err!(
+                store.store_batch(&background(), other.clone().into()).await,
+                Error::DuplicateEvent { version: Some(version), .. } if version == first[1].version,
+                "an append of {other:?} after reopening"
+            );
+        }
+        only_has(&store, &["batch-1", "batch-2", "batch-3"]).await?;
+    }
+
+    /// W2: Of the same event appended many times at once one is written, and all appends return its place.
+    #[on(Both)]
+    async fn w2_the_same_event_appended_at_once_is_written_once(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..10_u64 {
+            let appends = (0..16).map(|_| append(&store, events(&format!("round-{round}"), "a", 2)));
+            let stored = all_at_once(appends.collect::<Vec<_>>()).await?;
+            for places in &stored {
+                expect_eq!(places[0].version.get(), round * 2 + 1, "the version of an event appended 16 times at once");
+                expect_eq!(places[1].version.get(), round * 2 + 2, "the version of the second event of that batch");
+                expect_eq!(places[0].outcome, places[1].outcome, "the outcomes of the two events of one batch");
+            }
+            let writers = stored.iter().filter(|places| places[0].outcome == StoreOutcome::Written).count();
+            expect_eq!(writers, 1, "the number of appends that say that they wrote the event");
+        }
+        expect_eq!(audit(&store).await?.len(), 20, "the number of events");
+    }
+
+    /// W2: Of different events with the same id appended at once one is written, and the others are duplicates of it.
+    #[on(Both)]
+    async fn w2_different_events_with_one_id_appended_at_once_have_one_winner(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..10_u64 {
+            let appends = (0..16).map(|writer| {
+                let store = store.clone();
+                let event = Event::builder("Raced", "a").id(format!("round-{round}")).json(&writer).build();
+                async move { store.store(&background(), event?, Expected::Any).await }
+            });
+            let outcomes = at_once(appends).await?;
+            let won = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            expect_eq!(won, 1, "the number of winners among 16 events with one id");
+            for outcome in outcomes {
+                match outcome {
+                    Ok(stored) => expect_eq!(stored.version.get(), round + 1, "the version of the winner"),
+                    refused => expect_err!(
+                        refused,
+                        Error::DuplicateEvent { version: Some(version), .. } if version.get() == round + 1,
+                        "an event that did not win its id"
+                    ),
+                }
+            }
+        }
+        expect_eq!(audit(&store).await?.len(), 10, "the number of events");
+    }
+
+    /// W3: A condition that does not hold is `VersionConflict`, which tells what was found; one that holds is no
+    /// obstacle.
+    async fn w3_each_condition_accepts_or_refuses_and_tells_what_was_found(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("elsewhere", "elsewhere")).await?;
+        for (before, size) in [(0, 1), (0, 3), (1, 1), (2, 3)] {
+            for (number, _) in conditions(0, 0).iter().enumerate() {
+                let aggregate = format!("after {before}, batch of {size}, condition {number}");
+                append(&store, events(&aggregate, &aggregate, before)).await?;
+                let (revision, latest) = (before as u64, store.latest_version(&background()).await?.get());
+                let (condition, holds) = conditions(revision, latest)[number];
+                let batch = Batch::new(events(&format!("{aggregate}, new"), &aggregate, size)).expected(condition);
+                let outcome = store.store_batch(&background(), batch).await;
+                let what = format!("a batch of {size} on {condition} at revision {revision} and version {latest}");
+                if holds {
+                    ensure!(outcome.is_ok(), "{what} has to be accepted, but gives {outcome:?}");
+                } else {
+                    let about = condition.is_about_aggregate().then_some(aggregate.as_str());
+                    let found = if about.is_some() { revision } else { latest };
+                    expect_err!(
+                        outcome,
+                        Error::VersionConflict { ref aggregate_id, expected, actual }
+                            if aggregate_id.as_deref() == about && expected == condition && actual == found,
+                        "{what}"
+                    );
+                }
+                let written = if holds { size } else { 0 };
+                let after = store.aggregate_revision(&background(), &aggregate).await?;
+                expect_eq!(after, (before + written) as u64, "the revision after {what}");
+            }
+        }
+        audit(&store).await?;
+    }
+
+    /// W3: Of racing appends with the same condition on a revision exactly one succeeds.
+    #[on(Both)]
+    async fn w3_of_racing_appends_on_a_revision_exactly_one_wins(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..12 {
+            let expected = if round == 0 { Expected::NoEvents } else { Expected::Revision(round * 2) };
+            race(&store, expected, "a", round * 2).await?;
+        }
+        expect_eq!(audit(&store).await?.len(), 24, "the number of events");
+    }
+
+    /// W3: Of racing appends with the same condition on the latest version exactly one succeeds.
+    #[on(Both)]
+    async fn w3_of_racing_appends_on_the_latest_version_exactly_one_wins(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..12 {
+            race(&store, Expected::LatestVersion((round * 2).into()), "a", round * 2).await?;
+        }
+        expect_eq!(audit(&store).await?.len(), 24, "the number of events");
+    }
+
+    /// W3: Appends that wait for one another are checked in the order in which they happen: the winners are a chain.
+    #[on(Both)]
+    async fn w3_racing_appends_on_following_revisions_win_as_a_chain(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..10 {
+            let aggregate = format!("aggregate-{round}");
+            let appends = (0..12_u64).map(|revision| {
+                let (store, aggregate) = (store.clone(), aggregate.clone());
+                async move {
+                    let event = event(format!("{aggregate}-{revision}"), &aggregate);
+                    (revision, store.store(&background(), event, Expected::Revision(revision)).await)
+                }
+            });
+            let mut won = 0;
+            for (revision, outcome) in at_once(appends).await? {
+                match outcome {
+                    Ok(stored) => {
+                        expect_eq!(stored.revision, revision + 1, "the revision of an append on revision {revision}");
+                        expect_eq!(revision, won, "the winner follows the winner before it");
+                        won += 1;
+                    }
+                    refused => expect_err!(
+                        refused,
+                        Error::VersionConflict { actual, .. } if actual != revision,
+                        "an append on revision {revision} that lost"
+                    ),
+                }
+            }
+            let revision = store.aggregate_revision(&background(), &aggregate).await?;
+            expect_eq!(revision, won, "the revision after {won} winners");
+        }
+        audit(&store).await?;
+    }
+
+    /// W3: Conditions that hold for many do not make them exclude one another.
+    #[on(Both)]
+    async fn w3_racing_appends_without_a_revision_all_succeed(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let appends = (0..32).map(|writer| {
+            let expected = if writer % 2 == 0 { Expected::Any } else { Expected::Exists };
+            append(&store, Batch::from(event(format!("writer-{writer}"), "a")).expected(expected))
+        });
+        all_at_once(appends.collect::<Vec<_>>()).await?;
+        expect_eq!(audit(&store).await?.len(), 33, "the number of events");
+    }
+
+    /// W4: An append with `Sync` returns only after the engine's sync, also for events appended with `Buffered` before.
+    #[ignore = "needs an engine whose syncs can be observed"]
+    async fn w4_sync_returns_after_the_engines_sync(_env: &Env) {}
+
+    /// W4: Events of either durability are there as soon as the append returns, and one repeated with the other is
+    /// known.
+    async fn w4_both_durabilities_are_acknowledged_and_readable(env: &Env) {
+        let store = env.open().await?;
+        append_durably_and_not(&store).await?;
+        expect_eq!(audit(&store).await?.len(), 12, "the number of events");
+    }
+
+    /// W4: Closing keeps the events of either durability.
+    #[needs(Persistence)]
+    async fn w4_closing_keeps_the_events_of_both_durabilities(env: &Env) {
+        let store = env.open().await?;
+        append_durably_and_not(&store).await?;
+        let store = env.reopen(store).await?;
+        expect_eq!(audit(&store).await?.len(), 12, "the number of events after reopening");
+        // The newest events of all with `Buffered`, and no append after them.
+        append(&store, Batch::new(events("last", "a", 3)).durability(Durability::Buffered)).await?;
+        let store = env.reopen(store).await?;
+        expect_eq!(audit(&store).await?.len(), 15, "the number of events after closing behind a buffered append");
+    }
+
+    /// W5: A batch over the limits is `InvalidEvent` before anything is queued, and the store stays usable.
+    async fn w5_an_over_large_batch_is_refused_and_leaves_no_trace(env: &Env) {
+        let store = env.open().await?;
+        let too_many = events("many", "a", MAX_BATCH_EVENTS + 1);
+        let data = eventstore_api::Bytes::from(vec![7; MAX_DATA_LEN]);
+        let large = |number| Event::builder("Large", "a").id(format!("large-{number}")).data(data.clone()).build();
+        let too_large = (0..=MAX_BATCH_BYTES / MAX_DATA_LEN).map(large).collect::<Result<Vec<_>, _>>()?;
+        for (what, batch) in [("events", too_many), ("bytes", too_large)] {
+            let first = batch[0].id().to_owned();
+            for expected in [Expected::Any, Expected::NoEvents, Expected::LatestVersion(7.into())] {
+                expect_err!(
+                    store.store_batch(&background(), Batch::new(batch.clone()).expected(expected)).await,
+                    Error::InvalidEvent { field: "batch", .. },
+                    "a batch of too many {what} on the condition {expected}"
+                );
+            }
+            let stats = store.stats(&background()).await?;
+            expect_eq!((stats.queued_requests, stats.queued_bytes), (0, 0), "what is queued after the refusal");
+            let got = store.get(&background(), &first).await;
+            expect_err!(got, Error::EventNotFound { .. }, "getting the first event of the refused batch");
+            append_one(&store, event(format!("after too many {what}"), "a")).await?;
+        }
+        only_has(&store, &["after too many events", "after too many bytes"]).await?;
+    }
+
+    /// W5: A condition on an aggregate that does not fit a batch of two aggregates is `InvalidEvent`.
+    async fn w5_a_condition_that_does_not_fit_the_batch_is_refused(env: &Env) {
+        let store = env.open().await?;
+        append(&store, vec![event("one", "a"), event("two", "b")]).await?;
+        let new = vec![event("three", "a"), event("four", "b")];
+        let stored = vec![event("one", "a"), event("two", "b")];
+        for expected in [Expected::NoEvents, Expected::Exists, Expected::Revision(1), Expected::Revision(0)] {
+            for batch in [&new, &stored] {
+                expect_err!(
+                    store.store_batch(&background(), Batch::new(batch.clone()).expected(expected)).await,
+                    Error::InvalidEvent { field: "expected", .. },
+                    "a batch of two aggregates on the condition {expected}"
+                );
+            }
+        }
+        only_has(&store, &["one", "two"]).await?;
+        append(&store, Batch::new(new).expected(Expected::LatestVersion(2.into()))).await?;
+        only_has(&store, &["one", "two", "three", "four"]).await?;
+    }
+
+    /// W5: What is exactly at the limits is accepted, and comes back.
+    async fn w5_what_is_at_the_limits_is_accepted(env: &Env) {
+        let store = env.open().await?;
+        let (id, aggregate) = ("i".repeat(MAX_ID_LEN), "a".repeat(MAX_AGGREGATE_ID_LEN));
+        let metadata = format!("{{\"a\":\"{}\"}}", "m".repeat(MAX_METADATA_LEN - 8));
+        let largest = Event::builder("t".repeat(MAX_TYPE_LEN), &aggregate)
+            .id(&id)
+            .metadata_json(metadata)
+            .data(vec![7; MAX_DATA_LEN])
+            .build()?;
+        // Ids and aggregates that differ from the longest only at the end.
+        let near =
+            [event(format!("{}j", &id[1..]), &format!("{}b", &aggregate[1..])), event(&id[1..], &aggregate[1..])];
+        append_one(&store, largest.clone()).await?;
+        append(&store, near.to_vec()).await?;
+        come_back(&store, &[largest, near[0].clone(), near[1].clone()]).await?;
+        append(&store, events("many", "many", MAX_BATCH_EVENTS)).await?;
+        let revision = store.aggregate_revision(&background(), "many").await?;
+        expect_eq!(revision, MAX_BATCH_EVENTS as u64, "the revision after the largest batch");
+        expect_eq!(audit(&store).await?.len(), MAX_BATCH_EVENTS + 3, "the number of events");
+    }
+
+    /// W6: Data come back byte for byte: every byte, no byte, many bytes.
+    async fn w6_data_come_back_byte_for_byte(env: &Env) {
+        let store = env.open().await?;
+        let written = odd_data()?;
+        append(&store, written.clone()).await?;
+        come_back(&store, &written).await?;
+    }
+
+    /// W6: Metadata come back byte for byte: spacing, order, number precision and escapes are kept.
+    async fn w6_metadata_come_back_byte_for_byte(env: &Env) {
+        let store = env.open().await?;
+        let written = odd_metadata()?;
+        append(&store, written.clone()).await?;
+        come_back(&store, &written).await?;
+    }
+
+    /// W6: Ids, types and aggregates of any characters come back, and are kept apart.
+    async fn w6_names_of_any_characters_come_back_and_are_kept_apart(env: &Env) {
+        let store = env.open().await?;
+        let written = odd_names()?;
+        for event in &written {
+            let stored = append_one(&store, event.clone()).await?;
+            expect_eq!(stored.outcome, StoreOutcome::Written, "the outcome of an id of its own: {:?}", event.id());
+        }
+        come_back(&store, &written).await?;
+        for name in awkward_names() {
+            let loaded = load(&store, LoadOptions::all().aggregate(name.as_str())).await?;
+            expect_eq!(loaded.len(), 1, "the number of events of the aggregate {name:?}");
+            expect_eq!(loaded[0].event.aggregate_id(), name, "the aggregate of the only event of it");
+        }
+    }
+
+    /// W6: Everything comes back the same after reopening, with the same time of recording.
+    #[needs(Persistence)]
+    async fn w6_everything_comes_back_after_reopening(env: &Env) {
+        let store = env.open().await?;
+        let mut written = odd_data()?;
+        written.extend(odd_metadata()?);
+        written.extend(odd_names()?);
+        append(&store, written.clone()).await?;
+        let before = audit(&store).await?;
+        let store = env.reopen(store).await?;
+        come_back(&store, &written).await?;
+        crate::reading::same_events(&audit(&store).await?, &before, "the recorded events after reopening")?;
+    }
+}
+
+/// Names that stores get wrong: in order, inside one another, like ids that have a shorter form, and of all characters.
+pub(super) fn awkward_names() -> Vec<String> {
+    let mut names: Vec<String> = [
+        // Each the beginning of the next, with the smallest and the largest characters behind it.
+        "a",
+        "ab",
+        "a\0",
+        "a\0\0",
+        "a\0b",
+        "a\u{1}",
+        "a\u{10ffff}",
+        "a\u{7f}",
+        "a\u{ff}",
+        "aa",
+        "A",
+        "b",
+        "\0",
+        "\u{10ffff}",
+        // What paths, queries and keys are made of.
+        " ",
+        "  ",
+        "a b",
+        " a",
+        "a ",
+        "a/b",
+        "/",
+        "..",
+        "a:b",
+        "a|b",
+        "a\\b",
+        "a\"b",
+        "a'b",
+        "a%00b",
+        "%",
+        "*",
+        "a\nb",
+        "\t",
+        "größe",
+        "gro\u{0308}ße",
+        "日本",
+        "🦀",
+        "👩‍👩‍👧",
+        "null",
+        "0",
+        "1",
+        "-1",
+        // One UUID in forms that are different ids, and its sixteen bytes as text.
+        "30313233-3435-3637-3839-616263646566",
+        "30313233-3435-3637-3839-61626364656A",
+        "30313233-3435-3637-3839-61626364656a",
+        "3031323334353637383961626364656a",
+        "{30313233-3435-3637-3839-61626364656a}",
+        "urn:uuid:30313233-3435-3637-3839-61626364656a",
+        "30313233-3435-3637-3839-61626364656a ",
+        "30313233-3435-3637-3839-61626364656",
+        "0123456789abcdef",
+        "0123456789abcdej",
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+    ]
+    .map(str::to_owned)
+    .into();
+    // Sixteen characters that are bytes a compact UUID could have, and texts of the lengths around it.
+    names.push("\0".repeat(16));
+    names.extend([15, 16, 17, 35, 36, 37, 254, 255].map(|length| "x".repeat(length)));
+    names.extend([8, 16].map(|length| "\u{1}".repeat(length)));
+    names
+}
+
+fn odd_names() -> Checked<Vec<Event>> {
+    let names = awkward_names();
+    let named = |name: &String| Event::builder(name, name).id(name).data(name.clone()).build();
+    Ok(names.iter().map(named).collect::<Result<_, _>>()?)
+}
+
+fn odd_data() -> Checked<Vec<Event>> {
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let mut data = vec![vec![], every_byte.clone(), every_byte.repeat(4096), vec![0; 4096], vec![255; 65_537]];
+    data.extend([1, 2, 7, 15, 16, 17, 255, 256, 4095, 4097].map(|length| vec![b'x'; length]));
+    data.extend([b"{ \"a\" : 1.50 }\n".to_vec(), b"\xef\xbb\xbf{}".to_vec(), b"\xff\xfe\0".to_vec(), b"\0".to_vec()]);
+    let with_data = |(number, data): (usize, Vec<u8>)| {
+        Event::builder("Data", "data").id(format!("data-{number}")).data(data).build()
+    };
+    Ok(data.into_iter().enumerate().map(with_data).collect::<Result<_, _>>()?)
+}
+
+fn odd_metadata() -> Checked<Vec<Event>> {
+    let texts = [
+        "{}",
+        "{ }",
+        " {\n}\t",
+        "{ \"b\" : 1.50,\r\n\t\"a\":2 }",
+        r#"{"n":1e400,"m":0.1000000000000000055511151231257827,"k":12345678901234567890123456789,"z":-0.0,"y":1E+2}"#,
+        r#"{"twice":1,"twice":2}"#,
+        r#"{"escaped":"\u00e9\/\ud83e\udd80\u0000","plain":"é/🦀"}"#,
+        r#"{"":{"deep":[[[[[[{}]]]]]]}}"#,
+    ];
+    let with_metadata = |(number, text): (usize, &str)| {
+        Event::builder("Metadata", "metadata").id(format!("metadata-{number}")).metadata_json(text).build()
+    };
+    let mut events = texts.into_iter().enumerate().map(with_metadata).collect::<Result<Vec<_>, _>>()?;
+    let long = format!("{{\"long\":\"{}\"}}", "é".repeat(40_000));
+    events.push(Event::builder("Metadata", "metadata").id("metadata-long").metadata_json(long).build()?);
+    Ok(events)
+}
+
+/// Events with the id of `event(id, aggregate_id)`, each with one part changed.
+fn others(id: &str, aggregate_id: &str) -> Vec<Event> {
+    let same = event(id, aggregate_id);
+    let builder = |event_type: &str, aggregate_id: &str| Event::builder(event_type, aggregate_id).id(id);
+    let data = eventstore_api::Bytes::from(same.data().to_vec());
+    let mut longer = data.to_vec();
+    longer.push(b' ');
+    let all = [
+        builder("Other", aggregate_id).data(data.clone()),
+        builder(same.event_type(), "other").data(data.clone()),
+        builder(same.event_type(), aggregate_id).data(data.clone()).metadata_json("{\"a\":1}"),
+        // The same JSON in other bytes is other content.
+        builder(same.event_type(), aggregate_id).data(data.clone()).metadata_json("{ }"),
+        builder(same.event_type(), aggregate_id).data("other"),
+        builder(same.event_type(), aggregate_id).data(longer),
+        builder(same.event_type(), aggregate_id),
+        // The same characters in sum, the border between type and aggregate elsewhere.
+        builder(&format!("{}{aggregate_id}", same.event_type()), aggregate_id).data(data.clone()),
+        builder(&same.event_type()[..7], &format!("{}{aggregate_id}", &same.event_type()[7..])).data(data),
+    ];
+    all.into_iter().map(|builder| builder.build().expect("the suite's own events are valid")).collect()
+}
+
+fn already(stored: Stored) -> Stored {
+    Stored::new(stored.version, stored.revision, StoreOutcome::AlreadyStored)
+}
+
+/// Fails unless the store has exactly the events with these ids, in this order, and is sound otherwise.
+async fn only_has(store: &Store, expected: &[&str]) -> Checked {
+    let all = audit(store).await?;
+    expect_eq!(ids(&all), expected, "the events in the store");
+    Ok(())
+}
+
+/// Fails unless `load` and `get` give these events, and nothing else is in the store.
+async fn come_back(store: &Store, written: &[Event]) -> Checked {
+    let loaded = load(store, LoadOptions::all()).await?;
+    expect_eq!(loaded.len(), written.len(), "the number of events");
+    for (RecordedEvent { event: loaded, .. }, written) in loaded.iter().zip(written) {
+        same_event(loaded, written, "load")?;
+        same_event(&store.get(&background(), written.id()).await?.event, written, "get")?;
+        // Whatever is compared for repetitions is compared with what was stored.
+        let again = append_one(store, written.clone()).await?;
+        expect_eq!(again.outcome, StoreOutcome::AlreadyStored, "the outcome of appending {:?} again", written.id());
+    }
+    Ok(())
+}
+
+#[track_caller]
+fn same_event(got: &Event, written: &Event, by: &str) -> Checked {
+    let id = written.id();
+    expect_eq!(got.id(), id, "the id that `{by}` gives");
+    expect_eq!(got.event_type(), written.event_type(), "the type that `{by}` gives for {id:?}");
+    expect_eq!(got.aggregate_id(), written.aggregate_id(), "the aggregate that `{by}` gives for {id:?}");
+    expect_eq!(got.metadata(), written.metadata(), "the metadata that `{by}` gives for {id:?}");
+    expect_eq!(got.data(), written.data(), "the data that `{by}` gives for {id:?}");
+    Ok(())
+}
+
+async fn append_durably_and_not(store: &Store) -> Checked {
+    for (number, durability) in [Durability::Sync, Durability::Buffered].into_iter().cycle().take(6).enumerate() {
+        let batch = Batch::new(events(&format!("batch-{number}"), "a", 2)).durability(durability);
+        let stored = append(store, batch.clone()).await?;
+        let last = load(store, LoadOptions::all().backward().limit(1)).await?;
+        expect_eq!(last[0].version, stored[1].version, "the newest version after an append with {durability:?}");
+        for other in [Durability::Buffered, Durability::Sync] {
+            let again = append(store, batch.clone().durability(other)).await?;
+            let first: Vec<_> = stored.iter().copied().map(already).collect();
+            expect_eq!(again, first, "an append with {durability:?} repeated with {other:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Sixteen appends of two events each with one condition: fails unless one wins and the others learn what it made.
+async fn race(store: &Store, condition: Expected, aggregate: &str, before: u64) -> Checked {
+    let appends = (0..16).map(|writer| {
+        let store = store.clone();
+        let batch = Batch::new(events(&format!("{condition}-{writer}"), aggregate, 2)).expected(condition);
+        async move { store.store_batch(&background(), batch).await }
+    });
+    let mut winners = 0;
+    for outcome in at_once(appends).await? {
+        match outcome {
+            Ok(stored) => {
+                winners += 1;
+                expect_eq!(stored[0].version.get(), before + 1, "the version of the winner on {condition}");
+            }
+            lost => expect_err!(
+                lost,
+                Error::VersionConflict { expected, actual, .. } if expected == condition && actual == before + 2,
+                "an append on {condition} that lost against one of two events"
+            ),
+        }
+    }
+    expect_eq!(winners, 1, "the number of winners among 16 appends on the condition {condition}");
+    Ok(())
+}

@@ -1,0 +1,177 @@
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use eventstore_api::{Error, EventStore};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::check::{Check, Runtimes};
+use crate::env::{Env, Factory};
+use crate::failure::{Checked, Failure};
+use crate::{Profile, random, rules};
+
+/// Runs the suite as the `main` of a test target with `harness = false`, and reports on the terminal.
+///
+/// `factory` opens the store in a directory, which exists and belongs to the check; reopening is another call with the
+/// same directory. A store in memory ignores it. `name` is the store's, for the headings.
+///
+/// See the [crate documentation](crate) for an example, the command line and the environment.
+pub fn run<F, Fut>(name: &str, profile: Profile, factory: F) -> ExitCode
+where
+    F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
+{
+    let suite = Suite::new(name, profile, factory);
+    if let Err(failure) = random::check_environment() {
+        return refused(name, &failure.to_string());
+    }
+    let trials = suite.trials();
+    if trials.is_empty() {
+        return refused(name, "no check is registered");
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// A run that checks nothing must not look like one that found nothing.
+fn refused(name: &str, reason: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "conformance of {name}: {reason}");
+    ExitCode::FAILURE
+}
+
+/// The suite for one store, check by check: for tools and for tests of the suite itself. Stores use [`run`].
+pub struct Suite {
+    name: String,
+    profile: Profile,
+    factory: Factory,
+    seed: u64,
+    checks: Vec<Arc<Check>>,
+}
+
+/// How a check ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The store keeps the rule.
+    Passed,
+    /// It does not.
+    Failed(Failure),
+    /// It was not checked, for this reason.
+    Ignored(String),
+}
+
+impl Suite {
+    /// The suite for the store that `factory` opens; see [`run`].
+    pub fn new<F, Fut>(name: &str, profile: Profile, factory: F) -> Self
+    where
+        F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
+    {
+        Suite {
+            name: name.to_owned(),
+            profile,
+            factory: Arc::new(move |directory| Box::pin(factory(directory))),
+            seed: random::seed(),
+            checks: rules::checks().into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    /// The names of all checks, also of those that are ignored for this store.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.checks.iter().map(|check| check.name.as_str())
+    }
+
+    /// Runs the check with this name; `None` if there is none.
+    #[must_use]
+    pub fn run_check(&self, name: &str) -> Option<Outcome> {
+        let check = self.checks.iter().find(|check| check.name == name)?;
+        Some(self.outcome(check))
+    }
+
+    /// Runs all checks, one after the other.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&str, Outcome)> {
+        self.checks.iter().map(|check| (check.name.as_str(), self.outcome(check)))
+    }
+
+    fn outcome(&self, check: &Arc<Check>) -> Outcome {
+        outcome(check, &self.profile, &self.factory, self.seed)
+    }
+
+    fn trials(&self) -> Vec<Trial> {
+        let trial = |check: &Arc<Check>| {
+            let name = check.name.clone();
+            let (check, profile) = (check.clone(), self.profile.clone());
+            let (factory, seed) = (self.factory.clone(), self.seed);
+            let run = move || match outcome(&check, &profile, &factory, seed) {
+                Outcome::Passed => Ok(Completion::Completed),
+                Outcome::Ignored(reason) => Ok(Completion::ignored_with(reason)),
+                Outcome::Failed(failure) => Err(Failed::from(failure)),
+            };
+            Trial::ignorable_test(name, run).with_kind(self.name.clone())
+        };
+        self.checks.iter().map(trial).collect()
+    }
+}
+
+impl fmt::Debug for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suite").field("name", &self.name).field("profile", &self.profile).finish_non_exhaustive()
+    }
+}
+
+fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) -> Outcome {
+    if let Some(reason) = check.needs.missing(profile) {
+        return Outcome::Ignored(reason.to_owned());
+    }
+    let runtimes: &[&str] = match check.runtimes {
+        Runtimes::MultiThread => &["multi-thread"],
+        Runtimes::Both => &["multi-thread", "current-thread"],
+    };
+    for &runtime in runtimes {
+        if let Err(failure) = run_limited(check, profile, factory, seed, runtime) {
+            let failure = failure.note("rule", check.rule.as_str());
+            return Outcome::Failed(failure.note("runtime", runtime).note("seed", random::replay(seed)));
+        }
+    }
+    Outcome::Passed
+}
+
+/// Runs a check on a thread of its own, so that a store that blocks its thread for ever is a failure and not a hang.
+/// The thread is then left behind; the process ends with `main`.
+fn run_limited(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64, runtime: &'static str) -> Checked {
+    let root = tempfile::Builder::new().prefix("eventstore-conformance-").tempdir()?;
+    let env = Env::new(profile.clone(), factory.clone(), seed, root.path().to_path_buf())?;
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let body = check.body;
+    let thread = thread::Builder::new().name(check.name.clone()).spawn(move || {
+        let _ = sender.send(run_on(runtime, body, &env));
+    })?;
+    match receiver.recv_timeout(profile.limit()) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            Err(Failure::elsewhere(format!("nothing came for {:?}: something hangs", profile.limit())))
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            let panic = thread.join().err();
+            let text = panic.as_deref().and_then(panic_text).unwrap_or("without a message");
+            Err(Failure::elsewhere(format!("the check panicked: {text}")))
+        }
+    }
+}
+
+fn run_on(runtime: &str, body: crate::check::Body, env: &Env) -> Checked {
+    let mut builder = match runtime {
+        "current-thread" => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    // More threads than the machine may have cores: what can interleave, should.
+    let runtime = builder.worker_threads(4).enable_time().build()?;
+    runtime.block_on(body(env))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())
+}

@@ -1,0 +1,222 @@
+//! The simplest store that keeps the contract: a vector behind a lock. The suite is tested with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use eventstore_api::{
+    Batch, Context, Direction, Error, Event, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
+    Stats, StoreOutcome, Stored, Version, async_trait,
+};
+use tokio::sync::watch;
+
+/// What closed stores left, by directory, and which directories are open: a disk that is as simple as the store.
+static DISK: Mutex<(BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>)> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Reference(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// The queue for writing.
+    turn: tokio::sync::Mutex<()>,
+    log: Mutex<Log>,
+    /// The latest version; `None` once the store is closed. It changes only while the log is locked.
+    head: watch::Sender<Option<Version>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Log {
+    events: Vec<RecordedEvent>,
+    /// Where in `events` an id is.
+    ids: HashMap<String, usize>,
+    revisions: HashMap<String, u64>,
+}
+
+impl Reference {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut disk = lock(&DISK);
+        if !disk.1.insert(path.to_owned()) {
+            return Err(Error::Locked { path: path.display().to_string() });
+        }
+        let log = disk.0.get(path).cloned().unwrap_or_default();
+        let head = watch::Sender::new(Some(log.latest()));
+        let turn = tokio::sync::Mutex::default();
+        Ok(Reference(Arc::new(Inner { path: path.to_owned(), turn, log: Mutex::new(log), head })))
+    }
+
+    /// Appends without a queue and without waiting.
+    pub(crate) fn append(&self, batch: Batch) -> Result<Vec<Stored>> {
+        let mut log = lock(&self.0.log);
+        if self.0.head.borrow().is_none() {
+            return Err(Error::Closed);
+        }
+        let stored = log.append(batch)?;
+        self.0.head.send_replace(Some(log.latest()));
+        Ok(stored)
+    }
+
+    /// What every method begins with.
+    fn check(&self, ctx: &Context) -> Result<Version> {
+        let head = self.0.head.borrow().ok_or(Error::Closed)?;
+        ctx.check().map(|()| head)
+    }
+
+    fn read<T>(&self, ctx: &Context, read: impl FnOnce(&Log) -> T) -> Result<T> {
+        self.check(ctx)?;
+        Ok(read(&lock(&self.0.log)))
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        let log = lock(&self.log);
+        if self.head.send_replace(None).is_some() {
+            let mut disk = lock(&DISK);
+            disk.0.insert(self.path.clone(), log.clone());
+            disk.1.remove(&self.path);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Log {
+    fn latest(&self) -> Version {
+        Version::new(self.events.len() as u64)
+    }
+
+    fn revision(&self, aggregate_id: &str) -> u64 {
+        self.revisions.get(aggregate_id).copied().unwrap_or_default()
+    }
+
+    fn get(&self, id: &str) -> Option<&RecordedEvent> {
+        self.ids.get(id).map(|&at| &self.events[at])
+    }
+
+    /// Adds the new events of the batch, or fails and leaves everything as it was.
+    fn append(&mut self, batch: Batch) -> Result<Vec<Stored>> {
+        let before = self.latest();
+        let aggregate_id = batch.events.first().map(|event| event.aggregate_id().to_owned()).unwrap_or_default();
+        let revision = self.revision(&aggregate_id);
+        let result: Result<_> = batch.events.into_iter().map(|event| self.append_one(before, event)).collect();
+        let holds = batch.expected.holds(revision, before) || self.latest() == before;
+        if holds && result.is_ok() {
+            return result;
+        }
+        while self.latest() > before
+            && let Some(event) = self.events.pop()
+        {
+            self.ids.remove(event.event.id());
+            self.revisions.entry(event.event.aggregate_id().to_owned()).and_modify(|revision| *revision -= 1);
+        }
+        result.and_then(|_: Vec<_>| {
+            let about_aggregate = batch.expected.is_about_aggregate();
+            Err(Error::VersionConflict {
+                actual: if about_aggregate { revision } else { before.get() },
+                aggregate_id: about_aggregate.then_some(aggregate_id),
+                expected: batch.expected,
+            })
+        })
+    }
+
+    fn append_one(&mut self, before: Version, event: Event) -> Result<Stored> {
+        if let Some(there) = self.get(event.id()) {
+            if there.event == event {
+                return Ok(Stored::new(there.version, there.revision, StoreOutcome::AlreadyStored));
+            }
+            let version = (there.version <= before).then_some(there.version);
+            return Err(Error::DuplicateEvent { id: event.id().to_owned(), version });
+        }
+        let (version, revision) = (self.latest().next(), self.revision(event.aggregate_id()) + 1);
+        self.ids.insert(event.id().to_owned(), self.events.len());
+        self.revisions.insert(event.aggregate_id().to_owned(), revision);
+        self.events.push(RecordedEvent::new(version, revision, SystemTime::now(), event));
+        Ok(Stored::new(version, revision, StoreOutcome::Written))
+    }
+}
+
+fn page(log: &Log, options: &LoadOptions, size: PageSize) -> Page {
+    let limit = options.limit.map_or(usize::MAX, |limit| limit as usize);
+    let matching = log.events.iter().filter(|event| {
+        event.version > options.since
+            && options.before.is_none_or(|before| event.version < before)
+            && options.aggregate_id.as_ref().is_none_or(|id| id == event.event.aggregate_id())
+    });
+    let mut matching: Vec<_> = match options.direction {
+        Direction::Forward => matching.take(limit).cloned().collect(),
+        Direction::Backward => matching.rev().take(limit).cloned().collect(),
+    };
+    let mut bytes = 0;
+    let filled = matching.iter().position(|event| {
+        bytes += event.event.len_bytes();
+        bytes >= size.bytes
+    });
+    let count = filled.map_or(usize::MAX, |last| last + 1).min(size.events).min(matching.len());
+    let complete = count == matching.len();
+    matching.truncate(count);
+    Page::new(options, matching, log.latest(), complete)
+}
+
+#[async_trait]
+impl EventStore for Reference {
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        self.check(ctx)?;
+        batch.validate()?;
+        let _turn = ctx.run(self.0.turn.lock()).await?;
+        // Others get to wait, so that there is a queue.
+        tokio::task::yield_now().await;
+        ctx.check()?;
+        self.append(batch)
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        self.read(ctx, |log| page(log, options, size))
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
+        let found = self.read(ctx, |log| log.get(id).cloned())?;
+        found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version> {
+        self.check(ctx)
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+        self.read(ctx, |log| log.revision(aggregate_id))
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
+        self.check(ctx)?;
+        let mut heads = self.0.head.subscribe();
+        let reached = ctx.run(heads.wait_for(|head| head.is_none_or(|head| head > after))).await?;
+        reached.ok().and_then(|head| *head).ok_or(Error::Closed)
+    }
+
+    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
+        self.check(ctx).map(|_| GcReport::default())
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats> {
+        let mut stats = Stats::default();
+        stats.latest_version = self.check(ctx)?;
+        Ok(stats)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.close();
+        Ok(())
+    }
+}
