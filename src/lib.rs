@@ -42,8 +42,8 @@ pub use open::open;
 
 pub use eventstore_api::{
     Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event, EventBuilder, EventStore,
-    EventStoreExt, EventStream, Expected, GcReport, LoadOptions, Page, PageBuilder, PageSize, RecordedEvent, Result,
-    Stats, StoreOutcome, Stored, TextLengths, Version, async_trait, limits,
+    EventStoreExt, EventStream, Expected, GcReport, Layout, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
+    StoreOutcome, Stored, Version, async_trait, limits,
 };
 pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 

@@ -132,6 +132,9 @@ fn reads(criterion: &mut Criterion) {
     group.bench_function(BenchmarkId::new("pages", "raw-lmdb"), |b| {
         b.iter(|| assert_eq!(raw.scan(), EVENTS));
     });
+    group.bench_function(BenchmarkId::new("pages", "raw-lmdb-one-buffer"), |b| {
+        b.iter(|| assert_eq!(raw.scan_into_one_buffer(), EVENTS));
+    });
     group.finish();
 
     let mut group = criterion.benchmark_group("aggregate");

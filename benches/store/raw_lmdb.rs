@@ -48,29 +48,38 @@ impl RawLmdb {
             let version = state.version.to_be_bytes();
             let revision = state.revisions.entry(event.aggregate_id().to_owned()).or_default();
             *revision += 1;
-            let record = [event.text().as_bytes(), event.data()].concat();
+            let record = event.bytes();
             let aggregate = aggregate_key(event.aggregate_id(), *revision);
-            self.events.put_with_flags(&mut txn, PutFlags::APPEND, &version, &record).expect("put");
+            self.events.put_with_flags(&mut txn, PutFlags::APPEND, &version, record).expect("put");
             self.ids.put(&mut txn, &id_key(event.id()), &version).expect("put");
             self.aggregates.put(&mut txn, &aggregate, &version).expect("put");
         }
         txn.commit().expect("committed");
     }
 
-    /// Copies every value into a buffer of its own, and keeps a page of them, as whoever hands events out has to.
+    /// Copies each value into a buffer of its own and keeps a page of them, as a program does that hands values out.
     pub(crate) fn scan(&self) -> u64 {
+        self.scan_pages(|page: &mut Vec<Vec<u8>>, value| page.push(value.to_vec()))
+    }
+
+    /// Copies the values of a page behind one another into one buffer: the least that any reading can cost.
+    pub(crate) fn scan_into_one_buffer(&self) -> u64 {
+        self.scan_pages(|page: &mut Vec<u8>, value| page.extend_from_slice(value))
+    }
+
+    fn scan_pages<P: Default>(&self, copy: impl Fn(&mut P, &[u8])) -> u64 {
         let txn = self.env.read_txn().expect("transaction");
+        let mut page = P::default();
         let mut count = 0;
-        let mut page = Vec::with_capacity(PageSize::LARGEST.events);
         for entry in self.events.iter(&txn).expect("iterator") {
             let (_, value) = entry.expect("entry");
-            page.push(value.to_vec());
-            if page.len() == page.capacity() {
-                count += std::hint::black_box(&page).len() as u64;
-                page.clear();
+            copy(&mut page, value);
+            count += 1;
+            if count % PageSize::LARGEST.events as u64 == 0 {
+                drop(std::hint::black_box(std::mem::take(&mut page)));
             }
         }
-        count + page.len() as u64
+        count
     }
 
     pub(crate) fn load_aggregate(&self, aggregate_id: &str) -> u64 {

@@ -1,6 +1,5 @@
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -32,63 +31,44 @@ use crate::{Error, Result, Version};
 /// # Clone
 ///
 /// Cheap: the bytes are shared.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Event {
-    /// What is read from a store shares one buffer with all events of its page: reading an event costs no allocation.
-    buffer: Arc<Buffer>,
-    place: Place,
+    /// Id, type, aggregate id, metadata and data, one behind the other. What is read from a store is a slice of the
+    /// bytes of its whole page, so that reading an event costs no allocation.
+    bytes: Bytes,
+    layout: Layout,
 }
 
-#[derive(Debug)]
-struct Buffer {
-    /// For each event its id, type, aggregate id and metadata, one behind the other.
-    text: String,
-    data: Bytes,
-}
-
-/// Where an event lies in its buffer.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    text_start: u32,
-    text_len: u32,
-    data_start: u32,
-    data_len: u32,
-    lengths: TextLengths,
-}
-
-/// For stores: the lengths of the first parts of [`Event::text`]; the metadata is the rest.
+/// For stores: how long the texts are that [`Event::bytes`] begins with; the data are the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TextLengths {
+pub struct Layout {
     /// Bytes of the event id.
-    pub id: u16,
+    pub id_len: u16,
     /// Bytes of the event type.
-    pub event_type: u16,
+    pub type_len: u16,
     /// Bytes of the aggregate id.
-    pub aggregate_id: u16,
+    pub aggregate_id_len: u16,
+    /// Bytes of the metadata.
+    pub metadata_len: u32,
 }
 
-impl TextLengths {
-    const fn id_end(self) -> usize {
-        self.id as usize
+impl Layout {
+    const fn type_start(self) -> usize {
+        self.id_len as usize
     }
 
-    const fn type_end(self) -> usize {
-        self.id_end() + self.event_type as usize
+    const fn aggregate_id_start(self) -> usize {
+        self.type_start() + self.type_len as usize
     }
 
-    /// Where the metadata begins in [`Event::text`].
+    const fn metadata_start(self) -> usize {
+        self.aggregate_id_start() + self.aggregate_id_len as usize
+    }
+
+    /// Where the data begin.
     #[must_use]
-    pub const fn metadata_start(self) -> usize {
-        self.type_end() + self.aggregate_id as usize
-    }
-
-    /// Whether these can be the lengths in this text: no part is empty, and each ends between two characters.
-    fn fit(self, text: &str) -> bool {
-        let ends = [self.id_end(), self.type_end(), self.metadata_start()];
-        self.id > 0
-            && self.event_type > 0
-            && self.aggregate_id > 0
-            && ends.iter().all(|&end| text.is_char_boundary(end))
+    pub const fn data_start(self) -> usize {
+        self.metadata_start() + self.metadata_len as usize
     }
 }
 
@@ -107,37 +87,37 @@ impl Event {
     /// The id, unique in the store.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.text()[..self.place.lengths.id_end()]
+        self.text(0..self.layout.type_start())
     }
 
     /// The type: what kind of thing happened.
     #[must_use]
     pub fn event_type(&self) -> &str {
-        &self.text()[self.place.lengths.id_end()..self.place.lengths.type_end()]
+        self.text(self.layout.type_start()..self.layout.aggregate_id_start())
     }
 
     /// The id of the aggregate this event belongs to.
     #[must_use]
     pub fn aggregate_id(&self) -> &str {
-        &self.text()[self.place.lengths.type_end()..self.place.lengths.metadata_start()]
+        self.text(self.layout.aggregate_id_start()..self.layout.metadata_start())
     }
 
     /// The metadata: a JSON object as text, exactly as it was given.
     #[must_use]
     pub fn metadata(&self) -> &str {
-        &self.text()[self.place.lengths.metadata_start()..]
+        self.text(self.layout.metadata_start()..self.layout.data_start())
     }
 
     /// The data, exactly as it was given.
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        &self.buffer.data[self.data_range()]
+        &self.bytes[self.layout.data_start()..]
     }
 
     /// The data as shared bytes, without copying them.
     #[must_use]
     pub fn data_bytes(&self) -> Bytes {
-        self.buffer.data.slice(self.data_range())
+        self.bytes.slice(self.layout.data_start()..)
     }
 
     /// Reads the data as JSON. Fails with [`Error::InvalidEvent`] if it is not what `T` expects.
@@ -145,39 +125,44 @@ impl Event {
         serde_json::from_slice(self.data()).map_err(|e| Error::invalid_event("data", format!("not readable: {e}")))
     }
 
-    /// The bytes that count towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES): text and data.
+    /// The bytes that count towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES): texts and data.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        self.place.text_len as usize + self.place.data_len as usize
+        self.bytes.len()
     }
 
-    /// For stores: id, type, aggregate id and metadata in one piece. [`PageBuilder::push`] takes it back.
+    /// For stores: id, type, aggregate id, metadata and data in one piece. [`Event::from_stored`] takes it back.
     #[must_use]
-    pub fn text(&self) -> &str {
-        let start = self.place.text_start as usize;
-        &self.buffer.text[start..start + self.place.text_len as usize]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
-    /// For stores: where the parts of [`Event::text`] end.
+    /// For stores: where the parts of [`Event::bytes`] are.
     #[must_use]
-    pub fn text_lengths(&self) -> TextLengths {
-        self.place.lengths
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
-    fn data_range(&self) -> Range<usize> {
-        let start = self.place.data_start as usize;
-        start..start + self.place.data_len as usize
+    /// For stores: an event from what [`Event::bytes`] and [`Event::layout`] gave, without copying.
+    ///
+    /// `None` if the layout does not fit the bytes, a text is not UTF-8, or an id, type or aggregate id is empty, all of
+    /// which mean that they were damaged.
+    #[must_use]
+    pub fn from_stored(bytes: Bytes, layout: Layout) -> Option<Self> {
+        let text = std::str::from_utf8(bytes.get(..layout.data_start())?).ok()?;
+        let starts = [layout.type_start(), layout.aggregate_id_start(), layout.metadata_start()];
+        let fits = layout.id_len > 0
+            && layout.type_len > 0
+            && layout.aggregate_id_len > 0
+            && starts.iter().all(|&start| text.is_char_boundary(start));
+        fits.then_some(Event { bytes, layout })
+    }
+
+    fn text(&self, range: Range<usize>) -> &str {
+        // Each text was UTF-8 when the event was made. Without unsafe code the compiler has to be shown again.
+        std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
     }
 }
-
-/// Two events are equal if id, type, aggregate id, data and metadata are, byte for byte.
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.place.lengths == other.place.lengths && self.text() == other.text() && self.data() == other.data()
-    }
-}
-
-impl Eq for Event {}
 
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -248,20 +233,20 @@ impl EventBuilder {
         } else {
             check_metadata(&metadata)?;
         }
-        let lengths = TextLengths {
-            id: checked_len("id", &id, MAX_ID_LEN)?,
-            event_type: checked_len("type", &self.event_type, MAX_TYPE_LEN)?,
-            aggregate_id: checked_len("aggregate_id", &self.aggregate_id, MAX_AGGREGATE_ID_LEN)?,
+        let layout = Layout {
+            id_len: checked_len("id", &id, MAX_ID_LEN)?,
+            type_len: checked_len("type", &self.event_type, MAX_TYPE_LEN)?,
+            aggregate_id_len: checked_len("aggregate_id", &self.aggregate_id, MAX_AGGREGATE_ID_LEN)?,
+            metadata_len: metadata.len() as u32, // within its limit, as was checked
         };
         if data.len() > MAX_DATA_LEN {
             let reason = format!("{} bytes is over the limit of {MAX_DATA_LEN} bytes", data.len());
             return Err(Error::invalid_event("data", reason));
         }
-        let text = [id.as_str(), &self.event_type, &self.aggregate_id, &metadata].concat();
-        // The limits keep both far below what a u32 holds.
-        let (text_len, data_len) = (text.len() as u32, data.len() as u32);
-        let place = Place { text_start: 0, text_len, data_start: 0, data_len, lengths };
-        Ok(Event { buffer: Arc::new(Buffer { text, data }), place })
+        let texts = [&id, &self.event_type, &self.aggregate_id, &metadata];
+        let [id, event_type, aggregate_id, metadata] = texts.map(|text| text.as_bytes());
+        let bytes = [id, event_type, aggregate_id, metadata, &data].concat();
+        Ok(Event { bytes: bytes.into(), layout })
     }
 }
 
@@ -315,96 +300,6 @@ impl RecordedEvent {
     #[must_use]
     pub fn new(version: Version, revision: u64, recorded_at: SystemTime, event: Event) -> Self {
         RecordedEvent { version, revision, recorded_at, event }
-    }
-}
-
-/// For stores: puts the events of a page into one buffer that all of them share.
-#[derive(Debug, Default)]
-pub struct PageBuilder {
-    text: String,
-    data: Vec<u8>,
-    events: Vec<Built>,
-}
-
-#[derive(Debug)]
-struct Built {
-    version: Version,
-    revision: u64,
-    recorded_at: SystemTime,
-    place: Place,
-}
-
-impl PageBuilder {
-    /// An empty page.
-    #[must_use]
-    pub fn new() -> Self {
-        PageBuilder::default()
-    }
-
-    /// Makes room for this many more events, and bytes of text and of data in all of them together.
-    pub fn reserve(&mut self, events: usize, text_bytes: usize, data_bytes: usize) {
-        self.events.reserve(events);
-        self.text.reserve(text_bytes);
-        self.data.reserve(data_bytes);
-    }
-
-    /// Adds an event from what [`Event::text`], [`Event::text_lengths`] and [`Event::data`] gave, by copying it.
-    ///
-    /// False, and nothing is added, if the lengths do not fit the text, which means that it was damaged, or if the page
-    /// would go beyond 4 GiB.
-    #[must_use]
-    pub fn push(
-        &mut self,
-        (version, revision, recorded_at): (Version, u64, SystemTime),
-        text: &str,
-        lengths: TextLengths,
-        data: &[u8],
-    ) -> bool {
-        let starts = (u32::try_from(self.text.len()), u32::try_from(self.data.len()));
-        let lens = (u32::try_from(text.len()), u32::try_from(data.len()));
-        let ((Ok(text_start), Ok(data_start)), (Ok(text_len), Ok(data_len))) = (starts, lens) else { return false };
-        if !lengths.fit(text) {
-            return false;
-        }
-        self.text.push_str(text);
-        self.data.extend_from_slice(data);
-        let place = Place { text_start, text_len, data_start, data_len, lengths };
-        self.events.push(Built { version, revision, recorded_at, place });
-        true
-    }
-
-    /// The number of events so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
-    /// Whether there is no event yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// The bytes of text, and those of data, so far.
-    #[must_use]
-    pub fn len_parts(&self) -> (usize, usize) {
-        (self.text.len(), self.data.len())
-    }
-
-    /// The bytes of text and data together so far.
-    #[must_use]
-    pub fn len_bytes(&self) -> usize {
-        self.text.len() + self.data.len()
-    }
-
-    /// The events, in the order they were added.
-    #[must_use]
-    pub fn finish(self) -> Vec<RecordedEvent> {
-        let buffer = Arc::new(Buffer { text: self.text, data: self.data.into() });
-        let event = |Built { version, revision, recorded_at, place }| {
-            RecordedEvent::new(version, revision, recorded_at, Event { buffer: buffer.clone(), place })
-        };
-        self.events.into_iter().map(event).collect()
     }
 }
 
@@ -468,36 +363,24 @@ mod tests {
     }
 
     #[test]
-    fn events_of_a_page_are_equal_to_those_they_were_copied_from() {
-        let events: Vec<_> = (0..3)
-            .map(|n| {
-                Event::builder("T", format!("aggregate-{n}")).data(vec![n; usize::from(n)]).build().expect("valid")
-            })
-            .collect();
-        let mut page = PageBuilder::new();
-        for (n, event) in events.iter().enumerate() {
-            let place = (Version::new(n as u64 + 1), 1, SystemTime::UNIX_EPOCH);
-            assert!(page.push(place, event.text(), event.text_lengths(), event.data()));
-        }
-        assert_eq!(page.len(), 3);
-        let page = page.finish();
-        assert_eq!(page.iter().map(|recorded| recorded.event.clone()).collect::<Vec<_>>(), events);
-        assert_eq!(page[2].version, Version::new(3));
-        assert_ne!(page[0].event, page[1].event);
+    fn an_event_is_made_again_from_its_bytes() {
+        let event = Event::builder("Tüpe", "a").data("data").build().expect("valid");
+        assert_eq!(Event::from_stored(event.bytes().clone(), event.layout()), Some(event));
     }
 
     #[test]
-    fn lengths_that_do_not_fit_are_damage() {
-        let fits = |id, event_type, aggregate_id| {
-            let mut page = PageBuilder::new();
-            let lengths = TextLengths { id, event_type, aggregate_id };
-            let added = page.push((Version::ZERO, 0, SystemTime::UNIX_EPOCH), "aé{}", lengths, &[]);
-            assert_eq!(page.is_empty(), !added);
-            added
+    fn what_does_not_fit_is_damage() {
+        let fits = |bytes: &'static [u8], [id_len, type_len, aggregate_id_len]: [u16; 3], metadata_len: u32| {
+            let layout = Layout { id_len, type_len, aggregate_id_len, metadata_len };
+            Event::from_stored(Bytes::from_static(bytes), layout).is_some()
         };
-        assert!(fits(1, 2, 1));
-        assert!(!fits(1, 1, 1), "inside a character");
-        assert!(!fits(1, 2, 3), "beyond the text");
-        assert!(!fits(0, 1, 2), "empty id");
+        let bytes = "aé{}".as_bytes();
+        assert!(fits(bytes, [1, 2, 1], 1));
+        assert!(!fits(bytes, [1, 1, 1], 2), "inside a character");
+        assert!(!fits(bytes, [1, 2, 3], 1), "beyond the bytes");
+        assert!(!fits(bytes, [1, 2, 1], u32::MAX), "far beyond the bytes");
+        assert!(!fits(bytes, [0, 3, 1], 1), "empty id");
+        assert!(!fits(b"a\xffc", [1, 1, 1], 0), "not UTF-8");
+        assert!(fits(b"abc\xff", [1, 1, 1], 0), "data are any bytes");
     }
 }

@@ -32,7 +32,7 @@ pub use tokio_util::sync::CancellationToken;
 pub use batch::{Batch, Durability, Expected, StoreOutcome, Stored};
 pub use context::Context;
 pub use error::{BoxError, Error, Result};
-pub use event::{Event, EventBuilder, PageBuilder, RecordedEvent, TextLengths};
+pub use event::{Event, EventBuilder, Layout, RecordedEvent};
 pub use ext::EventStoreExt;
 pub use load::{Direction, LoadOptions, Page, PageSize};
 pub use stats::{GcReport, Stats};

@@ -6,7 +6,7 @@
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
-use eventstore_api::{Direction, Error, LoadOptions, Page, PageBuilder, PageSize, RecordedEvent, Result, Version};
+use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{KeyRange, Snapshot, Table};
 use crate::{keys, record};
@@ -20,7 +20,10 @@ pub(crate) struct PageRead {
     /// Events with these versions are still wanted; reading moves one end towards the other.
     wanted: Range<u64>,
     most_events: usize,
-    page: PageBuilder,
+    /// The records of the page, one behind the other. They are checked when all of them are here: copying them first
+    /// lets the processor fetch ahead, which checking each one as it comes does not.
+    bytes: Vec<u8>,
+    records: Vec<(u64, Range<usize>)>,
     /// No further event matches.
     complete: bool,
 }
@@ -38,7 +41,8 @@ impl PageRead {
             complete: wanted.is_empty() || most_events == 0,
             wanted,
             most_events,
-            page: PageBuilder::new(),
+            bytes: Vec::new(),
+            records: Vec::new(),
         }
     }
 
@@ -48,7 +52,7 @@ impl PageRead {
     }
 
     fn is_full(&self) -> bool {
-        self.page.len() >= self.most_events || (self.page.len_bytes() >= self.size.bytes && !self.page.is_empty())
+        self.records.len() >= self.most_events || (self.bytes.len() >= self.size.bytes && !self.records.is_empty())
     }
 
     /// Reads until the page is done, or a little beyond `until`.
@@ -65,29 +69,40 @@ impl PageRead {
         Ok(())
     }
 
-    /// The page as it is read.
-    pub(crate) fn finish(self) -> Page {
-        Page::new(&self.options, self.page.finish(), self.head, self.complete)
+    /// The page. A damaged record ends it, if there are events before it; at its begin it is the error.
+    pub(crate) fn finish(mut self) -> Result<Page> {
+        let page = Bytes::from(std::mem::take(&mut self.bytes));
+        let mut events = Vec::with_capacity(self.records.len());
+        for (version, range) in std::mem::take(&mut self.records) {
+            match record::decode(version, &page, range) {
+                Ok(event) => events.push(event),
+                Err(damage) if events.is_empty() => return Err(damage),
+                Err(_) => {
+                    self.complete = false;
+                    break;
+                }
+            }
+        }
+        Ok(Page::new(&self.options, events, self.head, self.complete))
     }
 
     fn scan_log<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
         let (first, last) = (keys::version_bytes(self.wanted.start), keys::version_bytes(self.wanted.end - 1));
         let direction = self.options.direction;
-        // A scan that the visitor did not break off has come to a gap or to an early end of the log.
-        let mut outcome = None;
+        let mut broke_off = false;
         snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
             let version = self.next_wanted();
             if keys::read_version(key) != Some(version) {
                 return ControlFlow::Break(());
             }
-            match self.take_up(version, value) {
-                Ok(()) if self.is_done() || self.is_time_up(until) => outcome = Some(Ok(())),
-                Ok(()) => return ControlFlow::Continue(()),
-                Err(damage) => outcome = Some(Err(damage)),
-            }
-            ControlFlow::Break(())
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(value);
+            self.take_up(version, start);
+            broke_off = self.is_done() || self.is_time_up(until);
+            if broke_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        outcome.unwrap_or_else(|| Err(missing(self.next_wanted()))).or_else(|damage| self.end_at(damage))
+        // A scan that was not broken off has come to a gap, or to an early end of the log.
+        if broke_off { Ok(()) } else { self.end_at(missing(self.next_wanted())) }
     }
 
     fn scan_aggregate<S: Snapshot>(&mut self, snapshot: &S, aggregate_id: &str, until: Option<Instant>) -> Result<()> {
@@ -96,7 +111,7 @@ impl PageRead {
             return Ok(());
         };
         let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
-        let room = (self.most_events - self.page.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
+        let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
         let (mut first, mut last) = (Vec::new(), Vec::new());
         keys::write_aggregate(&mut first, aggregate_id, revisions.start);
         keys::write_aggregate(&mut last, aggregate_id, revisions.end - 1);
@@ -128,30 +143,20 @@ impl PageRead {
         versions: &[u64],
         until: Option<Instant>,
     ) -> Result<bool> {
-        let mut record = Vec::new();
         for (nth, &version) in versions.iter().enumerate() {
             if !self.wanted.contains(&version) {
                 return Err(index_damage(aggregate_id, "does not hold versions in order"));
             }
-            record.clear();
-            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
+            let start = self.bytes.len();
+            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut self.bytes)? {
                 return Err(missing(version));
             }
-            self.take_up(version, &record)?;
+            self.take_up(version, start);
             if self.is_done() || self.is_time_up(until) {
                 return Ok(nth + 1 == versions.len());
             }
         }
         Ok(true)
-    }
-
-    /// Makes room for the rest of the page at once, if its events are about as long as the first one.
-    fn reserve_like_first(&mut self) {
-        let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
-        let (text_len, data_len) = self.page.len_parts();
-        let fitting = self.size.bytes / (text_len + data_len).max(1);
-        let events = matching.min(self.most_events).min(fitting);
-        self.page.reserve(events, events * (text_len + text_len / 8), events * (data_len + data_len / 8));
     }
 
     /// The version that comes next in the log.
@@ -162,31 +167,35 @@ impl PageRead {
         }
     }
 
-    /// Checks the record of a wanted version and adds its event to the page.
-    fn take_up(&mut self, version: u64, record: &[u8]) -> Result<()> {
-        record::decode_into(&mut self.page, version, record)?;
+    /// Takes up the record of a wanted version, which was copied to the end of the bytes.
+    fn take_up(&mut self, version: u64, start: usize) {
+        self.records.push((version, start..self.bytes.len()));
         match self.options.direction {
             Direction::Forward => self.wanted.start = version + 1,
             Direction::Backward => self.wanted.end = version,
         }
         self.complete = self.wanted.is_empty();
-        if self.page.len() == 1 && !self.is_done() {
-            self.reserve_like_first();
+        if start == 0 && !self.is_done() {
+            // Room for the rest of the page at once, if its records are about as long as the first one.
+            let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
+            let fitting = self.size.bytes / self.bytes.len().max(1);
+            let records = matching.min(self.most_events).min(fitting);
+            self.records.reserve(records);
+            self.bytes.reserve(records * (self.bytes.len() + self.bytes.len() / 8));
         }
-        Ok(())
     }
 
     /// What was read before the damage is sound and is handed out; the next page begins with the damage and fails.
     fn end_at(&mut self, damage: Error) -> Result<()> {
-        if self.page.is_empty() {
+        if self.records.is_empty() {
             return Err(damage);
         }
-        self.most_events = self.page.len();
+        self.most_events = self.records.len();
         Ok(())
     }
 
     fn is_time_up(&self, until: Option<Instant>) -> bool {
-        self.page.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
+        self.records.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
     }
 }
 
@@ -309,8 +318,10 @@ pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result
     if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
         return Err(missing(version));
     }
-    let mut page = PageBuilder::new();
-    record::decode_into(&mut page, version, &record)?;
-    let event = page.finish().pop().filter(|found| found.event.id() == id);
-    event.map(Some).ok_or_else(|| corrupt(version, "the id index leads to an event with another id"))
+    let range = 0..record.len();
+    let event = record::decode(version, &record.into(), range)?;
+    if event.event.id() != id {
+        return Err(corrupt(version, "the id index leads to an event with another id"));
+    }
+    Ok(Some(event))
 }

@@ -20,10 +20,11 @@
 //!
 //! The version is not in the record but in its key; since the checksum covers it, a record at a wrong place is found.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crc32fast::Hasher;
-use eventstore_api::{Error, Event, PageBuilder, Result, TextLengths, Version};
+use eventstore_api::{Bytes, Error, Event, Layout, RecordedEvent, Result, Version};
 
 use crate::keys;
 
@@ -43,33 +44,32 @@ impl Micros {
     }
 }
 
-/// The header that makes a record of this event at its place. The event's text and data follow it.
+/// The header that makes a record of this event at its place. The event's bytes follow it.
 pub(crate) fn header(event: &Event, version: u64, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
-    let lengths = event.text_lengths();
-    let metadata_len = event.metadata().len() as u32;
+    let layout = event.layout();
     let mut header = [0; HEADER_LEN];
     header[4] = FORMAT;
     header[6..8].copy_from_slice(&(HEADER_LEN as u16).to_le_bytes());
     header[8..16].copy_from_slice(&revision.to_le_bytes());
     header[16..24].copy_from_slice(&recorded_at.0.to_le_bytes());
-    header[24..26].copy_from_slice(&lengths.id.to_le_bytes());
-    header[26..28].copy_from_slice(&lengths.event_type.to_le_bytes());
-    header[28..30].copy_from_slice(&lengths.aggregate_id.to_le_bytes());
-    header[32..36].copy_from_slice(&metadata_len.to_le_bytes());
+    header[24..26].copy_from_slice(&layout.id_len.to_le_bytes());
+    header[26..28].copy_from_slice(&layout.type_len.to_le_bytes());
+    header[28..30].copy_from_slice(&layout.aggregate_id_len.to_le_bytes());
+    header[32..36].copy_from_slice(&layout.metadata_len.to_le_bytes());
     header[36..40].copy_from_slice(&(event.data().len() as u32).to_le_bytes());
-    let parts = [&header[CHECKSUM_LEN..], event.text().as_bytes(), event.data()];
-    let checksum = checksum(version, &parts);
+    let checksum = checksum(version, &[&header[CHECKSUM_LEN..], event.bytes()]);
     header[..CHECKSUM_LEN].copy_from_slice(&checksum.to_le_bytes());
     header
 }
 
-/// Checks the record that was stored under `version`, and adds its event to `page`.
+/// Reads the record that was stored under `version` and lies at `range` of `page`. The event is a slice of the page.
 ///
 /// # Errors
 ///
 /// `Corrupt` if anything does not fit, `Unsupported` if it is sound but was written by a newer version.
-pub(crate) fn decode_into(page: &mut PageBuilder, version: u64, record: &[u8]) -> Result<()> {
+pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<RecordedEvent> {
     let corrupt = |reason: &str| Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() };
+    let record = &page[range.clone()];
     let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
         return Err(corrupt("its record is cut short"));
     };
@@ -88,21 +88,17 @@ pub(crate) fn decode_into(page: &mut PageBuilder, version: u64, record: &[u8]) -
         });
     }
     let (revision, micros) = (fields.u64(), fields.u64());
-    let lengths = TextLengths { id: fields.u16(), event_type: fields.u16(), aggregate_id: fields.u16() };
-    let extensions_len = usize::from(fields.u16());
-    let (metadata_len, data_len) = (fields.u32() as usize, fields.u32() as usize);
-    let text_start = header_len + extensions_len;
-    let data_start = text_start + lengths.metadata_start() + metadata_len;
-    if header_len < HEADER_LEN || data_start + data_len != record.len() {
+    let (id_len, type_len, aggregate_id_len) = (fields.u16(), fields.u16(), fields.u16());
+    let event_start = header_len + usize::from(fields.u16());
+    let layout = Layout { id_len, type_len, aggregate_id_len, metadata_len: fields.u32() };
+    let data_len = fields.u32() as usize;
+    if header_len < HEADER_LEN || event_start + layout.data_start() + data_len != record.len() {
         return Err(corrupt("the lengths in its header do not add up"));
     }
-    let (text, data) = record[text_start..].split_at(data_start - text_start);
-    let text = std::str::from_utf8(text).map_err(|_| corrupt("its text is not UTF-8"))?;
-    let place = (Version::new(version), revision, UNIX_EPOCH + Duration::from_micros(micros));
-    if !page.push(place, text, lengths, data) {
-        return Err(corrupt("the lengths in its header do not fit its text"));
-    }
-    Ok(())
+    let event = Event::from_stored(page.slice(range.start + event_start..range.end), layout)
+        .ok_or_else(|| corrupt("its text is not UTF-8, or the lengths in its header do not fit it"))?;
+    let recorded_at = UNIX_EPOCH + Duration::from_micros(micros);
+    Ok(RecordedEvent::new(Version::new(version), revision, recorded_at, event))
 }
 
 /// Of the version and of everything in the record behind the checksum.
@@ -142,7 +138,6 @@ impl Fields<'_> {
 
 #[cfg(test)]
 mod tests {
-    use eventstore_api::RecordedEvent;
     use proptest::prelude::*;
 
     use super::*;
@@ -157,13 +152,11 @@ mod tests {
     }
 
     fn encode(event: &Event, version: u64, revision: u64, micros: u64) -> Vec<u8> {
-        [&header(event, version, revision, Micros(micros)), event.text().as_bytes(), event.data()].concat()
+        [&header(event, version, revision, Micros(micros)), event.bytes().as_ref()].concat()
     }
 
     fn decode(version: u64, record: &[u8]) -> Result<RecordedEvent> {
-        let mut page = PageBuilder::new();
-        decode_into(&mut page, version, record)?;
-        Ok(page.finish().pop().expect("one event"))
+        super::decode(version, &Bytes::copy_from_slice(record), 0..record.len())
     }
 
     /// Makes the checksum of a changed record right again.

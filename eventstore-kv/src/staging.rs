@@ -172,7 +172,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
 
         let version_bytes = keys::version_bytes(version);
         let header = record::header(event, version, revision, self.recorded_at);
-        self.batch.put_parts(Table::Events, &version_bytes, &[&header, event.text().as_bytes(), event.data()]);
+        self.batch.put_parts(Table::Events, &version_bytes, &[&header, event.bytes()]);
         keys::write_id(&mut self.key, event.id());
         self.batch.put(Table::Ids, &self.key, &version_bytes);
         keys::write_aggregate(&mut self.key, event.aggregate_id(), revision);

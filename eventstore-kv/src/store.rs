@@ -177,7 +177,7 @@ impl<E: Engine> EventStore for KvStore<E> {
             // Page after page of this length would keep the thread from its other tasks.
             yield_now().await;
         }
-        Ok(read.finish())
+        read.finish()
     }
 
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
