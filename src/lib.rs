@@ -50,3 +50,8 @@ pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 /// The LMDB backend with its typed options.
 #[cfg(feature = "lmdb")]
 pub use backend_lmdb as lmdb;
+
+/// The examples of the README compile.
+#[cfg(all(doctest, feature = "lmdb"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

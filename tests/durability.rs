@@ -4,7 +4,7 @@
 //! Where `strace` is missing or not permitted, the tests that need it show as ignored.
 
 #![cfg_attr(not(all(feature = "cli", feature = "lmdb")), allow(unused))]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic and say why")]
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,13 +17,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
+type Test = fn() -> Result<(), Failed>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     #[cfg(all(feature = "cli", feature = "lmdb"))]
     {
         trials.push(Trial::test("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills));
-        let traced: [(&str, fn() -> Result<(), Failed>); 5] = [
+        let traced: [(&str, Test); 5] = [
             ("every_answer_comes_after_a_sync", every_answer_comes_after_a_sync),
             ("a_buffered_answer_comes_after_the_write", a_buffered_answer_comes_after_the_write),
             ("concurrent_appends_share_syncs", concurrent_appends_share_syncs),

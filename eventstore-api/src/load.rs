@@ -95,7 +95,7 @@ pub struct PageSize {
 }
 
 impl PageSize {
-    /// 128 events or 64 KiB: a stream begins with it, so that the first event comes soon.
+    /// 64 events or 32 KiB: a stream begins with it, so that the first event comes soon.
     pub const FIRST: PageSize = PageSize { events: 64, bytes: 32 << 10 };
 
     /// 512 events or 256 KiB, which stays in the processor's cache: a stream grows its pages up to it.

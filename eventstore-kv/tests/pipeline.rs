@@ -512,11 +512,11 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
     engine.slow = true;
     let store = KvStore::open(engine, StoreOptions::default()).expect("opened");
     let all = LoadOptions::all();
-    let page = store.load_page(&background(), &all, PageSize::FIRST).await.expect("read");
+    let page = store.load_page(&background(), &all, PageSize::LARGEST).await.expect("read");
     assert_eq!(page.events.len(), 100);
     let token = CancellationToken::new();
     let ctx = background().with_cancellation(token.clone());
-    let mut read = Box::pin(store.load_page(&ctx, &all, PageSize::FIRST));
+    let mut read = Box::pin(store.load_page(&ctx, &all, PageSize::LARGEST));
     // The first poll reads what it can in its time and hands the rest over, so it comes back unfinished.
     let unfinished = std::future::poll_fn(|cx| std::task::Poll::Ready(read.as_mut().poll(cx).is_pending())).await;
     assert!(unfinished);

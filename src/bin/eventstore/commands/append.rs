@@ -103,6 +103,9 @@ async fn append_batch(store: &Store, gathered: Gathered, options: &Options) -> R
     }
 }
 
+const FENCED: &str = "fenced";
+const OUTCOME_UNKNOWN: &str = "outcome_unknown";
+
 /// What is told to the user: the places of what was appended, and the first failure.
 struct Answers {
     output: Output,
@@ -133,10 +136,18 @@ impl Answers {
     }
 
     fn fail(&mut self, failure: Failure) {
-        match &self.failure {
-            None => self.failure = Some(failure),
-            Some(_) => *self.further.entry(failure.code()).or_default() += 1,
-        }
+        let further = match &self.failure {
+            None => {
+                self.failure = Some(failure);
+                return;
+            }
+            // The commit that failed is the cause of the fence, whichever is seen first.
+            Some(first) if first.code() == FENCED && failure.code() == OUTCOME_UNKNOWN => {
+                self.failure.replace(failure).map_or(FENCED, |first| first.code())
+            }
+            Some(_) => failure.code(),
+        };
+        *self.further.entry(further).or_default() += 1;
     }
 
     fn finish(mut self) -> Result<(), Failure> {
