@@ -31,6 +31,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
 
 step "benchmarks compile, and their results are right"
 cargo bench --quiet --bench store -- --test
+cargo bench --quiet --bench memory -- --test
 
 step "licences, sources and banned dependencies"
 if command -v cargo-deny >/dev/null; then

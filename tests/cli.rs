@@ -207,6 +207,7 @@ fn compressed_input_is_read_whatever_its_name() {
 #[test]
 fn a_copy_has_the_same_digest() {
     let shell = Shell::new();
+    shell.run(&["append"]).succeeded(); // of nothing: creates the store
     let empty = shell.run(&["digest"]).succeeded().stdout;
     assert_eq!(empty, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n");
     shell.run(&["import", orders().to_str().unwrap()]).succeeded();
@@ -388,7 +389,7 @@ fn the_store_is_named_by_option_environment_or_default() {
     assert!(shell.path("option").is_dir() && !shell.path("store").exists());
     shell.run_with(&["append"], line("e1", "a", "1")).succeeded();
     assert!(shell.path("store").is_dir());
-    let mut command = shell.command(&["latest"]);
+    let mut command = shell.command(&["append"]);
     assert!(command.env_remove("EVENTSTORE_URL").output().unwrap().status.success());
     assert!(shell.path("eventstore-data").is_dir());
     let memory = shell.run_with(&["--store", "memory:", "append"], line("e1", "a", "1")).succeeded();
@@ -775,4 +776,13 @@ fn data_that_is_no_json_line_travels_as_base64() {
     shell.run_with(&["append"], lines.concat()).succeeded();
     let loaded = shell.run(&["load"]).succeeded().stdout;
     assert_eq!(without_places(&loaded).replace(",\"metadata\":{}", ""), lines.concat());
+}
+
+#[test]
+fn reading_from_a_store_that_is_not_there_is_an_error_and_creates_nothing() {
+    let shell = Shell::new();
+    for args in [&["load"][..], &["latest"], &["get", "x"], &["stats"], &["gc"], &["digest"]] {
+        shell.run(args).failed("cannot_open", &["./store", "no store", "check the path"]);
+        assert!(!shell.path("store").exists(), "{args:?}");
+    }
 }

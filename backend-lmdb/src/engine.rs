@@ -36,7 +36,7 @@ impl LmdbEngine {
     /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
     pub fn open(options: &Options) -> Result<Self> {
         options.validate()?;
-        let directory = StoreDirectory::open(&options.path, crate::NAME)?;
+        let directory = StoreDirectory::open(&options.path, crate::NAME, options.missing)?;
         let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
         env_options
             .map_size(options.map_size.next_multiple_of(MAP_UNIT))

@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 
 use eventstore_api::Result;
-use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
+use eventstore_kv::{Missing, StoreOptions, StoreUrl, UrlOptions, check_range};
 
 /// How to open an LMDB store.
 ///
-/// In a URL the options have the names of the fields: `lmdb:./data?map_size=4GiB&max_readers=200`. Those of
+/// In a URL the options have the names of the fields, but for `missing`: `lmdb:./data?map_size=4GiB&max_readers=200`. Those of
 /// [`StoreOptions`] may stand there as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -13,6 +13,8 @@ pub struct Options {
     /// The store's directory, created if it is missing. It must be on a local file system: LMDB maps the file and
     /// locks it, and neither works over a network.
     pub path: PathBuf,
+    /// What to do if there is no store in the directory; `create_if_missing=false` in a URL refuses. Default: create it.
+    pub missing: Missing,
     /// Bytes of address space to begin with; the file is only as large as its content. It doubles by itself whenever it
     /// is full, up to `max_map_size`. Default: 1 GiB, at least 1 MiB.
     pub map_size: usize,
@@ -29,6 +31,7 @@ impl Options {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Options {
             path: path.into(),
+            missing: Missing::Create,
             map_size: 1 << 30,
             max_map_size: 1 << 40,
             max_readers: 1024,
@@ -44,6 +47,7 @@ impl Options {
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
+        given.take_parsed("create_if_missing", &mut options.missing)?;
         given.take_bytes("map_size", &mut options.map_size)?;
         given.take_bytes("max_map_size", &mut options.max_map_size)?;
         given.take_number("max_readers", &mut options.max_readers)?;
@@ -72,10 +76,10 @@ mod tests {
 
     #[test]
     fn every_option_can_stand_in_a_url() {
-        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&queue_requests=3&durability=buffered";
+        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&queue_requests=3&durability=buffered&create_if_missing=false";
         let options = Options::from_url(&url.parse().expect("url")).expect("options");
         assert_eq!((options.map_size, options.max_map_size, options.max_readers), (2 << 20, 4 << 20, 9));
-        assert_eq!(options.store.queue_requests, 3);
+        assert_eq!((options.store.queue_requests, options.missing), (3, Missing::Refuse));
         assert_eq!(options.path, PathBuf::from("./d"));
         let unknown = Options::from_url(&"lmdb:./d?block_cache=1GiB".parse().expect("url"));
         assert!(matches!(unknown, Err(Error::InvalidOption { option, .. }) if option == "block_cache"));

@@ -1,6 +1,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use eventstore_api::{BoxError, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,32 @@ pub struct StoreDirectory {
     _lock: File,
 }
 
+/// What to do if there is no store yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// Create one.
+    #[default]
+    Create,
+    /// Refuse with [`Error::Open`], and leave no trace.
+    Refuse,
+}
+
+/// In a URL: `create_if_missing=true` or `false`.
+impl FromStr for Missing {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "true" => Ok(Missing::Create),
+            "false" => Ok(Missing::Refuse),
+            _ => Err(Error::InvalidOption {
+                option: "create_if_missing".to_owned(),
+                reason: format!("{text:?} is not one of true, false"),
+            }),
+        }
+    }
+}
+
 /// What the mark says. Unknown fields are left alone, so that later versions can add some.
 #[derive(Serialize, Deserialize)]
 struct Mark {
@@ -28,18 +55,25 @@ struct Mark {
 }
 
 impl StoreDirectory {
-    /// Opens or creates the directory for a store of this engine.
+    /// Opens the directory of a store of this engine; creates it if it is missing and `missing` says so.
     ///
     /// # Errors
     ///
     /// `Locked` if another handle or process has it; `Unsupported` if it holds another engine's store; `Open` if it is
-    /// not a directory, not writable, or holds something else than a store.
-    pub fn open(path: &Path, engine: &str) -> Result<Self> {
+    /// missing, not a directory, not writable, or holds something else than a store.
+    pub fn open(path: &Path, engine: &str, missing: Missing) -> Result<Self> {
         let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
         if path.as_os_str().is_empty() {
             return Err(Error::InvalidOption {
                 option: "path".to_owned(),
                 reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
+            });
+        }
+        if missing == Missing::Refuse && !path.join(MARK_FILE).exists() {
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: format!("there is no store (no {MARK_FILE}); check the path, or append to it to create one"),
+                source: None,
             });
         }
         create_dir(path).map_err(|error| failed("its directory cannot be created", error))?;
@@ -180,15 +214,30 @@ fn cannot_open(path: &Path, reason: &str, source: impl Into<BoxError>) -> Error 
 mod tests {
     use super::*;
 
+    fn open(path: &Path, engine: &str) -> Result<StoreDirectory> {
+        StoreDirectory::open(path, engine, Missing::Create)
+    }
+
+    #[test]
+    fn a_missing_store_is_created_only_if_that_is_wanted() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("store");
+        let refused = StoreDirectory::open(&path, "one", Missing::Refuse);
+        assert!(matches!(refused, Err(Error::Open { reason, .. }) if reason.contains("no store")));
+        assert!(!path.exists(), "no trace");
+        drop(open(&path, "one").expect("created"));
+        StoreDirectory::open(&path, "one", Missing::Refuse).expect("there is one now");
+    }
+
     #[test]
     fn a_directory_is_created_marked_and_locked_once() {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let path = temporary.path().join("a/b/store");
-        let first = StoreDirectory::open(&path, "one").expect("new");
-        assert!(matches!(StoreDirectory::open(&path, "one"), Err(Error::Locked { .. })));
+        let first = open(&path, "one").expect("new");
+        assert!(matches!(open(&path, "one"), Err(Error::Locked { .. })));
         drop(first);
-        StoreDirectory::open(&path, "one").expect("unlocked again");
-        let other = StoreDirectory::open(&path, "two");
+        open(&path, "one").expect("unlocked again");
+        let other = open(&path, "two");
         assert!(matches!(other, Err(Error::Unsupported { what }) if what.contains("one:")));
     }
 
@@ -197,15 +246,15 @@ mod tests {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let file = temporary.path().join("file");
         fs::write(&file, "mine").expect("written");
-        assert!(matches!(StoreDirectory::open(&file, "one"), Err(Error::Open { .. })));
-        assert!(matches!(StoreDirectory::open(&file.join("below"), "one"), Err(Error::Open { .. })));
-        assert!(matches!(StoreDirectory::open(temporary.path(), "one"), Err(Error::Open { .. })), "not empty");
-        assert!(matches!(StoreDirectory::open(Path::new(""), "one"), Err(Error::InvalidOption { .. })));
+        assert!(matches!(open(&file, "one"), Err(Error::Open { .. })));
+        assert!(matches!(open(&file.join("below"), "one"), Err(Error::Open { .. })));
+        assert!(matches!(open(temporary.path(), "one"), Err(Error::Open { .. })), "not empty");
+        assert!(matches!(open(Path::new(""), "one"), Err(Error::InvalidOption { .. })));
         assert_eq!(fs::read_to_string(&file).expect("read"), "mine");
         let damaged = temporary.path().join("damaged");
         fs::create_dir(&damaged).expect("created");
         fs::write(damaged.join(MARK_FILE), "{").expect("written");
-        assert!(matches!(StoreDirectory::open(&damaged, "one"), Err(Error::Open { .. })));
+        assert!(matches!(open(&damaged, "one"), Err(Error::Open { .. })));
     }
 
     #[test]
@@ -213,6 +262,6 @@ mod tests {
         let temporary = tempfile::tempdir().expect("temporary directory");
         fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
         fs::write(temporary.path().join(NEW_MARK_FILE), "{\"eng").expect("written");
-        StoreDirectory::open(temporary.path(), "one").expect("opened");
+        open(temporary.path(), "one").expect("opened");
     }
 }

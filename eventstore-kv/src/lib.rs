@@ -1,9 +1,8 @@
 //! The event store, written once over any ordered key-value engine.
 //!
 //! [`KvStore`] is the store; an [`Engine`] is what a backend supplies: four ordered tables, atomic batches, a sync. The
-//! store brings the keys, the [record format](https://docs.rs/eventstore-kv), the writer thread with its group commit,
-//! and the paged reads. [`memory`] is an engine of its own; [`StoreDirectory`] and [`StoreUrl`] are what backends on
-//! disk share.
+//! store brings the keys, the records, the writer thread with its group commit, and the paged reads. [`memory`] is an
+//! engine of its own; [`StoreDirectory`] and [`StoreUrl`] are what backends on disk share.
 //!
 //! ```text
 //!  store_batch ─▶ queue (bounded) ─▶ writer thread: take a group ─▶ check, place, encode ─▶ one commit, one sync
@@ -29,7 +28,7 @@ mod store;
 mod url;
 mod writer;
 
-pub use directory::StoreDirectory;
+pub use directory::{Missing, StoreDirectory};
 pub use engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
 pub use memory::{MemoryEngine, MemoryStore};
 pub use options::{StoreOptions, check_range};

@@ -7,7 +7,7 @@ use eventstore_api::{Durability, Error, Result, Stored, Version};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::StoreOptions;
-use crate::engine::{CommitError, Engine, WriteBatch};
+use crate::engine::{CommitError, Engine, Table, WriteBatch};
 use crate::queue::{Message, Request};
 use crate::shared::Shared;
 use crate::staging::{Decision, Staging};
@@ -22,6 +22,8 @@ pub(crate) struct Writer<E> {
     /// the two.
     unsynced: bool,
     batch: WriteBatch,
+    /// How many requests the newest group had.
+    last_group: usize,
 }
 
 /// How a request is answered once the group's commit is done.
@@ -47,6 +49,7 @@ impl<E: Engine> Writer<E> {
             head: head.get(),
             unsynced: true,
             batch: WriteBatch::new(),
+            last_group: 0,
         }
     }
 
@@ -55,6 +58,7 @@ impl<E: Engine> Writer<E> {
         let mut group = Vec::new();
         while let Some(message) = self.queue.blocking_recv() {
             self.take_group(message, &mut group);
+            self.last_group = group.len();
             // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
             // are told that the outcome is unknown.
             if catch_unwind(AssertUnwindSafe(|| self.commit_group(&mut group))).is_err() {
@@ -70,6 +74,9 @@ impl<E: Engine> Writer<E> {
     }
 
     fn take_group(&mut self, first: Message, group: &mut Vec<Request>) {
+        if self.last_group > 1 {
+            self.let_callers_return();
+        }
         let (mut events, mut bytes) = (0, 0);
         let mut next = Some(first);
         while let Some(message) = next {
@@ -82,6 +89,20 @@ impl<E: Engine> Writer<E> {
             }
             let is_full = events >= self.group_events || bytes >= self.group_bytes;
             next = if is_full { None } else { self.queue.try_recv().ok() };
+        }
+    }
+
+    /// Where several appended at once, those who were just answered are likely to append again: taking the few that are
+    /// back already would leave the others to a sync of their own. So the processor is left to them for as long as that
+    /// makes the queue longer; nobody waits for a timer.
+    fn let_callers_return(&self) {
+        let mut queued = self.queue.len();
+        loop {
+            std::thread::yield_now();
+            let before = std::mem::replace(&mut queued, self.queue.len());
+            if queued <= before || queued >= self.last_group {
+                return;
+            }
         }
     }
 
@@ -126,11 +147,14 @@ impl<E: Engine> Writer<E> {
         self.batch.clear();
         self.shared.check_fence()?;
         let (head, batch) = (self.head, &mut self.batch);
-        self.shared.with_engine(|engine| {
+        let staged = self.shared.with_engine(|engine| {
             let mut staging = Staging::new(engine.snapshot()?, batch, head);
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
             Ok((decisions, staging.head()))
-        })
+        })?;
+        self.batch.sort(Table::Ids);
+        self.batch.sort(Table::Aggregates);
+        Ok(staged)
     }
 
     /// Writes the batch, if there is one, and syncs, if that is asked for and needed.

@@ -10,7 +10,7 @@ use eventstore::limits::MAX_BATCH_EVENTS;
 #[derive(Debug, Parser)]
 #[command(name = "eventstore", version, about, after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// The store: an engine and a directory, such as lmdb:./data. It is created if it does not exist.
+    /// The store: an engine and a directory, such as lmdb:./data. `append` and `import` create it if it does not exist
     #[arg(
         long,
         global = true,

@@ -29,7 +29,11 @@ pub(crate) enum Ending {
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
-    let url = cli.store.as_str();
+    let url = match cli.command {
+        Command::Demo | Command::Append(_) | Command::Import(_) => cli.store,
+        _ => existing(cli.store),
+    };
+    let url = url.as_str();
     match cli.command {
         Command::Demo => demo::run().await,
         Command::Append(args) => append::run(url, &args).await,
@@ -41,6 +45,17 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Gc => gc::run(url).await,
         Command::Digest => digest::run(url).await,
     }
+}
+
+/// The URL of a store that has to be there: whoever reads from a mistyped path wants to be told.
+fn existing(mut url: String) -> String {
+    const OPTION: &str = "create_if_missing=";
+    if !url.starts_with("memory:") && !url.contains(OPTION) {
+        url.push(if url.contains('?') { '&' } else { '?' });
+        url.push_str(OPTION);
+        url.push_str("false");
+    }
+    url
 }
 
 /// Opens the store, works with it, and closes it, whatever came of the work.
