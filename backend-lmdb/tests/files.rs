@@ -187,6 +187,21 @@ async fn a_gap_in_the_log_is_never_passed_over() {
 }
 
 #[tokio::test]
+async fn an_index_entry_that_leads_to_another_aggregate_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = open(Options::new(directory.path())).await.unwrap();
+    let other = Event::builder("Tested", "other").id("other").build().unwrap();
+    sound.store(&ctx(), other, Expected::Any).await.unwrap();
+    store(&sound, "mine", "x").await.unwrap();
+    sound.close().await.unwrap();
+    let key = [b"aggregate".as_slice(), &[0xff], &1_u64.to_be_bytes()].concat();
+    put(directory.path(), "aggregates", &key, Some(&1_u64.to_be_bytes()));
+    let damaged = open(Options::new(directory.path())).await.unwrap();
+    let error = damaged.load_by_aggregate(&ctx(), "aggregate", Version::ZERO).into_vec().await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt { version: Some(at), .. } if at == Version::new(1)), "{error}");
+}
+
+#[tokio::test]
 async fn files_that_are_not_lmdbs_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     open(Options::new(directory.path())).await.unwrap().close().await.unwrap();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use eventstore_api::{Durability, Event, Expected, Result, Stored};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use eventstore_api::{Durability, Error, Event, Expected, Result, Stored};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub(crate) enum Message {
     Append(Request),
@@ -20,8 +20,65 @@ pub(crate) struct Request {
     pub(crate) bytes: usize,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Stored>>>,
-    /// Its share of the queue's bytes, given back when the request is dropped.
-    pub(crate) share: OwnedSemaphorePermit,
+    pub(crate) place: Place,
+}
+
+/// The room that a request takes in the queue, given back when it is dropped.
+///
+/// The channel itself has no bound. If it had, a future that was given a place and is not polled again could keep the
+/// writer from being woken.
+pub(crate) struct Place {
+    _request: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// The room that is left in the queue, in requests and in bytes.
+pub(crate) struct Room {
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    all_requests: usize,
+    all_bytes: usize,
+}
+
+impl Room {
+    pub(crate) fn new(requests: usize, bytes: usize) -> Self {
+        Room {
+            requests: Arc::new(Semaphore::new(requests)),
+            bytes: Arc::new(Semaphore::new(bytes)),
+            all_requests: requests,
+            all_bytes: bytes,
+        }
+    }
+
+    /// Waits for room for one request of this many bytes; one that is larger than the queue waits for all of it.
+    ///
+    /// # Errors
+    ///
+    /// `Closed` if the store is closed meanwhile.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future gives back what it has.
+    pub(crate) async fn take(&self, bytes: usize) -> Result<Place> {
+        let share = u32::try_from(bytes.clamp(1, self.all_bytes)).unwrap_or(u32::MAX);
+        let bytes = self.bytes.clone().acquire_many_owned(share).await.map_err(|_| Error::Closed)?;
+        let request = self.requests.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+        Ok(Place { _request: request, _bytes: bytes })
+    }
+
+    /// Refuses everyone who waits for room, or will.
+    pub(crate) fn close(&self) {
+        self.bytes.close();
+        self.requests.close();
+    }
+
+    /// Requests, and bytes of events, that have a place.
+    pub(crate) fn taken(&self) -> (usize, usize) {
+        (
+            self.all_requests.saturating_sub(self.requests.available_permits()),
+            self.all_bytes.saturating_sub(self.bytes.available_permits()),
+        )
+    }
 }
 
 const QUEUED: u8 = 0;

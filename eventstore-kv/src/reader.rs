@@ -74,7 +74,7 @@ impl PageRead {
         let page = Bytes::from(std::mem::take(&mut self.bytes));
         let mut events = Vec::with_capacity(self.records.len());
         for (version, range) in std::mem::take(&mut self.records) {
-            match record::decode(version, &page, range) {
+            match self.decode(version, &page, range) {
                 Ok(event) => events.push(event),
                 Err(damage) if events.is_empty() => return Err(damage),
                 Err(_) => {
@@ -86,9 +86,20 @@ impl PageRead {
         Ok(Page::new(&self.options, events, self.head, self.complete))
     }
 
+    fn decode(&self, version: u64, page: &Bytes, range: Range<usize>) -> Result<RecordedEvent> {
+        let recorded = record::decode(version, page, range)?;
+        match &self.options.aggregate_id {
+            Some(aggregate_id) if recorded.event.aggregate_id() != aggregate_id => {
+                Err(corrupt(version, "the aggregate index leads to it, but it belongs to another aggregate"))
+            }
+            _ => Ok(recorded),
+        }
+    }
+
     fn scan_log<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
         let (first, last) = (keys::version_bytes(self.wanted.start), keys::version_bytes(self.wanted.end - 1));
         let direction = self.options.direction;
+        let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
         let mut broke_off = false;
         snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
             let version = self.next_wanted();
@@ -97,7 +108,7 @@ impl PageRead {
             }
             let start = self.bytes.len();
             self.bytes.extend_from_slice(value);
-            self.take_up(version, start);
+            self.take_up(version, start, matching);
             broke_off = self.is_done() || self.is_time_up(until);
             if broke_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -125,7 +136,7 @@ impl PageRead {
                 if versions.len() == room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             },
         )?;
-        match self.read_versions(snapshot, aggregate_id, &versions, until) {
+        match self.read_versions(snapshot, aggregate_id, &versions, matching, until) {
             Ok(all) if all && versions.len() < room => self.end_at(index_damage(aggregate_id, "has gaps")),
             Ok(all) => {
                 self.complete |= all && room == matching;
@@ -141,6 +152,7 @@ impl PageRead {
         snapshot: &S,
         aggregate_id: &str,
         versions: &[u64],
+        matching: usize,
         until: Option<Instant>,
     ) -> Result<bool> {
         for (nth, &version) in versions.iter().enumerate() {
@@ -151,7 +163,7 @@ impl PageRead {
             if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut self.bytes)? {
                 return Err(missing(version));
             }
-            self.take_up(version, start);
+            self.take_up(version, start, matching);
             if self.is_done() || self.is_time_up(until) {
                 return Ok(nth + 1 == versions.len());
             }
@@ -167,8 +179,9 @@ impl PageRead {
         }
     }
 
-    /// Takes up the record of a wanted version, which was copied to the end of the bytes.
-    fn take_up(&mut self, version: u64, start: usize) {
+    /// Takes up the record of a wanted version, which was copied to the end of the bytes. When the scan began, this many
+    /// events were still `matching`.
+    fn take_up(&mut self, version: u64, start: usize, matching: usize) {
         self.records.push((version, start..self.bytes.len()));
         match self.options.direction {
             Direction::Forward => self.wanted.start = version + 1,
@@ -177,11 +190,10 @@ impl PageRead {
         self.complete = self.wanted.is_empty();
         if start == 0 && !self.is_done() {
             // Room for the rest of the page at once, if its records are about as long as the first one.
-            let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
             let fitting = self.size.bytes / self.bytes.len().max(1);
-            let records = matching.min(self.most_events).min(fitting);
-            self.records.reserve(records);
-            self.bytes.reserve(records * (self.bytes.len() + self.bytes.len() / 8));
+            let others = matching.min(self.most_events).min(fitting).saturating_sub(1);
+            self.records.reserve(others);
+            self.bytes.reserve(others.saturating_mul(self.bytes.len() + self.bytes.len() / 8));
         }
     }
 

@@ -5,15 +5,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    Batch, Context, Error, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, Stored,
-    Version, async_trait,
+    Batch, Context, Durability, Error, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
+    Stored, Version, async_trait,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
-use crate::queue::{Message, Request, Ticket, WithdrawOnDrop};
+use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
 use crate::shared::{Phase, Shared};
 use crate::writer::Writer;
@@ -34,10 +34,10 @@ pub struct KvStore<E: Engine> {
 struct Inner<E: Engine> {
     name: &'static str,
     shared: Arc<Shared<E>>,
-    queue: mpsc::Sender<Message>,
-    /// The bytes that may still enter the queue.
-    room: Arc<Semaphore>,
-    options: StoreOptions,
+    queue: mpsc::UnboundedSender<Message>,
+    room: Room,
+    /// Of appends that do not choose one.
+    durability: Durability,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -58,7 +58,7 @@ impl<E: Engine> KvStore<E> {
         let head = Version::new(reader::newest_version(&engine.snapshot()?)?);
         let name = engine.name();
         let shared = Arc::new(Shared::new(engine, head));
-        let (queue, receiver) = mpsc::channel(options.queue_requests);
+        let (queue, receiver) = mpsc::unbounded_channel();
         let writer = Writer::new(shared.clone(), receiver, &options, head);
         let thread = std::thread::Builder::new()
             .name("eventstore-write".to_owned())
@@ -68,8 +68,8 @@ impl<E: Engine> KvStore<E> {
             name,
             shared,
             queue,
-            room: Arc::new(Semaphore::new(options.queue_bytes)),
-            options,
+            room: Room::new(options.queue_requests, options.queue_bytes),
+            durability: options.durability,
             writer: Mutex::new(Some(thread)),
         };
         Ok(KvStore { inner: Arc::new(inner) })
@@ -77,23 +77,22 @@ impl<E: Engine> KvStore<E> {
 
     /// Queues the batch, as soon as there is room, and waits for the writer's answer.
     async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
-        let Inner { shared, queue, room, options, .. } = &*self.inner;
+        let Inner { shared, queue, room, durability, .. } = &*self.inner;
         let bytes = batch.len_bytes();
-        let share = u32::try_from(bytes.clamp(1, options.queue_bytes)).unwrap_or(u32::MAX);
-        let share = ctx.run(room.clone().acquire_many_owned(share)).await?.map_err(|_| Error::Closed)?;
-        let slot = ctx.run(queue.reserve()).await?.map_err(|_| Error::Closed)?;
+        let place = ctx.run(room.take(bytes)).await??;
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = oneshot::channel();
         let _withdraw = WithdrawOnDrop(ticket.clone());
-        slot.send(Message::Append(Request {
+        let request = Request {
             events: batch.events,
             expected: batch.expected,
-            durability: batch.durability.unwrap_or(options.durability),
+            durability: batch.durability.unwrap_or(*durability),
             bytes,
             ticket: ticket.clone(),
             reply,
-            share,
-        }));
+            place,
+        };
+        queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         match ctx.run(answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::OutcomeUnknown {
@@ -135,7 +134,7 @@ fn check_format<E: Engine>(engine: &E) -> Result<()> {
     if !found {
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
-        return engine.commit(&batch, eventstore_api::Durability::Sync).map_err(|failure| match failure {
+        return engine.commit(&batch, Durability::Sync).map_err(|failure| match failure {
             CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
         });
     }
@@ -224,12 +223,12 @@ impl<E: Engine> EventStore for KvStore<E> {
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
         ctx.check()?;
-        let Inner { name, shared, queue, room, options, .. } = &*self.inner;
+        let Inner { name, shared, room, .. } = &*self.inner;
+        let (requests, bytes) = room.taken();
         let mut stats = Stats::default();
         stats.backend = name;
         stats.latest_version = shared.head()?;
-        stats.queued_requests = (queue.max_capacity() - queue.capacity()) as u64;
-        stats.queued_bytes = options.queue_bytes.saturating_sub(room.available_permits()) as u64;
+        (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
         stats.commits = shared.commits.load(Ordering::Relaxed);
         stats.events_written = shared.events_written.load(Ordering::Relaxed);
         stats.fenced = shared.fence_reason().map(str::to_owned);
@@ -255,8 +254,8 @@ impl<E: Engine> EventStore for KvStore<E> {
 impl<E: Engine> Inner<E> {
     fn request_close(&self) {
         self.shared.begin_closing();
-        // A full queue needs no waking: the writer looks at the phase after each group.
-        let _ = self.queue.try_send(Message::Wake);
+        self.room.close();
+        let _ = self.queue.send(Message::Wake); // fails if the writer has ended already
     }
 }
 

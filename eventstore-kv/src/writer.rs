@@ -14,7 +14,7 @@ use crate::staging::{Decision, Staging};
 
 pub(crate) struct Writer<E> {
     shared: Arc<Shared<E>>,
-    queue: mpsc::Receiver<Message>,
+    queue: mpsc::UnboundedReceiver<Message>,
     group_events: usize,
     group_bytes: usize,
     head: u64,
@@ -37,7 +37,7 @@ struct Answer {
 impl<E: Engine> Writer<E> {
     pub(crate) fn new(
         shared: Arc<Shared<E>>,
-        queue: mpsc::Receiver<Message>,
+        queue: mpsc::UnboundedReceiver<Message>,
         options: &StoreOptions,
         head: Version,
     ) -> Self {
@@ -128,7 +128,7 @@ impl<E: Engine> Writer<E> {
                 durability = Durability::Sync;
             }
             answers.push(Answer { reply: request.reply, result, rests_on_commit });
-            drop(request.share); // the caller's place in the queue is free as soon as its bytes are in the batch
+            drop(request.place); // free as soon as its bytes are in the batch
         }
         let committed = self.commit(head, durability);
         for Answer { reply, result, rests_on_commit } in answers {

@@ -482,6 +482,26 @@ async fn l1_close_finishes_what_was_accepted_and_syncs_what_was_buffered() {
 }
 
 #[tokio::test]
+async fn l1_a_future_that_is_kept_and_not_polled_does_not_stop_the_closing() {
+    let mut options = StoreOptions::default();
+    options.queue_requests = 1;
+    let (store, mut control) = open_with(options);
+    let first = append(&store, background(), event("first"));
+    control.commit().await;
+    let second = append(&store, background(), event("second"));
+    queued(&store, 1).await;
+    // Waits for the one place in the queue, is given it, and does not take it.
+    let ctx = background();
+    let mut kept = Box::pin(store.store(&ctx, event("kept"), Expected::Any));
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(kept.as_mut().poll(cx).is_pending())).await);
+    drop(control.orders); // everything succeeds from now on
+    answer(first).await.expect("written");
+    answer(second).await.expect("written");
+    store.close().await.expect("closed");
+    assert!(matches!(kept.await, Err(Error::Closed)));
+}
+
+#[tokio::test]
 async fn a_reader_never_sees_a_commit_before_it_is_published() {
     // The engine holds the events already, as LMDB does between its commit and our answer.
     let (store, mut control) = open();
