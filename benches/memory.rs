@@ -34,7 +34,7 @@ fn main() {
 }
 
 fn in_mb(kib: u64) -> u64 {
-    kib / 1000
+    kib * 1024 / 1_000_000
 }
 
 fn directory() -> tempfile::TempDir {

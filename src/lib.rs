@@ -45,7 +45,7 @@ pub use eventstore_api::{
     EventStoreExt, EventStream, Expected, GcReport, Layout, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
     StoreOutcome, Stored, Version, async_trait, limits,
 };
-pub use eventstore_kv::{MemoryStore, Missing, StoreOptions, memory};
+pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 
 /// The LMDB backend with its typed options.
 #[cfg(feature = "lmdb")]

@@ -242,16 +242,17 @@ fn append_with_fault(syscall: &str, error: &str, nth: u32, concurrency: &str) ->
     let fault = format!("inject={syscall}:error={error}:when={nth}+");
     let strace = ["-e", &format!("trace={syscall}"), "-e", &fault];
     let child = shell.traced(&strace, &["append", "--concurrency", concurrency]).spawn().unwrap();
-    let output = finish(child, event_lines("e", 300));
+    let output = finish(child, event_lines("e", 3000));
     let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(shell.trace().contains("(INJECTED)"), "call {nth} of {syscall} never came");
     assert!(!output.status.success(), "call {nth} of {syscall} failed, and the command did not notice");
     let mut answers = parse_lines(&before.stdout);
     answers.extend(parse_lines(&output.stdout));
     shell.holds(&answers);
     // Everything is as usual once the disk is, and retrying finds out what was stored.
-    let retried = finish(shell.command(&["append"]).spawn().unwrap(), event_lines("e", 300));
+    let retried = finish(shell.command(&["append", "--batch", "100"]).spawn().unwrap(), event_lines("e", 3000));
     assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
-    assert_eq!(shell.holds(&parse_lines(&retried.stdout)).len(), 310, "each event once");
+    assert_eq!(shell.holds(&parse_lines(&retried.stdout)).len(), 3010, "each event once");
     stderr.split(['[', ']']).nth(1).unwrap_or(&stderr).to_owned()
 }
 

@@ -1,5 +1,6 @@
+use std::fmt;
 use std::ops::{Bound, ControlFlow};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::path::Path;
 
 use eventstore_api::{Direction, Durability, Error, Result};
 use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, WriteBatch};
@@ -10,6 +11,7 @@ use heed::{
 
 use crate::Options;
 use crate::error::{engine_error, open_error};
+use crate::gate::{Broken, Gate, Pass};
 
 /// LMDB as the engine of a store: one environment, one named database per table.
 #[derive(Debug)]
@@ -17,9 +19,8 @@ pub struct LmdbEngine {
     // Fields drop in this order: the environment is closed before the directory is unlocked.
     env: Env<WithoutTls>,
     tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
-    /// Growing the map moves it, so it waits until no read looks into it. Every read transaction lives inside a read
-    /// lock of this, and each is one page long.
-    map_gate: RwLock<()>,
+    /// Growing the map moves it, so it waits until nobody looks into it.
+    gate: Gate,
     max_map_size: usize,
     directory: StoreDirectory,
 }
@@ -36,11 +37,21 @@ impl LmdbEngine {
     /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
     pub fn open(options: &Options) -> Result<Self> {
         options.validate()?;
-        let directory = StoreDirectory::open(&options.path, crate::NAME, options.missing)?;
+        let mut directory = match options.create_if_missing {
+            true => StoreDirectory::open(&options.path, crate::NAME)?,
+            false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
+        };
+        if directory.is_marked() && data_len(&options.path) == 0 {
+            return Err(Error::Open {
+                path: options.path.display().to_string(),
+                reason: format!("its {DATA_FILE} is missing or empty; restore it from a backup"),
+                source: None,
+            });
+        }
         let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
         env_options
             .map_size(options.map_size.next_multiple_of(MAP_UNIT))
-            .max_readers(options.max_readers)
+            .max_readers(options.max_readers) // as many as the gate lets in
             .max_dbs(Table::ALL.len() as u32);
         // SAFETY: The mapped file must not be changed by anything but LMDB. `directory` holds a lock that keeps every
         // other handle and process of this library out for as long as the environment lives, and neither it nor
@@ -48,6 +59,7 @@ impl LmdbEngine {
         // are short: a read is one page, a write is one group. A process that dies inside one leaves a stale reader
         // slot, which is cleared below. That the file system is a local one is asked of the user, in `Options::path`.
         let env = unsafe { env_options.open(&options.path) }.map_err(|error| open_error(&options.path, error))?;
+        check_length(&env, data_len(&options.path))?;
         let opened = || -> heed::Result<_> {
             env.clear_stale_readers()?;
             let txn = env.write_txn()?;
@@ -60,8 +72,14 @@ impl LmdbEngine {
             Ok(created.unwrap_commit())
         };
         let tables = opened().map_err(|error| open_error(&options.path, error))?;
-        directory.sync()?;
-        Ok(LmdbEngine { env, tables, map_gate: RwLock::new(()), max_map_size: options.max_map_size, directory })
+        directory.mark()?;
+        Ok(LmdbEngine {
+            env,
+            tables,
+            gate: Gate::new(options.max_readers),
+            max_map_size: options.max_map_size,
+            directory,
+        })
     }
 
     fn table(&self, table: Table) -> &Database<'static, Bytes, Bytes> {
@@ -103,14 +121,64 @@ impl LmdbEngine {
                 reason: format!("it has grown to its max_map_size of {max_size} bytes; open it with a larger one"),
             }));
         }
-        let _gate = self.map_gate.write().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: No transaction may be alive. Read transactions live inside read locks of the gate, which is held for
-        // writing; the write transaction of this thread, the only one that writes, has ended.
-        unsafe { self.env.resize(new_size) }
-            .map_err(|error| CommitError::Unknown(engine_error("grow the map", error)))?;
+        if !address_space_is_free(new_size) {
+            return Err(CommitError::NotWritten(Error::Full {
+                reason: format!("the system does not let it map {new_size} bytes; raise the limit (ulimit -v)"),
+            }));
+        }
+        let moved = self.gate.move_map(|| {
+            // SAFETY: No transaction may be alive, and nothing else may look into the map. Everything that does holds a
+            // pass of the gate, which lets nobody in now, or runs on this thread, the only one that writes; its write
+            // transaction has ended. If it fails, the map is gone, and the gate lets nobody in any more.
+            unsafe { self.env.resize(new_size) }
+        });
+        moved.map_err(|error| CommitError::Unknown(engine_error("grow the map", error)))?;
         tracing::info!(old_size, new_size, "the map is full and was grown");
         Ok(())
     }
+}
+
+/// The file with LMDB's pages.
+const DATA_FILE: &str = "data.mdb";
+
+/// The length of the data file; 0 if there is none.
+fn data_len(directory: &Path) -> u64 {
+    directory.join(DATA_FILE).metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// Refuses a file that was cut short: touching a mapped page that is not there would kill the process.
+///
+/// Nothing is ever deleted from the tables, so every page up to the last one was written.
+fn check_length(env: &Env<WithoutTls>, len: u64) -> Result<()> {
+    let page_size = u64::from(env.unnamed_database_stat().page_size);
+    let needed = (env.info().last_page_number as u64 + 1) * page_size;
+    if len >= needed {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        version: None,
+        reason: format!("its {DATA_FILE} was cut short: it has {len} bytes and needs {needed}"),
+    })
+}
+
+/// Whether the process could map this many bytes more. If LMDB tried in vain, it would be left without a map.
+fn address_space_is_free(len: usize) -> bool {
+    #[cfg(unix)]
+    {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: A new mapping at a place that the system chooses, without access, which nobody else knows of.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return false;
+        }
+        // SAFETY: It unmaps exactly what was mapped above.
+        unsafe { libc::munmap(address, len) };
+    }
+    true
+}
+
+fn no_map(Broken: Broken) -> Error {
+    Error::Fenced { reason: "its map could not be grown and is gone".to_owned() }
 }
 
 impl Engine for LmdbEngine {
@@ -121,9 +189,9 @@ impl Engine for LmdbEngine {
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
-        let gate = self.map_gate.read().unwrap_or_else(PoisonError::into_inner);
+        let pass = self.gate.enter().map_err(no_map)?;
         let txn = self.env.read_txn().map_err(|error| engine_error("begin a read", error))?;
-        Ok(LmdbSnapshot { engine: self, txn, _gate: gate })
+        Ok(LmdbSnapshot { engine: self, txn, _pass: pass })
     }
 
     fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
@@ -143,7 +211,7 @@ impl Engine for LmdbEngine {
         self.env.force_sync().map_err(|error| engine_error("sync", error))
     }
 
-    fn run_gc(&self) -> Result<Vec<String>> {
+    fn run_gc(&self, _: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
         let cleared = self.env.clear_stale_readers().map_err(|error| engine_error("clear stale readers", error))?;
         Ok(vec![format!("cleared {cleared} stale readers; pages they held can be used again")])
     }
@@ -153,6 +221,7 @@ impl Engine for LmdbEngine {
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
+        let _pass = self.gate.enter().map_err(no_map)?; // LMDB reads the map's first pages for it
         let info = self.env.info();
         Ok(vec![
             ("map_size", info.map_size.to_string()),
@@ -168,9 +237,15 @@ impl Engine for LmdbEngine {
 /// A read transaction.
 pub struct LmdbSnapshot<'a> {
     engine: &'a LmdbEngine,
-    // Dropped before the gate is left.
+    // Dropped before the pass is given back.
     txn: RoTxn<'a, WithoutTls>,
-    _gate: RwLockReadGuard<'a, ()>,
+    _pass: Pass<'a>,
+}
+
+impl fmt::Debug for LmdbSnapshot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LmdbSnapshot").field("transaction", &self.txn.id()).finish_non_exhaustive()
+    }
 }
 
 impl Snapshot for LmdbSnapshot<'_> {

@@ -29,6 +29,10 @@ pub(crate) fn engine_error(operation: &'static str, error: heed::Error) -> Error
         heed::Error::Mdb(MdbError::Corrupted | MdbError::PageNotFound | MdbError::Invalid) => {
             Error::Corrupt { version: None, reason: format!("LMDB found a damaged page while it was to {operation}") }
         }
+        // Its meta page could not be written: LMDB refuses everything, reads as well, until it is opened again.
+        heed::Error::Mdb(MdbError::Panic) => {
+            Error::Fenced { reason: format!("LMDB could not finish a commit and does not {operation} any more") }
+        }
         other => Error::engine(operation, other),
     }
 }
@@ -42,6 +46,7 @@ mod tests {
         let code = |error| engine_error("read", error).code();
         assert_eq!(code(heed::Error::Mdb(MdbError::Corrupted)), "corrupt");
         assert_eq!(code(heed::Error::Mdb(MdbError::PageNotFound)), "corrupt");
+        assert_eq!(code(heed::Error::Mdb(MdbError::Panic)), "fenced");
         assert_eq!(code(heed::Error::Mdb(MdbError::ReadersFull)), "engine");
         assert_eq!(code(heed::Error::Io(std::io::ErrorKind::StorageFull.into())), "engine");
         let open_code = |error| open_error("d".as_ref(), error).code();

@@ -27,6 +27,7 @@
 #[allow(unsafe_code, reason = "LMDB maps a file: opening it and moving the map cannot be checked by the compiler")]
 mod engine;
 mod error;
+mod gate;
 mod options;
 
 use eventstore_api::{Error, Result};

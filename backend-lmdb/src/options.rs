@@ -1,11 +1,11 @@
 use std::path::PathBuf;
 
 use eventstore_api::Result;
-use eventstore_kv::{Missing, StoreOptions, StoreUrl, UrlOptions, check_range};
+use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
 /// How to open an LMDB store.
 ///
-/// In a URL the options have the names of the fields, but for `missing`: `lmdb:./data?map_size=4GiB&max_readers=200`. Those of
+/// In a URL the options have the names of the fields: `lmdb:./data?map_size=4GiB&max_readers=200`. Those of
 /// [`StoreOptions`] may stand there as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -13,14 +13,15 @@ pub struct Options {
     /// The store's directory, created if it is missing. It must be on a local file system: LMDB maps the file and
     /// locks it, and neither works over a network.
     pub path: PathBuf,
-    /// What to do if there is no store in the directory; `create_if_missing=false` in a URL refuses. Default: create it.
-    pub missing: Missing,
+    /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
+    pub create_if_missing: bool,
     /// Bytes of address space to begin with; the file is only as large as its content. It doubles by itself whenever it
     /// is full, up to `max_map_size`. Default: 1 GiB, at least 1 MiB.
     pub map_size: usize,
     /// Bytes that the store may grow to; beyond it appends fail with `Full`. Default: 1 TiB, at least `map_size`.
     pub max_map_size: usize,
-    /// Reads that may be under way at the same moment. Each is one page long. Default: 1,024, at least 1.
+    /// Reads that may be under way at the same moment, each one page long; more wait a moment. The writer's own look-ups
+    /// count as one. Default: 1,024, at least 1.
     pub max_readers: u32,
     /// How the store queues and groups appends.
     pub store: StoreOptions,
@@ -31,7 +32,7 @@ impl Options {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Options {
             path: path.into(),
-            missing: Missing::Create,
+            create_if_missing: true,
             map_size: 1 << 30,
             max_map_size: 1 << 40,
             max_readers: 1024,
@@ -47,10 +48,13 @@ impl Options {
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
-        given.take_parsed("create_if_missing", &mut options.missing)?;
+        given.take_flag("create_if_missing", &mut options.create_if_missing)?;
         given.take_bytes("map_size", &mut options.map_size)?;
         given.take_bytes("max_map_size", &mut options.max_map_size)?;
         given.take_number("max_readers", &mut options.max_readers)?;
+        if url.options.iter().all(|(name, _)| name != "map_size") {
+            options.map_size = options.map_size.min(options.max_map_size); // a small store needs only to say one of them
+        }
         options.store.take_from(&mut given)?;
         given.finish()?;
         Ok(options)
@@ -59,7 +63,8 @@ impl Options {
     pub(crate) fn validate(&self) -> Result<()> {
         check_range("max_map_size", self.max_map_size, MIN_MAP_SIZE, MAX_MAP_SIZE)?;
         check_range("map_size", self.map_size, MIN_MAP_SIZE, self.max_map_size)?;
-        check_range("max_readers", self.max_readers as usize, 1, 1 << 16)
+        check_range("max_readers", self.max_readers as usize, 1, 1 << 16)?;
+        self.store.validate()
     }
 }
 
@@ -79,8 +84,10 @@ mod tests {
         let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&queue_requests=3&durability=buffered&create_if_missing=false";
         let options = Options::from_url(&url.parse().expect("url")).expect("options");
         assert_eq!((options.map_size, options.max_map_size, options.max_readers), (2 << 20, 4 << 20, 9));
-        assert_eq!((options.store.queue_requests, options.missing), (3, Missing::Refuse));
+        assert_eq!((options.store.queue_requests, options.create_if_missing), (3, false));
         assert_eq!(options.path, PathBuf::from("./d"));
+        let small = Options::from_url(&"lmdb:./d?max_map_size=10MiB".parse().expect("url")).expect("options");
+        small.validate().expect("a map that begins no larger than it may grow");
         let unknown = Options::from_url(&"lmdb:./d?block_cache=1GiB".parse().expect("url"));
         assert!(matches!(unknown, Err(Error::InvalidOption { option, .. }) if option == "block_cache"));
     }

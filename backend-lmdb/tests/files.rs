@@ -70,6 +70,88 @@ async fn the_map_grows_while_readers_read() {
     assert_eq!(versions(&store).await.len(), 1000);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_map_grows_while_somebody_asks_for_the_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(small(directory.path(), 1 << 30)).await.unwrap();
+    let writing = Arc::new(AtomicBool::new(true));
+    let asking: Vec<_> = (0..2)
+        .map(|_| {
+            let (store, writing, runtime) = (store.clone(), writing.clone(), tokio::runtime::Handle::current());
+            std::thread::spawn(move || {
+                while writing.load(Ordering::Relaxed) {
+                    runtime.block_on(store.stats(&ctx())).unwrap();
+                }
+            })
+        })
+        .collect();
+    for n in 0..40 {
+        self::store(&store, &n.to_string(), vec![1; 1 << 20]).await.unwrap();
+    }
+    writing.store(false, Ordering::Relaxed);
+    asking.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_readers_than_allowed_wait_and_stop_no_append() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::new(directory.path());
+    options.max_readers = 1;
+    let store = open(options).await.unwrap();
+    let reading = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for _ in 0..2000 {
+                store.load(&ctx(), Version::ZERO).into_vec().await.unwrap();
+            }
+        }
+    });
+    for n in 0..100 {
+        self::store(&store, &n.to_string(), "x").await.unwrap();
+    }
+    reading.await.unwrap();
+}
+
+#[tokio::test]
+async fn lost_and_cut_files_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = open(Options::new(directory.path())).await.unwrap();
+    for n in 0..50 {
+        store(&sound, &n.to_string(), vec![1; 10_000]).await.unwrap();
+    }
+    sound.close().await.unwrap();
+    let file = directory.path().join("data.mdb");
+    let whole = fs::read(&file).unwrap();
+    for len in [whole.len() - 1, whole.len() / 2, 8192] {
+        fs::write(&file, &whole[..len]).unwrap();
+        let error = open(Options::new(directory.path())).await.unwrap_err();
+        assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("cut short")), "{len}: {error}");
+    }
+    fs::write(&file, "").unwrap();
+    let error = open(Options::new(directory.path())).await.unwrap_err();
+    assert!(matches!(&error, Error::Open { reason, .. } if reason.contains("missing or empty")), "{error}");
+    fs::remove_file(&file).unwrap();
+    let error = open(Options::new(directory.path())).await.unwrap_err();
+    assert!(matches!(&error, Error::Open { reason, .. } if reason.contains("missing or empty")), "{error}");
+    fs::write(&file, whole).unwrap();
+    let restored = open(Options::new(directory.path())).await.unwrap();
+    assert_eq!(versions(&restored).await.len(), 50);
+}
+
+#[tokio::test]
+async fn indexes_with_impossible_entries_are_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let sound = open(Options::new(directory.path())).await.unwrap();
+    store(&sound, "id-1", "x").await.unwrap();
+    sound.close().await.unwrap();
+    let key = [b"aggregate".as_slice(), &[0xff], &u64::MAX.to_be_bytes()].concat();
+    put(directory.path(), "aggregates", &key, Some(&1_u64.to_be_bytes()));
+    put(directory.path(), "ids", b"\x02id-1", Some(&99_u64.to_be_bytes()));
+    let damaged = open(Options::new(directory.path())).await.unwrap();
+    assert_eq!(damaged.aggregate_revision(&ctx(), "aggregate").await.unwrap_err().code(), "corrupt");
+    assert_eq!(damaged.get(&ctx(), "id-1").await.unwrap_err().code(), "corrupt");
+}
+
 #[tokio::test]
 async fn one_batch_larger_than_the_map_is_stored() {
     let directory = tempfile::tempdir().unwrap();

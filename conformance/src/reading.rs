@@ -11,7 +11,7 @@ use crate::failure::{Checked, Failure};
 
 /// Pages of this many events, whatever their size within reason.
 pub(crate) fn pages_of(events: usize) -> PageSize {
-    PageSize { events, bytes: MAX_BATCH_BYTES }
+    PageSize::new(events, MAX_BATCH_BYTES)
 }
 
 /// Loads through the stream.

@@ -6,6 +6,26 @@ use crate::{Error, Event, Result, Version};
 
 /// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
 ///
+/// To decide on what an aggregate is: load it, decide, append with the revision that was seen, and begin anew if somebody
+/// was faster.
+///
+/// ```
+/// # use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Result, Stored, Version};
+/// async fn withdraw<S: EventStore + Clone>(store: &S, ctx: &Context, account: &str) -> Result<Stored> {
+///     loop {
+///         let history = store.load_by_aggregate(ctx, account, Version::ZERO).into_vec().await?;
+///         // … decide on the history …
+///         let seen = history.last().map_or(0, |recorded| recorded.revision);
+///         let event = Event::builder("MoneyWithdrawn", account).data("25").build()?;
+///         match store.store(ctx, event, Expected::Revision(seen)).await {
+///             Err(Error::VersionConflict { .. }) => continue, // somebody was faster
+///             // After `OutcomeUnknown`, append this same event again: a new one has a new id.
+///             result => return result,
+///         }
+///     }
+/// }
+/// ```
+///
 /// The text form, for command lines and logs, is `any`, `none`, `exists`, `revision=N` or `latest=N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -61,7 +81,7 @@ impl FromStr for Expected {
 
     fn from_str(text: &str) -> Result<Self> {
         let unknown = || Error::InvalidOption {
-            option: "expect".to_owned(),
+            option: "expected".to_owned(),
             reason: format!("{text:?} is not one of any, none, exists, revision=N, latest=N"),
         };
         match text.split_once('=') {
@@ -89,7 +109,8 @@ pub enum Durability {
     #[default]
     Sync,
     /// The events are with the operating system: they survive a killed process, but a power cut may take the newest
-    /// ones, always from the end. It never endangers events that were appended with `Sync`.
+    /// ones, always from the end, and their versions are then given again. It never endangers events that were appended
+    /// with `Sync`.
     Buffered,
 }
 

@@ -43,7 +43,8 @@ impl Context {
         Context { deadline: None, cancellation: None }
     }
 
-    /// Ends `timeout` from now. An earlier deadline that is already set stays.
+    /// Ends `timeout` from now. An earlier deadline that is already set stays, so begin a new attempt with a context that
+    /// has not ended.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         match Instant::now().checked_add(timeout) {

@@ -69,24 +69,25 @@ pub enum Error {
     },
 
     /// The context was cancelled before anything was staged: certainly nothing was written (rules C1, C2).
-    #[error("cancelled before anything was written")]
+    #[error("cancelled; nothing was written")]
     Cancelled,
 
     /// The deadline passed before anything was staged: certainly nothing was written (rules C1, C2).
     ///
     /// Try again with more time.
-    #[error("deadline exceeded before anything was written; try again with more time")]
+    #[error("deadline exceeded, and nothing was written; try again with more time")]
     DeadlineExceeded,
 
     /// The append may or may not be in the store (rules C3, F1).
     ///
-    /// Append the same events again: by rule W2 that returns the first result if they are there and writes them if they
-    /// are not. If the store answers [`Error::Fenced`], reopen it first.
+    /// Append the same events again, the same [`Event`](crate::Event) values with the same ids: by rule W2 that returns
+    /// the first result if they are there and writes them if they are not. Use a context that has not ended. If the
+    /// store answers [`Error::Fenced`], reopen it first.
     #[error("the outcome is unknown: {reason}; append the same events again to learn it")]
     OutcomeUnknown {
         /// What interrupted the append.
         reason: String,
-        /// The engine's error, when the engine failed.
+        /// The error of the engine, if it was the engine that failed.
         source: Option<BoxError>,
     },
 

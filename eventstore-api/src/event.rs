@@ -170,9 +170,18 @@ impl fmt::Debug for Event {
             .field("id", &self.id())
             .field("event_type", &self.event_type())
             .field("aggregate_id", &self.aggregate_id())
-            .field("data", &self.data().escape_ascii().to_string())
+            .field("data", &shortened(self.data()))
             .field("metadata", &self.metadata())
             .finish()
+    }
+}
+
+/// The beginning of the data, for logs.
+fn shortened(data: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    match data.get(..SHOWN) {
+        Some(start) if data.len() > SHOWN => format!("{}… ({} bytes)", start.escape_ascii(), data.len()),
+        _ => data.escape_ascii().to_string(),
     }
 }
 

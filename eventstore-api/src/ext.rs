@@ -42,7 +42,11 @@ pub trait EventStoreExt: EventStore + Clone {
     /// Follows the store: every event after a version that is there, then each new one as it is appended. Rules S1, S2.
     ///
     /// With [`LoadOptions`] it follows one aggregate, or ends after a number of events. It ends with `Closed` when the
-    /// store is closed, and with the context's error when that ends.
+    /// store is closed, and with the context's error when that ends: `Err(Cancelled)` is how a subscription is stopped.
+    ///
+    /// A projection saves `version.get()` of the last event it has applied and subscribes from there when it starts
+    /// again; [`EventStream::next_page`] gives what can be applied and saved together. A version beyond the newest event
+    /// is waited for: after a backup was restored, compare with `latest_version` first.
     fn subscribe(&self, ctx: &Context, options: impl Into<LoadOptions>) -> EventStream {
         EventStream::subscribe(self.clone(), ctx.clone(), options.into())
     }

@@ -86,7 +86,9 @@ impl From<Version> for LoadOptions {
 }
 
 /// How much one page may hold. A page ends at whichever is reached first, and has at least one event if one matches.
+/// A store may end it earlier: pages larger than 65,536 events or 64 MiB are of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PageSize {
     /// At most this many events; 0 is taken as 1.
     pub events: usize,
@@ -101,12 +103,18 @@ impl PageSize {
     /// 512 events or 256 KiB, which stays in the processor's cache: a stream grows its pages up to it.
     pub const LARGEST: PageSize = PageSize { events: 512, bytes: 256 << 10 };
 
+    /// A page of this many events or bytes of stored records.
+    #[must_use]
+    pub const fn new(events: usize, bytes: usize) -> Self {
+        PageSize { events, bytes }
+    }
+
     /// Twice as large, up to [`PageSize::LARGEST`].
     #[must_use]
     pub fn grown(self) -> Self {
         PageSize {
-            events: (self.events * 2).min(Self::LARGEST.events),
-            bytes: (self.bytes * 2).min(Self::LARGEST.bytes),
+            events: self.events.saturating_mul(2).min(Self::LARGEST.events),
+            bytes: self.bytes.saturating_mul(2).min(Self::LARGEST.bytes),
         }
     }
 }

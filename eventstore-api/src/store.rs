@@ -16,7 +16,8 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 ///
 /// ## Order
 ///
-/// - **O1** Versions are 1 to `latest_version` without a gap; none is ever reused; they are the same after reopening.
+/// - **O1** Versions are 1 to `latest_version` without a gap; none is ever reused, but for those of `Buffered` events that a
+///   power cut took; they are the same after reopening.
 ///   *So a version is a complete cursor: what is behind it is known without asking.*
 /// - **O2** The new events of a batch get consecutive versions in the batch's order.
 /// - **O3** The revisions of an aggregate are 1 to n without a gap, in version order.
@@ -65,8 +66,8 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 /// ## Faults
 ///
 /// - **F1** After a failed commit or sync the outcome is unknown and the writer is fenced: appends fail with `Fenced`
-///   until the store is reopened; reads go on. A failed sync is never retried, because the second one may succeed
-///   without having written anything.
+///   until the store is reopened; reads go on, unless the engine refuses them as well. A failed sync is never retried,
+///   because the second one may succeed without having written anything.
 /// - **F2** After a kill at any point: every event acknowledged with `Sync` is there, no batch is there in part, and
 ///   indexes agree with the log.
 /// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic.

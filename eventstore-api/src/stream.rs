@@ -44,7 +44,8 @@ impl EventStream {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// The next page of events, or `None` after the last one: the fastest way to read many.
+    /// The next page of events, or `None` after the last one: the fastest way to read many, and the way to apply and save
+    /// several at once.
     pub async fn next_page(&mut self) -> Option<Result<Vec<RecordedEvent>>> {
         let rest = std::mem::take(&mut self.page);
         if rest.len() > 0 {

@@ -1,7 +1,6 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use eventstore_api::{BoxError, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -11,7 +10,7 @@ const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
-/// engine whose files it holds.
+/// engine whose files it holds once they are made.
 ///
 /// The operating system gives the lock back when the process ends, however it ends. Drop the directory after the
 /// engine.
@@ -20,32 +19,7 @@ pub struct StoreDirectory {
     path: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
-}
-
-/// What to do if there is no store yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// Create one.
-    #[default]
-    Create,
-    /// Refuse with [`Error::Open`], and leave no trace.
-    Refuse,
-}
-
-/// In a URL: `create_if_missing=true` or `false`.
-impl FromStr for Missing {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "true" => Ok(Missing::Create),
-            "false" => Ok(Missing::Refuse),
-            _ => Err(Error::InvalidOption {
-                option: "create_if_missing".to_owned(),
-                reason: format!("{text:?} is not one of true, false"),
-            }),
-        }
-    }
+    is_marked: bool,
 }
 
 /// What the mark says. Unknown fields are left alone, so that later versions can add some.
@@ -55,13 +29,29 @@ struct Mark {
 }
 
 impl StoreDirectory {
-    /// Opens the directory of a store of this engine; creates it if it is missing and `missing` says so.
+    /// Opens the directory of a store of this engine, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is none, and those of [`open`](StoreDirectory::open). Nothing is created.
+    pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
+        if !path.join(MARK_FILE).exists() {
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: format!("there is no store (no {MARK_FILE}); check the path"),
+                source: None,
+            });
+        }
+        Self::open(path, engine)
+    }
+
+    /// Opens the directory of a store of this engine, and creates it if it is missing.
     ///
     /// # Errors
     ///
     /// `Locked` if another handle or process has it; `Unsupported` if it holds another engine's store; `Open` if it is
-    /// missing, not a directory, not writable, or holds something else than a store.
-    pub fn open(path: &Path, engine: &str, missing: Missing) -> Result<Self> {
+    /// not a directory, not writable, or holds something else than a store.
+    pub fn open(path: &Path, engine: &str) -> Result<Self> {
         let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
         if path.as_os_str().is_empty() {
             return Err(Error::InvalidOption {
@@ -69,27 +59,24 @@ impl StoreDirectory {
                 reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
             });
         }
-        if missing == Missing::Refuse && !path.join(MARK_FILE).exists() {
-            return Err(Error::Open {
-                path: path.display().to_string(),
-                reason: format!("there is no store (no {MARK_FILE}); check the path, or append to it to create one"),
-                source: None,
-            });
-        }
-        create_dir(path).map_err(|error| failed("its directory cannot be created", error))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join(LOCK_FILE))
-            .map_err(|error| failed("its lock file cannot be written", error))?;
+        create_dir(path)
+            .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
+        // Before anything is put into it, and once more under the lock.
+        refuse_strangers(path)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK_FILE)).map_err(
+            |error| {
+                failed(
+                    "its lock file cannot be written; give this user write access, which reading needs as well",
+                    error,
+                )
+            },
+        )?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
             TryLockError::Error(error) => failed("its lock file cannot be locked", error),
         })?;
-        let directory = StoreDirectory { path: path.to_owned(), _lock: lock };
-        directory.check_mark(engine)?;
-        Ok(directory)
+        let is_marked = check_mark(path, engine)?;
+        Ok(StoreDirectory { path: path.to_owned(), _lock: lock, is_marked })
     }
 
     /// The directory's path, as it was given.
@@ -98,13 +85,32 @@ impl StoreDirectory {
         &self.path
     }
 
-    /// Makes the directory's entries durable; called once the engine has made its files.
+    /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.is_marked
+    }
+
+    /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
+    /// begun anew, and lost files are not.
     ///
     /// # Errors
     ///
     /// [`Error::Open`].
-    pub fn sync(&self) -> Result<()> {
-        sync_dir(&self.path).map_err(|error| cannot_open(&self.path, "its directory cannot be synced", error))
+    pub fn mark(&mut self) -> Result<()> {
+        if self.is_marked {
+            return Ok(());
+        }
+        let finish = || -> io::Result<()> {
+            sync_dir(&self.path)?;
+            fs::rename(self.path.join(NEW_MARK_FILE), self.path.join(MARK_FILE))?;
+            sync_dir(&self.path)?;
+            // Whoever created the directory may have been killed before its entry was durable.
+            sync_dir(parent_of(&self.path))
+        };
+        finish().map_err(|error| cannot_open(&self.path, "it cannot be written", error))?;
+        self.is_marked = true;
+        Ok(())
     }
 
     /// Bytes that the files in the directory take on disk, by their length.
@@ -113,68 +119,76 @@ impl StoreDirectory {
     ///
     /// [`Error::Engine`].
     pub fn len_bytes(&self) -> Result<u64> {
-        let sum = || -> io::Result<u64> {
-            let mut bytes = 0;
-            for entry in fs::read_dir(&self.path)? {
-                bytes += entry?.metadata()?.len();
-            }
-            Ok(bytes)
-        };
-        sum().map_err(|error| Error::engine("measure the store's files", error))
+        len_of_files(&self.path).map_err(|error| Error::engine("measure the store's files", error))
     }
+}
 
-    fn check_mark(&self, engine: &str) -> Result<()> {
-        let path = &self.path;
-        let text = match fs::read(path.join(MARK_FILE)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.write_mark(engine),
-            Err(error) => return Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
-        };
-        let mark: Mark = serde_json::from_slice(&text)
-            .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error))?;
-        if mark.engine == engine {
+/// True if the directory is marked as this engine's. An empty one gets a mark that does not count yet.
+fn check_mark(path: &Path, engine: &str) -> Result<bool> {
+    let text = match fs::read(path.join(MARK_FILE)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            refuse_strangers(path)?;
+            write_new_mark(path, engine).map_err(|error| cannot_open(path, "it cannot be written", error))?;
+            return Ok(false);
+        }
+        Err(error) => return Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
+    };
+    let mark: Mark = serde_json::from_slice(&text)
+        .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error))?;
+    if mark.engine == engine {
+        return Ok(true);
+    }
+    let (path, engine) = (path.display(), mark.engine);
+    Err(Error::Unsupported { what: format!("{path} holds a store of the {engine} engine; open it as {engine}:{path}") })
+}
+
+fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
+    let mut file = File::create(path.join(NEW_MARK_FILE))?;
+    serde_json::to_writer(&file, &Mark { engine: engine.to_owned() })?;
+    file.write_all(b"\n")?;
+    file.sync_all()
+}
+
+/// Refuses a directory that is not a store, nor the beginning of one, but holds something.
+fn refuse_strangers(path: &Path) -> Result<()> {
+    let failed = |error| cannot_open(path, "it cannot be read", error);
+    let mut stranger = None;
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name == MARK_FILE || name == NEW_MARK_FILE {
             return Ok(());
         }
-        Err(Error::Unsupported {
-            what: format!(
-                "{} holds a store of the {} engine; open it as {}:{}",
-                path.display(),
-                mark.engine,
-                mark.engine,
-                path.display()
-            ),
-        })
-    }
-
-    /// Marks a new store. A directory with files of somebody else is left alone.
-    fn write_mark(&self, engine: &str) -> Result<()> {
-        let path = &self.path;
-        let failed = |error| cannot_open(path, "it cannot be written", error);
-        for entry in fs::read_dir(path).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if name != LOCK_FILE && name != NEW_MARK_FILE {
-                return Err(Error::Open {
-                    path: path.display().to_string(),
-                    reason: format!(
-                        "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); choose an empty directory",
-                        name.display()
-                    ),
-                    source: None,
-                });
-            }
+        if name != LOCK_FILE {
+            stranger = Some(name);
         }
-        let mark = Mark { engine: engine.to_owned() };
-        let write = || -> io::Result<()> {
-            let new = path.join(NEW_MARK_FILE);
-            let mut file = File::create(&new)?;
-            serde_json::to_writer(&file, &mark)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&new, path.join(MARK_FILE))?;
-            sync_dir(path)
-        };
-        write().map_err(failed)
     }
+    let Some(name) = stranger else { return Ok(()) };
+    let name = name.display();
+    Err(Error::Open {
+        path: path.display().to_string(),
+        reason: format!(
+            "it is not a store (there is no {MARK_FILE}) and not empty (there is {name}); choose an empty directory"
+        ),
+        source: None,
+    })
+}
+
+/// The lengths of all files in a directory and those below it. What is deleted meanwhile does not count.
+fn len_of_files(path: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let len = entry.metadata().and_then(|metadata| match metadata.is_dir() {
+            true => len_of_files(&entry.path()),
+            false => Ok(metadata.len()),
+        });
+        bytes += match len {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            len => len?,
+        };
+    }
+    Ok(bytes)
 }
 
 /// Creates a directory and what is missing above it, and makes each new entry durable.
@@ -183,8 +197,7 @@ fn create_dir(path: &Path) -> io::Result<()> {
         Ok(()) => sync_dir(parent_of(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             create_dir(parent_of(path))?;
-            fs::create_dir(path)?;
-            sync_dir(parent_of(path))
+            create_dir(path) // somebody else may be creating it too
         }
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -214,30 +227,27 @@ fn cannot_open(path: &Path, reason: &str, source: impl Into<BoxError>) -> Error 
 mod tests {
     use super::*;
 
-    fn open(path: &Path, engine: &str) -> Result<StoreDirectory> {
-        StoreDirectory::open(path, engine, Missing::Create)
-    }
-
     #[test]
     fn a_missing_store_is_created_only_if_that_is_wanted() {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let path = temporary.path().join("store");
-        let refused = StoreDirectory::open(&path, "one", Missing::Refuse);
+        let refused = StoreDirectory::open_existing(&path, "one");
         assert!(matches!(refused, Err(Error::Open { reason, .. }) if reason.contains("no store")));
         assert!(!path.exists(), "no trace");
-        drop(open(&path, "one").expect("created"));
-        StoreDirectory::open(&path, "one", Missing::Refuse).expect("there is one now");
+        StoreDirectory::open(&path, "one").expect("created").mark().expect("marked");
+        StoreDirectory::open_existing(&path, "one").expect("there is one now");
     }
 
     #[test]
     fn a_directory_is_created_marked_and_locked_once() {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let path = temporary.path().join("a/b/store");
-        let first = open(&path, "one").expect("new");
-        assert!(matches!(open(&path, "one"), Err(Error::Locked { .. })));
+        let mut first = StoreDirectory::open(&path, "one").expect("new");
+        first.mark().expect("marked");
+        assert!(matches!(StoreDirectory::open(&path, "one"), Err(Error::Locked { .. })));
         drop(first);
-        open(&path, "one").expect("unlocked again");
-        let other = open(&path, "two");
+        StoreDirectory::open(&path, "one").expect("unlocked again");
+        let other = StoreDirectory::open(&path, "two");
         assert!(matches!(other, Err(Error::Unsupported { what }) if what.contains("one:")));
     }
 
@@ -246,15 +256,16 @@ mod tests {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let file = temporary.path().join("file");
         fs::write(&file, "mine").expect("written");
-        assert!(matches!(open(&file, "one"), Err(Error::Open { .. })));
-        assert!(matches!(open(&file.join("below"), "one"), Err(Error::Open { .. })));
-        assert!(matches!(open(temporary.path(), "one"), Err(Error::Open { .. })), "not empty");
-        assert!(matches!(open(Path::new(""), "one"), Err(Error::InvalidOption { .. })));
+        assert!(matches!(StoreDirectory::open(&file, "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::open(&file.join("below"), "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::open(temporary.path(), "one"), Err(Error::Open { .. })), "not empty");
+        assert!(matches!(StoreDirectory::open(Path::new(""), "one"), Err(Error::InvalidOption { .. })));
         assert_eq!(fs::read_to_string(&file).expect("read"), "mine");
+        assert_eq!(fs::read_dir(temporary.path()).expect("read").count(), 1, "nothing was put into it");
         let damaged = temporary.path().join("damaged");
         fs::create_dir(&damaged).expect("created");
         fs::write(damaged.join(MARK_FILE), "{").expect("written");
-        assert!(matches!(open(&damaged, "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::open(&damaged, "one"), Err(Error::Open { .. })));
     }
 
     #[test]
@@ -262,6 +273,11 @@ mod tests {
         let temporary = tempfile::tempdir().expect("temporary directory");
         fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
         fs::write(temporary.path().join(NEW_MARK_FILE), "{\"eng").expect("written");
-        open(temporary.path(), "one").expect("opened");
+        fs::write(temporary.path().join("half.made"), "").expect("written");
+        let mut begun = StoreDirectory::open(temporary.path(), "one").expect("opened");
+        assert!(!begun.is_marked());
+        begun.mark().expect("marked");
+        drop(begun);
+        assert!(StoreDirectory::open(temporary.path(), "one").expect("opened").is_marked());
     }
 }

@@ -40,7 +40,7 @@ impl Table {
     }
 }
 
-/// An ordered key-value engine with atomic batches. Keys compare as bytes and are at most 492 bytes long.
+/// An ordered key-value engine with atomic batches. Keys compare as bytes and are at most 489 bytes long.
 ///
 /// An engine knows nothing of events: no order, no conditions, no duplicates. It is called from one writer thread for
 /// [`commit`](Engine::commit) and [`sync`](Engine::sync), and from any number of threads for everything else. Dropping
@@ -48,7 +48,7 @@ impl Table {
 ///
 /// Its calls block, so they are never made where an async task would wait long.
 pub trait Engine: fmt::Debug + Send + Sync + 'static {
-    /// A consistent view for one short read.
+    /// A view for one short read.
     type Snapshot<'a>: Snapshot
     where
         Self: 'a;
@@ -80,12 +80,13 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// After an error it is never called again: a second sync may succeed without having written anything.
     fn sync(&self) -> Result<()>;
 
-    /// Gives space back where the engine can, and says what was done.
+    /// Gives space back where the engine can, and says what was done. What takes long asks `should_stop` now and then:
+    /// closing the store waits for it.
     ///
     /// # Errors
     ///
     /// [`Error::Engine`]; the store goes on.
-    fn run_gc(&self) -> Result<Vec<String>>;
+    fn run_gc(&self, should_stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>>;
 
     /// Bytes its files take; `None` if it has none.
     ///
@@ -102,7 +103,8 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     fn properties(&self) -> Result<Vec<(&'static str, String)>>;
 }
 
-/// A consistent view of all tables, alive for one short read.
+/// A view of all tables, alive for one short read. Everything that was committed before it began is there; what is
+/// committed later may show or not. More is not needed: readers stop at the published head, and nothing before it changes.
 pub trait Snapshot {
     /// Appends the value of `key` to `out` and returns true, or returns false if there is none.
     ///

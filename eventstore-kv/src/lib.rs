@@ -28,7 +28,7 @@ mod store;
 mod url;
 mod writer;
 
-pub use directory::{Missing, StoreDirectory};
+pub use directory::StoreDirectory;
 pub use engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
 pub use memory::{MemoryEngine, MemoryStore};
 pub use options::{StoreOptions, check_range};

@@ -52,7 +52,7 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    fn run_gc(&self) -> Result<Vec<String>> {
+    fn run_gc(&self, _: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
         Ok(vec!["nothing to do: a store in memory has no garbage".to_owned()])
     }
 

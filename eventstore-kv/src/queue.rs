@@ -20,7 +20,13 @@ pub(crate) struct Request {
     pub(crate) bytes: usize,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Stored>>>,
-    pub(crate) place: Place,
+    pub(crate) place: Option<Place>,
+}
+
+impl Request {
+    pub(crate) fn is_sync(&self) -> bool {
+        self.durability == Durability::Sync
+    }
 }
 
 /// The room that a request takes in the queue, given back when it is dropped.

@@ -6,6 +6,7 @@
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
+use eventstore_api::limits::MAX_AGGREGATE_ID_LEN;
 use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{KeyRange, Snapshot, Table};
@@ -33,12 +34,14 @@ impl PageRead {
         let before = options.before.map_or(u64::MAX, Version::get).min(head.next().get());
         let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let wanted = options.since.next().get()..before;
-        let most_events = size.events.max(1).min(limit);
+        let size = PageSize::new(size.events.clamp(1, MOST_EVENTS), size.bytes.min(MOST_BYTES));
+        let most_events = size.events.min(limit);
+        let too_long = options.aggregate_id.as_ref().is_some_and(|id| id.len() > MAX_AGGREGATE_ID_LEN);
         PageRead {
             options: options.clone(),
             size,
             head,
-            complete: wanted.is_empty() || most_events == 0,
+            complete: wanted.is_empty() || most_events == 0 || too_long,
             wanted,
             most_events,
             bytes: Vec::new(),
@@ -193,7 +196,8 @@ impl PageRead {
             let fitting = self.size.bytes / self.bytes.len().max(1);
             let others = matching.min(self.most_events).min(fitting).saturating_sub(1);
             self.records.reserve(others);
-            self.bytes.reserve(others.saturating_mul(self.bytes.len() + self.bytes.len() / 8));
+            let bytes = others.saturating_mul(self.bytes.len() + self.bytes.len() / 8);
+            self.bytes.reserve(bytes.min(MOST_RESERVED));
         }
     }
 
@@ -207,11 +211,19 @@ impl PageRead {
     }
 
     fn is_time_up(&self, until: Option<Instant>) -> bool {
-        self.records.len().is_multiple_of(ROWS_BETWEEN_CLOCKS) && is_over(until)
+        let rows = self.records.len();
+        (rows.is_power_of_two() || rows.is_multiple_of(ROWS_BETWEEN_CLOCKS)) && is_over(until)
     }
 }
 
-/// How many rows are read between two looks at the clock, which costs as much as a few of them.
+/// Larger pages would only hold the engine for longer.
+const MOST_EVENTS: usize = 65_536;
+const MOST_BYTES: usize = 64 << 20;
+
+/// Memory is taken ahead for no more than this.
+const MOST_RESERVED: usize = 1 << 20;
+
+/// The clock is looked at after 1, 2, 4, 8 rows and then each time after this many, because it costs as much as a few.
 const ROWS_BETWEEN_CLOCKS: usize = 16;
 
 /// How many entries of the aggregate index are read before their events are.
@@ -238,12 +250,13 @@ fn missing(version: u64) -> Error {
 /// Versions rise with revisions, so each end is found by halving.
 fn revisions_in<S: Snapshot>(snapshot: &S, aggregate_id: &str, versions: &Range<u64>) -> Result<Option<Range<u64>>> {
     let Some((newest, newest_version)) = newest_revision(snapshot, aggregate_id)? else { return Ok(None) };
+    let beyond = newest.checked_add(1).ok_or_else(|| index_damage(aggregate_id, "has an impossible revision"))?;
     let mut lookup = RevisionLookup { snapshot, aggregate_id, key: Vec::new(), value: Vec::new() };
     let start = match versions.start {
         0 | 1 => 1,
-        start => lookup.first_from(start, newest + 1)?,
+        start => lookup.first_from(start, beyond)?,
     };
-    let end = if newest_version < versions.end { newest + 1 } else { lookup.first_from(versions.end, newest)? };
+    let end = if newest_version < versions.end { beyond } else { lookup.first_from(versions.end, newest)? };
     Ok((start < end).then_some(start..end))
 }
 
@@ -309,7 +322,10 @@ pub(crate) fn newest_version<S: Snapshot>(snapshot: &S) -> Result<u64> {
         newest = keys::read_version(key);
         ControlFlow::Break(())
     })?;
-    newest.ok_or_else(|| Error::Corrupt { version: None, reason: "the log has a key of a wrong size".to_owned() })
+    // The largest number is nobody's version: no event could follow it.
+    newest
+        .filter(|&newest| newest < u64::MAX)
+        .ok_or_else(|| Error::Corrupt { version: None, reason: "the log has a key that is no version".to_owned() })
 }
 
 /// The event with this id, if its version is at most `head`.
@@ -323,12 +339,12 @@ pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result
         version: None,
         reason: format!("the index entry of event {id:?} has a wrong size"),
     })?;
-    if version > head.get() {
-        return Ok(None);
-    }
     let mut record = Vec::new();
     if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
         return Err(missing(version));
+    }
+    if version > head.get() {
+        return Ok(None); // it is there, but not published yet
     }
     let range = 0..record.len();
     let event = record::decode(version, &record.into(), range)?;

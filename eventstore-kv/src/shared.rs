@@ -1,5 +1,6 @@
 //! What the handles, the readers and the writer of one store have in common.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
@@ -90,14 +91,22 @@ impl<E: Engine> Shared<E> {
     /// Drops the engine, which releases its files, once the pages that are being read are done.
     pub(crate) fn finish_closing(&self, error: Option<Error>) {
         let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(engine);
+        // Whoever waits for the end has to be woken, also if the engine panics.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(engine)));
+        let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
+        if let Some(error) = &error {
+            tracing::error!(error = with_causes(error), "the store did not close as it should");
+        }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);
     }
 
-    /// The error of the last sync, for the first who asks.
-    pub(crate) fn take_closing_error(&self) -> Option<Error> {
-        self.closing_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// What went wrong at the end, the same for everyone who asks.
+    pub(crate) fn closing_result(&self) -> Result<()> {
+        match &*self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(again(error)),
+            None => Ok(()),
+        }
     }
 
     /// Accepts no more appends until the store is reopened (rule F1).
@@ -117,4 +126,28 @@ impl<E: Engine> Shared<E> {
             None => Ok(()),
         }
     }
+}
+
+/// The same error for another caller. Its source cannot be shared, so it becomes text.
+pub(crate) fn again(error: &Error) -> Error {
+    match error {
+        Error::Closed => Error::Closed,
+        Error::Full { reason } => Error::Full { reason: reason.clone() },
+        Error::Fenced { reason } => Error::Fenced { reason: reason.clone() },
+        Error::Corrupt { version, reason } => Error::Corrupt { version: *version, reason: reason.clone() },
+        Error::Engine { operation, source } => Error::engine(operation, with_causes(&**source)),
+        other => Error::engine("go on", with_causes(other)),
+    }
+}
+
+/// The error's text and those of its causes, each once.
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

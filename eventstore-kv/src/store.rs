@@ -1,9 +1,10 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
 use eventstore_api::{
     Batch, Context, Durability, Error, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
     Stored, Version, async_trait,
@@ -60,7 +61,7 @@ impl<E: Engine> KvStore<E> {
         let shared = Arc::new(Shared::new(engine, head));
         let (queue, receiver) = mpsc::unbounded_channel();
         let writer = Writer::new(shared.clone(), receiver, &options, head);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("eventstore-write".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::engine("start the writer thread", error))?;
@@ -90,7 +91,7 @@ impl<E: Engine> KvStore<E> {
             bytes,
             ticket: ticket.clone(),
             reply,
-            place,
+            place: Some(place),
         };
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         match ctx.run(answer).await {
@@ -132,6 +133,9 @@ fn check_format<E: Engine>(engine: &E) -> Result<()> {
     let mut value = Vec::new();
     let found = engine.snapshot()?.get(Table::Meta, keys::META_FORMAT, &mut value)?;
     if !found {
+        if reader::newest_version(&engine.snapshot()?)? > 0 {
+            return Err(Error::Corrupt { version: None, reason: "it has events but no format mark".to_owned() });
+        }
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
         return engine.commit(&batch, Durability::Sync).map_err(|failure| match failure {
@@ -182,6 +186,9 @@ impl<E: Engine> EventStore for KvStore<E> {
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
         ctx.check()?;
         let head = self.inner.shared.head()?;
+        if id.len() > MAX_ID_LEN {
+            return Err(Error::EventNotFound { id: id.to_owned() }); // and too long a key for an engine
+        }
         let found = self.inner.shared.with_engine(|engine| reader::find(&engine.snapshot()?, id, head))?;
         found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
     }
@@ -194,6 +201,9 @@ impl<E: Engine> EventStore for KvStore<E> {
     async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
         ctx.check()?;
         let head = self.inner.shared.head()?;
+        if aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
+            return Ok(0); // and too long a key for an engine
+        }
         self.inner.shared.with_engine(|engine| reader::revision_at(&engine.snapshot()?, aggregate_id, head))
     }
 
@@ -211,10 +221,11 @@ impl<E: Engine> EventStore for KvStore<E> {
     async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
         ctx.check()?;
         self.inner.shared.head()?; // refuses when closed
-        let collect = |engine: &E| {
+        let (shared, until) = (self.inner.shared.clone(), ctx.clone());
+        let collect = move |engine: &E| {
             let mut report = GcReport::default();
             report.bytes_before = engine.bytes_on_disk()?;
-            report.actions = engine.run_gc()?;
+            report.actions = engine.run_gc(&|| until.check().is_err() || shared.is_closing())?;
             report.bytes_after = engine.bytes_on_disk()?;
             Ok(report)
         };
@@ -240,14 +251,9 @@ impl<E: Engine> EventStore for KvStore<E> {
     async fn close(&self) -> Result<()> {
         self.inner.request_close();
         let mut progress = self.inner.shared.watch();
-        let closed = progress.wait_for(|progress| progress.phase == Phase::Closed).await;
-        if closed.is_err() {
-            return Err(Error::engine("close the store", "the writer ended before it was done"));
-        }
-        match self.inner.shared.take_closing_error() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        // The sender lives in what this handle holds, so it cannot be gone.
+        let _ = progress.wait_for(|progress| progress.phase == Phase::Closed).await;
+        self.inner.shared.closing_result()
     }
 }
 
@@ -264,7 +270,8 @@ impl<E: Engine> Drop for Inner<E> {
     fn drop(&mut self) {
         self.request_close();
         let thread = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        // An executor may drop the last handle on the writer's own thread, when that wakes it.
+        if let Some(thread) = thread.filter(|writer| writer.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }

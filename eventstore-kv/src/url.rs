@@ -9,6 +9,7 @@ use eventstore_api::{Error, Result};
 /// The path is taken as it is written, up to the first `?`; nothing is percent-decoded. A path that contains a `?` is
 /// opened through the backend's typed options instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StoreUrl {
     /// What is in front of the first `:`, which names the backend.
     pub scheme: String,
@@ -27,6 +28,16 @@ impl FromStr for StoreUrl {
             return Err(invalid(format!("{text:?} is not a store; write it as scheme:path, such as lmdb:./data")));
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if path.starts_with("//") {
+            let path = path.trim_start_matches('/');
+            let reason = format!(
+                "{text:?} begins with //; write {scheme}:./{path} for a relative path, {scheme}:/{path} for an absolute one"
+            );
+            return Err(invalid(reason));
+        }
+        if path.starts_with("~/") {
+            return Err(invalid(format!("~ in {text:?} is not expanded; write the path out")));
+        }
         let mut options: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((name, value)) = pair.split_once('=') else {
@@ -94,6 +105,15 @@ impl UrlOptions {
         })
     }
 
+    /// Takes `true` or `false`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`].
+    pub fn take_flag(&mut self, name: &'static str, target: &mut bool) -> Result<()> {
+        self.take(name, target, |value| value.parse().map_err(|_| format!("{value:?} is not one of true, false")))
+    }
+
     /// Takes a number of bytes, such as `4096`, `64KiB` or `1GiB`.
     ///
     /// # Errors
@@ -140,7 +160,7 @@ mod tests {
         let full = url("lmdb:/da ta/100%/é:x?map_size=1GiB&max_readers=9");
         assert_eq!(full.path, PathBuf::from("/da ta/100%/é:x"));
         assert_eq!(full.options, [("map_size".into(), "1GiB".into()), ("max_readers".into(), "9".into())]);
-        for text in ["", "data", "lmdb:./d?map_size", "lmdb:./d?a=1&a=2"] {
+        for text in ["", "data", "lmdb:./d?map_size", "lmdb:./d?a=1&a=2", "lmdb://d", "lmdb:~/d"] {
             assert!(matches!(text.parse::<StoreUrl>(), Err(Error::InvalidOption { .. })), "{text:?}");
         }
     }

@@ -1,15 +1,16 @@
 //! The one thread that writes: it takes what the queue holds, and commits it as one group with one sync.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use eventstore_api::{Durability, Error, Result, Stored, Version};
-use tokio::sync::{mpsc, oneshot};
+use eventstore_api::{Durability, Error, Result, Version};
+use tokio::sync::mpsc;
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
 use crate::queue::{Message, Request};
-use crate::shared::Shared;
+use crate::shared::{Shared, again, with_causes};
 use crate::staging::{Decision, Staging};
 
 pub(crate) struct Writer<E> {
@@ -21,17 +22,11 @@ pub(crate) struct Writer<E> {
     /// Something may be committed that was not synced. True at first: an earlier process may have been killed between
     /// the two.
     unsynced: bool,
+    /// Something of this opening was acknowledged with `Buffered` and not synced since.
+    owes_sync: bool,
     batch: WriteBatch,
     /// How many requests the newest group had.
     last_group: usize,
-}
-
-/// How a request is answered once the group's commit is done.
-struct Answer {
-    reply: oneshot::Sender<Result<Vec<Stored>>>,
-    result: Result<Vec<Stored>>,
-    /// The result rests on events that only this group's commit or sync makes durable.
-    rests_on_commit: bool,
 }
 
 impl<E: Engine> Writer<E> {
@@ -48,6 +43,7 @@ impl<E: Engine> Writer<E> {
             group_bytes: options.group_bytes,
             head: head.get(),
             unsynced: true,
+            owes_sync: false,
             batch: WriteBatch::new(),
             last_group: 0,
         }
@@ -55,25 +51,36 @@ impl<E: Engine> Writer<E> {
 
     /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the engine.
     pub(crate) fn run(mut self) {
-        let mut group = Vec::new();
         while let Some(message) = self.queue.blocking_recv() {
-            self.take_group(message, &mut group);
+            let group = self.take_group(message);
             self.last_group = group.len();
             // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
             // are told that the outcome is unknown.
-            if catch_unwind(AssertUnwindSafe(|| self.commit_group(&mut group))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| self.commit_group(group))).is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
-                group.clear();
             }
             if self.shared.is_closing() {
                 self.queue.close(); // what is in the queue is still received, nothing new comes in
             }
         }
-        let error = if self.unsynced { self.sync().err() } else { None };
-        self.shared.finish_closing(error);
+        let last_sync = catch_unwind(AssertUnwindSafe(|| self.last_sync()))
+            .unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
+        self.shared.finish_closing(last_sync.err());
     }
 
-    fn take_group(&mut self, first: Message, group: &mut Vec<Request>) {
+    /// # Errors
+    ///
+    /// If it fails, or must not be tried, events that were acknowledged with `Buffered` may not survive a power cut.
+    fn last_sync(&mut self) -> Result<()> {
+        match self.shared.check_fence() {
+            Ok(()) if self.unsynced => self.sync(),
+            Err(fenced) if self.owes_sync => Err(fenced),
+            _ => Ok(()),
+        }
+    }
+
+    fn take_group(&mut self, first: Message) -> Vec<Request> {
+        let mut group = Vec::new();
         if self.last_group > 1 {
             self.let_callers_return();
         }
@@ -90,6 +97,7 @@ impl<E: Engine> Writer<E> {
             let is_full = events >= self.group_events || bytes >= self.group_bytes;
             next = if is_full { None } else { self.queue.try_recv().ok() };
         }
+        group
     }
 
     /// Where several appended at once, those who were just answered are likely to append again: taking the few that are
@@ -106,39 +114,38 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    fn commit_group(&mut self, group: &mut Vec<Request>) {
-        if group.is_empty() {
-            return;
-        }
-        let (decisions, head) = match self.stage(group) {
+    fn commit_group(&mut self, mut group: Vec<Request>) {
+        let (decisions, head) = match self.stage(&group) {
             Ok(staged) => staged,
             Err(error) => return refuse_all(group, &error),
         };
-        let mut durability = Durability::Buffered;
-        let mut answers = Vec::with_capacity(group.len());
-        for (request, decision) in group.drain(..).zip(decisions) {
-            let wants_sync = request.durability == Durability::Sync;
-            let (result, rests_on_commit) = match decision {
-                Decision::Staged(places) => (Ok(places), true),
+        // The bytes are in the batch: the places in the queue are free.
+        group.iter_mut().for_each(|request| request.place = None);
+        let rests_on_commit: Vec<bool> = decisions
+            .iter()
+            .map(|decision| match decision {
+                Decision::Staged(_) => true,
                 // Already stored is not already synced: it may have been stored with `Buffered`, or in this group.
-                Decision::AlreadyStored(places) => (Ok(places), self.unsynced || head > self.head),
-                Decision::Refused(error) => (Err(error), false),
-            };
-            if wants_sync && rests_on_commit {
-                durability = Durability::Sync;
-            }
-            answers.push(Answer { reply: request.reply, result, rests_on_commit });
-            drop(request.place); // free as soon as its bytes are in the batch
+                Decision::AlreadyStored(_) => self.unsynced || head > self.head,
+                Decision::Refused(_) => false,
+            })
+            .collect();
+        let needs_sync = group.iter().zip(&rests_on_commit).any(|(request, &rests)| rests && request.is_sync());
+        let committed = self.commit(head, if needs_sync { Durability::Sync } else { Durability::Buffered });
+        if matches!(committed, Err(Failure::NotWritten(_))) && group.len() > 1 {
+            // One that finds no room must not take the others with it.
+            return group.into_iter().for_each(|request| self.commit_group(vec![request]));
         }
-        let committed = self.commit(head, durability);
-        for Answer { reply, result, rests_on_commit } in answers {
-            let result = match (&committed, result) {
-                (Err(failure), Ok(_)) if rests_on_commit => Err(failure.answer()),
-                // It may have been refused because of events of this group, of which nobody knows now.
-                (Err(failure), Err(_)) => Err(failure.answer_refused()),
-                (_, result) => result,
+        for ((request, decision), rests_on_commit) in group.into_iter().zip(decisions).zip(rests_on_commit) {
+            let result = match (decision, &committed) {
+                (Decision::Staged(_) | Decision::AlreadyStored(_), Err(failure)) if rests_on_commit => {
+                    Err(failure.answer())
+                }
+                (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
+                (Decision::Refused(refusal), Err(failure)) => Err(failure.answer_refused(refusal)),
+                (Decision::Refused(refusal), Ok(())) => Err(refusal),
             };
-            let _ = reply.send(result); // a caller who has gone does not want it
+            let _ = request.reply.send(result); // a caller who has gone does not want it
         }
     }
 
@@ -172,6 +179,7 @@ impl<E: Engine> Writer<E> {
                 let events = head - self.head;
                 self.head = head;
                 self.unsynced = durability != Durability::Sync;
+                self.owes_sync = self.unsynced;
                 self.shared.publish(Version::new(head), events);
                 tracing::debug!(events, head, bytes = self.batch.len_bytes(), "committed a group");
                 Ok(())
@@ -182,70 +190,62 @@ impl<E: Engine> Writer<E> {
     }
 
     fn sync(&mut self) -> Result<()> {
-        if self.shared.fence_reason().is_some() {
-            return Ok(()); // after a failed sync another one proves nothing
-        }
         self.shared.with_engine(Engine::sync)?;
-        self.unsynced = false;
+        (self.unsynced, self.owes_sync) = (false, false);
         Ok(())
     }
 
     fn fail(&self, error: Error) -> Failure {
-        let reason = with_causes(&error);
-        self.shared.fence(reason.clone());
-        Failure::Unknown(reason)
+        self.shared.fence(with_causes(&error));
+        Failure::Unknown(Arc::new(error))
     }
 }
 
 /// Why a group was not committed, to be told to each of its callers.
 enum Failure {
     NotWritten(Error),
-    Unknown(String),
+    Unknown(Arc<Error>),
 }
 
 impl Failure {
+    /// For an append whose events were to be written.
     fn answer(&self) -> Error {
         match self {
             Failure::NotWritten(error) => again(error),
-            Failure::Unknown(reason) => {
-                Error::OutcomeUnknown { reason: format!("the commit failed ({reason})"), source: None }
-            }
+            Failure::Unknown(error) => Error::OutcomeUnknown {
+                reason: "the commit failed".to_owned(),
+                source: Some(Box::new(SharedCause(error.clone()))),
+            },
         }
     }
 
-    fn answer_refused(&self) -> Error {
+    /// For one that was refused, perhaps because of events of its group, of which nobody knows now.
+    fn answer_refused(&self, refusal: Error) -> Error {
         match self {
-            Failure::NotWritten(error) => again(error),
-            Failure::Unknown(reason) => Error::Fenced { reason: reason.clone() },
+            Failure::NotWritten(_) => refusal,
+            Failure::Unknown(error) => Error::Fenced { reason: with_causes(&**error) },
         }
     }
 }
 
-fn refuse_all(group: &mut Vec<Request>, error: &Error) {
-    for request in group.drain(..) {
+/// One cause for many callers.
+#[derive(Debug)]
+struct SharedCause(Arc<Error>);
+
+impl fmt::Display for SharedCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for SharedCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+fn refuse_all(group: Vec<Request>, error: &Error) {
+    for request in group {
         let _ = request.reply.send(Err(again(error)));
     }
-}
-
-/// The same error for another caller of the group. Its source cannot be shared, so it becomes text.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Closed => Error::Closed,
-        Error::Full { reason } => Error::Full { reason: reason.clone() },
-        Error::Fenced { reason } => Error::Fenced { reason: reason.clone() },
-        Error::Corrupt { version, reason } => Error::Corrupt { version: *version, reason: reason.clone() },
-        other => Error::engine("append", with_causes(other)),
-    }
-}
-
-/// The error's text and those of its causes, each once.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

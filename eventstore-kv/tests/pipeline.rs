@@ -114,12 +114,13 @@ impl Engine for Controlled {
     fn sync(&self) -> Result<()> {
         match self.obey(Call::Sync) {
             Order::Succeed => Ok(()),
+            Order::Panic => panic!("the engine panics, as this test told it to"),
             _ => Err(Error::engine("sync", "the disk is on fire")),
         }
     }
 
-    fn run_gc(&self) -> Result<Vec<String>> {
-        self.memory.run_gc()
+    fn run_gc(&self, should_stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
+        self.memory.run_gc(should_stop)
     }
 
     fn bytes_on_disk(&self) -> Result<Option<u64>> {
@@ -355,7 +356,10 @@ async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
         let in_queue = append(&store, background(), event("queued"));
         queued(&store, 1).await;
         control.order(failure);
-        assert!(matches!(answer(failing).await, Err(Error::OutcomeUnknown { reason, .. }) if reason.contains("fire")));
+        let unknown = answer(failing).await.expect_err("failed");
+        assert!(matches!(&unknown, Error::OutcomeUnknown { source: Some(_), .. }));
+        let cause = std::error::Error::source(&unknown).and_then(std::error::Error::source);
+        assert_eq!(cause.expect("the engine's error").to_string(), "the disk is on fire");
         assert!(matches!(answer(repeated).await, Err(Error::OutcomeUnknown { .. })));
         // Its conflict may have been with events that nobody knows of now.
         assert!(matches!(answer(refused).await, Err(Error::Fenced { .. })));
@@ -386,6 +390,57 @@ async fn a_commit_that_certainly_wrote_nothing_does_not_fence() {
     control.commit().await;
     control.order(Order::Succeed);
     assert_eq!(answer(again).await.expect("written")[0].version, Version::new(1));
+}
+
+#[tokio::test]
+async fn one_that_finds_no_room_does_not_take_its_group_with_it() {
+    let (store, mut control) = open();
+    let stored = append(&store, background(), event("stored"));
+    control.commit().await;
+    let large = append(&store, background(), vec![event("large-1"), event("large-2")]);
+    let retried = append(&store, background(), event("stored"));
+    let other = Event::builder("Other", "aggregate").id("stored").build().expect("valid");
+    let duplicate = append(&store, background(), other);
+    let small = append(&store, background(), Batch::from(event("small")).expected(Expected::Revision(1)));
+    queued(&store, 4).await;
+    control.order(Order::Succeed);
+    answer(stored).await.expect("written");
+    assert_eq!(control.commit().await, 2, "the small one expects a revision that the large one has changed");
+    control.order(Order::Refuse);
+    assert_eq!(control.commit().await, 2, "once more, the large one alone");
+    control.order(Order::Refuse);
+    assert_eq!(control.commit().await, 1, "without it, the small one's condition holds");
+    control.order(Order::Succeed);
+    assert!(matches!(answer(large).await, Err(Error::Full { .. })));
+    assert_eq!(answer(retried).await.expect("already stored")[0].version, Version::new(1));
+    assert!(matches!(answer(duplicate).await, Err(Error::DuplicateEvent { .. })));
+    assert_eq!(answer(small).await.expect("written")[0].revision, 2);
+}
+
+#[tokio::test]
+async fn closing_says_that_what_was_buffered_is_not_synced() {
+    let (store, mut control) = open();
+    let buffered = append(&store, background(), Batch::from(event("b")).durability(Durability::Buffered));
+    control.commit().await;
+    control.order(Order::Succeed);
+    answer(buffered).await.expect("written");
+    let failing = append(&store, background(), event("failing"));
+    control.commit().await;
+    control.order(Order::Lose);
+    answer(failing).await.expect_err("failed");
+    assert_eq!(store.close().await.expect_err("acknowledged and not synced").code(), "fenced");
+}
+
+#[tokio::test]
+async fn a_panic_in_the_last_sync_still_closes() {
+    let (store, mut control) = open();
+    let closing = tokio::spawn({
+        let store = store.clone();
+        async move { store.close().await }
+    });
+    assert_eq!(control.call().await, Call::Sync);
+    control.order(Order::Panic);
+    assert_eq!(closing.await.expect("no panic here").expect_err("told").code(), "engine");
 }
 
 #[tokio::test]
@@ -478,7 +533,7 @@ async fn l1_close_finishes_what_was_accepted_and_syncs_what_was_buffered() {
     answer(accepted).await.expect("written");
     let error = closing.await.expect("no panic").expect_err("the last sync failed");
     assert_eq!(error.code(), "engine");
-    store.close().await.expect("told once");
+    assert_eq!(store.close().await.expect_err("told to everyone").code(), "engine");
 }
 
 #[tokio::test]

@@ -364,8 +364,8 @@ checks! {
         let all = audit(&store).await?;
         let mut sizes: Vec<_> = [1, 2, 7, 45, 46, 47, 1000].map(pages_of).into();
         // A page ends with the event that reaches its bytes, so it has one even if that is larger than the page.
-        sizes.extend([0, 1, 100, 1000, 256 << 10].map(|bytes| PageSize { events: 10_000, bytes }));
-        sizes.extend([PageSize::FIRST, PageSize::LARGEST, PageSize { events: usize::MAX, bytes: usize::MAX }]);
+        sizes.extend([0, 1, 100, 1000, 256 << 10].map(|bytes| PageSize::new(10_000, bytes)));
+        sizes.extend([PageSize::FIRST, PageSize::LARGEST, PageSize::new(usize::MAX, usize::MAX)]);
         for size in sizes {
             let every = LoadOptions::all();
             for options in [every.clone(), every.clone().backward(), every.clone().aggregate("a"), every.limit(44)] {
@@ -373,7 +373,7 @@ checks! {
                 same_events(&loaded, &select(&all, &options), &format!("pages of {size:?} with {options:?}"))?;
             }
         }
-        let page = store.load_page(&background(), &LoadOptions::all(), PageSize { events: 10_000, bytes: 1 }).await?;
+        let page = store.load_page(&background(), &LoadOptions::all(), PageSize::new(10_000, 1)).await?;
         expect_eq!(page.events.len(), 1, "the events of a page that one event fills");
     }
 

@@ -34,7 +34,9 @@ Examples:
   eventstore load | eventstore --store lmdb:./copy import -
 
 Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`.
-Exit codes: 0 done, 1 error, 2 command line not understood, 130 interrupted.";
+Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
+
+A store belongs to one process at a time: stop the program that has it open first.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -43,7 +45,7 @@ pub(crate) enum Command {
     /// Append events from JSON lines and print the place of each one once it is durable
     #[command(after_help = APPEND)]
     Append(AppendArgs),
-    /// Load many events from JSON lines, fast; may be repeated, what is there already is counted and not stored again
+    /// Import many events from JSON lines; safe to repeat: events already there are counted, not stored again
     #[command(after_help = IMPORT)]
     Import(ImportArgs),
     /// Print events as JSON lines or as a table
@@ -56,7 +58,7 @@ pub(crate) enum Command {
     },
     /// Print the version of the newest event, which is also the number of events
     Latest,
-    /// Print what the store tells about itself, one `name: value` a line
+    /// Print the store's statistics, one `name: value` a line
     Stats,
     /// Give unused space back to the file system, where the engine can
     Gc,
@@ -68,7 +70,7 @@ const APPEND: &str = "\
 One event a line:
   {\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12},\"metadata\":{\"source\":\"web\"}}
 `id`, `type` and `aggregate_id` are required. `data` is any JSON and is stored byte for byte; what is not JSON goes as
-`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are read over.
+`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are ignored.
 
 Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again
 gets the same answer, so whatever was not answered can be appended again.
@@ -84,7 +86,7 @@ pub(crate) struct AppendArgs {
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) file: PathBuf,
 
-    /// Append this many events at a time, all or none; the rest at the end
+    /// Append this many events at a time, all or none, and at most 64 MiB; the rest at the end
     #[arg(long, value_name = "EVENTS", default_value_t = 1, value_parser = batch_events)]
     pub(crate) batch: usize,
 
@@ -110,7 +112,7 @@ pub(crate) struct AppendArgs {
 
 const IMPORT: &str = "\
 What is stored is always a beginning of the input, in its order. After an error or Ctrl-C, import the same input again:
-it goes on where it ended.
+it continues where it stopped.
 
 Examples:
   eventstore import events.jsonl.zst
@@ -129,7 +131,7 @@ Examples:
   eventstore load --since 1200                           what is new since version 1200
   eventstore load --aggregate order-42                   one order's history
   eventstore load --backward --limit 10 --format table   the newest ten, to look at
-  eventstore load --follow | my-projection               everything, then each new event";
+  eventstore load --follow --limit 100                   wait until 100 events are there";
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
@@ -149,7 +151,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, conflicts_with = "follow")]
     pub(crate) backward: bool,
 
-    /// Do not end at the newest event, but wait for more, until the limit or Ctrl-C
+    /// Do not end at the newest event, but wait for more, until the limit or Ctrl-C. While this runs, no other process
+    /// can append; a program follows its own store with `subscribe`
     #[arg(long)]
     pub(crate) follow: bool,
 

@@ -46,6 +46,9 @@ fn null_is_a_value<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result
 pub(crate) fn parse(line: &[u8]) -> Result<Event, Failure> {
     let text = std::str::from_utf8(line)
         .map_err(|error| Failure::malformed(format!("not UTF-8 from byte {} on", error.valid_up_to() + 1)))?;
+    if text.starts_with('\u{feff}') {
+        return Err(Failure::malformed("it begins with a byte order mark; remove it"));
+    }
     // An array in the order of the fields would be read as well.
     if !text.trim_start().starts_with('{') {
         return Err(Failure::malformed("not a JSON object; write one event a line, as `load` prints them"));

@@ -18,7 +18,7 @@ impl Progress {
     pub(crate) fn of(input: &Input) -> Self {
         let (bar, template) = match (std::io::stderr().is_terminal(), input.len()) {
             (false, _) => (ProgressBar::hidden(), "{msg}"),
-            (true, Some(len)) => (ProgressBar::new(len), "{bar:30} {bytes} of {total_bytes}, {msg}, {eta} left"),
+            (true, Some(len)) => (ProgressBar::new(len), "{wide_bar} {bytes} of {total_bytes}, {msg}, {eta} left"),
             (true, None) => (ProgressBar::no_length(), "{spinner} {bytes} read, {msg}"),
         };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -26,7 +26,7 @@ pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure>
         let result = import.run(Batches::new(input.into_lines()?, BATCH), &interrupted).await;
         let Import { counts, progress, .. } = import;
         drop(progress);
-        let ending = result.map_err(|failure| failure.note(counts))?;
+        let ending = result.map_err(|failure| failure.note(format_args!("{counts} before that")))?;
         if ending == Ending::Interrupted {
             tell("interrupted: import the same input again to go on");
         }

@@ -50,7 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
 /// The URL of a store that has to be there: whoever reads from a mistyped path wants to be told.
 fn existing(mut url: String) -> String {
     const OPTION: &str = "create_if_missing=";
-    if !url.starts_with("memory:") && !url.contains(OPTION) {
+    if url.contains(':') && !url.starts_with("memory:") && !url.contains(OPTION) {
         url.push(if url.contains('?') { '&' } else { '?' });
         url.push_str(OPTION);
         url.push_str("false");
