@@ -26,6 +26,52 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(run(directory.path().to_str().unwrap())).unwrap();
 //! ```
 //!
+//! # How to
+//!
+//! Keep a projection that goes on where it ended; `apply` saves its state and the version together:
+//!
+//! ```
+//! use eventstore::{Context, Error, EventStore, EventStoreExt, RecordedEvent, Result, Version};
+//!
+//! async fn project<S: EventStore + Clone>(
+//!     store: &S,
+//!     ctx: &Context, // cancel it to stop
+//!     saved: Version,
+//!     mut apply: impl FnMut(&[RecordedEvent]),
+//! ) -> Result<()> {
+//!     let mut events = store.subscribe(ctx, saved);
+//!     while let Some(page) = events.next_page().await {
+//!         match page {
+//!             Ok(page) => apply(&page),
+//!             Err(Error::Cancelled) => break,
+//!             Err(error) => return Err(error),
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Append until the answer is known, whatever happens to the first attempt; each attempt has its own time:
+//!
+//! ```
+//! use std::time::Duration;
+//! use eventstore::{Context, Event, EventStore, EventStoreExt, Expected, Result, Stored};
+//!
+//! async fn append<S: EventStore + Clone>(store: &S, event: Event) -> Result<Stored> {
+//!     loop {
+//!         let ctx = Context::background().with_timeout(Duration::from_secs(5));
+//!         match store.store(&ctx, event.clone(), Expected::Any).await {
+//!             Err(error) if error.is_retryable() => continue, // the same event: it is never written twice
+//!             result => return result,
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! Decide on what an aggregate is and append only if it still is: see [`Expected`].
+//!
+//! # Features
+//!
 //! | feature | scheme | default | |
 //! |---|---|---|---|
 //! | | `memory:` | always there | in memory, for tests |
@@ -52,6 +98,7 @@ pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 pub use backend_lmdb as lmdb;
 
 /// The examples of the README compile.
+#[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]
 #[cfg(all(doctest, feature = "lmdb"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

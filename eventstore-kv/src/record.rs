@@ -1,22 +1,4 @@
-//! The stored form of an event. `docs/format.md` describes it for readers of the files.
-//!
-//! A record is a header of fixed fields, little-endian, and a body:
-//!
-//! | offset | bytes | field |
-//! |---|---|---|
-//! | 0 | 4 | checksum: CRC-32 (IEEE) of the version as in the key, and of everything behind this field |
-//! | 4 | 1 | format, 1 |
-//! | 5 | 1 | flags: a reader ignores unknown low bits (0x0f), and refuses unknown high bits (0xf0) |
-//! | 6 | 2 | header length, 40; a reader skips what a longer header adds |
-//! | 8 | 8 | revision |
-//! | 16 | 8 | time of recording, microseconds since 1970 |
-//! | 24 | 2 | length of the id |
-//! | 26 | 2 | length of the type |
-//! | 28 | 2 | length of the aggregate id |
-//! | 30 | 2 | length of the extensions, which a reader skips |
-//! | 32 | 4 | length of the metadata |
-//! | 36 | 4 | length of the data |
-//! | 40 | | extensions, id, type, aggregate id, metadata, data |
+//! The stored form of an event: a header of 40 bytes, then the event's own bytes. `docs/format.md` has the table.
 //!
 //! The version is not in the record but in its key; since the checksum covers it, a record at a wrong place is found.
 
