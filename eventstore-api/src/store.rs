@@ -93,7 +93,8 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 ///
 /// # Cancellation
 ///
-/// Every future may be dropped at any time. For reads nothing remains; for appends C4 says what does.
+/// Every future may be dropped at any time. For reads nothing remains; for appends C4 says what does. An append's future
+/// that is kept and not polled keeps its place in the queue from others.
 #[async_trait]
 pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// Appends the events of `batch`, all or none, and returns the place of each, in the batch's order.

@@ -115,6 +115,9 @@ impl<E: Engine> Writer<E> {
     }
 
     fn commit_group(&mut self, mut group: Vec<Request>) {
+        if group.is_empty() {
+            return; // it was only a wake, or everyone has withdrawn
+        }
         let (decisions, head) = match self.stage(&group) {
             Ok(staged) => staged,
             Err(error) => return refuse_all(group, &error),
