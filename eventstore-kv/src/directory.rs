@@ -144,9 +144,10 @@ fn check_mark(path: &Path, engine: &str) -> Result<bool> {
 }
 
 fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Mark { engine: engine.to_owned() })?;
+    text.push(b'\n');
     let mut file = File::create(path.join(NEW_MARK_FILE))?;
-    serde_json::to_writer(&file, &Mark { engine: engine.to_owned() })?;
-    file.write_all(b"\n")?;
+    file.write_all(&text)?;
     file.sync_all()
 }
 

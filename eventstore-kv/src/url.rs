@@ -29,14 +29,14 @@ impl FromStr for StoreUrl {
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         if path.starts_with("//") {
-            let path = path.trim_start_matches('/');
-            let reason = format!(
-                "{text:?} begins with //; write {scheme}:./{path} for a relative path, {scheme}:/{path} for an absolute one"
-            );
-            return Err(invalid(reason));
+            let name = path.trim_start_matches('/');
+            return Err(invalid(format!(
+                "\"{scheme}:{path}\" begins with //; write {scheme}:./{name} for a relative path, {scheme}:/{name} for an \
+                 absolute one"
+            )));
         }
         if path.starts_with("~/") {
-            return Err(invalid(format!("~ in {text:?} is not expanded; write the path out")));
+            return Err(invalid(format!("~ in \"{scheme}:{path}\" is not expanded; write the path out")));
         }
         let mut options: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
