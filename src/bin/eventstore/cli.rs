@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   eventstore demo
-  echo '{\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12}}' | eventstore append
+  echo '{\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\"}' | eventstore append
   eventstore import events.jsonl.gz
   eventstore load --aggregate order-42
   eventstore load | eventstore --store lmdb:./copy import -
