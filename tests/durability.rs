@@ -36,6 +36,8 @@ fn main() -> ExitCode {
         if !strace {
             eprintln!("strace is missing or not permitted: tests that need it are ignored (apt-get install strace)");
         }
+        let limited = Trial::test("a_map_that_may_not_grow_is_a_full_store", a_map_that_may_not_grow_is_a_full_store);
+        trials.push(limited.with_ignored_flag(!can_limit()));
         trials.extend(traced.map(|(name, test)| Trial::test(name, test).with_ignored_flag(!strace)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -44,6 +46,15 @@ fn main() -> ExitCode {
 fn can_trace() -> bool {
     let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     traced.is_ok_and(|output| output.status.success())
+}
+
+/// KiB of address space: enough for the process and a map of a few hundred MiB.
+const ADDRESS_SPACE: &str = "ulimit -v 700000 && exec \"$0\" \"$@\"";
+
+fn can_limit() -> bool {
+    let shell = Shell::new();
+    let limited = shell.limited(&["--store", "memory:", "append"]).stdin(Stdio::null()).output();
+    limited.is_ok_and(|output| output.status.success())
 }
 
 /// A temporary directory with a store in it.
@@ -66,6 +77,13 @@ impl Shell {
     fn traced(&self, strace: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new("strace");
         command.args(["-f", "-o", "trace"]).args(strace).arg(env!("CARGO_BIN_EXE_eventstore"));
+        self.prepare(command, args)
+    }
+
+    /// The command with little address space.
+    fn limited(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", ADDRESS_SPACE, env!("CARGO_BIN_EXE_eventstore")]);
         self.prepare(command, args)
     }
 
@@ -275,5 +293,19 @@ fn a_full_disk_loses_nothing() -> Result<(), Failed> {
         let code = append_with_fault("pwrite64", "ENOSPC", nth, "1");
         assert!(["outcome_unknown", "full", "cannot_open"].contains(&code.as_str()), "call {nth}: {code}");
     }
+    Ok(())
+}
+
+fn a_map_that_may_not_grow_is_a_full_store() -> Result<(), Failed> {
+    let shell = Shell::new();
+    let padding = "x".repeat(4_000_000);
+    let line = |n| format!(r#"{{"id":"e-{n}","type":"T","aggregate_id":"a","data":"{padding}"}}"#) + "\n";
+    let child = shell.limited(&["--store", "lmdb:./store?map_size=1MiB", "append"]).spawn()?;
+    let output = finish(child, (0..200).map(line).collect());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("error[full]: ") && stderr.contains("map"), "{stderr}");
+    let answers = parse_lines(&output.stdout);
+    assert!(!answers.is_empty());
+    assert_eq!(shell.holds(&answers).len(), answers.len());
     Ok(())
 }
