@@ -79,12 +79,6 @@ impl StoreDirectory {
         Ok(StoreDirectory { path: path.to_owned(), _lock: lock, is_marked })
     }
 
-    /// The directory's path, as it was given.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
     #[must_use]
     pub fn is_marked(&self) -> bool {
@@ -153,26 +147,24 @@ fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
 
 /// Refuses a directory that is not a store, nor the beginning of one, but holds something.
 fn refuse_strangers(path: &Path) -> Result<()> {
+    if [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists()) {
+        return Ok(());
+    }
     let failed = |error| cannot_open(path, "it cannot be read", error);
-    let mut stranger = None;
     for entry in fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if name == MARK_FILE || name == NEW_MARK_FILE {
-            return Ok(());
-        }
         if name != LOCK_FILE {
-            stranger = Some(name);
+            let name = name.display();
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: format!(
+                    "it is not a store (there is no {MARK_FILE}) and not empty (there is {name}); choose an empty directory"
+                ),
+                source: None,
+            });
         }
     }
-    let Some(name) = stranger else { return Ok(()) };
-    let name = name.display();
-    Err(Error::Open {
-        path: path.display().to_string(),
-        reason: format!(
-            "it is not a store (there is no {MARK_FILE}) and not empty (there is {name}); choose an empty directory"
-        ),
-        source: None,
-    })
+    Ok(())
 }
 
 /// The lengths of all files in a directory and those below it. What is deleted meanwhile does not count.

@@ -10,7 +10,8 @@ use eventstore_api::limits::MAX_AGGREGATE_ID_LEN;
 use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{KeyRange, Snapshot, Table};
-use crate::{keys, record};
+use crate::keys;
+use crate::record::{self, corrupt};
 
 /// A page that is being read. It can stop when its time is up and go on later, on another thread and snapshot.
 #[derive(Debug)]
@@ -231,10 +232,6 @@ const ROWS_PER_INDEX_SCAN: usize = 256;
 
 fn is_over(until: Option<Instant>) -> bool {
     until.is_some_and(|until| Instant::now() >= until)
-}
-
-fn corrupt(version: u64, reason: &str) -> Error {
-    Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() }
 }
 
 fn index_damage(aggregate_id: &str, what: &str) -> Error {

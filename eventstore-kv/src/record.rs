@@ -50,7 +50,7 @@ pub(crate) fn header(event: &Event, version: u64, revision: u64, recorded_at: Mi
 ///
 /// `Corrupt` if anything does not fit, `Unsupported` if it is sound but was written by a newer version.
 pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<RecordedEvent> {
-    let corrupt = |reason: &str| Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() };
+    let corrupt = |reason| corrupt(version, reason);
     let record = &page[range.clone()];
     let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
         return Err(corrupt("its record is cut short"));
@@ -81,6 +81,11 @@ pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<
         .ok_or_else(|| corrupt("its text is not UTF-8, or the lengths in its header do not fit it"))?;
     let recorded_at = UNIX_EPOCH + Duration::from_micros(micros);
     Ok(RecordedEvent::new(Version::new(version), revision, recorded_at, event))
+}
+
+/// The event at this version is damaged.
+pub(crate) fn corrupt(version: u64, reason: &str) -> Error {
+    Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() }
 }
 
 /// Of the version and of everything in the record behind the checksum.

@@ -1,6 +1,6 @@
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -39,12 +39,13 @@ struct Inner<E: Engine> {
     room: Room,
     /// Of appends that do not choose one.
     durability: Durability,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Taken when the store is dropped.
+    writer: Option<JoinHandle<()>>,
 }
 
 /// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
-/// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long, and one
-/// row more, per page.
+/// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long per page, and
+/// for the rows until the reader looks at the clock again.
 const INLINE_TIME: Duration = Duration::from_micros(300);
 
 impl<E: Engine> KvStore<E> {
@@ -71,7 +72,7 @@ impl<E: Engine> KvStore<E> {
             queue,
             room: Room::new(options.queue_requests, options.queue_bytes),
             durability: options.durability,
-            writer: Mutex::new(Some(thread)),
+            writer: Some(thread),
         };
         Ok(KvStore { inner: Arc::new(inner) })
     }
@@ -178,7 +179,7 @@ impl<E: Engine> EventStore for KvStore<E> {
             read = self.run_blocking(ctx, rest).await?;
         } else if Instant::now() >= until {
             // Page after page of this length would keep the thread from its other tasks.
-            yield_now().await;
+            tokio::task::yield_now().await;
         }
         read.finish()
     }
@@ -269,25 +270,11 @@ impl<E: Engine> Drop for Inner<E> {
     /// Nobody can hold a request here, so this waits for one group at most.
     fn drop(&mut self) {
         self.request_close();
-        let thread = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // An executor may drop the last handle on the writer's own thread, when that wakes it.
-        if let Some(thread) = thread.filter(|writer| writer.thread().id() != thread::current().id()) {
+        if let Some(thread) = self.writer.take().filter(|writer| writer.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }
-}
-
-/// Lets other tasks of this thread run once.
-async fn yield_now() {
-    let mut yielded = false;
-    std::future::poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return std::task::Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
 }
 
 impl<E: Engine> Clone for KvStore<E> {

@@ -1,6 +1,5 @@
 //! The one thread that writes: it takes what the queue holds, and commits it as one group with one sync.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -215,10 +214,9 @@ impl Failure {
     fn answer(&self) -> Error {
         match self {
             Failure::NotWritten(error) => again(error),
-            Failure::Unknown(error) => Error::OutcomeUnknown {
-                reason: "the commit failed".to_owned(),
-                source: Some(Box::new(SharedCause(error.clone()))),
-            },
+            Failure::Unknown(error) => {
+                Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(Box::new(error.clone())) }
+            }
         }
     }
 
@@ -228,22 +226,6 @@ impl Failure {
             Failure::NotWritten(_) => refusal,
             Failure::Unknown(error) => Error::Fenced { reason: with_causes(&**error) },
         }
-    }
-}
-
-/// One cause for many callers.
-#[derive(Debug)]
-struct SharedCause(Arc<Error>);
-
-impl fmt::Display for SharedCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for SharedCause {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
     }
 }
 
