@@ -87,9 +87,9 @@ pub use digest::{Digest, digest};
 pub use open::open;
 
 pub use eventstore_api::{
-    Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event, EventBuilder, EventStore,
-    EventStoreExt, EventStream, Expected, GcReport, Layout, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
-    StoreOutcome, Stored, Version, async_trait, limits,
+    BackupReport, Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event,
+    EventBuilder, EventStore, EventStoreExt, EventStream, Expected, Finding, Gc, GcReport, Layout, LoadOptions, Page,
+    PageSize, Progress, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait, limits,
 };
 pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 

@@ -2,8 +2,8 @@ use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 
-use eventstore_api::{Direction, Durability, Error, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, WriteBatch};
+use eventstore_api::{Direction, Durability, Error, Gc, Result};
+use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch, copy_events};
 use heed::types::Bytes;
 use heed::{
     CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, MdbError, PutFlags, RoTxn, WithoutTls,
@@ -21,7 +21,7 @@ pub struct LmdbEngine {
     tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
     /// Growing the map moves it, so it waits until nobody looks into it.
     gate: Gate,
-    max_map_size: usize,
+    options: Options,
     directory: StoreDirectory,
 }
 
@@ -37,10 +37,14 @@ impl LmdbEngine {
     /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
     pub fn open(options: &Options) -> Result<Self> {
         options.validate()?;
-        let mut directory = match options.create_if_missing {
+        let directory = match options.create_if_missing {
             true => StoreDirectory::open(&options.path, crate::NAME)?,
             false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
         };
+        Self::open_in(directory, options)
+    }
+
+    fn open_in(mut directory: StoreDirectory, options: &Options) -> Result<Self> {
         if directory.is_marked() && data_len(&options.path) == 0 {
             return Err(Error::Open {
                 path: options.path.display().to_string(),
@@ -73,13 +77,7 @@ impl LmdbEngine {
         };
         let tables = opened().map_err(|error| open_error(&options.path, error))?;
         directory.mark()?;
-        Ok(LmdbEngine {
-            env,
-            tables,
-            gate: Gate::new(options.max_readers),
-            max_map_size: options.max_map_size,
-            directory,
-        })
+        Ok(LmdbEngine { env, tables, gate: Gate::new(options.max_readers), options: options.clone(), directory })
     }
 
     fn table(&self, table: Table) -> &Database<'static, Bytes, Bytes> {
@@ -113,7 +111,7 @@ impl LmdbEngine {
     /// Makes the map larger, after the readers that look into it.
     fn grow(&self, batch_bytes: usize) -> Result<(), CommitError> {
         let old_size = self.env.info().map_size;
-        let max_size = self.max_map_size.next_multiple_of(MAP_UNIT);
+        let max_size = self.options.max_map_size.next_multiple_of(MAP_UNIT);
         let wanted = old_size.saturating_mul(2).max(old_size.saturating_add(batch_bytes.saturating_mul(2)));
         let new_size = wanted.next_multiple_of(MAP_UNIT).min(max_size);
         if new_size <= old_size {
@@ -211,13 +209,21 @@ impl Engine for LmdbEngine {
         self.env.force_sync().map_err(|error| engine_error("sync", error))
     }
 
-    fn run_gc(&self, _: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
+    fn directory(&self) -> Option<&StoreDirectory> {
+        Some(&self.directory)
+    }
+
+    fn run_gc(&self, _: Gc, _: &Task<'_>) -> Result<Vec<String>> {
         let cleared = self.env.clear_stale_readers().map_err(|error| engine_error("clear stale readers", error))?;
         Ok(vec![format!("cleared {cleared} stale readers; pages they held can be used again")])
     }
 
-    fn bytes_on_disk(&self) -> Result<Option<u64>> {
-        self.directory.len_bytes().map(Some)
+    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
+        let mut options = self.options.clone();
+        options.path = target.path().to_owned();
+        let copy = Self::open_in(target, &options)?;
+        copy_events(self, &copy, task)?;
+        Ok(copy)
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
@@ -225,7 +231,7 @@ impl Engine for LmdbEngine {
         let info = self.env.info();
         Ok(vec![
             ("map_size", info.map_size.to_string()),
-            ("max_map_size", self.max_map_size.to_string()),
+            ("max_map_size", self.options.max_map_size.to_string()),
             ("last_page", info.last_page_number.to_string()),
             ("last_transaction", info.last_txn_id.to_string()),
             ("readers", info.number_of_readers.to_string()),

@@ -1,6 +1,6 @@
 //! Every method of the trait, for rules that are about all of them.
 
-use eventstore_api::{Context, Error, EventStore, EventStoreExt, LoadOptions, PageSize, Version};
+use eventstore_api::{Context, Error, EventStore, EventStoreExt, Gc, LoadOptions, PageSize, Version};
 
 use crate::env::Store;
 use crate::events::event;
@@ -28,7 +28,7 @@ pub(crate) async fn call_every_method(
         ("latest_version", store.latest_version(ctx).await.map(drop)),
         ("aggregate_revision", store.aggregate_revision(ctx, "a").await.map(drop)),
         ("wait_for_events", store.wait_for_events(ctx, after).await.map(drop)),
-        ("run_gc", store.run_gc(ctx).await.map(drop)),
+        ("run_gc", store.run_gc(ctx, Gc::Quick).await.map(drop)),
         ("stats", store.stats(ctx).await.map(drop)),
         ("load", loading.next().await.map_or(Ok(()), |first| first.map(drop))),
         ("subscribe", following.next().await.map_or(Ok(()), |first| first.map(drop))),

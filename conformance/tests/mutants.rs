@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use conformance::{Outcome, Profile, Suite};
 use eventstore_api::{
-    Batch, Context, Direction, Durability, Error, Event, EventStore, Expected, GcReport, LoadOptions, Page, PageSize,
-    RecordedEvent, Result, Stats, StoreOutcome, Stored, Version, async_trait,
+    Batch, Context, Direction, Durability, Error, Event, EventStore, Expected, Gc, GcReport, LoadOptions, Page,
+    PageSize, RecordedEvent, Result, Stats, StoreOutcome, Stored, Version, async_trait,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use reference_store::Reference;
@@ -553,9 +553,9 @@ impl EventStore for Mutant {
         }
     }
 
-    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
         self.happened.store(true, Ordering::Relaxed);
-        self.inner.run_gc(&self.context(ctx)?).await
+        self.inner.run_gc(&self.context(ctx)?, gc).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

@@ -1,8 +1,9 @@
 use std::fmt;
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
-use crate::{Error, Event, Result, Version};
+use crate::{Error, Event, RecordedEvent, Result, Version};
 
 /// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
 ///
@@ -150,6 +151,8 @@ pub struct Batch {
     pub expected: Expected,
     /// When the append may return; `None` leaves it to the store, whose default is [`Durability::Sync`].
     pub durability: Option<Durability>,
+    /// The times of recording, one for each event; `None` for now (rule W7).
+    pub recorded_at: Option<Vec<SystemTime>>,
 }
 
 impl Batch {
@@ -173,6 +176,23 @@ impl Batch {
         self
     }
 
+    /// A batch that repeats what another store holds: these events with their times, if this store ends where they begin.
+    /// If it holds what the other one held before them, they get the same versions and revisions.
+    #[must_use]
+    pub fn copy_of(recorded: &[RecordedEvent]) -> Self {
+        let before = recorded.first().map_or(0, |first| first.version.get().saturating_sub(1));
+        Batch::new(recorded.iter().map(|recorded| recorded.event.clone()).collect())
+            .expected(Expected::LatestVersion(Version::new(before)))
+            .recorded_at(recorded.iter().map(|recorded| recorded.recorded_at).collect())
+    }
+
+    /// Sets the times of recording, one for each event, for copies of events that were recorded elsewhere.
+    #[must_use]
+    pub fn recorded_at(mut self, times: Vec<SystemTime>) -> Self {
+        self.recorded_at = Some(times);
+        self
+    }
+
     /// The bytes of all events together, as [`MAX_BATCH_BYTES`] counts them.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
@@ -183,7 +203,7 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidEvent`] with the field `batch` or `expected`.
+    /// [`Error::InvalidEvent`] with the field `batch`, `recorded_at` or `expected`.
     pub fn validate(&self) -> Result<()> {
         let count = self.events.len();
         if count > MAX_BATCH_EVENTS {
@@ -194,6 +214,12 @@ impl Batch {
         if bytes > MAX_BATCH_BYTES {
             let reason = format!("{bytes} bytes is over the limit of {MAX_BATCH_BYTES} bytes; split it");
             return Err(Error::invalid_event("batch", reason));
+        }
+        if let Some(times) = &self.recorded_at
+            && times.len() != count
+        {
+            let reason = format!("{count} events with {} times of recording; give one for each", times.len());
+            return Err(Error::invalid_event("recorded_at", reason));
         }
         if self.expected.is_about_aggregate()
             && let [first, rest @ ..] = self.events.as_slice()
@@ -301,5 +327,16 @@ mod tests {
         let two_aggregates = Batch::new(vec![event("a", 0), event("b", 0)]);
         assert!(two_aggregates.clone().expected(Expected::LatestVersion(Version::ZERO)).validate().is_ok());
         assert_eq!(refused(&two_aggregates.expected(Expected::Exists)), "expected");
+        let one_time = Batch::new(vec![event("a", 0); 2]).recorded_at(vec![SystemTime::UNIX_EPOCH]);
+        assert_eq!(refused(&one_time), "recorded_at");
+    }
+
+    #[test]
+    fn a_copy_has_the_times_and_goes_where_the_events_were() {
+        let time = SystemTime::UNIX_EPOCH;
+        let recorded = RecordedEvent::new(Version::new(7), 2, time, event("a", 0));
+        let copy = Batch::copy_of(std::slice::from_ref(&recorded));
+        assert_eq!(copy.expected, Expected::LatestVersion(Version::new(6)));
+        assert_eq!((copy.events, copy.recorded_at), (vec![recorded.event], Some(vec![time])));
     }
 }

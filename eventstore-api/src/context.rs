@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Result};
+use crate::{Error, Progress, Result};
 
-/// How long a call may take and who may stop it: a deadline and a cancellation token, both optional.
+/// How long a call may take, who may stop it, and who is told how far it has come: a deadline, a cancellation token and
+/// a [`Progress`], all optional.
 ///
 /// Every operation takes one. What a deadline or a cancellation means for an append depends on how far the append has
 /// come, and the error tells: [`Error::Cancelled`] and [`Error::DeadlineExceeded`] say that certainly nothing was
@@ -18,7 +19,7 @@ use crate::{Error, Result};
 ///
 /// # Clone
 ///
-/// Cheap. Clones share the cancellation token and have the same deadline.
+/// Cheap. Clones share the cancellation token and the progress, and have the same deadline.
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,13 +35,14 @@ use crate::{Error, Result};
 pub struct Context {
     deadline: Option<Instant>,
     cancellation: Option<CancellationToken>,
+    progress: Progress,
 }
 
 impl Context {
     /// A context without a deadline that nobody cancels.
     #[must_use]
     pub const fn background() -> Self {
-        Context { deadline: None, cancellation: None }
+        Context { deadline: None, cancellation: None, progress: Progress::none() }
     }
 
     /// Ends `timeout` from now. An earlier deadline that is already set stays, so begin a new attempt with a context that
@@ -65,6 +67,19 @@ impl Context {
     pub fn with_cancellation(mut self, token: CancellationToken) -> Self {
         self.cancellation = Some(token);
         self
+    }
+
+    /// Tells this one how far long work has come: a backup, a verification, a garbage collection.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Who is told how far the call has come.
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// The instant at which this context ends by itself.

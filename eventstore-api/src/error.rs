@@ -51,7 +51,8 @@ pub enum Error {
     /// Mend the input. The limits are in [`limits`](crate::limits).
     #[error("invalid {field}: {reason}")]
     InvalidEvent {
-        /// What is wrong: `id`, `type`, `aggregate_id`, `data`, `metadata`, `batch` or `expected`.
+        /// What is wrong: `id`, `type`, `aggregate_id`, `data`, `metadata`, `batch`, `recorded_at` or
+        /// `expected`.
         field: &'static str,
         /// Why, and what would be right.
         reason: String,

@@ -8,6 +8,8 @@ pub struct Stats {
     pub backend: &'static str,
     /// The latest version, which is also the number of events.
     pub latest_version: Version,
+    /// How many aggregates have events.
+    pub aggregates: u64,
     /// Bytes that the store's files take on disk; `None` for a store in memory.
     pub bytes_on_disk: Option<u64>,
     /// Appends that wait for the writer right now.
@@ -18,20 +20,10 @@ pub struct Stats {
     pub commits: u64,
     /// Events written since the store was opened. Divided by `commits` it is the mean group size.
     pub events_written: u64,
+    /// Events of the largest group since the store was opened.
+    pub largest_group: u64,
     /// Why the writer is fenced (rule F1); `None` if it is not.
     pub fenced: Option<String>,
     /// What the engine tells about itself, by name.
     pub properties: Vec<(&'static str, String)>,
-}
-
-/// What a garbage collection did.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct GcReport {
-    /// Bytes on disk before; `None` for a store in memory.
-    pub bytes_before: Option<u64>,
-    /// Bytes on disk after; `None` for a store in memory.
-    pub bytes_after: Option<u64>,
-    /// What was done, in a few words each.
-    pub actions: Vec<String>,
 }

@@ -1,9 +1,13 @@
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, Stored, Version};
+use crate::{
+    BackupReport, Batch, Context, Error, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
+    Stored, VerifyReport, Version,
+};
 
 /// A durable, ordered, append-only store of events.
 ///
@@ -44,6 +48,7 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 /// - **W5** Empty or over-long ids, over-size events and batches, and conditions that do not fit the batch are
 ///   `InvalidEvent` before anything is queued. The store stays usable.
 /// - **W6** Data and metadata come back byte for byte.
+/// - **W7** Times of recording that an append names come back, to the microsecond. Otherwise it is the time of the append.
 ///
 /// ## Context
 ///
@@ -79,6 +84,17 @@ use crate::{Batch, Context, GcReport, LoadOptions, Page, PageSize, RecordedEvent
 /// - **S1** `subscribe` since a version gives every event after it once, in order: first those that are there, then
 ///   each new one, without a seam.
 /// - **S2** A slow subscriber costs bounded memory and never blocks the writer.
+///
+/// ## Maintenance
+///
+/// - **M1** A backup that was taken while writers write is a store of its own with the first events of this one: all that
+///   were there when it began, and no batch in part. It is synced when the call returns.
+/// - **M2** A backup goes into a directory that is missing or empty; another is refused and not touched. One that fails or
+///   is cancelled leaves nothing that opens.
+/// - **M3** `verify` reads every record and every index entry, and names what is wrong. It finds nothing in a sound store,
+///   also while writers write.
+/// - **M4** A garbage collection changes no event and stops when its context ends.
+/// - **M5** `stats` tells the numbers of events and aggregates as they are.
 ///
 /// # Not promised
 ///
@@ -144,12 +160,46 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// `Cancelled` or `DeadlineExceeded` when the context ends first, `Closed` when the store is closed meanwhile.
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version>;
 
-    /// Gives space back where the engine can, while reads and appends go on. What is done is in the report.
+    /// Gives space back where the engine can; [`Gc`] says how much it may do for that. What was done is in the report.
+    ///
+    /// Rule M4. [`Progress`](crate::Progress) counts in bytes or steps, as the engine does.
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Engine`.
-    async fn run_gc(&self, ctx: &Context) -> Result<GcReport>;
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Engine`; `Unsupported` for a full one of an engine that has none.
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport>;
+
+    /// Writes a copy of the store, as it is now, to the directory `target`, while reads and appends go on. The copy is a
+    /// store of the same engine and can be opened; to restore it, copy the directory.
+    ///
+    /// Rules M1, M2. [`Progress`](crate::Progress) counts in bytes or events, as the engine does.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`; `Open` if the target cannot be used; `Engine`, `Corrupt`.
+    /// `Unsupported`, which is what this method does if a store does not implement it.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future ends the backup as a cancelled context does.
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        let _ = (ctx, target);
+        Err(Error::Unsupported { what: "this store takes no backups; copy its events into another store".to_owned() })
+    }
+
+    /// Reads everything and names what is wrong: records that are damaged, gaps in versions and revisions, indexes that do
+    /// not agree with the log in either direction.
+    ///
+    /// Rule M3. [`Progress`](crate::Progress) counts in entries.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`. What is wrong with the store is not an error but a finding. `Unsupported`,
+    /// which is what this method does if a store does not implement it.
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        let _ = ctx;
+        Err(Error::Unsupported { what: "this store cannot be verified; load all events to read them once".to_owned() })
+    }
 
     /// A snapshot of the store's state.
     ///
@@ -197,8 +247,16 @@ impl<T: EventStore + ?Sized> EventStore for Arc<T> {
         (**self).wait_for_events(ctx, after).await
     }
 
-    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
-        (**self).run_gc(ctx).await
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
+        (**self).run_gc(ctx, gc).await
+    }
+
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        (**self).backup(ctx, target).await
+    }
+
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        (**self).verify(ctx).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
+const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
 
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
 /// engine whose files it holds once they are made.
@@ -19,7 +20,17 @@ pub struct StoreDirectory {
     path: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
-    is_marked: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A new store whose files are being made.
+    New,
+    /// A backup that is being written.
+    Backup,
+    /// A store.
+    Marked,
 }
 
 /// What the mark says. Unknown fields are left alone, so that later versions can add some.
@@ -36,13 +47,24 @@ impl StoreDirectory {
     /// `Open` if there is none, and those of [`open`](StoreDirectory::open). Nothing is created.
     pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
         if !path.join(MARK_FILE).exists() {
-            return Err(Error::Open {
-                path: path.display().to_string(),
-                reason: format!("there is no store (no {MARK_FILE}); check the path"),
-                source: None,
-            });
+            return Err(no_store(path));
         }
         Self::open(path, engine)
+    }
+
+    /// The engine whose store lies in a directory.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is no store.
+    pub fn engine_of(path: &Path) -> Result<String> {
+        match read_mark(path)? {
+            Some(mark) => Ok(mark.engine),
+            None => {
+                refuse_strangers(path)?;
+                Err(no_store(path))
+            }
+        }
     }
 
     /// Opens the directory of a store of this engine, and creates it if it is missing.
@@ -75,36 +97,84 @@ impl StoreDirectory {
             TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
             TryLockError::Error(error) => failed("its lock file cannot be locked", error),
         })?;
-        let is_marked = check_mark(path, engine)?;
-        Ok(StoreDirectory { path: path.to_owned(), _lock: lock, is_marked })
+        let state = if check_mark(path, engine)? { State::Marked } else { State::New };
+        Ok(StoreDirectory { path: path.to_owned(), _lock: lock, state })
+    }
+
+    /// Begins a backup of an engine's store in a directory that is missing or empty. Until it is [marked](Self::mark) it
+    /// does not open as a store; if it is dropped before, everything in it is deleted.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if the directory is not empty, or cannot be made or written; `Locked` if it is being written to.
+    pub fn begin_backup(path: &Path, engine: &str) -> Result<Self> {
+        if path.join(MARK_FILE).exists() {
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: "there is a store already; choose a directory that is missing or empty".to_owned(),
+                source: None,
+            });
+        }
+        let mut directory = Self::open(path, engine)?;
+        let failed = |error| cannot_open(path, "it cannot be written", error);
+        if directory.state == State::New && content_of(path).map_err(failed)?.is_empty() {
+            fs::rename(path.join(NEW_MARK_FILE), path.join(BACKUP_MARK_FILE)).map_err(failed)?;
+            directory.state = State::Backup;
+            return Ok(directory);
+        }
+        Err(Error::Open {
+            path: path.display().to_string(),
+            reason: "it is not empty; choose a directory that is missing or empty".to_owned(),
+            source: None,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
     #[must_use]
     pub fn is_marked(&self) -> bool {
-        self.is_marked
+        self.state == State::Marked
     }
 
     /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
-    /// begun anew, and lost files are not.
+    /// begun anew, and lost files are not. A backup is synced before, file by file.
     ///
     /// # Errors
     ///
     /// [`Error::Open`].
     pub fn mark(&mut self) -> Result<()> {
-        if self.is_marked {
-            return Ok(());
-        }
+        let unmarked = match self.state {
+            State::Marked => return Ok(()),
+            State::New => NEW_MARK_FILE,
+            State::Backup => BACKUP_MARK_FILE,
+        };
         let finish = || -> io::Result<()> {
+            if self.state == State::Backup {
+                sync_tree(&self.path)?;
+            }
             sync_dir(&self.path)?;
-            fs::rename(self.path.join(NEW_MARK_FILE), self.path.join(MARK_FILE))?;
+            fs::rename(self.path.join(unmarked), self.path.join(MARK_FILE))?;
             sync_dir(&self.path)?;
             // Whoever created the directory may have been killed before its entry was durable.
             sync_dir(parent_of(&self.path))
         };
         finish().map_err(|error| cannot_open(&self.path, "it cannot be written", error))?;
-        self.is_marked = true;
+        self.state = State::Marked;
         Ok(())
+    }
+
+    /// The files and directories in it that are the engine's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Engine`].
+    pub fn engine_files(&self) -> Result<Vec<PathBuf>> {
+        content_of(&self.path).map_err(|error| Error::engine("list the store's files", error))
     }
 
     /// Bytes that the files in the directory take on disk, by their length.
@@ -117,24 +187,82 @@ impl StoreDirectory {
     }
 }
 
+impl Drop for StoreDirectory {
+    /// Takes back what was written of a backup that did not come to its end.
+    fn drop(&mut self) {
+        if self.state != State::Backup {
+            return;
+        }
+        let delete = || -> io::Result<()> {
+            for entry in content_of(&self.path)? {
+                if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
+            }
+            fs::remove_file(self.path.join(BACKUP_MARK_FILE))?;
+            fs::remove_file(self.path.join(LOCK_FILE))
+        };
+        if let Err(error) = delete() {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "a backup that was not finished could not be deleted; delete its directory");
+        }
+    }
+}
+
+/// What is in the directory of a store beside the files that all stores have.
+fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE];
+    let mut content = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if ours.iter().all(|name| entry.file_name() != *name) {
+            content.push(entry.path());
+        }
+    }
+    Ok(content)
+}
+
+/// Syncs every file below a directory, and the directories themselves.
+fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => sync_tree(&entry.path())?,
+            false => File::open(entry.path())?.sync_all()?,
+        }
+    }
+    sync_dir(path)
+}
+
+fn no_store(path: &Path) -> Error {
+    Error::Open {
+        path: path.display().to_string(),
+        reason: format!("there is no store (no {MARK_FILE}); check the path"),
+        source: None,
+    }
+}
+
 /// True if the directory is marked as this engine's. An empty one gets a mark that does not count yet.
 fn check_mark(path: &Path, engine: &str) -> Result<bool> {
-    let text = match fs::read(path.join(MARK_FILE)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            refuse_strangers(path)?;
-            write_new_mark(path, engine).map_err(|error| cannot_open(path, "it cannot be written", error))?;
-            return Ok(false);
-        }
-        Err(error) => return Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
+    let Some(mark) = read_mark(path)? else {
+        refuse_strangers(path)?;
+        write_new_mark(path, engine).map_err(|error| cannot_open(path, "it cannot be written", error))?;
+        return Ok(false);
     };
-    let mark: Mark = serde_json::from_slice(&text)
-        .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error))?;
     if mark.engine == engine {
         return Ok(true);
     }
     let (path, engine) = (path.display(), mark.engine);
     Err(Error::Unsupported { what: format!("{path} holds a store of the {engine} engine; open it as {engine}:{path}") })
+}
+
+/// The mark of a store, if there is one.
+fn read_mark(path: &Path) -> Result<Option<Mark>> {
+    match fs::read(path.join(MARK_FILE)) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
+    }
 }
 
 fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
@@ -149,6 +277,14 @@ fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
 fn refuse_strangers(path: &Path) -> Result<()> {
     if [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists()) {
         return Ok(());
+    }
+    if path.join(BACKUP_MARK_FILE).exists() {
+        return Err(Error::Open {
+            path: path.display().to_string(),
+            reason: "it holds a backup that was not finished; delete the directory and take the backup again"
+                .to_owned(),
+            source: None,
+        });
     }
     let failed = |error| cannot_open(path, "it cannot be read", error);
     for entry in fs::read_dir(path).map_err(failed)? {

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 
-use eventstore_api::{Direction, Durability, Error, Result};
+use eventstore_api::{Direction, Durability, Error, Gc, Result};
+
+use crate::{StoreDirectory, Task};
 
 /// The four ordered tables of a store. An engine keeps each as it likes: a database, a column family, a key prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,20 +82,28 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// After an error it is never called again: a second sync may succeed without having written anything.
     fn sync(&self) -> Result<()>;
 
-    /// Gives space back where the engine can, and says what was done. What takes long asks `should_stop` now and then:
-    /// closing the store waits for it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Engine`]; the store goes on.
-    fn run_gc(&self, should_stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>>;
+    /// The directory with its files, which it keeps locked; `None` if it has none.
+    fn directory(&self) -> Option<&StoreDirectory>;
 
-    /// Bytes its files take; `None` if it has none.
+    /// Gives space back where the engine can, as much as `gc` allows, and says what was done. It may run beside everything
+    /// else, but not beside another of its kind.
     ///
     /// # Errors
     ///
-    /// [`Error::Engine`].
-    fn bytes_on_disk(&self) -> Result<Option<u64>>;
+    /// What [`Task::check`] returned, or [`Error::Engine`]; the store goes on. [`Error::Unsupported`] for a full one that it
+    /// does not have.
+    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>>;
+
+    /// Copies everything that is committed into an empty directory, beside reads and commits, and opens the copy as an
+    /// engine of its own, which shows that it can be opened. What is committed meanwhile may be in it, each batch wholly or
+    /// not at all. The engine marks the directory as it does when it is opened.
+    ///
+    /// # Errors
+    ///
+    /// What [`Task::check`] returned, [`Error::Engine`], [`Error::Corrupt`], or those of opening.
+    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self>
+    where
+        Self: Sized;
 
     /// What the engine tells about itself, for [`Stats::properties`](eventstore_api::Stats::properties).
     ///

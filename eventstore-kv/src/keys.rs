@@ -14,6 +14,12 @@ const TEXT_ID: u8 = 2;
 /// Key of [`Table::Meta`](crate::Table::Meta): the format of keys and records, a u32.
 pub(crate) const META_FORMAT: &[u8] = b"format";
 
+/// Smaller than every key of the index tables.
+pub(crate) const FIRST_KEY: &[u8] = &[0];
+
+/// Greater than every key of the index tables: ids begin with 1 or 2, aggregates with UTF-8.
+pub(crate) const LAST_KEY: &[u8] = &[AGGREGATE_END];
+
 /// The version as a key of [`Table::Events`](crate::Table::Events), and as the value of the two index tables.
 pub(crate) fn version_bytes(version: u64) -> [u8; 8] {
     version.to_be_bytes()
@@ -62,6 +68,30 @@ pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u
 /// Reads the revision at the end of an aggregate's key; `None` if it is damaged.
 pub(crate) fn read_revision(key: &[u8]) -> Option<u64> {
     key.last_chunk().copied().map(u64::from_be_bytes)
+}
+
+/// Reads what [`write_aggregate`] wrote; `None` if it is damaged.
+pub(crate) fn read_aggregate(key: &[u8]) -> Option<(&str, u64)> {
+    let (aggregate, revision) = key.split_last_chunk()?;
+    let (&AGGREGATE_END, id) = aggregate.split_last()? else { return None };
+    Some((std::str::from_utf8(id).ok()?, u64::from_be_bytes(*revision)))
+}
+
+/// Writes a key into `behind` that is greater than all keys of this key's aggregate, and smaller than those of the next.
+pub(crate) fn write_behind_aggregate(behind: &mut Vec<u8>, key: &[u8]) {
+    behind.clear();
+    let id = key.split(|&byte| byte == AGGREGATE_END).next().unwrap_or(key);
+    behind.extend_from_slice(id);
+    behind.extend_from_slice(&[AGGREGATE_END; 1 + size_of::<u64>() + 1]);
+}
+
+/// Reads what [`write_id`] wrote; `None` if it is damaged.
+pub(crate) fn read_id(key: &[u8]) -> Option<String> {
+    match key.split_first()? {
+        (&UUID_ID, uuid) => Some(Uuid::from_slice(uuid).ok()?.hyphenated().to_string()),
+        (&TEXT_ID, text) => Some(std::str::from_utf8(text).ok()?.to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -116,6 +146,28 @@ mod tests {
             let changes = keys.windows(2).filter(|pair| pair[0].len() != pair[1].len()).count();
             assert_eq!(changes, 1, "{one:?} {other:?}");
         }
+    }
+
+    #[test]
+    fn keys_are_read_as_they_were_written() {
+        for id in ["0190a2b4-0000-7000-8000-00000000abcd", "0190A2B4-0000-7000-8000-00000000ABCD", "é"] {
+            assert_eq!(read_id(&id_key(id)).as_deref(), Some(id));
+        }
+        assert_eq!(read_aggregate(&aggregate_key("a\0b", 3)), Some(("a\0b", 3)));
+        for damaged in [&b""[..], b"\x03x", b"\x01short", b"\x02\xff"] {
+            assert_eq!(read_id(damaged), None);
+            assert_eq!(read_aggregate(damaged), None);
+        }
+    }
+
+    #[test]
+    fn behind_an_aggregate_comes_the_next_one() {
+        let mut behind = Vec::new();
+        write_behind_aggregate(&mut behind, &aggregate_key("a", 1));
+        assert!(behind > aggregate_key("a", u64::MAX));
+        assert!(behind > aggregate_key("a\u{10ffff}", u64::MAX), "one that sorts before `a` with its end");
+        assert!(behind < aggregate_key("b", 0));
+        assert!(FIRST_KEY < aggregate_key("\0", 0).as_slice() && LAST_KEY > aggregate_key("\u{10ffff}", 0).as_slice());
     }
 
     #[test]

@@ -25,7 +25,10 @@ mod record;
 mod shared;
 mod staging;
 mod store;
+mod task;
+mod transfer;
 mod url;
+mod verify;
 mod writer;
 
 pub use directory::StoreDirectory;
@@ -33,6 +36,8 @@ pub use engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
 pub use memory::{MemoryEngine, MemoryStore};
 pub use options::{StoreOptions, check_range};
 pub use store::KvStore;
+pub use task::Task;
+pub use transfer::{copy_events, restore};
 pub use url::{StoreUrl, UrlOptions};
 
 /// The format of keys and records that this version reads and writes.

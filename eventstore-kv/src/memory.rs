@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use eventstore_api::{Direction, Durability, Result};
+use eventstore_api::{Direction, Durability, Error, Gc, Result};
 
 use crate::engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
-use crate::{KvStore, StoreOptions};
+use crate::{KvStore, StoreDirectory, StoreOptions, Task};
 
 /// An event store in memory.
 pub type MemoryStore = KvStore<MemoryEngine>;
@@ -52,16 +52,27 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    fn run_gc(&self, _: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
+    fn directory(&self) -> Option<&StoreDirectory> {
+        None
+    }
+
+    fn run_gc(&self, _: Gc, _: &Task<'_>) -> Result<Vec<String>> {
         Ok(vec!["nothing to do: a store in memory has no garbage".to_owned()])
     }
 
-    fn bytes_on_disk(&self) -> Result<Option<u64>> {
-        Ok(None)
+    fn backup(&self, _: StoreDirectory, _: &Task<'_>) -> Result<Self> {
+        Err(no_files())
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
         Ok(Vec::new())
+    }
+}
+
+/// Why a store in memory takes no backups.
+pub(crate) fn no_files() -> Error {
+    Error::Unsupported {
+        what: "a store in memory has no files to back up; copy its events into another store".to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::SystemTime;
 
 use eventstore_api::{Durability, Error, Event, Expected, Result, Stored};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -17,6 +18,8 @@ pub(crate) struct Request {
     pub(crate) events: Vec<Event>,
     pub(crate) expected: Expected,
     pub(crate) durability: Durability,
+    /// One for each event, if the append names them.
+    pub(crate) recorded_at: Option<Vec<SystemTime>>,
     pub(crate) bytes: usize,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Stored>>>,

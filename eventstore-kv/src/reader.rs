@@ -9,9 +9,9 @@ use std::time::Instant;
 use eventstore_api::limits::MAX_AGGREGATE_ID_LEN;
 use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
-use crate::engine::{KeyRange, Snapshot, Table};
-use crate::keys;
+use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::record::{self, corrupt};
+use crate::{Task, keys};
 
 /// A page that is being read. It can stop when its time is up and go on later, on another thread and snapshot.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl PageRead {
         let direction = self.options.direction;
         let matching = usize::try_from(self.wanted.end - self.wanted.start).unwrap_or(usize::MAX);
         let mut broke_off = false;
-        snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
+        let scanned = snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, direction, |key, value| {
             let version = self.next_wanted();
             if keys::read_version(key) != Some(version) {
                 return ControlFlow::Break(());
@@ -115,7 +115,10 @@ impl PageRead {
             self.take_up(version, start, matching);
             broke_off = self.is_done() || self.is_time_up(until);
             if broke_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        });
+        if let Err(error) = scanned {
+            return self.end_at(at_version(self.next_wanted(), error));
+        }
         // A scan that was not broken off has come to a gap, or to an early end of the log.
         if broke_off { Ok(()) } else { self.end_at(missing(self.next_wanted())) }
     }
@@ -164,7 +167,7 @@ impl PageRead {
                 return Err(index_damage(aggregate_id, "does not hold versions in order"));
             }
             let start = self.bytes.len();
-            if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut self.bytes)? {
+            if !get_record(snapshot, version, &mut self.bytes)? {
                 return Err(missing(version));
             }
             self.take_up(version, start, matching);
@@ -242,6 +245,20 @@ fn missing(version: u64) -> Error {
     corrupt(version, "it is missing from the log")
 }
 
+/// Appends the record of a version to `out`, if it is there.
+pub(crate) fn get_record<S: Snapshot>(snapshot: &S, version: u64, out: &mut Vec<u8>) -> Result<bool> {
+    let found = snapshot.get(Table::Events, &keys::version_bytes(version), out);
+    found.map_err(|error| at_version(version, error))
+}
+
+/// Damage that the engine found itself, in whatever it keeps the event in.
+fn at_version(version: u64, error: Error) -> Error {
+    match error {
+        Error::Corrupt { version: None, reason } => corrupt(version, &reason),
+        other => other,
+    }
+}
+
 /// The revisions of an aggregate whose versions lie in `versions`; `None` if there are none.
 ///
 /// Versions rise with revisions, so each end is found by halving.
@@ -311,6 +328,30 @@ pub(crate) fn revision_at<S: Snapshot>(snapshot: &S, aggregate_id: &str, head: V
     Ok(revisions.map_or(0, |revisions| revisions.end - 1))
 }
 
+/// How many aggregates have their first event at `head` or before it: one seek for each, in short snapshots.
+pub(crate) fn count_aggregates<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> Result<u64> {
+    let (mut from, mut count) = (keys::FIRST_KEY.to_vec(), 0);
+    loop {
+        task.check()?;
+        let snapshot = engine.snapshot()?;
+        for _ in 0..ROWS_PER_INDEX_SCAN {
+            let mut first_version = None;
+            let range = KeyRange { first: &from, last: keys::LAST_KEY };
+            let mut next = Vec::new();
+            snapshot.scan(Table::Aggregates, range, Direction::Forward, |key, value| {
+                first_version = Some(keys::read_version(value));
+                keys::write_behind_aggregate(&mut next, key);
+                ControlFlow::Break(())
+            })?;
+            match first_version {
+                None => return Ok(count),
+                Some(version) => count += u64::from(version.is_some_and(|version| version <= head.get())),
+            }
+            from = next;
+        }
+    }
+}
+
 /// The version of the newest event in this snapshot, published or not; 0 if there is none.
 pub(crate) fn newest_version<S: Snapshot>(snapshot: &S) -> Result<u64> {
     let (first, last) = (keys::version_bytes(0), keys::version_bytes(u64::MAX));
@@ -337,7 +378,7 @@ pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result
         reason: format!("the index entry of event {id:?} has a wrong size"),
     })?;
     let mut record = Vec::new();
-    if !snapshot.get(Table::Events, &keys::version_bytes(version), &mut record)? {
+    if !get_record(snapshot, version, &mut record)? {
         return Err(missing(version));
     }
     if version > head.get() {

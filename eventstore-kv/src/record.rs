@@ -21,7 +21,13 @@ pub(crate) struct Micros(u64);
 
 impl Micros {
     pub(crate) fn now() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        SystemTime::now().into()
+    }
+}
+
+impl From<SystemTime> for Micros {
+    fn from(time: SystemTime) -> Self {
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Micros(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))
     }
 }

@@ -7,7 +7,9 @@ use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use eventstore_api::{Error, Result, Version};
 use tokio::sync::watch;
 
+use crate::Task;
 use crate::engine::Engine;
+use crate::reader;
 
 pub(crate) struct Shared<E> {
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
@@ -18,6 +20,16 @@ pub(crate) struct Shared<E> {
     closing_error: Mutex<Option<Error>>,
     pub(crate) commits: AtomicU64,
     pub(crate) events_written: AtomicU64,
+    pub(crate) largest_group: AtomicU64,
+    aggregates: Aggregates,
+}
+
+/// How many aggregates there are. Those that were there when the store was opened are counted when somebody asks for the
+/// first time, because opening must not take longer the more there are.
+struct Aggregates {
+    head_at_opening: Version,
+    at_opening: OnceLock<u64>,
+    since_opening: AtomicU64,
 }
 
 /// What readers, subscribers and closers wait for.
@@ -44,6 +56,12 @@ impl<E: Engine> Shared<E> {
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
+            largest_group: AtomicU64::new(0),
+            aggregates: Aggregates {
+                head_at_opening: head,
+                at_opening: OnceLock::new(),
+                since_opening: AtomicU64::new(0),
+            },
         }
     }
 
@@ -67,10 +85,24 @@ impl<E: Engine> Shared<E> {
     }
 
     /// Shows a committed group to readers and wakes who waits for it.
-    pub(crate) fn publish(&self, head: Version, events: u64) {
+    pub(crate) fn publish(&self, head: Version, events: u64, new_aggregates: u64) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.events_written.fetch_add(events, Ordering::Relaxed);
+        self.largest_group.fetch_max(events, Ordering::Relaxed);
+        self.aggregates.since_opening.fetch_add(new_aggregates, Ordering::Relaxed);
         self.progress.send_modify(|progress| progress.head = head);
+    }
+
+    /// The number of aggregates, by counting those that were there at opening if nobody has yet.
+    pub(crate) fn count_aggregates(&self, engine: &E, task: &Task<'_>) -> Result<u64> {
+        let at_opening = match self.aggregates.at_opening.get() {
+            Some(known) => *known,
+            None => {
+                let counted = reader::count_aggregates(engine, self.aggregates.head_at_opening, task)?;
+                *self.aggregates.at_opening.get_or_init(|| counted)
+            }
+        };
+        Ok(at_opening + self.aggregates.since_opening.load(Ordering::Relaxed))
     }
 
     /// Refuses new work from now on.

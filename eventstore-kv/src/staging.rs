@@ -27,6 +27,7 @@ pub(crate) struct Staging<'g, S> {
     snapshot: S,
     batch: &'g mut WriteBatch,
     head: u64,
+    new_aggregates: u64,
     recorded_at: Micros,
     staged: HashMap<&'g str, StagedEvent<'g>>,
     /// The newest revision of each aggregate that this group has asked about, with what it has staged.
@@ -56,6 +57,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             snapshot,
             batch,
             head,
+            new_aggregates: 0,
             recorded_at: Micros::now(),
             staged: HashMap::new(),
             revisions: HashMap::new(),
@@ -68,11 +70,16 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         self.head
     }
 
+    /// How many aggregates get their first event.
+    pub(crate) fn new_aggregates(&self) -> u64 {
+        self.new_aggregates
+    }
+
     pub(crate) fn decide(&mut self, request: &'g Request) -> Decision {
         // Everything that can fail comes before the first change, so a refused request leaves no trace.
         let decision = self.check(request).map(|lookups| {
             let any_new = lookups.iter().any(|lookup| matches!(lookup, Lookup::New));
-            let places = self.stage(&request.events, &lookups);
+            let places = self.stage(request, &lookups);
             if any_new { Decision::Staged(places) } else { Decision::AlreadyStored(places) }
         });
         decision.unwrap_or_else(Decision::Refused)
@@ -147,11 +154,14 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         }
     }
 
-    fn stage(&mut self, events: &'g [Event], lookups: &[Lookup]) -> Vec<Stored> {
-        let mut places: Vec<Stored> = Vec::with_capacity(events.len());
-        for (event, lookup) in events.iter().zip(lookups) {
+    fn stage(&mut self, request: &'g Request, lookups: &[Lookup]) -> Vec<Stored> {
+        let mut places: Vec<Stored> = Vec::with_capacity(lookups.len());
+        for (nth, (event, lookup)) in request.events.iter().zip(lookups).enumerate() {
             let place = match lookup {
-                Lookup::New => self.stage_one(event),
+                Lookup::New => {
+                    let named = request.recorded_at.as_ref().and_then(|times| times.get(nth));
+                    self.stage_one(event, named.map_or(self.recorded_at, |&time| Micros::from(time)))
+                }
                 Lookup::Stored(stored) => *stored,
                 Lookup::Repeats(first) => {
                     let first = places[*first];
@@ -163,24 +173,30 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         places
     }
 
-    fn stage_one(&mut self, event: &'g Event) -> Stored {
+    fn stage_one(&mut self, event: &'g Event, recorded_at: Micros) -> Stored {
         self.head += 1;
         let version = self.head;
         let revision = self.revisions.entry(event.aggregate_id()).or_default();
         *revision += 1;
         let revision = *revision;
+        self.new_aggregates += u64::from(revision == 1);
 
-        let version_bytes = keys::version_bytes(version);
-        let header = record::header(event, version, revision, self.recorded_at);
-        self.batch.put_parts(Table::Events, &version_bytes, &[&header, event.bytes()]);
-        keys::write_id(&mut self.key, event.id());
-        self.batch.put(Table::Ids, &self.key, &version_bytes);
-        keys::write_aggregate(&mut self.key, event.aggregate_id(), revision);
-        self.batch.put(Table::Aggregates, &self.key, &version_bytes);
+        let header = record::header(event, version, revision, recorded_at);
+        self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
+        put_indexes(self.batch, &mut self.key, event, version, revision);
 
         self.staged.insert(event.id(), StagedEvent { event, version, revision });
         Stored::new(Version::new(version), revision, StoreOutcome::Written)
     }
+}
+
+/// The entries of the two index tables for an event at its place.
+pub(crate) fn put_indexes(batch: &mut WriteBatch, key: &mut Vec<u8>, event: &Event, version: u64, revision: u64) {
+    let version = keys::version_bytes(version);
+    keys::write_id(key, event.id());
+    batch.put(Table::Ids, key, &version);
+    keys::write_aggregate(key, event.aggregate_id(), revision);
+    batch.put(Table::Aggregates, key, &version);
 }
 
 /// Rule W2: the same id is the same event or an error.

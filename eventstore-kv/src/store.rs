@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -6,19 +7,20 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
 use eventstore_api::{
-    Batch, Context, Durability, Error, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
-    Stored, Version, async_trait,
+    BackupReport, Batch, CancellationToken, Context, Durability, Error, EventStore, Gc, GcReport, LoadOptions, Page,
+    PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
 use crate::shared::{Phase, Shared};
+use crate::verify::verify;
 use crate::writer::Writer;
-use crate::{FORMAT, Snapshot, keys};
+use crate::{FORMAT, Snapshot, StoreDirectory, StoreOptions, Task, keys};
 
 /// An event store over a key-value engine.
 ///
@@ -89,6 +91,7 @@ impl<E: Engine> KvStore<E> {
             events: batch.events,
             expected: batch.expected,
             durability: batch.durability.unwrap_or(*durability),
+            recorded_at: batch.recorded_at,
             bytes,
             ticket: ticket.clone(),
             reply,
@@ -112,6 +115,28 @@ impl<E: Engine> KvStore<E> {
         }
     }
 
+    /// Maintenance: it asks now and then whether it is wanted, so it is waited for until it has ended, also if that is
+    /// before it is done.
+    async fn run_task<T, F>(&self, ctx: &Context, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Shared<E>, &E, &Task<'_>) -> Result<T> + Send + 'static,
+    {
+        ctx.check()?;
+        self.inner.shared.head()?; // refuses when closed
+        let dropped = CancellationToken::new();
+        let _cancel = dropped.clone().drop_guard();
+        let (shared, until) = (self.inner.shared.clone(), ctx.clone());
+        let run = move |engine: &E| {
+            let is_wanted = || match dropped.is_cancelled() {
+                true => Err(Error::Cancelled),
+                false => shared.head().map(drop),
+            };
+            work(&shared, engine, &Task::new(&until, &is_wanted))
+        };
+        self.run_blocking(&Context::background(), run).await
+    }
+
     /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
     async fn run_blocking<T, F>(&self, ctx: &Context, work: F) -> Result<T>
     where
@@ -127,6 +152,11 @@ impl<E: Engine> KvStore<E> {
             Err(_) => shared.with_engine(work),
         }
     }
+}
+
+/// Bytes of the engine's files, if it has any.
+fn len_bytes<E: Engine>(engine: &E) -> Result<Option<u64>> {
+    engine.directory().map(StoreDirectory::len_bytes).transpose()
 }
 
 /// Refuses a store of a newer format, and marks a new one with ours.
@@ -219,34 +249,55 @@ impl<E: Engine> EventStore for KvStore<E> {
         }
     }
 
-    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
-        ctx.check()?;
-        self.inner.shared.head()?; // refuses when closed
-        let (shared, until) = (self.inner.shared.clone(), ctx.clone());
-        let collect = move |engine: &E| {
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
+        self.run_task(ctx, move |_, engine, task| {
             let mut report = GcReport::default();
-            report.bytes_before = engine.bytes_on_disk()?;
-            report.actions = engine.run_gc(&|| until.check().is_err() || shared.is_closing())?;
-            report.bytes_after = engine.bytes_on_disk()?;
+            report.bytes_before = len_bytes(engine)?;
+            report.actions = engine.run_gc(gc, task)?;
+            report.bytes_after = len_bytes(engine)?;
             Ok(report)
-        };
-        self.run_blocking(ctx, collect).await
+        })
+        .await
+    }
+
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        let target = target.to_owned();
+        self.run_task(ctx, move |_, engine, task| {
+            if engine.directory().is_none() {
+                return Err(no_files());
+            }
+            let copy = engine.backup(StoreDirectory::begin_backup(&target, engine.name())?, task)?;
+            let mut report = BackupReport::default();
+            report.latest_version = Version::new(reader::newest_version(&copy.snapshot()?)?);
+            report.bytes_on_disk = len_bytes(&copy)?.unwrap_or_default();
+            Ok(report)
+        })
+        .await
+    }
+
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        self.run_task(ctx, |shared, engine, task| verify(engine, shared.head()?, task)).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        ctx.check()?;
-        let Inner { name, shared, room, .. } = &*self.inner;
+        let Inner { name, room, .. } = &*self.inner;
         let (requests, bytes) = room.taken();
         let mut stats = Stats::default();
         stats.backend = name;
-        stats.latest_version = shared.head()?;
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
-        stats.commits = shared.commits.load(Ordering::Relaxed);
-        stats.events_written = shared.events_written.load(Ordering::Relaxed);
-        stats.fenced = shared.fence_reason().map(str::to_owned);
-        let read = |engine: &E| Ok((engine.bytes_on_disk()?, engine.properties()?));
-        (stats.bytes_on_disk, stats.properties) = self.run_blocking(ctx, read).await?;
-        Ok(stats)
+        self.run_task(ctx, move |shared, engine, task| {
+            // In this order, a store that is written to has no aggregates without events.
+            stats.aggregates = shared.count_aggregates(engine, task)?;
+            stats.latest_version = shared.head()?;
+            stats.commits = shared.commits.load(Ordering::Relaxed);
+            stats.events_written = shared.events_written.load(Ordering::Relaxed);
+            stats.largest_group = shared.largest_group.load(Ordering::Relaxed);
+            stats.fenced = shared.fence_reason().map(str::to_owned);
+            stats.bytes_on_disk = len_bytes(engine)?;
+            stats.properties = engine.properties()?;
+            Ok(stats)
+        })
+        .await
     }
 
     async fn close(&self) -> Result<()> {

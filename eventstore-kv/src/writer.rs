@@ -117,7 +117,7 @@ impl<E: Engine> Writer<E> {
         if group.is_empty() {
             return; // it was only a wake, or everyone has withdrawn
         }
-        let (decisions, head) = match self.stage(&group) {
+        let (decisions, staged) = match self.stage(&group) {
             Ok(staged) => staged,
             Err(error) => return refuse_all(group, &error),
         };
@@ -128,12 +128,12 @@ impl<E: Engine> Writer<E> {
             .map(|decision| match decision {
                 Decision::Staged(_) => true,
                 // Already stored is not already synced: it may have been stored with `Buffered`, or in this group.
-                Decision::AlreadyStored(_) => self.unsynced || head > self.head,
+                Decision::AlreadyStored(_) => self.unsynced || staged.head > self.head,
                 Decision::Refused(_) => false,
             })
             .collect();
         let needs_sync = group.iter().zip(&rests_on_commit).any(|(request, &rests)| rests && request.is_sync());
-        let committed = self.commit(head, if needs_sync { Durability::Sync } else { Durability::Buffered });
+        let committed = self.commit(staged, if needs_sync { Durability::Sync } else { Durability::Buffered });
         if matches!(committed, Err(Failure::NotWritten(_))) && group.len() > 1 {
             // One that finds no room must not take the others with it.
             return group.into_iter().for_each(|request| self.commit_group(vec![request]));
@@ -151,15 +151,15 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Decides every request of the group, and returns the head with everything that is to be written.
-    fn stage(&mut self, group: &[Request]) -> Result<(Vec<Decision>, u64)> {
+    /// Decides every request of the group, and puts what is to be written into the batch.
+    fn stage(&mut self, group: &[Request]) -> Result<(Vec<Decision>, Staged)> {
         self.batch.clear();
         self.shared.check_fence()?;
         let (head, batch) = (self.head, &mut self.batch);
         let staged = self.shared.with_engine(|engine| {
             let mut staging = Staging::new(engine.snapshot()?, batch, head);
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
-            Ok((decisions, staging.head()))
+            Ok((decisions, Staged { head: staging.head(), new_aggregates: staging.new_aggregates() }))
         })?;
         self.batch.sort(Table::Ids);
         self.batch.sort(Table::Aggregates);
@@ -167,7 +167,7 @@ impl<E: Engine> Writer<E> {
     }
 
     /// Writes the batch, if there is one, and syncs, if that is asked for and needed.
-    fn commit(&mut self, head: u64, durability: Durability) -> Result<(), Failure> {
+    fn commit(&mut self, staged: Staged, durability: Durability) -> Result<(), Failure> {
         if self.batch.is_empty() {
             return match durability {
                 Durability::Sync if self.unsynced => self.sync().map_err(|error| self.fail(error)),
@@ -178,11 +178,12 @@ impl<E: Engine> Writer<E> {
         let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
         match outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error))) {
             Ok(()) => {
+                let Staged { head, new_aggregates } = staged;
                 let events = head - self.head;
                 self.head = head;
                 self.unsynced = durability != Durability::Sync;
                 self.owes_sync = self.unsynced;
-                self.shared.publish(Version::new(head), events);
+                self.shared.publish(Version::new(head), events, new_aggregates);
                 tracing::debug!(events, head, bytes = self.batch.len_bytes(), "committed a group");
                 Ok(())
             }
@@ -201,6 +202,13 @@ impl<E: Engine> Writer<E> {
         self.shared.fence(with_causes(&error));
         Failure::Unknown(Arc::new(error))
     }
+}
+
+/// What the store is once the staged group is committed.
+#[derive(Clone, Copy)]
+struct Staged {
+    head: u64,
+    new_aggregates: u64,
 }
 
 /// Why a group was not committed, to be told to each of its callers.

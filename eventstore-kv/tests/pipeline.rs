@@ -9,11 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use eventstore_api::{
-    Batch, CancellationToken, Context, Direction, Durability, Error, Event, EventStore, EventStoreExt, Expected,
+    Batch, CancellationToken, Context, Direction, Durability, Error, Event, EventStore, EventStoreExt, Expected, Gc,
     LoadOptions, PageSize, Result, StoreOutcome, Version,
 };
 use eventstore_kv::memory::{MemoryEngine, MemorySnapshot};
-use eventstore_kv::{CommitError, Engine, KeyRange, KvStore, Snapshot, StoreOptions, Table, WriteBatch};
+use eventstore_kv::{
+    CommitError, Engine, KeyRange, KvStore, Snapshot, StoreDirectory, StoreOptions, Table, Task, WriteBatch,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What the engine does with a commit or sync, decided by the test while the engine waits.
@@ -119,12 +121,16 @@ impl Engine for Controlled {
         }
     }
 
-    fn run_gc(&self, should_stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<String>> {
-        self.memory.run_gc(should_stop)
+    fn directory(&self) -> Option<&StoreDirectory> {
+        None
     }
 
-    fn bytes_on_disk(&self) -> Result<Option<u64>> {
-        Ok(None)
+    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
+        self.memory.run_gc(gc, task)
+    }
+
+    fn backup(&self, _: StoreDirectory, _: &Task<'_>) -> Result<Self> {
+        unreachable!("it has no directory")
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use eventstore_api::{Batch, Durability, Error, EventStore, EventStoreExt, Expected, RecordedEvent, StoreOutcome};
+use eventstore_api::{Batch, Durability, Error, EventStore, EventStoreExt, Expected, Gc, RecordedEvent, StoreOutcome};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
 use crate::check::checks;
@@ -136,7 +136,7 @@ async fn run_op(store: &Store, model: &mut Model, op: &Op, step: usize) -> Check
             let revision = store.aggregate_revision(&ctx, AGGREGATES[*at]).await?;
             expect_eq!(revision, model.revision(AGGREGATES[*at]), "step {step}, the revision of {:?}", AGGREGATES[*at]);
         }
-        Op::Gc => drop(store.run_gc(&ctx).await?),
+        Op::Gc => drop(store.run_gc(&ctx, Gc::Quick).await?),
         Op::Reopen | Op::DropAndOpen => {}
     }
     Ok(())

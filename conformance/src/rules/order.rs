@@ -1,7 +1,7 @@
 //! O: one total order, and every read agrees with it.
 
 use eventstore_api::{
-    Context, Direction, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, PageSize, Version,
+    Context, Direction, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, PageSize, Version,
 };
 
 use crate::check::checks;
@@ -97,10 +97,10 @@ checks! {
         let store = env.open().await?;
         append_history(&store, 60).await?;
         let before = audit(&store).await?;
-        store.run_gc(&background()).await?;
+        store.run_gc(&background(), Gc::Quick).await?;
         same_events(&audit(&store).await?, &before, "the events after garbage collection")?;
         let writer = tokio::spawn(write(store.clone(), "writer".to_owned(), 30, 2));
-        store.run_gc(&background()).await?;
+        store.run_gc(&background(), Gc::Quick).await?;
         joined(writer).await??;
         let after = audit(&store).await?;
         same_events(&after[..before.len()], &before, "the events before garbage collection under load")?;

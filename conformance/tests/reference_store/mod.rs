@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use eventstore_api::{
-    Batch, Context, Direction, Error, Event, EventStore, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
-    Stats, StoreOutcome, Stored, Version, async_trait,
+    Batch, Context, Direction, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent,
+    Result, Stats, StoreOutcome, Stored, Version, async_trait,
 };
 use tokio::sync::watch;
 
@@ -205,7 +205,7 @@ impl EventStore for Reference {
         reached.ok().and_then(|head| *head).ok_or(Error::Closed)
     }
 
-    async fn run_gc(&self, ctx: &Context) -> Result<GcReport> {
+    async fn run_gc(&self, ctx: &Context, _: Gc) -> Result<GcReport> {
         self.check(ctx).map(|_| GcReport::default())
     }
 

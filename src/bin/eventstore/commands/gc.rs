@@ -1,6 +1,6 @@
 //! `gc`: unused space back to the file system.
 
-use eventstore::Context;
+use eventstore::{Context, Gc};
 
 use super::{Ending, with_store};
 use crate::failure::Failure;
@@ -8,7 +8,7 @@ use crate::output::Output;
 
 pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
     with_store(url, async |store| {
-        let report = store.run_gc(&Context::background()).await?;
+        let report = store.run_gc(&Context::background(), Gc::Quick).await?;
         let mut output = Output::stdout();
         if let Some(bytes) = report.bytes_before {
             output.field("bytes_before", bytes)?;

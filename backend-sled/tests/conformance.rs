@@ -1,0 +1,14 @@
+//! The sled store keeps the contract.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backend_sled::{Options, open};
+use conformance::Profile;
+use eventstore_api::EventStore;
+
+fn main() -> ExitCode {
+    conformance::run("sled", Profile::persistent(), |directory| async {
+        Ok(Arc::new(open(Options::new(directory)).await?) as Arc<dyn EventStore>)
+    })
+}
