@@ -1,6 +1,6 @@
 use std::fmt;
 
-use eventstore_api::{Context, EventStore, EventStoreExt, LoadOptions, RecordedEvent, Result};
+use eventstore_api::{Context, EventStore, EventStoreExt, LoadOptions, RecordedEvent, Result, Version};
 use sha2::{Digest as _, Sha256};
 
 /// One hash over everything that a store holds; see [`digest`].
@@ -42,6 +42,7 @@ impl fmt::Debug for Digest {
 /// `e3b0c442…`.
 ///
 /// Every event is read, a page at a time. The digest is of the store as it was at the first page.
+/// [`Progress`](crate::Progress) counts in events.
 ///
 /// # Errors
 ///
@@ -51,22 +52,49 @@ impl fmt::Debug for Digest {
 ///
 /// Dropping the future stops the reading within one page.
 pub async fn digest<S: EventStore + Clone>(store: &S, ctx: &Context) -> Result<Digest> {
-    let mut hash = Sha256::new();
-    let mut events = store.load(ctx, LoadOptions::all());
-    while let Some(page) = events.next_page().await {
-        page?.iter().for_each(|recorded| update(&mut hash, recorded));
-    }
-    Ok(Digest(hash.finalize().into()))
+    digest_until(store, ctx, Version::new(u64::MAX)).await
 }
 
-fn update(hash: &mut Sha256, recorded: &RecordedEvent) {
-    let event = &recorded.event;
-    hash.update(recorded.version.get().to_be_bytes());
-    hash.update(recorded.revision.to_be_bytes());
-    let parts = [event.id(), event.event_type(), event.aggregate_id()].map(str::as_bytes);
-    for part in parts.into_iter().chain([event.data(), event.metadata().as_bytes()]) {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
+/// As [`digest`], of the events up to this version: what a store is compared with that ends there, such as a backup.
+///
+/// # Errors
+///
+/// Those of [`EventStore::load_page`].
+///
+/// # Cancellation
+///
+/// Dropping the future stops the reading within one page.
+pub async fn digest_until<S: EventStore + Clone>(store: &S, ctx: &Context, version: Version) -> Result<Digest> {
+    let mut hash = Hasher::default();
+    let mut events = store.load(ctx, LoadOptions::all().before(version.next()));
+    let total = store.latest_version(ctx).await?.min(version).get();
+    while let Some(page) = events.next_page().await {
+        let page = page?;
+        page.iter().for_each(|recorded| hash.update(recorded));
+        ctx.progress().report(page.last().map_or(0, |last| last.version.get()), total);
+    }
+    Ok(hash.finish())
+}
+
+/// A digest that is being made.
+#[derive(Default)]
+pub(crate) struct Hasher(Sha256);
+
+impl Hasher {
+    pub(crate) fn update(&mut self, recorded: &RecordedEvent) {
+        let (hash, event) = (&mut self.0, &recorded.event);
+        hash.update(recorded.version.get().to_be_bytes());
+        hash.update(recorded.revision.to_be_bytes());
+        let parts = [event.id(), event.event_type(), event.aggregate_id()].map(str::as_bytes);
+        for part in parts.into_iter().chain([event.data(), event.metadata().as_bytes()]) {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+    }
+
+    /// The digest of what came so far.
+    pub(crate) fn finish(&self) -> Digest {
+        Digest(self.0.clone().finalize().into())
     }
 }
 
@@ -74,14 +102,14 @@ fn update(hash: &mut Sha256, recorded: &RecordedEvent) {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use eventstore_api::{Event, Version};
+    use eventstore_api::Event;
 
     use super::*;
 
     fn digest_of(recorded: &[RecordedEvent]) -> String {
-        let mut hash = Sha256::new();
-        recorded.iter().for_each(|recorded| update(&mut hash, recorded));
-        Digest(hash.finalize().into()).to_string()
+        let mut hash = Hasher::default();
+        recorded.iter().for_each(|recorded| hash.update(recorded));
+        hash.finish().to_string()
     }
 
     fn recorded(id: &str, data: &'static str, recorded_at: SystemTime) -> RecordedEvent {

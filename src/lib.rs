@@ -75,16 +75,23 @@
 //! | feature | scheme | default | |
 //! |---|---|---|---|
 //! | | `memory:` | always there | in memory, for tests |
-//! | `lmdb` | `lmdb:PATH` | yes | builds with a C compiler alone |
+//! | `lmdb` | `lmdb:PATH` | yes | fast reads, instant opening; builds with a C compiler alone |
+//! | `rocksdb` | `rocksdb:PATH` | no | large stores, many writers, compression; builds with a C++ compiler and libclang, for many minutes |
+//! | `sled` | `sled:PATH` | no | Rust alone; a beta engine |
+//! | `full` | | no | every backend |
 //! | `cli` | | yes | the `eventstore` command; a library user can turn it off |
 
 #![forbid(unsafe_code)]
 
+mod copy;
 mod digest;
+mod files;
 mod open;
 
-pub use digest::{Digest, digest};
-pub use open::open;
+pub use copy::{CopyReport, copy};
+pub use digest::{Digest, digest, digest_until};
+pub use files::{repair, restore};
+pub use open::{open, open_existing};
 
 pub use eventstore_api::{
     BackupReport, Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event,
@@ -96,6 +103,14 @@ pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
 /// The LMDB backend with its typed options.
 #[cfg(feature = "lmdb")]
 pub use backend_lmdb as lmdb;
+
+/// The RocksDB backend with its typed options.
+#[cfg(feature = "rocksdb")]
+pub use backend_rocksdb as rocksdb;
+
+/// The sled backend with its typed options.
+#[cfg(feature = "sled")]
+pub use backend_sled as sled;
 
 /// The examples of the README compile.
 #[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]

@@ -1,6 +1,9 @@
 use std::future::Future;
+use std::time::Duration;
 
-use crate::{Batch, Context, Error, Event, EventStore, EventStream, Expected, LoadOptions, Result, Stored, Version};
+use crate::{
+    Batch, Context, Error, Event, EventStore, EventStream, Expected, Gc, GcReport, LoadOptions, Result, Stored, Version,
+};
 
 /// What callers use most, on top of [`EventStore`]: available on every store handle that can be cloned, such as
 /// `Arc<dyn EventStore>`.
@@ -49,6 +52,33 @@ pub trait EventStoreExt: EventStore + Clone {
     /// is waited for: after a backup was restored, compare with `latest_version` first.
     fn subscribe(&self, ctx: &Context, options: impl Into<LoadOptions>) -> EventStream {
         EventStream::subscribe(self.clone(), ctx.clone(), options.into())
+    }
+
+    /// Collects garbage every `period`, until the context ends or the store is closed, and gives each result to `report`. An
+    /// error is reported like any other result, and the next collection comes in its turn.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use eventstore_api::{Context, EventStore, EventStoreExt, Gc};
+    /// # fn start<S: EventStore + Clone>(store: S, ctx: Context) {
+    /// tokio::spawn(async move {
+    ///     store.run_gc_every(&ctx, Duration::from_secs(600), Gc::Quick, |result| println!("{result:?}")).await;
+    /// });
+    /// # }
+    /// ```
+    fn run_gc_every<F>(&self, ctx: &Context, period: Duration, gc: Gc, mut report: F) -> impl Future<Output = ()> + Send
+    where
+        F: FnMut(Result<GcReport>) + Send,
+    {
+        async move {
+            while ctx.run(tokio::time::sleep(period)).await.is_ok() {
+                match self.run_gc(ctx, gc).await {
+                    Err(Error::Closed) => return,
+                    Err(_) if ctx.check().is_err() => return,
+                    result => report(result),
+                }
+            }
+        }
     }
 
     /// Reads a version from its text form, for callers who keep it as text. The same as `text.parse()`.

@@ -18,6 +18,7 @@ mod directory;
 mod engine;
 mod keys;
 pub mod memory;
+mod observe;
 mod options;
 mod queue;
 mod reader;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use eventstore_api::{Durability, Error, Event, Expected, Result, Stored};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -21,6 +21,7 @@ pub(crate) struct Request {
     /// One for each event, if the append names them.
     pub(crate) recorded_at: Option<Vec<SystemTime>>,
     pub(crate) bytes: usize,
+    pub(crate) queued_at: Instant,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Stored>>>,
     pub(crate) place: Option<Place>,

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::Task;
 use crate::engine::Engine;
+use crate::observe::Observer;
 use crate::reader;
 
 pub(crate) struct Shared<E> {
@@ -17,6 +18,7 @@ pub(crate) struct Shared<E> {
     engine: RwLock<Option<E>>,
     progress: watch::Sender<Progress>,
     fence: OnceLock<String>,
+    pub(crate) observer: Observer,
     closing_error: Mutex<Option<Error>>,
     pub(crate) commits: AtomicU64,
     pub(crate) events_written: AtomicU64,
@@ -50,6 +52,7 @@ pub(crate) enum Phase {
 impl<E: Engine> Shared<E> {
     pub(crate) fn new(engine: E, head: Version) -> Self {
         Shared {
+            observer: Observer::new(engine.name()),
             engine: RwLock::new(Some(engine)),
             progress: watch::Sender::new(Progress { head, phase: Phase::Open }),
             fence: OnceLock::new(),
@@ -143,7 +146,7 @@ impl<E: Engine> Shared<E> {
 
     /// Accepts no more appends until the store is reopened (rule F1).
     pub(crate) fn fence(&self, reason: String) {
-        tracing::error!(reason, "the writer is fenced: appends fail until the store is reopened");
+        self.observer.fenced(&reason);
         // An earlier reason stays: it is the cause of what came after.
         let _ = self.fence.set(reason);
     }

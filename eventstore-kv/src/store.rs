@@ -12,6 +12,7 @@ use eventstore_api::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
 use crate::memory::no_files;
@@ -93,6 +94,7 @@ impl<E: Engine> KvStore<E> {
             durability: batch.durability.unwrap_or(*durability),
             recorded_at: batch.recorded_at,
             bytes,
+            queued_at: Instant::now(),
             ticket: ticket.clone(),
             reply,
             place: Some(place),
@@ -117,7 +119,7 @@ impl<E: Engine> KvStore<E> {
 
     /// Maintenance: it asks now and then whether it is wanted, so it is waited for until it has ended, also if that is
     /// before it is done.
-    async fn run_task<T, F>(&self, ctx: &Context, work: F) -> Result<T>
+    async fn run_task<T, F>(&self, operation: &'static str, ctx: &Context, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Shared<E>, &E, &Task<'_>) -> Result<T> + Send + 'static,
@@ -132,7 +134,12 @@ impl<E: Engine> KvStore<E> {
                 true => Err(Error::Cancelled),
                 false => shared.head().map(drop),
             };
-            work(&shared, engine, &Task::new(&until, &is_wanted))
+            let (observer, began) = (&shared.observer, Instant::now());
+            observer.maintenance_span(operation).in_scope(|| {
+                let result = work(&shared, engine, &Task::new(&until, &is_wanted));
+                observer.maintained(operation, began, &result);
+                result
+            })
         };
         self.run_blocking(&Context::background(), run).await
     }
@@ -192,14 +199,23 @@ impl<E: Engine> EventStore for KvStore<E> {
             return Ok(Vec::new());
         }
         self.inner.shared.check_fence()?;
-        self.append(ctx, batch).await
+        let (observer, began) = (&self.inner.shared.observer, Instant::now());
+        let span = observer.append_span(batch.events.len(), batch.len_bytes());
+        async {
+            let result = self.append(ctx, batch).await;
+            observer.appended(began, &result);
+            result
+        }
+        .instrument(span)
+        .await
     }
 
     async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
         ctx.check()?;
         let shared = &self.inner.shared;
         let mut read = PageRead::new(options, size, shared.head()?);
-        let until = Instant::now() + INLINE_TIME;
+        let began = Instant::now();
+        let until = began + INLINE_TIME;
         shared.with_engine(|engine| read.run(&engine.snapshot()?, Some(until)))?;
         if !read.is_done() {
             let rest = move |engine: &E| {
@@ -211,7 +227,9 @@ impl<E: Engine> EventStore for KvStore<E> {
             // Page after page of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;
         }
-        read.finish()
+        let page = read.finish();
+        shared.observer.read(began, page.as_ref().ok().map(|page| page.events.len()));
+        page
     }
 
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
@@ -250,7 +268,7 @@ impl<E: Engine> EventStore for KvStore<E> {
     }
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
-        self.run_task(ctx, move |_, engine, task| {
+        self.run_task("gc", ctx, move |_, engine, task| {
             let mut report = GcReport::default();
             report.bytes_before = len_bytes(engine)?;
             report.actions = engine.run_gc(gc, task)?;
@@ -262,7 +280,7 @@ impl<E: Engine> EventStore for KvStore<E> {
 
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
         let target = target.to_owned();
-        self.run_task(ctx, move |_, engine, task| {
+        self.run_task("backup", ctx, move |_, engine, task| {
             if engine.directory().is_none() {
                 return Err(no_files());
             }
@@ -276,7 +294,7 @@ impl<E: Engine> EventStore for KvStore<E> {
     }
 
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
-        self.run_task(ctx, |shared, engine, task| verify(engine, shared.head()?, task)).await
+        self.run_task("verify", ctx, |shared, engine, task| verify(engine, shared.head()?, task)).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
@@ -285,7 +303,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         let mut stats = Stats::default();
         stats.backend = name;
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
-        self.run_task(ctx, move |shared, engine, task| {
+        self.run_task("stats", ctx, move |shared, engine, task| {
             // In this order, a store that is written to has no aggregates without events.
             stats.aggregates = shared.count_aggregates(engine, task)?;
             stats.latest_version = shared.head()?;

@@ -2,12 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use eventstore_api::{Durability, Error, Result, Version};
 use tokio::sync::mpsc;
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
 use crate::staging::{Decision, Staging};
@@ -89,6 +91,7 @@ impl<E: Engine> Writer<E> {
             if let Message::Append(request) = message
                 && request.ticket.stage()
             {
+                self.shared.observer.dequeued(request.queued_at.elapsed());
                 events += request.events.len();
                 bytes += request.bytes;
                 group.push(request);
@@ -174,7 +177,7 @@ impl<E: Engine> Writer<E> {
                 _ => Ok(()),
             };
         }
-        let batch = &self.batch;
+        let (batch, began) = (&self.batch, Instant::now());
         let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
         match outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error))) {
             Ok(()) => {
@@ -184,7 +187,8 @@ impl<E: Engine> Writer<E> {
                 self.unsynced = durability != Durability::Sync;
                 self.owes_sync = self.unsynced;
                 self.shared.publish(Version::new(head), events, new_aggregates);
-                tracing::debug!(events, head, bytes = self.batch.len_bytes(), "committed a group");
+                let (bytes, took) = (self.batch.len_bytes(), began.elapsed());
+                self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
                 Ok(())
             }
             Err(CommitError::NotWritten(error)) => Err(Failure::NotWritten(error)),

@@ -31,10 +31,11 @@ Examples:
   echo '{\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\"}' | eventstore append
   eventstore import events.jsonl.gz
   eventstore load --aggregate order-42
-  eventstore load | eventstore --store lmdb:./copy import -
+  eventstore copy --to lmdb:./copy
+  eventstore backup ./backup
 
 Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`.
-Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 error or damage, 2 wrong usage, 130 interrupted.
 
 A store belongs to one process at a time: stop the program that has it open first.";
 
@@ -60,11 +61,50 @@ pub(crate) enum Command {
     Latest,
     /// Print the store's statistics, one `name: value` a line
     Stats,
-    /// Give unused space back to the file system, where the engine can
-    Gc,
     /// Print one hash over all events: the same for two stores with the same events in the same order
-    Digest,
+    Digest {
+        /// Only the events up to this version, to compare with a store that ends there
+        #[arg(long, value_name = "VERSION")]
+        until: Option<String>,
+    },
+    /// Copy every event to another store, of whatever engine, with the same versions, revisions and times
+    #[command(after_help = COPY)]
+    Copy {
+        /// The other store: new, empty, or the target of an earlier copy, which goes on
+        #[arg(long, value_name = "URL")]
+        to: String,
+    },
+    /// Read everything and name what is wrong: damaged records, gaps, indexes that do not agree with the events
+    #[command(after_help = "Exit code: 0 if the store is sound, 1 if something is wrong with it.")]
+    Verify,
+    /// Write a copy of the store, which can be opened as it is, to a directory
+    Backup {
+        /// Where to: a directory that is missing or empty
+        directory: PathBuf,
+    },
+    /// Make a new store of a backup, and verify it. `--store` names the new store; the backup stays as it is
+    #[command(after_help = "Example:\n  eventstore --store lmdb:./restored restore ./backup")]
+    Restore {
+        /// The backup
+        directory: PathBuf,
+    },
+    /// Give unused space back to the file system, where the engine can
+    Gc {
+        /// Everything that makes the files smaller, up to writing them anew: as long as reading and writing the whole
+        /// store takes, with as much space again meanwhile
+        #[arg(long)]
+        full: bool,
+    },
+    /// Mend what a crash left and the engine refuses to open. What is in the way is moved aside, and nothing is deleted
+    Repair,
 }
+
+const COPY: &str = "\
+The target is read again at the end, and both have the same digest. After an error or Ctrl-C, the same command goes on.
+
+Examples:
+  eventstore --store lmdb:./data copy --to rocksdb:./data-rocksdb
+  eventstore --store sled:./old copy --to 'lmdb:./new?map_size=4GiB'";
 
 const APPEND: &str = "\
 One event a line:

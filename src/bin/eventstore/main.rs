@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     };
     match run(cli) {
         Ok(Ending::Finished) => ExitCode::SUCCESS,
+        Ok(Ending::FoundDamage) => ExitCode::FAILURE,
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(failure) => failure.report(),
     }

@@ -1,4 +1,4 @@
-//! A progress bar on stderr, where that is a terminal.
+//! Progress bars on stderr, where that is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -35,5 +35,36 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// How far long work has come. It disappears when dropped.
+pub(crate) struct Work(ProgressBar);
+
+impl Work {
+    /// Work whose progress counts in this unit, such as `events`.
+    pub(crate) fn new(unit: &str) -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let template = match unit {
+            "bytes" => "{wide_bar} {bytes} of {total_bytes}, {eta} left".to_owned(),
+            unit => format!("{{wide_bar}} {{human_pos}} of {{human_len}} {unit}, {{eta}} left"),
+        };
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Work(bar.with_style(style))
+    }
+
+    /// Who shows what the work reports.
+    pub(crate) fn listener(&self) -> eventstore::Progress {
+        let bar = self.0.clone();
+        eventstore::Progress::new(move |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }

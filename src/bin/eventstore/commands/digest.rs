@@ -1,14 +1,16 @@
 //! `digest`: one hash over all events.
 
-use eventstore::Context;
+use eventstore::Version;
 
-use super::{Ending, with_store};
+use super::{Ending, interruptible, with_existing};
 use crate::failure::Failure;
 use crate::output::Output;
 
-pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    with_store(url, async |store| {
-        let digest = eventstore::digest(store, &Context::background()).await?;
+pub(crate) async fn run(url: &str, until: Option<&str>) -> Result<Ending, Failure> {
+    let until = until.map_or(Ok(Version::new(u64::MAX)), str::parse)?;
+    with_existing(url, async |store| {
+        let digest = interruptible("events", async |ctx| eventstore::digest_until(store, ctx, until).await);
+        let Some(digest) = digest.await? else { return Ok(Ending::Interrupted) };
         let mut output = Output::stdout();
         output.text(&digest.to_string())?;
         output.flush()?;

@@ -1,14 +1,17 @@
 //! `gc`: unused space back to the file system.
 
-use eventstore::{Context, Gc};
+use eventstore::Gc;
 
-use super::{Ending, with_store};
+use super::{Ending, interruptible, with_existing};
 use crate::failure::Failure;
 use crate::output::Output;
 
-pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    with_store(url, async |store| {
-        let report = store.run_gc(&Context::background(), Gc::Quick).await?;
+pub(crate) async fn run(url: &str, full: bool) -> Result<Ending, Failure> {
+    let gc = if full { Gc::Full } else { Gc::Quick };
+    with_existing(url, async |store| {
+        let Some(report) = interruptible("steps", async |ctx| store.run_gc(ctx, gc).await).await? else {
+            return Ok(Ending::Interrupted);
+        };
         let mut output = Output::stdout();
         if let Some(bytes) = report.bytes_before {
             output.field("bytes_before", bytes)?;

@@ -2,13 +2,13 @@
 
 use eventstore::Context;
 
-use super::{Ending, with_store};
+use super::{Ending, with_existing};
 use crate::failure::Failure;
 use crate::json;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, id: &str) -> Result<Ending, Failure> {
-    with_store(url, async |store| {
+    with_existing(url, async |store| {
         let recorded = store.get(&Context::background(), id).await?;
         let mut output = Output::stdout();
         output.line(|out| json::write(out, &recorded))?;

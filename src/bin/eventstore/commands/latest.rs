@@ -2,12 +2,12 @@
 
 use eventstore::Context;
 
-use super::{Ending, with_store};
+use super::{Ending, with_existing};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    with_store(url, async |store| {
+    with_existing(url, async |store| {
         let version = store.latest_version(&Context::background()).await?;
         let mut output = Output::stdout();
         output.text(&version.to_string())?;

@@ -2,7 +2,7 @@
 
 use eventstore::{CancellationToken, Context, Error, EventStoreExt, LoadOptions, RecordedEvent};
 
-use super::{Ending, Store, with_store};
+use super::{Ending, Store, with_existing};
 use crate::cli::{Format, LoadArgs};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -19,7 +19,7 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     }
     // Without following there is nothing to end in good order: Ctrl-C just ends the process.
     let interrupted = if args.follow { interrupt::listen()? } else { CancellationToken::new() };
-    with_store(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
+    with_existing(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
         Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
             Ok(Ending::Interrupted)
         }

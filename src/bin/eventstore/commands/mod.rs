@@ -1,6 +1,8 @@
 //! One file for each command.
 
 mod append;
+mod backup;
+mod copy;
 mod demo;
 mod digest;
 mod gc;
@@ -8,14 +10,19 @@ mod get;
 mod import;
 mod latest;
 mod load;
+mod repair;
+mod restore;
 mod stats;
+mod verify;
 
 use std::sync::Arc;
 
-use eventstore::EventStore;
+use eventstore::{Context, Error, EventStore};
 
 use crate::cli::{Cli, Command};
-use crate::failure::Failure;
+use crate::failure::{Failure, tell};
+use crate::interrupt;
+use crate::progress::Work;
 
 type Store = Arc<dyn EventStore>;
 
@@ -26,14 +33,12 @@ pub(crate) enum Ending {
     Finished,
     /// It was asked to stop, and did so in good order.
     Interrupted,
+    /// It did all there was to do, and found something wrong.
+    FoundDamage,
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
-    let url = match cli.command {
-        Command::Demo | Command::Append(_) | Command::Import(_) => cli.store,
-        _ => existing(cli.store),
-    };
-    let url = url.as_str();
+    let url = cli.store.as_str();
     match cli.command {
         Command::Demo => demo::run().await,
         Command::Append(args) => append::run(url, &args).await,
@@ -42,28 +47,52 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Get { id } => get::run(url, &id).await,
         Command::Latest => latest::run(url).await,
         Command::Stats => stats::run(url).await,
-        Command::Gc => gc::run(url).await,
-        Command::Digest => digest::run(url).await,
+        Command::Gc { full } => gc::run(url, full).await,
+        Command::Digest { until } => digest::run(url, until.as_deref()).await,
+        Command::Backup { directory } => backup::run(url, &directory).await,
+        Command::Restore { directory } => restore::run(url, &directory).await,
+        Command::Verify => verify::run(url).await,
+        Command::Copy { to } => copy::run(url, &to).await,
+        Command::Repair => repair::run(url).await,
     }
 }
 
-/// The URL of a store that has to be there: whoever reads from a mistyped path wants to be told.
-fn existing(mut url: String) -> String {
-    const OPTION: &str = "create_if_missing=";
-    if url.contains(':') && !url.starts_with("memory:") && !url.contains(OPTION) {
-        url.push(if url.contains('?') { '&' } else { '?' });
-        url.push_str(OPTION);
-        url.push_str("false");
-    }
-    url
-}
-
-/// Opens the store, works with it, and closes it, whatever came of the work.
+/// Opens the store or creates it, works with it, and closes it, whatever came of the work.
 async fn with_store(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
-    let store = eventstore::open(url).await?;
+    with_open(eventstore::open(url).await?, work).await
+}
+
+/// As [`with_store`], but the store has to be there: whoever reads from a mistyped path wants to be told.
+async fn with_existing(
+    url: &str,
+    work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
+    with_open(eventstore::open_existing(url).await?, work).await
+}
+
+async fn with_open(store: Store, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
     let result = work(&store).await;
     let closed = store.close().await;
     let ending = result?;
     closed?;
     Ok(ending)
+}
+
+/// Does work that may take long: it shows its progress, in this unit, and ends in good order with Ctrl-C, which gives
+/// `None`.
+async fn interruptible<T>(
+    unit: &str,
+    work: impl AsyncFnOnce(&Context) -> eventstore::Result<T>,
+) -> Result<Option<T>, Failure> {
+    let interrupted = interrupt::listen()?;
+    let bar = Work::new(unit);
+    let ctx = Context::background().with_cancellation(interrupted.clone()).with_progress(bar.listener());
+    match work(&ctx).await {
+        Err(Error::Cancelled) if interrupted.is_cancelled() => {
+            drop(bar);
+            tell("interrupted");
+            Ok(None)
+        }
+        result => Ok(Some(result?)),
+    }
 }

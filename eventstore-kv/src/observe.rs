@@ -1,0 +1,159 @@
+//! What a store tells about its work: metrics through the `metrics` facade, logs and spans through `tracing`.
+
+use std::time::{Duration, Instant};
+
+use eventstore_api::{Durability, Result, StoreOutcome, Stored};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use tracing::Span;
+
+/// The metrics of one store, looked up once: whoever wants them installs a recorder before opening the store.
+/// `docs/metrics.md` lists them.
+pub(crate) struct Observer {
+    backend: &'static str,
+    append_seconds: Histogram,
+    queue_seconds: Histogram,
+    commit_seconds: Histogram,
+    group_events: Histogram,
+    group_bytes: Histogram,
+    events_written: Counter,
+    latest_version: Gauge,
+    fenced: Gauge,
+    events_read: Counter,
+    page_seconds: Histogram,
+}
+
+const APPENDS: &str = "eventstore_appends_total";
+const APPEND_SECONDS: &str = "eventstore_append_seconds";
+const QUEUE_SECONDS: &str = "eventstore_queue_seconds";
+const COMMIT_SECONDS: &str = "eventstore_commit_seconds";
+const GROUP_EVENTS: &str = "eventstore_group_events";
+const GROUP_BYTES: &str = "eventstore_group_bytes";
+const EVENTS_WRITTEN: &str = "eventstore_events_written_total";
+const LATEST_VERSION: &str = "eventstore_latest_version";
+const FENCED: &str = "eventstore_fenced";
+const EVENTS_READ: &str = "eventstore_events_read_total";
+const PAGE_SECONDS: &str = "eventstore_page_seconds";
+const MAINTENANCE_SECONDS: &str = "eventstore_maintenance_seconds";
+
+impl Observer {
+    pub(crate) fn new(backend: &'static str) -> Self {
+        describe();
+        let observer = Observer {
+            backend,
+            append_seconds: histogram!(APPEND_SECONDS, "backend" => backend),
+            queue_seconds: histogram!(QUEUE_SECONDS, "backend" => backend),
+            commit_seconds: histogram!(COMMIT_SECONDS, "backend" => backend),
+            group_events: histogram!(GROUP_EVENTS, "backend" => backend),
+            group_bytes: histogram!(GROUP_BYTES, "backend" => backend),
+            events_written: counter!(EVENTS_WRITTEN, "backend" => backend),
+            latest_version: gauge!(LATEST_VERSION, "backend" => backend),
+            fenced: gauge!(FENCED, "backend" => backend),
+            events_read: counter!(EVENTS_READ, "backend" => backend),
+            page_seconds: histogram!(PAGE_SECONDS, "backend" => backend),
+        };
+        observer.fenced.set(0.0);
+        observer
+    }
+
+    /// A span around one append.
+    pub(crate) fn append_span(&self, events: usize, bytes: usize) -> Span {
+        tracing::debug_span!("append", backend = self.backend, events, bytes)
+    }
+
+    /// An append was answered, with or without success.
+    pub(crate) fn appended(&self, began: Instant, result: &Result<Vec<Stored>>) {
+        let took = began.elapsed();
+        let outcome = match result {
+            Ok(stored) if stored.iter().any(|stored| stored.outcome == StoreOutcome::Written) => "written",
+            Ok(_) => "already_stored",
+            Err(error) => error.code(),
+        };
+        counter!(APPENDS, "backend" => self.backend, "outcome" => outcome).increment(1);
+        self.append_seconds.record(took);
+        tracing::debug!(outcome, ?took, "answered an append");
+    }
+
+    /// An append was taken out of the queue, after this time in it.
+    pub(crate) fn dequeued(&self, waited: Duration) {
+        self.queue_seconds.record(waited);
+    }
+
+    /// A group was committed.
+    pub(crate) fn committed(&self, group: &Committed) {
+        let Committed { events, bytes, head, durability, took } = *group;
+        self.commit_seconds.record(took);
+        self.group_events.record(events as f64);
+        self.group_bytes.record(bytes as f64);
+        self.events_written.increment(events);
+        self.latest_version.set(head as f64);
+        tracing::debug!(backend = self.backend, events, bytes, head, ?durability, ?took, "committed a group");
+    }
+
+    /// The writer was fenced.
+    pub(crate) fn fenced(&self, reason: &str) {
+        self.fenced.set(1.0);
+        tracing::error!(
+            backend = self.backend,
+            reason,
+            "the writer is fenced: appends fail until the store is reopened"
+        );
+    }
+
+    /// A page was read, or found damaged.
+    pub(crate) fn read(&self, began: Instant, events: Option<usize>) {
+        let took = began.elapsed();
+        self.page_seconds.record(took);
+        self.events_read.increment(events.unwrap_or(0) as u64);
+        tracing::trace!(backend = self.backend, events, ?took, "read a page");
+    }
+
+    /// A span around maintenance.
+    pub(crate) fn maintenance_span(&self, operation: &'static str) -> Span {
+        tracing::debug_span!("maintenance", backend = self.backend, operation)
+    }
+
+    /// Maintenance came to its end.
+    pub(crate) fn maintained<T>(&self, operation: &'static str, began: Instant, result: &Result<T>) {
+        let took = began.elapsed();
+        let outcome = result.as_ref().map_or_else(eventstore_api::Error::code, |_| "done");
+        histogram!(MAINTENANCE_SECONDS, "backend" => self.backend, "operation" => operation, "outcome" => outcome)
+            .record(took);
+        tracing::debug!(outcome, ?took, "finished {operation}");
+    }
+}
+
+/// A group that was committed.
+pub(crate) struct Committed {
+    pub(crate) events: u64,
+    /// Of keys and values.
+    pub(crate) bytes: usize,
+    pub(crate) head: u64,
+    pub(crate) durability: Durability,
+    /// In the engine, with the sync.
+    pub(crate) took: Duration,
+}
+
+fn describe() {
+    describe_counter!(
+        APPENDS,
+        Unit::Count,
+        "Appends answered, by outcome: written, already_stored or the error's code"
+    );
+    describe_histogram!(APPEND_SECONDS, Unit::Seconds, "From the call of an append to its answer");
+    describe_histogram!(QUEUE_SECONDS, Unit::Seconds, "Time of an append in the queue");
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The engine's commit of a group, with its sync");
+    describe_histogram!(GROUP_EVENTS, Unit::Count, "Events committed together");
+    describe_histogram!(GROUP_BYTES, Unit::Bytes, "Bytes of keys and values committed together");
+    describe_counter!(EVENTS_WRITTEN, Unit::Count, "Events written");
+    describe_gauge!(LATEST_VERSION, Unit::Count, "The version of the newest event written since the store was opened");
+    describe_gauge!(FENCED, Unit::Count, "1 if appends fail until the store is reopened");
+    describe_counter!(EVENTS_READ, Unit::Count, "Events read by loads and subscriptions");
+    describe_histogram!(PAGE_SECONDS, Unit::Seconds, "The reading of a page");
+    describe_histogram!(
+        MAINTENANCE_SECONDS,
+        Unit::Seconds,
+        "Garbage collections, backups, verifications, statistics, by operation and outcome"
+    );
+}

@@ -1,0 +1,30 @@
+//! `copy`: every event to another store, of whatever engine.
+
+use std::time::Instant;
+
+use super::{Ending, interruptible, with_existing, with_store};
+use crate::failure::{Failure, tell};
+use crate::output::Output;
+
+pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
+    with_existing(from, async |source| {
+        with_store(to, async |target| {
+            let started = Instant::now();
+            let copied = interruptible("events", async |ctx| eventstore::copy(source, target, ctx).await);
+            let Some(report) = copied.await? else {
+                tell("copy to the same store again to go on");
+                return Ok(Ending::Interrupted);
+            };
+            let mut output = Output::stdout();
+            output.field("copied", report.copied)?;
+            output.field("already_there", report.already_there)?;
+            output.field("latest_version", report.version)?;
+            output.field("digest", report.digest)?;
+            output.field("seconds", format_args!("{:.2}", started.elapsed().as_secs_f64()))?;
+            output.flush()?;
+            Ok(Ending::Finished)
+        })
+        .await
+    })
+    .await
+}
