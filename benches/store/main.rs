@@ -6,11 +6,18 @@
 //! cargo bench --bench store -- --test        # each once, results asserted, nothing timed
 //! ```
 //!
-//! Ids are `workload/size/backend`. Events have 300 bytes of data and time-ordered ids; they belong to 3,000 aggregates.
+//! Ids are `workload/size/backend`. Events have 300 bytes of data, and time-ordered ids where nothing else is said; they
+//! belong to 3,000 aggregates. Appends go to a store that has 102,000 events already.
 //! Every append is durable (`Sync`). The files lie below the target directory, which should be on a real disk: a RAM
 //! disk flatters every sync.
 
+mod raw;
+#[cfg(feature = "lmdb")]
 mod raw_lmdb;
+#[cfg(feature = "rocksdb")]
+mod raw_rocksdb;
+#[cfg(feature = "sled")]
+mod raw_sled;
 mod workload;
 
 use std::hint::black_box;
@@ -19,14 +26,22 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use eventstore::{Batch, Context, EventStore, EventStoreExt, Version};
+use eventstore::{Batch, Context, Event, EventStore, EventStoreExt, Version};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use raw_lmdb::RawLmdb;
-use workload::{AGGREGATES, EVENTS, aggregate_id, event, events};
+use raw::Raw;
+use workload::{AGGREGATES, EVENTS, Ids, aggregate_id, event, events};
 
-const BACKENDS: [&str; 2] = ["memory", "lmdb"];
+const BACKENDS: &[&str] = &[
+    "memory",
+    #[cfg(feature = "lmdb")]
+    "lmdb",
+    #[cfg(feature = "rocksdb")]
+    "rocksdb",
+    #[cfg(feature = "sled")]
+    "sled",
+];
 
 fn directory() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory below target")
@@ -63,10 +78,9 @@ impl Bench {
     }
 
     /// `appenders` tasks at once, each appending `rounds` batches of `batch` events, one after the other.
-    fn append(&self, appenders: usize, batch: usize, rounds: u64) -> Duration {
-        let prepared: Vec<Vec<Batch>> = (0..appenders)
-            .map(|_| (0..rounds).map(|_| Batch::new((0..batch).map(|n| event(n as u64)).collect())).collect())
-            .collect();
+    fn append(&self, appenders: usize, batch: usize, ids: Ids, rounds: u64) -> Duration {
+        let prepared: Vec<Vec<Batch>> =
+            (0..appenders).map(|_| batches(batch, ids, rounds).into_iter().map(Batch::new).collect()).collect();
         self.runtime.block_on(async {
             let began = Instant::now();
             let tasks: Vec<_> = prepared
@@ -89,52 +103,72 @@ impl Bench {
     }
 }
 
+/// Batches of one appender. Their aggregates are those that a filled store has.
+fn batches(events: usize, ids: Ids, rounds: u64) -> Vec<Vec<Event>> {
+    (0..rounds).map(|round| (0..events as u64).map(|n| event(round * 7919 + n, ids)).collect()).collect()
+}
+
+/// One store for all sizes, which begins with the events that the reads have.
 fn append(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("append");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
-    for (appenders, batch) in [(1, 1), (8, 1), (64, 1), (1, 100), (1, 1000)] {
-        let size = format!("{appenders}x{batch}");
-        group.throughput(Throughput::Elements((appenders * batch) as u64));
+    for (name, ids) in [("append", Ids::TimeOrdered), ("append-random-ids", Ids::Random)] {
+        let mut group = criterion.benchmark_group(name);
+        group.sample_size(10).measurement_time(Duration::from_secs(5));
         for backend in BACKENDS {
-            let bench = Bench::open(backend);
-            group.bench_function(BenchmarkId::new(&size, backend), |b| {
-                b.iter_custom(|rounds| bench.append(appenders, batch, rounds));
-            });
-        }
-        if appenders == 1 {
-            let directory = directory();
-            let raw = RawLmdb::open(directory.path());
-            group.bench_function(BenchmarkId::new(&size, "raw-lmdb"), |b| {
-                b.iter_custom(|rounds| {
-                    let batches: Vec<_> =
-                        (0..rounds).map(|_| (0..batch).map(|n| event(n as u64)).collect::<Vec<_>>()).collect();
-                    let began = Instant::now();
-                    batches.iter().for_each(|batch| raw.append(batch));
-                    began.elapsed()
+            let bench = Bench::filled(backend);
+            for (appenders, batch) in [(1, 1), (8, 1), (64, 1), (1, 100), (1, 1000)] {
+                if ids == Ids::Random && appenders > 1 {
+                    continue;
+                }
+                group.throughput(Throughput::Elements((appenders * batch) as u64));
+                group.bench_function(BenchmarkId::new(format!("{appenders}x{batch}"), backend), |b| {
+                    b.iter_custom(|rounds| bench.append(appenders, batch, ids, rounds));
                 });
-            });
+            }
+            drop(bench);
+            let directory = directory();
+            let Some(raw) = raw_filled(backend, &directory) else { continue };
+            for batch in [1, 100, 1000] {
+                group.throughput(Throughput::Elements(batch as u64));
+                group.bench_function(BenchmarkId::new(format!("1x{batch}"), format!("raw-{backend}")), |b| {
+                    b.iter_custom(|rounds| {
+                        let batches = batches(batch, ids, rounds);
+                        let began = Instant::now();
+                        batches.iter().for_each(|batch| raw.append(batch));
+                        began.elapsed()
+                    });
+                });
+            }
         }
+        group.finish();
     }
-    group.finish();
+}
+
+/// The raw engine of a backend with the same events as [`Bench::filled`]; `None` if it has none.
+fn raw_filled(backend: &str, directory: &TempDir) -> Option<Box<dyn Raw>> {
+    let raw = raw::open(backend, directory.path())?;
+    events(0..EVENTS).chunks(1000).for_each(|batch| raw.append(batch));
+    Some(raw)
 }
 
 fn reads(criterion: &mut Criterion) {
-    let directory = directory();
-    let raw = RawLmdb::open(directory.path());
-    events(0..EVENTS).chunks(1000).for_each(|batch| raw.append(batch));
-    let stores: Vec<_> = BACKENDS.into_iter().map(|backend| (backend, Bench::filled(backend))).collect();
+    let stores: Vec<_> = BACKENDS.iter().map(|backend| (*backend, Bench::filled(backend))).collect();
+    let directories: Vec<_> = BACKENDS.iter().map(|backend| (*backend, directory())).collect();
+    let raws: Vec<_> = directories
+        .iter()
+        .filter_map(|(backend, directory)| Some((format!("raw-{backend}"), raw_filled(backend, directory)?)))
+        .collect();
 
     let mut group = criterion.benchmark_group("scan");
     group.sample_size(10).throughput(Throughput::Elements(EVENTS));
     for (backend, bench) in &stores {
         bench_scan(&mut group, backend, bench);
     }
-    group.bench_function(BenchmarkId::new("pages", "raw-lmdb"), |b| {
-        b.iter(|| assert_eq!(raw.scan(), EVENTS));
-    });
-    group.bench_function(BenchmarkId::new("pages", "raw-lmdb-one-buffer"), |b| {
-        b.iter(|| assert_eq!(raw.scan_into_one_buffer(), EVENTS));
-    });
+    for (name, raw) in &raws {
+        group.bench_function(BenchmarkId::new("pages", name), |b| b.iter(|| assert_eq!(raw.scan(), EVENTS)));
+        group.bench_function(BenchmarkId::new("pages", format!("{name}-one-buffer")), |b| {
+            b.iter(|| assert_eq!(raw.scan_into_one_buffer(), EVENTS));
+        });
+    }
     group.finish();
 
     let mut group = criterion.benchmark_group("aggregate");
@@ -153,10 +187,12 @@ fn reads(criterion: &mut Criterion) {
             });
         });
     }
-    group.bench_function(BenchmarkId::new(&size, "raw-lmdb"), |b| {
-        let mut next = aggregates();
-        b.iter(|| assert_eq!(raw.load_aggregate(&next()), per_aggregate));
-    });
+    for (name, raw) in &raws {
+        group.bench_function(BenchmarkId::new(&size, name), |b| {
+            let mut next = aggregates();
+            b.iter(|| assert_eq!(raw.load_aggregate(&next()), per_aggregate));
+        });
+    }
     group.finish();
 
     let mut group = criterion.benchmark_group("get");
@@ -171,11 +207,13 @@ fn reads(criterion: &mut Criterion) {
             });
         });
     }
-    let ids = raw.some_ids();
-    group.bench_function(BenchmarkId::new("id", "raw-lmdb"), |b| {
-        let mut next = ids.iter().cycle();
-        b.iter(|| black_box(raw.get(next.next().expect("endless"))));
-    });
+    for (name, raw) in &raws {
+        let ids = raw.some_ids();
+        group.bench_function(BenchmarkId::new("id", name), |b| {
+            let mut next = ids.iter().cycle();
+            b.iter(|| black_box(raw.get(next.next().expect("endless"))));
+        });
+    }
     group.finish();
 }
 
