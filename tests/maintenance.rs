@@ -1,0 +1,253 @@
+//! Backup, restore, copy, verification and collection on every backend of this build.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use eventstore::{
+    Batch, CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Progress, Version,
+};
+use tempfile::TempDir;
+
+type Store = Arc<dyn EventStore>;
+
+/// The backends of this build that have files.
+const BACKENDS: &[&str] = &[
+    #[cfg(feature = "lmdb")]
+    "lmdb",
+    #[cfg(feature = "rocksdb")]
+    "rocksdb",
+    #[cfg(feature = "sled")]
+    "sled",
+];
+
+fn ctx() -> Context {
+    Context::background()
+}
+
+async fn open(backend: &str, path: &Path) -> Store {
+    eventstore::open(&url(backend, path)).await.unwrap_or_else(|error| panic!("{backend}: {error}"))
+}
+
+fn url(backend: &str, path: &Path) -> String {
+    format!("{backend}:{}", path.display())
+}
+
+fn event(n: u64) -> Event {
+    let data = format!("payload {n:06} {}", uuid::Uuid::new_v4());
+    Event::builder("Tested", format!("aggregate-{}", n % 50)).data(data).build().unwrap()
+}
+
+async fn fill(store: &Store, batches: u64) {
+    for batch in 0..batches {
+        let events = (0..100).map(|n| event(batch * 100 + n)).collect();
+        store.store_batch(&ctx(), Batch::new(events)).await.unwrap();
+    }
+}
+
+async fn assert_clean(store: &Store) {
+    let report = store.verify(&ctx()).await.unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!(report.events, store.latest_version(&ctx()).await.unwrap().get());
+    assert_eq!(report.aggregates, store.stats(&ctx()).await.unwrap().aggregates);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_taken_while_events_are_appended_has_the_digest_of_its_version() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let store = open(backend, &directory.path().join("store")).await;
+        fill(&store, 20).await;
+        let appending = tokio::spawn({
+            let store = store.clone();
+            async move { fill(&store, 60).await }
+        });
+        store.wait_for_events(&ctx(), Version::new(2500)).await.unwrap();
+        let before = store.latest_version(&ctx()).await.unwrap();
+        let target = directory.path().join("backup");
+        let report = store.backup(&ctx(), &target).await.unwrap();
+        appending.await.unwrap();
+        assert!(report.latest_version >= before, "{backend}: what was acknowledged before is in it");
+        assert_eq!(report.latest_version.get() % 100, 0, "{backend}: no batch in part");
+
+        let backup = open(backend, &target).await;
+        assert_eq!(backup.latest_version(&ctx()).await.unwrap(), report.latest_version);
+        assert_clean(&backup).await;
+        let digest = eventstore::digest(&backup, &ctx()).await.unwrap();
+        assert_eq!(eventstore::digest_until(&store, &ctx(), report.latest_version).await.unwrap(), digest, "{backend}");
+        backup.close().await.unwrap();
+
+        let restored = directory.path().join("restored");
+        eventstore::restore(&ctx(), &target, &url(backend, &restored)).await.unwrap();
+        let restored = open(backend, &restored).await;
+        assert_eq!(eventstore::digest(&restored, &ctx()).await.unwrap(), digest, "{backend}");
+        assert_clean(&restored).await;
+    }
+}
+
+#[tokio::test]
+async fn backups_and_restores_refuse_what_is_in_the_way() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("store");
+        let store = open(backend, &path).await;
+        fill(&store, 1).await;
+        let mine = directory.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        fs::write(mine.join("thesis.txt"), "irreplaceable").unwrap();
+        for target in [&mine, &path] {
+            let error = store.backup(&ctx(), target).await.unwrap_err();
+            assert!(matches!(error, Error::Open { .. }), "{backend}: {error}");
+            let error = eventstore::restore(&ctx(), &path, &url(backend, target)).await.unwrap_err();
+            assert!(matches!(error, Error::Open { .. } | Error::Locked { .. }), "{backend}: {error}");
+        }
+        assert_eq!(fs::read_to_string(mine.join("thesis.txt")).unwrap(), "irreplaceable");
+        assert_eq!(fs::read_dir(&mine).unwrap().count(), 1);
+
+        let stop = CancellationToken::new();
+        let at_once = stop.clone();
+        let progress = Progress::new(move |_, _| at_once.cancel());
+        let target = directory.path().join("cancelled");
+        let stopping = ctx().with_cancellation(stop).with_progress(progress);
+        match store.backup(&stopping, &target).await {
+            Err(Error::Cancelled) => assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "{backend}"),
+            other => panic!("{backend}: {other:?}"),
+        }
+        store.backup(&ctx(), &target).await.expect("the target is free again");
+        store.close().await.unwrap();
+        let other = format!("memory:{}", directory.path().join("other").display());
+        let error = eventstore::restore(&ctx(), &target, &other).await.unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { what } if what.contains("copy")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn copies_from_engine_to_engine_are_the_same_to_the_microsecond() {
+    let directory = TempDir::new().unwrap();
+    let first = eventstore::open("memory:").await.unwrap();
+    fill(&first, 12).await;
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_micros(1_234_567_890_123_456);
+    let old = Batch::new(vec![event(1), event(2)]).recorded_at(vec![long_ago, long_ago + Duration::from_micros(1)]);
+    first.store_batch(&ctx(), old).await.unwrap();
+    let events = first.load(&ctx(), Version::ZERO).into_vec().await.unwrap();
+    let digest = eventstore::digest(&first, &ctx()).await.unwrap();
+    let mut source = first;
+    for (nth, backend) in BACKENDS.iter().chain(BACKENDS.first()).enumerate() {
+        let target = open(backend, &directory.path().join(nth.to_string())).await;
+        let report = eventstore::copy(&source, &target, &ctx()).await.unwrap();
+        assert_eq!((report.copied, report.already_there, report.digest), (1202, 0, digest), "{backend}");
+        assert_eq!(target.load(&ctx(), Version::ZERO).into_vec().await.unwrap(), events, "{backend}");
+        assert_clean(&target).await;
+        source = target;
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_goes_on_and_a_wrong_target_is_refused() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let source = eventstore::open("memory:").await.unwrap();
+        fill(&source, 150).await;
+        let target = open(backend, &directory.path().join("target")).await;
+        let stop = CancellationToken::new();
+        let cancel = stop.clone();
+        let progress = Progress::new(move |done, total| {
+            assert_eq!(total, 30_000);
+            if done > 2_000 {
+                cancel.cancel();
+            }
+        });
+        let stopping = ctx().with_cancellation(stop).with_progress(progress);
+        let error = eventstore::copy(&source, &target, &stopping).await.unwrap_err();
+        assert!(matches!(error, Error::Cancelled | Error::OutcomeUnknown { .. }), "{backend}: {error}");
+        let there = target.latest_version(&ctx()).await.unwrap().get();
+        assert!((1..15_000).contains(&there), "{backend}: {there}");
+        let report = eventstore::copy(&source, &target, &ctx()).await.unwrap();
+        assert!(report.already_there >= there && report.copied + report.already_there == 15_000, "{report:?}");
+        assert_eq!(report.digest, eventstore::digest(&target, &ctx()).await.unwrap());
+
+        target.store(&ctx(), event(1), Expected::Any).await.unwrap();
+        let error = eventstore::copy(&source, &target, &ctx()).await.unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "it has more: {error}");
+        fill(&source, 1).await;
+        let error = eventstore::copy(&source, &target, &ctx()).await.unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { what } if what.contains("version 15001")), "{error}");
+    }
+}
+
+/// Flips the bytes of a text wherever it lies in the files below a directory, and tells whether it was found.
+fn damage(path: &Path, text: &[u8]) -> bool {
+    let mut found = false;
+    let entries: Vec<PathBuf> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for entry in entries {
+        if entry.is_dir() {
+            found |= damage(&entry, text);
+            continue;
+        }
+        let mut bytes = fs::read(&entry).unwrap();
+        let windows = bytes.windows(text.len()).enumerate();
+        let places: Vec<_> = windows.filter(|(_, window)| *window == text).map(|(place, _)| place).collect();
+        if !places.is_empty() {
+            places.iter().for_each(|&place| bytes[place] ^= 1);
+            fs::write(&entry, bytes).unwrap();
+            found = true;
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_found_and_named_on_every_engine() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("store");
+        let store = open(backend, &path).await;
+        fill(&store, 3).await;
+        // What RocksDB has only in its log is damaged there for the whole store, not for one event.
+        store.run_gc(&ctx(), Gc::Quick).await.unwrap();
+        let damaged = store.load(&ctx(), Version::new(149)).next().await.unwrap().unwrap();
+        let data = damaged.event.data().to_vec();
+        store.close().await.unwrap();
+        assert!(damage(&path, &data[data.len() - 20..]), "{backend}: the payload lies in some file");
+
+        let store = open(backend, &path).await;
+        let report = store.verify(&ctx()).await.unwrap();
+        let named = |version: u64| report.findings.iter().any(|found| found.version == Some(Version::new(version)));
+        assert!(named(150), "{backend}: {:?}", report.findings);
+        let error = store.load(&ctx(), Version::new(149)).into_vec().await.unwrap_err();
+        let is_150 = |at: Option<Version>| at == Some(Version::new(150));
+        assert!(matches!(&error, Error::Corrupt { version, .. } if is_150(*version)), "{backend}: {error}");
+        let error = store.get(&ctx(), damaged.event.id()).await.unwrap_err();
+        assert!(matches!(&error, Error::Corrupt { version, .. } if is_150(*version)), "{backend}: {error}");
+        let first = store.load(&ctx(), Version::ZERO).next().await.unwrap();
+        assert!(matches!(&first, Ok(_) | Err(Error::Corrupt { version: Some(_), .. })), "{backend}: {first:?}");
+    }
+}
+
+#[tokio::test]
+async fn periodic_collection_ends_with_its_context_and_with_the_store() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let store = open(backend, directory.path()).await;
+        fill(&store, 1).await;
+        let (stop, rounds) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let count = |stop: &CancellationToken| {
+            let (stop, rounds) = (stop.clone(), rounds.clone());
+            move |result: Result<eventstore::GcReport, Error>| {
+                assert!(result.is_ok(), "{result:?}");
+                if rounds.fetch_add(1, Ordering::Relaxed) == 2 {
+                    stop.cancel();
+                }
+            }
+        };
+        let period = Duration::from_micros(1);
+        store.run_gc_every(&ctx().with_cancellation(stop.clone()), period, Gc::Quick, count(&stop)).await;
+        assert_eq!(rounds.load(Ordering::Relaxed), 3, "{backend}");
+        store.close().await.unwrap();
+        store.run_gc_every(&ctx(), period, Gc::Quick, count(&stop)).await;
+    }
+}
