@@ -23,12 +23,12 @@ has_libclang() {
         compgen -G '/usr/lib/llvm-*/lib/libclang*' >/dev/null || compgen -G '/Library/Developer/*/usr/lib/libclang*' >/dev/null
 }
 features=full without=()
-if ! has_libclang || ! command -v c++ >/dev/null; then
+if ! has_libclang || ! command -v g++ >/dev/null; then
     echo "note: libclang or a C++ compiler is not installed, so RocksDB is left out (Debian, Ubuntu: apt-get install libclang-dev g++)"
     left_out+=("RocksDB is left out")
     features=lmdb,sled without=(--exclude backend-rocksdb)
 elif command -v ccache >/dev/null; then
-    export CC="${CC:-ccache cc}" CXX="${CXX:-ccache c++}"
+    export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
 else
     echo "note: ccache is not installed, so RocksDB is compiled anew in each target directory (Debian, Ubuntu: apt-get install ccache)"
 fi

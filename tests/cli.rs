@@ -686,7 +686,6 @@ fn a_store_that_cannot_be_opened_is_named() {
     let shell = Shell::new();
     shell.write("file", "some text");
     shell.run(&["--store", "nope:./x", "latest"]).failed("unsupported", &["\"nope\"", "lmdb"]);
-    shell.run(&["--store", "rocksdb:./x", "latest"]).failed("unsupported", &["rocksdb"]);
     shell.run(&["--store", "lmdb:./x?nonsense=1", "latest"]).failed("invalid_option", &["nonsense", "map_size"]);
     shell.run(&["--store", "lmdb:./file", "latest"]).failed("cannot_open", &["./file"]);
     assert_eq!(fs::read(shell.path("file")).unwrap(), b"some text");
@@ -785,4 +784,106 @@ fn reading_from_a_store_that_is_not_there_is_an_error_and_creates_nothing() {
         shell.run(args).failed("cannot_open", &["./store", "no store", "check the path"]);
         assert!(!shell.path("store").exists(), "{args:?}");
     }
+}
+
+// Maintenance.
+
+/// The fields that a command prints as `name: value`, with the wanted name.
+fn fields<'a>(done: &'a Done, name: &str) -> Vec<&'a str> {
+    done.stdout.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).collect()
+}
+
+#[test]
+fn a_backup_is_restored_and_verified() {
+    let shell = Shell::new();
+    shell.run(&["import", orders().to_str().unwrap()]).succeeded();
+    let digest = shell.run(&["digest"]).succeeded().stdout;
+    let backup = shell.run(&["backup", "backup"]).succeeded();
+    assert_eq!(fields(&backup, "latest_version"), ["72"]);
+    shell.run(&["backup", "backup"]).failed("cannot_open", &["backup", "there is a store already"]);
+    let restored = shell.run(&["--store", "lmdb:./restored", "restore", "backup"]).succeeded();
+    assert_eq!(restored.stdout, "events: 72\naggregates: 33\nverdict: clean\n");
+    for store in ["lmdb:./backup", "lmdb:./restored"] {
+        assert_eq!(shell.run(&["--store", store, "digest"]).succeeded().stdout, digest);
+    }
+    shell.run(&["--store", "lmdb:./restored", "restore", "backup"]).failed("cannot_open", &["restored"]);
+    shell.run(&["--store", "lmdb:./other", "restore", "nowhere"]).failed("cannot_open", &["nowhere", "no store"]);
+    shell.run(&["--store", "memory:", "restore", "backup"]).failed("unsupported", &["lmdb engine", "copy"]);
+    assert!(!shell.path("other").exists());
+}
+
+#[test]
+fn a_copy_tells_what_it_did_and_goes_on() {
+    let shell = Shell::new();
+    shell.run(&["import", orders().to_str().unwrap()]).succeeded();
+    let first = shell.run(&["copy", "--to", "lmdb:./copy"]).succeeded();
+    assert_eq!((fields(&first, "copied"), fields(&first, "already_there")), (vec!["72"], vec!["0"]));
+    assert_eq!(fields(&first, "digest"), [shell.run(&["digest"]).succeeded().stdout.trim()]);
+    shell.run_with(&["append"], &line("one more", "a", "1")).succeeded();
+    let second = shell.run(&["copy", "--to", "lmdb:./copy"]).succeeded();
+    assert_eq!((fields(&second, "copied"), fields(&second, "already_there")), (vec!["1"], vec!["72"]));
+    assert_eq!(
+        shell.run(&["load"]).succeeded().stdout,
+        shell.run(&["--store", "lmdb:./copy", "load"]).succeeded().stdout,
+        "with the same times"
+    );
+    shell.run_with(&["append"], &line("mine", "a", "1")).succeeded();
+    shell.run_with(&["--store", "lmdb:./copy", "append"], &line("theirs", "a", "1")).succeeded();
+    shell.run(&["copy", "--to", "lmdb:./copy"]).failed("unsupported", &["different events at version 74"]);
+    shell.run(&["copy", "--to", "lmdb:./store"]).failed("locked", &["store"]);
+    shell.run(&["--store", "lmdb:./nowhere", "copy", "--to", "lmdb:./new"]).failed("cannot_open", &["nowhere"]);
+    assert!(!shell.path("new").exists());
+}
+
+#[test]
+fn a_digest_can_end_at_a_version() {
+    let shell = Shell::new();
+    shell.run_with(&["append"], &(line("1", "a", "1") + &line("2", "a", "2"))).succeeded();
+    shell.run_with(&["--store", "lmdb:./other", "append"], &line("1", "a", "1")).succeeded();
+    let until = shell.run(&["digest", "--until", "1"]).succeeded();
+    assert_eq!(until.stdout, shell.run(&["--store", "lmdb:./other", "digest"]).succeeded().stdout);
+    shell.run(&["digest", "--until", "-1"]).failed("usage", &[]);
+    shell.run(&["digest", "--until", "x"]).failed("invalid_version", &["x"]);
+}
+
+#[test]
+fn a_damaged_store_is_told_by_verify_and_its_exit_code() {
+    let shell = Shell::new();
+    shell.run_with(&["append"], &(line("1", "a", "\"payload one\"") + &line("2", "a", "2"))).succeeded();
+    assert_eq!(shell.run(&["verify"]).succeeded().stdout, "events: 2\naggregates: 1\nverdict: clean\n");
+    let file = shell.path("store/data.mdb");
+    let mut bytes = fs::read(&file).unwrap();
+    let places: Vec<_> = (0..bytes.len() - 11).filter(|&at| &bytes[at..at + 11] == b"payload one").collect();
+    places.into_iter().for_each(|at| bytes[at] ^= 1);
+    fs::write(&file, bytes).unwrap();
+    let verified = shell.run(&["verify"]);
+    assert_eq!((verified.code, verified.stderr.as_str()), (Some(1), ""));
+    assert_eq!(fields(&verified, "verdict"), ["damaged"]);
+    assert!(fields(&verified, "wrong")[0].starts_with("version 1: its checksum"), "{}", verified.stdout);
+}
+
+#[test]
+fn collecting_and_repairing_tell_what_they_did() {
+    let shell = Shell::new();
+    shell.run_with(&["append"], &line("1", "a", "1")).succeeded();
+    for arguments in [&["gc"][..], &["gc", "--full"]] {
+        assert!(!fields(&shell.run(arguments).succeeded(), "done").is_empty());
+    }
+    assert_eq!(fields(&shell.run(&["stats"]).succeeded(), "aggregates"), ["1"]);
+    shell.run(&["repair"]).failed("unsupported", &["restore a backup"]);
+}
+
+#[test]
+fn a_backend_that_is_left_out_names_its_feature() {
+    let shell = Shell::new();
+    for (scheme, is_there) in [("rocksdb", cfg!(feature = "rocksdb")), ("sled", cfg!(feature = "sled"))] {
+        let store = format!("{scheme}:./none");
+        let done = shell.run(&["--store", &store, "latest"]);
+        if is_there {
+            done.failed("cannot_open", &["there is no store"]);
+        } else {
+            done.failed("unsupported", &[&format!("--features {scheme}")]);
+        }
+    }
+    shell.run(&["--store", "lmdb:./store?block_cache=1GiB", "append"]).failed("invalid_option", &["block_cache"]);
 }

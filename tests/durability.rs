@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -43,14 +44,17 @@ fn main() -> ExitCode {
                 "a file system cannot be mounted here: the tests that fill a disk are ignored (they need unshare)"
             );
         }
-        let tests: [(&str, Test, bool); 7] = [
+        let tests: [(&str, Test, bool); 10] = [
             ("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills, true),
+            ("an_import_survives_fifty_kills", an_import_survives_fifty_kills, true),
+            ("a_killed_copy_goes_on", a_killed_copy_goes_on, true),
             ("every_answer_comes_after_a_sync", every_answer_comes_after_a_sync, strace),
             ("a_buffered_answer_comes_after_the_write", a_buffered_answer_comes_after_the_write, strace),
             ("concurrent_appends_share_syncs", concurrent_appends_share_syncs, strace),
             ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences, strace),
             ("a_failing_write_loses_nothing_that_was_acknowledged", a_failing_write_loses_nothing, strace),
             ("a_full_disk_that_gets_room_again_loses_nothing", a_full_disk_that_gets_room_again_loses_nothing, mounts),
+            ("a_backup_that_finds_no_room_leaves_nothing", a_backup_that_finds_no_room_leaves_nothing, mounts),
         ];
         for &backend in BACKENDS {
             for (name, test, can_run) in tests {
@@ -239,6 +243,58 @@ fn what_was_printed_survives_fifty_kills(backend: &'static str) -> Result<(), Fa
     Ok(())
 }
 
+/// Runs a command and kills it after a time of up to `most` milliseconds; true if it was still running then.
+fn kill_within(mut command: Command, numbers: &mut Numbers, most: u64) -> bool {
+    let mut child = command.spawn().unwrap();
+    // Any moment is as good as any other, and there is nothing to wait for.
+    thread::sleep(Duration::from_millis(numbers.below(most)));
+    let was_running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    was_running
+}
+
+fn an_import_survives_fifty_kills(backend: &'static str) -> Result<(), Failed> {
+    let shell = Shell::new(backend);
+    fs::write(shell.path().join("events.jsonl"), event_lines("e", 60_000))?;
+    let mut numbers = Numbers(7);
+    let (mut kills, mut there) = (0, 0);
+    for _ in 0..50 {
+        kills += u32::from(kill_within(shell.command(&["import", "events.jsonl"]), &mut numbers, 250));
+        if !shell.path().join("store/eventstore.json").exists() {
+            continue; // killed before there was a store
+        }
+        let verified = shell.command(&["verify"]).output()?;
+        assert!(verified.status.success(), "{}", text_of(&verified));
+        let latest = String::from_utf8(shell.command(&["latest"]).output()?.stdout)?.trim().parse()?;
+        assert!(latest >= there, "{latest} events, and there were {there} before");
+        there = latest;
+    }
+    assert!(kills > 25, "{kills} of fifty kills came in time");
+    let finished = shell.command(&["import", "events.jsonl"]).output()?;
+    assert!(finished.status.success(), "{}", text_of(&finished));
+    let undisturbed = shell.command(&["--store", &format!("{backend}:./other"), "import", "events.jsonl"]).output()?;
+    assert!(undisturbed.status.success(), "{}", text_of(&undisturbed));
+    let digest = |store: &str| shell.command(&["--store", &format!("{backend}:./{store}"), "digest"]).output();
+    assert_eq!(text_of(&digest("store")?), text_of(&digest("other")?));
+    Ok(())
+}
+
+fn a_killed_copy_goes_on(backend: &'static str) -> Result<(), Failed> {
+    let shell = Shell::new(backend);
+    assert!(finish(shell.command(&["import", "-"]).spawn()?, event_lines("e", 20_000)).status.success());
+    let to = format!("{backend}:./copy");
+    let mut numbers = Numbers(3);
+    for _ in 0..10 {
+        kill_within(shell.command(&["copy", "--to", &to]), &mut numbers, 300);
+    }
+    let copied = shell.command(&["copy", "--to", &to]).output()?;
+    assert!(copied.status.success(), "{}", text_of(&copied));
+    let loaded = |url: &str| shell.command(&["--store", url, "load"]).output();
+    assert!(loaded(&to)?.stdout == loaded(&format!("{backend}:./store"))?.stdout, "the copy is the same");
+    Ok(())
+}
+
 /// What strace saw, in order: syncs that were done, and bytes that were printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Seen {
@@ -375,6 +431,33 @@ fn a_full_disk_that_gets_room_again_loses_nothing(backend: &'static str) -> Resu
     assert!(shell.command(&["import", "events.jsonl"]).output()?.status.success());
     let digest = shell.command(&["digest"]).output()?.stdout;
     assert_eq!(text.lines().last(), std::str::from_utf8(&digest)?.lines().last(), "nothing is lost or doubled");
+    Ok(())
+}
+
+/// Backs up to a disk that is too small, and again once it is larger.
+const FULL_TARGET: &str = r#"
+    mkdir disk && mount -t tmpfs -o size=256k none disk || exit 99
+    "$0" backup disk/backup && exit 98
+    ls -A disk/backup
+    mount -o remount,size=1g disk || exit 97
+    "$0" backup disk/backup && EVENTSTORE_URL="$1:./disk/backup" "$0" digest && "$0" digest
+"#;
+
+fn a_backup_that_finds_no_room_leaves_nothing(backend: &'static str) -> Result<(), Failed> {
+    let shell = Shell::new(backend);
+    assert!(finish(shell.command(&["import", "-"]).spawn()?, event_lines("e", 20_000)).status.success());
+    let mut on_disk = Command::new(MOUNT[0]);
+    on_disk.args(&MOUNT[1..]).args([FULL_TARGET, env!("CARGO_BIN_EXE_eventstore")]);
+    let output = shell.prepare(on_disk, &[backend]).output()?;
+    let text = text_of(&output);
+    assert!(output.status.success(), "{:?}: {text}", output.status);
+    let lines: Vec<_> = std::str::from_utf8(&output.stdout)?.lines().collect();
+    let [latest, bytes, of_backup, of_store] = lines.as_slice() else { panic!("something was left: {text}") };
+    assert!(latest.starts_with("latest_version: 20000") && bytes.starts_with("bytes_on_disk: "), "{text}");
+    assert_eq!(of_backup, of_store);
+    let error = std::str::from_utf8(&output.stderr)?;
+    assert!(error.starts_with("error[engine]") || error.starts_with("error[cannot_open]"), "{error}");
+    assert!(error.contains("o space left") || error.contains("disk is full"), "the cause is told: {error}");
     Ok(())
 }
 
