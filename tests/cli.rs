@@ -819,7 +819,7 @@ fn a_copy_tells_what_it_did_and_goes_on() {
     let first = shell.run(&["copy", "--to", "lmdb:./copy"]).succeeded();
     assert_eq!((fields(&first, "copied"), fields(&first, "already_there")), (vec!["72"], vec!["0"]));
     assert_eq!(fields(&first, "digest"), [shell.run(&["digest"]).succeeded().stdout.trim()]);
-    shell.run_with(&["append"], &line("one more", "a", "1")).succeeded();
+    shell.run_with(&["append"], line("one more", "a", "1")).succeeded();
     let second = shell.run(&["copy", "--to", "lmdb:./copy"]).succeeded();
     assert_eq!((fields(&second, "copied"), fields(&second, "already_there")), (vec!["1"], vec!["72"]));
     assert_eq!(
@@ -827,8 +827,8 @@ fn a_copy_tells_what_it_did_and_goes_on() {
         shell.run(&["--store", "lmdb:./copy", "load"]).succeeded().stdout,
         "with the same times"
     );
-    shell.run_with(&["append"], &line("mine", "a", "1")).succeeded();
-    shell.run_with(&["--store", "lmdb:./copy", "append"], &line("theirs", "a", "1")).succeeded();
+    shell.run_with(&["append"], line("mine", "a", "1")).succeeded();
+    shell.run_with(&["--store", "lmdb:./copy", "append"], line("theirs", "a", "1")).succeeded();
     shell.run(&["copy", "--to", "lmdb:./copy"]).failed("unsupported", &["different events at version 74"]);
     shell.run(&["copy", "--to", "lmdb:./store"]).failed("locked", &["store"]);
     shell.run(&["--store", "lmdb:./nowhere", "copy", "--to", "lmdb:./new"]).failed("cannot_open", &["nowhere"]);
@@ -839,7 +839,7 @@ fn a_copy_tells_what_it_did_and_goes_on() {
 fn a_digest_can_end_at_a_version() {
     let shell = Shell::new();
     shell.run_with(&["append"], &(line("1", "a", "1") + &line("2", "a", "2"))).succeeded();
-    shell.run_with(&["--store", "lmdb:./other", "append"], &line("1", "a", "1")).succeeded();
+    shell.run_with(&["--store", "lmdb:./other", "append"], line("1", "a", "1")).succeeded();
     let until = shell.run(&["digest", "--until", "1"]).succeeded();
     assert_eq!(until.stdout, shell.run(&["--store", "lmdb:./other", "digest"]).succeeded().stdout);
     shell.run(&["digest", "--until", "-1"]).failed("usage", &[]);
@@ -865,7 +865,7 @@ fn a_damaged_store_is_told_by_verify_and_its_exit_code() {
 #[test]
 fn collecting_and_repairing_tell_what_they_did() {
     let shell = Shell::new();
-    shell.run_with(&["append"], &line("1", "a", "1")).succeeded();
+    shell.run_with(&["append"], line("1", "a", "1")).succeeded();
     for arguments in [&["gc"][..], &["gc", "--full"]] {
         assert!(!fields(&shell.run(arguments).succeeded(), "done").is_empty());
     }

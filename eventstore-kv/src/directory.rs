@@ -10,6 +10,9 @@ const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
 
+/// LMDB's and RocksDB's.
+const ENGINE_LOCK_FILES: [&str; 2] = ["lock.mdb", "LOCK"];
+
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
 /// engine whose files it holds once they are made.
 ///
@@ -60,10 +63,8 @@ impl StoreDirectory {
     pub fn engine_of(path: &Path) -> Result<String> {
         match read_mark(path)? {
             Some(mark) => Ok(mark.engine),
-            None => {
-                refuse_strangers(path)?;
-                Err(no_store(path))
-            }
+            None if path.is_dir() => refuse_strangers(path).and(Err(no_store(path))),
+            None => Err(no_store(path)),
         }
     }
 
@@ -221,9 +222,15 @@ fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Syncs every file below a directory, and the directories themselves.
+///
+/// It leaves out the lock files of engines: they hold nothing that is worth it, and an engine that is open would lose its
+/// POSIX lock when this closes its handle to the file.
 fn sync_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
+        if ENGINE_LOCK_FILES.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
         match entry.file_type()?.is_dir() {
             true => sync_tree(&entry.path())?,
             false => File::open(entry.path())?.sync_all()?,
@@ -275,7 +282,8 @@ fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
 
 /// Refuses a directory that is not a store, nor the beginning of one, but holds something.
 fn refuse_strangers(path: &Path) -> Result<()> {
-    if [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists()) {
+    let is_store = || [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists());
+    if is_store() {
         return Ok(());
     }
     if path.join(BACKUP_MARK_FILE).exists() {
@@ -290,6 +298,9 @@ fn refuse_strangers(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         if name != LOCK_FILE {
+            if is_store() {
+                return Ok(()); // somebody has just begun one
+            }
             let name = name.display();
             return Err(Error::Open {
                 path: path.display().to_string(),
@@ -408,5 +419,101 @@ mod tests {
         begun.mark().expect("marked");
         drop(begun);
         assert!(StoreDirectory::open(temporary.path(), "one").expect("opened").is_marked());
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .expect("read")
+            .map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_backup_that_is_dropped_is_deleted_and_its_directory_can_be_used_again() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("a/backup");
+        for _ in 0..2 {
+            let begun = StoreDirectory::begin_backup(&path, "one").expect("begun");
+            assert!(!begun.is_marked());
+            fs::write(begun.path().join("data"), "half").expect("written");
+            fs::create_dir(begun.path().join("parts")).expect("created");
+            fs::write(begun.path().join("parts/data"), "half").expect("written");
+            drop(begun);
+            assert_eq!(names(&path), [""; 0]);
+        }
+        StoreDirectory::open(&path, "two").expect("it is as if nothing had been there");
+    }
+
+    #[test]
+    fn a_backup_that_is_marked_stays_and_is_a_store() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let mut begun = StoreDirectory::begin_backup(temporary.path(), "one").expect("an empty directory");
+        fs::create_dir(begun.path().join("parts")).expect("created");
+        fs::write(begun.path().join("parts/data"), "whole").expect("written");
+        begun.mark().expect("marked");
+        begun.mark().expect("marked before");
+        assert!(begun.is_marked());
+        assert!(matches!(StoreDirectory::open(temporary.path(), "one"), Err(Error::Locked { .. })));
+        drop(begun);
+        assert_eq!(names(temporary.path()), [MARK_FILE, LOCK_FILE, "parts"]);
+        let opened = StoreDirectory::open_existing(temporary.path(), "one").expect("a store");
+        assert!(opened.is_marked());
+        assert_eq!(opened.engine_files().expect("listed"), [temporary.path().join("parts")]);
+        assert_eq!(StoreDirectory::engine_of(temporary.path()).expect("marked"), "one");
+    }
+
+    #[test]
+    fn a_backup_that_a_killed_process_left_is_no_store() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
+        fs::write(temporary.path().join(BACKUP_MARK_FILE), r#"{"engine":"one"}"#).expect("written");
+        fs::write(temporary.path().join("data"), "half").expect("written");
+        let refused = |result: Result<StoreDirectory>| {
+            assert!(matches!(result, Err(Error::Open { reason, .. }) if reason.contains("was not finished")));
+        };
+        refused(StoreDirectory::open(temporary.path(), "one"));
+        refused(StoreDirectory::begin_backup(temporary.path(), "one"));
+        assert!(matches!(StoreDirectory::open_existing(temporary.path(), "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::engine_of(temporary.path()), Err(Error::Open { .. })));
+        assert_eq!(names(temporary.path()), ["data", BACKUP_MARK_FILE, LOCK_FILE]);
+    }
+
+    #[test]
+    fn a_backup_needs_a_directory_that_is_missing_or_empty() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let (store, stranger) = (temporary.path().join("store"), temporary.path().join("stranger"));
+        StoreDirectory::open(&store, "one").expect("created").mark().expect("marked");
+        fs::create_dir(&stranger).expect("created");
+        fs::write(stranger.join("mine"), "mine").expect("written");
+        for (path, before) in [(&store, names(&store)), (&stranger, names(&stranger))] {
+            assert!(matches!(StoreDirectory::begin_backup(path, "one"), Err(Error::Open { .. })));
+            assert_eq!(names(path), before);
+        }
+        assert!(matches!(StoreDirectory::begin_backup(&stranger.join("mine"), "one"), Err(Error::Open { .. })));
+        let begun = StoreDirectory::begin_backup(&temporary.path().join("new"), "one").expect("begun");
+        assert!(StoreDirectory::begin_backup(begun.path(), "one").is_err(), "one at a time");
+    }
+
+    #[test]
+    fn of_openings_at_once_one_succeeds_and_the_others_are_locked() {
+        for _ in 0..50 {
+            let temporary = tempfile::tempdir().expect("temporary directory");
+            std::thread::scope(|scope| {
+                let open = || {
+                    let opened = StoreDirectory::open(temporary.path(), "one").map(|mut directory| {
+                        fs::write(directory.path().join("data"), "").expect("written");
+                        directory.mark().expect("marked");
+                        directory
+                    });
+                    assert!(matches!(opened, Ok(_) | Err(Error::Locked { .. })), "{opened:?}");
+                    opened
+                };
+                let opened: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                let opened: Vec<_> = opened.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+                assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 1);
+            });
+        }
     }
 }

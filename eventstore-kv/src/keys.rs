@@ -48,6 +48,17 @@ pub(crate) fn write_id(key: &mut Vec<u8>, id: &str) {
     }
 }
 
+/// How many kinds of keys the id index has.
+pub(crate) const ID_KINDS: usize = 2;
+
+/// The kind of a key of the id index: those of a kind have the same first byte.
+pub(crate) fn id_kind(key: &[u8]) -> usize {
+    usize::from(key.first() == Some(&TEXT_ID))
+}
+
+/// The first byte of the keys of each kind.
+pub(crate) const ID_KIND_BYTES: [u8; ID_KINDS] = [UUID_ID, TEXT_ID];
+
 fn canonical_uuid(id: &str) -> Option<Uuid> {
     if id.len() != uuid::fmt::Hyphenated::LENGTH {
         return None;

@@ -366,6 +366,22 @@ pub(crate) fn newest_version<S: Snapshot>(snapshot: &S) -> Result<u64> {
         .ok_or_else(|| Error::Corrupt { version: None, reason: "the log has a key that is no version".to_owned() })
 }
 
+/// The greatest key of each kind in the id index, in this snapshot; empty if there is none.
+pub(crate) fn greatest_ids<S: Snapshot>(snapshot: &S) -> Result<[Vec<u8>; keys::ID_KINDS]> {
+    let mut greatest: [Vec<u8>; keys::ID_KINDS] = Default::default();
+    for (kind, greatest) in keys::ID_KIND_BYTES.into_iter().zip(&mut greatest) {
+        let range = KeyRange { first: &[kind], last: &[kind + 1] };
+        snapshot.scan(Table::Ids, range, Direction::Backward, |key, _| {
+            if key.first() != Some(&kind) {
+                return ControlFlow::Continue(()); // a damaged key of this one byte
+            }
+            greatest.extend_from_slice(key);
+            ControlFlow::Break(())
+        })?;
+    }
+    Ok(greatest)
+}
+
 /// The event with this id, if its version is at most `head`.
 pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
     let (mut key, mut value) = (Vec::new(), Vec::new());

@@ -21,6 +21,47 @@ pub(crate) enum Decision {
     Refused(Error),
 }
 
+/// What the writer knows of the store without reading, because nobody else writes to it.
+///
+/// Staging changes it ahead of the commit; a commit that fails makes it [forget](Known::forget) what may not be so.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// The newest revisions of aggregates that were appended to lately.
+    revisions: HashMap<String, u64>,
+    /// No key of the id index is greater than that of its kind here; `None` if they are not known. Ids in time order are
+    /// greater than all before them, and so known to be new.
+    greatest_ids: Option<[Vec<u8>; keys::ID_KINDS]>,
+}
+
+impl Known {
+    /// What one look at a store tells. If that fails, everything is looked up, and fails then.
+    pub(crate) fn new<S: Snapshot>(snapshot: &S) -> Self {
+        Known { revisions: HashMap::new(), greatest_ids: reader::greatest_ids(snapshot).ok() }
+    }
+
+    /// A commit has failed: the revisions may be too high.
+    pub(crate) fn forget(&mut self) {
+        self.revisions.clear();
+    }
+
+    /// Whether no event of the store has this key in the id index, as far as that is known.
+    fn is_new_id(&self, key: &[u8]) -> bool {
+        self.greatest_ids.as_ref().is_some_and(|greatest| key > greatest[keys::id_kind(key)].as_slice())
+    }
+
+    fn note_id(&mut self, key: &[u8]) {
+        if let Some(greatest) = self.greatest_ids.as_mut().map(|greatest| &mut greatest[keys::id_kind(key)])
+            && key > greatest.as_slice()
+        {
+            greatest.clear();
+            greatest.extend_from_slice(key);
+        }
+    }
+}
+
+/// Revisions of more aggregates are forgotten before the next group.
+const MOST_REVISIONS: usize = 16_384;
+
 /// One group on its way into one write batch. Each request is checked against what is stored and what this group has
 /// staged before it, so a group gives the same result as its requests one by one.
 pub(crate) struct Staging<'g, S> {
@@ -30,8 +71,7 @@ pub(crate) struct Staging<'g, S> {
     new_aggregates: u64,
     recorded_at: Micros,
     staged: HashMap<&'g str, StagedEvent<'g>>,
-    /// The newest revision of each aggregate that this group has asked about, with what it has staged.
-    revisions: HashMap<&'g str, u64>,
+    known: &'g mut Known,
     key: Vec<u8>,
 }
 
@@ -52,7 +92,10 @@ enum Lookup {
 
 impl<'g, S: Snapshot> Staging<'g, S> {
     /// Begins a group behind `head`, the newest version that is committed.
-    pub(crate) fn new(snapshot: S, batch: &'g mut WriteBatch, head: u64) -> Self {
+    pub(crate) fn new(snapshot: S, batch: &'g mut WriteBatch, known: &'g mut Known, head: u64) -> Self {
+        if known.revisions.len() > MOST_REVISIONS {
+            known.revisions.clear();
+        }
         Staging {
             snapshot,
             batch,
@@ -60,7 +103,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             new_aggregates: 0,
             recorded_at: Micros::now(),
             staged: HashMap::new(),
-            revisions: HashMap::new(),
+            known,
             key: Vec::new(),
         }
     }
@@ -107,28 +150,40 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     }
 
     fn look_up(&mut self, events: &'g [Event]) -> Result<Vec<Lookup>> {
-        let mut in_request: HashMap<&str, usize> = HashMap::new();
+        // Made for the first event whose id is not greater than all before it.
+        let mut in_request: Option<HashMap<&str, usize>> = None;
+        let mut greatest = Vec::new();
         let mut lookups = Vec::with_capacity(events.len());
         for (place, event) in events.iter().enumerate() {
-            if events.len() > 1 {
-                match in_request.entry(event.id()) {
-                    Entry::Occupied(first) => {
-                        let first = *first.get();
-                        require_identical(&events[first], event, None)?;
-                        lookups.push(Lookup::Repeats(first));
-                        continue;
-                    }
-                    Entry::Vacant(vacant) => {
-                        vacant.insert(place);
-                    }
+            keys::write_id(&mut self.key, event.id());
+            if in_request.is_none() && self.key > greatest {
+                greatest.clone_from(&self.key);
+                lookups.push(self.look_up_one(event)?);
+                continue;
+            }
+            let in_request = in_request.get_or_insert_with(|| {
+                events[..place].iter().enumerate().map(|(at, first)| (first.id(), at)).collect()
+            });
+            match in_request.entry(event.id()) {
+                Entry::Occupied(first) => {
+                    let first = *first.get();
+                    require_identical(&events[first], event, None)?;
+                    lookups.push(Lookup::Repeats(first));
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(place);
+                    lookups.push(self.look_up_one(event)?);
                 }
             }
-            lookups.push(self.look_up_one(event)?);
         }
         Ok(lookups)
     }
 
+    /// Looks up the event whose key of the id index is in `self.key`.
     fn look_up_one(&mut self, event: &Event) -> Result<Lookup> {
+        if self.known.is_new_id(&self.key) {
+            return Ok(Lookup::New);
+        }
         let already = |version, revision| Lookup::Stored(Stored::new(version, revision, StoreOutcome::AlreadyStored));
         if let Some(first) = self.staged.get(event.id()) {
             let version = Version::new(first.version);
@@ -144,14 +199,14 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         }
     }
 
-    fn revision(&mut self, aggregate_id: &'g str) -> Result<u64> {
-        match self.revisions.entry(aggregate_id) {
-            Entry::Occupied(known) => Ok(*known.get()),
-            Entry::Vacant(vacant) => {
-                let head = Version::new(u64::MAX);
-                Ok(*vacant.insert(reader::revision_at(&self.snapshot, aggregate_id, head)?))
-            }
+    /// The newest revision of an aggregate, with what is staged.
+    fn revision(&mut self, aggregate_id: &str) -> Result<u64> {
+        if let Some(known) = self.known.revisions.get(aggregate_id) {
+            return Ok(*known);
         }
+        let revision = reader::revision_at(&self.snapshot, aggregate_id, Version::new(u64::MAX))?;
+        self.known.revisions.insert(aggregate_id.to_owned(), revision);
+        Ok(revision)
     }
 
     fn stage(&mut self, request: &'g Request, lookups: &[Lookup]) -> Vec<Stored> {
@@ -176,13 +231,16 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     fn stage_one(&mut self, event: &'g Event, recorded_at: Micros) -> Stored {
         self.head += 1;
         let version = self.head;
-        let revision = self.revisions.entry(event.aggregate_id()).or_default();
+        let revision = self.known.revisions.get_mut(event.aggregate_id());
+        let revision = revision.expect("it was read when the request was checked");
         *revision += 1;
         let revision = *revision;
         self.new_aggregates += u64::from(revision == 1);
 
         let header = record::header(event, version, revision, recorded_at);
         self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
+        keys::write_id(&mut self.key, event.id());
+        self.known.note_id(&self.key);
         put_indexes(self.batch, &mut self.key, event, version, revision);
 
         self.staged.insert(event.id(), StagedEvent { event, version, revision });

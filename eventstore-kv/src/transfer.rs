@@ -29,8 +29,8 @@ pub fn copy_events<From: Engine, Into: Engine>(from: &From, into: &Into, task: &
     let head = reader::newest_version(&from.snapshot()?)?;
     let (mut next, mut key) = (1, Vec::new());
     loop {
-        task.check()?;
         task.report(next - 1, head);
+        task.check()?;
         if next <= head {
             next = copy_some(from, &mut batch, next, head, &mut key)?;
         }
@@ -115,8 +115,8 @@ impl Copy<'_> {
         }
         let (mut from, mut into) = (fs::File::open(path).map_err(failed)?, fs::File::create(target).map_err(failed)?);
         loop {
-            self.ctx.check()?;
             self.ctx.progress().report(self.done, self.total.max(self.done));
+            self.ctx.check()?;
             let read = from.read(&mut self.buffer).map_err(failed)?;
             if read == 0 {
                 return Ok(());
@@ -124,5 +124,153 @@ impl Copy<'_> {
             into.write_all(&self.buffer[..read]).map_err(failed)?;
             self.done += read as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eventstore_api::{CancellationToken, Event, Progress};
+
+    use super::*;
+    use crate::MemoryEngine;
+    use crate::record::Micros;
+
+    /// A finished backup of an engine that has files and directories.
+    fn backup(path: &Path) {
+        let mut begun = StoreDirectory::begin_backup(path, "one").expect("begun");
+        fs::write(path.join("empty"), "").expect("written");
+        fs::create_dir_all(path.join("parts/deep")).expect("created");
+        fs::write(path.join("parts/one"), vec![7; 3 << 20]).expect("written");
+        fs::write(path.join("parts/deep/two"), "two").expect("written");
+        begun.mark().expect("marked");
+    }
+
+    #[test]
+    fn a_restored_store_has_the_same_bytes() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let (from, into) = (temporary.path().join("backup"), temporary.path().join("store"));
+        backup(&from);
+        assert_eq!(restore(&Context::background(), &from, &into).expect("restored"), "one");
+        for file in ["empty", "parts/one", "parts/deep/two", "eventstore.json"] {
+            assert_eq!(fs::read(into.join(file)).expect(file), fs::read(from.join(file)).expect(file), "{file}");
+        }
+        assert!(StoreDirectory::open_existing(&into, "one").expect("a store").is_marked());
+        assert!(StoreDirectory::open_existing(&from, "one").expect("as it was").is_marked());
+    }
+
+    #[test]
+    fn what_is_open_or_no_backup_is_not_restored_and_what_is_used_not_overwritten() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let (from, into) = (temporary.path().join("backup"), temporary.path().join("store"));
+        backup(&from);
+        let ctx = Context::background();
+        let open = StoreDirectory::open_existing(&from, "one").expect("opened");
+        assert!(matches!(restore(&ctx, &from, &into), Err(Error::Locked { .. })));
+        assert!(matches!(restore(&ctx, &from, &from), Err(Error::Locked { .. } | Error::Open { .. })));
+        drop(open);
+        assert!(matches!(restore(&ctx, &temporary.path().join("missing"), &into), Err(Error::Open { .. })));
+        assert!(matches!(restore(&ctx, temporary.path(), &into), Err(Error::Open { .. })), "not a store");
+        assert!(!into.exists());
+        assert!(matches!(restore(&ctx, &from, &from), Err(Error::Open { .. })));
+        fs::create_dir(&into).expect("created");
+        fs::write(into.join("mine"), "mine").expect("written");
+        assert!(matches!(restore(&ctx, &from, &into), Err(Error::Open { .. })));
+        assert_eq!(fs::read(into.join("mine")).expect("kept"), b"mine");
+        assert_eq!(fs::read_dir(&into).expect("read").count(), 1);
+    }
+
+    #[test]
+    fn a_restoring_that_is_cancelled_leaves_nothing() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let (from, into) = (temporary.path().join("backup"), temporary.path().join("store"));
+        backup(&from);
+        for after in [0, 1 << 20] {
+            let token = CancellationToken::new();
+            let ctx = Context::background().with_cancellation(token.clone());
+            let ctx = ctx.with_progress(Progress::new(move |done, _| {
+                if done >= after {
+                    token.cancel();
+                }
+            }));
+            assert!(matches!(restore(&ctx, &from, &into), Err(Error::Cancelled)));
+            assert_eq!(fs::read_dir(&into).expect("read").count(), 0);
+        }
+        restore(&Context::background(), &from, &into).expect("restored");
+    }
+
+    fn engine_with(events: u64) -> MemoryEngine {
+        let engine = MemoryEngine::default();
+        let mut batch = WriteBatch::new();
+        batch.put(Table::Meta, keys::META_FORMAT, &crate::FORMAT.to_be_bytes());
+        for version in 1..=events {
+            let event = Event::builder("Tested", if version % 2 == 0 { "even" } else { "odd" })
+                .id(format!("id-{version}"))
+                .data(vec![7; 1 << 20])
+                .build()
+                .expect("valid");
+            let revision = version.div_ceil(2);
+            let header = record::header(&event, version, revision, Micros::now());
+            batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
+            put_indexes(&mut batch, &mut Vec::new(), &event, version, revision);
+        }
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        engine
+    }
+
+    fn content(engine: &MemoryEngine) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut content = Vec::new();
+        for table in Table::ALL {
+            let range = KeyRange { first: &[0], last: &[0xff; 489] };
+            let scanned = engine.snapshot().expect("snapshot").scan(table, range, Direction::Forward, |key, value| {
+                content.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            });
+            scanned.expect("scanned");
+        }
+        content
+    }
+
+    fn copied(from: &MemoryEngine, ctx: &Context) -> Result<MemoryEngine> {
+        let into = MemoryEngine::default();
+        copy_events(from, &into, &Task::new(ctx, &|| Ok(())))?;
+        Ok(into)
+    }
+
+    #[test]
+    fn copied_events_have_the_same_entries() {
+        // None, what is copied with one commit, and more.
+        for events in [0, 1, 4, 11] {
+            let from = engine_with(events);
+            let into = copied(&from, &Context::background()).expect("copied");
+            assert!(content(&into) == content(&from), "{events} events");
+        }
+    }
+
+    #[test]
+    fn a_copy_ends_at_damage_and_when_it_must() {
+        let put = |engine: &MemoryEngine, version: u64, value: &[u8]| {
+            let mut batch = WriteBatch::new();
+            batch.put(Table::Events, &keys::version_bytes(version), value);
+            engine.commit(&batch, Durability::Sync).expect("committed");
+        };
+        let at = |result: Result<MemoryEngine>| match result {
+            Err(Error::Corrupt { version, .. }) => version.map(|version| version.get()),
+            other => panic!("expected Corrupt, got {other:?}"),
+        };
+        let damaged = engine_with(11);
+        put(&damaged, 7, b"damaged");
+        assert_eq!(at(copied(&damaged, &Context::background())), Some(7));
+        let with_a_gap = engine_with(3);
+        put(&with_a_gap, 9, b"behind a gap");
+        assert_eq!(at(copied(&with_a_gap, &Context::background())), Some(4));
+        let token = CancellationToken::new();
+        let ctx = Context::background().with_cancellation(token.clone());
+        let ctx = ctx.with_progress(Progress::new(move |done, total| {
+            assert_eq!(total, 11);
+            if done > 3 {
+                token.cancel();
+            }
+        }));
+        assert!(matches!(copied(&engine_with(11), &ctx), Err(Error::Cancelled)));
     }
 }

@@ -16,6 +16,9 @@ const ROWS: usize = 1024;
 /// Bytes of records that are kept before they are checked.
 const BYTES: usize = 1 << 20;
 
+/// As large as any key can be: an entry where none belongs is read as well.
+const LARGEST_KEY: [u8; 489] = [0xff; 489];
+
 /// Verifies the first events of a store, up to `head`.
 ///
 /// # Errors
@@ -100,11 +103,15 @@ impl<E: Engine> Verify<'_, E> {
     /// Reads the log, and tells how many entries of each index its events have.
     fn log(&mut self, key: &mut Vec<u8>) -> Result<[u64; 2]> {
         let mut entries = [0, 0];
+        self.before_the_first()?;
         let mut next = 1;
         while next <= self.head && self.goes_on(0)? {
             let snapshot = self.engine.snapshot()?;
             let last = self.head.min(next + ROWS as u64 - 1);
             let (rows, end) = read_rows(&snapshot, next..last + 1);
+            for key in &rows.strange_keys {
+                self.find(None, no_version(key));
+            }
             let before = next;
             for (version, range) in rows.ranges {
                 if version > next {
@@ -132,14 +139,26 @@ impl<E: Engine> Verify<'_, E> {
                     self.find(Some(next), error);
                     next += 1;
                 }
-                End::NoVersion(key) => {
-                    self.find(None, format!("the log has a key that is no version: {}", key.escape_ascii()));
-                    next = last + 1;
-                }
             }
             self.goes_on((next - before) as usize)?;
         }
         Ok(entries)
+    }
+
+    /// Looks for keys in front of the first version.
+    fn before_the_first(&mut self) -> Result<()> {
+        let (first, last) = (keys::FIRST_KEY, keys::version_bytes(0));
+        let mut found = None;
+        let range = KeyRange { first, last: &last };
+        // What cannot be read here cannot be read in the log either.
+        let _ = self.engine.snapshot()?.scan(Table::Events, range, Direction::Forward, |key, _| {
+            found = Some(key.to_vec());
+            ControlFlow::Break(())
+        });
+        if let Some(key) = found {
+            self.find(None, no_version(&key));
+        }
+        Ok(())
     }
 
     fn missing(&mut self, versions: Range<u64>) {
@@ -171,26 +190,33 @@ impl<E: Engine> Verify<'_, E> {
 
     /// Counts the entries of an index, and if there are more than `expected`, names those that lead to no event of theirs.
     fn index(&mut self, index: Index, expected: u64, key: &mut Vec<u8>) -> Result<()> {
-        let counted = self.walk(index, |this, snapshot, entry, version| {
-            if version > this.head {
-                // Committed since the verification began, if there is such an event.
-                let newest = reader::newest_version(snapshot)?;
-                if version > newest {
-                    let entry = index.describe(entry);
-                    let what = format!("{} leads from {entry} to version {version}, which is no event's", index.name());
-                    this.find(None, what);
-                }
-                return Ok(false);
+        let mut counted = 0;
+        let mut before = (Vec::new(), 0);
+        self.walk(index, |this, snapshot, entry, version| {
+            let Some(version) = version else {
+                this.find(None, format!("{} has a damaged entry: {}", index.name(), index.describe(entry)));
+                return Ok(());
+            };
+            // What is beyond the head was committed since the verification began, if there is such an event.
+            if version == 0 || (version > this.head && version > reader::newest_version(snapshot)?) {
+                let (name, entry) = (index.name(), index.describe(entry));
+                this.find(None, format!("{name} leads from {entry} to version {version}, which is no event's"));
             }
-            Ok(true)
+            if (1..=this.head).contains(&version) {
+                counted += 1;
+                if index == Index::Aggregates {
+                    this.report.aggregates += u64::from(keys::read_revision(entry) == Some(1));
+                    this.follows(entry, version, &before.0, before.1);
+                    before = (entry.to_vec(), version);
+                }
+            }
+            Ok(())
         })?;
         if counted == expected {
             return Ok(());
         }
         self.walk(index, |this, snapshot, entry, version| {
-            if version > this.head {
-                return Ok(false);
-            }
+            let Some(version) = version.filter(|&version| version <= this.head) else { return Ok(()) };
             let mut bytes = Vec::new();
             let found = reader::get_record(snapshot, version, &mut bytes).unwrap_or(false);
             let len = bytes.len();
@@ -201,36 +227,46 @@ impl<E: Engine> Verify<'_, E> {
                     this.find(None, format!("{} leads from {entry} to another event, version {version}", index.name()));
                 }
             } // otherwise it was found in the log
-            Ok(true)
-        })?;
-        Ok(())
+            Ok(())
+        })
     }
 
-    /// Visits every entry of an index with the version that it leads to, and counts those for which that is true.
+    /// Whether an entry of the aggregate index has the revision that comes after the one before it, and a later version.
+    fn follows(&mut self, entry: &[u8], version: u64, before: &[u8], version_before: u64) {
+        let (Some((aggregate_id, revision)), before) = (keys::read_aggregate(entry), keys::read_aggregate(before))
+        else {
+            return; // it was found by its version
+        };
+        let before = before.filter(|(id, _)| *id == aggregate_id).map_or(0, |(_, revision)| revision);
+        if revision != before + 1 {
+            let what = format!("the aggregate {aggregate_id:?} has revision {revision} after {before}");
+            self.find(Some(version), what);
+        } else if before > 0 && version <= version_before {
+            let what = format!(
+                "the aggregate {aggregate_id:?} has revision {revision} before {before}, which is version {version_before}"
+            );
+            self.find(Some(version), what);
+        }
+    }
+
+    /// Visits every entry of an index with the version that it leads to; `None` if that is damaged.
     fn walk(
         &mut self,
         index: Index,
-        mut visit: impl FnMut(&mut Self, &E::Snapshot<'_>, &[u8], u64) -> Result<bool>,
-    ) -> Result<u64> {
+        mut visit: impl FnMut(&mut Self, &E::Snapshot<'_>, &[u8], Option<u64>) -> Result<()>,
+    ) -> Result<()> {
         let mut from = keys::FIRST_KEY.to_vec();
-        let mut count = 0;
         while self.goes_on(0)? {
             let engine = self.engine;
             let snapshot = engine.snapshot()?;
             let mut entries = Vec::with_capacity(ROWS);
-            let range = KeyRange { first: &from, last: keys::LAST_KEY };
+            let range = KeyRange { first: &from, last: &LARGEST_KEY };
             let scanned = snapshot.scan(index.table(), range, Direction::Forward, |key, value| {
                 entries.push((key.to_vec(), keys::read_version(value)));
                 if entries.len() == ROWS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
             for (key, version) in &entries {
-                match version {
-                    Some(version) => count += u64::from(visit(self, &snapshot, key, *version)?),
-                    None => self.find(None, format!("{} has a damaged entry: {}", index.name(), index.describe(key))),
-                }
-                if index == Index::Aggregates && keys::read_revision(key) == Some(1) {
-                    self.report.aggregates += u64::from(version.is_some_and(|version| version <= self.head));
-                }
+                visit(self, &snapshot, key, *version)?;
             }
             if let Err(error) = scanned {
                 self.find(None, format!("{} cannot be read further: {}", index.name(), reason(&error)));
@@ -245,7 +281,7 @@ impl<E: Engine> Verify<'_, E> {
                 _ => break,
             }
         }
-        Ok(count)
+        Ok(())
     }
 }
 
@@ -254,6 +290,8 @@ impl<E: Engine> Verify<'_, E> {
 struct Rows {
     bytes: Bytes,
     ranges: Vec<(u64, Range<usize>)>,
+    /// Keys among them that are no versions.
+    strange_keys: Vec<Vec<u8>>,
 }
 
 /// Why a reading of rows came to its end.
@@ -264,20 +302,18 @@ enum End {
     Range,
     /// The engine cannot read what comes next.
     Unreadable(String),
-    /// What comes next has this key.
-    NoVersion(Vec<u8>),
 }
 
 fn read_rows<S: Snapshot>(snapshot: &S, versions: Range<u64>) -> (Rows, End) {
     let (first, last) = (keys::version_bytes(versions.start), keys::version_bytes(versions.end - 1));
     let mut bytes = Vec::new();
-    let mut ranges = Vec::new();
+    let (mut ranges, mut strange_keys) = (Vec::new(), Vec::new());
     let mut end = End::Range;
     let scanned =
         snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, Direction::Forward, |key, value| {
             let Some(version) = keys::read_version(key) else {
-                end = End::NoVersion(key.to_vec());
-                return ControlFlow::Break(());
+                strange_keys.push(key.to_vec());
+                return ControlFlow::Continue(());
             };
             let start = bytes.len();
             bytes.extend_from_slice(value);
@@ -291,7 +327,11 @@ fn read_rows<S: Snapshot>(snapshot: &S, versions: Range<u64>) -> (Rows, End) {
     if let Err(error) = scanned {
         end = End::Unreadable(format!("it cannot be read: {}", reason(&error)));
     }
-    (Rows { bytes: bytes.into(), ranges }, end)
+    (Rows { bytes: bytes.into(), ranges, strange_keys }, end)
+}
+
+fn no_version(key: &[u8]) -> String {
+    format!("the log has a key that is no version: {}", key.escape_ascii())
 }
 
 /// What is wrong, without what to do.
@@ -299,5 +339,188 @@ fn reason(error: &eventstore_api::Error) -> String {
     match error {
         eventstore_api::Error::Corrupt { reason, .. } => reason.clone(),
         other => crate::shared::with_causes(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::SystemTime;
+
+    use eventstore_api::{Context, Durability, Error, Progress};
+
+    use super::*;
+    use crate::engine::WriteBatch;
+    use crate::record::Micros;
+    use crate::{MemoryEngine, staging};
+
+    /// Events of these aggregates, one behind the other, with ids `id-1`, `id-2`, and so on.
+    fn engine_with(aggregates: &[(&str, u64)]) -> MemoryEngine {
+        let engine = MemoryEngine::default();
+        let mut batch = WriteBatch::new();
+        for (&(aggregate_id, revision), version) in aggregates.iter().zip(1..) {
+            let event = event(version, aggregate_id);
+            put_record(&mut batch, &event, version, revision);
+            staging::put_indexes(&mut batch, &mut Vec::new(), &event, version, revision);
+        }
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        engine
+    }
+
+    fn event(number: u64, aggregate_id: &str) -> Event {
+        Event::builder("Tested", aggregate_id).id(format!("id-{number}")).data("{}").build().expect("valid")
+    }
+
+    fn put_record(batch: &mut WriteBatch, event: &Event, version: u64, revision: u64) {
+        let header = record::header(event, version, revision, Micros::from(SystemTime::now()));
+        batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
+    }
+
+    fn put(engine: &MemoryEngine, table: Table, key: &[u8], value: &[u8]) {
+        let mut batch = WriteBatch::new();
+        batch.put(table, key, value);
+        engine.commit(&batch, Durability::Sync).expect("committed");
+    }
+
+    fn aggregate_key(aggregate_id: &str, revision: u64) -> Vec<u8> {
+        let mut key = Vec::new();
+        keys::write_aggregate(&mut key, aggregate_id, revision);
+        key
+    }
+
+    fn verified(engine: &MemoryEngine, head: u64) -> VerifyReport {
+        verify(engine, Version::new(head), &Task::new(&Context::background(), &|| Ok(()))).expect("nobody ends it")
+    }
+
+    fn findings(engine: &MemoryEngine, head: u64) -> Vec<String> {
+        verified(engine, head).findings.iter().map(ToString::to_string).collect()
+    }
+
+    const SOUND: [(&str, u64); 5] = [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2)];
+
+    #[test]
+    fn a_sound_store_has_no_findings_up_to_any_head() {
+        let engine = engine_with(&SOUND);
+        for (head, aggregates) in [0, 1, 2, 2, 2, 2].into_iter().enumerate() {
+            let report = verified(&engine, head as u64);
+            assert_eq!((report.events, report.aggregates), (head as u64, aggregates));
+            assert!(report.is_clean() && !report.is_cut_short, "{:?}", report.findings);
+        }
+        assert!(verified(&MemoryEngine::default(), 0).is_clean());
+    }
+
+    #[test]
+    fn more_rows_than_are_read_at_once_have_no_findings() {
+        let many: Vec<_> = (1..=ROWS as u64 * 3 + 1).map(|revision| ("a", revision)).collect();
+        let report = verified(&engine_with(&many), many.len() as u64);
+        assert_eq!((report.aggregates, report.findings), (1, vec![]));
+    }
+
+    #[test]
+    fn damaged_records_and_strange_keys_are_named() {
+        let engine = engine_with(&SOUND);
+        put(&engine, Table::Events, &keys::version_bytes(3), b"short");
+        put(&engine, Table::Events, &keys::version_bytes(0), b"");
+        put(&engine, Table::Events, &[0, 0, 0, 0, 0, 0, 0, 1, 1], b"");
+        let found = findings(&engine, 5);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found.iter().any(|found| found.contains("version 3: its record is cut short")), "{found:?}");
+        assert_eq!(found.iter().filter(|found| found.contains("is no version")).count(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn missing_records_are_named_together() {
+        assert_eq!(findings(&engine_with(&SOUND[..2]), 2), [""; 0]);
+        let mut batch = WriteBatch::new();
+        let engine = engine_with(&SOUND[..1]);
+        put_record(&mut batch, &event(4, "a"), 4, 2);
+        staging::put_indexes(&mut batch, &mut Vec::new(), &event(4, "a"), 4, 2);
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        assert_eq!(findings(&engine, 4), ["version 2: it and all up to 3 are missing from the log"]);
+        assert_eq!(findings(&engine, 5).last().map(String::as_str), Some("version 5: it is missing from the log"));
+    }
+
+    #[test]
+    fn index_entries_that_do_not_fit_are_named() {
+        let named = |table, key: &[u8], value: &[u8], what: &[&str]| {
+            let engine = engine_with(&SOUND);
+            put(&engine, table, key, value);
+            let found = findings(&engine, 5);
+            assert_eq!(found.len(), what.len(), "{found:?}");
+            for what in what {
+                assert!(found.iter().any(|found| found.contains(what)), "{what}: {found:?}");
+            }
+            assert_eq!(verified(&engine, 5).aggregates, 2);
+        };
+        let at = keys::version_bytes;
+        named(
+            Table::Ids,
+            b"\x02id-3",
+            &at(4),
+            &["version 3: the id index leads from its id \"id-3\" to version 4", "to another event, version 4"],
+        );
+        named(Table::Ids, b"\x02ghost", &at(1), &["the id index leads from id \"ghost\" to another event, version 1"]);
+        named(Table::Ids, b"\x02ghost", &at(6), &["id \"ghost\" to version 6, which is no event's"]);
+        named(Table::Ids, b"\x02ghost", &at(0), &["id \"ghost\" to version 0, which is no event's"]);
+        named(Table::Ids, b"\x02ghost", b"x", &["the id index has a damaged entry: id \"ghost\""]);
+        named(Table::Ids, b"\xff\xff", &at(1), &["leads from the key \\xff\\xff to another event"]);
+        named(Table::Ids, b"\x02id-3", b"x", &["entry of a wrong size for its id \"id-3\"", "has a damaged entry"]);
+        let twice = ["revision 3 before 2, which is version 5", "aggregate \"b\", revision 3 to another event"];
+        named(Table::Aggregates, &aggregate_key("b", 3), &at(4), &twice);
+        named(Table::Aggregates, &aggregate_key("b", 3), &at(99), &["revision 3 to version 99, which is no event's"]);
+    }
+
+    #[test]
+    fn missing_index_entries_are_named() {
+        let engine = engine_with(&SOUND[..2]);
+        let mut batch = WriteBatch::new();
+        put_record(&mut batch, &event(3, "a"), 3, 2);
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        let expected = [
+            "version 3: the id index has no entry for its id \"id-3\"",
+            "version 3: the aggregate index has no entry for its aggregate \"a\", revision 2",
+        ];
+        assert_eq!(findings(&engine, 3), expected);
+    }
+
+    #[test]
+    fn revisions_with_a_gap_or_out_of_order_are_named() {
+        let gap = engine_with(&[("a", 1), ("b", 1), ("a", 3)]);
+        assert_eq!(findings(&gap, 3), ["version 3: the aggregate \"a\" has revision 3 after 1"]);
+        let late = engine_with(&[("a", 2), ("b", 1)]);
+        assert_eq!(findings(&late, 2), ["version 1: the aggregate \"a\" has revision 2 after 0"]);
+        let swapped = engine_with(&[("a", 2), ("a", 1)]);
+        assert_eq!(
+            findings(&swapped, 2),
+            ["version 1: the aggregate \"a\" has revision 2 before 1, which is version 2"]
+        );
+    }
+
+    #[test]
+    fn it_ends_when_there_is_enough_to_report() {
+        let engine = MemoryEngine::default();
+        let mut batch = WriteBatch::new();
+        for version in 1..=VerifyReport::MOST_FINDINGS as u64 * 2 {
+            batch.put(Table::Events, &keys::version_bytes(version), b"");
+        }
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        let report = verified(&engine, VerifyReport::MOST_FINDINGS as u64 * 2);
+        assert!(report.is_cut_short);
+        assert_eq!(report.findings.len(), VerifyReport::MOST_FINDINGS);
+    }
+
+    #[test]
+    fn it_tells_how_far_it_has_come_and_ends_when_it_must() {
+        let engine = engine_with(&SOUND);
+        let told = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let listener = told.clone();
+        let progress = Progress::new(move |done, total| listener.lock().expect("no panic").push((done, total)));
+        let ctx = Context::background().with_progress(progress);
+        assert!(verify(&engine, Version::new(5), &Task::new(&ctx, &|| Ok(()))).expect("done").is_clean());
+        let told = std::mem::take(&mut *told.lock().expect("no panic"));
+        assert!(told.is_sorted() && told.iter().all(|&(_, total)| total == 15), "{told:?}");
+        assert_eq!(told.last(), Some(&(15, 15)));
+        let ended = verify(&engine, Version::new(5), &Task::new(&ctx, &|| Err(Error::Closed)));
+        assert!(matches!(ended, Err(Error::Closed)));
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::{CommitError, Engine, Table, WriteBatch};
 use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
-use crate::staging::{Decision, Staging};
+use crate::staging::{Decision, Known, Staging};
 
 pub(crate) struct Writer<E> {
     shared: Arc<Shared<E>>,
@@ -26,6 +26,8 @@ pub(crate) struct Writer<E> {
     /// Something of this opening was acknowledged with `Buffered` and not synced since.
     owes_sync: bool,
     batch: WriteBatch,
+    /// Made with the first group.
+    known: Option<Known>,
     /// How many requests the newest group had.
     last_group: usize,
 }
@@ -46,6 +48,7 @@ impl<E: Engine> Writer<E> {
             unsynced: true,
             owes_sync: false,
             batch: WriteBatch::new(),
+            known: None,
             last_group: 0,
         }
     }
@@ -158,9 +161,11 @@ impl<E: Engine> Writer<E> {
     fn stage(&mut self, group: &[Request]) -> Result<(Vec<Decision>, Staged)> {
         self.batch.clear();
         self.shared.check_fence()?;
-        let (head, batch) = (self.head, &mut self.batch);
+        let (head, batch, known) = (self.head, &mut self.batch, &mut self.known);
         let staged = self.shared.with_engine(|engine| {
-            let mut staging = Staging::new(engine.snapshot()?, batch, head);
+            let snapshot = engine.snapshot()?;
+            let known = known.get_or_insert_with(|| Known::new(&snapshot));
+            let mut staging = Staging::new(snapshot, batch, known, head);
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
             Ok((decisions, Staged { head: staging.head(), new_aggregates: staging.new_aggregates() }))
         })?;
@@ -179,7 +184,11 @@ impl<E: Engine> Writer<E> {
         }
         let (batch, began) = (&self.batch, Instant::now());
         let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
-        match outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error))) {
+        let outcome = outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error)));
+        if let (Err(_), Some(known)) = (&outcome, &mut self.known) {
+            known.forget();
+        }
+        match outcome {
             Ok(()) => {
                 let Staged { head, new_aggregates } = staged;
                 let events = head - self.head;

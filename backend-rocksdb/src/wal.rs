@@ -1,0 +1,208 @@
+//! A look at the files of RocksDB's write-ahead log before RocksDB replays them.
+//!
+//! RocksDB takes any record that does not fit into the rest of the last block for one that was being written when the
+//! process was killed, and leaves it out without a word, with everything behind it. But a record with a damaged length
+//! looks the same, and it was acknowledged. Here the two are told apart: the checksum does not cover the length, so a
+//! whole record still has the right one at some length; and behind a torn record nothing follows.
+//!
+//! The format: blocks of 32 KiB; in each, records of checksum (4 bytes), length (2), type (1) and content; less than a
+//! header at the end of a block is left empty.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+const BLOCK: usize = 32 << 10;
+const HEADER: usize = 7;
+
+/// Where a file of the log is damaged.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) file: PathBuf,
+    pub(crate) at: u64,
+}
+
+/// How much of each file to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The last block, if it is not full: the only one whose damage RocksDB does not find itself.
+    LastBlock,
+    /// All of it.
+    Whole,
+}
+
+/// The first damage in the files of the log in a directory.
+pub(crate) fn find_damage(directory: &Path, extent: Extent) -> io::Result<Option<Damage>> {
+    for file in files(directory)? {
+        if let Some(at) = check(&file, extent)? {
+            return Ok(Some(Damage { file, at }));
+        }
+    }
+    Ok(None)
+}
+
+/// The files of the log, the oldest first.
+pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
+        if let Some(number) = number.filter(|_| path.extension().is_some_and(|extension| extension == "log")) {
+            files.push((number, path));
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+fn check(path: &Path, extent: Extent) -> io::Result<Option<u64>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut at = match extent {
+        Extent::LastBlock => len - len % BLOCK as u64,
+        Extent::Whole => 0,
+    };
+    file.seek(SeekFrom::Start(at))?;
+    let mut block = Vec::with_capacity(BLOCK);
+    loop {
+        block.clear();
+        file.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
+        if let Some(damaged) = damage_in(&block, at + block.len() as u64 >= len) {
+            return Ok(Some(at + damaged as u64));
+        }
+        if block.len() < BLOCK {
+            return Ok(None);
+        }
+        at += BLOCK as u64;
+    }
+}
+
+/// Where a block is damaged. Only in the last one may a record be torn.
+fn damage_in(block: &[u8], is_last: bool) -> Option<usize> {
+    let mut at = 0;
+    while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
+        if record.iter().all(|&byte| byte == 0) && is_last {
+            return None; // room that was never written to
+        }
+        match whole_len(record) {
+            Some(len) => at += len,
+            None if is_last && is_torn(record) => return None,
+            None => return Some(at),
+        }
+    }
+    None
+}
+
+/// The length of a record that is whole, with its header.
+fn whole_len(record: &[u8]) -> Option<usize> {
+    let len = HEADER + usize::from(u16::from_le_bytes([*record.get(4)?, *record.get(5)?]));
+    let covered = record.get(HEADER - 1..len)?;
+    (stored_checksum(record)? == mask(!covered.iter().fold(!0, next_checksum))).then_some(len)
+}
+
+/// Whether this is a record whose end was never written: it does not fit, it is whole at no other length, and nothing that
+/// is whole follows.
+fn is_torn(record: &[u8]) -> bool {
+    let fits = HEADER + usize::from(u16::from_le_bytes([record[4], record[5]])) <= record.len();
+    let stored = stored_checksum(record);
+    let mut checksum = !0;
+    let is_whole = record[HEADER - 1..].iter().any(|byte| {
+        checksum = next_checksum(checksum, byte);
+        Some(mask(!checksum)) == stored
+    });
+    // The types of records that have content are 1 to 4.
+    let may_follow = |rest: &[u8]| rest.get(HEADER - 1).is_some_and(|kind| (1..=4).contains(kind));
+    let is_followed = (1..record.len()).any(|at| may_follow(&record[at..]) && whole_len(&record[at..]).is_some());
+    !fits && !is_whole && !is_followed
+}
+
+fn stored_checksum(record: &[u8]) -> Option<u32> {
+    record.first_chunk().copied().map(u32::from_le_bytes)
+}
+
+/// As RocksDB stores a checksum, so that one of something that contains checksums is a good one.
+fn mask(checksum: u32) -> u32 {
+    checksum.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// CRC-32C, a byte at a time.
+fn next_checksum(checksum: u32, byte: &u8) -> u32 {
+    (checksum >> 8) ^ CHECKSUMS[((checksum ^ u32::from(*byte)) & 0xff) as usize]
+}
+
+const CHECKSUMS: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let mut checksum = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            checksum = if checksum & 1 == 1 { (checksum >> 1) ^ 0x82f6_3b78 } else { checksum >> 1 };
+            bit += 1;
+        }
+        table[byte] = checksum;
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(content: &[u8]) -> Vec<u8> {
+        let covered = [&[1], content].concat();
+        let checksum = mask(!covered.iter().fold(!0, next_checksum));
+        let len = u16::try_from(content.len()).expect("short");
+        [&checksum.to_le_bytes()[..], &len.to_le_bytes(), &covered].concat()
+    }
+
+    fn block() -> Vec<u8> {
+        [&b"one"[..], &[7; 300], b"three"].iter().flat_map(|content| record(content)).collect()
+    }
+
+    #[test]
+    fn the_checksum_is_crc_32c() {
+        assert_eq!(!b"123456789".iter().fold(!0, next_checksum), 0xe306_9283);
+    }
+
+    #[test]
+    fn any_cut_is_a_torn_record() {
+        let block = block();
+        for len in 0..=block.len() {
+            assert_eq!(damage_in(&block[..len], true), None, "{len}");
+        }
+        assert_eq!(damage_in(&[block, vec![0; 100]].concat(), true), None, "room that was never written to");
+    }
+
+    #[test]
+    fn any_flipped_bit_is_damage() {
+        let sound = block();
+        for bit in 0..sound.len() * 8 {
+            let mut damaged = sound.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(damage_in(&damaged, true).is_some(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn damage_is_found_in_any_block_and_by_its_place() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let full = record(&[1; BLOCK - HEADER]);
+        let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).expect("written");
+        write("000007.log", &[full.clone(), full.clone(), record(b"last")].concat());
+        write("LOG", b"no log of this kind");
+        write("x.log", b"nor this");
+        assert_eq!(find_damage(directory.path(), Extent::Whole).expect("read"), None);
+        let mut damaged = [full.clone(), full, record(b"last")].concat();
+        damaged[BLOCK + 99] ^= 1;
+        write("000012.log", &damaged);
+        let found = find_damage(directory.path(), Extent::Whole).expect("read").expect("damage");
+        assert_eq!((found.file, found.at), (directory.path().join("000012.log"), BLOCK as u64));
+        assert_eq!(find_damage(directory.path(), Extent::LastBlock).expect("read"), None, "RocksDB finds it");
+        damaged[2 * BLOCK + 5] ^= 1;
+        write("000012.log", &damaged);
+        let found = find_damage(directory.path(), Extent::LastBlock).expect("read").expect("damage");
+        assert_eq!(found.at, 2 * BLOCK as u64);
+    }
+}
