@@ -1,32 +1,38 @@
 use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Seek};
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use eventstore_api::{Direction, Durability, Error, Gc, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch, copy_events};
-use heed::types::Bytes;
-use heed::{
-    CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, MdbError, PutFlags, RoTxn, WithoutTls,
-};
+use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch};
+use heed::{MdbError, RoTxn, WithoutTls};
 
 use crate::Options;
-use crate::error::{engine_error, open_error};
+use crate::copy::{Copied, copy_compacted};
+use crate::environment::{COMPACT_FILE, DATA_FILE, Environment, MAP_UNIT, TableHandle, data_len, remove_unfinished};
+use crate::error::engine_error;
 use crate::gate::{Broken, Gate, Pass};
 
 /// LMDB as the engine of a store: one environment, one named database per table.
 #[derive(Debug)]
 pub struct LmdbEngine {
     // Fields drop in this order: the environment is closed before the directory is unlocked.
-    env: Env<WithoutTls>,
-    tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
-    /// Growing the map moves it, so it waits until nobody looks into it.
-    gate: Gate,
+    /// Growing the map moves it, and compacting closes and opens the environment: both wait until nobody uses it.
+    gate: Gate<Environment>,
+    /// Held by each commit, and by a compaction for as long as it lasts: a commit meanwhile would be lost.
+    commits: Mutex<()>,
+    /// Held by a copy: there is a reader slot for one.
+    copies: Mutex<()>,
     options: Options,
     directory: StoreDirectory,
 }
 
-/// Map sizes are multiples of this, and so of every page size in use.
-const MAP_UNIT: usize = 64 << 10;
+/// A copy that was in the way so often gives up. The map doubles each time it grows, so that this is never the reason.
+const MOST_RESTARTS: u32 = 64;
 
 impl LmdbEngine {
     /// Opens or creates the environment in the options' directory. It blocks, but does no work that grows with the
@@ -41,10 +47,10 @@ impl LmdbEngine {
             true => StoreDirectory::open(&options.path, crate::NAME)?,
             false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
         };
-        Self::open_in(directory, options)
+        Self::open_in(directory, options.clone())
     }
 
-    fn open_in(mut directory: StoreDirectory, options: &Options) -> Result<Self> {
+    fn open_in(mut directory: StoreDirectory, options: Options) -> Result<Self> {
         if directory.is_marked() && data_len(&options.path) == 0 {
             return Err(Error::Open {
                 path: options.path.display().to_string(),
@@ -52,65 +58,20 @@ impl LmdbEngine {
                 source: None,
             });
         }
-        let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
-        env_options
-            .map_size(options.map_size.next_multiple_of(MAP_UNIT))
-            .max_readers(options.max_readers) // as many as the gate lets in
-            .max_dbs(Table::ALL.len() as u32);
-        // SAFETY: The mapped file must not be changed by anything but LMDB. `directory` holds a lock that keeps every
-        // other handle and process of this library out for as long as the environment lives, and neither it nor
-        // anything else here opens LMDB's own lock file. No flag weakens LMDB's locking or write order. Transactions
-        // are short: a read is one page, a write is one group. A process that dies inside one leaves a stale reader
-        // slot, which is cleared below. That the file system is a local one is asked of the user, in `Options::path`.
-        let env = unsafe { env_options.open(&options.path) }.map_err(|error| open_error(&options.path, error))?;
-        check_length(&env, data_len(&options.path))?;
-        let opened = || -> heed::Result<_> {
-            env.clear_stale_readers()?;
-            let txn = env.write_txn()?;
-            let created = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
-                let mut create = |table: Table| opener.create_database::<Bytes, Bytes>(txn, Some(table.name()));
-                let [meta, events, ids, aggregates] = Table::ALL;
-                let tables = [create(meta)?, create(events)?, create(ids)?, create(aggregates)?];
-                Ok(CommitOrAbort::<_, ()>::Commit(tables))
-            })?;
-            Ok(created.unwrap_commit())
-        };
-        let tables = opened().map_err(|error| open_error(&options.path, error))?;
+        remove_unfinished(&options.path);
+        let environment = Environment::open(&options)?;
         directory.mark()?;
-        Ok(LmdbEngine { env, tables, gate: Gate::new(options.max_readers), options: options.clone(), directory })
+        let gate = Gate::new(environment, options.max_readers);
+        Ok(LmdbEngine { gate, commits: Mutex::default(), copies: Mutex::default(), options, directory })
     }
 
-    fn table(&self, table: Table) -> &Database<'static, Bytes, Bytes> {
-        &self.tables[table.index()]
+    fn enter(&self) -> Result<Pass<'_, Environment>> {
+        self.gate.enter().map_err(no_environment)
     }
 
-    fn write(&self, batch: &WriteBatch) -> heed::Result<()> {
-        let mut txn = self.env.write_txn()?;
-        for table in Table::ALL {
-            // The log only grows at its end: LMDB then fills pages to the brim, and would refuse a key out of order.
-            let flags = if table == Table::Events { PutFlags::APPEND } else { PutFlags::empty() };
-            for (key, value) in batch.puts(table) {
-                self.table(table).put_with_flags(&mut txn, flags, key, value)?;
-            }
-        }
-        txn.commit()
-    }
-
-    /// `Buffered` leaves out the second of a commit's two syncs, the one of the page that makes it visible. The first
-    /// one stays, so that a power cut can undo commits from the end, but never leaves the tree in pieces.
-    fn set_durability(&self, durability: Durability) -> heed::Result<()> {
-        let mode = match durability {
-            Durability::Buffered => FlagSetMode::Enable,
-            _ => FlagSetMode::Disable,
-        };
-        // SAFETY: Only one thread at a time may set flags: commits come from one thread, the writer's. The flag weakens
-        // durability as described above, and not integrity.
-        unsafe { self.env.set_flags(EnvFlags::NO_META_SYNC, mode) }
-    }
-
-    /// Makes the map larger, after the readers that look into it.
+    /// Makes the map larger, once nobody looks into it.
     fn grow(&self, batch_bytes: usize) -> Result<(), CommitError> {
-        let old_size = self.env.info().map_size;
+        let old_size = self.enter().map_err(CommitError::NotWritten)?.env().info().map_size;
         let max_size = self.options.max_map_size.next_multiple_of(MAP_UNIT);
         let wanted = old_size.saturating_mul(2).max(old_size.saturating_add(batch_bytes.saturating_mul(2)));
         let new_size = wanted.next_multiple_of(MAP_UNIT).min(max_size);
@@ -124,39 +85,97 @@ impl LmdbEngine {
                 reason: format!("the system does not let it map {new_size} bytes; raise the limit (ulimit -v)"),
             }));
         }
-        let moved = self.gate.move_map(|| {
-            // SAFETY: No transaction may be alive, and nothing else may look into the map. Everything that does holds a
-            // pass of the gate, which lets nobody in now, or runs on this thread, the only one that writes; its write
-            // transaction has ended. If it fails, the map is gone, and the gate lets nobody in any more.
-            unsafe { self.env.resize(new_size) }
+        let moved = self.gate.alone(|environment| {
+            // SAFETY: No transaction may be alive, and nothing else may look into the map. The environment can only be
+            // reached with a pass of the gate, and none is out. If moving fails, the map is gone, and the gate keeps the
+            // environment from everybody.
+            match unsafe { environment.env().resize(new_size) } {
+                Ok(()) => (Some(environment), Ok(())),
+                Err(error) => (None, Err(engine_error("grow the map", error))),
+            }
         });
-        moved.map_err(|error| CommitError::Unknown(engine_error("grow the map", error)))?;
+        moved.map_err(no_environment).flatten().map_err(CommitError::Unknown)?;
         tracing::info!(old_size, new_size, "the map is full and was grown");
         Ok(())
     }
-}
 
-/// The file with LMDB's pages.
-const DATA_FILE: &str = "data.mdb";
-
-/// The length of the data file; 0 if there is none.
-fn data_len(directory: &Path) -> u64 {
-    directory.join(DATA_FILE).metadata().map_or(0, |metadata| metadata.len())
-}
-
-/// Refuses a file that was cut short: touching a mapped page that is not there would kill the process.
-///
-/// Nothing is ever deleted from the tables, so every page up to the last one was written.
-fn check_length(env: &Env<WithoutTls>, len: u64) -> Result<()> {
-    let page_size = u64::from(env.unnamed_database_stat().page_size);
-    let needed = (env.info().last_page_number as u64 + 1) * page_size;
-    if len >= needed {
-        return Ok(());
+    /// Waits until no other copy is made.
+    fn begin_copy(&self, task: &Task<'_>) -> Result<MutexGuard<'_, ()>> {
+        loop {
+            task.check()?;
+            match self.copies.try_lock() {
+                Ok(copying) => return Ok(copying),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
-    Err(Error::Corrupt {
-        version: None,
-        reason: format!("its {DATA_FILE} was cut short: it has {len} bytes and needs {needed}"),
-    })
+
+    /// Writes a compacted copy to a file, synced, and returns its length.
+    fn copy_to(&self, path: &Path, task: &Task<'_>) -> Result<u64> {
+        let failed = |error: io::Error| Error::engine("write the copy", error);
+        let mut file = File::create(path).map_err(failed)?;
+        for _ in 0..MOST_RESTARTS {
+            let pass = self.gate.enter_for_long().map_err(no_environment)?;
+            let copied = copy_compacted(&pass, &mut file, task)?;
+            drop(pass);
+            if let Copied::Whole(len) = copied {
+                file.sync_all().map_err(failed)?;
+                return Ok(len);
+            }
+            file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+            tracing::debug!("a copy was in the way of the writer and begins again");
+        }
+        Err(Error::Full {
+            reason: "appends need the pages that a copy keeps from being used again; raise its max_map_size".to_owned(),
+        })
+    }
+
+    /// Replaces the data file by a compacted copy, while reads go on and commits wait.
+    fn compact(&self, task: &Task<'_>) -> Result<String> {
+        let _copying = self.begin_copy(task)?;
+        let _commits = lock(&self.commits);
+        let (len, needed) = (data_len(&self.options.path), self.enter()?.len_compacted()?);
+        if needed >= len {
+            return Ok(format!("nothing to compact: all {len} bytes of {DATA_FILE} are in use"));
+        }
+        let unfinished = self.options.path.join(COMPACT_FILE);
+        let compacted = self.copy_to(&unfinished, task).and_then(|copied| match copied == needed {
+            true => self.replace_data(&unfinished),
+            false => Err(Error::engine("compact", format!("the copy has {copied} bytes, not {needed}"))),
+        });
+        remove_unfinished(&self.options.path); // it is not there if all went well
+        compacted.map(|()| format!("compacted {DATA_FILE} from {len} to {needed} bytes"))
+    }
+
+    /// Puts a synced file in the place of the data file. Called while commits wait.
+    fn replace_data(&self, by: &Path) -> Result<()> {
+        let directory = &self.options.path;
+        let replaced = self.gate.alone(|environment| {
+            environment.close();
+            let renamed = fs::rename(by, directory.join(DATA_FILE));
+            // A later commit would be lost if the new name were.
+            if renamed.is_ok()
+                && let Err(error) = sync_dir(directory)
+            {
+                return (None, Err(Error::engine("compact", error)));
+            }
+            match Environment::open(&self.options) {
+                Ok(environment) => (Some(environment), renamed.map_err(|error| Error::engine("compact", error))),
+                Err(error) => (None, Err(error)),
+            }
+        });
+        replaced.map_err(no_environment).flatten()
+    }
+}
+
+/// Makes the names of a directory's files durable.
+fn sync_dir(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the process could map this many bytes more. If LMDB tried in vain, it would be left without a map.
@@ -175,8 +194,8 @@ fn address_space_is_free(len: usize) -> bool {
     true
 }
 
-fn no_map(Broken: Broken) -> Error {
-    Error::Fenced { reason: "its map could not be grown and is gone".to_owned() }
+fn no_environment(Broken: Broken) -> Error {
+    Error::Fenced { reason: "its file could not be mapped again after it had grown or was compacted".to_owned() }
 }
 
 impl Engine for LmdbEngine {
@@ -187,76 +206,108 @@ impl Engine for LmdbEngine {
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
-        let pass = self.gate.enter().map_err(no_map)?;
-        let txn = self.env.read_txn().map_err(|error| engine_error("begin a read", error))?;
-        Ok(LmdbSnapshot { engine: self, txn, _pass: pass })
+        let pass = self.gate.enter_as_reader().map_err(no_environment)?;
+        let begun = pass.try_map(|environment| {
+            let (env, tables) = environment.into_parts();
+            Ok(Reading { txn: env.static_read_txn()?, tables })
+        });
+        begun.map(LmdbSnapshot).map_err(|error| engine_error("begin a read", error))
     }
 
     fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
-        let failed = |error| CommitError::Unknown(engine_error("commit", error));
-        self.set_durability(durability).map_err(failed)?;
+        let _commit = lock(&self.commits);
+        let mut waited_for_copy = false;
         loop {
-            match self.write(batch) {
+            let environment = self.enter().map_err(CommitError::NotWritten)?;
+            let written = environment.set_durability(durability).and_then(|()| environment.write(batch));
+            drop(environment);
+            match written {
                 Ok(()) => return Ok(()),
                 // Found while pages are taken for the transaction, before anything of it is written.
-                Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow(batch.len_bytes())?,
-                Err(error) => return Err(failed(error)),
+                Err(heed::Error::Mdb(MdbError::MapFull)) => match self.grow(batch.len_bytes()) {
+                    // A copy keeps pages from being used again. Once it has made way, there may be room.
+                    Err(CommitError::NotWritten(_)) if self.is_copied() && !waited_for_copy => {
+                        waited_for_copy = true;
+                        self.gate
+                            .alone(|environment| (Some(environment), ()))
+                            .map_err(|broken| CommitError::NotWritten(no_environment(broken)))?;
+                    }
+                    grown => grown?,
+                },
+                Err(error) => return Err(CommitError::Unknown(engine_error("commit", error))),
             }
         }
     }
 
     fn sync(&self) -> Result<()> {
-        self.env.force_sync().map_err(|error| engine_error("sync", error))
+        self.enter()?.env().force_sync().map_err(|error| engine_error("sync", error))
     }
 
     fn directory(&self) -> Option<&StoreDirectory> {
         Some(&self.directory)
     }
 
-    fn run_gc(&self, _: Gc, _: &Task<'_>) -> Result<Vec<String>> {
-        let cleared = self.env.clear_stale_readers().map_err(|error| engine_error("clear stale readers", error))?;
-        Ok(vec![format!("cleared {cleared} stale readers; pages they held can be used again")])
+    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
+        let cleared = self.enter()?.env().clear_stale_readers();
+        let cleared = cleared.map_err(|error| engine_error("clear stale readers", error))?;
+        let mut actions = vec![format!("cleared {cleared} stale readers; pages they held can be used again")];
+        if gc == Gc::Full {
+            actions.push(self.compact(task)?);
+        }
+        Ok(actions)
     }
 
     fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
         let mut options = self.options.clone();
         options.path = target.path().to_owned();
-        let copy = Self::open_in(target, &options)?;
-        copy_events(self, &copy, task)?;
-        Ok(copy)
+        let copying = self.begin_copy(task)?;
+        self.copy_to(&options.path.join(DATA_FILE), task)?;
+        drop(copying);
+        Self::open_in(target, options)
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
-        let _pass = self.gate.enter().map_err(no_map)?; // LMDB reads the map's first pages for it
-        let info = self.env.info();
+        let info = self.enter()?.env().info();
         Ok(vec![
             ("map_size", info.map_size.to_string()),
             ("max_map_size", self.options.max_map_size.to_string()),
             ("last_page", info.last_page_number.to_string()),
             ("last_transaction", info.last_txn_id.to_string()),
             ("readers", info.number_of_readers.to_string()),
-            ("max_readers", info.maximum_number_of_readers.to_string()),
+            ("max_readers", self.options.max_readers.to_string()),
         ])
     }
 }
 
+impl LmdbEngine {
+    fn is_copied(&self) -> bool {
+        matches!(self.copies.try_lock(), Err(TryLockError::WouldBlock))
+    }
+}
+
 /// A read transaction.
-pub struct LmdbSnapshot<'a> {
-    engine: &'a LmdbEngine,
-    // Dropped before the pass is given back.
-    txn: RoTxn<'a, WithoutTls>,
-    _pass: Pass<'a>,
+pub struct LmdbSnapshot<'a>(Pass<'a, Environment, Reading>);
+
+struct Reading {
+    txn: RoTxn<'static, WithoutTls>,
+    tables: [TableHandle; Table::ALL.len()],
+}
+
+impl Reading {
+    fn table(&self, table: Table) -> &TableHandle {
+        &self.tables[table.index()]
+    }
 }
 
 impl fmt::Debug for LmdbSnapshot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LmdbSnapshot").field("transaction", &self.txn.id()).finish_non_exhaustive()
+        f.debug_struct("LmdbSnapshot").field("transaction", &self.0.txn.id()).finish_non_exhaustive()
     }
 }
 
 impl Snapshot for LmdbSnapshot<'_> {
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let value = self.engine.table(table).get(&self.txn, key).map_err(|error| engine_error("read", error))?;
+        let value = self.0.table(table).get(&self.0.txn, key).map_err(|error| engine_error("read", error))?;
         if let Some(value) = value {
             out.extend_from_slice(value);
         }
@@ -267,12 +318,12 @@ impl Snapshot for LmdbSnapshot<'_> {
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
-        let database = self.engine.table(table);
+        let (database, txn) = (self.0.table(table), &self.0.txn);
         let bounds = (Bound::Included(range.first), Bound::Included(range.last));
         let mut run = || -> heed::Result<()> {
             match direction {
-                Direction::Forward => visit_all(database.range(&self.txn, &bounds)?, &mut visit),
-                Direction::Backward => visit_all(database.rev_range(&self.txn, &bounds)?, &mut visit),
+                Direction::Forward => visit_all(database.range(txn, &bounds)?, &mut visit),
+                Direction::Backward => visit_all(database.rev_range(txn, &bounds)?, &mut visit),
             }
         };
         run().map_err(|error| engine_error("read", error))

@@ -33,6 +33,10 @@ pub(crate) fn engine_error(operation: &'static str, error: heed::Error) -> Error
         heed::Error::Mdb(MdbError::Panic) => {
             Error::Fenced { reason: format!("LMDB could not finish a commit and does not {operation} any more") }
         }
+        // LMDB has no other word for a write that the disk had no room for.
+        heed::Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => {
+            Error::engine(operation, format!("{error}; it may be that the disk is full"))
+        }
         other => Error::engine(operation, other),
     }
 }

@@ -20,15 +20,21 @@
 //! | `Buffered` | one sync a group: the second one is left out, so a power cut may undo the newest groups |
 //! | opening | nothing to recover or replay |
 //! | growing | the map doubles when it is full, up to `max_map_size`; readers wait a moment |
+//! | backup | LMDB's compacting copy, as of one moment, while reads and appends go on |
+//! | full collection | a compacted copy takes the place of the file; appends wait for it, reads go on |
 //! | limits | local file systems only; one process at a time |
 
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "LMDB maps a file: opening it and moving the map cannot be checked by the compiler")]
+mod copy;
+#[allow(unsafe_code, reason = "LMDB maps a file: that nobody looks into the map while it moves cannot be checked")]
 mod engine;
+#[allow(unsafe_code, reason = "LMDB maps a file: that nobody else changes it cannot be checked by the compiler")]
+mod environment;
 mod error;
 mod gate;
 mod options;
+mod pipe;
 
 use eventstore_api::{Error, Result};
 use eventstore_kv::KvStore;

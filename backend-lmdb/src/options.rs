@@ -23,6 +23,9 @@ pub struct Options {
     /// Reads that may be under way at the same moment, each one page long; more wait a moment. The writer's own look-ups
     /// count as one. Default: 1,024, at least 1.
     pub max_readers: u32,
+    /// Whether the system reads more from the disk than is asked for. It helps scans; random reads of a store that is
+    /// larger than memory are faster without it. Default: true.
+    pub read_ahead: bool,
     /// How the store queues and groups appends.
     pub store: StoreOptions,
 }
@@ -36,6 +39,7 @@ impl Options {
             map_size: 1 << 30,
             max_map_size: 1 << 40,
             max_readers: 1024,
+            read_ahead: true,
             store: StoreOptions::default(),
         }
     }
@@ -52,6 +56,7 @@ impl Options {
         given.take_bytes("map_size", &mut options.map_size)?;
         given.take_bytes("max_map_size", &mut options.max_map_size)?;
         given.take_number("max_readers", &mut options.max_readers)?;
+        given.take_flag("read_ahead", &mut options.read_ahead)?;
         if url.options.iter().all(|(name, _)| name != "map_size") {
             options.map_size = options.map_size.min(options.max_map_size); // a small store needs only to say one of them
         }
@@ -81,9 +86,10 @@ mod tests {
 
     #[test]
     fn every_option_can_stand_in_a_url() {
-        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&queue_requests=3&durability=buffered&create_if_missing=false";
+        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&read_ahead=false&queue_requests=3&durability=buffered&create_if_missing=false";
         let options = Options::from_url(&url.parse().expect("url")).expect("options");
         assert_eq!((options.map_size, options.max_map_size, options.max_readers), (2 << 20, 4 << 20, 9));
+        assert!(!options.read_ahead && Options::new("d").read_ahead);
         assert_eq!((options.store.queue_requests, options.create_if_missing), (3, false));
         assert_eq!(options.path, PathBuf::from("./d"));
         let small = Options::from_url(&"lmdb:./d?max_map_size=10MiB".parse().expect("url")).expect("options");

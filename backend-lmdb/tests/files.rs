@@ -2,39 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backend_lmdb::{LmdbStore, Options, open};
-use eventstore_api::{Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, Version};
-use heed::types::Bytes;
-use heed::{CommitOrAbort, EnvOpenOptions};
-
-fn ctx() -> Context {
-    Context::background()
-}
-
-fn event(id: &str, data: impl Into<Vec<u8>>) -> Event {
-    Event::builder("Tested", "aggregate").id(id).data(data.into()).build().unwrap()
-}
-
-async fn store(store: &LmdbStore, id: &str, data: impl Into<Vec<u8>>) -> Result<Version, Error> {
-    store.store(&ctx(), event(id, data), Expected::Any).await.map(|stored| stored.version)
-}
-
-async fn versions(store: &LmdbStore) -> Vec<u64> {
-    let events = store.load(&ctx(), Version::ZERO).into_vec().await.unwrap();
-    events.iter().map(|event| event.version.get()).collect()
-}
-
-fn small(directory: &Path, max_map_size: usize) -> Options {
-    let mut options = Options::new(directory);
-    options.map_size = 1 << 20;
-    options.max_map_size = max_map_size;
-    options
-}
+use backend_lmdb::{Options, open};
+use eventstore_api::{Batch, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, Version};
+use support::{ctx, event, put, small, store, versions};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_map_grows_while_readers_read() {
@@ -218,23 +194,6 @@ async fn a_damaged_record_is_named_and_nothing_else_is_lost() {
     assert_eq!(store(&damaged, "id-6", "more").await.unwrap(), Version::new(6));
     let retry = store(&damaged, "id-3", "payload number 3").await;
     assert!(is_corrupt(retry.unwrap_err()), "whether it is the same event cannot be told");
-}
-
-/// Puts a value into a table behind the store's back.
-fn put(directory: &Path, table: &str, key: &[u8], value: Option<&[u8]>) {
-    let mut options = EnvOpenOptions::new();
-    // SAFETY: the store is closed, and the test opens the files alone.
-    let env = unsafe { options.max_dbs(4).map_size(1 << 30).open(directory) }.unwrap();
-    let txn = env.write_txn().unwrap();
-    let done = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
-        let table = opener.create_database::<Bytes, Bytes>(txn, Some(table))?;
-        match value {
-            Some(value) => table.put(txn, key, value)?,
-            None => assert!(table.delete(txn, key)?),
-        }
-        Ok(CommitOrAbort::<_, ()>::Commit(table))
-    });
-    done.unwrap();
 }
 
 #[tokio::test]

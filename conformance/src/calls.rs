@@ -2,12 +2,13 @@
 
 use eventstore_api::{Context, Error, EventStore, EventStoreExt, Gc, LoadOptions, PageSize, Version};
 
-use crate::env::Store;
+use crate::env::{Env, Store};
 use crate::events::event;
 
-/// Calls every method but `close`, and tells how each ended. `id` is for the event that is appended; `after` is what is
-/// waited for.
+/// Calls every method that the profile has but `close`, and tells how each ended. `id` is for the event that is appended;
+/// `after` is what is waited for.
 pub(crate) async fn call_every_method(
+    env: &Env,
     store: &Store,
     ctx: &Context,
     id: &str,
@@ -16,7 +17,7 @@ pub(crate) async fn call_every_method(
     let (all, page) = (LoadOptions::all(), PageSize::FIRST);
     let mut following = store.subscribe(ctx, Version::ZERO);
     let mut loading = store.load(ctx, Version::ZERO);
-    vec![
+    let mut outcomes = vec![
         (
             "store_batch",
             store.store_batch(ctx, vec![event(id, "a"), event(format!("{id}-2"), "a")].into()).await.map(drop),
@@ -32,5 +33,12 @@ pub(crate) async fn call_every_method(
         ("stats", store.stats(ctx).await.map(drop)),
         ("load", loading.next().await.map_or(Ok(()), |first| first.map(drop))),
         ("subscribe", following.next().await.map_or(Ok(()), |first| first.map(drop))),
-    ]
+    ];
+    if env.profile.takes_backups() {
+        outcomes.push(("backup", store.backup(ctx, &env.unused_path()).await.map(drop)));
+    }
+    if env.profile.verifies() {
+        outcomes.push(("verify", store.verify(ctx).await.map(drop)));
+    }
+    outcomes
 }

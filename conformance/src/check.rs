@@ -30,6 +30,14 @@ pub(crate) enum Needs {
     Locking,
     /// The declared absence of that.
     NoLocking,
+    /// Backups.
+    Backup,
+    /// The declared absence of that.
+    NoBackup,
+    /// A `verify` that does.
+    Verification,
+    /// The declared absence of that.
+    NoVerification,
     /// More than one process can do through the trait.
     More(&'static str),
 }
@@ -44,6 +52,10 @@ impl Needs {
             }
             Needs::Locking if !profile.locks() => Some("needs a store that locks"),
             Needs::NoLocking if profile.locks() => Some("only for a store that does not lock"),
+            Needs::Backup if !profile.takes_backups() => Some("needs a store that takes backups"),
+            Needs::NoBackup if profile.takes_backups() => Some("only for a store that takes no backups"),
+            Needs::Verification if !profile.verifies() => Some("needs a store that verifies"),
+            Needs::NoVerification if profile.verifies() => Some("only for a store that does not verify"),
             Needs::More(reason) => Some(reason),
             _ => None,
         }

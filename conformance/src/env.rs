@@ -1,7 +1,8 @@
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use eventstore_api::{Error, EventStore};
 use tempfile::TempDir;
@@ -22,13 +23,15 @@ pub(crate) struct Env {
     factory: Factory,
     root: PathBuf,
     directory: TempDir,
+    /// How many other places were given out.
+    places: AtomicU32,
 }
 
 impl Env {
     /// One with a directory below `root`, whose owner removes it also when the check hangs.
     pub(crate) fn new(profile: Profile, factory: Factory, seed: u64, root: PathBuf) -> Checked<Self> {
         let directory = TempDir::new_in(&root)?;
-        Ok(Env { profile, seed, factory, root, directory })
+        Ok(Env { profile, seed, factory, root, directory, places: AtomicU32::new(0) })
     }
 
     /// The same with another empty directory.
@@ -36,10 +39,28 @@ impl Env {
         Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())
     }
 
+    /// Where the store of this check is.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path at which there is nothing yet, for a backup.
+    pub(crate) fn unused_path(&self) -> PathBuf {
+        let place = self.places.fetch_add(1, Ordering::Relaxed);
+        let check = self.directory.path().file_name().unwrap_or_default().display();
+        self.root.join(format!("place-{place}-beside-{check}"))
+    }
+
     /// Opens the store in the directory of this check.
     #[track_caller]
     pub(crate) fn open(&self) -> impl Future<Output = Checked<Store>> + use<> {
-        let opening = self.opening();
+        self.open_at(self.directory())
+    }
+
+    /// Opens the store in another directory, such as a backup.
+    #[track_caller]
+    pub(crate) fn open_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
+        let opening = self.opening_at(directory);
         let at = std::panic::Location::caller();
         async move {
             opening.await.map_err(|error| {
@@ -51,7 +72,12 @@ impl Env {
 
     /// The same, when it may fail.
     pub(crate) fn opening(&self) -> Opening {
-        (self.factory)(self.directory.path().to_path_buf())
+        self.opening_at(self.directory())
+    }
+
+    /// The same in another directory.
+    pub(crate) fn opening_at(&self, directory: &Path) -> Opening {
+        (self.factory)(directory.to_path_buf())
     }
 
     /// Closes and opens again.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use eventstore_api::{
-    Batch, Durability, Error, Event, Expected, LoadOptions, RecordedEvent, StoreOutcome, Stored, Version,
+    Batch, Durability, Error, Event, Expected, Gc, LoadOptions, RecordedEvent, StoreOutcome, Stored, Version,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -28,7 +28,10 @@ pub(crate) enum Op {
     Get(Small),
     Latest,
     Revision(usize),
-    Gc,
+    Gc(Gc),
+    Verify,
+    /// Take a backup, `close`, and go on with the backup.
+    MoveToBackup,
     /// `close`, and open again.
     Reopen,
     /// Drop the last handle, and open again.
@@ -132,7 +135,10 @@ pub(crate) fn programs(operations: usize) -> impl Strategy<Value = Vec<Op>> {
         2 => small.prop_map(Op::Get),
         1 => Just(Op::Latest),
         1 => (0..3_usize).prop_map(Op::Revision),
-        1 => Just(Op::Gc),
+        1 => Just(Op::Gc(Gc::Quick)),
+        1 => Just(Op::Gc(Gc::Full)),
+        1 => Just(Op::Verify),
+        1 => Just(Op::MoveToBackup),
         1 => Just(Op::Reopen),
         1 => Just(Op::DropAndOpen),
     ];

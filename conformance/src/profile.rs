@@ -16,26 +16,49 @@ use std::time::Duration;
 pub struct Profile {
     survives_closing: bool,
     locks: bool,
+    takes_backups: bool,
+    verifies: bool,
     time_limit: Duration,
 }
 
 impl Profile {
-    /// Everything: events survive closing, and a store that is open cannot be opened again.
+    /// Everything: events survive closing, a store that is open cannot be opened again, and it can be backed up and
+    /// verified.
     #[must_use]
     pub const fn persistent() -> Self {
-        Profile { survives_closing: true, locks: true, time_limit: Duration::from_secs(60) }
+        Profile {
+            survives_closing: true,
+            locks: true,
+            takes_backups: true,
+            verifies: true,
+            time_limit: Duration::from_secs(60),
+        }
     }
 
-    /// A store in memory: nothing survives closing, and every opening is a store of its own.
+    /// A store in memory: nothing survives closing, every opening is a store of its own, and there are no backups.
     #[must_use]
     pub const fn in_memory() -> Self {
-        Profile { survives_closing: false, locks: false, ..Profile::persistent() }
+        Profile { survives_closing: false, locks: false, takes_backups: false, ..Profile::persistent() }
     }
 
     /// Opts out of rule L2: the store may be opened twice at the same time, as a client of a server may.
     #[must_use]
     pub const fn without_locking(mut self) -> Self {
         self.locks = false;
+        self
+    }
+
+    /// Opts out of rules M1 and M2: `backup` is `Unsupported`, as it is for a store that does not implement it.
+    #[must_use]
+    pub const fn without_backup(mut self) -> Self {
+        self.takes_backups = false;
+        self
+    }
+
+    /// Opts out of rule M3: `verify` is `Unsupported`, as it is for a store that does not implement it.
+    #[must_use]
+    pub const fn without_verification(mut self) -> Self {
+        self.verifies = false;
         self
     }
 
@@ -56,6 +79,18 @@ impl Profile {
     #[must_use]
     pub const fn locks(&self) -> bool {
         self.locks
+    }
+
+    /// Whether `backup` writes one.
+    #[must_use]
+    pub const fn takes_backups(&self) -> bool {
+        self.takes_backups
+    }
+
+    /// Whether `verify` does.
+    #[must_use]
+    pub const fn verifies(&self) -> bool {
+        self.verifies
     }
 
     pub(crate) const fn limit(&self) -> Duration {

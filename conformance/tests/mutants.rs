@@ -6,16 +6,17 @@
 mod reference_store;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use conformance::{Outcome, Profile, Suite};
 use eventstore_api::{
-    Batch, Context, Direction, Durability, Error, Event, EventStore, Expected, Gc, GcReport, LoadOptions, Page,
-    PageSize, RecordedEvent, Result, Stats, StoreOutcome, Stored, Version, async_trait,
+    BackupReport, Batch, Context, Direction, Durability, Error, Event, EventStore, Expected, Finding, Gc, GcReport,
+    LoadOptions, Page, PageSize, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version,
+    async_trait,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use reference_store::Reference;
@@ -24,7 +25,14 @@ use tokio::sync::{RwLock, Semaphore};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
+    AcceptsAnyTimes,
     AggregateByPrefix,
+    BackupLagsBehind,
+    BackupLeavesHalf,
+    BackupLosesTheFirst,
+    BackupOverwrites,
+    BackupSplitsBatches,
+    BackupWantsEvents,
     BackwardBeforeIsInclusive,
     BatchReversed,
     BufferedIsNotWritten,
@@ -37,14 +45,18 @@ enum Fault {
     DuplicateIsIgnored,
     EmptyBatchIsRefused,
     ExistsNeverHolds,
+    EndedIsAnEngineError,
     FoldsIds,
     ForgetsWhenReopened,
+    GcIgnoresContext,
     GcLosesTheFirst,
     GetLagsBehind,
+    HasOnlyRequiredMethods,
     HeadRunsAhead,
     IgnoresContext,
     IgnoresExpectation,
     IgnoresLimit,
+    IgnoresTimes,
     IsNeverDropped,
     LatestGoesBack,
     LeaksPlaces,
@@ -58,13 +70,19 @@ enum Fault {
     RefusedIsWritten,
     RepeatChecksCondition,
     RepeatIsDuplicate,
+    RepeatTakesTheNewTime,
     SecondCloseFails,
     SinceIsInclusive,
     SkipsAnEvent,
     SmallPagesAreEmpty,
     SplitsBatches,
+    StatsCountAppends,
+    StatsCountSinceOpening,
     TextOnly,
+    TimesAreAlwaysPast,
     UnknownIsHalf,
+    VerifyCountsTwice,
+    VerifyFindsWriters,
     WaitEndsTooSoon,
     WaitIgnoresContext,
     WaitMissesClose,
@@ -130,6 +148,13 @@ const FINDS: &[(&str, Fault)] = &[
     ("writing::w6_names_of_any_characters_come_back_and_are_kept_apart", Fault::FoldsIds),
     ("writing::w6_names_of_any_characters_come_back_and_are_kept_apart", Fault::AggregateByPrefix),
     ("writing::w6_everything_comes_back_after_reopening", Fault::ForgetsWhenReopened),
+    ("writing::w7_times_that_are_named_come_back", Fault::IgnoresTimes),
+    ("writing::w7_times_that_are_named_come_back", Fault::ForgetsWhenReopened),
+    ("writing::w7_the_time_of_an_append_that_names_none_is_its_own", Fault::TimesAreAlwaysPast),
+    ("writing::w7_a_wrong_number_of_times_is_refused", Fault::AcceptsAnyTimes),
+    ("writing::w7_a_repeated_append_keeps_the_first_time", Fault::RepeatTakesTheNewTime),
+    ("writing::w7_a_copy_has_the_places_and_times_of_the_first", Fault::IgnoresTimes),
+    ("writing::w7_a_copy_has_the_places_and_times_of_the_first", Fault::IgnoresExpectation),
     ("context::c1_a_cancelled_context_is_refused_by_every_method", Fault::IgnoresContext),
     ("context::c1_a_cancelled_context_is_refused_by_every_method", Fault::WritesWhenCancelled),
     ("context::c1_an_expired_context_is_refused_by_every_method", Fault::IgnoresContext),
@@ -164,6 +189,33 @@ const FINDS: &[(&str, Fault)] = &[
     ("following::s1_waiting_for_events_misses_no_event", Fault::WaitEndsTooSoon),
     ("following::s2_a_subscriber_that_does_not_read_never_blocks_the_writer", Fault::WaitersBlockWriters),
     ("following::s2_a_waiter_that_is_never_polled_blocks_nobody", Fault::WaitersBlockWriters),
+    (
+        "maintenance::m1_a_backup_while_writers_write_has_the_first_events_and_no_batch_in_part",
+        Fault::BackupSplitsBatches,
+    ),
+    (
+        "maintenance::m1_a_backup_while_writers_write_has_the_first_events_and_no_batch_in_part",
+        Fault::HasOnlyRequiredMethods,
+    ),
+    ("maintenance::m1_a_backup_has_all_that_was_acknowledged_before_it", Fault::BackupLagsBehind),
+    ("maintenance::m1_a_backup_is_a_store_of_its_own", Fault::BackupLosesTheFirst),
+    ("maintenance::m1_a_backup_of_an_empty_store_is_empty", Fault::BackupWantsEvents),
+    ("maintenance::m2_a_target_that_is_not_empty_is_refused_and_not_touched", Fault::BackupOverwrites),
+    ("maintenance::m2_a_backup_that_is_ended_leaves_nothing_that_opens", Fault::BackupLeavesHalf),
+    ("maintenance::m2_a_backup_that_is_ended_leaves_nothing_that_opens", Fault::EndedIsAnEngineError),
+    ("maintenance::m3_a_sound_store_has_no_findings", Fault::VerifyCountsTwice),
+    ("maintenance::m3_a_sound_store_has_no_findings", Fault::HasOnlyRequiredMethods),
+    ("maintenance::m3_a_store_that_is_written_to_has_no_findings", Fault::VerifyFindsWriters),
+    ("maintenance::m3_a_verification_that_is_ended_says_so", Fault::EndedIsAnEngineError),
+    ("maintenance::m4_collections_beside_readers_and_writers_change_no_event", Fault::GcLosesTheFirst),
+    ("maintenance::m4_a_collection_that_is_ended_changes_no_event", Fault::GcIgnoresContext),
+    ("maintenance::m4_a_collection_that_is_ended_changes_no_event", Fault::GcLosesTheFirst),
+    ("maintenance::m4_a_collection_that_is_ended_changes_no_event", Fault::EndedIsAnEngineError),
+    ("maintenance::m5_stats_count_events_and_aggregates", Fault::StatsCountAppends),
+    ("maintenance::m5_stats_count_events_and_aggregates", Fault::StatsCountSinceOpening),
+    ("maintenance::m5_stats_count_while_writers_write", Fault::StatsCountSinceOpening),
+    ("model::random_programs_agree_with_the_model", Fault::BackupLagsBehind),
+    ("model::random_programs_agree_with_the_model", Fault::VerifyCountsTwice),
     ("model::random_programs_agree_with_the_model", Fault::AggregateByPrefix),
     ("model::random_programs_agree_with_the_model", Fault::RepeatChecksCondition),
     ("model::random_programs_agree_with_the_model", Fault::ForgetsWhenReopened),
@@ -182,10 +234,12 @@ const HANGS: &[Fault] = &[
     Fault::WaitersBlockWriters,
 ];
 
-/// Absences that are declared and not true: the reference store survives closing and locks.
+/// Absences that are declared and not true: the reference store survives closing, locks, takes backups and verifies.
 const FINDS_FALSE_DECLARATIONS: &[&str] = &[
     "life::l1_without_persistence_a_reopened_store_is_empty",
     "life::l2_without_locking_a_second_opening_harms_nothing",
+    "maintenance::m1_without_backups_the_call_is_unsupported",
+    "maintenance::m3_without_verification_the_call_is_unsupported",
 ];
 
 fn main() -> ExitCode {
@@ -197,9 +251,10 @@ fn main() -> ExitCode {
         .collect();
     trials.extend(FINDS_FALSE_DECLARATIONS.iter().map(|&check| {
         Trial::test(format!("{check} finds a false declaration"), move || {
-            fails(check, Profile::in_memory(), Fault::None)
+            fails(check, Profile::in_memory().without_verification(), Fault::None)
         })
     }));
+    trials.push(Trial::test("the required methods are enough for what they are about", required_methods_are_enough));
     trials.push(Trial::test("every check is known to find a fault", every_check_finds_a_fault));
     trials.push(Trial::test("every rule of the contract has a check", every_rule_has_a_check));
     trials.push(Trial::test("a hanging store is reported with the rule", a_hanging_store_is_reported_with_the_rule));
@@ -233,15 +288,29 @@ fn every_check_finds_a_fault() -> Result<(), Failed> {
     if gone.is_empty() { Ok(()) } else { Err(format!("these checks are not in the suite: {gone:?}").into()) }
 }
 
+/// A store that implements no more than it has to, and says so, keeps all rules.
+fn required_methods_are_enough() -> Result<(), Failed> {
+    let suite = suite(Profile::persistent().without_backup().without_verification(), Fault::HasOnlyRequiredMethods);
+    for (check, outcome) in suite.outcomes() {
+        match outcome {
+            Outcome::Passed => {}
+            Outcome::Ignored(_) if !check.contains("without_backups") && !check.contains("without_verification") => {}
+            other => return Err(format!("{check} ended with {other:?}").into()),
+        }
+    }
+    Ok(())
+}
+
 fn every_rule_has_a_check() -> Result<(), Failed> {
     let suite = suite(Profile::persistent(), Fault::None);
     for (area, letter, count) in [
         ("order", 'o', 9),
-        ("writing", 'w', 6),
+        ("writing", 'w', 7),
         ("context", 'c', 6),
         ("life", 'l', 3),
         ("faults", 'f', 4),
         ("following", 's', 2),
+        ("maintenance", 'm', 5),
     ] {
         for number in 1..=count {
             let begins = format!("{area}::{letter}{number}_");
@@ -276,6 +345,7 @@ async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Resul
         Fault::OpensTwice => Reference::open(&directory).or_else(|_| Reference::open(&directory.join(number)))?,
         _ => Reference::open(&directory)?,
     };
+    let at_opening = inner.stats(&Context::background()).await?.aggregates;
     if fault == Fault::IsNeverDropped {
         std::mem::forget(inner.clone());
     }
@@ -283,6 +353,7 @@ async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Resul
         inner,
         fault,
         calls: AtomicU64::new(0),
+        at_opening,
         happened: AtomicBool::new(false),
         places: Semaphore::new(4),
         waiting: RwLock::new(()),
@@ -295,6 +366,8 @@ struct Mutant {
     inner: Reference,
     fault: Fault,
     calls: AtomicU64,
+    /// Aggregates that were there when it was opened.
+    at_opening: u64,
     happened: AtomicBool,
     places: Semaphore,
     waiting: RwLock<()>,
@@ -321,6 +394,9 @@ impl Mutant {
 
     async fn append(&self, ctx: &Context, mut batch: Batch) -> Result<Vec<Stored>> {
         let ctx = &self.context(ctx)?;
+        if self.has(Fault::StatsCountAppends) {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+        }
         let background = &Context::background();
         let given = batch.clone();
         match self.fault {
@@ -333,6 +409,15 @@ impl Mutant {
                 return Err(Error::invalid_event("id", "it is long"));
             }
             Fault::BatchReversed => batch.events.reverse(),
+            Fault::IgnoresTimes => batch.recorded_at = None,
+            Fault::TimesAreAlwaysPast if batch.recorded_at.is_none() => {
+                batch.recorded_at = Some(vec![SystemTime::UNIX_EPOCH; batch.events.len()]);
+            }
+            Fault::AcceptsAnyTimes => {
+                if let Some(times) = &mut batch.recorded_at {
+                    times.resize(batch.events.len(), SystemTime::UNIX_EPOCH);
+                }
+            }
             Fault::TextOnly | Fault::NormalisesMetadata | Fault::FoldsIds => {
                 batch.events = batch.events.iter().map(|event| self.rewritten(event)).collect();
             }
@@ -378,6 +463,11 @@ impl Mutant {
             }
             (Fault::WrongRevision, Ok(stored)) => {
                 Ok(stored.iter().map(|s| Stored::new(s.version, s.version.get(), s.outcome)).collect())
+            }
+            (Fault::RepeatTakesTheNewTime, Ok(stored)) => {
+                let is_repeated = stored.iter().any(|stored| stored.outcome == StoreOutcome::AlreadyStored);
+                self.happened.fetch_or(is_repeated, Ordering::Relaxed);
+                Ok(stored)
             }
             (Fault::WrittenAlways, Ok(stored)) => {
                 Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, StoreOutcome::Written)).collect())
@@ -425,6 +515,16 @@ impl Mutant {
         }
     }
 
+    /// The outcome of work that was ended.
+    fn ended<T>(&self, outcome: Result<T>) -> Result<T> {
+        match outcome {
+            Err(ended @ (Error::Cancelled | Error::DeadlineExceeded)) if self.has(Fault::EndedIsAnEngineError) => {
+                Err(Error::engine("go on", ended))
+            }
+            outcome => outcome,
+        }
+    }
+
     fn rewritten(&self, event: &Event) -> Event {
         let mut builder = Event::builder(event.event_type(), event.aggregate_id())
             .id(event.id())
@@ -459,7 +559,10 @@ impl Mutant {
         };
         match self.fault {
             Fault::SkipsAnEvent => page.events.retain(|event| event.version != Version::new(3)),
-            Fault::GcLosesTheFirst if self.happened.load(Ordering::Relaxed) => {
+            Fault::RepeatTakesTheNewTime if self.happened.load(Ordering::Relaxed) => {
+                page.events.iter_mut().for_each(|event| event.recorded_at = SystemTime::UNIX_EPOCH);
+            }
+            Fault::GcLosesTheFirst | Fault::BackupLosesTheFirst if self.happened.load(Ordering::Relaxed) => {
                 page.events.retain(|event| event.version != Version::new(1));
             }
             Fault::OutOfOrder if page.events.len() > 1 => page.events.swap(0, 1),
@@ -555,11 +658,63 @@ impl EventStore for Mutant {
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
         self.happened.store(true, Ordering::Relaxed);
-        self.inner.run_gc(&self.context(ctx)?, gc).await
+        if self.has(Fault::GcIgnoresContext) {
+            return self.inner.run_gc(&Context::background(), gc).await;
+        }
+        self.ended(self.inner.run_gc(&self.context(ctx)?, gc).await)
+    }
+
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        let ctx = &self.context(ctx)?;
+        self.happened.store(true, Ordering::Relaxed);
+        let latest = self.inner.latest_version(ctx).await?.get();
+        match self.fault {
+            Fault::HasOnlyRequiredMethods => {
+                return Err(Error::Unsupported { what: "backups".to_owned() });
+            }
+            Fault::BackupWantsEvents if latest == 0 => return Err(Error::invalid_event("backup", "it is empty")),
+            Fault::BackupLeavesHalf => self.inner.write_copy(target, latest / 2),
+            Fault::BackupOverwrites => {
+                self.inner.write_copy(target, latest);
+                return Ok(BackupReport::default());
+            }
+            _ => {}
+        }
+        let mut report = self.ended(self.inner.backup(ctx, target).await)?;
+        let missing = match self.fault {
+            Fault::BackupLagsBehind => 1,
+            Fault::BackupSplitsBatches if latest > 3 => 1,
+            _ => return Ok(report),
+        };
+        report.latest_version = Version::new(report.latest_version.get().saturating_sub(missing));
+        self.inner.write_copy(target, report.latest_version.get());
+        Ok(report)
+    }
+
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        let ctx = &self.context(ctx)?;
+        if self.has(Fault::HasOnlyRequiredMethods) {
+            return Err(Error::Unsupported { what: "verification".to_owned() });
+        }
+        let before = self.inner.latest_version(ctx).await?;
+        let mut report = self.ended(self.inner.verify(ctx).await)?;
+        if self.has(Fault::VerifyCountsTwice) {
+            report.events *= 2;
+        }
+        if self.has(Fault::VerifyFindsWriters) && self.inner.latest_version(ctx).await? > before {
+            report.findings.push(Finding::new(None, "an entry that leads beyond the newest event"));
+        }
+        Ok(report)
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        self.inner.stats(&self.context(ctx)?).await
+        let mut stats = self.inner.stats(&self.context(ctx)?).await?;
+        match self.fault {
+            Fault::StatsCountAppends => stats.aggregates = self.calls.load(Ordering::Relaxed),
+            Fault::StatsCountSinceOpening => stats.aggregates = stats.aggregates.saturating_sub(self.at_opening),
+            _ => {}
+        }
+        Ok(stats)
     }
 
     async fn close(&self) -> Result<()> {

@@ -29,7 +29,7 @@ checks! {
         // Cancellation comes before a deadline that has passed as well.
         for ctx in [cancelled.clone(), cancelled.with_timeout(Duration::ZERO)] {
             for after in [Version::ZERO, Version::new(1)] {
-                for (method, outcome) in call_every_method(&store, &ctx, "refused", after).await {
+                for (method, outcome) in call_every_method(env, &store, &ctx, "refused", after).await {
                     expect_err!(outcome, Error::Cancelled, "`{method}` with a cancelled context");
                 }
             }
@@ -45,7 +45,7 @@ checks! {
         append_one(&store, event("first", "a")).await?;
         let ctx = Context::background().with_timeout(Duration::ZERO);
         for after in [Version::ZERO, Version::new(1)] {
-            for (method, outcome) in call_every_method(&store, &ctx, "refused", after).await {
+            for (method, outcome) in call_every_method(env, &store, &ctx, "refused", after).await {
                 expect_err!(outcome, Error::DeadlineExceeded, "`{method}` with a deadline that has passed");
             }
         }
@@ -299,7 +299,7 @@ checks! {
         for (number, limit) in [900, 500, 100, 50, 20, 10, 5, 2, 1].into_iter().enumerate() {
             let ctx = Context::background().with_timeout(Duration::from_millis(limit));
             // Method by method would begin with less and less time left; what counts is when the error comes.
-            for (method, outcome) in call_every_method(&store, &ctx, &format!("short-{number}"), Version::ZERO).await {
+            for (method, outcome) in call_every_method(env, &store, &ctx, &format!("short-{number}"), Version::ZERO).await {
                 let passed = ctx.deadline().is_some_and(|deadline| deadline <= Instant::now());
                 if outcome.is_err() && !passed {
                     expect_eq!(format!("{outcome:?}"), "Ok(())", "`{method}` with {limit} ms, which are not over yet");

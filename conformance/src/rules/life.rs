@@ -19,7 +19,7 @@ checks! {
         store.close().await?;
         for handle in [&store, &other] {
             for after in [Version::ZERO, Version::new(1)] {
-                for (method, outcome) in call_every_method(handle, &background(), "late", after).await {
+                for (method, outcome) in call_every_method(env, handle, &background(), "late", after).await {
                     expect_err!(outcome, Error::Closed, "`{method}` after `close`");
                 }
             }

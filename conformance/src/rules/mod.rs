@@ -4,6 +4,7 @@ mod context;
 mod faults;
 mod following;
 mod life;
+mod maintenance;
 mod model;
 mod order;
 mod writing;
@@ -19,6 +20,7 @@ pub(crate) fn checks() -> Vec<Check> {
         life::checks,
         faults::checks,
         following::checks,
+        maintenance::checks,
         model::checks,
     ];
     areas.into_iter().flat_map(|area| area()).collect()

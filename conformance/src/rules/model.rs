@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::SystemTime;
 
 use eventstore_api::{Batch, Durability, Error, EventStore, EventStoreExt, Expected, Gc, RecordedEvent, StoreOutcome};
@@ -74,17 +75,36 @@ checks! {
 /// Fails at the first operation that gives something else than the model.
 async fn run_program(env: &Env, program: &[Op]) -> Checked {
     let (mut store, mut model) = (env.open().await?, Model::default());
+    let mut place = env.directory().to_owned();
     for (step, op) in (1..).zip(program) {
         match op {
             Op::Reopen => {
                 store.close().await?;
                 drop(store);
-                store = reopened(env, &mut model).await?;
+                store = reopened(env, &place, &mut model).await?;
             }
             Op::DropAndOpen => {
                 drop(store);
-                store = reopened(env, &mut model).await?;
+                store = reopened(env, &place, &mut model).await?;
             }
+            Op::MoveToBackup if env.profile.takes_backups() => {
+                place = env.unused_path();
+                let report = store.backup(&background(), &place).await?;
+                expect_eq!(
+                    report.latest_version.get(),
+                    model.latest(),
+                    "step {step}, the latest version of the backup"
+                );
+                store.close().await?;
+                drop(store);
+                store = env.open_at(&place).await?;
+            }
+            Op::Verify if env.profile.verifies() => {
+                let report = store.verify(&background()).await?;
+                expect_eq!(report.findings, [], "step {step}, the findings of the verification");
+                expect_eq!(report.events, model.latest(), "step {step}, the events that were verified");
+            }
+            Op::MoveToBackup | Op::Verify => {}
             other => run_op(&store, &mut model, other, step).await?,
         }
     }
@@ -92,11 +112,11 @@ async fn run_program(env: &Env, program: &[Op]) -> Checked {
     same_events(&timeless(all), &model.events, "the events at the end of a program")
 }
 
-async fn reopened(env: &Env, model: &mut Model) -> Checked<Store> {
+async fn reopened(env: &Env, place: &Path, model: &mut Model) -> Checked<Store> {
     if !env.profile.survives_closing() {
         model.events.clear();
     }
-    env.open().await
+    env.open_at(place).await
 }
 
 async fn run_op(store: &Store, model: &mut Model, op: &Op, step: usize) -> Checked {
@@ -136,8 +156,11 @@ async fn run_op(store: &Store, model: &mut Model, op: &Op, step: usize) -> Check
             let revision = store.aggregate_revision(&ctx, AGGREGATES[*at]).await?;
             expect_eq!(revision, model.revision(AGGREGATES[*at]), "step {step}, the revision of {:?}", AGGREGATES[*at]);
         }
-        Op::Gc => drop(store.run_gc(&ctx, Gc::Quick).await?),
-        Op::Reopen | Op::DropAndOpen => {}
+        Op::Gc(gc) => match store.run_gc(&ctx, *gc).await {
+            Err(Error::Unsupported { .. }) if *gc == Gc::Full => {}
+            result => drop(result?),
+        },
+        Op::Verify | Op::MoveToBackup | Op::Reopen | Op::DropAndOpen => {}
     }
     Ok(())
 }

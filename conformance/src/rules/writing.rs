@@ -1,5 +1,7 @@
 //! W: what an append does, and what it never does.
 
+use std::time::{Duration, SystemTime};
+
 use eventstore_api::limits::{
     MAX_AGGREGATE_ID_LEN, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_DATA_LEN, MAX_ID_LEN, MAX_METADATA_LEN, MAX_TYPE_LEN,
 };
@@ -12,7 +14,7 @@ use crate::check::checks;
 use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, conditions, event, events};
 use crate::failure::Checked;
-use crate::reading::{audit, ids, load};
+use crate::reading::{audit, ids, load, same_events};
 use crate::tasks::{Background, all_at_once, at_once};
 
 checks! {
@@ -534,8 +536,128 @@ checks! {
         let before = audit(&store).await?;
         let store = env.reopen(store).await?;
         come_back(&store, &written).await?;
-        crate::reading::same_events(&audit(&store).await?, &before, "the recorded events after reopening")?;
+        same_events(&audit(&store).await?, &before, "the recorded events after reopening")?;
     }
+
+    /// W7: Times of recording that an append names come back, to the microsecond, also after reopening.
+    async fn w7_times_that_are_named_come_back(env: &Env) {
+        let store = env.open().await?;
+        let now = SystemTime::now();
+        let after = |micros: u64| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        // In no order, some the same, from the first to be told to far in the future.
+        let times =
+            vec![now, after(1), after(1_000_001), now, after(999_999), after(0), now + Duration::from_secs(1 << 32)];
+        let batch = events("event", "a", times.len());
+        append(&store, Batch::new(batch.clone()).recorded_at(times.clone())).await?;
+        recorded_at(&store, &batch, &times).await?;
+        if env.profile.survives_closing() {
+            recorded_at(&env.reopen(store).await?, &batch, &times).await?;
+        }
+    }
+
+    /// W7: The time of recording of an append that names none is the time of the append.
+    async fn w7_the_time_of_an_append_that_names_none_is_its_own(env: &Env) {
+        let store = env.open().await?;
+        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        append(&store, Batch::from(event("past", "a")).recorded_at(vec![past])).await?;
+        for round in 0..3 {
+            // Whoever keeps the time may have another clock, and tell it less finely.
+            let tolerance = Duration::from_secs(1);
+            let before = SystemTime::now() - tolerance;
+            append(&store, events(&format!("round-{round}"), "a", 3)).await?;
+            let after = SystemTime::now() + tolerance;
+            for recorded in load(&store, LoadOptions::all().backward().limit(3)).await? {
+                let time = recorded.recorded_at;
+                ensure!((before..=after).contains(&time), "{time:?} is not between {before:?} and {after:?}");
+            }
+        }
+    }
+
+    /// W7: An append with a wrong number of times is `InvalidEvent`, and nothing is written.
+    async fn w7_a_wrong_number_of_times_is_refused(env: &Env) {
+        let store = env.open().await?;
+        for count in [0, 1, 2, 4, 100] {
+            let batch = Batch::new(events("new", "a", 3)).recorded_at(vec![SystemTime::now(); count]);
+            expect_err!(
+                store.store_batch(&background(), batch).await,
+                Error::InvalidEvent { field: "recorded_at", .. },
+                "an append of three events with {count} times"
+            );
+        }
+        let none = Batch::new(vec![]).recorded_at(vec![SystemTime::now()]);
+        expect_err!(
+            store.store_batch(&background(), none).await,
+            Error::InvalidEvent { field: "recorded_at", .. },
+            "an append of no events with one time"
+        );
+        append(&store, Batch::new(events("new", "a", 3)).recorded_at(vec![SystemTime::now(); 3])).await?;
+        only_has(&store, &["new-1", "new-2", "new-3"]).await?;
+    }
+
+    /// W7: A repeated append keeps the first time, whatever the repetition names.
+    async fn w7_a_repeated_append_keeps_the_first_time(env: &Env) {
+        let store = env.open().await?;
+        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let batch = events("event", "a", 2);
+        append(&store, Batch::new(batch.clone()).recorded_at(vec![time(1), time(2)])).await?;
+        append_one(&store, event("unnamed", "a")).await?;
+        let first = audit(&store).await?;
+        for again in [None, Some(vec![time(7); 3])] {
+            let mut batch = Batch::new([batch.as_slice(), &[event("unnamed", "a")]].concat());
+            batch.recorded_at = again;
+            for stored in append(&store, batch).await? {
+                expect_eq!(stored.outcome, StoreOutcome::AlreadyStored, "the outcome of a repetition");
+            }
+            same_events(&audit(&store).await?, &first, "the events after a repetition with other times")?;
+        }
+    }
+
+    /// W7: A copy of what another store holds has the same places and times, and is refused where it does not follow.
+    async fn w7_a_copy_has_the_places_and_times_of_the_first(env: &Env) {
+        let from = env.open().await?;
+        append_history(&from, 20).await?;
+        let odd = SystemTime::UNIX_EPOCH + Duration::from_micros(1_234_567);
+        append(&from, Batch::from(event("odd", "a")).recorded_at(vec![odd])).await?;
+        let all = audit(&from).await?;
+        let into_env = env.fresh()?;
+        let into = into_env.open().await?;
+        for part in all.chunks(8) {
+            let too_soon = into.store_batch(&background(), Batch::copy_of(&all[20..])).await;
+            expect_err!(too_soon, Error::VersionConflict { .. }, "a copy of the last event before those in front of it");
+            let stored = append(&into, Batch::copy_of(part)).await?;
+            for (stored, first) in stored.iter().zip(part) {
+                let place = (stored.version, stored.revision, stored.outcome);
+                expect_eq!(place, (first.version, first.revision, StoreOutcome::Written), "the place of a copy");
+            }
+            // A copy that is repeated after it was cut short.
+            append(&into, Batch::copy_of(part)).await?;
+        }
+        same_events(&audit(&into).await?, &all, "the events of the copy")?;
+        let elsewhere_env = env.fresh()?;
+        let elsewhere = elsewhere_env.open().await?;
+        append_one(&elsewhere, event("of its own", "a")).await?;
+        let refused = elsewhere.store_batch(&background(), Batch::copy_of(&all[..8])).await;
+        expect_err!(refused, Error::VersionConflict { .. }, "a copy in a store that went elsewhere");
+        only_has(&elsewhere, &["of its own"]).await?;
+    }
+}
+
+/// Fails unless these events were recorded at these times, to the microsecond.
+async fn recorded_at(store: &Store, events: &[Event], times: &[SystemTime]) -> Checked {
+    let micros = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
+    let loaded = load(store, LoadOptions::all()).await?;
+    expect_eq!(loaded.len(), events.len(), "the number of events");
+    for ((event, &time), loaded) in events.iter().zip(times).zip(&loaded) {
+        let id = event.id();
+        let got = store.get(&background(), id).await?;
+        expect_eq!(micros(got.recorded_at), micros(time), "the microseconds since 1970 that `get` gives for {id:?}");
+        expect_eq!(
+            micros(loaded.recorded_at),
+            micros(time),
+            "the microseconds since 1970 that `load` gives for {id:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Names that stores get wrong: in order, inside one another, like ids that have a shorter form, and of all characters.

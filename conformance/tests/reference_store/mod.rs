@@ -1,18 +1,21 @@
 //! The simplest store that keeps the contract: a vector behind a lock. The suite is tested with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use eventstore_api::{
-    Batch, Context, Direction, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent,
-    Result, Stats, StoreOutcome, Stored, Version, async_trait,
+    BackupReport, Batch, Context, Direction, Error, Event, EventStore, Finding, Gc, GcReport, LoadOptions, Page,
+    PageSize, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::sync::watch;
 
 /// What closed stores left, by directory, and which directories are open: a disk that is as simple as the store.
-static DISK: Mutex<(BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>)> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+
+type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,10 +66,28 @@ impl Reference {
         Ok(stored)
     }
 
+    /// Writes the first `events` of it to the disk, over whatever is there.
+    pub(crate) fn write_copy(&self, target: &Path, events: u64) {
+        let mut log = lock(&self.0.log).clone();
+        log.truncate(Version::new(events));
+        lock(&DISK).0.insert(target.to_owned(), log);
+    }
+
     /// What every method begins with.
     fn check(&self, ctx: &Context) -> Result<Version> {
         let head = self.0.head.borrow().ok_or(Error::Closed)?;
         ctx.check().map(|()| head)
+    }
+
+    /// Work that can be followed and ended. Returns the latest version when it was done.
+    async fn take_a_while(&self, ctx: &Context) -> Result<Version> {
+        for done in 0..10 {
+            self.check(ctx)?;
+            ctx.progress().report(done, 10);
+            tokio::task::yield_now().await;
+        }
+        ctx.progress().report(10, 10);
+        self.check(ctx)
     }
 
     fn read<T>(&self, ctx: &Context, read: impl FnOnce(&Log) -> T) -> Result<T> {
@@ -105,22 +126,42 @@ impl Log {
         self.ids.get(id).map(|&at| &self.events[at])
     }
 
+    /// Compares everything that is kept twice.
+    fn verify(&self) -> VerifyReport {
+        let mut report = VerifyReport::default();
+        let mut revisions: HashMap<&str, u64> = HashMap::new();
+        for (at, event) in self.events.iter().enumerate() {
+            let revision = revisions.entry(event.event.aggregate_id()).or_default();
+            *revision += 1;
+            let is_sound = event.version.get() == at as u64 + 1
+                && event.revision == *revision
+                && self.ids.get(event.event.id()) == Some(&at);
+            if !is_sound {
+                report.findings.push(Finding::new(Some(event.version), "it is at a wrong place"));
+            }
+        }
+        if self.ids.len() != self.events.len() || self.revisions.len() != revisions.len() {
+            report.findings.push(Finding::new(None, "there are too many ids or aggregates"));
+        }
+        (report.events, report.aggregates) = (self.events.len() as u64, revisions.len() as u64);
+        report
+    }
+
     /// Adds the new events of the batch, or fails and leaves everything as it was.
     fn append(&mut self, batch: Batch) -> Result<Vec<Stored>> {
         let before = self.latest();
         let aggregate_id = batch.events.first().map(|event| event.aggregate_id().to_owned()).unwrap_or_default();
         let revision = self.revision(&aggregate_id);
-        let result: Result<_> = batch.events.into_iter().map(|event| self.append_one(before, event)).collect();
+        let (now, times) = (SystemTime::now(), batch.recorded_at.unwrap_or_default());
+        let times = times.into_iter().map(Some).chain(std::iter::repeat(None));
+        let events = batch.events.into_iter().zip(times);
+        let result: Result<_> =
+            events.map(|(event, time)| self.append_one(before, event, time.unwrap_or(now))).collect();
         let holds = batch.expected.holds(revision, before) || self.latest() == before;
         if holds && result.is_ok() {
             return result;
         }
-        while self.latest() > before
-            && let Some(event) = self.events.pop()
-        {
-            self.ids.remove(event.event.id());
-            self.revisions.entry(event.event.aggregate_id().to_owned()).and_modify(|revision| *revision -= 1);
-        }
+        self.truncate(before);
         result.and_then(|_: Vec<_>| {
             let about_aggregate = batch.expected.is_about_aggregate();
             Err(Error::VersionConflict {
@@ -131,7 +172,19 @@ impl Log {
         })
     }
 
-    fn append_one(&mut self, before: Version, event: Event) -> Result<Stored> {
+    fn truncate(&mut self, latest: Version) {
+        while self.latest() > latest
+            && let Some(event) = self.events.pop()
+        {
+            self.ids.remove(event.event.id());
+            if let Some(revision) = self.revisions.get_mut(event.event.aggregate_id()) {
+                *revision -= 1;
+            }
+        }
+        self.revisions.retain(|_, revision| *revision > 0);
+    }
+
+    fn append_one(&mut self, before: Version, event: Event, recorded_at: SystemTime) -> Result<Stored> {
         if let Some(there) = self.get(event.id()) {
             if there.event == event {
                 return Ok(Stored::new(there.version, there.revision, StoreOutcome::AlreadyStored));
@@ -142,7 +195,7 @@ impl Log {
         let (version, revision) = (self.latest().next(), self.revision(event.aggregate_id()) + 1);
         self.ids.insert(event.id().to_owned(), self.events.len());
         self.revisions.insert(event.aggregate_id().to_owned(), revision);
-        self.events.push(RecordedEvent::new(version, revision, SystemTime::now(), event));
+        self.events.push(RecordedEvent::new(version, revision, recorded_at, event));
         Ok(Stored::new(version, revision, StoreOutcome::Written))
     }
 }
@@ -206,13 +259,35 @@ impl EventStore for Reference {
     }
 
     async fn run_gc(&self, ctx: &Context, _: Gc) -> Result<GcReport> {
-        self.check(ctx).map(|_| GcReport::default())
+        self.take_a_while(ctx).await.map(|_| GcReport::default())
+    }
+
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        let latest = self.take_a_while(ctx).await?;
+        let is_empty = !target.exists() || fs::read_dir(target).is_ok_and(|mut content| content.next().is_none());
+        let is_used = |disk: &Disk| disk.0.contains_key(target) || disk.1.contains(target);
+        if !is_empty || is_used(&lock(&DISK)) {
+            let path = target.display().to_string();
+            return Err(Error::Open { path, reason: "it is not empty".to_owned(), source: None });
+        }
+        self.write_copy(target, latest.get());
+        let mut report = BackupReport::default();
+        report.latest_version = latest;
+        Ok(report)
+    }
+
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        self.take_a_while(ctx).await?;
+        self.read(ctx, Log::verify)
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        let mut stats = Stats::default();
-        stats.latest_version = self.check(ctx)?;
-        Ok(stats)
+        self.read(ctx, |log| {
+            let mut stats = Stats::default();
+            stats.latest_version = log.latest();
+            stats.aggregates = log.revisions.len() as u64;
+            stats
+        })
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,0 +1,480 @@
+//! M: backups, verification, garbage collection and statistics, beside everything else.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use eventstore_api::{
+    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, Gc, LoadOptions, Progress, RecordedEvent,
+    VerifyReport, Version,
+};
+
+use crate::check::checks;
+use crate::env::Store;
+use crate::events::{append, append_history, append_one, background, event, events};
+use crate::failure::{Checked, Failure};
+use crate::reading::{audit, load, same_events};
+use crate::tasks::{Background, polled};
+
+checks! {
+    /// M1: A backup that was taken while writers write is a store of its own with the first events of this one, and no
+    /// batch in part.
+    #[needs(Backup)]
+    async fn m1_a_backup_while_writers_write_has_the_first_events_and_no_batch_in_part(env: &Env) {
+        let store = env.open().await?;
+        let writers = write_triples(&store);
+        let mut backups = Vec::new();
+        for written in [0, 30, 90, 150, 210, 270, 330] {
+            store.wait_for_events(&background(), written.into()).await?;
+            let (target, before) = (env.unused_path(), store.latest_version(&background()).await?);
+            let report = store.backup(&background(), &target).await?;
+            let latest = report.latest_version;
+            ensure!(latest >= before, "a backup that began at version {before} ends at version {latest}");
+            backups.push((target, latest));
+        }
+        writers.finish().await?;
+        let all = audit(&store).await?;
+        for (target, latest) in backups {
+            let backup = env.open_at(&target).await?;
+            let kept = audit(&backup).await?;
+            expect_eq!(kept.len() as u64, latest.get(), "the number of events of a backup up to version {latest}");
+            expect_eq!(kept.len() % 3, 0, "the number of events of a backup, when all batches have three, modulo three");
+            same_events(&kept, &all[..kept.len().min(all.len())], "the events of a backup")?;
+            if env.profile.verifies() {
+                is_sound(&backup.verify(&background()).await?, &kept)?;
+            }
+            backup.close().await?;
+        }
+    }
+
+    /// M1: A backup has all events that were acknowledged before it began, of either durability.
+    #[needs(Backup)]
+    #[on(Both)]
+    async fn m1_a_backup_has_all_that_was_acknowledged_before_it(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..6 {
+            let durability = if round % 2 == 0 { Durability::Sync } else { Durability::Buffered };
+            append(&store, Batch::new(events(&format!("round-{round}"), "a", 2)).durability(durability)).await?;
+            let target = env.unused_path();
+            store.backup(&background(), &target).await?;
+            let backup = env.open_at(&target).await?;
+            same_events(&audit(&backup).await?, &audit(&store).await?, "the events of a backup of a store at rest")?;
+            backup.close().await?;
+        }
+    }
+
+    /// M1: A backup and the store that it was taken of go their own ways, and each can be backed up again.
+    #[needs(Backup)]
+    async fn m1_a_backup_is_a_store_of_its_own(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 20).await?;
+        let (first, second) = (env.unused_path(), env.unused_path());
+        store.backup(&background(), &first).await?;
+        let before = audit(&store).await?;
+        expect_eq!(before.len(), 20, "the number of events after a backup");
+        let backup = env.open_at(&first).await?;
+        let stored = append_one(&backup, event("of the backup", "a")).await?;
+        expect_eq!(stored.version.get(), 21, "the version of what is appended to a backup");
+        append(&store, events("of the store", "b", 2)).await?;
+        backup.backup(&background(), &second).await?;
+        let (of_store, of_backup) = (audit(&store).await?, audit(&backup).await?);
+        for (all, count, what) in [(&of_store, 22, "store"), (&of_backup, 21, "backup")] {
+            expect_eq!(all.len(), count, "the number of events of the {what} when both went on");
+            same_events(&all[..20], &before, &format!("the events of the {what} that both have"))?;
+        }
+        backup.close().await?;
+        same_events(&audit(&env.reopen(store).await?).await?, &of_store, "the events of the store when opened again")?;
+        for path in [first, second] {
+            same_events(&audit(&env.open_at(&path).await?).await?, &of_backup, "the events of the backup, and its backup")?;
+        }
+    }
+
+    /// M1: A backup of an empty store is an empty store.
+    #[needs(Backup)]
+    async fn m1_a_backup_of_an_empty_store_is_empty(env: &Env) {
+        let store = env.open().await?;
+        let target = env.unused_path();
+        let report = store.backup(&background(), &target).await?;
+        expect_eq!(report.latest_version, Version::ZERO, "the latest version of a backup of an empty store");
+        let backup = env.open_at(&target).await?;
+        expect_eq!(audit(&backup).await?, [], "the events of a backup of an empty store");
+        let stored = append_one(&backup, event("first", "a")).await?;
+        expect_eq!(stored.version.get(), 1, "the first version of a backup of an empty store");
+    }
+
+    /// M1: A backup is synced when the call returns.
+    #[ignore = "needs a system whose syncs can be observed"]
+    async fn m1_a_backup_is_synced_when_the_call_returns(_env: &Env) {}
+
+    /// M1, declared absent: a store that takes no backups says so, and writes nothing.
+    #[needs(NoBackup)]
+    async fn m1_without_backups_the_call_is_unsupported(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let before = audit(&store).await?;
+        let target = env.unused_path();
+        let backup = store.backup(&background(), &target).await;
+        expect_err!(backup, Error::Unsupported { .. }, "a backup of a store that takes none");
+        ensure!(!target.exists(), "a store that takes no backups made {}", target.display());
+        same_events(&audit(&store).await?, &before, "the events after a backup that is not supported")?;
+    }
+
+    /// M2: A backup into a directory that is not empty is refused, and nothing in it is touched.
+    #[needs(Backup)]
+    async fn m2_a_target_that_is_not_empty_is_refused_and_not_touched(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let (file, strange, used) = (env.unused_path(), env.unused_path(), env.unused_path());
+        fs::write(&file, "a file")?;
+        fs::create_dir(&strange)?;
+        fs::write(strange.join("mine"), "somebody's")?;
+        fs::create_dir(strange.join("deep"))?;
+        store.backup(&background(), &used).await?;
+        let kept = audit(&store).await?;
+        append_one(&store, event("later", "a")).await?;
+        for target in [file.as_path(), &strange, &used, env.directory()] {
+            // The store's own directory has a lock file and the like, whose content is not to be read.
+            let content_of = |target: &Path| if target == env.directory() { Ok(vec![]) } else { content(target) };
+            let before = content_of(target)?;
+            let refused = store.backup(&background(), target).await;
+            expect_err!(refused, Error::Open { .. }, "a backup to {}, where something is", target.display());
+            expect_eq!(content_of(target)?, before, "what is in a target that was refused");
+        }
+        let backup = env.open_at(&used).await?;
+        same_events(&audit(&backup).await?, &kept, "the events of a backup over which another was refused")?;
+        expect_eq!(audit(&store).await?.len(), 11, "the number of events after backups that were refused");
+        // An empty directory is no reason to refuse.
+        let empty = env.unused_path();
+        fs::create_dir(&empty)?;
+        store.backup(&background(), &empty).await?;
+        expect_eq!(audit(&env.open_at(&empty).await?).await?.len(), 11, "the events of a backup to an empty directory");
+    }
+
+    /// M2: A backup whose context ends, or whose future is dropped, leaves nothing that opens and can be taken again.
+    #[needs(Backup)]
+    #[on(Both)]
+    async fn m2_a_backup_that_is_ended_leaves_nothing_that_opens(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        for number in 0..14 {
+            let target = env.unused_path();
+            let ended = end_some_way(number, |ctx| {
+                let (store, target) = (store.clone(), target.clone());
+                async move { store.backup(&ctx, &target).await.map(drop) }
+            })
+            .await?;
+            if ended == Ended::Done {
+                same_events(&audit(&env.open_at(&target).await?).await?, &all, "the events of a backup that was faster")?;
+                continue;
+            }
+            if number % 2 == 0 {
+                // What is there now is no store: opening it fails, or begins one.
+                if let Ok(opened) = env.opening_at(&target).await {
+                    let latest = opened.latest_version(&background()).await?;
+                    expect_eq!(latest, Version::ZERO, "the latest version of what a backup left that was {ended:?}");
+                    opened.close().await?;
+                }
+                continue;
+            }
+            // One whose future was dropped may take a moment to end.
+            loop {
+                match store.backup(&background(), &target).await {
+                    Err(Error::Open { .. } | Error::Locked { .. }) if ended == Ended::Dropped => {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    outcome => {
+                        outcome?;
+                        break;
+                    }
+                }
+            }
+            let backup = env.open_at(&target).await?;
+            same_events(&audit(&backup).await?, &all, &format!("the events of a backup after one that was {ended:?}"))?;
+        }
+        append_one(&store, event("after", "a")).await?;
+        expect_eq!(audit(&store).await?.len(), all.len() + 1, "the number of events after backups that were ended");
+    }
+
+    /// M3: A verification finds nothing in a sound store, and tells how much it read.
+    #[needs(Verification)]
+    #[on(Both)]
+    async fn m3_a_sound_store_has_no_findings(env: &Env) {
+        let store = env.open().await?;
+        is_sound(&store.verify(&background()).await?, &[])?;
+        append_history(&store, 60).await?;
+        let refused = store.store_batch(&background(), vec![event("new", "a"), event("history-1", "b")].into()).await;
+        expect_err!(refused, Error::DuplicateEvent { .. }, "an append of an id that is taken");
+        append(&store, events("many", "many", 3000)).await?;
+        is_sound(&store.verify(&background()).await?, &audit(&store).await?)?;
+        if env.profile.survives_closing() {
+            let store = env.reopen(store).await?;
+            is_sound(&store.verify(&background()).await?, &audit(&store).await?)?;
+        }
+    }
+
+    /// M3: A verification finds nothing in a sound store while writers write.
+    #[needs(Verification)]
+    async fn m3_a_store_that_is_written_to_has_no_findings(env: &Env) {
+        let store = env.open().await?;
+        let writers = write_triples(&store);
+        let mut rounds = 0;
+        while writers.is_running() || rounds < 3 {
+            let before = store.latest_version(&background()).await?.get();
+            let report = store.verify(&background()).await?;
+            let after = store.latest_version(&background()).await?.get();
+            expect_eq!(report.findings, [], "what was found in a store that is written to");
+            ensure!(!report.is_cut_short, "a verification without findings was cut short");
+            let events = report.events;
+            ensure!((before..=after).contains(&events), "{events} events were verified of {before} to {after}");
+            let aggregates = report.aggregates;
+            ensure!(aggregates <= 3 && (aggregates > 0 || events == 0), "{aggregates} aggregates of three writers");
+            rounds += 1;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        is_sound(&store.verify(&background()).await?, &audit(&store).await?)?;
+    }
+
+    /// M3: A verification whose context ends says so, and changes nothing.
+    #[needs(Verification)]
+    #[on(Both)]
+    async fn m3_a_verification_that_is_ended_says_so(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        for number in 0..14 {
+            end_some_way(number, |ctx| {
+                let store = store.clone();
+                async move { store.verify(&ctx).await.map(drop) }
+            })
+            .await?;
+        }
+        is_sound(&store.verify(&background()).await?, &all)?;
+        append_one(&store, event("after", "a")).await?;
+    }
+
+    /// M3: A verification names what is wrong.
+    #[ignore = "needs a hand on the files of the store"]
+    async fn m3_damage_is_named(_env: &Env) {}
+
+    /// M3, declared absent: a store that does not verify says so.
+    #[needs(NoVerification)]
+    async fn m3_without_verification_the_call_is_unsupported(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let verified = store.verify(&background()).await;
+        expect_err!(verified, Error::Unsupported { .. }, "a verification by a store that does not verify");
+        expect_eq!(audit(&store).await?.len(), 10, "the number of events after a verification that is not supported");
+    }
+
+    /// M4: Garbage collections of either kind change no event, whoever reads and writes meanwhile.
+    async fn m4_collections_beside_readers_and_writers_change_no_event(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 60).await?;
+        let before = audit(&store).await?;
+        let writers = write_triples(&store);
+        let mut rounds = 0;
+        while writers.is_running() || rounds < 3 {
+            for gc in [Gc::Quick, Gc::Full] {
+                collect(&store, &background(), gc).await?;
+                let events = load(&store, LoadOptions::all()).await?;
+                same_events(&events[..before.len().min(events.len())], &before, &format!("the events after {gc:?}"))?;
+            }
+            rounds += 1;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        let all = audit(&store).await?;
+        expect_eq!(all.len(), 60 + 3 * 40 * 3, "the number of events that were acknowledged beside collections");
+        collect(&store, &background(), Gc::Full).await?;
+        same_events(&audit(&store).await?, &all, "the events after a collection of a store at rest")?;
+        if env.profile.survives_closing() {
+            same_events(&audit(&env.reopen(store).await?).await?, &all, "the events after collections and reopening")?;
+        }
+    }
+
+    /// M4: A garbage collection stops when its context ends, and changes no event.
+    #[on(Both)]
+    async fn m4_a_collection_that_is_ended_changes_no_event(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        for gc in [Gc::Quick, Gc::Full] {
+            let token = CancellationToken::new();
+            token.cancel();
+            match store.run_gc(&Context::background().with_cancellation(token), gc).await {
+                Err(Error::Unsupported { .. }) if gc == Gc::Full => {}
+                outcome => expect_err!(outcome, Error::Cancelled, "a collection ({gc:?}) that was cancelled before"),
+            }
+            for number in 0..14 {
+                end_some_way(number, |ctx| {
+                    let store = store.clone();
+                    async move { collect(&store, &ctx, gc).await }
+                })
+                .await?;
+            }
+            same_events(&audit(&store).await?, &all, &format!("the events after collections ({gc:?}) that were ended"))?;
+        }
+        append_one(&store, event("after", "a")).await?;
+    }
+
+    /// M5: `stats` tells the numbers of events and aggregates as they are.
+    #[on(Both)]
+    async fn m5_stats_count_events_and_aggregates(env: &Env) {
+        let store = env.open().await?;
+        counts(&store, 0, 0, "an empty store").await?;
+        append_history(&store, 10).await?;
+        counts(&store, 10, 3, "a history").await?;
+        append_history(&store, 10).await?;
+        counts(&store, 10, 3, "a repeated history").await?;
+        let refused = Batch::new(events("refused", "other", 2)).expected(eventstore_api::Expected::Exists);
+        expect_err!(store.store_batch(&background(), refused).await, Error::VersionConflict { .. }, "a false condition");
+        counts(&store, 10, 3, "a refused append").await?;
+        let many: Vec<_> = (0..500).map(|number| event(format!("own-{number}"), &format!("own-{number}"))).collect();
+        append(&store, many).await?;
+        counts(&store, 510, 503, "many aggregates").await?;
+        // Names that begin with one another are aggregates of their own.
+        append(&store, vec![event("prefix-1", "own"), event("prefix-2", "own-"), event("prefix-3", "own-0")]).await?;
+        counts(&store, 513, 505, "aggregates whose names begin alike").await?;
+        if env.profile.survives_closing() {
+            let store = env.reopen(store).await?;
+            append(&store, vec![event("again-1", "own-1"), event("again-2", "new")]).await?;
+            counts(&store, 515, 506, "a reopened store").await?;
+            counts(&env.reopen(store).await?, 515, 506, "a store that was only opened").await?;
+        }
+    }
+
+    /// M5: While writers write, `stats` tells numbers that were true at a moment of the call.
+    async fn m5_stats_count_while_writers_write(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let store = if env.profile.survives_closing() { env.reopen(store).await? } else { store };
+        let writers = write_triples(&store);
+        let mut aggregates = 0;
+        while writers.is_running() {
+            let before = store.latest_version(&background()).await?;
+            let stats = store.stats(&background()).await?;
+            let after = store.latest_version(&background()).await?;
+            let latest = stats.latest_version;
+            ensure!((before..=after).contains(&latest), "the latest version {latest} is not of {before} to {after}");
+            ensure!(stats.aggregates >= aggregates, "{} aggregates after {aggregates}", stats.aggregates);
+            aggregates = stats.aggregates;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        counts(&store, 10 + 3 * 40 * 3, 3 + 3, "writers").await?;
+    }
+}
+
+/// Three writers, each with batches of three events for an aggregate of its own.
+fn write_triples(store: &Store) -> Background<()> {
+    Background::start((0..3).map(|writer| {
+        let store = store.clone();
+        async move {
+            for number in 0..40 {
+                append(&store, events(&format!("{writer}-{number}"), &format!("writer-{writer}"), 3)).await?;
+            }
+            Ok(())
+        }
+    }))
+}
+
+/// So much that reading it all takes a moment.
+async fn append_large(store: &Store) -> Checked {
+    let data = eventstore_api::Bytes::from(vec![7; 16 << 10]);
+    let large = |number| Event::builder("Large", "large").id(format!("large-{number}")).data(data.clone()).build();
+    append(store, (0..300).map(large).collect::<Result<Vec<_>, _>>()?).await?;
+    append_history(store, 30).await?;
+    Ok(())
+}
+
+/// How a call ended that had to end early, if it was not faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Done,
+    Cancelled,
+    Expired,
+    Dropped,
+}
+
+/// Makes a call end in one of several ways, by its number: cancelled when it tells for the first or a later time how far it
+/// has come, out of time, or dropped.
+async fn end_some_way<F, Fut>(number: usize, call: F) -> Checked<Ended>
+where
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = Result<(), Error>>,
+{
+    let token = CancellationToken::new();
+    let ctx = Context::background().with_cancellation(token.clone());
+    let outcome = match number {
+        0..8 => {
+            let told = AtomicUsize::new(0);
+            let ctx = ctx.with_progress(Progress::new(move |_, _| {
+                if told.fetch_add(1, Ordering::Relaxed) == number / 2 * 3 {
+                    token.cancel();
+                }
+            }));
+            call(ctx).await
+        }
+        8..12 => call(ctx.with_timeout(Duration::from_micros(200 << number.saturating_sub(8)))).await,
+        _ => match polled(number - 11, call(ctx)).await {
+            Some(outcome) => outcome,
+            None => return Ok(Ended::Dropped),
+        },
+    };
+    match outcome {
+        Ok(()) => Ok(Ended::Done),
+        Err(Error::Cancelled) if number < 8 => Ok(Ended::Cancelled),
+        Err(Error::DeadlineExceeded) if (8..12).contains(&number) => Ok(Ended::Expired),
+        Err(other) => Err(Failure::difference(
+            format_args!("a call whose context was {}", if number < 8 { "cancelled" } else { "out of time" }),
+            if number < 8 { "Ok or Err(Cancelled)" } else { "Ok or Err(DeadlineExceeded)" },
+            &format!("Err({other:?})"),
+        )),
+    }
+}
+
+/// Collects garbage, if the engine has this kind.
+async fn collect(store: &Store, ctx: &Context, gc: Gc) -> Result<(), Error> {
+    match store.run_gc(ctx, gc).await {
+        Err(Error::Unsupported { .. }) if gc == Gc::Full => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+/// Fails unless nothing was found, and all was read.
+#[track_caller]
+fn is_sound(report: &VerifyReport, all: &[RecordedEvent]) -> Checked {
+    expect_eq!(report.findings, [], "what was found in a sound store");
+    ensure!(!report.is_cut_short && report.is_clean(), "a verification without findings was cut short");
+    expect_eq!(report.events, all.len() as u64, "the number of events that were verified");
+    let aggregates: HashSet<_> = all.iter().map(|event| event.event.aggregate_id()).collect();
+    expect_eq!(report.aggregates, aggregates.len() as u64, "the number of aggregates that were verified");
+    Ok(())
+}
+
+async fn counts(store: &Store, events: u64, aggregates: u64, what: &str) -> Checked {
+    let stats = store.stats(&background()).await?;
+    expect_eq!(stats.latest_version.get(), events, "the number of events that `stats` gives after {what}");
+    expect_eq!(stats.aggregates, aggregates, "the number of aggregates that `stats` gives after {what}");
+    Ok(())
+}
+
+/// Everything at or below a path, with the files' content.
+fn content(path: &Path) -> Checked<Vec<(PathBuf, Vec<u8>)>> {
+    if !path.exists() {
+        return Ok(vec![]); // the store keeps its files elsewhere
+    }
+    if !path.is_dir() {
+        return Ok(vec![(path.to_owned(), fs::read(path)?)]);
+    }
+    let mut all = vec![(path.to_owned(), vec![])];
+    for entry in fs::read_dir(path)? {
+        all.extend(content(&entry?.path())?);
+    }
+    all.sort();
+    Ok(all)
+}
