@@ -426,6 +426,18 @@ impl Snapshot for RocksDbSnapshot<'_> {
         Ok(value.is_some())
     }
 
+    fn find_keys(&self, table: Table, keys: &[&[u8]], mut visit: impl FnMut(usize)) -> Result<()> {
+        let sorted = true;
+        let found =
+            self.engine.db.batched_multi_get_cf_opt(self.tables[table.index()], keys, sorted, &self.engine.reads);
+        for (place, value) in found.into_iter().enumerate() {
+            if value.map_err(|error| engine_error("read", error))?.is_some() {
+                visit(place);
+            }
+        }
+        Ok(())
+    }
+
     fn scan<F>(&self, table: Table, range: KeyRange<'_>, direction: Direction, mut visit: F) -> Result<()>
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,

@@ -123,6 +123,24 @@ pub trait Snapshot {
     /// [`Error::Engine`] or [`Error::Corrupt`].
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
 
+    /// Visits those of the keys that are there, by their place in `keys`. The keys are in ascending order, each once.
+    ///
+    /// An engine that can look up many keys faster than one by one does it here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Engine`] or [`Error::Corrupt`].
+    fn find_keys(&self, table: Table, keys: &[&[u8]], mut visit: impl FnMut(usize)) -> Result<()> {
+        let mut value = Vec::new();
+        for (place, key) in keys.iter().enumerate() {
+            value.clear();
+            if self.get(table, key, &mut value)? {
+                visit(place);
+            }
+        }
+        Ok(())
+    }
+
     /// Visits the entries from `range.first` to `range.last`, both included, in key order or against it, until the
     /// visitor breaks.
     ///

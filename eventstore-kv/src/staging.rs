@@ -1,7 +1,7 @@
 //! Decides what of a group of requests is written, and where.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
 
@@ -72,6 +72,8 @@ pub(crate) struct Staging<'g, S> {
     recorded_at: Micros,
     staged: HashMap<&'g str, StagedEvent<'g>>,
     known: &'g mut Known,
+    /// The keys of the group's ids that the store has; `None` if they were not looked up all at once.
+    stored_ids: Option<HashSet<Vec<u8>>>,
     key: Vec<u8>,
 }
 
@@ -104,8 +106,31 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             recorded_at: Micros::now(),
             staged: HashMap::new(),
             known,
+            stored_ids: None,
             key: Vec::new(),
         }
+    }
+
+    /// Looks up the ids of a whole group at once, which is faster than one by one. If that fails, each is looked up by
+    /// itself, and fails alone.
+    pub(crate) fn look_ahead(&mut self, group: &'g [Request]) {
+        let (mut keys, mut ends) = (Vec::new(), Vec::new());
+        for event in group.iter().flat_map(|request| &request.events) {
+            keys::write_id(&mut self.key, event.id());
+            if !self.known.is_new_id(&self.key) {
+                keys.extend_from_slice(&self.key);
+                ends.push(keys.len());
+            }
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let mut keys: Vec<&[u8]> = starts.zip(&ends).map(|(start, &end)| &keys[start..end]).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut stored = HashSet::new();
+        let found = self.snapshot.find_keys(Table::Ids, &keys, |place| {
+            stored.insert(keys[place].to_vec());
+        });
+        self.stored_ids = found.is_ok().then_some(stored);
     }
 
     /// The newest version with everything that is staged.
@@ -189,6 +214,9 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             let version = Version::new(first.version);
             require_identical(first.event, event, Some(version))?;
             return Ok(already(version, first.revision));
+        }
+        if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(&self.key)) {
+            return Ok(Lookup::New);
         }
         match reader::find(&self.snapshot, event.id(), Version::new(u64::MAX))? {
             Some(first) => {

@@ -166,6 +166,7 @@ impl<E: Engine> Writer<E> {
             let snapshot = engine.snapshot()?;
             let known = known.get_or_insert_with(|| Known::new(&snapshot));
             let mut staging = Staging::new(snapshot, batch, known, head);
+            staging.look_ahead(group);
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
             Ok((decisions, Staged { head: staging.head(), new_aggregates: staging.new_aggregates() }))
         })?;
