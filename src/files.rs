@@ -49,7 +49,7 @@ pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
 /// | engine | what it mends |
 /// |---|---|
 /// | RocksDB | a log with a damaged record: what comes before the damage is kept |
-/// | sled | a damaged snapshot file: sled makes it anew from its log |
+/// | sled | a damaged snapshot or settings file: sled makes it anew, from its log. Verify the store afterwards |
 /// | LMDB | nothing: a crash leaves nothing that it refuses. Restore a backup |
 ///
 /// # Errors
