@@ -22,7 +22,8 @@ has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p 2>/dev/null | grep -q libclang ||
         compgen -G '/usr/lib/llvm-*/lib/libclang*' >/dev/null || compgen -G '/Library/Developer/*/usr/lib/libclang*' >/dev/null
 }
-features=full without=()
+features=full
+without=()
 if ! has_libclang || ! command -v g++ >/dev/null; then
     echo "note: libclang or a C++ compiler is not installed, so RocksDB is left out (Debian, Ubuntu: apt-get install libclang-dev g++)"
     left_out+=("RocksDB is left out")

@@ -78,8 +78,10 @@ fn can_trace() -> bool {
 }
 
 /// KiB of address space: enough for the process and a map of a few hundred MiB.
+#[cfg(feature = "lmdb")]
 const ADDRESS_SPACE: &str = "ulimit -v 700000 && exec \"$0\" \"$@\"";
 
+#[cfg(feature = "lmdb")]
 fn can_limit() -> bool {
     let shell = Shell::new("memory");
     let limited = shell.limited(&["--store", "memory:", "append"]).stdin(Stdio::null()).output();
@@ -123,6 +125,7 @@ impl Shell {
     }
 
     /// The command with little address space.
+    #[cfg(feature = "lmdb")]
     fn limited(&self, args: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", ADDRESS_SPACE, env!("CARGO_BIN_EXE_eventstore")]);

@@ -1,5 +1,7 @@
 //! The floors: each engine itself, with the same three puts an event in one commit, and the same reads with values copied.
 
+#![cfg_attr(not(any(feature = "lmdb", feature = "rocksdb", feature = "sled")), allow(unused))]
+
 use std::path::Path;
 
 use eventstore::{Event, PageSize};
