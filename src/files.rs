@@ -37,8 +37,22 @@ pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
             ),
         });
     }
+    check_options(&url)?;
     let (ctx, backup) = (ctx.clone(), backup.to_owned());
     blocking(move || eventstore_kv::restore(&ctx, &backup, &url.path).map(drop)).await
+}
+
+/// Refuses options that the store could not be opened with, before it is made.
+fn check_options(url: &StoreUrl) -> Result<()> {
+    match url.scheme.as_str() {
+        #[cfg(feature = "lmdb")]
+        backend_lmdb::NAME => backend_lmdb::Options::from_url(url).map(drop),
+        #[cfg(feature = "rocksdb")]
+        backend_rocksdb::NAME => backend_rocksdb::Options::from_url(url).map(drop),
+        #[cfg(feature = "sled")]
+        backend_sled::NAME => backend_sled::Options::from_url(url).map(drop),
+        other => Err(no_backend(other)),
+    }
 }
 
 /// Mends what a crash may leave that an engine refuses to open, and tells what was done; nothing if the store opens.

@@ -126,6 +126,61 @@ async fn backups_and_restores_refuse_what_is_in_the_way() {
 }
 
 #[tokio::test]
+async fn a_restore_into_the_backup_is_refused_and_wrong_options_make_nothing() {
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let backup = directory.path().join("backup");
+        let store = open(backend, &backup).await;
+        fill(&store, 1).await;
+        store.close().await.unwrap();
+        let files = fs::read_dir(&backup).unwrap().count();
+        for target in [backup.join("sub"), backup.join("not/there/yet"), backup.join("../backup/sub")] {
+            let error = eventstore::restore(&ctx(), &backup, &url(backend, &target)).await.unwrap_err();
+            assert!(matches!(&error, Error::Open { reason, .. } if reason.contains("outside")), "{backend}: {error}");
+        }
+        assert_eq!(fs::read_dir(&backup).unwrap().count(), files, "{backend}");
+        let new = directory.path().join("new");
+        let error = eventstore::restore(&ctx(), &backup, &(url(backend, &new) + "?queue_bytes=1")).await.unwrap_err();
+        assert!(matches!(&error, Error::InvalidOption { option, .. } if option == "queue_bytes"), "{backend}: {error}");
+        assert!(!new.exists(), "{backend}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn who_may_read_the_events_stays_the_same() {
+    use std::os::unix::fs::PermissionsExt;
+    /// The mode of the largest file below a directory, and its length.
+    fn largest(path: &Path) -> (u64, u32) {
+        let mode_of = |entry: fs::DirEntry| {
+            let metadata = entry.metadata().unwrap();
+            if metadata.is_dir() {
+                largest(&entry.path())
+            } else {
+                (metadata.len(), metadata.permissions().mode() & 0o777)
+            }
+        };
+        fs::read_dir(path).unwrap().map(|entry| mode_of(entry.unwrap())).max().unwrap_or_default()
+    }
+    for backend in BACKENDS {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("store");
+        let store = open(backend, &path).await;
+        fill(&store, 5).await;
+        let data_mode = |path: &Path| largest(path).1;
+        let before = data_mode(&path);
+        let backup = directory.path().join("backup");
+        store.backup(&ctx(), &backup).await.unwrap();
+        let _ = store.run_gc(&ctx(), Gc::Full).await;
+        assert_eq!(data_mode(&path), before, "{backend}: after a full collection");
+        assert_eq!(data_mode(&backup), before, "{backend}: of the backup");
+        let restored = directory.path().join("restored");
+        eventstore::restore(&ctx(), &backup, &url(backend, &restored)).await.unwrap();
+        assert_eq!(data_mode(&restored), before, "{backend}: restored");
+    }
+}
+
+#[tokio::test]
 async fn copies_from_engine_to_engine_are_the_same_to_the_microsecond() {
     let directory = TempDir::new().unwrap();
     let first = eventstore::open("memory:").await.unwrap();

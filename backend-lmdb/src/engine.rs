@@ -50,7 +50,9 @@ impl LmdbEngine {
         Self::open_in(directory, options.clone())
     }
 
-    fn open_in(mut directory: StoreDirectory, options: Options) -> Result<Self> {
+    fn open_in(mut directory: StoreDirectory, mut options: Options) -> Result<Self> {
+        // That one is absolute: the program may change its working directory.
+        options.path = directory.path().to_owned();
         if directory.is_marked() && data_len(&options.path) == 0 {
             return Err(Error::Open {
                 path: options.path.display().to_string(),
@@ -115,6 +117,9 @@ impl LmdbEngine {
     fn copy_to(&self, path: &Path, task: &Task<'_>) -> Result<u64> {
         let failed = |error: io::Error| Error::engine("write the copy", error);
         let mut file = File::create(path).map_err(failed)?;
+        // Who may read the events stays the same.
+        let permissions = self.options.path.join(DATA_FILE).metadata().map_err(failed)?.permissions();
+        file.set_permissions(permissions).map_err(failed)?;
         for _ in 0..MOST_RESTARTS {
             let pass = self.gate.enter_for_long().map_err(no_environment)?;
             let copied = copy_compacted(&pass, &mut file, task)?;

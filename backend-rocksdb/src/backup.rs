@@ -94,6 +94,8 @@ fn copy_files(from: &Path, into: &Path, task: &Task<'_>) -> Result<()> {
         let mut source = File::open(path).map_err(|error| failed(path, error))?;
         let target = into.join(name);
         let mut copy = File::create(&target).map_err(|error| failed(&target, error))?;
+        let permissions = source.metadata().map_err(|error| failed(path, error))?.permissions();
+        copy.set_permissions(permissions).map_err(|error| failed(&target, error))?;
         loop {
             task.check()?;
             task.report(done, total);

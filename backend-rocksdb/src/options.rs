@@ -152,7 +152,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown or cannot be read.
+    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
+    /// range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut url = url.clone();
@@ -185,6 +186,7 @@ impl Options {
         given.take_parsed("log_level", &mut options.log_level)?;
         options.store.take_from(&mut given)?;
         given.finish()?;
+        options.validate()?;
         Ok(options)
     }
 

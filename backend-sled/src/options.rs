@@ -36,7 +36,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown or cannot be read.
+    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
+    /// range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
@@ -44,6 +45,7 @@ impl Options {
         given.take_bytes("cache_capacity", &mut options.cache_capacity)?;
         options.store.take_from(&mut given)?;
         given.finish()?;
+        options.validate()?;
         Ok(options)
     }
 

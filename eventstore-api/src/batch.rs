@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS, RECORDED_AT_END};
 use crate::{Error, Event, RecordedEvent, Result, Version};
 
 /// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
@@ -151,7 +151,7 @@ pub struct Batch {
     pub expected: Expected,
     /// When the append may return; `None` leaves it to the store, whose default is [`Durability::Sync`].
     pub durability: Option<Durability>,
-    /// The times of recording, one for each event; `None` for now (rule W7).
+    /// The times of recording, one for each event, in the years 1970 to 9999; `None` for now (rule W7).
     pub recorded_at: Option<Vec<SystemTime>>,
 }
 
@@ -221,6 +221,10 @@ impl Batch {
             let reason = format!("{count} events with {} times of recording; give one for each", times.len());
             return Err(Error::invalid_event("recorded_at", reason));
         }
+        if let Some(time) = self.recorded_at.iter().flatten().find(|time| !can_be_recorded(**time)) {
+            let reason = format!("{time:?} is before 1970 or after 9999, which cannot be recorded");
+            return Err(Error::invalid_event("recorded_at", reason));
+        }
         if self.expected.is_about_aggregate()
             && let [first, rest @ ..] = self.events.as_slice()
             && let Some(other) = rest.iter().find(|event| event.aggregate_id() != first.aggregate_id())
@@ -235,6 +239,10 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+fn can_be_recorded(time: SystemTime) -> bool {
+    time.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|since_1970| since_1970 < RECORDED_AT_END)
 }
 
 impl From<Event> for Batch {
@@ -280,6 +288,8 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn event(aggregate_id: &str, data_len: usize) -> Event {
@@ -329,6 +339,12 @@ mod tests {
         assert_eq!(refused(&two_aggregates.expected(Expected::Exists)), "expected");
         let one_time = Batch::new(vec![event("a", 0); 2]).recorded_at(vec![SystemTime::UNIX_EPOCH]);
         assert_eq!(refused(&one_time), "recorded_at");
+        let at = |time| Batch::new(vec![event("a", 0)]).recorded_at(vec![time]);
+        let (first, end) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + RECORDED_AT_END);
+        let microsecond = Duration::from_micros(1);
+        assert!(at(first).validate().is_ok() && at(end - microsecond).validate().is_ok());
+        assert_eq!(refused(&at(first - microsecond)), "recorded_at");
+        assert_eq!(refused(&at(end)), "recorded_at");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! All lengths are in bytes of UTF-8 or of data, not in characters. Going over one of them is
 //! [`Error::InvalidEvent`](crate::Error::InvalidEvent), found before anything is queued (rule W5).
 
+use std::time::Duration;
+
 /// The longest event id: 255 bytes. An id has at least one byte.
 pub const MAX_ID_LEN: usize = 255;
 
@@ -23,3 +25,6 @@ pub const MAX_BATCH_EVENTS: usize = 10_000;
 
 /// The most bytes in one batch, text and data of all its events together: 64 MiB.
 pub const MAX_BATCH_BYTES: usize = 64 << 20;
+
+/// The times of recording that an append may name end here, counted from 1970: with the year 9999.
+pub const RECORDED_AT_END: Duration = Duration::from_secs(253_402_300_800);

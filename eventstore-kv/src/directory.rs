@@ -86,20 +86,11 @@ impl StoreDirectory {
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Before anything is put into it, and once more under the lock.
         refuse_strangers(path)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK_FILE)).map_err(
-            |error| {
-                failed(
-                    "its lock file cannot be written; give this user write access, which reading needs as well",
-                    error,
-                )
-            },
-        )?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
-            TryLockError::Error(error) => failed("its lock file cannot be locked", error),
-        })?;
+        let lock = lock(path)?;
         let state = if check_mark(path, engine)? { State::Marked } else { State::New };
-        Ok(StoreDirectory { path: path.to_owned(), _lock: lock, state })
+        // A program may change its working directory; what is locked stays where it is.
+        let path = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
+        Ok(StoreDirectory { path, _lock: lock, state })
     }
 
     /// Begins a backup of an engine's store in a directory that is missing or empty. Until it is [marked](Self::mark) it
@@ -130,7 +121,7 @@ impl StoreDirectory {
         })
     }
 
-    /// Where it is.
+    /// Where it is, as an absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -205,6 +196,44 @@ impl Drop for StoreDirectory {
             let path = self.path.display();
             tracing::warn!(%path, %error, "a backup that was not finished could not be deleted; delete its directory");
         }
+    }
+}
+
+/// Locks a directory by its lock file, which is made if it is missing.
+fn lock(path: &Path) -> Result<File> {
+    let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
+    let unwritable = "its lock file cannot be written; give this user write access, which reading needs as well";
+    let lock_path = path.join(LOCK_FILE);
+    loop {
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|error| failed(unwritable, error))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
+            TryLockError::Error(error) => failed("its lock file cannot be locked", error),
+        })?;
+        // Whoever had it before may have taken back a backup, and deleted it meanwhile.
+        if is_at(&lock, &lock_path).map_err(|error| failed(unwritable, error))? {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Whether this open file is the one at the path.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        match path.metadata() {
+            Ok(metadata) => Ok(identity(metadata) == identity(file.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, path);
+        Ok(true) // there, an open file is not deleted
     }
 }
 
@@ -406,6 +435,18 @@ mod tests {
         fs::create_dir(&damaged).expect("created");
         fs::write(damaged.join(MARK_FILE), "{").expect("written");
         assert!(matches!(StoreDirectory::open(&damaged, "one"), Err(Error::Open { .. })));
+    }
+
+    #[test]
+    fn a_lock_file_that_was_deleted_meanwhile_locks_nothing() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join(LOCK_FILE);
+        let old = File::create(&path).expect("created");
+        assert!(is_at(&old, &path).expect("looked at"));
+        fs::remove_file(&path).expect("deleted");
+        assert!(!is_at(&old, &path).expect("looked at"));
+        let _new = File::create(&path).expect("created");
+        assert!(!is_at(&old, &path).expect("looked at"));
     }
 
     #[test]

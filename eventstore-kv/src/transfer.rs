@@ -1,6 +1,6 @@
 //! From one store's files or engine to another's.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -83,14 +83,39 @@ fn copy_some<E: Engine>(from: &E, batch: &mut WriteBatch, next: u64, head: u64, 
 pub fn restore(ctx: &Context, backup: &Path, target: &Path) -> Result<String> {
     let engine = StoreDirectory::engine_of(backup)?;
     let from = StoreDirectory::open_existing(backup, &engine)?;
+    if is_below(target, backup) {
+        return Err(Error::Open {
+            path: target.display().to_string(),
+            reason: "it lies in the backup; choose a directory outside of it".to_owned(),
+            source: None,
+        });
+    }
+    let files = from.engine_files()?;
     let mut into = StoreDirectory::begin_backup(target, &engine)?;
     let total = from.len_bytes()?;
     let mut copy = Copy { ctx, done: 0, total, buffer: vec![0; 1 << 20] };
-    for path in from.engine_files()? {
+    for path in files {
         copy.copy(&path, into.path())?;
     }
     into.mark()?;
     Ok(engine)
+}
+
+/// Whether a path, of which the end may not be there yet, leads below a directory.
+fn is_below(path: &Path, directory: &Path) -> bool {
+    let Ok((path, directory)) = std::path::absolute(path).and_then(|path| Ok((path, directory.canonicalize()?))) else {
+        return false; // what comes next fails
+    };
+    let there = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+    there.is_some_and(|there| there.starts_with(&directory))
+}
+
+/// A new file that nobody else may read yet.
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).create(true).truncate(true).open(path)
 }
 
 struct Copy<'a> {
@@ -113,13 +138,15 @@ impl Copy<'_> {
             }
             return Ok(());
         }
-        let (mut from, mut into) = (fs::File::open(path).map_err(failed)?, fs::File::create(target).map_err(failed)?);
+        let (mut from, mut into) = (File::open(path).map_err(failed)?, private_file(&target).map_err(failed)?);
         loop {
             self.ctx.progress().report(self.done, self.total.max(self.done));
             self.ctx.check()?;
             let read = from.read(&mut self.buffer).map_err(failed)?;
             if read == 0 {
-                return Ok(());
+                // Who may read the events stays the same.
+                let permissions = from.metadata().map_err(failed)?.permissions();
+                return into.set_permissions(permissions).map_err(failed);
             }
             into.write_all(&self.buffer[..read]).map_err(failed)?;
             self.done += read as u64;
