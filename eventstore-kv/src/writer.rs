@@ -2,10 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eventstore_api::{Durability, Error, Result, Version};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
@@ -55,7 +56,7 @@ impl<E: Engine> Writer<E> {
 
     /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the engine.
     pub(crate) fn run(mut self) {
-        while let Some(message) = self.queue.blocking_recv() {
+        while let Some(message) = self.next_message() {
             let group = self.take_group(message);
             self.last_group = group.len();
             // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
@@ -70,6 +71,20 @@ impl<E: Engine> Writer<E> {
         let last_sync = catch_unwind(AssertUnwindSafe(|| self.last_sync()))
             .unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
         self.shared.finish_closing(last_sync.err());
+    }
+
+    /// Waits for a message; `None` once the queue is closed and empty. Whoever was just answered often appends again at
+    /// once: for that long the thread stays awake, because being woken takes about as long as a sync of a fast disk.
+    fn next_message(&mut self) -> Option<Message> {
+        let awake_until = Instant::now() + STAY_AWAKE;
+        loop {
+            match self.queue.try_recv() {
+                Ok(message) => return Some(message),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) if Instant::now() < awake_until => std::thread::yield_now(),
+                Err(TryRecvError::Empty) => return self.queue.blocking_recv(),
+            }
+        }
     }
 
     /// # Errors
@@ -217,6 +232,9 @@ impl<E: Engine> Writer<E> {
         Failure::Unknown(Arc::new(error))
     }
 }
+
+/// How long the writer waits for a message before it sleeps.
+const STAY_AWAKE: Duration = Duration::from_micros(100);
 
 /// What the store is once the staged group is committed.
 #[derive(Clone, Copy)]
