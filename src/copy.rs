@@ -1,9 +1,8 @@
 use eventstore_api::{
-    Batch, Context, Durability, Error, EventStore, EventStoreExt, LoadOptions, RecordedEvent, Result, Version,
+    Batch, Context, Durability, Error, EventStore, EventStoreExt, LoadOptions, Progress, RecordedEvent, Result, Version,
 };
 
-use crate::Digest;
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher, digest_until};
 
 /// What a copy did.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +69,6 @@ where
         to.store_batch(ctx, Batch::new(vec![last.event.clone()]).durability(Durability::Sync)).await?;
     }
     let digest = copy.hash.finish();
-    copy.hash = Hasher::default();
     copy.check(head, digest).await?;
     Ok(CopyReport { copied: head.get() - there.get(), already_there: there.get(), version: head, digest })
 }
@@ -145,16 +143,10 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
     }
 
     /// Reads the target again.
-    async fn check(&mut self, up_to: Version, expected: Digest) -> Result<()> {
-        let mut target = self.to.load(self.ctx, LoadOptions::all().before(up_to.next()));
-        while let Some(page) = target.next_page().await {
-            let page = page?;
-            page.iter().for_each(|recorded| self.hash.update(recorded));
-            if let Some(last) = page.last() {
-                self.ctx.progress().report(up_to.get() + last.version.get(), self.total);
-            }
-        }
-        match self.hash.finish() == expected {
+    async fn check(&self, up_to: Version, expected: Digest) -> Result<()> {
+        let (progress, total) = (self.ctx.progress().clone(), self.total);
+        let second_half = Progress::new(move |done, _| progress.report(up_to.get() + done, total));
+        match digest_until(self.to, &self.ctx.clone().with_progress(second_half), up_to).await? == expected {
             true => Ok(()),
             false => Err(Error::Corrupt {
                 version: None,

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use eventstore_api::{Direction, Durability, Error, Gc, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch};
+use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch, sync_dir};
 use heed::{MdbError, RoTxn, WithoutTls};
 
 use crate::Options;
@@ -174,11 +174,6 @@ impl LmdbEngine {
     }
 }
 
-/// Makes the names of a directory's files durable.
-fn sync_dir(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-}
-
 fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -263,12 +258,10 @@ impl Engine for LmdbEngine {
     }
 
     fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
-        let mut options = self.options.clone();
-        options.path = target.path().to_owned();
         let copying = self.begin_copy(task)?;
-        self.copy_to(&options.path.join(DATA_FILE), task)?;
+        self.copy_to(&target.path().join(DATA_FILE), task)?;
         drop(copying);
-        Self::open_in(target, options)
+        Self::open_in(target, self.options.clone())
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {

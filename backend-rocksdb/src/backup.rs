@@ -1,12 +1,12 @@
 //! Backups: a checkpoint of hard links beside the store's files, copied file by file, and opened.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use eventstore_api::{Error, Result};
-use eventstore_kv::{StoreDirectory, Task};
+use eventstore_kv::{StoreDirectory, Task, copy_files};
 use rocksdb::checkpoint::Checkpoint;
 
 use crate::RocksDbEngine;
@@ -16,13 +16,10 @@ use crate::error::engine_error;
 /// How the names of directories of checkpoints begin.
 const PREFIX: &str = "backup-in-progress-";
 
-/// Bytes that are copied between two looks at the task.
-const PIECE: usize = 1 << 20;
-
 /// Copies what is committed into the target and opens the copy.
 pub(crate) fn take(engine: &RocksDbEngine, target: StoreDirectory, task: &Task<'_>) -> Result<RocksDbEngine> {
     let checkpoint = TemporaryCheckpoint::new(engine)?;
-    let copied = copy_files(&checkpoint.0, &files_of(target.path()), task);
+    let copied = copy_directory(&checkpoint.0, &files_of(target.path()), task);
     drop(checkpoint);
     copied?;
     let mut options = engine.options().clone();
@@ -79,34 +76,17 @@ fn delete(path: &Path) -> io::Result<()> {
 }
 
 /// Copies the files of a directory into a new one. Whoever marks the store syncs them.
-fn copy_files(from: &Path, into: &Path, task: &Task<'_>) -> Result<()> {
-    let failed = |path: &Path, error: io::Error| Error::engine("copy a file", format!("{}: {error}", path.display()));
-    let list = || -> io::Result<Vec<(PathBuf, u64)>> {
-        fs::read_dir(from)?.map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.metadata()?.len())))).collect()
-    };
-    let files = list().map_err(|error| failed(from, error))?;
-    let total = files.iter().map(|(_, len)| len).sum();
-    fs::create_dir(into).map_err(|error| failed(into, error))?;
-    let mut buffer = vec![0; PIECE];
-    let mut done = 0;
-    for (path, _) in &files {
-        let Some(name) = path.file_name() else { continue };
-        let mut source = File::open(path).map_err(|error| failed(path, error))?;
-        let target = into.join(name);
-        let mut copy = File::create(&target).map_err(|error| failed(&target, error))?;
-        let permissions = source.metadata().map_err(|error| failed(path, error))?.permissions();
-        copy.set_permissions(permissions).map_err(|error| failed(&target, error))?;
-        loop {
-            task.check()?;
-            task.report(done, total);
-            let read = source.read(&mut buffer).map_err(|error| failed(path, error))?;
-            if read == 0 {
-                break;
-            }
-            copy.write_all(&buffer[..read]).map_err(|error| failed(&target, error))?;
-            done += read as u64;
+fn copy_directory(from: &Path, into: &Path, task: &Task<'_>) -> Result<()> {
+    let list = || -> io::Result<(Vec<PathBuf>, u64)> {
+        let (mut paths, mut total) = (Vec::new(), 0);
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            paths.push(entry.path());
+            total += entry.metadata()?.len();
         }
-    }
-    task.report(total, total);
-    Ok(())
+        fs::create_dir(into)?;
+        Ok((paths, total))
+    };
+    let (paths, total) = list().map_err(|error| Error::engine("begin a backup", error))?;
+    copy_files(&paths, into, total, task)
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use eventstore_api::{Error, Result};
-use eventstore_kv::{StoreDirectory, Table};
+use eventstore_kv::{StoreDirectory, Table, sync_dir};
 use rocksdb::DB;
 
 use crate::engine::{Opening, Refused, files_of, open_db, tables};
@@ -83,7 +83,7 @@ fn copy_aside(store: &Path) -> io::Result<PathBuf> {
         File::open(&copy)?.sync_all()?;
     }
     for directory in [&aside, store] {
-        File::open(directory)?.sync_all()?;
+        sync_dir(directory)?;
     }
     Ok(aside)
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Error, Result, Version};
-use eventstore_kv::{StoreDirectory, Table};
+use eventstore_kv::{StoreDirectory, Table, sync_dir};
 use sled::Db;
 
 use crate::Options;
@@ -160,11 +160,6 @@ pub(crate) fn snapshots_in(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(snapshots)
-}
-
-/// Makes the entries of a directory durable.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 fn cannot_open(directory: &StoreDirectory, error: io::Error) -> Error {

@@ -3,10 +3,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use eventstore_api::{Error, Result};
-use eventstore_kv::StoreDirectory;
+use eventstore_kv::{StoreDirectory, sync_dir};
 
 use crate::Options;
-use crate::files::{Files, SETTINGS_FILE, SLED_DIR, snapshots_in, sync_dir};
+use crate::files::{Files, SETTINGS_FILE, SLED_DIR, snapshots_in};
 
 /// Mends a store that sled cannot open because the snapshot of its page table, or the file with its settings, is damaged.
 /// It tells what was done: nothing, if the store opens as it is.

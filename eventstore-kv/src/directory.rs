@@ -383,8 +383,12 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the entries of a directory durable.
-fn sync_dir(path: &Path) -> io::Result<()> {
+/// Makes the entries of a directory durable: the names of files that were made, renamed or deleted in it.
+///
+/// # Errors
+///
+/// Those of the operating system.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 

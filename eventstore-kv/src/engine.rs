@@ -170,6 +170,14 @@ pub enum CommitError {
     Unknown(Error),
 }
 
+impl From<CommitError> for Error {
+    fn from(failure: CommitError) -> Self {
+        match failure {
+            CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
+        }
+    }
+}
+
 /// The puts of one commit, by table, in one buffer that is used again for the next.
 #[derive(Debug, Default)]
 pub struct WriteBatch {

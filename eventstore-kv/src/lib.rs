@@ -32,13 +32,13 @@ mod url;
 mod verify;
 mod writer;
 
-pub use directory::StoreDirectory;
+pub use directory::{StoreDirectory, sync_dir};
 pub use engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
 pub use memory::{MemoryEngine, MemoryStore};
 pub use options::{StoreOptions, check_range};
 pub use store::KvStore;
 pub use task::Task;
-pub use transfer::{copy_events, restore};
+pub use transfer::{copy_events, copy_files, restore};
 pub use url::{StoreUrl, UrlOptions};
 
 /// The format of keys and records that this version reads and writes.

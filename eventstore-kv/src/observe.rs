@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use eventstore_api::{Durability, Result, StoreOutcome, Stored};
+use eventstore_api::{Batch, Durability, Result, StoreOutcome, Stored};
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
@@ -57,9 +57,9 @@ impl Observer {
         observer
     }
 
-    /// A span around one append.
-    pub(crate) fn append_span(&self, events: usize, bytes: usize) -> Span {
-        tracing::debug_span!("append", backend = self.backend, events, bytes)
+    /// A span around one append. What it tells is only counted for somebody who listens.
+    pub(crate) fn append_span(&self, batch: &Batch) -> Span {
+        tracing::debug_span!("append", backend = self.backend, events = batch.events.len(), bytes = batch.len_bytes())
     }
 
     /// An append was answered, with or without success.

@@ -267,22 +267,21 @@ impl<'g, S: Snapshot> Staging<'g, S> {
 
         let header = record::header(event, version, revision, recorded_at);
         self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
-        keys::write_id(&mut self.key, event.id());
-        self.known.note_id(&self.key);
         put_indexes(self.batch, &mut self.key, event, version, revision);
+        self.known.note_id(&self.key);
 
         self.staged.insert(event.id(), StagedEvent { event, version, revision });
         Stored::new(Version::new(version), revision, StoreOutcome::Written)
     }
 }
 
-/// The entries of the two index tables for an event at its place.
+/// Puts the entries of the two index tables for an event at its place, and leaves the id's key in `key`.
 pub(crate) fn put_indexes(batch: &mut WriteBatch, key: &mut Vec<u8>, event: &Event, version: u64, revision: u64) {
     let version = keys::version_bytes(version);
-    keys::write_id(key, event.id());
-    batch.put(Table::Ids, key, &version);
     keys::write_aggregate(key, event.aggregate_id(), revision);
     batch.put(Table::Aggregates, key, &version);
+    keys::write_id(key, event.id());
+    batch.put(Table::Ids, key, &version);
 }
 
 /// Rule W2: the same id is the same event or an error.

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::engine::{Engine, Table, WriteBatch};
 use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
@@ -176,9 +176,7 @@ fn check_format<E: Engine>(engine: &E) -> Result<()> {
         }
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
-        return engine.commit(&batch, Durability::Sync).map_err(|failure| match failure {
-            CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
-        });
+        return Ok(engine.commit(&batch, Durability::Sync)?);
     }
     match value.as_slice().try_into().map(u32::from_be_bytes) {
         Ok(FORMAT) => Ok(()),
@@ -200,7 +198,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         }
         self.inner.shared.check_fence()?;
         let (observer, began) = (&self.inner.shared.observer, Instant::now());
-        let span = observer.append_span(batch.events.len(), batch.len_bytes());
+        let span = observer.append_span(&batch);
         async {
             let result = self.append(ctx, batch).await;
             observer.appended(began, &result);

@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use eventstore_api::{Context, Direction, Durability, Error, Result};
 
-use crate::engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
+use crate::engine::{Engine, KeyRange, Snapshot, Table, WriteBatch};
 use crate::staging::put_indexes;
 use crate::{StoreDirectory, Task, keys, reader, record};
 
@@ -36,9 +36,7 @@ pub fn copy_events<From: Engine, Into: Engine>(from: &From, into: &Into, task: &
         }
         batch.sort(Table::Ids);
         batch.sort(Table::Aggregates);
-        into.commit(&batch, Durability::Buffered).map_err(|failure| match failure {
-            CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
-        })?;
+        into.commit(&batch, Durability::Buffered)?;
         batch.clear();
         if next > head {
             return into.sync();
@@ -92,11 +90,7 @@ pub fn restore(ctx: &Context, backup: &Path, target: &Path) -> Result<String> {
     }
     let files = from.engine_files()?;
     let mut into = StoreDirectory::begin_backup(target, &engine)?;
-    let total = from.len_bytes()?;
-    let mut copy = Copy { ctx, done: 0, total, buffer: vec![0; 1 << 20] };
-    for path in files {
-        copy.copy(&path, into.path())?;
-    }
+    copy_files(&files, into.path(), from.len_bytes()?, &Task::new(ctx, &|| Ok(())))?;
     into.mark()?;
     Ok(engine)
 }
@@ -118,8 +112,19 @@ fn private_file(path: &Path) -> io::Result<File> {
     options.write(true).create(true).truncate(true).open(path)
 }
 
+/// Copies files, and directories with all that is in them, into a directory, with their permissions. The task is told the
+/// bytes of `total`, and asked at least once for each MiB. Nothing is synced.
+///
+/// # Errors
+///
+/// What [`Task::check`] returned; [`Error::Engine`] with the file.
+pub fn copy_files(paths: &[PathBuf], into: &Path, total: u64, task: &Task<'_>) -> Result<()> {
+    let mut copy = Copy { task, done: 0, total, buffer: vec![0; 1 << 20] };
+    paths.iter().try_for_each(|path| copy.copy(path, into))
+}
+
 struct Copy<'a> {
-    ctx: &'a Context,
+    task: &'a Task<'a>,
     done: u64,
     total: u64,
     buffer: Vec<u8>,
@@ -140,8 +145,8 @@ impl Copy<'_> {
         }
         let (mut from, mut into) = (File::open(path).map_err(failed)?, private_file(&target).map_err(failed)?);
         loop {
-            self.ctx.progress().report(self.done, self.total.max(self.done));
-            self.ctx.check()?;
+            self.task.report(self.done, self.total.max(self.done));
+            self.task.check()?;
             let read = from.read(&mut self.buffer).map_err(failed)?;
             if read == 0 {
                 // Who may read the events stays the same.
