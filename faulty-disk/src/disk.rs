@@ -1,0 +1,146 @@
+//! The disk as the process sees it: what is watched, what was counted, and what is to happen.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::undo::UndoLog;
+use crate::{Call, Fault, Surviving, Trigger};
+
+/// Whether anything is watched. Looked at in front of every call, so that a program that only links this pays one load.
+static WATCHING: AtomicBool = AtomicBool::new(false);
+
+static DISK: Mutex<Disk> = Mutex::new(Disk::new());
+
+pub(crate) struct Disk {
+    /// The watched directory, absolute, ending in `/`.
+    prefix: Vec<u8>,
+    counts: [u64; 4],
+    armed: Option<Armed>,
+    fired: bool,
+    pub(crate) log: UndoLog,
+}
+
+struct Armed {
+    trigger: Trigger,
+    fault: Fault,
+    seen: u64,
+}
+
+/// What becomes of one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Go,
+    GoAndKill,
+    HalfAndKill,
+    Short,
+    Fail(i32),
+}
+
+impl Disk {
+    const fn new() -> Self {
+        Disk { prefix: Vec::new(), counts: [0; 4], armed: None, fired: false, log: UndoLog::new() }
+    }
+
+    /// Counts a call and decides what becomes of it. If that is its end, it does not return.
+    pub(crate) fn decide(&mut self, call: Call) -> Verdict {
+        self.counts[call as usize] += 1;
+        let Some(armed) = self.armed.as_mut().filter(|armed| armed.trigger.calls.contains(call)) else {
+            return Verdict::Go;
+        };
+        armed.seen += 1;
+        let (nth, fault) = (armed.trigger.nth, armed.fault);
+        let lasts = matches!(fault, Fault::Fail(_));
+        if armed.seen < nth || (armed.seen > nth && !lasts) {
+            return Verdict::Go;
+        }
+        self.fired = true;
+        match fault {
+            Fault::KillBefore => kill(),
+            Fault::KillAfter => Verdict::GoAndKill,
+            Fault::KillAmid if call == Call::Write => Verdict::HalfAndKill,
+            Fault::KillAmid => kill(),
+            Fault::CutPower(surviving) => self.cut_power(surviving),
+            Fault::Fail(error) | Fault::FailOnce(error) => Verdict::Fail(error),
+            Fault::WriteShort if call == Call::Write => Verdict::Short,
+            Fault::WriteShort => Verdict::Go,
+        }
+    }
+
+    /// Takes back what was not synced and ends the process. Called with the disk locked, so that no other thread writes.
+    fn cut_power(&mut self, surviving: Surviving) -> ! {
+        self.log.undo(surviving);
+        kill()
+    }
+}
+
+/// The disk, if the file at this path is watched.
+pub(crate) fn watched(path: &[u8]) -> Option<MutexGuard<'static, Disk>> {
+    let disk = lock();
+    path.starts_with(&disk.prefix).then_some(disk)
+}
+
+pub(crate) fn is_watching() -> bool {
+    WATCHING.load(Ordering::Relaxed)
+}
+
+pub(crate) fn lock() -> MutexGuard<'static, Disk> {
+    DISK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins to watch the files below a directory, which must exist; from here on a power cut knows what was not synced. What
+/// was watched before is forgotten.
+///
+/// # Panics
+///
+/// If the directory's absolute path cannot be found out.
+pub fn watch(directory: &Path) {
+    let absolute = directory.canonicalize().expect("the directory to watch exists");
+    let mut prefix = absolute.as_os_str().as_bytes().to_vec();
+    prefix.push(b'/');
+    let mut disk = lock();
+    disk.prefix = prefix;
+    disk.log.forget();
+    WATCHING.store(true, Ordering::Relaxed);
+    std::hint::black_box(crate::calls::addresses()); // the linker has to take them
+}
+
+/// Makes this fault happen at that call, counted from now on; what was armed before is not.
+pub fn arm(trigger: Trigger, fault: Fault) {
+    let mut disk = lock();
+    disk.armed = Some(Armed { trigger, fault, seen: 0 });
+    disk.fired = false;
+}
+
+/// Lets nothing happen from now on: the disk is whole again.
+pub fn disarm() {
+    lock().armed = None;
+}
+
+/// Whether what was armed last has happened.
+#[must_use]
+pub fn fired() -> bool {
+    lock().fired
+}
+
+/// How many calls of this kind were made on watched files.
+#[must_use]
+pub fn count(call: Call) -> u64 {
+    lock().counts[call as usize]
+}
+
+/// Kills this process, as `kill -9` does.
+pub fn kill() -> ! {
+    // SAFETY: A signal to this process, which ends it.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    loop {
+        // The signal is under way.
+        std::thread::park();
+    }
+}
+
+/// Cuts the power now: takes back what was not synced, and kills this process.
+pub fn cut_power(surviving: Surviving) -> ! {
+    lock().cut_power(surviving)
+}

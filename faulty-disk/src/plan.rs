@@ -1,0 +1,94 @@
+//! What is to happen, and when.
+
+use std::fmt;
+
+/// A kind of system call that changes a file or makes a change safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// `write`, `pwrite`, `writev`, `pwritev`.
+    Write,
+    /// `fsync`, `fdatasync`.
+    Sync,
+    /// `ftruncate`, `fallocate`.
+    Resize,
+    /// `rename`, `link`, `unlink`.
+    Name,
+}
+
+/// Some kinds of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls(u8);
+
+impl Calls {
+    /// Every kind.
+    pub const ALL: Calls = Calls(0b1111);
+    /// Those that take room on the disk.
+    pub const ROOM: Calls = Calls(Calls::of(Call::Write).0 | Calls::of(Call::Resize).0);
+
+    /// One kind.
+    #[must_use]
+    pub const fn of(call: Call) -> Self {
+        Calls(1 << call as u8)
+    }
+
+    /// Whether this kind is one of them.
+    #[must_use]
+    pub const fn contains(self, call: Call) -> bool {
+        self.0 & Calls::of(call).0 != 0
+    }
+}
+
+/// When something is to happen: at the `nth` of these calls from now on, the first being 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// The kinds that count.
+    pub calls: Calls,
+    /// Which of them.
+    pub nth: u64,
+}
+
+/// What is to happen then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed in front of the call.
+    KillBefore,
+    /// The process is killed behind the call.
+    KillAfter,
+    /// Half of a write is done and the process is killed. Other calls: as `KillBefore`.
+    KillAmid,
+    /// The power is cut in front of the call.
+    CutPower(Surviving),
+    /// This and all later calls of these kinds fail with this error number, until [`disarm`](crate::disarm).
+    Fail(i32),
+    /// This one call fails with this error number.
+    FailOnce(i32),
+    /// This one write writes half of what it should, and says so. Other calls: nothing.
+    WriteShort,
+}
+
+/// What of the writes that were not synced is there after a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surviving {
+    /// Nothing.
+    None,
+    /// Of each file the first of its writes, up to a place that the seed decides.
+    First(u64),
+    /// Of each file whatever the seed decides, sector by sector.
+    Some(u64),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::KillBefore => f.write_str("killed before a call"),
+            Fault::KillAfter => f.write_str("killed after a call"),
+            Fault::KillAmid => f.write_str("killed amid a write"),
+            Fault::CutPower(Surviving::None) => f.write_str("power cut, unsynced writes lost"),
+            Fault::CutPower(Surviving::First(_)) => f.write_str("power cut, unsynced writes torn"),
+            Fault::CutPower(Surviving::Some(_)) => f.write_str("power cut, unsynced writes mixed"),
+            Fault::Fail(number) => write!(f, "calls fail with error {number}"),
+            Fault::FailOnce(number) => write!(f, "a call fails with error {number}"),
+            Fault::WriteShort => f.write_str("a write is cut short"),
+        }
+    }
+}

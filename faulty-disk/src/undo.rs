@@ -1,0 +1,306 @@
+//! What was written and not synced, so that it can be taken back.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+
+use crate::Surviving;
+use crate::calls;
+
+const SECTOR: u64 = 512;
+
+/// The device and the number of a file's inode.
+type Inode = (u64, u64);
+
+/// The changes of watched files that a power cut would take back, by file.
+pub(crate) struct UndoLog {
+    files: Option<HashMap<Inode, Changed>>,
+    /// Numbers the changes.
+    next: u64,
+}
+
+/// A changed file. It is held open for as long as the process lives: that keeps its inode from being used again, and closing
+/// any handle would give back the locks that the program has on the file.
+struct Changed {
+    file: File,
+    changes: Vec<Change>,
+}
+
+struct Change {
+    number: u64,
+    kind: Kind,
+    /// The length of the file before.
+    old_len: u64,
+    /// A sync that was to make it safe has failed.
+    is_lost: bool,
+}
+
+enum Kind {
+    Write { offset: u64, old: Vec<u8>, new: Vec<u8> },
+    Resize { len: u64, cut_off: Vec<u8> },
+}
+
+impl UndoLog {
+    pub(crate) const fn new() -> Self {
+        UndoLog { files: None, next: 0 }
+    }
+
+    /// Takes everything that was written for safe.
+    pub(crate) fn forget(&mut self) {
+        for changed in self.files.iter_mut().flatten().map(|(_, changed)| changed) {
+            changed.changes.clear();
+        }
+    }
+
+    /// The number of the newest change.
+    pub(crate) fn newest(&self) -> u64 {
+        self.next
+    }
+
+    /// A write is about to be made at this offset, or where the file's handle stands. What is kept is what [`wrote`] gets.
+    ///
+    /// [`wrote`]: UndoLog::wrote
+    pub(crate) fn before_write(&mut self, fd: BorrowedFd<'_>, offset: Option<u64>, bytes: Vec<u8>) -> Option<Pending> {
+        let (inode, old_len) = self.file_of(fd)?;
+        let flags = calls::flags(fd);
+        let offset = match offset {
+            _ if flags & libc::O_APPEND != 0 => old_len,
+            Some(offset) => offset,
+            None => calls::position(fd)?,
+        };
+        let end = (offset + bytes.len() as u64).min(old_len);
+        let mut old = vec![0; end.saturating_sub(offset) as usize];
+        let file = &self.files.as_ref()?.get(&inode)?.file;
+        file.read_exact_at(&mut old, offset).ok()?;
+        let is_synced = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        Some(Pending { inode, old_len, offset, old, new: bytes, is_synced })
+    }
+
+    /// The write was made, so far.
+    pub(crate) fn wrote(&mut self, pending: Pending, written: usize) {
+        let Pending { inode, old_len, offset, mut old, mut new, is_synced } = pending;
+        new.truncate(written);
+        old.truncate(written);
+        let kind = Kind::Write { offset, old, new };
+        let number = self.number();
+        let Some(changed) = self.files.as_mut().and_then(|files| files.get_mut(&inode)) else { return };
+        changed.changes.push(Change { number, kind, old_len, is_lost: false });
+        if is_synced {
+            changed.make_safe(|change| change.number == number);
+        }
+    }
+
+    /// The file is about to get this length.
+    pub(crate) fn before_resize(&mut self, fd: BorrowedFd<'_>, len: u64) -> Option<PendingResize> {
+        let (inode, old_len) = self.file_of(fd)?;
+        let mut cut_off = vec![0; old_len.saturating_sub(len) as usize];
+        self.files.as_ref()?.get(&inode)?.file.read_exact_at(&mut cut_off, len).ok()?;
+        Some(PendingResize { inode, old_len, len, cut_off })
+    }
+
+    pub(crate) fn resized(&mut self, pending: PendingResize) {
+        let PendingResize { inode, old_len, len, cut_off } = pending;
+        let number = self.number();
+        if let Some(changed) = self.files.as_mut().and_then(|files| files.get_mut(&inode)) {
+            changed.changes.push(Change { number, kind: Kind::Resize { len, cut_off }, old_len, is_lost: false });
+        }
+    }
+
+    /// A sync of the file, begun when this was the newest change, has come to its end.
+    pub(crate) fn synced(&mut self, fd: BorrowedFd<'_>, newest: u64, succeeded: bool) {
+        let Some((inode, _)) = identify(fd) else { return };
+        let Some(changed) = self.files.as_mut().and_then(|files| files.get_mut(&inode)) else { return };
+        if succeeded {
+            changed.make_safe(|change| change.number <= newest && !change.is_lost);
+        } else {
+            changed
+                .changes
+                .iter_mut()
+                .filter(|change| change.number <= newest)
+                .for_each(|change| change.is_lost = true);
+        }
+    }
+
+    /// Takes back what was not synced, but for what survives.
+    pub(crate) fn undo(&mut self, surviving: Surviving) {
+        let mut numbers = match surviving {
+            Surviving::None => Numbers(0),
+            Surviving::First(seed) | Surviving::Some(seed) => Numbers(seed),
+        };
+        let mut files: Vec<_> = self.files.take().into_iter().flatten().collect();
+        files.sort_by_key(|(inode, _)| *inode); // the same seed, the same outcome
+        for (_, changed) in &files {
+            // Nobody is left to tell of an error to.
+            let _ = changed.undo(surviving, &mut numbers);
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// The file behind a descriptor and its length; `None` if it is not a regular file or cannot be opened.
+    fn file_of(&mut self, fd: BorrowedFd<'_>) -> Option<(Inode, u64)> {
+        let (inode, len) = identify(fd)?;
+        let files = self.files.get_or_insert_default();
+        if let std::collections::hash_map::Entry::Vacant(vacant) = files.entry(inode) {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path).ok()?;
+            vacant.insert(Changed { file, changes: Vec::new() });
+        }
+        Some((inode, len))
+    }
+}
+
+/// A write that is being made.
+pub(crate) struct Pending {
+    inode: Inode,
+    old_len: u64,
+    offset: u64,
+    old: Vec<u8>,
+    new: Vec<u8>,
+    is_synced: bool,
+}
+
+/// A change of length that is being made.
+pub(crate) struct PendingResize {
+    inode: Inode,
+    old_len: u64,
+    len: u64,
+    cut_off: Vec<u8>,
+}
+
+impl Changed {
+    /// Forgets the changes that are safe now. Where an older one is not, taking that back has to leave these as they are.
+    fn make_safe(&mut self, is_safe: impl Fn(&Change) -> bool) {
+        for at in (0..self.changes.len()).rev() {
+            if !is_safe(&self.changes[at]) {
+                continue;
+            }
+            let safe = self.changes.remove(at);
+            for older in &mut self.changes[..at] {
+                older.keep(&safe);
+            }
+        }
+    }
+
+    fn undo(&self, surviving: Surviving, numbers: &mut Numbers) -> std::io::Result<()> {
+        for change in self.changes.iter().rev() {
+            change.revert(&self.file)?;
+        }
+        match surviving {
+            Surviving::None => {}
+            Surviving::First(_) => {
+                let whole = numbers.below(self.changes.len() as u64 + 1) as usize;
+                for change in &self.changes[..whole] {
+                    change.apply(&self.file, u64::MAX)?;
+                }
+                if let Some(torn) = self.changes.get(whole) {
+                    torn.apply(&self.file, numbers.below(torn.len() + 1))?;
+                }
+            }
+            Surviving::Some(_) => {
+                for change in &self.changes {
+                    change.apply_some(&self.file, numbers)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Change {
+    /// Bytes that it wrote.
+    fn len(&self) -> u64 {
+        match &self.kind {
+            Kind::Write { new, .. } => new.len() as u64,
+            Kind::Resize { .. } => 0,
+        }
+    }
+
+    /// A newer change is safe: taking this one back has to leave that.
+    fn keep(&mut self, newer: &Change) {
+        match &newer.kind {
+            Kind::Write { offset: safe_offset, new: safe, .. } => {
+                let safe_end = safe_offset + safe.len() as u64;
+                if let Kind::Write { offset, old, new } = &mut self.kind {
+                    let (first, end) = ((*offset).max(*safe_offset), (*offset + new.len() as u64).min(safe_end));
+                    if first < end {
+                        let here = (first - *offset) as usize..(end - *offset) as usize;
+                        let there = (first - safe_offset) as usize..(end - safe_offset) as usize;
+                        if old.len() < here.end {
+                            old.resize(here.end, 0);
+                        }
+                        old[here.clone()].copy_from_slice(&safe[there.clone()]);
+                        new[here].copy_from_slice(&safe[there]);
+                    }
+                }
+                self.old_len = self.old_len.max(safe_end);
+            }
+            Kind::Resize { len, .. } => self.old_len = *len,
+        }
+    }
+
+    fn revert(&self, file: &File) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Write { offset, old, .. } => {
+                calls::write_all_at(file, old, *offset)?;
+            }
+            Kind::Resize { len, cut_off } => calls::write_all_at(file, cut_off, *len)?,
+        }
+        calls::set_len(file, self.old_len)
+    }
+
+    /// Makes the change again, the first so many bytes of it.
+    fn apply(&self, file: &File, bytes: u64) -> std::io::Result<()> {
+        match &self.kind {
+            Kind::Write { offset, new, .. } => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(new.len());
+                if *offset <= file.metadata()?.len() {
+                    calls::write_all_at(file, &new[..bytes], *offset)?;
+                }
+                Ok(())
+            }
+            Kind::Resize { len, .. } => calls::set_len(file, *len),
+        }
+    }
+
+    /// Makes of the change again what the numbers say, sector by sector, and leaves no hole.
+    fn apply_some(&self, file: &File, numbers: &mut Numbers) -> std::io::Result<()> {
+        let Kind::Write { offset, new, .. } = &self.kind else {
+            return if numbers.below(2) == 0 { self.apply(file, 0) } else { Ok(()) };
+        };
+        let end = offset + new.len() as u64;
+        let mut first = *offset;
+        while first < end {
+            let next = ((first / SECTOR + 1) * SECTOR).min(end);
+            if numbers.below(4) > 0 && first <= file.metadata()?.len() {
+                calls::write_all_at(file, &new[(first - offset) as usize..(next - offset) as usize], first)?;
+            }
+            first = next;
+        }
+        Ok(())
+    }
+}
+
+/// The inode and the length of a regular file.
+fn identify(fd: BorrowedFd<'_>) -> Option<(Inode, u64)> {
+    // A `File` would close the descriptor.
+    let file = std::mem::ManuallyDrop::new(calls::borrow(fd));
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(((metadata.dev(), metadata.ino()), metadata.len()))
+}
+
+/// SplitMix64.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end.max(1)
+    }
+}

@@ -1,0 +1,187 @@
+//! What happens to a process whose disk fails. Each test runs this program again as a child that writes a file, and looks at
+//! what is left.
+
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use faulty_disk::{Call, Calls, Fault, Surviving, Trigger, arm, count, cut_power, disarm, fired, watch};
+
+/// The directory of the child, if this is one.
+const DIRECTORY: &str = "FAULTY_DISK_TEST_DIRECTORY";
+
+fn at(call: Call, nth: u64) -> Trigger {
+    Trigger { calls: Calls::of(call), nth }
+}
+
+/// Runs `work` in a child, in a directory whose files are watched, and gives what is in the file `file` afterwards. The child
+/// has to be killed, or to end well.
+fn in_child(test: &str, is_killed: bool, work: impl FnOnce(&Path)) -> Vec<u8> {
+    if let Some(directory) = std::env::var_os(DIRECTORY) {
+        watch(Path::new(&directory));
+        work(Path::new(&directory));
+        std::process::exit(0);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(DIRECTORY, directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stderr).into_owned();
+    assert_eq!(child.status.signal(), is_killed.then_some(9), "{:?}: {text}", child.status);
+    assert!(is_killed || child.status.success(), "{:?}: {text}", child.status);
+    fs::read(directory.path().join("file")).unwrap_or_default()
+}
+
+fn create(directory: &Path) -> File {
+    File::create(directory.join("file")).unwrap()
+}
+
+#[test]
+fn a_kill_keeps_what_was_written() {
+    let left = in_child("a_kill_keeps_what_was_written", true, |directory| {
+        arm(at(Call::Write, 3), Fault::KillBefore);
+        let mut file = create(directory);
+        for text in ["one ", "two ", "three "] {
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    });
+    assert_eq!(left, b"one two ");
+}
+
+#[test]
+fn a_kill_comes_behind_a_write() {
+    let left = in_child("a_kill_comes_behind_a_write", true, |directory| {
+        arm(at(Call::Write, 2), Fault::KillAfter);
+        let mut file = create(directory);
+        for text in ["one ", "two ", "three "] {
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    });
+    assert_eq!(left, b"one two ");
+}
+
+#[test]
+fn a_kill_comes_amid_a_write() {
+    let left = in_child("a_kill_comes_amid_a_write", true, |directory| {
+        arm(at(Call::Write, 2), Fault::KillAmid);
+        let mut file = create(directory);
+        for text in ["one ", "two "] {
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    });
+    assert_eq!(left, b"one tw");
+}
+
+#[test]
+fn a_power_cut_takes_what_was_not_synced() {
+    let left = in_child("a_power_cut_takes_what_was_not_synced", true, |directory| {
+        let mut file = create(directory);
+        file.write_all(b"one ").unwrap();
+        file.sync_data().unwrap();
+        file.write_all(b"two ").unwrap();
+        file.write_all_at(b"O", 0).unwrap();
+        file.set_len(2).unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"one ");
+}
+
+#[test]
+fn a_power_cut_at_a_sync_comes_before_it() {
+    let left = in_child("a_power_cut_at_a_sync_comes_before_it", true, |directory| {
+        let mut file = create(directory);
+        arm(at(Call::Sync, 2), Fault::CutPower(Surviving::None));
+        for text in ["one ", "two "] {
+            file.write_all(text.as_bytes()).unwrap();
+            file.sync_all().unwrap();
+        }
+    });
+    assert_eq!(left, b"one ");
+}
+
+#[test]
+fn a_file_opened_for_synced_writes_needs_no_sync() {
+    let left = in_child("a_file_opened_for_synced_writes_needs_no_sync", true, |directory| {
+        let plain = create(directory);
+        plain.write_all_at(b"........", 0).unwrap();
+        plain.sync_all().unwrap();
+        let synced = OpenOptions::new().write(true).custom_flags(libc::O_DSYNC).open(directory.join("file")).unwrap();
+        plain.write_all_at(b"aaaa", 0).unwrap();
+        synced.write_all_at(b"bb", 2).unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"..bb....", "the older write is taken back, and the newer one over it is not");
+}
+
+#[test]
+fn what_a_failed_sync_was_to_save_is_lost_for_ever() {
+    let left = in_child("what_a_failed_sync_was_to_save_is_lost_for_ever", true, |directory| {
+        let mut file = create(directory);
+        file.write_all(b"one ").unwrap();
+        file.sync_all().unwrap();
+        arm(at(Call::Sync, 1), Fault::FailOnce(libc::EIO));
+        file.write_all(b"two ").unwrap();
+        assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+        file.sync_all().unwrap(); // it says so
+        file.write_all_at(b"O", 0).unwrap();
+        file.sync_all().unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"One ");
+}
+
+#[test]
+fn what_survives_in_part_has_no_holes() {
+    let left = in_child("what_survives_in_part_has_no_holes", true, |directory| {
+        let mut file = create(directory);
+        for letter in b"abcdefgh" {
+            file.write_all(&[*letter; 700]).unwrap();
+        }
+        cut_power(Surviving::Some(7));
+    });
+    let wrote = b"abcdefgh".iter().flat_map(|letter| [*letter; 700]);
+    assert!(left.iter().zip(wrote).all(|(got, wrote)| *got == wrote), "what is there was written");
+    assert!(!left.is_empty() && left.len() < 5600, "{} bytes: the seed decides for some", left.len());
+}
+
+#[test]
+fn calls_fail_until_the_disk_is_whole_again() {
+    let left = in_child("calls_fail_until_the_disk_is_whole_again", false, |directory| {
+        let mut file = create(directory);
+        arm(at(Call::Write, 2), Fault::Fail(libc::ENOSPC));
+        file.write_all(b"one ").unwrap();
+        for _ in 0..3 {
+            assert_eq!(file.write_all(b"two ").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+        assert!(fired());
+        disarm();
+        arm(at(Call::Write, 1), Fault::WriteShort);
+        assert_eq!(file.write(b"three ").unwrap(), 3);
+        file.write_all(b"ee ").unwrap();
+        assert_eq!(count(Call::Write), 6);
+        let mut elsewhere = tempfile::tempfile().unwrap();
+        elsewhere.write_all(b"not watched").unwrap();
+        assert_eq!(count(Call::Write), 6);
+        file.rewind().unwrap();
+    });
+    assert_eq!(left, b"one three ");
+}
+
+#[test]
+fn a_copied_file_is_seen() {
+    let left = in_child("a_copied_file_is_seen", true, |directory| {
+        let mut elsewhere = tempfile::NamedTempFile::new().unwrap();
+        elsewhere.write_all(b"content").unwrap();
+        fs::copy(elsewhere.path(), directory.join("file")).unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"", "it was not synced");
+}
