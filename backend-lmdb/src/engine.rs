@@ -88,6 +88,7 @@ impl LmdbEngine {
             }));
         }
         let moved = self.gate.alone(|environment| {
+            tracing::trace!(name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
             // SAFETY: No transaction may be alive, and nothing else may look into the map. The environment can only be
             // reached with a pass of the gate, and none is out. If moving fails, the map is gone, and the gate keeps the
             // environment from everybody.
@@ -97,7 +98,7 @@ impl LmdbEngine {
             }
         });
         moved.map_err(no_environment).flatten().map_err(CommitError::Unknown)?;
-        tracing::info!(old_size, new_size, "the map is full and was grown");
+        tracing::info!(name: "grown", old_size, new_size, "the map is full and was grown");
         Ok(())
     }
 

@@ -31,6 +31,8 @@
 mod failure;
 mod calls;
 mod check;
+#[cfg(feature = "crash")]
+pub mod crash;
 mod env;
 mod events;
 mod model;

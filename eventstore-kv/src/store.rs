@@ -100,6 +100,7 @@ impl<E: Engine> KvStore<E> {
             place: Some(place),
         };
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
+        tracing::trace!(name: "queued", bytes, "an append is in the queue");
         match ctx.run(answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::OutcomeUnknown {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use eventstore_api::{Durability, Error, Result, Version};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
+use tracing::trace;
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
@@ -68,6 +69,7 @@ impl<E: Engine> Writer<E> {
                 self.queue.close(); // what is in the queue is still received, nothing new comes in
             }
         }
+        trace!(name: "closing", "the queue is closed and empty");
         let last_sync = catch_unwind(AssertUnwindSafe(|| self.last_sync()))
             .unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
         self.shared.finish_closing(last_sync.err());
@@ -138,10 +140,12 @@ impl<E: Engine> Writer<E> {
         if group.is_empty() {
             return; // it was only a wake, or everyone has withdrawn
         }
+        trace!(name: "taken", requests = group.len(), "took a group from the queue");
         let (decisions, staged) = match self.stage(&group) {
             Ok(staged) => staged,
             Err(error) => return refuse_all(group, &error),
         };
+        trace!(name: "staged", head = staged.head, "staged a group");
         // The bytes are in the batch: the places in the queue are free.
         group.iter_mut().for_each(|request| request.place = None);
         let rests_on_commit: Vec<bool> = decisions
@@ -159,6 +163,7 @@ impl<E: Engine> Writer<E> {
             // One that finds no room must not take the others with it.
             return group.into_iter().for_each(|request| self.commit_group(vec![request]));
         }
+        trace!(name: "published", head = self.head, "readers see a group, whose callers are answered now");
         for ((request, decision), rests_on_commit) in group.into_iter().zip(decisions).zip(rests_on_commit) {
             let result = match (decision, &committed) {
                 (Decision::Staged(_) | Decision::AlreadyStored(_), Err(failure)) if rests_on_commit => {
@@ -170,6 +175,7 @@ impl<E: Engine> Writer<E> {
             };
             let _ = request.reply.send(result); // a caller who has gone does not want it
         }
+        trace!(name: "answered", "answered the callers of a group");
     }
 
     /// Decides every request of the group, and puts what is to be written into the batch.
@@ -206,6 +212,7 @@ impl<E: Engine> Writer<E> {
         }
         match outcome {
             Ok(()) => {
+                trace!(name: "committed", head = staged.head, "the engine has committed a group");
                 let Staged { head, new_aggregates } = staged;
                 let events = head - self.head;
                 self.head = head;

@@ -1,0 +1,88 @@
+//! Kills, power cuts and failing disks by the thousand, for any store of this repository.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use conformance::Profile;
+use conformance::crash::{Kit, Torture};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Works on a store in child processes that are killed, lose power or have a failing disk, and holds it to everything that
+/// it acknowledged.
+///
+/// Prints a summary in Markdown. Ends with 1 if a rule was broken; the files of that store are kept.
+#[derive(Parser)]
+#[command(name = "torture", version)]
+struct Arguments {
+    /// The store, as `scheme:directory?option=value`; the stores are made below the directory, which must be empty or
+    /// missing. Without one, as in `lmdb:`, a temporary directory is used.
+    #[arg(long, value_name = "URL")]
+    store: String,
+    /// How many incidents to wait for.
+    #[arg(long, default_value_t = 1000)]
+    cycles: u64,
+    /// How many stores to work on at the same time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// The seed of everything random; a new one by default.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match torture(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn torture(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let (address, options) = arguments.store.split_once('?').unwrap_or((&arguments.store, ""));
+    let Some((scheme, path)) = address.split_once(':').map(|(scheme, path)| (scheme.to_owned(), path)) else {
+        return Err(format!("{address:?} is not a store; write it as scheme:directory, such as lmdb:./torture").into());
+    };
+    if scheme == "memory" {
+        return Err("a store in memory cannot survive a crash; name one with files, such as lmdb:".into());
+    }
+    let options = options.to_owned();
+    let kit = Kit::new(&scheme.clone(), Profile::persistent(), move |directory| {
+        let url = format!("{scheme}:{}?{options}", directory.display());
+        async move { eventstore::open(&url).await }
+    });
+    if kit.is_child() {
+        return Ok(kit.run());
+    }
+    let temporary = tempfile::Builder::new().prefix("eventstore-torture-").tempdir()?;
+    let directory = if path.is_empty() { temporary.path().to_owned() } else { PathBuf::from(path) };
+    if directory.read_dir().is_ok_and(|mut content| content.next().is_some()) {
+        return Err(format!("{} is not empty; choose another directory, or empty it", directory.display()).into());
+    }
+    let mut torture = Torture::new(arguments.cycles, directory);
+    torture.jobs = arguments.jobs;
+    torture.seed = arguments.seed.unwrap_or(torture.seed);
+    let bar = ProgressBar::new(torture.cycles).with_style(ProgressStyle::with_template(
+        "{elapsed_precise} {bar:40} {pos}/{len} incidents, {msg}, about {eta} left",
+    )?);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let summary = kit.torture(&torture, &|summary| {
+        bar.set_position(summary.cycles);
+        bar.set_message(format!("{} events acknowledged", summary.acknowledged));
+    });
+    bar.finish_and_clear();
+    let mut out = std::io::stdout();
+    writeln!(out, "`torture --store {} --cycles {}`, seed {}\n", arguments.store, torture.cycles, torture.seed)?;
+    write!(out, "{summary}")?;
+    if summary.failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kept = temporary.keep();
+    writeln!(out, "\nThe files are kept below {}.", kept.display())?;
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,466 @@
+//! The child process: it opens the store, audits it, works on it, and is ended somewhere on the way.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use eventstore_api::{
+    Durability, Error, EventStore, EventStoreExt, Expected, Gc, LoadOptions, StoreOutcome, Stored, Version,
+};
+
+use super::audit::{Known, audit, audit_backup, audit_damaged, is_told};
+use super::plan::{Incident, Kinds, Phase, Plan, Role, What};
+use super::points::{Listener, Points};
+use super::witness::{Line, Witness};
+use super::workload;
+use crate::Profile;
+use crate::env::{Factory, Store};
+use crate::events::background;
+use crate::failure::{Checked, Failure};
+use crate::random::Random;
+use crate::reading::load;
+use crate::tasks::all_at_once;
+
+/// The name of the store's directory, beside which its backups are.
+pub(crate) const STORE: &str = "store";
+
+/// Which lines a child has read of its witness.
+pub(crate) const WITNESS_FILE: &str = "witness.jsonl";
+
+/// Does what the plan says, in this process, and returns only if nothing ends it before.
+pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Plan) -> ExitCode {
+    let points = Arc::new(Points::new(&plan.incident));
+    // Whoever has a subscriber already has no points.
+    let _ = tracing::subscriber::set_global_default(Listener(points.clone()));
+    let child = Child {
+        profile: profile.clone(),
+        factory: factory.clone(),
+        place: place.to_owned(),
+        plan: plan.clone(),
+        out: Mutex::new(io::stdout()),
+        points,
+        next_batch: AtomicU64::new(plan.first_batch),
+        is_unknown: AtomicBool::new(false),
+    };
+    let mut builder = match plan.seed % 4 {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let worked = builder.worker_threads(2).enable_time().build().map_err(Failure::from).and_then(|runtime| {
+        let child = Arc::new(child);
+        let outcome = runtime.block_on(async {
+            match plan.role {
+                Role::Work => child.clone().work().await,
+                Role::LookAtDamage => child.look_at_damage().await,
+                Role::Hold => child.hold().await,
+                Role::OpenSecond => child.open_second().await,
+            }
+        });
+        outcome.map_err(|failure| {
+            child.tell(&Line::Violation { text: failure.to_string() });
+            failure
+        })
+    });
+    match worked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Child {
+    profile: Profile,
+    factory: Factory,
+    place: PathBuf,
+    plan: Plan,
+    out: Mutex<io::Stdout>,
+    points: Arc<Points>,
+    next_batch: AtomicU64,
+    /// An append's outcome was unknown, so the writer has to be fenced (rule F1).
+    is_unknown: AtomicBool,
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl Child {
+    /// Hands a line to the parent.
+    fn tell(&self, line: &Line) {
+        let mut text = serde_json::to_vec(line).expect("a line has nothing that JSON has not");
+        text.push(b'\n');
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without a parent there is nobody to work for.
+        if out.write_all(&text).and_then(|()| out.flush()).is_err() {
+            std::process::exit(1);
+        }
+    }
+
+    /// Does something as a phase, in which what is planned for it may happen.
+    async fn phase<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        let before: Vec<_> = Kinds::ALL.iter().map(|kinds| (*kinds, kinds.seen())).collect();
+        self.tell(&Line::Began(phase));
+        self.plan.incident.arm(phase);
+        let output = work.await;
+        if self.is_faulty(phase) && faulty_disk::fired() {
+            self.tell(&Line::Fired);
+        }
+        let calls = before.into_iter().map(|(kinds, before)| (kinds, kinds.seen() - before)).collect();
+        self.tell(&Line::Counted { phase, calls });
+        if let Incident::Behind { phase: behind, unsynced } = self.plan.incident
+            && behind == phase
+        {
+            faulty_disk::cut_power(unsynced.into());
+        }
+        output
+    }
+
+    /// Whether calls fail in this phase.
+    fn is_faulty(&self, now: Phase) -> bool {
+        matches!(&self.plan.incident, Incident::AtCall { phase, what, .. } if what.is_survived() && *phase == now)
+    }
+
+    /// Whether a call has failed.
+    fn has_failed(&self) -> bool {
+        self.plan.incident.is_fault() && faulty_disk::fired()
+    }
+
+    fn open(&self) -> impl Future<Output = Result<Store, Error>> + use<> {
+        (self.factory)(self.place.join(STORE))
+    }
+
+    async fn work(self: Arc<Self>) -> Checked {
+        let witness = self.read_witness()?;
+        faulty_disk::watch(&self.place);
+        let store = match self.phase(Phase::Opening, self.open()).await {
+            Err(error) if self.has_failed() => {
+                ensure!(
+                    !matches!(error, Error::Locked { .. }),
+                    "{error:?} while the disk fails, and nobody has it open"
+                );
+                // The disk is whole again, and the store opens.
+                faulty_disk::disarm();
+                self.end_if_planned();
+                self.open().await
+            }
+            opened => opened,
+        };
+        let store = store.map_err(|error| {
+            let what = format_args!("opening the store again had to succeed (F2, F4)");
+            Failure::difference(what, "Ok", &format!("{error:?}"))
+        })?;
+        if self.is_faulty(Phase::Opening) {
+            faulty_disk::disarm();
+        }
+        let known = Known::new(&witness, self.plan.events_seed);
+        let (latest, digest) = audit(&store, &self.profile, &witness, &known).await?;
+        self.audit_backups(&store, &witness).await?;
+        self.tell(&Line::Audited { latest, digest });
+        let store = self.clone().append_and_maintain(store, &witness).await?;
+        self.close(store).await?;
+        self.done()
+    }
+
+    async fn look_at_damage(&self) -> Checked {
+        let witness = self.read_witness()?;
+        let told = match self.open().await {
+            Ok(store) => {
+                let known = Known::new(&witness, self.plan.events_seed);
+                audit_damaged(&store, &self.profile, &witness, &known).await?
+            }
+            Err(error) => Some(is_told(error, "opening")?),
+        };
+        if let Some(told) = told {
+            self.tell(&Line::Damage { told });
+        }
+        self.done()
+    }
+
+    /// Keeps the store open until its input ends.
+    async fn hold(&self) -> Checked {
+        let store = self.open().await?;
+        self.tell(&Line::Began(Phase::Appending));
+        io::copy(&mut io::stdin(), &mut io::sink())?;
+        store.close().await?;
+        self.done()
+    }
+
+    async fn open_second(&self) -> Checked {
+        expect_err!(self.open().await, Error::Locked { .. }, "opening a store that another process has open (L2)");
+        self.done()
+    }
+
+    fn done(&self) -> Checked {
+        self.tell(&Line::Passed { points: self.points.passed() });
+        self.tell(&Line::Done);
+        Ok(())
+    }
+
+    fn read_witness(&self) -> Checked<Witness> {
+        let mut witness = Witness::default();
+        let text = std::fs::read_to_string(self.place.join(WITNESS_FILE)).unwrap_or_default();
+        for line in text.lines() {
+            match line {
+                super::POWER_CUT => witness.power_was_cut(),
+                line => witness.take(&serde_json::from_str(line).map_err(io::Error::from)?),
+            }
+        }
+        Ok(witness)
+    }
+
+    async fn audit_backups(&self, store: &Store, witness: &Witness) -> Checked {
+        let all = load(store, LoadOptions::all()).await?;
+        for (place, (acknowledged, latest)) in &witness.backups {
+            let path = self.place.join(place);
+            if path.exists() || latest.is_some() {
+                match (self.factory)(path.clone()).await {
+                    Ok(backup) => {
+                        audit_backup(&backup, &self.profile, &all, *acknowledged, *latest).await?;
+                        backup.close().await?;
+                    }
+                    Err(error) if latest.is_some() => {
+                        let what = format_args!("opening a backup that was told to be done (M1)");
+                        return Err(Failure::difference(what, "Ok", &format!("{error:?}")));
+                    }
+                    Err(_) => {} // it was cut short, and does not open (M2)
+                }
+            }
+            std::fs::remove_dir_all(&path).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+            self.tell(&Line::BackupAudited { place: place.clone() });
+        }
+        Ok(())
+    }
+
+    /// The work: appends by several tasks, beside readers, collections and a backup.
+    async fn append_and_maintain(self: Arc<Self>, store: Store, witness: &Witness) -> Checked<Store> {
+        let mut random = Random::new(self.plan.seed);
+        let earlier: Vec<_> = witness.batches.iter().filter(|(_, batch)| !batch.is_refused).map(|(n, _)| *n).collect();
+        let earlier: Arc<[u64]> = earlier.into();
+        let follower = tokio::spawn(follow(store.clone()));
+        self.phase(Phase::Appending, self.append_at_once(&store, &mut random, &earlier)).await?;
+        self.heal(&store, Phase::Appending).await?;
+        for phase in [Phase::Collecting, Phase::BackingUp] {
+            let is_planned = self.is_about(phase);
+            if !is_planned && random.below(4) > 0 {
+                continue;
+            }
+            let mut beside = Random::new(random.below(u64::MAX));
+            let work = async {
+                let appending = self.append_at_once(&store, &mut beside, &earlier);
+                let (appended, maintained) = tokio::join!(appending, self.maintain(&store, phase, &mut random));
+                appended.and(maintained)
+            };
+            self.phase(phase, work).await?;
+            self.heal(&store, phase).await?;
+        }
+        follower.abort();
+        if let Ok(followed) = follower.await {
+            followed?;
+        }
+        Ok(store)
+    }
+
+    /// Whether something is planned for this phase, or always does it when the incident may come anywhere.
+    fn is_about(&self, now: Phase) -> bool {
+        match &self.plan.incident {
+            Incident::AtCall { phase, .. } | Incident::Behind { phase, .. } => *phase == now,
+            Incident::None => true,
+            Incident::Kill { .. } | Incident::AtPoint { .. } => false,
+        }
+    }
+
+    async fn append_at_once(self: &Arc<Self>, store: &Store, random: &mut Random, earlier: &Arc<[u64]>) -> Checked {
+        let writers = 1 + random.below(6);
+        let appends = (0..writers).map(|_| {
+            let (child, store, earlier) = (self.clone(), store.clone(), earlier.clone());
+            let mut random = Random::new(random.below(u64::MAX));
+            async move {
+                for _ in 0..1 + random.below(8) {
+                    child.append(&store, &mut random, &earlier).await?;
+                }
+                Ok(())
+            }
+        });
+        all_at_once(appends.collect::<Vec<_>>()).await.map(drop)
+    }
+
+    /// Appends a new batch, or one that was tried before, and tells how that ended.
+    async fn append(&self, store: &Store, random: &mut Random, earlier: &[u64]) -> Checked {
+        let was_fenced = self.is_unknown.load(Ordering::SeqCst);
+        let is_repeated = !earlier.is_empty() && random.below(6) == 0;
+        let number = match is_repeated {
+            true => earlier[random.below(earlier.len() as u64) as usize],
+            false => self.next_batch.fetch_add(1, Ordering::Relaxed),
+        };
+        let mut batch = workload::batch(self.plan.events_seed, number);
+        let sync = batch.durability != Some(Durability::Buffered);
+        let aggregate_id = batch.events[0].aggregate_id().to_owned();
+        let is_of_one = batch.events.iter().all(|event| event.aggregate_id() == aggregate_id);
+        if is_of_one && !is_repeated && random.below(4) == 0 {
+            match store.aggregate_revision(&background(), &aggregate_id).await {
+                Ok(revision) => batch.expected = Expected::Revision(revision),
+                Err(_) if self.has_failed() => {} // the engine refuses reads as well (F1)
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.tell(&Line::Tried { batch: number });
+        match store.store_batch(&background(), batch).await {
+            Ok(stored) => {
+                ensure!(!was_fenced, "batch {number} was accepted after an unknown outcome: no fence (F1)");
+                let is_new = |stored: &Stored| stored.outcome == StoreOutcome::Written;
+                let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
+                let mixed = stored.iter().any(is_new) && !stored.iter().all(is_new);
+                ensure!(!mixed, "of the repeated batch {number} some events were there (W1): {stored:?}");
+                self.tell(&Line::Stored { batch: number, sync, places });
+            }
+            Err(Error::VersionConflict { .. }) if !is_repeated => self.tell(&Line::Refused { batch: number }),
+            Err(error) => self.failed(number, is_repeated, was_fenced, error)?,
+        }
+        Ok(())
+    }
+
+    /// An append has failed, which only a failing disk may cause.
+    fn failed(&self, number: u64, is_repeated: bool, was_fenced: bool, error: Error) -> Checked {
+        let what = format!("an append while {}", if self.has_failed() { "the disk fails" } else { "all is well" });
+        let difference = |expected| Err(Failure::difference(format_args!("{what}"), expected, &format!("{error:?}")));
+        if !self.has_failed() {
+            return difference("Ok, or VersionConflict for a condition");
+        }
+        match &error {
+            Error::OutcomeUnknown { .. } if was_fenced => {
+                return difference("Fenced, because an earlier outcome was unknown (F1)");
+            }
+            Error::OutcomeUnknown { .. } => {
+                self.is_unknown.store(true, Ordering::SeqCst);
+                self.tell(&Line::Unknown { batch: number });
+            }
+            Error::Fenced { .. } | Error::Full { .. } | Error::Engine { .. } => {
+                // A repeated one may be there since its first time.
+                let line = if is_repeated { Line::Unknown { batch: number } } else { Line::Refused { batch: number } };
+                self.tell(&line);
+            }
+            _ => return difference("OutcomeUnknown, Fenced, Full or Engine"),
+        }
+        Ok(())
+    }
+
+    /// After a phase in which calls may have failed: reads go on, the fence holds although the disk is whole again, and
+    /// without a fence appends go on.
+    async fn heal(&self, store: &Store, phase: Phase) -> Checked {
+        if !self.is_faulty(phase) {
+            return Ok(());
+        }
+        let has_failed = self.has_failed();
+        faulty_disk::disarm();
+        if !has_failed {
+            return Ok(());
+        }
+        self.end_if_planned();
+        let stats = store.stats(&background()).await;
+        let is_fenced = self.is_unknown.load(Ordering::SeqCst) || stats.is_ok_and(|stats| stats.fenced.is_some());
+        let number = self.next_batch.fetch_add(1, Ordering::Relaxed);
+        let batch = workload::batch(self.plan.events_seed, number).durability(Durability::Sync);
+        self.tell(&Line::Tried { batch: number });
+        let outcome = store.store_batch(&background(), batch).await;
+        match (is_fenced, outcome) {
+            (true, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
+            (true, other) => {
+                let what = format_args!("an append after a failed commit, when the disk is whole again (F1)");
+                return Err(Failure::difference(what, "Err(Fenced)", &format!("{other:?}")));
+            }
+            (false, Ok(stored)) => {
+                let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
+                self.tell(&Line::Stored { batch: number, sync: true, places });
+            }
+            (false, Err(error)) => {
+                let what = format_args!("an append when the disk is whole again and nothing was unknown (F4)");
+                return Err(Failure::difference(what, "Ok", &format!("{error:?}")));
+            }
+        }
+        match load(store, LoadOptions::all()).await {
+            Ok(events) => crate::reading::is_prefix(&events),
+            Err(_) => Ok(()), // the engine refuses reads as well
+        }
+    }
+
+    /// What a plan wants after its fault.
+    fn end_if_planned(&self) {
+        if let Incident::AtCall { what: What::Fail { then: Some(end), .. }, .. } = &self.plan.incident {
+            end.end();
+        }
+    }
+
+    async fn maintain(&self, store: &Store, phase: Phase, random: &mut Random) -> Checked {
+        let outcome = match phase {
+            Phase::BackingUp if self.profile.takes_backups() => {
+                let place = format!("backup-{}", self.next_batch.load(Ordering::Relaxed));
+                let acknowledged = store.latest_version(&background()).await?.get();
+                self.tell(&Line::BackupBegan { place: place.clone(), acknowledged });
+                store.backup(&background(), &self.place.join(&place)).await.map(|report| {
+                    self.tell(&Line::BackedUp { place, latest: report.latest_version.get() });
+                })
+            }
+            Phase::Collecting => {
+                let gc = if random.below(3) == 0 { Gc::Quick } else { Gc::Full };
+                match store.run_gc(&background(), gc).await {
+                    Err(Error::Unsupported { .. }) if gc == Gc::Full => Ok(()),
+                    outcome => outcome.map(drop),
+                }
+            }
+            _ => Ok(()),
+        };
+        match outcome {
+            Err(error) if !self.has_failed() => {
+                Err(Failure::difference(format_args!("{phase:?} while all is well"), "Ok", &format!("{error:?}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn close(&self, store: Store) -> Checked {
+        let by_dropping = self.plan.seed.is_multiple_of(3);
+        let closed = self
+            .phase(Phase::Closing, async {
+                let closed = match by_dropping {
+                    true => Ok(drop(store)), // the last handle
+                    false => store.close().await,
+                };
+                if closed.is_ok() && !self.has_failed() {
+                    self.tell(&Line::Closed);
+                }
+                closed
+            })
+            .await;
+        match closed {
+            Err(error) if !self.has_failed() => {
+                Err(Failure::difference(format_args!("closing while all is well (L1)"), "Ok", &format!("{error:?}")))
+            }
+            _ => {
+                self.end_if_planned();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Follows the store until it is aborted.
+async fn follow(store: Store) -> Checked {
+    let mut following = store.subscribe(&background(), Version::ZERO);
+    let mut version = 0;
+    while let Some(event) = following.next().await {
+        let Ok(event) = event else { return Ok(()) }; // closed, or an engine that refuses
+        version += 1;
+        expect_eq!(event.version.get(), version, "the version that a subscription gives next (S1)");
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The crash kit: child processes work on a store, are killed, lose power, or have a disk that fails; the next one opens the
+//! store again and holds it to everything that was acknowledged. For any store that can be opened again.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! # use std::sync::Arc;
+//! # use eventstore_api::{Error, EventStore};
+//! # async fn open(_: std::path::PathBuf) -> Result<Arc<dyn EventStore>, Error> { Err(Error::Closed) }
+//! use conformance::crash::Kit;
+//!
+//! // A test target with `harness = false`. The children are this program, started again.
+//! fn main() -> ExitCode {
+//!     Kit::new("mine", conformance::Profile::persistent(), |directory| async { open(directory).await }).run()
+//! }
+//! ```
+//!
+//! # How it works
+//!
+//! A *life* is a store and the children that work on it, one after the other. Each child opens the store, audits it, appends
+//! from several tasks, collects garbage, takes a backup, and closes it; somewhere on the way its *incident* happens. What it
+//! tries and what it is answered it tells its parent, line by line: the *witness*, which survives whatever ends the child.
+//! The next child's audit compares the store with the witness: everything acknowledged is there, in its place and with its
+//! content; no batch is there in part; nothing is there that nobody appended or that was refused; all ways of reading agree;
+//! `verify` finds nothing; backups that were told to be done open and are whole.
+//!
+//! # Incidents
+//!
+//! * **Kills**, as by `kill -9`: at any moment; before, behind or amid any system call; at any point that the store names. A
+//!   point is a `tracing` event with a name of its own, such as `tracing::trace!(name: "staged", "…")`; the kit finds them by
+//!   itself.
+//! * **Power cuts**: as kills, but what was not synced is gone, wholly, torn, or sector by sector. See the crate
+//!   `faulty-disk` for what that means. A store that answers before its sync survives any number of kills and falls to
+//!   the first of these.
+//! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, writes that the system cuts short.
+//! * **Damage**: a flipped bit or a lost end of a file.
+//!
+//! A check that has no place in a store, such as a kill amid a backup of a store that takes none, shows as ignored.
+//!
+//! # Environment
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `EVENTSTORE_CRASH_CYCLES` | how many incidents each check waits for; 10 by default |
+//! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of everything random but the interleaving of threads and the time |
+
+mod audit;
+mod child;
+mod life;
+mod plan;
+mod points;
+mod scenario;
+mod torture;
+mod witness;
+mod workload;
+
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use eventstore_api::{Error, EventStore};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+pub use torture::{Summary, Torture};
+
+use self::life::{Cycle, Life};
+use self::plan::{Incident, Plan};
+use self::scenario::{Learned, SCENARIOS, Scenario};
+use crate::env::Factory;
+use crate::failure::{Checked, Failure};
+use crate::random::{self, Random};
+use crate::{Outcome, Profile};
+
+/// The directory of a child, whose presence makes this process one.
+const CHILD: &str = "EVENTSTORE_CRASH_CHILD";
+
+/// What a child is to do.
+const PLAN: &str = "EVENTSTORE_CRASH_PLAN";
+
+/// The line of a witness that says that the power was cut.
+const POWER_CUT: &str = "power cut";
+
+/// How many children work on a store.
+const CYCLES_OF_A_LIFE: u64 = 24;
+
+/// The check that needs a second process and no crash.
+const LOCKED: Named = Named {
+    name: "l2_an_opening_from_another_process_is_locked",
+    rule: "L2: A second opening from another process is `Locked`, and once the first is closed the store opens.",
+};
+
+struct Named {
+    name: &'static str,
+    rule: &'static str,
+}
+
+/// How a life ended that broke no rule.
+enum Lived {
+    Whole,
+    /// The store does nothing in which the incident could happen.
+    NoPlace,
+}
+
+/// How many incidents each check waits for.
+fn cycles() -> Checked<u64> {
+    const CYCLES: &str = "EVENTSTORE_CRASH_CYCLES";
+    match std::env::var(CYCLES) {
+        Ok(text) => text.parse().map_err(|_| Failure::new(format!("{CYCLES} is not a number: {text:?}"))),
+        Err(_) => Ok(10),
+    }
+}
+
+/// Runs the crash tests of one store.
+#[derive(Clone)]
+pub struct Kit {
+    name: String,
+    profile: Profile,
+    factory: Factory,
+    env: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Kit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kit").field("name", &self.name).field("profile", &self.profile).finish_non_exhaustive()
+    }
+}
+
+impl Kit {
+    /// The kit for the store that `factory` opens in a directory, as for [`run`](crate::run).
+    ///
+    /// # Panics
+    ///
+    /// If the profile says that nothing survives closing.
+    pub fn new<F, Fut>(name: &str, profile: Profile, factory: F) -> Self
+    where
+        F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
+    {
+        assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
+        let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
+        Kit { name: name.to_owned(), profile, factory, env: Vec::new() }
+    }
+
+    /// Adds a variable to the environment of the children, by which a `main` with several stores tells them apart.
+    #[must_use]
+    pub fn env(mut self, variable: &str, value: &str) -> Self {
+        self.env.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs every check, as the `main` of a test target with `harness = false`, and reports on the terminal.
+    ///
+    /// In a child process it is the child. It has to be reached there in the same way, so nothing may be printed to the
+    /// standard output before.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        if let Some(place) = std::env::var_os(CHILD) {
+            return self.be_child(place);
+        }
+        if let Err(failure) = random::check_environment().and(cycles().map(drop)) {
+            let _ = writeln!(std::io::stderr(), "crash tests of {}: {failure}", self.name);
+            return ExitCode::FAILURE;
+        }
+        let trial = |name: &'static str| {
+            let kit = self.clone();
+            let run = move || match kit.run_check(name) {
+                Some(Outcome::Passed) => Ok(Completion::Completed),
+                Some(Outcome::Ignored(reason)) => Ok(Completion::ignored_with(reason)),
+                Some(Outcome::Failed(failure)) => Err(Failed::from(failure)),
+                None => Err(Failed::from("there is no such check")),
+            };
+            Trial::ignorable_test(name, run).with_kind(self.name.clone())
+        };
+        let trials = Kit::names().map(trial).collect();
+        libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    }
+
+    /// Whether this process is a child, which [`run`](Kit::run) has to be called for.
+    #[must_use]
+    pub fn is_child(&self) -> bool {
+        std::env::var_os(CHILD).is_some()
+    }
+
+    /// The names of all checks, also of those that are ignored for this store.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SCENARIOS.iter().map(|scenario| scenario.name).chain([LOCKED.name])
+    }
+
+    /// Runs the check with this name; `None` if there is none. Not in child processes, which [`run`](Kit::run) looks after.
+    #[must_use]
+    pub fn run_check(&self, name: &str) -> Option<Outcome> {
+        let (rule, missing, outcome): (_, _, Box<dyn FnOnce() -> Checked<bool> + '_>) = if name == LOCKED.name {
+            let missing = (!self.profile.locks()).then_some("needs a store that locks");
+            (LOCKED.rule, missing, Box::new(|| self.open_twice().map(|()| true)))
+        } else {
+            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name)?;
+            let missing = scenario.kind.missing(&self.profile);
+            (scenario.rule, missing, Box::new(|| self.wait_for_incidents(scenario)))
+        };
+        if let Some(reason) = missing {
+            return Some(Outcome::Ignored(reason.to_owned()));
+        }
+        Some(match outcome() {
+            Ok(true) => Outcome::Passed,
+            Ok(false) => Outcome::Ignored("this store does nothing in which it could happen".to_owned()),
+            Err(failure) => Outcome::Failed(failure.note("rule", rule)),
+        })
+    }
+
+    /// Lets incidents of one kind happen to some lives; false if there is no place for one.
+    fn wait_for_incidents(&self, scenario: &Scenario) -> Checked<bool> {
+        let (seed, wanted) = (random::seed(), cycles()?);
+        let root = tempfile::Builder::new().prefix("eventstore-crash-").tempdir()?;
+        let mut random = Random::new(seed ^ scenario.name.len() as u64);
+        let mut learned = Learned::default();
+        let (hits, misses) = (Cell::new(0), Cell::new(0));
+        for number in 0_u64.. {
+            let life = Life::begin(self, root.path().join(format!("life-{number}")), random.below(u64::MAX))?;
+            let mut next = |_: &mut Random| (hits.get() < wanted).then_some(scenario);
+            let mut tell = |planned: Option<_>, cycle: Cycle| {
+                let count = if cycle.hit { &hits } else { &misses };
+                count.set(count.get() + u64::from(planned.is_some()));
+            };
+            match self.live(life, &mut learned, &mut random, &mut next, &mut tell) {
+                Ok(Lived::Whole) => {}
+                Ok(Lived::NoPlace) => return Ok(false),
+                Err(failure) => {
+                    let kept = root.keep();
+                    let failure = failure.note("files", format!("kept in {}", kept.display()));
+                    return Err(failure.note("seed", random::replay(seed)));
+                }
+            }
+            if hits.get() >= wanted {
+                break;
+            }
+            let (hits, misses) = (hits.get(), misses.get());
+            ensure!(misses < 20 * (wanted + 5), "what was planned happened in {hits} of {} children", hits + misses);
+        }
+        Ok(true)
+    }
+
+    /// Lets children work on a store, each with an incident of the kind that `next` chooses, and tells of each. The first
+    /// child may have none, so that the kit learns where there could be some; the last one has none and finds what the one
+    /// before has left.
+    fn live<'s>(
+        &self,
+        mut life: Life,
+        learned: &mut Learned,
+        random: &mut Random,
+        next: &mut dyn FnMut(&mut Random) -> Option<&'s Scenario>,
+        tell: &mut dyn FnMut(Option<&'s Scenario>, Cycle),
+    ) -> Checked<Lived> {
+        if learned.is_empty() || random.below(3) == 0 {
+            tell(None, life.cycle(None, Incident::None, learned, random)?);
+        }
+        let mut lived = Lived::Whole;
+        for _ in 0..CYCLES_OF_A_LIFE {
+            let Some(scenario) = next(random) else { break };
+            if scenario.kind.is_damage() && life.events() == 0 {
+                tell(None, life.cycle(None, Incident::None, learned, random)?);
+            }
+            let Some(incident) = scenario.kind.incident(random, learned) else {
+                lived = Lived::NoPlace;
+                break;
+            };
+            tell(Some(scenario), life.cycle(Some(scenario.kind), incident, learned, random)?);
+            if scenario.kind.is_damage() {
+                return Ok(Lived::Whole); // nothing can be said of it any more
+            }
+        }
+        tell(None, life.cycle(None, Incident::None, learned, random)?);
+        Ok(lived)
+    }
+
+    fn open_twice(&self) -> Checked {
+        let root = tempfile::Builder::new().prefix("eventstore-crash-").tempdir()?;
+        Life::begin(self, root.path().join("life"), 1)?.open_twice()
+    }
+
+    fn be_child(&self, place: OsString) -> ExitCode {
+        let plan = std::env::var(PLAN).ok().and_then(|plan| serde_json::from_str::<Plan>(&plan).ok());
+        match plan {
+            Some(plan) => child::run(&self.profile, &self.factory, Path::new(&place), &plan),
+            None => ExitCode::FAILURE,
+        }
+    }
+}
