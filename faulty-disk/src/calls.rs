@@ -99,12 +99,20 @@ fn written(
         return fail(error) as ssize_t;
     }
     let mut bytes = bytes();
-    if matches!(verdict, Verdict::Short | Verdict::HalfAndKill) {
-        bytes.truncate(bytes.len().div_ceil(2));
-    }
     // SAFETY: It is open for as long as the caller's call lasts.
     let handle = unsafe { BorrowedFd::borrow_raw(fd) };
     let offset = offset.and_then(|offset| u64::try_from(offset).ok());
+    match verdict {
+        Verdict::Short => bytes.truncate(bytes.len().div_ceil(2)),
+        Verdict::HalfAndKill => {
+            let end = place(handle, offset).unwrap_or(0) + bytes.len() as u64 / 2;
+            bytes.truncate((bytes.len() / 2).saturating_sub((end % PAGE) as usize));
+            if bytes.is_empty() {
+                kill();
+            }
+        }
+        _ => {}
+    }
     let pending = disk.log.before_write(handle, offset, bytes.clone());
     let result = make(&bytes);
     let saved = error_number();
@@ -365,8 +373,19 @@ pub(crate) fn flags(fd: BorrowedFd<'_>) -> c_int {
     unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }
 }
 
+/// The kernel writes page by page, and looks between two of them whether the process was killed.
+const PAGE: u64 = 4096;
+
+/// Where a write goes that is made at this offset, or where the file's handle stands.
+pub(crate) fn place(fd: BorrowedFd<'_>, offset: Option<u64>) -> Option<u64> {
+    if flags(fd) & libc::O_APPEND != 0 {
+        return Some(ManuallyDrop::new(borrow(fd)).metadata().ok()?.len());
+    }
+    offset.or_else(|| position(fd))
+}
+
 /// Where the next write goes.
-pub(crate) fn position(fd: BorrowedFd<'_>) -> Option<u64> {
+fn position(fd: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: It only asks.
     u64::try_from(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_CUR) }).ok()
 }

@@ -18,7 +18,7 @@
 //!   dropped it.
 //! * What lies behind the synced end of a file survives from its beginning on, to any byte: files have no holes after a cut,
 //!   as on file systems that write data before the length (ext4 in its default mode, XFS, btrfs). Inside a file each
-//!   sector of 512 bytes survives or not.
+//!   sector of 512 bytes survives as a whole or not.
 //! * Creating, renaming and deleting files is taken for safe at once, and so are writes through a memory map: neither is
 //!   seen here.
 //!

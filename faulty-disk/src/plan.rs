@@ -54,7 +54,7 @@ pub enum Fault {
     KillBefore,
     /// The process is killed behind the call.
     KillAfter,
-    /// Half of a write is done and the process is killed. Other calls: as `KillBefore`.
+    /// Half of a write is done, in whole pages of the file, and the process is killed. Other calls: as `KillBefore`.
     KillAmid,
     /// The power is cut in front of the call.
     CutPower(Surviving),

@@ -63,17 +63,12 @@ impl UndoLog {
     /// [`wrote`]: UndoLog::wrote
     pub(crate) fn before_write(&mut self, fd: BorrowedFd<'_>, offset: Option<u64>, bytes: Vec<u8>) -> Option<Pending> {
         let (inode, old_len) = self.file_of(fd)?;
-        let flags = calls::flags(fd);
-        let offset = match offset {
-            _ if flags & libc::O_APPEND != 0 => old_len,
-            Some(offset) => offset,
-            None => calls::position(fd)?,
-        };
+        let offset = calls::place(fd, offset)?;
         let end = (offset + bytes.len() as u64).min(old_len);
         let mut old = vec![0; end.saturating_sub(offset) as usize];
         let file = &self.files.as_ref()?.get(&inode)?.file;
         file.read_exact_at(&mut old, offset).ok()?;
-        let is_synced = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let is_synced = calls::flags(fd) & (libc::O_SYNC | libc::O_DSYNC) != 0;
         Some(Pending { inode, old_len, offset, old, new: bytes, is_synced })
     }
 
@@ -198,7 +193,7 @@ impl Changed {
                     change.apply(&self.file, u64::MAX)?;
                 }
                 if let Some(torn) = self.changes.get(whole) {
-                    torn.apply(&self.file, numbers.below(torn.len() + 1))?;
+                    torn.apply(&self.file, torn.cut(numbers.below(torn.len() + 1)))?;
                 }
             }
             Surviving::Some(_) => {
@@ -218,6 +213,13 @@ impl Change {
             Kind::Write { new, .. } => new.len() as u64,
             Kind::Resize { .. } => 0,
         }
+    }
+
+    /// Where a write that was cut behind this many bytes ends: inside the file at a sector's end, behind it anywhere.
+    fn cut(&self, bytes: u64) -> u64 {
+        let Kind::Write { offset, .. } = &self.kind else { return bytes };
+        let end = offset + bytes;
+        if end >= self.old_len { bytes } else { (end - end % SECTOR).saturating_sub(*offset) }
     }
 
     /// A newer change is safe: taking this one back has to leave that.

@@ -127,7 +127,9 @@ pub(crate) async fn audit_backup(
     if let Some(latest) = latest {
         expect_eq!(count, latest, "the number of events of a backup that was told to be done (M1)");
     }
-    same_events(&kept, &of[..kept.len().min(of.len())], "the events of a backup (M1)")?;
+    // A power cut may have taken events from the store that the backup has synced.
+    let both = kept.len().min(of.len());
+    same_events(&kept[..both], &of[..both], "the events of a backup (M1)")?;
     if profile.verifies() {
         expect_eq!(backup.verify(&background()).await?.findings, [], "the findings of `verify` in a backup (M3)");
     }

@@ -112,6 +112,9 @@ impl Child {
         if self.is_faulty(phase) && faulty_disk::fired() {
             self.tell(&Line::Fired);
         }
+        if !self.is_faulty(phase) {
+            faulty_disk::disarm(); // it was not this time
+        }
         let calls = before.into_iter().map(|(kinds, before)| (kinds, kinds.seen() - before)).collect();
         self.tell(&Line::Counted { phase, calls });
         if let Incident::Behind { phase: behind, unsynced } = self.plan.incident
@@ -263,6 +266,10 @@ impl Child {
             self.phase(phase, work).await?;
             self.heal(&store, phase).await?;
         }
+        if self.is_about(Phase::Closing) {
+            // Something that nobody has synced.
+            self.append(&store, &mut random, &[], Some(Durability::Buffered)).await?;
+        }
         follower.abort();
         if let Ok(followed) = follower.await {
             followed?;
@@ -286,7 +293,7 @@ impl Child {
             let mut random = Random::new(random.below(u64::MAX));
             async move {
                 for _ in 0..1 + random.below(8) {
-                    child.append(&store, &mut random, &earlier).await?;
+                    child.append(&store, &mut random, &earlier, None).await?;
                 }
                 Ok(())
             }
@@ -295,7 +302,13 @@ impl Child {
     }
 
     /// Appends a new batch, or one that was tried before, and tells how that ended.
-    async fn append(&self, store: &Store, random: &mut Random, earlier: &[u64]) -> Checked {
+    async fn append(
+        &self,
+        store: &Store,
+        random: &mut Random,
+        earlier: &[u64],
+        durability: Option<Durability>,
+    ) -> Checked {
         let was_fenced = self.is_unknown.load(Ordering::SeqCst);
         let is_repeated = !earlier.is_empty() && random.below(6) == 0;
         let number = match is_repeated {
@@ -303,6 +316,7 @@ impl Child {
             false => self.next_batch.fetch_add(1, Ordering::Relaxed),
         };
         let mut batch = workload::batch(self.plan.events_seed, number);
+        batch.durability = durability.or(batch.durability);
         let sync = batch.durability != Some(Durability::Buffered);
         let aggregate_id = batch.events[0].aggregate_id().to_owned();
         let is_of_one = batch.events.iter().all(|event| event.aggregate_id() == aggregate_id);

@@ -104,13 +104,11 @@ enum Lived {
     NoPlace,
 }
 
-/// How many incidents each check waits for.
-fn cycles() -> Checked<u64> {
+/// How many incidents the environment wants each check to wait for.
+fn cycles_wanted() -> Checked<Option<u64>> {
     const CYCLES: &str = "EVENTSTORE_CRASH_CYCLES";
-    match std::env::var(CYCLES) {
-        Ok(text) => text.parse().map_err(|_| Failure::new(format!("{CYCLES} is not a number: {text:?}"))),
-        Err(_) => Ok(10),
-    }
+    let Ok(text) = std::env::var(CYCLES) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| Failure::new(format!("{CYCLES} is not a number: {text:?}")))
 }
 
 /// Runs the crash tests of one store.
@@ -120,6 +118,7 @@ pub struct Kit {
     profile: Profile,
     factory: Factory,
     env: Vec<(String, String)>,
+    cycles: u64,
 }
 
 impl std::fmt::Debug for Kit {
@@ -141,13 +140,20 @@ impl Kit {
     {
         assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
         let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
-        Kit { name: name.to_owned(), profile, factory, env: Vec::new() }
+        Kit { name: name.to_owned(), profile, factory, env: Vec::new(), cycles: 10 }
     }
 
     /// Adds a variable to the environment of the children, by which a `main` with several stores tells them apart.
     #[must_use]
     pub fn env(mut self, variable: &str, value: &str) -> Self {
         self.env.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// How many incidents each check waits for, if the environment does not say: 10 unless changed.
+    #[must_use]
+    pub fn cycles(mut self, cycles: u64) -> Self {
+        self.cycles = cycles;
         self
     }
 
@@ -160,7 +166,7 @@ impl Kit {
         if let Some(place) = std::env::var_os(CHILD) {
             return self.be_child(place);
         }
-        if let Err(failure) = random::check_environment().and(cycles().map(drop)) {
+        if let Err(failure) = random::check_environment().and(cycles_wanted().map(drop)) {
             let _ = writeln!(std::io::stderr(), "crash tests of {}: {failure}", self.name);
             return ExitCode::FAILURE;
         }
@@ -212,7 +218,7 @@ impl Kit {
 
     /// Lets incidents of one kind happen to some lives; false if there is no place for one.
     fn wait_for_incidents(&self, scenario: &Scenario) -> Checked<bool> {
-        let (seed, wanted) = (random::seed(), cycles()?);
+        let (seed, wanted) = (random::seed(), cycles_wanted()?.unwrap_or(self.cycles));
         let root = tempfile::Builder::new().prefix("eventstore-crash-").tempdir()?;
         let mut random = Random::new(seed ^ scenario.name.len() as u64);
         let mut learned = Learned::default();
@@ -253,7 +259,7 @@ impl Kit {
         next: &mut dyn FnMut(&mut Random) -> Option<&'s Scenario>,
         tell: &mut dyn FnMut(Option<&'s Scenario>, Cycle),
     ) -> Checked<Lived> {
-        if learned.is_empty() || random.below(3) == 0 {
+        if learned.is_empty() || random.below(3) > 0 {
             tell(None, life.cycle(None, Incident::None, learned, random)?);
         }
         let mut lived = Lived::Whole;
@@ -262,7 +268,7 @@ impl Kit {
             if scenario.kind.is_damage() && life.events() == 0 {
                 tell(None, life.cycle(None, Incident::None, learned, random)?);
             }
-            let Some(incident) = scenario.kind.incident(random, learned) else {
+            let Some(incident) = (0..32).find_map(|_| scenario.kind.incident(random, learned)) else {
                 lived = Lived::NoPlace;
                 break;
             };

@@ -225,7 +225,9 @@ impl Kind {
         };
         let at_call = |random: &mut Random, phase, calls, what| {
             let count = learned.calls.get(&(phase, calls)).copied().filter(|count| *count > 0)?;
-            Some(Incident::AtCall { phase, calls, nth: 1 + random.below(count), what })
+            // A store that is there makes fewer calls than one that is being made.
+            let most = if random.below(2) == 0 { count.min(4) } else { count };
+            Some(Incident::AtCall { phase, calls, nth: 1 + random.below(most), what })
         };
         match self {
             Kind::KillAtAnyMoment => Some(Incident::Kill { answers: random.below(30), micros: random.below(3000) }),
@@ -288,11 +290,11 @@ fn working(random: &mut Random) -> Phase {
 }
 
 fn fail(random: &mut Random, error: i32) -> What {
-    What::Fail { error, lasts: random.below(2) == 0, then: end(random) }
+    What::Fail { error, lasts: random.below(3) == 0, then: end(random) }
 }
 
 fn end(random: &mut Random) -> Option<End> {
-    match random.below(3) {
+    match random.below(4) {
         0 => None,
         1 => Some(End::Kill),
         _ => Some(End::CutPower(unsynced(random))),

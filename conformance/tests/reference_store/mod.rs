@@ -55,6 +55,12 @@ impl Reference {
         Ok(Reference(Arc::new(Inner { path: path.to_owned(), turn, log: Mutex::new(log), head })))
     }
 
+    /// The latest version, also of a closed store.
+    #[allow(dead_code, reason = "not every test that has this store asks")]
+    pub(crate) fn latest(&self) -> Version {
+        lock(&self.0.log).latest()
+    }
+
     /// Appends without a queue and without waiting.
     pub(crate) fn append(&self, batch: Batch) -> Result<Vec<Stored>> {
         let mut log = lock(&self.0.log);

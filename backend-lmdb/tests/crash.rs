@@ -1,0 +1,17 @@
+//! The LMDB store loses nothing, whatever ends its process and whatever its disk does.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backend_lmdb::{Options, open};
+use conformance::{Profile, crash::Kit};
+use eventstore_api::EventStore;
+
+fn main() -> ExitCode {
+    let kit = Kit::new("lmdb", Profile::persistent(), |directory| async {
+        let mut options = Options::new(directory);
+        options.map_size = 1 << 20; // so that it has to grow
+        Ok(Arc::new(open(options).await?) as Arc<dyn EventStore>)
+    });
+    kit.run()
+}

@@ -1,0 +1,15 @@
+//! The RocksDB store loses nothing, whatever ends its process and whatever its disk does.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backend_rocksdb::{Options, open};
+use conformance::{Profile, crash::Kit};
+use eventstore_api::EventStore;
+
+fn main() -> ExitCode {
+    let kit = Kit::new("rocksdb", Profile::persistent(), |directory| async {
+        Ok(Arc::new(open(Options::new(directory)).await?) as Arc<dyn EventStore>)
+    });
+    kit.run()
+}

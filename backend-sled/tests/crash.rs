@@ -1,0 +1,15 @@
+//! The sled store loses nothing, whatever ends its process and whatever its disk does.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backend_sled::{Options, open};
+use conformance::{Profile, crash::Kit};
+use eventstore_api::EventStore;
+
+fn main() -> ExitCode {
+    let kit = Kit::new("sled", Profile::persistent(), |directory| async {
+        Ok(Arc::new(open(Options::new(directory)).await?) as Arc<dyn EventStore>)
+    });
+    kit.run()
+}
