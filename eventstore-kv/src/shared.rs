@@ -1,16 +1,14 @@
 //! What the handles, the readers and the writer of one store have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use eventstore_api::{Error, Result, Version};
-use tokio::sync::watch;
 
 use crate::Task;
 use crate::engine::Engine;
 use crate::observe::Observer;
 use crate::reader;
+use crate::sync::{AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, watch};
 
 pub(crate) struct Shared<E> {
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that

@@ -1,8 +1,6 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
@@ -11,7 +9,6 @@ use eventstore_api::{
     PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::engine::{Engine, Table, WriteBatch};
@@ -19,6 +16,7 @@ use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
 use crate::shared::{Phase, Shared};
+use crate::sync::{Ordering, is_past, mpsc, oneshot, thread};
 use crate::verify::verify;
 use crate::writer::Writer;
 use crate::{FORMAT, Snapshot, StoreDirectory, StoreOptions, Task, keys};
@@ -43,7 +41,7 @@ struct Inner<E: Engine> {
     /// Of appends that do not choose one.
     durability: Durability,
     /// Taken when the store is dropped.
-    writer: Option<JoinHandle<()>>,
+    writer: Option<thread::JoinHandle<()>>,
 }
 
 /// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
@@ -221,7 +219,7 @@ impl<E: Engine> EventStore for KvStore<E> {
                 Ok(read)
             };
             read = self.run_blocking(ctx, rest).await?;
-        } else if Instant::now() >= until {
+        } else if is_past(until) {
             // Page after page of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;
         }

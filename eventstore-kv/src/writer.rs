@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Durability, Error, Result, Version};
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::StoreOptions;
@@ -14,6 +13,7 @@ use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
 use crate::staging::{Decision, Known, Staging};
+use crate::sync::{is_past, mpsc, thread};
 
 pub(crate) struct Writer<E> {
     shared: Arc<Shared<E>>,
@@ -81,7 +81,7 @@ impl<E: Engine> Writer<E> {
             match self.queue.try_recv() {
                 Ok(message) => return Some(message),
                 Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) if Instant::now() < awake_until => std::thread::yield_now(),
+                Err(TryRecvError::Empty) if !is_past(awake_until) => thread::yield_now(),
                 Err(TryRecvError::Empty) => return self.queue.blocking_recv(),
             }
         }
@@ -126,7 +126,7 @@ impl<E: Engine> Writer<E> {
     fn let_callers_return(&self) {
         let mut queued = self.queue.len();
         loop {
-            std::thread::yield_now();
+            thread::yield_now();
             let before = std::mem::replace(&mut queued, self.queue.len());
             if queued <= before || queued >= self.last_group {
                 return;
