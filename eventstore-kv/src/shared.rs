@@ -29,7 +29,6 @@ pub(crate) struct Shared<E> {
 struct Aggregates {
     head_at_opening: Version,
     at_opening: OnceLock<u64>,
-    since_opening: AtomicU64,
 }
 
 /// What readers, subscribers and closers wait for.
@@ -37,6 +36,8 @@ struct Aggregates {
 pub(crate) struct Progress {
     /// The newest version whose commit is done. Nobody is shown a later one, though the engine may hold it already.
     pub(crate) head: Version,
+    /// How many aggregates got their first event since opening, up to the head.
+    pub(crate) new_aggregates: u64,
     pub(crate) phase: Phase,
 }
 
@@ -52,17 +53,13 @@ impl<E: Engine> Shared<E> {
         Shared {
             observer: Observer::new(engine.name()),
             engine: RwLock::new(Some(engine)),
-            progress: watch::Sender::new(Progress { head, phase: Phase::Open }),
+            progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
             fence: OnceLock::new(),
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
             largest_group: AtomicU64::new(0),
-            aggregates: Aggregates {
-                head_at_opening: head,
-                at_opening: OnceLock::new(),
-                since_opening: AtomicU64::new(0),
-            },
+            aggregates: Aggregates { head_at_opening: head, at_opening: OnceLock::new() },
         }
     }
 
@@ -74,9 +71,13 @@ impl<E: Engine> Shared<E> {
 
     /// The published head, for a new read.
     pub(crate) fn head(&self) -> Result<Version> {
+        Ok(self.open_progress()?.head)
+    }
+
+    fn open_progress(&self) -> Result<Progress> {
         let progress = *self.progress.borrow();
         match progress.phase {
-            Phase::Open => Ok(progress.head),
+            Phase::Open => Ok(progress),
             Phase::Closing | Phase::Closed => Err(Error::Closed),
         }
     }
@@ -90,12 +91,15 @@ impl<E: Engine> Shared<E> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.events_written.fetch_add(events, Ordering::Relaxed);
         self.largest_group.fetch_max(events, Ordering::Relaxed);
-        self.aggregates.since_opening.fetch_add(new_aggregates, Ordering::Relaxed);
-        self.progress.send_modify(|progress| progress.head = head);
+        self.progress.send_modify(|progress| {
+            progress.head = head;
+            progress.new_aggregates += new_aggregates;
+        });
     }
 
-    /// The number of aggregates, by counting those that were there at opening if nobody has yet.
-    pub(crate) fn count_aggregates(&self, engine: &E, task: &Task<'_>) -> Result<u64> {
+    /// The newest version and the number of aggregates, both of one moment; by counting those that were there at opening if
+    /// nobody has yet.
+    pub(crate) fn count(&self, engine: &E, task: &Task<'_>) -> Result<(Version, u64)> {
         let at_opening = match self.aggregates.at_opening.get() {
             Some(known) => *known,
             None => {
@@ -103,7 +107,8 @@ impl<E: Engine> Shared<E> {
                 *self.aggregates.at_opening.get_or_init(|| counted)
             }
         };
-        Ok(at_opening + self.aggregates.since_opening.load(Ordering::Relaxed))
+        let progress = self.open_progress()?;
+        Ok((progress.head, at_opening + progress.new_aggregates))
     }
 
     /// Refuses new work from now on.

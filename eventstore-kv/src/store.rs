@@ -300,9 +300,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         stats.backend = name;
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
         self.run_task("stats", ctx, move |shared, engine, task| {
-            // In this order, a store that is written to has no aggregates without events.
-            stats.aggregates = shared.count_aggregates(engine, task)?;
-            stats.latest_version = shared.head()?;
+            (stats.latest_version, stats.aggregates) = shared.count(engine, task)?;
             stats.commits = shared.commits.load(Ordering::Relaxed);
             stats.events_written = shared.events_written.load(Ordering::Relaxed);
             stats.largest_group = shared.largest_group.load(Ordering::Relaxed);
