@@ -133,7 +133,7 @@ impl<E: Engine> Shared<E> {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(engine)));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
-            tracing::error!(error = with_causes(error), "the store did not close as it should");
+            tell(|| tracing::error!(error = with_causes(error), "the store did not close as it should"));
         }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);
@@ -149,9 +149,9 @@ impl<E: Engine> Shared<E> {
 
     /// Accepts no more appends until the store is reopened (rule F1).
     pub(crate) fn fence(&self, reason: String) {
-        self.observer.fenced(&reason);
         // An earlier reason stays: it is the cause of what came after.
-        let _ = self.fence.set(reason);
+        let _ = self.fence.set(reason.clone());
+        tell(|| self.observer.fenced(&reason));
     }
 
     pub(crate) fn fence_reason(&self) -> Option<&str> {
@@ -164,6 +164,11 @@ impl<E: Engine> Shared<E> {
             None => Ok(()),
         }
     }
+}
+
+/// Tells whoever listens to logs and metrics. If that panics, the writer goes on.
+fn tell(telling: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(telling));
 }
 
 /// The same error for another caller. Its source cannot be shared, so it becomes text.

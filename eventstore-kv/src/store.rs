@@ -126,35 +126,39 @@ impl<E: Engine> KvStore<E> {
         self.inner.shared.head()?; // refuses when closed
         let dropped = CancellationToken::new();
         let _cancel = dropped.clone().drop_guard();
-        let (shared, until) = (self.inner.shared.clone(), ctx.clone());
-        let run = move |engine: &E| {
+        let shared = self.inner.shared.clone();
+        let run = move |engine: &E, until: &Context| {
             let is_wanted = || match dropped.is_cancelled() {
                 true => Err(Error::Cancelled),
                 false => shared.head().map(drop),
             };
             let (observer, began) = (&shared.observer, Instant::now());
             observer.maintenance_span(operation).in_scope(|| {
-                let result = work(&shared, engine, &Task::new(&until, &is_wanted));
+                let result = work(&shared, engine, &Task::new(until, &is_wanted));
                 observer.maintained(operation, began, &result);
                 result
             })
         };
-        self.run_blocking(&Context::background(), run).await
+        self.run_blocking(&Context::background(), ctx.clone(), run).await
     }
 
     /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
-    async fn run_blocking<T, F>(&self, ctx: &Context, work: F) -> Result<T>
+    ///
+    /// What the work needs of the caller is dropped after it, when the engine is free: it may hold the last handle, which
+    /// waits for the engine.
+    async fn run_blocking<T, C, F>(&self, ctx: &Context, callers: C, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&E) -> Result<T> + Send + 'static,
+        C: Send + 'static,
+        F: FnOnce(&E, &C) -> Result<T> + Send + 'static,
     {
         let shared = self.inner.shared.clone();
         match Handle::try_current() {
             Ok(runtime) => {
-                let task = runtime.spawn_blocking(move || shared.with_engine(work));
+                let task = runtime.spawn_blocking(move || shared.with_engine(|engine| work(engine, &callers)));
                 ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
             }
-            Err(_) => shared.with_engine(work),
+            Err(_) => shared.with_engine(|engine| work(engine, &callers)),
         }
     }
 }
@@ -214,11 +218,11 @@ impl<E: Engine> EventStore for KvStore<E> {
         let until = began + INLINE_TIME;
         shared.with_engine(|engine| read.run(&engine.snapshot()?, Some(until)))?;
         if !read.is_done() {
-            let rest = move |engine: &E| {
+            let rest = move |engine: &E, (): &()| {
                 read.run(&engine.snapshot()?, None)?;
                 Ok(read)
             };
-            read = self.run_blocking(ctx, rest).await?;
+            read = self.run_blocking(ctx, (), rest).await?;
         } else if is_past(until) {
             // Page after page of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;

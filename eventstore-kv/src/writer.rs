@@ -57,11 +57,14 @@ impl<E: Engine> Writer<E> {
     /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the engine.
     pub(crate) fn run(mut self) {
         while let Some(message) = self.next_message() {
-            let group = self.take_group(message);
-            self.last_group = group.len();
             // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
             // are told that the outcome is unknown.
-            if catch_unwind(AssertUnwindSafe(|| self.commit_group(group))).is_err() {
+            let worked = catch_unwind(AssertUnwindSafe(|| {
+                let group = self.take_group(message);
+                self.last_group = group.len();
+                self.commit_group(group);
+            }));
+            if worked.is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
             }
             if self.shared.is_closing() {
