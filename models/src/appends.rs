@@ -18,7 +18,7 @@ pub(crate) fn models() -> Vec<Trial> {
     ]
 }
 
-/// Fails if the writer does not ask the ticket, if the caller does not, and if a place is not given back.
+/// Fails if the writer does not ask the ticket, and if the caller does not.
 fn cancelled() {
     let (store, _) = open_narrow(&[]);
     let (ctx, canceller) = cancelled_at_some_time();
@@ -67,8 +67,8 @@ fn dropped() {
     assert_no_place_is_taken(&store);
 }
 
-/// Fails if a failed commit does not fence, if the writer does not look at the fence, and if the head is published without
-/// looking at how the commit ended.
+/// Fails if a failed commit does not fence, if the writer does not look at the fence, if the head is published without
+/// looking at how the commit ended, and if a panic ends the writer.
 fn failed(fate: Fate) {
     let (store, log) = open(&[Fate::Done, fate]);
     let appenders = [["a1", "a2"], ["b1", "b2"]].map(|mine| {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use libtest_mimic::{Failed, Trial};
 use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
-use shuttle::{Config, Runner};
+use shuttle::{Config, MaxSteps, Runner};
 
 /// How many schedules of each kind a model is run with that is too large for all.
 const RUNS: &str = "EVENTSTORE_MODEL_RUNS";
@@ -76,6 +76,7 @@ fn run(name: &str, model: fn(), search: impl FnOnce() + UnwindSafe) -> Result<()
 fn run_with(scheduler: impl Scheduler + 'static, model: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
     config.stack_size = 512 << 10;
+    config.max_steps = MaxSteps::FailAfter(50_000); // who spins that long waits for ever
     config.silence_warnings = true; // of atomics that are weaker than modelled: see the documentation of the crate
     let runs = Runner::new(scheduler, config).run(model);
     assert!(runs > 0, "not one schedule was run");

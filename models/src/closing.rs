@@ -5,12 +5,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Wake, Waker};
 
-use eventstore_api::{Context, Error, EventStore, Result, Stored, Version};
+use eventstore_api::{Batch, Context, Durability, Error, EventStore, Result, Stored, Version};
 use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
-use crate::disk::{Fate, append, ids, join, open, open_narrow, spawn, version};
+use crate::disk::{Fate, append, event, ids, join, open, open_narrow, spawn, version};
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
@@ -25,8 +25,8 @@ pub(crate) fn models() -> Vec<Trial> {
     ]
 }
 
-/// Fails if the writer is not woken, or before it can see that the store is closing, if it leaves without emptying its
-/// queue, and if the end is announced before the engine is dropped.
+/// Fails if the writer is not woken, or before it can see that the store is closing, if it does not close its queue, or
+/// leaves without emptying it, and if the end is announced before the engine is dropped.
 fn close_and_append() {
     let (store, log) = open(&[]);
     let appenders = ["a", "b"].map(|id| {
@@ -45,7 +45,7 @@ fn close_and_append() {
     assert_eq!(log.look().done, done, "something was written after the end");
 }
 
-/// The same with a queue that has room for one. Fails if those who wait for room are forgotten.
+/// The same with a queue that has room for one, so that some are still outside.
 fn close_full_queue() {
     let (store, log) = open_narrow(&[]);
     let appenders = ["a", "b", "c"].map(|id| {
@@ -63,15 +63,18 @@ fn assert_accepted(results: &[Result<Stored>], done: u64) {
     assert_eq!(results.iter().filter(|result| result.is_ok()).count() as u64, done, "what was refused is not written");
 }
 
-/// Fails if only the first closer is woken.
+/// Fails if the error goes to the first who asks, and if the end is announced without waking.
 fn two_closers() {
-    let (store, log) = open(&[Fate::Lost]);
-    // It is owed a sync that the failed commit forbids: closing fails, and says so to both.
-    let _ = block_on(append(&store, &Context::background(), "lost"));
+    let (store, log) = open(&[Fate::Done, Fate::Lost]);
+    let buffered = Batch::new(vec![event("kept")]).durability(Durability::Buffered);
+    block_on(store.store_batch(&Context::background(), buffered)).expect("stored");
+    block_on(append(&store, &Context::background(), "lost")).expect_err("as planned");
+    // What was buffered is owed a sync, which the failed commit forbids: closing fails, and says so to everybody.
     let other = store.clone();
     let closer = spawn(move || async move { other.close().await.map_err(|error| error.to_string()) });
     let mine = block_on(store.close()).map_err(|error| error.to_string());
     assert!(log.look().is_dropped);
+    assert!(mine.is_err());
     assert_eq!(join(closer), mine);
     assert_eq!(block_on(store.close()).map_err(|error| error.to_string()), mine, "and whoever comes later");
 }
@@ -96,7 +99,7 @@ fn closer_and_dropper() {
     assert_accepted(&[result], log.done);
 }
 
-/// Fails if the phase is changed without waking, and if a waiter looks only at the head.
+/// Fails if a waiter looks only at the head.
 fn close_and_wait() {
     let (store, _) = open(&[]);
     let waiters = [0, 1].map(|_| {
@@ -116,7 +119,7 @@ fn close_and_wait() {
     let _ = join(appender);
 }
 
-/// Fails if the engine is not kept until the reads are done.
+/// Fails if a read takes for granted that the engine is there.
 fn close_and_read() {
     let (store, log) = open(&[]);
     block_on(append(&store, &Context::background(), "a")).expect("stored");

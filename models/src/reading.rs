@@ -47,7 +47,7 @@ fn head_is_committed() {
     join(reader);
 }
 
-/// Fails if the head is changed without waking, or after waking, and if a waiter looks before he listens.
+/// Fails if the head is changed without waking, or after waking, and if a waiter looks before he listens and not after.
 fn waiters_are_woken() {
     let (store, log) = open(&[]);
     let waiters = [0, 1].map(|_| {
