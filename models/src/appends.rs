@@ -9,12 +9,14 @@ use crate::disk::{Fate, append, cancelled_at_some_time, ids, join, open, open_na
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("the_answer_to_a_cancelled_append_is_what_happened", cancelled),
-        some_orders("a_dropped_append_is_written_wholly_or_not_at_all_and_stops_nobody", dropped),
-        some_orders("after_a_failed_commit_nothing_is_acknowledged_and_readers_go_on", || failed(Fate::Lost)),
-        some_orders("after_a_torn_commit_nothing_is_acknowledged_and_readers_go_on", || failed(Fate::Torn)),
-        some_orders("after_a_panic_in_a_commit_nothing_is_acknowledged_and_readers_go_on", || failed(Fate::Panics)),
-        some_orders("a_commit_without_room_takes_no_other_with_it", full),
+        some_orders("appends::the_answer_to_a_cancelled_append_is_what_happened", cancelled),
+        some_orders("appends::a_dropped_append_is_written_wholly_or_not_at_all_and_stops_nobody", dropped),
+        some_orders("appends::after_a_failed_commit_nothing_is_acknowledged_and_readers_go_on", || failed(Fate::Lost)),
+        some_orders("appends::after_a_torn_commit_nothing_is_acknowledged_and_readers_go_on", || failed(Fate::Torn)),
+        some_orders("appends::after_a_panic_in_a_commit_nothing_is_acknowledged_and_readers_go_on", || {
+            failed(Fate::Panics)
+        }),
+        some_orders("appends::a_commit_without_room_takes_no_other_with_it", full),
     ]
 }
 

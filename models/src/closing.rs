@@ -14,14 +14,17 @@ use crate::disk::{Fate, append, event, ids, join, open, open_narrow, spawn, vers
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("after_close_nothing_is_accepted_and_all_that_was_is_answered", close_and_append),
-        some_orders("closing_a_full_queue_answers_those_inside_and_refuses_those_outside", close_full_queue),
-        some_orders("two_closers_return_the_same", two_closers),
-        some_orders("a_closer_and_one_who_drops_both_return", closer_and_dropper),
-        some_orders("closing_wakes_who_waits_for_events", close_and_wait),
-        some_orders("closing_waits_for_reads_and_refuses_new_ones", close_and_read),
-        some_orders("closing_after_a_failure_returns_as_well", close_after_failure),
-        some_orders("the_last_handle_may_be_dropped_where_the_writer_wakes_its_task", dropped_on_writers_thread),
+        some_orders("closing::after_close_nothing_is_accepted_and_all_that_was_is_answered", close_and_append),
+        some_orders("closing::closing_a_full_queue_answers_those_inside_and_refuses_those_outside", close_full_queue),
+        some_orders("closing::two_closers_return_the_same", two_closers),
+        some_orders("closing::a_closer_and_one_who_drops_both_return", closer_and_dropper),
+        some_orders("closing::closing_wakes_who_waits_for_events", close_and_wait),
+        some_orders("closing::closing_waits_for_reads_and_refuses_new_ones", close_and_read),
+        some_orders("closing::closing_after_a_failure_returns_as_well", close_after_failure),
+        some_orders(
+            "closing::the_last_handle_may_be_dropped_where_the_writer_wakes_its_task",
+            dropped_on_writers_thread,
+        ),
     ]
 }
 

@@ -12,10 +12,10 @@ use crate::sync::{step, thread};
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("nobody_is_inside_while_the_map_moves", nobody_inside),
-        some_orders("no_more_readers_are_inside_than_there_are_slots", no_more_than_slots),
-        some_orders("a_copy_in_the_way_makes_way_and_nobody_waits_for_ever", copy_makes_way),
-        some_orders("after_a_failed_move_everybody_is_refused_and_nobody_waits", failed_move),
+        some_orders("passes::nobody_is_inside_while_the_map_moves", nobody_inside),
+        some_orders("passes::no_more_readers_are_inside_than_there_are_slots", no_more_than_slots),
+        some_orders("passes::a_copy_in_the_way_makes_way_and_nobody_waits_for_ever", copy_makes_way),
+        some_orders("passes::after_a_failed_move_everybody_is_refused_and_nobody_waits", failed_move),
     ]
 }
 

@@ -14,17 +14,17 @@ use crate::sync::{step, thread};
 pub(crate) fn models() -> Vec<Trial> {
     vec![
         all_outcomes(
-            "a_request_is_staged_or_withdrawn_and_never_both",
+            "queueing::a_request_is_staged_or_withdrawn_and_never_both",
             staged_or_withdrawn,
             &["staged: false, withdrawn: true", "staged: true, withdrawn: false"],
         ),
         all_outcomes(
-            "an_append_that_is_dropped_is_staged_or_withdrawn",
+            "queueing::an_append_that_is_dropped_is_staged_or_withdrawn",
             staged_or_dropped,
             &["staged: false, withdrawn: true", "staged: true, withdrawn: true"],
         ),
-        some_orders("room_in_the_queue_is_given_back_exactly_once", room_is_given_back),
-        some_orders("closing_the_queue_refuses_all_who_wait_for_room", closing_refuses),
+        some_orders("queueing::room_in_the_queue_is_given_back_exactly_once", room_is_given_back),
+        some_orders("queueing::closing_the_queue_refuses_all_who_wait_for_room", closing_refuses),
     ]
 }
 

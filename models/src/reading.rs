@@ -9,10 +9,10 @@ use crate::disk::{append, cancelled_at_some_time, ids, join, open, spawn, versio
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("nobody_sees_a_head_whose_commit_is_not_done", head_is_committed),
-        some_orders("nobody_who_waits_misses_a_head", waiters_are_woken),
-        some_orders("a_cancelled_waiter_leaves_and_the_others_stay", cancelled_waiter),
-        some_orders("stats_count_events_and_aggregates_of_one_moment", stats_agree),
+        some_orders("reading::nobody_sees_a_head_whose_commit_is_not_done", head_is_committed),
+        some_orders("reading::nobody_who_waits_misses_a_head", waiters_are_woken),
+        some_orders("reading::a_cancelled_waiter_leaves_and_the_others_stay", cancelled_waiter),
+        some_orders("reading::stats_count_events_and_aggregates_of_one_moment", stats_agree),
     ]
 }
 

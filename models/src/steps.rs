@@ -15,21 +15,17 @@ use crate::sync::{AtomicU64, OnceLock, Ordering, Semaphore, mpsc, oneshot, threa
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        all_outcomes("steps_of_an_atomic", atomic, &["1", "2"]),
+        all_outcomes("steps::an_atomic", atomic, &["1", "2"]),
         all_outcomes(
-            "steps_of_a_semaphore",
+            "steps::a_semaphore",
             semaphore,
             &["[false, false]", "[false, true]", "[true, false]", "[true, true]"],
         ),
-        all_outcomes("steps_of_a_channel", channel, &["[1, 2]", "[1]", "[]"]),
-        all_outcomes("steps_of_an_answer", answer, &["not taken", "refused", "taken"]),
-        all_orders("steps_of_an_answer_that_is_not_given", no_answer),
-        all_outcomes("steps_of_a_watch", watching, &["0", "1"]),
-        all_outcomes(
-            "steps_of_a_value_that_is_set_once",
-            set_once,
-            &["None, 1", "None, 2", "Some(1), 1", "Some(2), 2"],
-        ),
+        all_outcomes("steps::a_channel", channel, &["[1, 2]", "[1]", "[]"]),
+        all_outcomes("steps::an_answer", answer, &["not taken", "refused", "taken"]),
+        all_orders("steps::an_answer_that_is_not_given", no_answer),
+        all_outcomes("steps::a_watch", watching, &["0", "1"]),
+        all_outcomes("steps::a_value_that_is_set_once", set_once, &["None, 1", "None, 2", "Some(1), 1", "Some(2), 2"]),
     ]
 }
 
