@@ -10,7 +10,8 @@ use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
-use crate::disk::{Fate, append, event, ids, join, open, open_narrow, spawn, version};
+use crate::disk::{Fate, append, cancelled_at_some_time, event, ids, join, open, open_narrow, spawn, version};
+use crate::sync::thread;
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
@@ -18,8 +19,10 @@ pub(crate) fn models() -> Vec<Trial> {
         some_orders("closing::closing_a_full_queue_answers_those_inside_and_refuses_those_outside", close_full_queue),
         some_orders("closing::two_closers_return_the_same", two_closers),
         some_orders("closing::a_closer_and_one_who_drops_both_return", closer_and_dropper),
+        some_orders("closing::a_closer_who_leaves_has_closed_the_store", closer_leaves),
         some_orders("closing::closing_wakes_who_waits_for_events", close_and_wait),
         some_orders("closing::closing_waits_for_reads_and_refuses_new_ones", close_and_read),
+        some_orders("closing::closing_ends_maintenance", close_and_verify),
         some_orders("closing::closing_after_a_failure_returns_as_well", close_after_failure),
         some_orders(
             "closing::the_last_handle_may_be_dropped_where_the_writer_wakes_its_task",
@@ -102,6 +105,23 @@ fn closer_and_dropper() {
     assert_accepted(&[result], log.done);
 }
 
+/// Fails if closing begins only when its future is waited for, or goes on only then.
+fn closer_leaves() {
+    let (store, log) = open(&[]);
+    let (until, canceller) = cancelled_at_some_time();
+    let other = store.clone();
+    let leaving = spawn(move || async move { until.run(other.close()).await });
+    if let Ok(closed) = join(leaving) {
+        closed.expect("closed");
+    }
+    join(canceller);
+    let late = block_on(append(&store, &Context::background(), "late"));
+    assert!(matches!(late, Err(Error::Closed)), "{late:?}");
+    while !log.look().is_dropped {
+        thread::yield_now(); // nobody waits for it, and it comes
+    }
+}
+
 /// Fails if a waiter looks only at the head.
 fn close_and_wait() {
     let (store, _) = open(&[]);
@@ -139,6 +159,20 @@ fn close_and_read() {
         }
     }
     assert!(matches!(block_on(ids(&store)), Err(Error::Closed)));
+}
+
+/// Fails if maintenance is told anything but that the store is closed.
+fn close_and_verify() {
+    let (store, log) = open(&[]);
+    block_on(append(&store, &Context::background(), "a")).expect("stored");
+    let other = store.clone();
+    let verifying = spawn(move || async move { other.verify(&Context::background()).await });
+    block_on(store.close()).expect("closed");
+    assert!(log.look().is_dropped);
+    match join(verifying) {
+        Ok(report) => assert!(report.is_clean()),
+        Err(error) => assert!(matches!(error, Error::Closed), "{error}"),
+    }
 }
 
 /// Fails if a panic of the engine ends the writer.
