@@ -59,7 +59,7 @@ fn room_is_given_back() {
     let inside = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
     let (ctx, canceller) = cancelled_at_some_time();
     // The third is larger than the queue; the fourth leaves at some time.
-    let takers = [(4, None), (5, None), (1_000, None), (6, Some(ctx))].map(|(bytes, ctx)| {
+    let takers = [(2, None), (3, None), (1_000, None), (4, Some(ctx))].map(|(bytes, ctx)| {
         let (room, inside) = (room.clone(), inside.clone());
         spawn(move || async move {
             let ctx = ctx.unwrap_or_default();
