@@ -217,7 +217,7 @@ impl Engine for LmdbEngine {
 
     fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
         let _commit = lock(&self.commits);
-        let mut waited_for_copy = false;
+        let mut has_waited = false;
         loop {
             let environment = self.enter().map_err(CommitError::NotWritten)?;
             let written = environment.set_durability(durability).and_then(|()| environment.write(batch));
@@ -226,9 +226,10 @@ impl Engine for LmdbEngine {
                 Ok(()) => return Ok(()),
                 // Found while pages are taken for the transaction, before anything of it is written.
                 Err(heed::Error::Mdb(MdbError::MapFull)) => match self.grow(batch.len_bytes()) {
-                    // A copy keeps pages from being used again. Once it has made way, there may be room.
-                    Err(CommitError::NotWritten(_)) if self.is_copied() && !waited_for_copy => {
-                        waited_for_copy = true;
+                    // A copy keeps pages from being used again, and so do readers. Once they have left, there may be room.
+                    // Whether there are any is not asked: they might just have left, and the room be there.
+                    Err(CommitError::NotWritten(_)) if !has_waited => {
+                        has_waited = true;
                         self.gate
                             .alone(|environment| (Some(environment), ()))
                             .map_err(|broken| CommitError::NotWritten(no_environment(broken)))?;
@@ -275,12 +276,6 @@ impl Engine for LmdbEngine {
             ("readers", info.number_of_readers.to_string()),
             ("max_readers", self.options.max_readers.to_string()),
         ])
-    }
-}
-
-impl LmdbEngine {
-    fn is_copied(&self) -> bool {
-        matches!(self.copies.try_lock(), Err(TryLockError::WouldBlock))
     }
 }
 

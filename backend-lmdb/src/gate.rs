@@ -1,5 +1,6 @@
 use std::ops::Deref;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Keeps something that many use at once and that must now and then be changed while nobody does: here the environment,
 /// whose map moves when it grows, and which is closed and opened again when its file is replaced.

@@ -35,6 +35,7 @@ mod error;
 mod gate;
 mod options;
 mod pipe;
+mod sync;
 
 use eventstore_api::{Error, Result};
 use eventstore_kv::KvStore;

@@ -26,6 +26,7 @@ mod record;
 mod shared;
 mod staging;
 mod store;
+mod sync;
 mod task;
 mod transfer;
 mod url;

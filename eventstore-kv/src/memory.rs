@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use eventstore_api::{Direction, Durability, Error, Gc, Result};
 
 use crate::engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
+use crate::sync::{PoisonError, RwLock, RwLockReadGuard};
 use crate::{KvStore, StoreDirectory, StoreOptions, Task};
 
 /// An event store in memory.

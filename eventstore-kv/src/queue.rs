@@ -1,11 +1,11 @@
 //! What travels from the callers to the writer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Instant, SystemTime};
 
 use eventstore_api::{Durability, Error, Event, Expected, Result, Stored};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::sync::{AtomicU8, Ordering, OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub(crate) enum Message {
     Append(Request),

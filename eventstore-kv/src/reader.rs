@@ -11,6 +11,7 @@ use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, Recor
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::record::{self, corrupt};
+use crate::sync::is_past;
 use crate::{Task, keys};
 
 /// A page that is being read. It can stop when its time is up and go on later, on another thread and snapshot.
@@ -234,7 +235,7 @@ const ROWS_BETWEEN_CLOCKS: usize = 16;
 const ROWS_PER_INDEX_SCAN: usize = 256;
 
 fn is_over(until: Option<Instant>) -> bool {
-    until.is_some_and(|until| Instant::now() >= until)
+    until.is_some_and(is_past)
 }
 
 fn index_damage(aggregate_id: &str, what: &str) -> Error {

@@ -1,16 +1,14 @@
 //! What the handles, the readers and the writer of one store have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use eventstore_api::{Error, Result, Version};
-use tokio::sync::watch;
 
 use crate::Task;
 use crate::engine::Engine;
 use crate::observe::Observer;
 use crate::reader;
+use crate::sync::{AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, watch};
 
 pub(crate) struct Shared<E> {
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
@@ -31,7 +29,6 @@ pub(crate) struct Shared<E> {
 struct Aggregates {
     head_at_opening: Version,
     at_opening: OnceLock<u64>,
-    since_opening: AtomicU64,
 }
 
 /// What readers, subscribers and closers wait for.
@@ -39,6 +36,8 @@ struct Aggregates {
 pub(crate) struct Progress {
     /// The newest version whose commit is done. Nobody is shown a later one, though the engine may hold it already.
     pub(crate) head: Version,
+    /// How many aggregates got their first event since opening, up to the head.
+    pub(crate) new_aggregates: u64,
     pub(crate) phase: Phase,
 }
 
@@ -54,17 +53,13 @@ impl<E: Engine> Shared<E> {
         Shared {
             observer: Observer::new(engine.name()),
             engine: RwLock::new(Some(engine)),
-            progress: watch::Sender::new(Progress { head, phase: Phase::Open }),
+            progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
             fence: OnceLock::new(),
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
             largest_group: AtomicU64::new(0),
-            aggregates: Aggregates {
-                head_at_opening: head,
-                at_opening: OnceLock::new(),
-                since_opening: AtomicU64::new(0),
-            },
+            aggregates: Aggregates { head_at_opening: head, at_opening: OnceLock::new() },
         }
     }
 
@@ -76,9 +71,13 @@ impl<E: Engine> Shared<E> {
 
     /// The published head, for a new read.
     pub(crate) fn head(&self) -> Result<Version> {
+        Ok(self.open_progress()?.head)
+    }
+
+    fn open_progress(&self) -> Result<Progress> {
         let progress = *self.progress.borrow();
         match progress.phase {
-            Phase::Open => Ok(progress.head),
+            Phase::Open => Ok(progress),
             Phase::Closing | Phase::Closed => Err(Error::Closed),
         }
     }
@@ -92,12 +91,15 @@ impl<E: Engine> Shared<E> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.events_written.fetch_add(events, Ordering::Relaxed);
         self.largest_group.fetch_max(events, Ordering::Relaxed);
-        self.aggregates.since_opening.fetch_add(new_aggregates, Ordering::Relaxed);
-        self.progress.send_modify(|progress| progress.head = head);
+        self.progress.send_modify(|progress| {
+            progress.head = head;
+            progress.new_aggregates += new_aggregates;
+        });
     }
 
-    /// The number of aggregates, by counting those that were there at opening if nobody has yet.
-    pub(crate) fn count_aggregates(&self, engine: &E, task: &Task<'_>) -> Result<u64> {
+    /// The newest version and the number of aggregates, both of one moment; by counting those that were there at opening if
+    /// nobody has yet.
+    pub(crate) fn count(&self, engine: &E, task: &Task<'_>) -> Result<(Version, u64)> {
         let at_opening = match self.aggregates.at_opening.get() {
             Some(known) => *known,
             None => {
@@ -105,7 +107,8 @@ impl<E: Engine> Shared<E> {
                 *self.aggregates.at_opening.get_or_init(|| counted)
             }
         };
-        Ok(at_opening + self.aggregates.since_opening.load(Ordering::Relaxed))
+        let progress = self.open_progress()?;
+        Ok((progress.head, at_opening + progress.new_aggregates))
     }
 
     /// Refuses new work from now on.
@@ -130,7 +133,7 @@ impl<E: Engine> Shared<E> {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(engine)));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
-            tracing::error!(error = with_causes(error), "the store did not close as it should");
+            tell(|| tracing::error!(error = with_causes(error), "the store did not close as it should"));
         }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);
@@ -146,9 +149,9 @@ impl<E: Engine> Shared<E> {
 
     /// Accepts no more appends until the store is reopened (rule F1).
     pub(crate) fn fence(&self, reason: String) {
-        self.observer.fenced(&reason);
         // An earlier reason stays: it is the cause of what came after.
-        let _ = self.fence.set(reason);
+        let _ = self.fence.set(reason.clone());
+        tell(|| self.observer.fenced(&reason));
     }
 
     pub(crate) fn fence_reason(&self) -> Option<&str> {
@@ -161,6 +164,11 @@ impl<E: Engine> Shared<E> {
             None => Ok(()),
         }
     }
+}
+
+/// Tells whoever listens to logs and metrics. If that panics, the writer goes on.
+fn tell(telling: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(telling));
 }
 
 /// The same error for another caller. Its source cannot be shared, so it becomes text.

@@ -1,8 +1,6 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
@@ -11,7 +9,6 @@ use eventstore_api::{
     PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::engine::{Engine, Table, WriteBatch};
@@ -19,6 +16,7 @@ use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
 use crate::shared::{Phase, Shared};
+use crate::sync::{Ordering, is_past, mpsc, oneshot, thread};
 use crate::verify::verify;
 use crate::writer::Writer;
 use crate::{FORMAT, Snapshot, StoreDirectory, StoreOptions, Task, keys};
@@ -43,7 +41,7 @@ struct Inner<E: Engine> {
     /// Of appends that do not choose one.
     durability: Durability,
     /// Taken when the store is dropped.
-    writer: Option<JoinHandle<()>>,
+    writer: Option<thread::JoinHandle<()>>,
 }
 
 /// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
@@ -129,35 +127,39 @@ impl<E: Engine> KvStore<E> {
         self.inner.shared.head()?; // refuses when closed
         let dropped = CancellationToken::new();
         let _cancel = dropped.clone().drop_guard();
-        let (shared, until) = (self.inner.shared.clone(), ctx.clone());
-        let run = move |engine: &E| {
+        let shared = self.inner.shared.clone();
+        let run = move |engine: &E, until: &Context| {
             let is_wanted = || match dropped.is_cancelled() {
                 true => Err(Error::Cancelled),
                 false => shared.head().map(drop),
             };
             let (observer, began) = (&shared.observer, Instant::now());
             observer.maintenance_span(operation).in_scope(|| {
-                let result = work(&shared, engine, &Task::new(&until, &is_wanted));
+                let result = work(&shared, engine, &Task::new(until, &is_wanted));
                 observer.maintained(operation, began, &result);
                 result
             })
         };
-        self.run_blocking(&Context::background(), run).await
+        self.run_blocking(&Context::background(), ctx.clone(), run).await
     }
 
     /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
-    async fn run_blocking<T, F>(&self, ctx: &Context, work: F) -> Result<T>
+    ///
+    /// What the work needs of the caller is dropped after it, when the engine is free: it may hold the last handle, which
+    /// waits for the engine.
+    async fn run_blocking<T, C, F>(&self, ctx: &Context, callers: C, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&E) -> Result<T> + Send + 'static,
+        C: Send + 'static,
+        F: FnOnce(&E, &C) -> Result<T> + Send + 'static,
     {
         let shared = self.inner.shared.clone();
         match Handle::try_current() {
             Ok(runtime) => {
-                let task = runtime.spawn_blocking(move || shared.with_engine(work));
+                let task = runtime.spawn_blocking(move || shared.with_engine(|engine| work(engine, &callers)));
                 ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
             }
-            Err(_) => shared.with_engine(work),
+            Err(_) => shared.with_engine(|engine| work(engine, &callers)),
         }
     }
 }
@@ -217,12 +219,12 @@ impl<E: Engine> EventStore for KvStore<E> {
         let until = began + INLINE_TIME;
         shared.with_engine(|engine| read.run(&engine.snapshot()?, Some(until)))?;
         if !read.is_done() {
-            let rest = move |engine: &E| {
+            let rest = move |engine: &E, (): &()| {
                 read.run(&engine.snapshot()?, None)?;
                 Ok(read)
             };
-            read = self.run_blocking(ctx, rest).await?;
-        } else if Instant::now() >= until {
+            read = self.run_blocking(ctx, (), rest).await?;
+        } else if is_past(until) {
             // Page after page of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;
         }
@@ -303,9 +305,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         stats.backend = name;
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
         self.run_task("stats", ctx, move |shared, engine, task| {
-            // In this order, a store that is written to has no aggregates without events.
-            stats.aggregates = shared.count_aggregates(engine, task)?;
-            stats.latest_version = shared.head()?;
+            (stats.latest_version, stats.aggregates) = shared.count(engine, task)?;
             stats.commits = shared.commits.load(Ordering::Relaxed);
             stats.events_written = shared.events_written.load(Ordering::Relaxed);
             stats.largest_group = shared.largest_group.load(Ordering::Relaxed);

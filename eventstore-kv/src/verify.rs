@@ -140,6 +140,7 @@ impl<E: Engine> Verify<'_, E> {
                     next += 1;
                 }
             }
+            drop(snapshot); // the caller is told, and may take his time
             self.goes_on((next - before) as usize)?;
         }
         Ok(entries)
@@ -272,6 +273,7 @@ impl<E: Engine> Verify<'_, E> {
                 self.find(None, format!("{} cannot be read further: {}", index.name(), reason(&error)));
                 break;
             }
+            drop(snapshot);
             self.goes_on(entries.len())?;
             match entries.pop() {
                 Some((last, _)) if entries.len() + 1 == ROWS => {

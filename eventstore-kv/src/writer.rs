@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Durability, Error, Result, Version};
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tracing::trace;
 
@@ -15,6 +14,7 @@ use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
 use crate::staging::{Decision, Known, Staging};
+use crate::sync::{is_past, mpsc, thread};
 
 pub(crate) struct Writer<E> {
     shared: Arc<Shared<E>>,
@@ -58,11 +58,14 @@ impl<E: Engine> Writer<E> {
     /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the engine.
     pub(crate) fn run(mut self) {
         while let Some(message) = self.next_message() {
-            let group = self.take_group(message);
-            self.last_group = group.len();
             // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
             // are told that the outcome is unknown.
-            if catch_unwind(AssertUnwindSafe(|| self.commit_group(group))).is_err() {
+            let worked = catch_unwind(AssertUnwindSafe(|| {
+                let group = self.take_group(message);
+                self.last_group = group.len();
+                self.commit_group(group);
+            }));
+            if worked.is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
             }
             if self.shared.is_closing() {
@@ -83,7 +86,7 @@ impl<E: Engine> Writer<E> {
             match self.queue.try_recv() {
                 Ok(message) => return Some(message),
                 Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) if Instant::now() < awake_until => std::thread::yield_now(),
+                Err(TryRecvError::Empty) if !is_past(awake_until) => thread::yield_now(),
                 Err(TryRecvError::Empty) => return self.queue.blocking_recv(),
             }
         }
@@ -128,7 +131,7 @@ impl<E: Engine> Writer<E> {
     fn let_callers_return(&self) {
         let mut queued = self.queue.len();
         loop {
-            std::thread::yield_now();
+            thread::yield_now();
             let before = std::mem::replace(&mut queued, self.queue.len());
             if queued <= before || queued >= self.last_group {
                 return;

@@ -1,0 +1,104 @@
+//! Model checks: the store's own sources, run in many orders of their threads and tasks.
+//!
+//! `eventstore-kv` and LMDB's gate take everything in which threads meet from their module `sync`. Here the same source
+//! files are compiled once more over another `sync`, in which [`shuttle`] decides at each step who goes on. A model is a
+//! small program over these sources; it is run with thousands of schedules, and where it is small enough with all of them.
+//! A schedule in which everybody waits is a failure like any other, so a lost wake-up cannot hide.
+//!
+//! ```console
+//! $ cargo test -p models                                        # every model, as a test of its name
+//! $ EVENTSTORE_MODEL_RUNS=100000 cargo test --release -p models # for longer
+//! ```
+//!
+//! A failure prints its schedule. `EVENTSTORE_MODEL_SCHEDULE=… cargo test -p models -- --exact NAME` runs it again.
+//!
+//! # What is modelled
+//!
+//! The queue with its room and its tickets, the writer with its groups, what it shares with handles and readers, the
+//! append, reading, waiting, closing and dropping of `KvStore`, and the gate around LMDB's map. A step is one use of a lock,
+//! an atomic, a channel, a semaphore or a thread. Locks, atomics and threads are shuttle's. Tokio's channels and semaphore
+//! are the real ones with a step in front: what happens inside them is Tokio's to check, and it does. Clocks do not run:
+//! whether an instant has passed is drawn anew each time.
+//!
+//! # What is not
+//!
+//! Weak memory: each step is seen by all others at once. The atomics of the store do not depend on more: a ticket decides
+//! by one exchange and publishes nothing else, and the counters of [`Stats`](eventstore_api::Stats) are only added to.
+//! Deadlines and blocking threads of a Tokio runtime: a model has none, so a page is read where its caller runs. Engines:
+//! the one here keeps its tables in memory, and does at its commits what the model plans.
+
+#![forbid(unsafe_code)]
+// The sources are used in part, and what is public there is not here.
+#![allow(dead_code, unreachable_pub)]
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+mod appends;
+mod check;
+mod closing;
+mod disk;
+mod passes;
+mod queueing;
+mod reading;
+mod steps;
+mod sync;
+
+#[path = "../../eventstore-kv/src/directory.rs"]
+mod directory;
+#[path = "../../eventstore-kv/src/engine.rs"]
+mod engine;
+#[path = "../../backend-lmdb/src/gate.rs"]
+mod gate;
+#[path = "../../eventstore-kv/src/keys.rs"]
+mod keys;
+#[path = "../../eventstore-kv/src/memory.rs"]
+mod memory;
+#[path = "../../eventstore-kv/src/observe.rs"]
+mod observe;
+#[path = "../../eventstore-kv/src/options.rs"]
+mod options;
+#[path = "../../eventstore-kv/src/queue.rs"]
+mod queue;
+#[path = "../../eventstore-kv/src/reader.rs"]
+mod reader;
+#[path = "../../eventstore-kv/src/record.rs"]
+mod record;
+#[path = "../../eventstore-kv/src/shared.rs"]
+mod shared;
+#[path = "../../eventstore-kv/src/staging.rs"]
+mod staging;
+#[path = "../../eventstore-kv/src/store.rs"]
+mod store;
+#[path = "../../eventstore-kv/src/task.rs"]
+mod task;
+#[path = "../../eventstore-kv/src/url.rs"]
+mod url;
+#[path = "../../eventstore-kv/src/verify.rs"]
+mod verify;
+#[path = "../../eventstore-kv/src/writer.rs"]
+mod writer;
+
+// What those sources expect in the root of their crate.
+use directory::StoreDirectory;
+use engine::Snapshot;
+use options::StoreOptions;
+use store::KvStore;
+use task::Task;
+
+const FORMAT: u32 = 1;
+
+/// Runs the models that the command line names, or all of them.
+#[must_use]
+pub fn run() -> ExitCode {
+    let models = [
+        steps::models(),
+        queueing::models(),
+        appends::models(),
+        reading::models(),
+        closing::models(),
+        passes::models(),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), models.into_iter().flatten().collect()).exit_code()
+}
