@@ -86,6 +86,11 @@ impl SqliteStore {
     /// Those of [`SqliteStore::open`].
     pub fn open_blocking(path: &Path) -> Result<Self> {
         let (files, db) = database::open(path)?;
+        Self::start(files, db)
+    }
+
+    /// Begins the work of a store whose files are open.
+    fn start(files: database::Files, db: rusqlite::Connection) -> Result<Self> {
         let head = rows::newest_version(&db)?;
         let shared = Arc::new(Shared::new(files, head));
         let (queue, receiver) = mpsc::unbounded_channel();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use eventstore_api::{Direction, Error, Event, Layout, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 use rusqlite::types::ToSql;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::database::failed_to;
 
@@ -100,14 +100,12 @@ pub(crate) fn find(db: &Connection, id: &str, head: Version) -> Result<Option<Re
     Ok(Some(found))
 }
 
-/// The revision of the aggregate's newest event, 0 if it has none: one step in the index.
+/// The revision of the aggregate's newest event, 0 if it has none: one step in the index, and the whole row, because no
+/// number of it can be trusted without the rest.
 pub(crate) fn revision(db: &Connection, aggregate_id: &str, head: Version) -> Result<u64> {
-    let failed = failed_to("look a revision up");
-    let sql = "SELECT revision FROM events INDEXED BY events_by_aggregate WHERE aggregate_id = ?1 AND version <= ?2 ORDER BY \
-               version DESC LIMIT 1";
-    let mut query = db.prepare_cached(sql).map_err(&failed)?;
-    let found = query.query_row(params![aggregate_id.as_bytes(), integer(head.get())], |row| row.get::<_, i64>(0));
-    Ok(found.optional().map_err(&failed)?.map_or(0, |revision| u64::try_from(revision).unwrap_or_default()))
+    let newest = LoadOptions::all().aggregate(aggregate_id).backward().limit(1);
+    let page = page(db, &newest, PageSize::FIRST, head)?;
+    Ok(page.events.first().map_or(0, |newest| newest.revision))
 }
 
 /// How many aggregates have events: a walk through a small index.

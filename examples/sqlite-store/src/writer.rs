@@ -369,3 +369,72 @@ fn check<'b>(db: &Connection, batch: &'b Batch, head: Version) -> Result<(Vec<Lo
     }
     Ok((lookups, revisions))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use eventstore_api::{Bytes, Context, EventStore, EventStoreExt, Expected};
+
+    use super::*;
+    use crate::{SqliteStore, database};
+
+    fn event(id: &str) -> Event {
+        Event::builder("Tested", "a").id(id).build().expect("valid")
+    }
+
+    #[tokio::test]
+    async fn a_failed_commit_fences_and_reads_go_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let fails = Arc::new(AtomicBool::new(false));
+        let (files, mut db) = database::open(directory.path()).expect("opened");
+        let asked = fails.clone();
+        db.commit_hook(Some(move || asked.load(Ordering::Relaxed))).expect("a hook");
+        let (store, ctx) = (SqliteStore::start(files, db).expect("started"), Context::background());
+        store.store(&ctx, event("first"), Expected::Any).await.expect("written");
+
+        fails.store(true, Ordering::Relaxed);
+        let failed = store.store(&ctx, event("second"), Expected::Any).await;
+        assert!(matches!(failed, Err(Error::OutcomeUnknown { source: Some(_), .. })), "{failed:?}");
+        fails.store(false, Ordering::Relaxed);
+        for id in ["first", "second", "third"] {
+            let refused = store.store(&ctx, event(id), Expected::Any).await;
+            assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
+        }
+        assert!(store.stats(&ctx).await.expect("read").fenced.is_some());
+        assert_eq!(store.get(&ctx, "first").await.expect("read").version, Version::new(1));
+        store.close().await.expect("closed: nothing was owed");
+
+        let store = SqliteStore::open(directory.path()).await.expect("opened again");
+        for (id, version) in [("second", 2), ("first", 1)] {
+            let stored = store.store(&ctx, event(id), Expected::Any).await.expect("resolved");
+            assert_eq!(stored.version, Version::new(version));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_refused_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (files, db) = database::open(directory.path()).expect("opened");
+        db.execute_batch("PRAGMA max_page_count = 64").expect("a limit");
+        let (store, ctx) = (SqliteStore::start(files, db).expect("started"), Context::background());
+        let large =
+            |id| Event::builder("Large", "b").id(id).data(Bytes::from(vec![7; 1 << 20])).build().expect("valid");
+        for round in 0..3 {
+            // All of them at once, so that some share a group.
+            let appends = ["before", "large", "after"].map(|name| {
+                let (store, ctx, id) = (store.clone(), ctx.clone(), format!("{name}-{round}"));
+                let event = if name == "large" { large(id) } else { event(&id) };
+                tokio::spawn(async move { (name, store.store(&ctx, event, Expected::Any).await) })
+            });
+            for append in appends {
+                match append.await.expect("no panic") {
+                    ("large", result) => assert!(matches!(result, Err(Error::Full { .. })), "{result:?}"),
+                    (_, result) => drop(result.expect("written")),
+                }
+            }
+        }
+        assert_eq!(store.latest_version(&ctx).await.expect("open"), Version::new(6));
+        assert!(store.verify(&ctx).await.expect("verified").is_clean());
+    }
+}
