@@ -21,7 +21,7 @@ pub(crate) struct Shared {
     /// Connections that nobody reads with; `None` once the store is closed.
     idle: Mutex<Option<Vec<Connection>>>,
     fence: OnceLock<String>,
-    closing_error: OnceLock<Error>,
+    closing_error: OnceLock<String>,
     pub(crate) queued_requests: AtomicU64,
     pub(crate) queued_bytes: AtomicU64,
     pub(crate) commits: AtomicU64,
@@ -129,35 +129,23 @@ impl Shared {
 
     /// Gives the files up. A read that is under way still ends as it would have: it may do that while the store is opened
     /// again, because it only reads.
-    pub(crate) fn finish_closing(&self, result: Result<()>) {
+    pub(crate) fn finish_closing(&self, result: std::result::Result<(), String>) {
         self.begin_closing(); // a writer that has panicked comes here first
         *self.idle() = None;
         self.files.unlock();
-        if let Err(error) = result {
-            let _ = self.closing_error.set(error);
+        if let Err(reason) = result {
+            let _ = self.closing_error.set(reason);
         }
         self.state.send_modify(|state| state.phase = Phase::Closed);
     }
 
     /// What went wrong at the end, the same for everyone who asks.
     pub(crate) fn closing_result(&self) -> Result<()> {
-        self.closing_error.get().map_or(Ok(()), |error| Err(again(error)))
+        match self.closing_error.get() {
+            Some(reason) => Err(Error::engine("sync the last events", reason.as_str())),
+            None => Ok(()),
+        }
     }
-}
-
-/// The same error for another caller. Its source cannot be shared, so it becomes text.
-pub(crate) fn again(error: &Error) -> Error {
-    match error {
-        Error::Full { reason } => Error::Full { reason: reason.clone() },
-        Error::Fenced { reason } => Error::Fenced { reason: reason.clone() },
-        Error::Corrupt { version, reason } => Error::Corrupt { version: *version, reason: reason.clone() },
-        other => Error::engine("go on", with_causes(other)),
-    }
-}
-
-/// The error's text and those of its causes.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The room that an append takes in the queue, given back when it is dropped.

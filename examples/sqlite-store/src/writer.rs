@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::database::failed_to;
 use crate::rows::{self, At};
-use crate::shared::{Place, Shared, again, with_causes};
+use crate::shared::{Place, Shared};
 
 pub(crate) enum Message {
     Append(Request),
@@ -103,7 +103,7 @@ enum Decision {
 enum Failure {
     /// Certainly nothing of it was written.
     NotWritten(Error),
-    Unknown(Arc<Error>),
+    Unknown(Arc<rusqlite::Error>),
 }
 
 impl Writer {
@@ -130,12 +130,12 @@ impl Writer {
         // A panic leaves the database in doubt as a failed commit does; whoever waits for the end has to be woken.
         let result = catch_unwind(AssertUnwindSafe(|| self.work())).unwrap_or_else(|_| {
             shared.fence("the writer panicked".to_owned());
-            Err(Error::engine("close the store", "the writer panicked"))
+            Err("the writer panicked".to_owned())
         });
         shared.finish_closing(result);
     }
 
-    fn work(mut self) -> Result<()> {
+    fn work(mut self) -> Result<(), String> {
         while let Some(message) = self.queue.blocking_recv() {
             let mut group = Vec::new();
             let mut next = Some(message);
@@ -159,7 +159,9 @@ impl Writer {
                 let is_full = events >= GROUP_EVENTS || bytes >= GROUP_BYTES;
                 next = if is_full { None } else { self.queue.try_recv().ok() };
             }
-            self.commit_group(group);
+            if !group.is_empty() {
+                self.commit_group(group);
+            }
             if self.pages_in_log.load(Ordering::Relaxed) >= CHECKPOINT_AFTER && self.shared.check_fence().is_ok() {
                 // Everybody has an answer, and what was answered is in the log. A failure fences, and is told to the next.
                 let _ = self.checkpoint("PASSIVE");
@@ -169,10 +171,10 @@ impl Writer {
     }
 
     /// The last sync, and the log written back, so that the next opening has nothing to replay.
-    fn finish(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<(), String> {
         if self.owes_sync {
-            self.shared.check_fence()?;
-            self.sync()?;
+            self.shared.check_fence().map_err(|fenced| fenced.to_string())?;
+            self.sync().map_err(|error| error.to_string())?;
         }
         // If this fails, or must not be tried, everything is still in the log.
         let _ = self.checkpoint("TRUNCATE");
@@ -180,22 +182,16 @@ impl Writer {
     }
 
     fn commit_group(&mut self, group: Vec<Request>) {
-        if group.is_empty() {
-            return;
-        }
-        if let Err(fenced) = self.shared.check_fence() {
-            return group.into_iter().for_each(|request| drop(request.reply.send(Err(again(&fenced)))));
+        // A caller who has gone wants no answer: that its channel is closed is no error here, and nowhere below.
+        if self.shared.fence_reason().is_some() {
+            let refuse = |request: Request| request.reply.send(self.shared.check_fence().map(|()| Vec::new()));
+            return group.into_iter().for_each(|request| drop(refuse(request)));
         }
         let head_before = self.head;
-        let decided = self.write(&group);
-        if matches!(decided, Err(Failure::NotWritten(_))) && group.len() > 1 {
-            // Each by itself: one that cannot be written must not take the others with it.
-            return group.into_iter().for_each(|request| self.commit_group(vec![request]));
-        }
-        match decided {
+        match self.write(&group) {
             Ok((decisions, needs_sync)) => {
                 // Already stored is not already synced (W4). A commit with a sync has synced all before it as well.
-                let failure = if needs_sync { self.sync().err().map(Arc::new) } else { None };
+                let failure = if needs_sync { self.sync().err() } else { None };
                 if self.head > head_before {
                     self.shared.publish(Version::new(self.head), self.head - head_before); // before it is answered (O6)
                 }
@@ -205,16 +201,20 @@ impl Writer {
                         (Decision::AlreadyStored(_), Some(error)) if request.is_sync() => Err(unknown(error)),
                         (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
                     };
-                    let _ = request.reply.send(answer); // a caller who has gone does not want it
+                    let _ = request.reply.send(answer);
                 }
             }
-            Err(failure) => {
-                for request in group {
-                    let _ = request.reply.send(Err(match &failure {
-                        Failure::NotWritten(error) => again(error),
-                        Failure::Unknown(error) => unknown(error),
-                    }));
+            // Each by itself: one that cannot be written must not take the others with it.
+            Err(Failure::NotWritten(_)) if group.len() > 1 => {
+                group.into_iter().for_each(|request| self.commit_group(vec![request]));
+            }
+            Err(Failure::NotWritten(error)) => {
+                if let Some(only) = group.into_iter().next() {
+                    let _ = only.reply.send(Err(error));
                 }
+            }
+            Err(Failure::Unknown(error)) => {
+                group.into_iter().for_each(|request| drop(request.reply.send(Err(unknown(&error)))));
             }
         }
     }
@@ -252,7 +252,7 @@ impl Writer {
         }
         // A commit that fails may be on disk all the same, or a part of it in the disk's own memory. SQLite would take a
         // second one; that may succeed without having written what the first one lost. So it is the last (F1).
-        transaction.commit().map_err(|error| Failure::Unknown(Arc::new(self.fail("commit", error))))?;
+        transaction.commit().map_err(|error| Failure::Unknown(self.fail("a commit", error)))?;
         self.head = head;
         self.unsynced = !with_sync;
         self.owes_sync = self.unsynced;
@@ -260,9 +260,9 @@ impl Writer {
     }
 
     /// Syncs what is committed. SQLite syncs the log when something is committed to it, so something is.
-    fn sync(&mut self) -> Result<()> {
+    fn sync(&mut self) -> Result<(), Arc<rusqlite::Error>> {
         let synced = self.db.execute_batch("PRAGMA synchronous = FULL; UPDATE syncs SET done = done + 1");
-        synced.map_err(|error| self.fail("sync", error))?;
+        synced.map_err(|error| self.fail("a sync", error))?;
         (self.unsynced, self.owes_sync) = (false, false);
         Ok(())
     }
@@ -272,7 +272,8 @@ impl Writer {
         self.shared.check_fence()?;
         let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
         let done = self.db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], read);
-        let (is_busy, _, pages) = done.map_err(|error| self.fail("write the log back", error))?;
+        let fenced = |error| Error::engine("write the log back", self.fail("writing the log back", error));
+        let (is_busy, _, pages) = done.map_err(fenced)?;
         self.pages_in_log.store(0, Ordering::Relaxed);
         Ok(vec![match (is_busy, pages) {
             (0, _) => "the log is written back into the database".to_owned(),
@@ -280,14 +281,13 @@ impl Writer {
         }])
     }
 
-    fn fail(&self, operation: &'static str, error: rusqlite::Error) -> Error {
-        let error = failed_to(operation)(error);
-        self.shared.fence(with_causes(&error));
-        error
+    fn fail(&self, what: &str, error: rusqlite::Error) -> Arc<rusqlite::Error> {
+        self.shared.fence(format!("{what} failed: {error}"));
+        Arc::new(error)
     }
 }
 
-fn unknown(error: &Arc<Error>) -> Error {
+fn unknown(error: &Arc<rusqlite::Error>) -> Error {
     Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(Box::new(error.clone())) }
 }
 
