@@ -174,6 +174,7 @@ fn aggregate_key(aggregate_id: &str, revision: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::panic::catch_unwind;
     use std::path::Path;
 
     fn replay(target: &str, body: fn(&[u8])) {
@@ -182,8 +183,8 @@ mod tests {
             fs::read_dir(&corpus).expect("a corpus").map(|input| input.expect("a file").path()).collect();
         assert!(!inputs.is_empty(), "{} is empty", corpus.display());
         for input in inputs {
-            println!("{}", input.display()); // the last one that is shown is the one that failed
-            body(&fs::read(&input).expect("an input"));
+            let bytes = fs::read(&input).expect("an input");
+            catch_unwind(|| body(&bytes)).unwrap_or_else(|_| panic!("{} fails", input.display()));
         }
     }
 
