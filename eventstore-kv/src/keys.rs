@@ -88,19 +88,23 @@ pub(crate) fn read_aggregate(key: &[u8]) -> Option<(&str, u64)> {
     Some((std::str::from_utf8(id).ok()?, u64::from_be_bytes(*revision)))
 }
 
-/// Writes a key into `behind` that is greater than all keys of this key's aggregate, and smaller than those of the next.
+/// Writes a key into `behind` that is greater than this key and all others of its aggregate, and smaller than those of the
+/// next.
 pub(crate) fn write_behind_aggregate(behind: &mut Vec<u8>, key: &[u8]) {
     behind.clear();
     let id = key.split(|&byte| byte == AGGREGATE_END).next().unwrap_or(key);
     behind.extend_from_slice(id);
-    behind.extend_from_slice(&[AGGREGATE_END; 1 + size_of::<u64>() + 1]);
+    // Longer than the key, also if that is damaged: whoever goes from one aggregate to the next must not stay at it.
+    let longest = key.len().max(id.len() + 1 + size_of::<u64>());
+    behind.resize(longest + 1, AGGREGATE_END);
 }
 
 /// Reads what [`write_id`] wrote; `None` if it is damaged.
 pub(crate) fn read_id(key: &[u8]) -> Option<String> {
     match key.split_first()? {
         (&UUID_ID, uuid) => Some(Uuid::from_slice(uuid).ok()?.hyphenated().to_string()),
-        (&TEXT_ID, text) => Some(std::str::from_utf8(text).ok()?.to_owned()),
+        // A canonical UUID as text is the key of no id: its id has another one.
+        (&TEXT_ID, text) => std::str::from_utf8(text).ok().filter(|id| canonical_uuid(id).is_none()).map(str::to_owned),
         _ => None,
     }
 }
@@ -169,6 +173,7 @@ mod tests {
             assert_eq!(read_id(damaged), None);
             assert_eq!(read_aggregate(damaged), None);
         }
+        assert_eq!(read_id(b"\x020190a2b4-0000-7000-8000-00000000abcd"), None, "no id has this key");
     }
 
     #[test]
@@ -178,6 +183,10 @@ mod tests {
         assert!(behind > aggregate_key("a", u64::MAX));
         assert!(behind > aggregate_key("a\u{10ffff}", u64::MAX), "one that sorts before `a` with its end");
         assert!(behind < aggregate_key("b", 0));
+        for damaged in [[b"a".as_slice(), &[AGGREGATE_END; 12]].concat(), b"a".to_vec(), vec![AGGREGATE_END; 12]] {
+            write_behind_aggregate(&mut behind, &damaged);
+            assert!(behind > damaged);
+        }
         assert!(FIRST_KEY < aggregate_key("\0", 0).as_slice() && LAST_KEY > aggregate_key("\u{10ffff}", 0).as_slice());
     }
 

@@ -16,6 +16,9 @@
 
 mod directory;
 mod engine;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 pub mod memory;
 mod observe;

@@ -11,8 +11,8 @@ use eventstore_api::{Bytes, Error, Event, Layout, RecordedEvent, Result, Version
 use crate::keys;
 
 const FORMAT: u8 = 1;
-const CHECKSUM_LEN: usize = 4;
-const HEADER_LEN: usize = 40;
+pub(crate) const CHECKSUM_LEN: usize = 4;
+pub(crate) const HEADER_LEN: usize = 40;
 const MUST_UNDERSTAND: u8 = 0xf0;
 
 /// A time as records keep it: microseconds since 1970; times before that are 1970.
@@ -85,7 +85,10 @@ pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<
     }
     let event = Event::from_stored(page.slice(range.start + event_start..range.end), layout)
         .ok_or_else(|| corrupt("its text is not UTF-8, or the lengths in its header do not fit it"))?;
-    let recorded_at = UNIX_EPOCH + Duration::from_micros(micros);
+    // Some systems' clocks end before the last time that fits the header, which nobody writes.
+    let recorded_at = UNIX_EPOCH
+        .checked_add(Duration::from_micros(micros))
+        .ok_or_else(|| corrupt("its time of recording is beyond this system's clock"))?;
     Ok(RecordedEvent::new(Version::new(version), revision, recorded_at, event))
 }
 
@@ -95,7 +98,7 @@ pub(crate) fn corrupt(version: u64, reason: &str) -> Error {
 }
 
 /// Of the version and of everything in the record behind the checksum.
-fn checksum(version: u64, parts: &[&[u8]]) -> u32 {
+pub(crate) fn checksum(version: u64, parts: &[&[u8]]) -> u32 {
     let mut checksum = Hasher::new();
     checksum.update(&keys::version_bytes(version));
     parts.iter().for_each(|part| checksum.update(part));

@@ -54,6 +54,12 @@ impl Input {
         Ok(Input { name, source: Box::new(Counted { source: file, position: position.clone() }), len, position })
     }
 
+    /// Whatever this one gives.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn from_reader(source: impl Read + Send + 'static) -> Self {
+        Input { name: "test".to_owned(), source: Box::new(source), len: None, position: Arc::default() }
+    }
+
     /// Bytes of the source, if it is a file.
     pub(crate) fn len(&self) -> Option<u64> {
         self.len
@@ -257,9 +263,7 @@ mod tests {
     use super::*;
 
     async fn lines_of(source: impl Read + Send + 'static) -> (Vec<(u64, String, bool)>, Option<Failure>) {
-        let source = Box::new(source);
-        let input = Input { name: "test".to_owned(), source, len: None, position: Arc::default() };
-        let mut lines = input.into_lines().expect("a thread");
+        let mut lines = Input::from_reader(source).into_lines().expect("a thread");
         let mut all = Vec::new();
         loop {
             match lines.next().await {

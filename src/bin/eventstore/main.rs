@@ -6,6 +6,8 @@ mod batches;
 mod cli;
 mod commands;
 mod failure;
+#[cfg(test)]
+mod fuzzing;
 mod input;
 mod interrupt;
 mod json;

@@ -1,0 +1,200 @@
+//! What any bytes must not do to keys and records. `fuzz/` has the targets that feed these functions; the tests here feed
+//! them the inputs that are kept in `fuzz/corpus`. It is no part of the crate: only fuzzers and tests compile it.
+
+use eventstore_api::{Bytes, Error, RecordedEvent, Result};
+
+use crate::keys;
+use crate::record::{self, CHECKSUM_LEN, HEADER_LEN, Micros};
+
+/// Ends a text in an input. UTF-8 never contains this byte.
+const TEXT_END: u8 = 0xfe;
+
+/// A version, big-endian, and behind it the bytes of a record.
+///
+/// They are read as they are, and again with the right checksum: no fuzzer guesses one, and what is behind it has to be
+/// reached.
+pub fn record(input: &[u8]) {
+    let Some((version, record)) = input.split_first_chunk() else { return };
+    let version = u64::from_be_bytes(*version);
+    check_record(version, record);
+    if let Some((_, sealed)) = record.split_first_chunk::<CHECKSUM_LEN>() {
+        let checksum = record::checksum(version, &[sealed]).to_le_bytes();
+        check_record(version, &[&checksum, sealed].concat());
+    }
+}
+
+fn check_record(version: u64, record: &[u8]) {
+    match decode(version, record) {
+        Ok(recorded) => {
+            check_event(&recorded, version, record);
+            check_damage(version, record);
+        }
+        Err(Error::Unsupported { what }) => {
+            assert!(!what.is_empty());
+            check_damage(version, record);
+        }
+        Err(error) => assert!(is_corrupt(&error, version), "{error:?}"),
+    }
+}
+
+/// Reads a record between other bytes, as in a page.
+fn decode(version: u64, record: &[u8]) -> Result<RecordedEvent> {
+    let (before, behind) = ([TEXT_END; 3], [TEXT_END; 5]);
+    let page = Bytes::from([&before, record, &behind].concat());
+    record::decode(version, &page, before.len()..before.len() + record.len())
+}
+
+/// A record that was read is the event's own bytes behind a header. One that has nothing that this version would not
+/// write is written again as it was; of another one, what may be ignored is gone, and nothing else.
+fn check_event(recorded: &RecordedEvent, version: u64, record: &[u8]) {
+    let event = &recorded.event;
+    assert_eq!(recorded.version.get(), version);
+    assert!(record.ends_with(event.bytes()), "the event is the end of its record");
+    let texts = [event.id(), event.event_type(), event.aggregate_id(), event.metadata()];
+    assert_eq!([texts.concat().as_bytes(), event.data()].concat(), event.bytes().as_ref(), "every byte is in one part");
+
+    let header = record::header(event, version, recorded.revision, Micros::from(recorded.recorded_at));
+    let written = [&header, event.bytes().as_ref()].concat();
+    assert_eq!(&decode(version, &written).expect("what was written is read"), recorded);
+
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes([record[at], record[at + 1]]));
+    let (flags, ignored_header, extensions) = (record[5], u16_at(6) - HEADER_LEN, u16_at(30));
+    assert_eq!(written.len() + ignored_header + extensions, record.len());
+    if (flags, ignored_header, extensions) == (0, 0, 0) {
+        assert_eq!(written, record);
+    }
+}
+
+/// A record whose checksum is right is wrong at any other version, and with any other bit.
+fn check_damage(version: u64, record: &[u8]) {
+    let mut damaged = record.to_vec();
+    let bit = version as usize % (8 * record.len());
+    damaged[bit / 8] ^= 1 << (bit % 8);
+    let at_wrong_place = version.wrapping_add(1);
+    for (version, record) in [(version, damaged.as_slice()), (at_wrong_place, record)] {
+        assert!(decode(version, record).is_err_and(|error| is_corrupt(&error, version)));
+    }
+}
+
+fn is_corrupt(error: &Error, version: u64) -> bool {
+    matches!(error, Error::Corrupt { version: Some(at), .. } if at.get() == version)
+}
+
+/// The bytes of a key; and at the same time two numbers, big-endian, and two texts with `fe` between them, of which keys
+/// are made.
+pub fn key(input: &[u8]) {
+    check_any_key(input);
+    let Some((one, rest)) = input.split_first_chunk() else { return };
+    let Some((other, rest)) = rest.split_first_chunk() else { return };
+    let numbers = [one, other].map(|number| u64::from_be_bytes(*number));
+    let mut texts = rest.splitn(2, |&byte| byte == TEXT_END).map(String::from_utf8_lossy);
+    let texts = [(); 2].map(|()| texts.next().unwrap_or_default());
+    check_versions(numbers);
+    if let [one, other] = &texts
+        && !one.is_empty()
+        && !other.is_empty()
+    {
+        check_ids([one, other]);
+        check_aggregates([one, other], numbers);
+    }
+}
+
+/// Whatever is read as a key is written as the same key.
+fn check_any_key(key: &[u8]) {
+    if let Some(id) = keys::read_id(key) {
+        assert_eq!(id_key(&id), key);
+    }
+    if let Some((aggregate_id, revision)) = keys::read_aggregate(key) {
+        assert_eq!(aggregate_key(aggregate_id, revision), key);
+        assert_eq!(keys::read_revision(key), Some(revision));
+    }
+    if let Some(version) = keys::read_version(key) {
+        assert_eq!(keys::version_bytes(version), key);
+    }
+    let mut behind = Vec::new();
+    keys::write_behind_aggregate(&mut behind, key);
+    assert!(
+        behind.as_slice() > key || key.first().is_none_or(|&byte| byte == 0xff),
+        "{behind:?} is not behind {key:?}"
+    );
+}
+
+fn check_versions([one, other]: [u64; 2]) {
+    assert_eq!(keys::version_bytes(one).cmp(&keys::version_bytes(other)), one.cmp(&other));
+    assert_eq!(keys::read_version(&keys::version_bytes(one)), Some(one));
+}
+
+/// No two ids have the same key, and ids of a kind keep their order.
+fn check_ids(ids: [&str; 2]) {
+    let written = ids.map(id_key);
+    for (id, key) in ids.iter().zip(&written) {
+        assert_eq!(keys::read_id(key).as_deref(), Some(*id));
+        assert_eq!(keys::ID_KIND_BYTES[keys::id_kind(key)], key[0]);
+        assert!(keys::FIRST_KEY < key.as_slice() && key.as_slice() < keys::LAST_KEY);
+    }
+    assert_eq!(written[0] == written[1], ids[0] == ids[1]);
+    if written[0][0] == written[1][0] {
+        assert_eq!(written[0].cmp(&written[1]), ids[0].cmp(ids[1]));
+    }
+}
+
+/// Revisions of an aggregate keep their order, no other aggregate is among them, and the end of an aggregate is where
+/// the next one begins.
+fn check_aggregates(ids: [&str; 2], revisions: [u64; 2]) {
+    let [one, other] = ids;
+    let keys_of_one = revisions.map(|revision| aggregate_key(one, revision));
+    assert_eq!(keys_of_one[0].cmp(&keys_of_one[1]), revisions[0].cmp(&revisions[1]));
+    for (key, revision) in keys_of_one.iter().zip(revisions) {
+        assert_eq!(keys::read_aggregate(key), Some((one, revision)));
+        assert!(keys::FIRST_KEY < key.as_slice() && key.as_slice() < keys::LAST_KEY);
+    }
+    let (first, last) = (aggregate_key(one, 0), aggregate_key(one, u64::MAX));
+    let mut behind = Vec::new();
+    keys::write_behind_aggregate(&mut behind, &keys_of_one[0]);
+    assert!(last < behind);
+    for revision in [0, revisions[1], u64::MAX] {
+        let key = aggregate_key(other, revision);
+        let is_among_them = first <= key && key <= behind;
+        assert_eq!(is_among_them, one == other, "{one:?} {other:?} {revision}");
+    }
+}
+
+fn id_key(id: &str) -> Vec<u8> {
+    let mut key = Vec::new();
+    keys::write_id(&mut key, id);
+    key
+}
+
+fn aggregate_key(aggregate_id: &str, revision: u64) -> Vec<u8> {
+    let mut key = Vec::new();
+    keys::write_aggregate(&mut key, aggregate_id, revision);
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::panic::catch_unwind;
+    use std::path::Path;
+
+    fn replay(target: &str, body: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+        let inputs: Vec<_> =
+            fs::read_dir(&corpus).expect("a corpus").map(|input| input.expect("a file").path()).collect();
+        assert!(!inputs.is_empty(), "{} is empty", corpus.display());
+        for input in inputs {
+            let bytes = fs::read(&input).expect("an input");
+            catch_unwind(|| body(&bytes)).unwrap_or_else(|_| panic!("{} fails", input.display()));
+        }
+    }
+
+    #[test]
+    fn records_of_the_corpus_are_read_or_refused() {
+        replay("record", super::record);
+    }
+
+    #[test]
+    fn keys_of_the_corpus_keep_their_order() {
+        replay("key", super::key);
+    }
+}

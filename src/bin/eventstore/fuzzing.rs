@@ -1,0 +1,205 @@
+//! What any text must not do to the command: addresses with their options, lines of JSON, whole inputs. `fuzz/` has the
+//! targets that feed these functions; the tests here feed them the inputs that are kept in `fuzz/corpus`.
+
+use std::fmt::{Debug, Display};
+use std::io::Cursor;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use eventstore::{Durability, Error, Event, Expected, Gc, RecordedEvent, StoreOptions, Version};
+use eventstore_kv::{StoreUrl, UrlOptions};
+
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::json;
+
+/// Ends a text in an input. UTF-8 never contains this byte.
+const TEXT_END: u8 = 0xfe;
+
+/// A store's address, and at the same time any other text that options are given as. Nothing is opened.
+pub(crate) fn url(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    comes_back::<Expected>(text);
+    comes_back::<Version>(text);
+    for result in [text.parse::<Durability>().map(drop), text.parse::<Gc>().map(drop)] {
+        result.unwrap_or_else(check_refusal);
+    }
+    let url: StoreUrl = match text.parse() {
+        Ok(url) => url,
+        Err(refusal) => return check_refusal(refusal),
+    };
+    let options: Vec<_> = url.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let printed = format!("{}:{}?{}", url.scheme, url.path.display(), options.join("&"));
+    assert_eq!(printed.parse::<StoreUrl>().expect("what was printed is read"), url);
+
+    let store = |url: &StoreUrl| {
+        let (mut options, mut given) = (StoreOptions::default(), UrlOptions::new(url));
+        options.take_from(&mut given)?;
+        given.finish()?;
+        options.validate()?;
+        Ok(options)
+    };
+    options_come_back(&url, store, store_options);
+    #[cfg(feature = "lmdb")]
+    options_come_back(&url, eventstore::lmdb::Options::from_url, |options| {
+        format!(
+            "create_if_missing={}&map_size={}&max_map_size={}&max_readers={}&read_ahead={}&{}",
+            options.create_if_missing,
+            options.map_size,
+            options.max_map_size,
+            options.max_readers,
+            options.read_ahead,
+            store_options(&options.store)
+        )
+    });
+    #[cfg(feature = "sled")]
+    options_come_back(&url, eventstore::sled::Options::from_url, |options| {
+        let (create, cache) = (options.create_if_missing, options.cache_capacity);
+        format!("create_if_missing={create}&cache_capacity={cache}&{}", store_options(&options.store))
+    });
+}
+
+fn store_options(options: &StoreOptions) -> String {
+    let durability = match options.durability {
+        Durability::Buffered => "buffered",
+        _ => "sync",
+    };
+    format!(
+        "durability={durability}&queue_requests={}&queue_bytes={}&group_events={}&group_bytes={}",
+        options.queue_requests, options.queue_bytes, options.group_events, options.group_bytes
+    )
+}
+
+/// Options that are accepted are accepted again, and are the same, when every one of them is printed in full.
+fn options_come_back<O: Debug>(
+    url: &StoreUrl,
+    read: impl Fn(&StoreUrl) -> Result<O, Error>,
+    print: impl Fn(&O) -> String,
+) {
+    match read(url) {
+        Ok(options) => {
+            let printed = format!("{}:{}?{}", url.scheme, url.path.display(), print(&options));
+            let again = printed.parse().and_then(|url| read(&url)).expect("what was printed is read");
+            assert_eq!(format!("{again:?}"), format!("{options:?}"));
+        }
+        Err(refusal) => check_refusal(refusal),
+    }
+}
+
+fn comes_back<T: FromStr<Err = Error> + Display + PartialEq + Debug>(text: &str) {
+    match text.parse::<T>() {
+        Ok(value) => assert_eq!(value.to_string().parse::<T>().expect("what was printed is read"), value),
+        Err(refusal) => check_refusal(refusal),
+    }
+}
+
+fn check_refusal(refusal: Error) {
+    assert!(matches!(refusal, Error::InvalidOption { .. } | Error::InvalidVersion { .. }), "{refusal:?}");
+    check_failure(&Failure::from(refusal));
+}
+
+/// An error is told in one line.
+fn check_failure(failure: &Failure) {
+    let told = crate::failure::escape_controls(&failure.to_string());
+    assert!(told.starts_with("error[") && !told.contains(char::is_control), "{told:?}");
+}
+
+/// A line as somebody writes it; and at the same time the parts of an event, with `fe` between them, as somebody stores
+/// them: the data, the metadata, the aggregate id, the type and the id.
+pub(crate) fn line(input: &[u8]) {
+    match json::parse(input) {
+        Ok(event) => check_line(&event, input.len() as u64),
+        Err(failure) => check_failure(&failure),
+    }
+    let parts: Vec<_> = input.splitn(5, |&byte| byte == TEXT_END).collect();
+    let part = |at: usize| String::from_utf8_lossy(parts.get(at).unwrap_or(&b"default".as_slice())).into_owned();
+    let event = || Event::builder(part(3), part(2)).id(part(4)).data(parts[0].to_vec());
+    // Most metadata is not what metadata has to be; the rest of the event is worth a try.
+    if let Ok(event) = event().metadata_json(part(1)).build().or_else(|_| event().build()) {
+        check_line(&event, input.iter().fold(0, |time: u64, &byte| time.rotate_left(8) ^ u64::from(byte)));
+    }
+}
+
+/// An event that is printed is one line, and is read as the same event, which is printed in the same way.
+fn check_line(event: &Event, micros: u64) {
+    // `None` on systems whose clocks end earlier.
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros)).unwrap_or(SystemTime::UNIX_EPOCH);
+    let print = |event: &Event| {
+        let mut line = Vec::new();
+        json::write(&mut line, &RecordedEvent::new(Version::new(micros), micros, at, event.clone()))
+            .expect("in memory");
+        line
+    };
+    let line = print(event);
+    assert!(!line.iter().any(|byte| matches!(byte, b'\n' | b'\r')), "it has an end of a line in it");
+    let read = json::parse(&line).expect("what was printed is read");
+    assert_eq!(&read, event);
+    assert_eq!(print(&read), line);
+}
+
+/// No more bytes of lines are taken from one input: a few compressed bytes can be gigabytes.
+const MOST_TAKEN: usize = 1 << 20;
+
+/// A whole input, compressed or not. Without compression, the lines are all of it.
+pub(crate) fn input(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let mut lines = Input::from_reader(Cursor::new(bytes.to_vec())).into_lines().expect("a thread");
+    let (mut taken, mut number, mut is_over, mut is_refused) = (Vec::new(), 0, false, false);
+    while let Some(line) = runtime.block_on(lines.next()) {
+        assert!(!is_over, "nothing comes behind a failure, or behind a line that is cut");
+        match line {
+            Ok(line) => {
+                number += 1;
+                assert_eq!(line.number, number);
+                assert!(!line.bytes.contains(&b'\n'));
+                taken.extend_from_slice(line.bytes);
+                taken.extend_from_slice(if line.is_cut { b"" } else { b"\n" });
+                is_over = line.is_cut;
+            }
+            Err(failure) => {
+                check_failure(&failure);
+                (is_over, is_refused) = (true, true);
+            }
+        }
+        if taken.len() > MOST_TAKEN {
+            return;
+        }
+    }
+    let is_compressed = bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+    if !is_compressed {
+        assert!(!is_refused && taken == bytes, "the lines of an input are all of it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::panic::catch_unwind;
+    use std::path::Path;
+
+    fn replay(target: &str, body: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let inputs: Vec<_> =
+            fs::read_dir(&corpus).expect("a corpus").map(|input| input.expect("a file").path()).collect();
+        assert!(!inputs.is_empty(), "{} is empty", corpus.display());
+        for input in inputs {
+            let bytes = fs::read(&input).expect("an input");
+            catch_unwind(|| body(&bytes)).unwrap_or_else(|_| panic!("{} fails", input.display()));
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_corpus_come_back_or_are_refused() {
+        replay("url", super::url);
+    }
+
+    #[test]
+    fn lines_of_the_corpus_come_back_or_are_refused() {
+        replay("line", super::line);
+    }
+
+    #[test]
+    fn inputs_of_the_corpus_are_read_or_refused() {
+        replay("input", super::input);
+    }
+}
