@@ -21,6 +21,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A directory by the one name that it has, whatever it is called; one that is not there keeps its name.
+fn place(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Reference(Arc<Inner>);
@@ -44,7 +49,13 @@ struct Log {
 }
 
 impl Reference {
+    /// Opens the store in a directory, whatever the name by which it is called.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::open_as(&place(path))
+    }
+
+    /// Opens the store with exactly this name.
+    pub(crate) fn open_as(path: &Path) -> Result<Self> {
         let mut disk = lock(&DISK);
         if !disk.1.insert(path.to_owned()) {
             return Err(Error::Locked { path: path.display().to_string() });
@@ -70,7 +81,7 @@ impl Reference {
     pub(crate) fn write_copy(&self, target: &Path, events: u64) {
         let mut log = lock(&self.0.log).clone();
         log.truncate(Version::new(events));
-        lock(&DISK).0.insert(target.to_owned(), log);
+        lock(&DISK).0.insert(place(target), log);
     }
 
     /// What every method begins with.
@@ -216,7 +227,7 @@ fn page(log: &Log, options: &LoadOptions, size: PageSize) -> Page {
         bytes += event.event.len_bytes();
         bytes >= size.bytes
     });
-    let count = filled.map_or(usize::MAX, |last| last + 1).min(size.events).min(matching.len());
+    let count = filled.map_or(usize::MAX, |last| last + 1).min(size.events.max(1)).min(matching.len());
     let complete = count == matching.len();
     matching.truncate(count);
     Page::new(options, matching, log.latest(), complete)
@@ -265,12 +276,14 @@ impl EventStore for Reference {
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
         let latest = self.take_a_while(ctx).await?;
         let is_empty = !target.exists() || fs::read_dir(target).is_ok_and(|mut content| content.next().is_none());
-        let is_used = |disk: &Disk| disk.0.contains_key(target) || disk.1.contains(target);
-        if !is_empty || is_used(&lock(&DISK)) {
+        let mut log = lock(&self.0.log).clone();
+        log.truncate(latest);
+        let mut disk = lock(&DISK);
+        if !is_empty || disk.0.contains_key(&place(target)) || disk.1.contains(&place(target)) {
             let path = target.display().to_string();
             return Err(Error::Open { path, reason: "it is not empty".to_owned(), source: None });
         }
-        self.write_copy(target, latest.get());
+        disk.0.insert(place(target), log);
         let mut report = BackupReport::default();
         report.latest_version = latest;
         Ok(report)
