@@ -592,9 +592,12 @@ where
     }
 }
 
+/// What was done and the total, each time that a call told of it.
+type Told = Mutex<Vec<(u64, u64)>>;
+
 /// A context that keeps what it is told of the progress.
-fn listening() -> (Context, Arc<Mutex<Vec<(u64, u64)>>>) {
-    let told = Arc::new(Mutex::new(Vec::new()));
+fn listening() -> (Context, Arc<Told>) {
+    let told = Arc::new(Told::default());
     let listener = told.clone();
     let progress = Progress::new(move |done, total| {
         listener.lock().unwrap_or_else(PoisonError::into_inner).push((done, total));
@@ -604,7 +607,7 @@ fn listening() -> (Context, Arc<Mutex<Vec<(u64, u64)>>>) {
 
 /// Fails unless something was told, and what was done never went back or beyond the total.
 #[track_caller]
-fn only_goes_on(told: &Mutex<Vec<(u64, u64)>>, what: &str) -> Checked {
+fn only_goes_on(told: &Told, what: &str) -> Checked {
     let told = told.lock().unwrap_or_else(PoisonError::into_inner);
     ensure!(!told.is_empty(), "{what} ended and told nobody how far it had come");
     let mut before = 0;

@@ -407,23 +407,27 @@ checks! {
         let store = env.open().await?;
         append_one(&store, event("here-1", "here")).await?;
         let there = store.clone();
-        let elsewhere = tokio::task::spawn_blocking(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-            runtime.block_on(async {
-                let seen = load(&there, LoadOptions::all()).await?;
-                expect_eq!(ids(&seen), ["here-1"], "what another runtime loads of an event that was appended before");
-                let stored = append_one(&there, event("there-1", "there")).await?;
-                let reached = there.wait_for_events(&background(), stored.version).await?;
-                expect_eq!(reached, Version::new(3), "the version that wakes another runtime");
-                there.get(&background(), "here-2").await?;
-                Ok(())
-            })
+        let first = on_another_runtime(move || async move {
+            let seen = load(&there, LoadOptions::all()).await?;
+            expect_eq!(ids(&seen), ["here-1"], "what another runtime loads of an event that was appended before");
+            append_one(&there, event("there-1", "there")).await.map(drop)
         });
-        store.wait_for_events(&background(), 1.into()).await?;
+        joined(first).await??;
         let seen = load(&store, LoadOptions::all()).await?;
         expect_eq!(ids(&seen), ["here-1", "there-1"], "what is loaded of an event that another runtime appended");
+        // Each wakes the other.
+        let there = store.clone();
+        let second = on_another_runtime(move || async move {
+            let reached = there.wait_for_events(&background(), 2.into()).await?;
+            expect_eq!(reached, Version::new(3), "the version that wakes another runtime");
+            there.get(&background(), "here-2").await?;
+            append_one(&there, event("there-2", "there")).await.map(drop)
+        });
+        let here = store.clone();
+        let waiting = Background::start([async move { Ok(here.wait_for_events(&background(), 3.into()).await?) }]);
         append_one(&store, event("here-2", "here")).await?;
-        joined(elsewhere).await??;
+        joined(second).await??;
+        expect_eq!(waiting.finish().await?, [Version::new(4)], "the version with which another runtime wakes this one");
         audit(&store).await?;
     }
 
@@ -705,6 +709,18 @@ checks! {
         writers.finish().await?;
         audit(&store).await?;
     }
+}
+
+/// Runs a part of a check on a thread and a runtime of its own.
+fn on_another_runtime<F, Fut>(part: F) -> tokio::task::JoinHandle<Checked>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = Checked>,
+{
+    tokio::task::spawn_blocking(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(part())
+    })
 }
 
 /// Appends `count` batches of `size` events, one after the other.

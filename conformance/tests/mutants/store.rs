@@ -1,39 +1,82 @@
 //! The reference store with one fault: here those of everything but appends and pages.
 
+use std::collections::HashSet;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    BackupReport, Batch, Context, Error, EventStore, Finding, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent,
-    Result, Stats, Stored, VerifyReport, Version, async_trait,
+    BackupReport, Batch, Context, Error, EventStore, Finding, Gc, GcReport, LoadOptions, Page, PageSize, Progress,
+    RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
-use tokio::sync::{RwLock, Semaphore};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Notify, RwLock, Semaphore};
 
 use crate::fault::Fault;
 use crate::reference_store::Reference;
 
-pub(crate) async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Result<Arc<dyn EventStore>> {
-    let number = opened.fetch_add(1, Ordering::Relaxed).to_string();
+/// What the stores of one suite have in common.
+#[derive(Debug, Default)]
+pub(crate) struct Common {
+    openings: AtomicU64,
+    first: Mutex<Option<Reference>>,
+    backups: Mutex<HashSet<PathBuf>>,
+}
+
+pub(crate) async fn open(directory: PathBuf, fault: Fault, common: Arc<Common>) -> Result<Arc<dyn EventStore>> {
+    let number = common.openings.fetch_add(1, Ordering::Relaxed);
+    let other = directory.join(number.to_string());
     let inner = match fault {
-        Fault::ForgetsWhenReopened => Reference::open(&directory.join(number))?,
-        Fault::OpensTwice => Reference::open(&directory).or_else(|_| Reference::open(&directory.join(number)))?,
+        Fault::ForgetsWhenReopened => Reference::open(&other)?,
+        Fault::OpensTwice => Reference::open(&directory).or_else(|_| Reference::open(&other))?,
+        Fault::OpensTwiceByAnotherName => Reference::open_as(&directory)?,
+        Fault::SharesOneStore => {
+            let first = lock(&common.first).clone();
+            first.map_or_else(|| Reference::open(&directory), Ok)?
+        }
         _ => Reference::open(&directory)?,
     };
-    let at_opening = inner.stats(&Context::background()).await?.aggregates;
-    if fault == Fault::IsNeverDropped {
-        std::mem::forget(inner.clone());
+    match fault {
+        Fault::SharesOneStore => *lock(&common.first) = Some(inner.clone()),
+        Fault::IsNeverDropped => std::mem::forget(inner.clone()),
+        Fault::DroppedOpeningKeepsTheLock => {
+            let kept = ManuallyDrop::new(inner.clone());
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+            drop(ManuallyDrop::into_inner(kept));
+        }
+        _ => {}
     }
+    let stats = inner.stats(&Context::background()).await?;
+    if fault == Fault::EmptyStoreDoesNotOpenAgain && number > 0 && stats.latest_version == Version::ZERO {
+        return Err(Error::engine("open", "the file is empty"));
+    }
+    let is_backup = lock(&common.backups).contains(&directory);
     Ok(Arc::new(Mutant {
         inner,
         fault,
+        common,
+        number,
+        is_backup,
         calls: AtomicU64::new(0),
-        at_opening,
+        running: AtomicU64::new(0),
+        durable: AtomicU64::new(stats.latest_version.get()),
+        at_opening: stats.aggregates,
+        latest_at_opening: stats.latest_version.get(),
         happened: AtomicBool::new(false),
         places: Semaphore::new(4),
         waiting: RwLock::new(()),
+        collected: Notify::new(),
+        memory: Mutex::default(),
+        home: Handle::current().runtime_flavor(),
     }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The reference store with one fault.
@@ -41,17 +84,68 @@ pub(crate) async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64
 pub(crate) struct Mutant {
     pub(crate) inner: Reference,
     pub(crate) fault: Fault,
+    common: Arc<Common>,
+    /// How many others of the suite were opened before.
+    pub(crate) number: u64,
+    /// Whether the directory is that of a backup.
+    pub(crate) is_backup: bool,
     pub(crate) calls: AtomicU64,
+    /// Calls that are under way, of the kind that the fault is about.
+    pub(crate) running: AtomicU64,
+    /// The latest version that is certainly on disk.
+    pub(crate) durable: AtomicU64,
     /// Aggregates that were there when it was opened.
-    pub(crate) at_opening: u64,
+    at_opening: u64,
+    pub(crate) latest_at_opening: u64,
     pub(crate) happened: AtomicBool,
     pub(crate) places: Semaphore,
     pub(crate) waiting: RwLock<()>,
+    collected: Notify,
+    /// Names that the fault is about.
+    memory: Mutex<HashSet<String>>,
+    /// The kind of runtime it was opened on.
+    home: RuntimeFlavor,
+}
+
+impl Drop for Mutant {
+    fn drop(&mut self) {
+        if self.has(Fault::BufferedIsLostWhenDropped) {
+            self.inner.lose_after(Version::new(*self.durable.get_mut()));
+        }
+    }
 }
 
 impl Mutant {
     pub(crate) fn has(&self, fault: Fault) -> bool {
         self.fault == fault
+    }
+
+    /// Whether appends are under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn is_at_home(&self) -> bool {
+        Handle::current().runtime_flavor() == self.home
+    }
+
+    pub(crate) fn remember(&self, names: impl IntoIterator<Item = String>) {
+        lock(&self.memory).extend(names);
+    }
+
+    pub(crate) fn remembers(&self, name: &str) -> bool {
+        lock(&self.memory).contains(name)
+    }
+
+    pub(crate) fn forget(&self, names: &[String]) {
+        lock(&self.memory).retain(|name| !names.contains(name));
+    }
+
+    /// Begins one of those calls of which there may be only one at a time.
+    fn alone(&self) -> Result<Call<'_>> {
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let alone = Call(&self.running);
+        if others == 0 { Ok(alone) } else { Err(Error::engine("begin", "another one is under way")) }
     }
 
     /// True every so many calls.
@@ -76,6 +170,15 @@ impl Mutant {
             }
             outcome => outcome,
         }
+    }
+}
+
+/// A call that is under way.
+struct Call<'store>(&'store AtomicU64);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -121,12 +224,41 @@ impl EventStore for Mutant {
     }
 
     async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
-        self.inner.aggregate_revision(&self.context(ctx)?, aggregate_id).await
+        let revision = self.inner.aggregate_revision(&self.context(ctx)?, aggregate_id).await?;
+        let ahead = match self.fault {
+            Fault::RevisionRunsAhead => self.is_busy(),
+            Fault::RefusedMakesTheAggregate => revision == 0 && self.remembers(aggregate_id),
+            _ => false,
+        };
+        Ok(revision + u64::from(ahead))
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
-        if self.has(Fault::WaitEndsTooSoon) {
-            return Ok(after);
+        let mut after = after;
+        match self.fault {
+            Fault::WaitEndsTooSoon => return Ok(after),
+            Fault::WaitReturnsAtAnyAppend => after = after.min(self.inner.latest_version(ctx).await?),
+            Fault::WaitForgetsWhatWasThere => after = after.max(Version::new(self.latest_at_opening)),
+            Fault::WakesTooSoon => loop {
+                let latest = self.inner.latest_version(ctx).await?;
+                if latest > after || self.is_busy() {
+                    return Ok(latest.max(after.next()));
+                }
+                tokio::task::yield_now().await;
+            },
+            Fault::GcEndsFollowers => {
+                let ended = self.collected.notified();
+                return tokio::select! {
+                    reached = self.inner.wait_for_events(ctx, after) => reached,
+                    () = ended => Err(Error::Closed),
+                };
+            }
+            _ => {}
+        }
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let waiting = Call(&self.running);
+        if self.has(Fault::ManyWaitersAreTooMany) && others > 128 {
+            return Err(Error::engine("wait", "too many wait already"));
         }
         if self.has(Fault::LeaksWaits)
             && let Ok(place) = self.places.acquire().await
@@ -140,6 +272,7 @@ impl EventStore for Mutant {
         let background = Context::background();
         let ctx = if self.has(Fault::WaitIgnoresContext) { &background } else { &self.context(ctx)? };
         let reached = self.inner.wait_for_events(ctx, after).await;
+        drop(waiting);
         if self.has(Fault::LeaksWaits) {
             self.places.add_permits(1);
         }
@@ -151,8 +284,17 @@ impl EventStore for Mutant {
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
         self.happened.store(true, Ordering::Relaxed);
-        if self.has(Fault::GcIgnoresContext) {
-            return self.inner.run_gc(&Context::background(), gc).await;
+        let _alone = match self.fault {
+            Fault::OneCollectionAtATime => Some(self.alone()?),
+            _ => None,
+        };
+        match self.fault {
+            Fault::GcIgnoresContext => return self.inner.run_gc(&Context::background(), gc).await,
+            Fault::GcEndsFollowers => self.collected.notify_waiters(),
+            Fault::GcWantsEvents if self.inner.latest_version(ctx).await? == Version::ZERO => {
+                return Err(Error::engine("collect garbage", "there is none"));
+            }
+            _ => {}
         }
         self.ended(self.inner.run_gc(&self.context(ctx)?, gc).await)
     }
@@ -161,7 +303,22 @@ impl EventStore for Mutant {
         let ctx = &self.context(ctx)?;
         self.happened.store(true, Ordering::Relaxed);
         let latest = self.inner.latest_version(ctx).await?.get();
+        let _alone = match self.fault {
+            Fault::OneBackupAtATime => Some(self.alone()?),
+            _ => None,
+        };
+        lock(&self.common.backups).insert(target.to_owned());
         match self.fault {
+            Fault::BackupTellsNothing => {
+                return self.inner.backup(&ctx.clone().with_progress(Progress::none()), target).await;
+            }
+            Fault::ClosingLeavesHalfABackup => {
+                let outcome = self.inner.backup(ctx, target).await;
+                if matches!(outcome, Err(Error::Closed)) {
+                    self.inner.write_copy(target, latest / 2);
+                }
+                return outcome;
+            }
             Fault::HasOnlyRequiredMethods => {
                 return Err(Error::Unsupported { what: "backups".to_owned() });
             }
@@ -190,6 +347,11 @@ impl EventStore for Mutant {
             return Err(Error::Unsupported { what: "verification".to_owned() });
         }
         let before = self.inner.latest_version(ctx).await?;
+        if self.has(Fault::VerifyTellsTooMuch) {
+            let progress = ctx.progress().clone();
+            let ctx = ctx.clone().with_progress(Progress::new(move |done, total| progress.report(done + total, total)));
+            return self.inner.verify(&ctx).await;
+        }
         let mut report = self.ended(self.inner.verify(ctx).await)?;
         if self.has(Fault::VerifyCountsTwice) {
             report.events *= 2;
@@ -203,6 +365,7 @@ impl EventStore for Mutant {
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
         let mut stats = self.inner.stats(&self.context(ctx)?).await?;
         match self.fault {
+            Fault::QueueCountsWhatWasDropped => stats.queued_requests = self.calls.load(Ordering::Relaxed),
             Fault::StatsCountAppends => stats.aggregates = self.calls.load(Ordering::Relaxed),
             Fault::StatsCountSinceOpening => stats.aggregates = stats.aggregates.saturating_sub(self.at_opening),
             _ => {}

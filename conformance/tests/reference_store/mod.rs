@@ -13,35 +13,35 @@ use eventstore_api::{
 use tokio::sync::watch;
 
 /// What closed stores left, by directory, and which directories are open: a disk that is as simple as the store.
-static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+pub(crate) static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
 
-type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
+pub(crate) type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A directory by the one name that it has, whatever it is called; one that is not there keeps its name.
-fn place(path: &Path) -> PathBuf {
+pub(crate) fn place(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Reference(Arc<Inner>);
+pub(crate) struct Reference(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    path: PathBuf,
+pub(crate) struct Inner {
+    pub(crate) path: PathBuf,
     /// The queue for writing.
     turn: tokio::sync::Mutex<()>,
-    log: Mutex<Log>,
+    pub(crate) log: Mutex<Log>,
     /// The latest version; `None` once the store is closed. It changes only while the log is locked.
-    head: watch::Sender<Option<Version>>,
+    pub(crate) head: watch::Sender<Option<Version>>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Log {
+pub(crate) struct Log {
     events: Vec<RecordedEvent>,
     /// Where in `events` an id is.
     ids: HashMap<String, usize>,
@@ -77,13 +77,6 @@ impl Reference {
         Ok(stored)
     }
 
-    /// Writes the first `events` of it to the disk, over whatever is there.
-    pub(crate) fn write_copy(&self, target: &Path, events: u64) {
-        let mut log = lock(&self.0.log).clone();
-        log.truncate(Version::new(events));
-        lock(&DISK).0.insert(place(target), log);
-    }
-
     /// What every method begins with.
     fn check(&self, ctx: &Context) -> Result<Version> {
         let head = self.0.head.borrow().ok_or(Error::Closed)?;
@@ -108,7 +101,7 @@ impl Reference {
 }
 
 impl Inner {
-    fn close(&self) {
+    pub(crate) fn close(&self) {
         let log = lock(&self.log);
         if self.head.send_replace(None).is_some() {
             let mut disk = lock(&DISK);
@@ -183,7 +176,7 @@ impl Log {
         })
     }
 
-    fn truncate(&mut self, latest: Version) {
+    pub(crate) fn truncate(&mut self, latest: Version) {
         while self.latest() > latest
             && let Some(event) = self.events.pop()
         {
