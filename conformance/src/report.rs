@@ -54,11 +54,11 @@ impl RuleReport {
         }
     }
 
-    /// In a word: `FAILED`, `passed`, or `not applicable` if no check was run.
+    /// In a word: `FAILED`, `passed`, or `not run` if no check of it was.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
         match (self.failed, self.passed) {
-            (0, 0) => "not applicable",
+            (0, 0) => "not run",
             (0, _) => "passed",
             _ => "FAILED",
         }
@@ -101,7 +101,7 @@ fn area_of(number: &str) -> usize {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, rule) in self.rules() {
-            writeln!(f, "{number:<4} {:<15} {}", rule.verdict(), Counts(rule))?;
+            writeln!(f, "{number:<4} {:<8} {}", rule.verdict(), Counts(rule))?;
         }
         for CheckReport { check, outcome, .. } in &self.checks {
             if let Outcome::Failed(failure) = outcome {
@@ -150,10 +150,10 @@ mod tests {
             ("order::o9_pages_of_memory", ignored),
         ]);
         let verdicts: Vec<_> = report.rules().into_iter().map(|(number, rule)| (number, rule.verdict())).collect();
-        assert_eq!(verdicts, [("O9", "passed"), ("W1", "FAILED"), ("M3", "not applicable"), ("all", "passed")]);
+        assert_eq!(verdicts, [("O9", "passed"), ("W1", "FAILED"), ("M3", "not run"), ("all", "passed")]);
         assert!(!report.is_ok());
         let text = report.to_string();
-        assert!(text.contains("W1   FAILED          1 passed, 1 failed, 0 not run\n"), "{text}");
+        assert!(text.contains("W1   FAILED   1 passed, 1 failed, 0 not run\n"), "{text}");
         assert!(text.contains("\nwriting::w1_whole_again: it went wrong"), "{text}");
         assert!(text.contains("\nmine: 3 passed, 1 failed, 2 not run in 1.5 s; seed 7; "), "{text}");
     }

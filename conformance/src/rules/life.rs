@@ -71,7 +71,7 @@ checks! {
     #[needs(Backup)]
     #[on(Both)]
     async fn l1_closing_finishes_a_backup_or_ends_it(env: &Env) {
-        for round in 0..6 {
+        for round in [0, 1, 3, 6] {
             let place = env.fresh()?;
             let store = place.open().await?;
             let data = eventstore_api::Bytes::from(vec![7; 16 << 10]);

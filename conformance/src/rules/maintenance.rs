@@ -219,7 +219,7 @@ checks! {
         let store = env.open().await?;
         append_large(&store).await?;
         let all = audit(&store).await?;
-        for _ in 0..3 {
+        for _ in 0..2 {
             let target = env.unused_path();
             let backups = (0..4).map(|_| {
                 let (store, target) = (store.clone(), target.clone());
