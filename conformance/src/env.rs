@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::Profile;
 use crate::failure::{Checked, Failure};
+use crate::journal::{Journal, Observed};
 use crate::random::Random;
 
 /// A handle to the store under test.
@@ -20,6 +21,8 @@ pub(crate) type Factory = Arc<dyn Fn(PathBuf) -> Opening + Send + Sync>;
 pub(crate) struct Env {
     pub(crate) profile: Profile,
     pub(crate) seed: u64,
+    /// What was done to the stores of this check, those of [`Env::fresh`] included.
+    pub(crate) journal: Arc<Journal>,
     factory: Factory,
     root: PathBuf,
     directory: TempDir,
@@ -31,12 +34,15 @@ impl Env {
     /// One with a directory below `root`, whose owner removes it also when the check hangs.
     pub(crate) fn new(profile: Profile, factory: Factory, seed: u64, root: PathBuf) -> Checked<Self> {
         let directory = TempDir::new_in(&root)?;
-        Ok(Env { profile, seed, factory, root, directory, places: AtomicU32::new(0) })
+        let (journal, places) = (Arc::default(), AtomicU32::new(0));
+        Ok(Env { profile, seed, journal, factory, root, directory, places })
     }
 
     /// The same with another empty directory.
     pub(crate) fn fresh(&self) -> Checked<Env> {
-        Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())
+        let mut fresh = Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())?;
+        fresh.journal = self.journal.clone();
+        Ok(fresh)
     }
 
     /// Where the store of this check is.
@@ -77,7 +83,14 @@ impl Env {
 
     /// The same in another directory.
     pub(crate) fn opening_at(&self, directory: &Path) -> Opening {
-        (self.factory)(directory.to_path_buf())
+        let (opening, journal) = ((self.factory)(directory.to_path_buf()), self.journal.clone());
+        let number = journal.next_store();
+        let begun = journal.begin_opening(number, directory);
+        Box::pin(async move {
+            let outcome = opening.await;
+            begun.end(&outcome, |_| "opened".to_owned());
+            outcome.map(|store| Observed::handle(store, number, journal))
+        })
     }
 
     /// Closes and opens again.

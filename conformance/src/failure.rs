@@ -25,7 +25,12 @@ impl Failure {
 
     #[track_caller]
     pub(crate) fn difference(what: fmt::Arguments<'_>, expected: &str, got: &str) -> Self {
-        Failure::new(format!("{what}\n  expected  {}\n  got       {}", shortened(expected), shortened(got)))
+        Failure::new(format!("{what}\n  expected   {}\n  got        {}", shortened(expected), shortened(got)))
+    }
+
+    /// Whether it lists the operations itself, as the shortest program that fails.
+    pub(crate) fn shows_a_program(&self) -> bool {
+        self.what.contains("\n  program ")
     }
 
     /// Adds a line such as the rule or the seed below the message.
@@ -39,10 +44,10 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
         for (label, text) in &self.notes {
-            write!(f, "\n  {label:<9} {text}")?;
+            write!(f, "\n  {label:<10} {text}")?;
         }
         match self.at {
-            Some(at) => write!(f, "\n  checked   at {}:{}", at.file(), at.line()),
+            Some(at) => write!(f, "\n  checked    at {}:{}", at.file(), at.line()),
             None => Ok(()),
         }
     }

@@ -35,14 +35,17 @@ mod check;
 pub mod crash;
 mod env;
 mod events;
+mod journal;
 mod model;
 mod profile;
 mod random;
 mod reading;
+mod report;
 mod rules;
 mod suite;
 mod tasks;
 
 pub use failure::Failure;
 pub use profile::Profile;
-pub use suite::{Outcome, Suite, run};
+pub use report::{CheckReport, Report, RuleReport};
+pub use suite::{CheckInfo, Outcome, Suite, check_environment, run};

@@ -2,10 +2,13 @@ use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use eventstore_api::{Error, EventStore};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -13,7 +16,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::check::{Check, Runtimes};
 use crate::env::{Env, Factory};
 use crate::failure::{Checked, Failure};
-use crate::{Profile, random, rules};
+use crate::{CheckReport, Profile, Report, random, rules};
 
 /// Runs the suite as the `main` of a test target with `harness = false`, and reports on the terminal.
 ///
@@ -27,7 +30,7 @@ where
     Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
 {
     let suite = Suite::new(name, profile, factory);
-    if let Err(failure) = random::check_environment() {
+    if let Err(failure) = check_environment() {
         return refused(name, &failure.to_string());
     }
     let trials = suite.trials();
@@ -35,6 +38,16 @@ where
         return refused(name, "no check is registered");
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Whether the variables of the environment that the suite reads can be read: a mistyped seed must not quietly become
+/// another run. [`run`] asks this itself; a program with a [`Suite`] of its own asks it first.
+///
+/// # Errors
+///
+/// The failure names the variable and its value.
+pub fn check_environment() -> Result<(), Failure> {
+    random::check_environment()
 }
 
 /// A run that checks nothing must not look like one that found nothing.
@@ -52,6 +65,30 @@ pub struct Suite {
     checks: Vec<Arc<Check>>,
 }
 
+/// What a check is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckInfo {
+    /// `area::rule_number_and_rule_in_words`, such as `order::o1_versions_run_from_one_without_a_gap`.
+    pub name: String,
+    /// The number of the rule in the contract, such as `O1`; `None` for checks of all rules together.
+    pub rule: Option<String>,
+    /// What the check holds the store to, in a sentence or two.
+    pub text: String,
+    /// Why the check is not run for this store; `None` if it is.
+    pub ignored: Option<String>,
+}
+
+impl CheckInfo {
+    pub(crate) fn new(name: &str, text: &str) -> Self {
+        let (_, words) = name.split_once("::").unwrap_or_default();
+        let number = words.split_once('_').map_or("", |(number, _)| number);
+        let is_number = number.len() == 2 && number.ends_with(|digit: char| digit.is_ascii_digit());
+        let rule = is_number.then(|| number.to_ascii_uppercase());
+        CheckInfo { name: name.to_owned(), rule, text: text.to_owned(), ignored: None }
+    }
+}
+
 /// How a check ended.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -59,7 +96,8 @@ pub enum Outcome {
     Passed,
     /// It does not.
     Failed(Failure),
-    /// It was not checked, for this reason.
+    /// It was not checked, for this reason: the profile says that the store cannot do it, or it takes more than the trait
+    /// and one process.
     Ignored(String),
 }
 
@@ -79,6 +117,36 @@ impl Suite {
         }
     }
 
+    /// The same with this seed of everything random, in place of that of the environment.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The seed of everything random.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The same with only those checks whose name is wanted.
+    #[must_use]
+    pub fn only(mut self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        self.checks.retain(|check| is_wanted(&check.name));
+        self
+    }
+
+    /// What each check is about, also of those that are ignored for this store.
+    pub fn checks(&self) -> impl Iterator<Item = CheckInfo> {
+        self.checks.iter().map(|check| self.about(check))
+    }
+
+    fn about(&self, check: &Check) -> CheckInfo {
+        let ignored = check.needs.missing(&self.profile).map(str::to_owned);
+        CheckInfo { ignored, ..CheckInfo::new(&check.name, &check.rule) }
+    }
+
     /// The names of all checks, also of those that are ignored for this store.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.checks.iter().map(|check| check.name.as_str())
@@ -94,6 +162,58 @@ impl Suite {
     /// Runs all checks, one after the other.
     pub fn outcomes(&self) -> impl Iterator<Item = (&str, Outcome)> {
         self.checks.iter().map(|check| (check.name.as_str(), self.outcome(check)))
+    }
+
+    /// Runs all checks, as many at the same time as there are `threads`, and tells `ended` of each when it ends, on the
+    /// thread that ran it.
+    ///
+    /// A check that hangs ends with the [time limit](Profile::time_limit) and leaves a thread behind, which ends with the
+    /// process.
+    ///
+    /// ```no_run
+    /// # use std::sync::Arc;
+    /// # use eventstore_api::{Error, EventStore};
+    /// # async fn open(_: std::path::PathBuf) -> Result<Arc<dyn EventStore>, Error> { Err(Error::Closed) }
+    /// use conformance::{Outcome, Profile, Suite};
+    ///
+    /// let suite = Suite::new("mine", Profile::persistent(), |directory| async { open(directory).await });
+    /// let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+    /// let report = suite.run_all(threads, |ended| {
+    ///     if let Outcome::Failed(_) = ended.outcome {
+    ///         println!("{} failed after {:?}", ended.check.name, ended.took);
+    ///     }
+    /// });
+    /// println!("{report}");
+    /// ```
+    pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Report {
+        let began = Instant::now();
+        let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let Some(check) = self.checks.get(place) else { return };
+                let (about, began) = (self.about(check), Instant::now());
+                let outcome = self.outcome(check);
+                let took = if about.ignored.is_some() { Duration::ZERO } else { began.elapsed() };
+                let report = CheckReport { check: about, outcome, took };
+                ended(&report);
+                reports.lock().unwrap_or_else(PoisonError::into_inner).push((place, report));
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads.get() {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+        reports.sort_by_key(|(place, _)| *place);
+        Report {
+            store: self.name.clone(),
+            seed: self.seed,
+            took: began.elapsed(),
+            checks: reports.into_iter().map(|(_, report)| report).collect(),
+        }
     }
 
     fn outcome(&self, check: &Arc<Check>) -> Outcome {
@@ -145,19 +265,21 @@ fn run_limited(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u
     let root = tempfile::Builder::new().prefix("eventstore-conformance-").tempdir()?;
     let env = Env::new(profile.clone(), factory.clone(), seed, root.path().to_path_buf())?;
     let (sender, receiver) = mpsc::sync_channel(1);
-    let body = check.body;
+    let (body, journal) = (check.body, env.journal.clone());
     let thread = thread::Builder::new().name(check.name.clone()).spawn(move || {
         let _ = sender.send(run_on(runtime, body, &env));
     })?;
     match receiver.recv_timeout(profile.limit()) {
         Ok(result) => result,
         Err(mpsc::RecvTimeoutError::Timeout) => {
-            Err(Failure::elsewhere(format!("nothing came for {:?}: something hangs", profile.limit())))
+            let text = format!("nothing came for {:?}: something hangs", profile.limit());
+            Err(Failure::elsewhere(text).note("operations", journal.to_string()))
         }
         Err(mpsc::RecvTimeoutError::Disconnected) => {
             let panic = thread.join().err();
             let text = panic.as_deref().and_then(panic_text).unwrap_or("without a message");
-            Err(Failure::elsewhere(format!("the check panicked: {text}")))
+            let failure = Failure::elsewhere(format!("the check panicked: {text}"));
+            Err(failure.note("operations", journal.to_string()))
         }
     }
 }
@@ -169,7 +291,12 @@ fn run_on(runtime: &str, body: crate::check::Body, env: &Env) -> Checked {
     };
     // More threads than the machine may have cores: what can interleave, should.
     let runtime = builder.worker_threads(4).enable_time().build()?;
-    runtime.block_on(body(env))
+    let outcome = runtime.block_on(body(env));
+    // Now, while what still runs is not yet dropped with the runtime. A program of the model is its operations.
+    outcome.map_err(|failure| match failure.shows_a_program() {
+        true => failure,
+        false => failure.note("operations", env.journal.to_string()),
+    })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> Option<&str> {

@@ -1,8 +1,10 @@
 //! S: following the store.
 
+use std::pin::pin;
+
 use eventstore_api::{
-    CancellationToken, Context, Direction, Error, EventStore, EventStoreExt, EventStream, LoadOptions, RecordedEvent,
-    Version,
+    CancellationToken, Context, Direction, Error, EventStore, EventStoreExt, EventStream, Gc, LoadOptions,
+    RecordedEvent, Version,
 };
 
 use crate::check::checks;
@@ -139,6 +141,138 @@ checks! {
                 let version = store.wait_for_events(&background(), after.into()).await?;
                 expect_eq!(version.get(), number + 1, "the latest version, when it is greater than {after} already");
             }
+        }
+    }
+
+    /// S1: Waiting for a version that is further away ends with that version, and not with those before it.
+    #[on(Both)]
+    async fn s1_waiting_for_a_later_version_ends_with_it(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("event-1", "a")).await?;
+        let ctx = background();
+        let mut wait = pin!(store.wait_for_events(&ctx, 4.into()));
+        for number in 2..=4 {
+            let early = polled(3, wait.as_mut()).await;
+            ensure!(early.is_none(), "waiting for more than 4 events ends at {}: {early:?}", number - 1);
+            append_one(&store, event(format!("event-{number}"), "a")).await?;
+        }
+        let early = polled(3, wait.as_mut()).await;
+        ensure!(early.is_none(), "waiting for more than 4 events ends at 4: {early:?}");
+        append_one(&store, event("event-5", "a")).await?;
+        expect_eq!(wait.await?, Version::new(5), "the version that was waited for");
+    }
+
+    /// S1: Waiting in a store that was opened again returns at once what was there before.
+    #[needs(Persistence)]
+    #[on(Both)]
+    async fn s1_waiting_after_reopening_knows_what_was_there(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        let store = env.reopen(store).await?;
+        for after in 0..3 {
+            let reached = store.wait_for_events(&background(), after.into()).await?;
+            expect_eq!(reached, Version::new(3), "the version that is there after reopening, waiting after {after}");
+        }
+        let early = polled(3, store.wait_for_events(&background(), 3.into())).await;
+        ensure!(early.is_none(), "waiting for a new event ends with the reopening: {early:?}");
+        append_one(&store, event("new", "a")).await?;
+        let reached = store.wait_for_events(&background(), 3.into()).await?;
+        expect_eq!(reached, Version::new(4), "the version of the first event after reopening");
+    }
+
+    /// S1: A subscription since the last version seen goes on after reopening, with nothing missing and nothing twice.
+    #[needs(Persistence)]
+    async fn s1_following_goes_on_after_reopening(env: &Env) {
+        let mut store = env.open().await?;
+        let mut seen: Vec<RecordedEvent> = Vec::new();
+        for round in 0..4 {
+            append(&store, events(&format!("round-{round}"), "a", 5)).await?;
+            let since = seen.last().map_or(Version::ZERO, |event| event.version);
+            let mut stream = store.subscribe(&background(), since);
+            // Not all of them: the rest comes in the next opening.
+            for _ in 0..4 {
+                let event = next(&mut stream).await?;
+                add_page(&mut seen, vec![event], Direction::Forward)?;
+            }
+            drop(stream);
+            store = env.reopen(store).await?;
+        }
+        append_one(&store, event("last", "a")).await?;
+        let since = seen.last().map_or(Version::ZERO, |event| event.version);
+        seen.extend(until(store.subscribe(&background(), since), "last").await?);
+        same_events(&seen, &audit(&store).await?, "what a subscriber saw over five openings")?;
+    }
+
+    /// S1: A subscription from beyond the end gives only what comes beyond, and one from the last version there can be
+    /// gives nothing.
+    #[on(Both)]
+    async fn s1_a_subscription_from_beyond_the_end_gives_what_comes_beyond(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("early", "a", 3)).await?;
+        let token = CancellationToken::new();
+        let ctx = Context::background().with_cancellation(token.clone());
+        let mut beyond = store.subscribe(&ctx, Version::new(5));
+        let mut never = store.subscribe(&ctx, Version::new(u64::MAX));
+        for id in ["event-4", "event-5", "event-6"] {
+            for stream in [&mut beyond, &mut never] {
+                let early = polled(3, stream.next()).await;
+                ensure!(early.is_none(), "a subscription from beyond the end gives {early:?} before {id}");
+            }
+            append_one(&store, event(id, "a")).await?;
+        }
+        expect_eq!(next(&mut beyond).await?.event.id(), "event-6", "the first event of a subscription since version 5");
+        let early = polled(3, never.next()).await;
+        ensure!(early.is_none(), "a subscription from the last version there can be gives {early:?}");
+        token.cancel();
+        let end = never.next().await.map_or(Ok(()), |last| last.map(drop));
+        expect_err!(end, Error::Cancelled, "the end of a subscription from the last version there can be");
+    }
+
+    /// S1: However many follow, all see every event.
+    #[on(Both)]
+    async fn s1_however_many_follow_all_see_every_event(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let mut streams: Vec<_> = (0..300).map(|_| store.subscribe(&background(), Version::ZERO)).collect();
+        for stream in &mut streams {
+            expect_eq!(next(stream).await?.event.id(), "first", "the first event of one of 300 subscriptions");
+            polled(2, stream.next()).await;
+        }
+        let following = Background::start(streams.into_iter().map(|stream| until(stream, "last")));
+        write(&store, 2, 10).finish().await?;
+        append_one(&store, event("last", "a")).await?;
+        let all = audit(&store).await?;
+        for seen in following.finish().await? {
+            same_events(&seen, &all[1..], "what one of 300 subscriptions gave")?;
+        }
+    }
+
+    /// S1: Following goes on through garbage collections of either kind.
+    #[on(Both)]
+    async fn s1_following_goes_on_through_collections(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 6).await?;
+        let options = [LoadOptions::all(), LoadOptions::since(4.into()), LoadOptions::all().aggregate("a")];
+        let mut streams = options.clone().map(|options| store.subscribe(&background(), options));
+        let mut seen = [const { Vec::new() }; 3];
+        for (number, gc) in [Gc::Quick, Gc::Full, Gc::Quick, Gc::Full].into_iter().enumerate() {
+            for (stream, seen) in streams.iter_mut().zip(&mut seen) {
+                // Up to where it has to wait.
+                while let Some(event) = polled(3, stream.next()).await {
+                    seen.extend(event.transpose()?);
+                }
+            }
+            match store.run_gc(&background(), gc).await {
+                Err(Error::Unsupported { .. }) if gc == Gc::Full => {}
+                outcome => drop(outcome?),
+            }
+            append_one(&store, event(format!("after-{number}"), "a")).await?;
+        }
+        append_one(&store, event("last", "a")).await?;
+        let all = audit(&store).await?;
+        for ((stream, mut seen), options) in streams.into_iter().zip(seen).zip(options) {
+            seen.extend(until(stream, "last").await?);
+            same_events(&seen, &select(&all, &options), &format!("what a subscription with {options:?} gave"))?;
         }
     }
 

@@ -1,6 +1,6 @@
 //! L: opening, closing, and opening again.
 
-use eventstore_api::{Error, EventStore, EventStoreExt, LoadOptions, Version};
+use eventstore_api::{Batch, Error, Event, EventStore, EventStoreExt, LoadOptions, Version};
 
 use crate::calls::call_every_method;
 use crate::check::checks;
@@ -23,6 +23,83 @@ checks! {
                     expect_err!(outcome, Error::Closed, "`{method}` after `close`");
                 }
             }
+        }
+    }
+
+    /// L1: A closed store refuses also what would do nothing: an empty batch, a repetition, a read of no event.
+    async fn l1_a_closed_store_refuses_also_what_would_do_nothing(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        store.close().await?;
+        let ctx = background();
+        for (what, batch) in [("an empty batch", Batch::new(vec![])), ("a repetition", Batch::from(event("first", "a")))] {
+            expect_err!(store.store_batch(&ctx, batch).await, Error::Closed, "{what} after `close`");
+        }
+        let every = LoadOptions::all();
+        for options in [
+            every.clone().limit(0),
+            every.clone().before(Version::ZERO),
+            every.aggregate("nobody"),
+            LoadOptions::since(1.into()),
+            LoadOptions::since(u64::MAX.into()),
+        ] {
+            let page = store.load_page(&ctx, &options, pages_of(1)).await;
+            expect_err!(page, Error::Closed, "a page of no event, {options:?}, after `close`");
+        }
+        expect_err!(store.get(&ctx, "nobody").await, Error::Closed, "getting an unknown id after `close`");
+        expect_err!(store.get(&ctx, &"x".repeat(256)).await, Error::Closed, "getting an over-long id after `close`");
+        expect_err!(store.aggregate_revision(&ctx, "nobody").await, Error::Closed, "an unknown aggregate after `close`");
+    }
+
+    /// L1: A store without events can be closed, dropped and opened again.
+    #[on(Both)]
+    async fn l1_an_empty_store_can_be_closed_and_opened_again(env: &Env) {
+        let mut store = env.open().await?;
+        for _ in 0..3 {
+            store = env.reopen(store).await?;
+            expect_eq!(audit(&store).await?, [], "the events of an empty store that was closed");
+            drop(store);
+            store = env.open().await?;
+            expect_eq!(audit(&store).await?, [], "the events of an empty store that was dropped");
+        }
+        let stored = append_one(&store, event("first", "a")).await?;
+        expect_eq!(stored.version, Version::new(1), "the first version of a store that was empty at several openings");
+    }
+
+    /// L1: A backup that is under way when the store is closed is finished, or ends with `Closed` and leaves nothing that
+    /// opens.
+    #[needs(Backup)]
+    #[on(Both)]
+    async fn l1_closing_finishes_a_backup_or_ends_it(env: &Env) {
+        for round in [0, 1, 3, 6] {
+            let place = env.fresh()?;
+            let store = place.open().await?;
+            let data = eventstore_api::Bytes::from(vec![7; 16 << 10]);
+            let large = |number| Event::builder("Large", "a").id(format!("large-{number}")).data(data.clone()).build();
+            append(&store, (0..100).map(large).collect::<Result<Vec<_>, _>>()?).await?;
+            let all = audit(&store).await?;
+            let target = place.unused_path();
+            let backup = Background::start([{
+                let (store, target) = (store.clone(), target.clone());
+                async move { Ok(store.backup(&background(), &target).await) }
+            }]);
+            for _ in 0..round {
+                tokio::task::yield_now().await;
+            }
+            store.close().await?;
+            match backup.finish().await?.remove(0) {
+                Ok(_) => same_events(&audit(&place.open_at(&target).await?).await?, &all, "the events of a finished backup")?,
+                outcome => {
+                    expect_err!(outcome, Error::Closed, "a backup of a store that is closed meanwhile");
+                    if let Ok(opened) = place.opening_at(&target).await {
+                        let latest = opened.latest_version(&background()).await?;
+                        expect_eq!(latest, Version::ZERO, "the latest version of what a backup left that closing ended");
+                    }
+                }
+            }
+            drop(store);
+            let kept = if env.profile.survives_closing() { all.as_slice() } else { &[] };
+            same_events(&audit(&place.open().await?).await?, kept, "the events after closing beside a backup")?;
         }
     }
 
@@ -261,6 +338,48 @@ checks! {
             expect_eq!((opened.len(), locked), (1, 7), "how many of eight openings succeed, and how many are `Locked`");
             append_one(&opened[0], event(format!("round-{round}"), "a")).await?;
             audit(&opened[0]).await?;
+        }
+    }
+
+    /// L2: A second opening by another name of the same place is `Locked`.
+    #[needs(Locking)]
+    async fn l2_another_name_of_the_place_is_the_same_store(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        let mut names = vec![env.directory().join(".")];
+        if let (Some(parent), Some(name)) = (env.directory().parent(), env.directory().file_name()) {
+            names.push(parent.join(name).join("..").join(name));
+        }
+        #[cfg(unix)]
+        {
+            let link = env.unused_path();
+            std::os::unix::fs::symlink(env.directory(), &link)?;
+            names.push(link);
+        }
+        for name in names {
+            let second = env.opening_at(&name).await;
+            expect_err!(second, Error::Locked { .. }, "opening an open store as {}", name.display());
+        }
+        append_one(&store, event("after", "a")).await?;
+        expect_eq!(audit(&store).await?.len(), 4, "the number of events after second openings by other names");
+    }
+
+    /// L2: An opening whose future is dropped leaves no lock behind.
+    #[needs(Locking)]
+    #[on(Both)]
+    async fn l2_an_opening_that_is_dropped_leaves_no_lock(env: &Env) {
+        for polls in 0..6 {
+            drop(polled(polls, env.opening()).await);
+            // What was under way may take a moment to end.
+            let store = loop {
+                match env.opening().await {
+                    Err(Error::Locked { .. }) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+                    outcome => break outcome?,
+                }
+            };
+            append_one(&store, event(format!("polls-{polls}"), "a")).await?;
+            audit(&store).await?;
+            store.close().await?;
         }
     }
 

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, Gc, LoadOptions, Progress, RecordedEvent,
-    VerifyReport, Version,
+    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, Expected, Gc, LoadOptions, Progress,
+    RecordedEvent, StoreOutcome, Stored, VerifyReport, Version,
 };
 
 use crate::check::checks;
@@ -16,7 +17,7 @@ use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
 use crate::reading::{audit, load, same_events};
-use crate::tasks::{Background, polled};
+use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
 
 checks! {
     /// M1: A backup that was taken while writers write is a store of its own with the first events of this one, and no
@@ -91,6 +92,65 @@ checks! {
         }
     }
 
+    /// M1: A backup knows the ids and revisions of its events: repetitions, duplicates and conditions are decided as in the
+    /// store.
+    #[needs(Backup)]
+    async fn m1_a_backup_knows_the_ids_and_revisions_of_its_events(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 6).await?;
+        let first = append_one(&store, event("one", "x")).await?;
+        let target = env.unused_path();
+        store.backup(&background(), &target).await?;
+        let backup = env.open_at(&target).await?;
+        let again = append_one(&backup, event("one", "x")).await?;
+        let place = Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored);
+        expect_eq!(again, place, "the place of an event that is repeated in a backup");
+        let other = Event::builder("Other", "x").id("one").build()?;
+        expect_err!(
+            backup.store_batch(&background(), other.into()).await,
+            Error::DuplicateEvent { version: Some(version), .. } if version == first.version,
+            "an append of an id that is taken in a backup"
+        );
+        let refused = Batch::from(event("two", "x")).expected(Expected::NoEvents);
+        expect_err!(
+            backup.store_batch(&background(), refused).await,
+            Error::VersionConflict { actual: 1, .. },
+            "an append on a condition that does not hold in a backup"
+        );
+        append(&backup, Batch::from(event("two", "x")).expected(Expected::Revision(1))).await?;
+        audit(&backup).await?;
+    }
+
+    /// M1: Backups that are taken at the same time are each complete.
+    #[needs(Backup)]
+    #[on(Both)]
+    async fn m1_backups_at_the_same_time_are_each_complete(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        let targets: Vec<_> = (0..3).map(|_| env.unused_path()).collect();
+        let backups = targets.iter().cloned().map(|target| {
+            let store = store.clone();
+            async move { Ok(store.backup(&background(), &target).await?) }
+        });
+        all_at_once(backups.collect::<Vec<_>>()).await?;
+        for target in targets {
+            let backup = env.open_at(&target).await?;
+            same_events(&audit(&backup).await?, &all, "the events of one of three backups at the same time")?;
+            backup.close().await?;
+        }
+    }
+
+    /// M1: A backup tells how far it has come, never more than the total and never less than before.
+    #[needs(Backup)]
+    async fn m1_a_backup_tells_how_far_it_has_come(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let (ctx, told) = listening();
+        store.backup(&ctx, &env.unused_path()).await?;
+        only_goes_on(&told, "a backup")?;
+    }
+
     /// M1: A backup of an empty store is an empty store.
     #[needs(Backup)]
     async fn m1_a_backup_of_an_empty_store_is_empty(env: &Env) {
@@ -150,6 +210,37 @@ checks! {
         fs::create_dir(&empty)?;
         store.backup(&background(), &empty).await?;
         expect_eq!(audit(&env.open_at(&empty).await?).await?.len(), 11, "the events of a backup to an empty directory");
+    }
+
+    /// M2: Of backups into one directory at the same time one succeeds, and it is complete.
+    #[needs(Backup)]
+    #[on(Both)]
+    async fn m2_of_backups_into_one_directory_at_once_one_succeeds(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        for _ in 0..2 {
+            let target = env.unused_path();
+            let backups = (0..4).map(|_| {
+                let (store, target) = (store.clone(), target.clone());
+                async move { store.backup(&background(), &target).await }
+            });
+            let mut succeeded = 0;
+            for outcome in at_once(backups.collect::<Vec<_>>()).await? {
+                match outcome {
+                    Ok(_) => succeeded += 1,
+                    refused => expect_err!(
+                        refused,
+                        Error::Open { .. } | Error::Locked { .. },
+                        "a backup into a directory to which another is written"
+                    ),
+                }
+            }
+            expect_eq!(succeeded, 1, "how many of four backups into one directory succeed");
+            let backup = env.open_at(&target).await?;
+            same_events(&audit(&backup).await?, &all, "the events of the one backup that succeeded")?;
+            backup.close().await?;
+        }
     }
 
     /// M2: A backup whose context ends, or whose future is dropped, leaves nothing that opens and can be taken again.
@@ -256,6 +347,16 @@ checks! {
         append_one(&store, event("after", "a")).await?;
     }
 
+    /// M3: A verification tells how far it has come, never more than the total and never less than before.
+    #[needs(Verification)]
+    async fn m3_a_verification_tells_how_far_it_has_come(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let (ctx, told) = listening();
+        store.verify(&ctx).await?;
+        only_goes_on(&told, "a verification")?;
+    }
+
     /// M3: A verification names what is wrong.
     #[ignore = "needs a hand on the files of the store"]
     async fn m3_damage_is_named(_env: &Env) {}
@@ -321,6 +422,60 @@ checks! {
         append_one(&store, event("after", "a")).await?;
     }
 
+    /// M4: A garbage collection of an empty store does nothing, and the store goes on.
+    async fn m4_a_collection_of_an_empty_store_does_nothing(env: &Env) {
+        let store = env.open().await?;
+        for gc in [Gc::Quick, Gc::Full] {
+            collect(&store, &background(), gc).await?;
+            expect_eq!(audit(&store).await?, [], "the events after a collection ({gc:?}) of an empty store");
+        }
+        let stored = append_one(&store, event("first", "a")).await?;
+        expect_eq!(stored.version, Version::new(1), "the first version after collections of an empty store");
+    }
+
+    /// M4: Garbage collections at the same time all end well, and change no event.
+    #[on(Both)]
+    async fn m4_collections_at_the_same_time_end_well(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let all = audit(&store).await?;
+        let collections = (0..4).map(|number| {
+            let store = store.clone();
+            let gc = if number % 2 == 0 { Gc::Quick } else { Gc::Full };
+            async move { Ok(collect(&store, &background(), gc).await?) }
+        });
+        all_at_once(collections.collect::<Vec<_>>()).await?;
+        same_events(&audit(&store).await?, &all, "the events after collections at the same time")?;
+        append_one(&store, event("after", "a")).await?;
+    }
+
+    /// M5: `stats` of a store at rest have nothing queued, also after appends that were dropped and cancelled.
+    #[on(Both)]
+    async fn m5_stats_of_a_store_at_rest_have_nothing_queued(env: &Env) {
+        let store = env.open().await?;
+        for number in 0..100 {
+            let token = CancellationToken::new();
+            let ctx = Context::background().with_cancellation(token.clone());
+            let appending = store.store_batch(&ctx, events(&format!("ended-{number}"), "a", 2).into());
+            if number % 2 == 0 {
+                polled(number % 5, appending).await;
+            } else {
+                drop(interrupted(number % 5, appending, || token.cancel()).await);
+            }
+        }
+        // What was still on its way comes before these; a place may be given back a moment after the answer.
+        let mut queued = (u64::MAX, u64::MAX);
+        for number in 0..100 {
+            append_one(&store, event(format!("last-{number}"), "b")).await?;
+            let stats = store.stats(&background()).await?;
+            queued = (stats.queued_requests, stats.queued_bytes);
+            if queued == (0, 0) {
+                break;
+            }
+        }
+        expect_eq!(queued, (0, 0), "the appends and bytes that are queued in a store at rest");
+    }
+
     /// M5: `stats` tells the numbers of events and aggregates as they are.
     #[on(Both)]
     async fn m5_stats_count_events_and_aggregates(env: &Env) {
@@ -330,7 +485,7 @@ checks! {
         counts(&store, 10, 3, "a history").await?;
         append_history(&store, 10).await?;
         counts(&store, 10, 3, "a repeated history").await?;
-        let refused = Batch::new(events("refused", "other", 2)).expected(eventstore_api::Expected::Exists);
+        let refused = Batch::new(events("refused", "other", 2)).expected(Expected::Exists);
         expect_err!(store.store_batch(&background(), refused).await, Error::VersionConflict { .. }, "a false condition");
         counts(&store, 10, 3, "a refused append").await?;
         let many: Vec<_> = (0..500).map(|number| event(format!("own-{number}"), &format!("own-{number}"))).collect();
@@ -435,6 +590,33 @@ where
             &format!("Err({other:?})"),
         )),
     }
+}
+
+/// What was done and the total, each time that a call told of it.
+type Told = Mutex<Vec<(u64, u64)>>;
+
+/// A context that keeps what it is told of the progress.
+fn listening() -> (Context, Arc<Told>) {
+    let told = Arc::new(Told::default());
+    let listener = told.clone();
+    let progress = Progress::new(move |done, total| {
+        listener.lock().unwrap_or_else(PoisonError::into_inner).push((done, total));
+    });
+    (Context::background().with_progress(progress), told)
+}
+
+/// Fails unless something was told, and what was done never went back or beyond the total.
+#[track_caller]
+fn only_goes_on(told: &Told, what: &str) -> Checked {
+    let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure!(!told.is_empty(), "{what} ended and told nobody how far it had come");
+    let mut before = 0;
+    for &(done, total) in told.iter() {
+        ensure!(done <= total, "{what} tells of {done} done of {total}");
+        ensure!(done >= before, "{what} tells of {done} done after {before}");
+        before = done;
+    }
+    Ok(())
 }
 
 /// Collects garbage, if the engine has this kind.

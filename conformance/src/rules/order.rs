@@ -1,7 +1,9 @@
 //! O: one total order, and every read agrees with it.
 
+use eventstore_api::limits::MAX_BATCH_BYTES;
 use eventstore_api::{
-    Context, Direction, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, PageSize, Version,
+    Batch, Context, Direction, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, PageSize,
+    RecordedEvent, Version,
 };
 
 use crate::check::checks;
@@ -9,7 +11,7 @@ use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
 use crate::reading::{add_page, audit, ids, is_prefix, load, load_pages, pages_of, same_events, select};
-use crate::tasks::{Background, all_at_once, joined};
+use crate::tasks::{Background, all_at_once, joined, polled};
 
 checks! {
     /// O1: Versions are 1 to `latest_version` without a gap.
@@ -66,7 +68,7 @@ checks! {
             expect_eq!(page.head, Version::ZERO, "the head of an empty store: {options:?}");
         }
         for expected in [Expected::Any, Expected::Exists, Expected::Revision(9), Expected::LatestVersion(9.into())] {
-            let batch = eventstore_api::Batch::new(vec![]).expected(expected);
+            let batch = Batch::new(vec![]).expected(expected);
             expect_eq!(
                 store.store_batch(&background(), batch).await?,
                 [],
@@ -105,6 +107,50 @@ checks! {
         let after = audit(&store).await?;
         same_events(&after[..before.len()], &before, "the events before garbage collection under load")?;
         expect_eq!(after.len(), 120, "the number of events after garbage collection under load");
+    }
+
+    /// O1: Versions are each store's own: stores in different places share nothing, though they are open at the same time.
+    async fn o1_stores_in_different_places_share_nothing(env: &Env) {
+        let places = [env.fresh()?, env.fresh()?, env.fresh()?];
+        let mut stores = Vec::new();
+        for (number, place) in places.iter().enumerate() {
+            let store = place.open().await?;
+            // The same ids of the same aggregate, with other content in each, and in each one more.
+            let own = |at| Event::builder("Happened", "a").id(format!("event-{at}")).json(&number).build();
+            append(&store, (0..=number).map(own).collect::<Result<Vec<_>, _>>()?).await?;
+            stores.push(store);
+        }
+        for (number, store) in stores.iter().enumerate() {
+            let all = audit(store).await?;
+            expect_eq!(all.len(), number + 1, "the number of events in the store {number} of three");
+            for event in all {
+                expect_eq!(event.event.json::<usize>()?, number, "the content of an event of the store {number}");
+            }
+        }
+        let woken = polled(4, stores[0].wait_for_events(&background(), 1.into())).await;
+        ensure!(woken.is_none(), "waiting in a store with one event ends because others have more: {woken:?}");
+        stores[0].close().await?;
+        for store in &stores[1..] {
+            append_one(store, event("after another was closed", "a")).await?;
+        }
+    }
+
+    /// O1: An event keeps its version, its revision and its time while writers write.
+    #[on(Both)]
+    async fn o1_an_event_keeps_its_place_while_writers_write(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let mut seen = load(&store, LoadOptions::all()).await?;
+        let writers = Background::start((0..4).map(|writer| write(store.clone(), format!("writer-{writer}"), 20, 2)));
+        while writers.is_running() {
+            let all = load(&store, LoadOptions::all()).await?;
+            same_events(&all[..seen.len().min(all.len())], &seen, "the events that an earlier load gave")?;
+            seen = all;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        let all = audit(&store).await?;
+        same_events(&all[..seen.len().min(all.len())], &seen, "the events that were loaded while writers wrote")?;
     }
 
     /// O2: The new events of a batch get consecutive versions in the batch's order, whoever else writes.
@@ -165,6 +211,44 @@ checks! {
         all_at_once(writers).await?;
         // The audit checks the revisions of everything.
         expect_eq!(audit(&store).await?.len(), 6 + 6 * 30, "the number of events");
+    }
+
+    /// O3: An append that is refused makes no aggregate: it has no revision, no events, and is not counted.
+    async fn o3_a_refused_append_makes_no_aggregate(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("first", "a")).await?;
+        let conflict = Batch::from(event("new-1", "new")).expected(Expected::Exists);
+        let outcome = store.store_batch(&background(), conflict).await;
+        expect_err!(outcome, Error::VersionConflict { .. }, "an append that wants a new aggregate to exist");
+        let duplicate = vec![event("new-1", "new"), event("first", "new")];
+        let outcome = store.store_batch(&background(), duplicate.into()).await;
+        expect_err!(outcome, Error::DuplicateEvent { .. }, "an append whose second event has an id that is taken");
+        let revision = store.aggregate_revision(&background(), "new").await?;
+        expect_eq!(revision, 0, "the revision of an aggregate whose only appends were refused");
+        let stats = store.stats(&background()).await?;
+        expect_eq!(stats.aggregates, 1, "the number of aggregates after refused appends to a second");
+        let stored = append(&store, Batch::from(event("new-1", "new")).expected(Expected::NoEvents)).await?;
+        expect_eq!(stored[0].revision, 1, "the first revision after refused appends");
+        audit(&store).await?;
+    }
+
+    /// O3: `aggregate_revision` never goes back, and never counts an event that cannot be loaded.
+    #[on(Both)]
+    async fn o3_the_revision_counts_what_can_be_loaded_while_writers_write(env: &Env) {
+        let store = env.open().await?;
+        let writers = Background::start((0..4).map(|writer| write(store.clone(), format!("writer-{writer}"), 40, 2)));
+        let mut last = 0;
+        while writers.is_running() {
+            let revision = store.aggregate_revision(&background(), "a").await?;
+            ensure!(revision >= last, "the revision of an aggregate went back from {last} to {revision}");
+            let newest = load(&store, LoadOptions::all().aggregate("a").backward().limit(1)).await?;
+            let loaded = newest.first().map_or(0, |event| event.revision);
+            ensure!(loaded >= revision, "the revision is {revision}, but the newest event has only {loaded}");
+            last = revision;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        audit(&store).await?;
     }
 
     /// O4: `load` since a version gives exactly the events with a greater version, ascending.
@@ -230,6 +314,121 @@ checks! {
             let expected = select(&load(&store, LoadOptions::all()).await?, &options.clone().before(first.head.next()));
             same_events(&seen, &expected, &format!("a load shows the store as of its first page: {options:?}"))?;
         }
+    }
+
+    /// O5: What a load of one aggregate shows while writers write is a prefix of the aggregate, in every direction.
+    #[on(Both)]
+    async fn o5_a_load_of_an_aggregate_while_writers_write_shows_its_prefix(env: &Env) {
+        let store = env.open().await?;
+        let writers = Background::start((0..4).map(|writer| write(store.clone(), format!("writer-{writer}"), 40, 3)));
+        let mut loads = 0_usize;
+        while writers.is_running() || loads < 3 {
+            let acknowledged = store.aggregate_revision(&background(), "a").await?;
+            let every = LoadOptions::all().aggregate("a");
+            let mut loaded = match loads % 3 {
+                0 => load(&store, every).await?,
+                1 => load_pages(&store, every, pages_of(4)).await?,
+                _ => load_pages(&store, every.backward(), pages_of(4)).await?,
+            };
+            if loads % 3 == 2 {
+                loaded.reverse();
+            }
+            let revisions: Vec<_> = loaded.iter().map(|event| event.revision).collect();
+            let expected: Vec<_> = (1..=revisions.len() as u64).collect();
+            expect_eq!(revisions, expected, "the revisions of an aggregate that is written to");
+            let count = revisions.len() as u64;
+            ensure!(count >= acknowledged, "a load that began at revision {acknowledged} shows only {count} events");
+            loads += 1;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        audit(&store).await?;
+    }
+
+    /// O5: Every page tells the latest version as its head, whatever is asked for and however little is found.
+    async fn o5_every_page_tells_the_latest_version_as_its_head(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 9).await?;
+        let every = LoadOptions::all();
+        for options in [
+            every.clone(),
+            every.clone().backward(),
+            every.clone().limit(0),
+            every.clone().limit(2),
+            every.clone().before(4.into()),
+            every.clone().before(Version::ZERO),
+            every.clone().before(u64::MAX.into()),
+            every.clone().aggregate("a"),
+            every.clone().aggregate("nobody"),
+            every.aggregate("b").backward().limit(1),
+            LoadOptions::since(9.into()),
+            LoadOptions::since(u64::MAX.into()),
+        ] {
+            for size in [pages_of(1), PageSize::FIRST] {
+                let page = store.load_page(&background(), &options, size).await?;
+                expect_eq!(page.head, Version::new(9), "the head of a page of nine events with {options:?}");
+            }
+        }
+    }
+
+    /// O6: Who was woken by an append sees what woke it.
+    #[on(Both)]
+    async fn o6_who_was_woken_sees_what_woke_it(env: &Env) {
+        let store = env.open().await?;
+        let followers = Background::start((0..4).map(|_| {
+            let store = store.clone();
+            async move {
+                let mut last = Version::ZERO;
+                while last < Version::new(60) {
+                    let reached = store.wait_for_events(&background(), last).await?;
+                    let there = LoadOptions::since(Version::new(reached.get() - 1)).limit(1);
+                    let page = store.load_page(&background(), &there, PageSize::FIRST).await?;
+                    let version = page.events.first().map(|event| event.version);
+                    expect_eq!(version, Some(reached), "the event at the version that waiting ended with");
+                    let latest = store.latest_version(&background()).await?;
+                    ensure!(latest >= reached, "`latest_version` is {latest} after waiting ended with {reached}");
+                    last = reached;
+                }
+                Ok(())
+            }
+        }));
+        for number in 0..60 {
+            append_one(&store, event(format!("event-{number}"), "a")).await?;
+            if number % 3 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        followers.finish().await?;
+    }
+
+    /// O6: Other threads and other runtimes see the same store: what one appended the other reads, and wakes for.
+    #[on(Both)]
+    async fn o6_other_threads_and_runtimes_see_the_same_store(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("here-1", "here")).await?;
+        let there = store.clone();
+        let first = on_another_runtime(move || async move {
+            let seen = load(&there, LoadOptions::all()).await?;
+            expect_eq!(ids(&seen), ["here-1"], "what another runtime loads of an event that was appended before");
+            append_one(&there, event("there-1", "there")).await.map(drop)
+        });
+        joined(first).await??;
+        let seen = load(&store, LoadOptions::all()).await?;
+        expect_eq!(ids(&seen), ["here-1", "there-1"], "what is loaded of an event that another runtime appended");
+        // Each wakes the other.
+        let there = store.clone();
+        let second = on_another_runtime(move || async move {
+            let reached = there.wait_for_events(&background(), 2.into()).await?;
+            expect_eq!(reached, Version::new(3), "the version that wakes another runtime");
+            there.get(&background(), "here-2").await?;
+            append_one(&there, event("there-2", "there")).await.map(drop)
+        });
+        let here = store.clone();
+        let waiting = Background::start([async move { Ok(here.wait_for_events(&background(), 3.into()).await?) }]);
+        append_one(&store, event("here-2", "here")).await?;
+        joined(second).await??;
+        expect_eq!(waiting.finish().await?, [Version::new(4)], "the version with which another runtime wakes this one");
+        audit(&store).await?;
     }
 
     /// O6: A read that begins after an append returned sees what was appended, in every way of reading.
@@ -377,6 +576,82 @@ checks! {
         expect_eq!(page.events.len(), 1, "the events of a page that one event fills");
     }
 
+    /// O9: A page of at most no events is taken as one of one.
+    async fn o9_a_page_of_no_events_is_taken_as_one(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 7).await?;
+        let all = audit(&store).await?;
+        for size in [PageSize::new(0, MAX_BATCH_BYTES), PageSize::new(0, 0)] {
+            let every = LoadOptions::all();
+            for options in [every.clone(), every.clone().backward(), every.aggregate("a")] {
+                let page = store.load_page(&background(), &options, size).await?;
+                expect_eq!(page.events.len(), 1, "the events of a page of {size:?} with {options:?}");
+                let loaded = load_pages(&store, options.clone(), size).await?;
+                same_events(&loaded, &select(&all, &options), &format!("pages of {size:?} with {options:?}"))?;
+            }
+        }
+    }
+
+    /// O9: A page ends with the event that fills its bytes, so that a reader knows what memory it needs.
+    async fn o9_a_page_ends_with_the_event_that_fills_it(env: &Env) {
+        let store = env.open().await?;
+        let sized = |number: usize| {
+            let data = vec![b'x'; number % 7 * 100];
+            Event::builder("Sized", ["a", "b"][number % 2]).id(format!("event-{number}")).data(data).build()
+        };
+        append(&store, (0..80).map(sized).collect::<Result<Vec<_>, _>>()?).await?;
+        for bytes in [2, 100, 700, 3_000, 12_000] {
+            let size = PageSize::new(10_000, bytes);
+            let every = LoadOptions::all();
+            for options in [every.clone(), every.clone().backward(), every.aggregate("b")] {
+                let page = store.load_page(&background(), &options, size).await?;
+                let [before @ .., _] = page.events.as_slice() else {
+                    return Err(Failure::new(format!("a page of {bytes} bytes has no event: {options:?}")));
+                };
+                let taken: usize = before.iter().map(|event| event.event.len_bytes()).sum();
+                ensure!(taken < bytes, "a page of {bytes} bytes goes on after events of {taken} bytes: {options:?}");
+            }
+        }
+    }
+
+    /// O9: A page that is read again is the same, also when there is more by then.
+    async fn o9_a_page_that_is_read_again_is_the_same(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 20).await?;
+        for options in [LoadOptions::all(), LoadOptions::all().backward(), LoadOptions::all().aggregate("a")] {
+            let mut next = Some(options);
+            while let Some(options) = next {
+                let first = store.load_page(&background(), &options, pages_of(3)).await?;
+                // Of the first page the end is not settled yet; of all others it is.
+                if options.before.is_some() {
+                    append_one(&store, event(format!("later than {options:?}"), "a")).await?;
+                    let again = store.load_page(&background(), &options, pages_of(3)).await?;
+                    same_events(&again.events, &first.events, &format!("a page that is read again: {options:?}"))?;
+                    expect_eq!(again.next, first.next, "what follows a page that is read again: {options:?}");
+                }
+                next = first.next;
+            }
+        }
+    }
+
+    /// O9: The next page can be read after the store was closed and opened again.
+    #[needs(Persistence)]
+    async fn o9_the_next_page_can_be_read_after_reopening(env: &Env) {
+        let mut store = env.open().await?;
+        append_history(&store, 12).await?;
+        let all = audit(&store).await?;
+        for options in [LoadOptions::all(), LoadOptions::all().backward(), LoadOptions::all().aggregate("a").limit(5)] {
+            let (mut seen, mut next): (Vec<RecordedEvent>, _) = (Vec::new(), Some(options.clone()));
+            while let Some(options) = next {
+                let page = store.load_page(&background(), &options, pages_of(4)).await?;
+                add_page(&mut seen, page.events, options.direction)?;
+                next = page.next;
+                store = env.reopen(store).await?;
+            }
+            same_events(&seen, &select(&all, &options), &format!("a load over several openings: {options:?}"))?;
+        }
+    }
+
     /// O9: Paging forward with the last version seen misses nothing and repeats nothing while writers write.
     #[on(Both)]
     async fn o9_paging_with_the_last_version_misses_nothing_while_writers_write(env: &Env) {
@@ -388,7 +663,7 @@ checks! {
             async move {
                 let mut seen = Vec::new();
                 while seen.len() < total {
-                    let last = seen.last().map_or(Version::ZERO, |event: &eventstore_api::RecordedEvent| event.version);
+                    let last = seen.last().map_or(Version::ZERO, |event: &RecordedEvent| event.version);
                     store.wait_for_events(&background(), last).await?;
                     let page = store.load_page(&background(), &LoadOptions::since(last), pages_of(size)).await?;
                     ensure!(!page.events.is_empty(), "no page after version {last} although there are events (O6)");
@@ -434,6 +709,18 @@ checks! {
         writers.finish().await?;
         audit(&store).await?;
     }
+}
+
+/// Runs a part of a check on a thread and a runtime of its own.
+fn on_another_runtime<F, Fut>(part: F) -> tokio::task::JoinHandle<Checked>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = Checked>,
+{
+    tokio::task::spawn_blocking(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(part())
+    })
 }
 
 /// Appends `count` batches of `size` events, one after the other.

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use eventstore_api::limits::{
     MAX_AGGREGATE_ID_LEN, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_DATA_LEN, MAX_ID_LEN, MAX_METADATA_LEN, MAX_TYPE_LEN,
+    RECORDED_AT_END,
 };
 use eventstore_api::{
-    Batch, Durability, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, RecordedEvent, StoreOutcome,
-    Stored, Version,
+    Batch, Context, Durability, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, RecordedEvent,
+    StoreOutcome, Stored, Version,
 };
 
 use crate::check::checks;
@@ -90,6 +91,76 @@ checks! {
         let refused = store.store_batch(&background(), batch).await;
         expect_err!(refused, Error::VersionConflict { .. }, "a batch whose condition does not hold");
         only_has(&store, &["first"]).await?;
+    }
+
+    /// W1: Readers see a batch over several aggregates in all of them or in none.
+    #[on(Both)]
+    async fn w1_a_batch_over_several_aggregates_is_seen_whole(env: &Env) {
+        let store = env.open().await?;
+        let writers = Background::start((0..3).map(|writer| {
+            let store = store.clone();
+            async move {
+                for number in 0..40 {
+                    let part = |part: usize| event(format!("{writer}-{number}-{part}"), &format!("part-{part}"));
+                    append(&store, (0..5).map(part).collect::<Vec<_>>()).await?;
+                }
+                Ok(())
+            }
+        }));
+        let mut rounds = 0;
+        while writers.is_running() || rounds < 3 {
+            // What is read later may have more, never less.
+            let first = store.aggregate_revision(&background(), "part-0").await?;
+            let last = store.aggregate_revision(&background(), "part-4").await?;
+            ensure!(last >= first, "batches are in the aggregate of their first event, but not of their last: {first}, {last}");
+            let all = load(&store, LoadOptions::all()).await?;
+            expect_eq!(all.len() % 5, 0, "the number of events in a load, when all batches have five, modulo five");
+            rounds += 1;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        expect_eq!(audit(&store).await?.len(), 3 * 40 * 5, "the number of events");
+    }
+
+    /// W1: Readers see a batch of thousands whole or not at all.
+    #[on(Both)]
+    async fn w1_a_batch_of_thousands_is_seen_whole(env: &Env) {
+        let store = env.open().await?;
+        let writer = Background::start([{
+            let store = store.clone();
+            async move {
+                for number in 0..3 {
+                    append(&store, events(&format!("batch-{number}"), "a", 3_000)).await?;
+                }
+                Ok(())
+            }
+        }]);
+        while writer.is_running() {
+            let latest = store.latest_version(&background()).await?.get();
+            expect_eq!(latest % 3_000, 0, "the latest version {latest}, when all batches have 3,000 events, modulo 3,000");
+            let newest = load(&store, LoadOptions::all().aggregate("a").backward().limit(1)).await?;
+            let revision = newest.first().map_or(0, |event| event.revision);
+            expect_eq!(revision % 3_000, 0, "the newest revision {revision}, modulo 3,000");
+            tokio::task::yield_now().await;
+        }
+        writer.finish().await?;
+        expect_eq!(load(&store, LoadOptions::all()).await?.len(), 9_000, "the number of events");
+    }
+
+    /// W1: A batch of thousands whose last event is refused writes nothing.
+    async fn w1_a_batch_of_thousands_refused_at_its_end_writes_nothing(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("taken", "a")).await?;
+        let new = events("new", "b", MAX_BATCH_EVENTS - 1);
+        for (what, last) in [("stored", event("taken", "b")), ("in the batch", event("new-1", "c"))] {
+            let batch = [new.as_slice(), &[last]].concat();
+            expect_err!(
+                store.store_batch(&background(), batch.into()).await,
+                Error::DuplicateEvent { .. },
+                "a batch of {MAX_BATCH_EVENTS} events whose last has an id that is {what}"
+            );
+            only_has(&store, &["taken"]).await?;
+        }
     }
 
     /// W2: An event that is stored with identical content is not written again; the append returns its first place.
@@ -179,6 +250,153 @@ checks! {
         let again = append_one(&store, event("same", "a")).await?;
         expect_eq!(again, already(first), "the place of the first event after the duplicates");
         expect_eq!(audit(&store).await?.len(), 4, "the number of events after the duplicates");
+    }
+
+    /// W2: A duplicate is found before any condition is checked, whether that holds or not.
+    async fn w2_a_duplicate_is_found_before_the_condition(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        let first = append_one(&store, event("same", "x")).await?;
+        for (condition, _) in conditions(1, 4) {
+            let other = Event::builder("Other", "x").id("same").build()?;
+            for batch in [vec![other.clone()], vec![event("new", "x"), other.clone()], vec![other, event("new", "x")]] {
+                let count = batch.len();
+                expect_err!(
+                    store.store_batch(&background(), Batch::new(batch).expected(condition)).await,
+                    Error::DuplicateEvent { ref id, version: Some(version) } if id == "same" && version == first.version,
+                    "a batch of {count} with an id that is taken, on the condition {condition}"
+                );
+            }
+            let inside = vec![event("new", "x"), Event::builder("Other", "x").id("new").build()?];
+            expect_err!(
+                store.store_batch(&background(), Batch::new(inside).expected(condition)).await,
+                Error::DuplicateEvent { ref id, version: None } if id == "new",
+                "a batch with two events of one id, on the condition {condition}"
+            );
+        }
+        expect_eq!(audit(&store).await?.len(), 4, "the number of events after duplicates");
+    }
+
+    /// W2: A duplicate tells the version of the stored event that has the id, wherever it stands in its batch, and none if
+    /// only the batch has it.
+    async fn w2_a_duplicate_tells_the_version_that_has_its_id(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("before", "a")).await?;
+        let stored = append_one(&store, event("x", "a")).await?;
+        let other = |id: &str| Event::builder("Other", "a").id(id).build();
+        let there = Some(stored.version);
+        for (batch, taken, version) in [
+            (vec![other("x")?, other("x")?], "x", there),
+            (vec![event("new", "a"), other("x")?], "x", there),
+            (vec![event("before", "a"), other("x")?], "x", there),
+            (vec![event("y", "a"), event("y", "a"), other("x")?], "x", there),
+            (vec![event("y", "a"), other("y")?], "y", None),
+            (vec![event("x", "a"), event("y", "a"), other("y")?], "y", None),
+            (vec![event("y", "a"), event("x", "a"), other("y")?, event("y", "a")], "y", None),
+        ] {
+            let listed: Vec<_> = batch.iter().map(|event| format!("{} {}", event.event_type(), event.id())).collect();
+            expect_err!(
+                store.store_batch(&background(), batch.into()).await,
+                Error::DuplicateEvent { ref id, version: found } if id == taken && found == version,
+                "the batch {listed:?}, when {version:?} has the id {taken:?} with other content"
+            );
+        }
+        only_has(&store, &["before", "x"]).await?;
+    }
+
+    /// W2: The ids of an append that was refused are free, also for other content.
+    async fn w2_the_ids_of_a_refused_append_are_free(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("taken", "a")).await?;
+        let ended = Context::background().with_timeout(Duration::ZERO);
+        let new = |id: &str| event(id, "a");
+        let refused = [
+            (background(), Batch::from(new("conflict")).expected(Expected::NoEvents)),
+            (background(), Batch::new(vec![new("duplicate"), event("taken", "b")])),
+            (background(), Batch::new(vec![new("invalid"); 2]).recorded_at(vec![])),
+            (ended, Batch::from(new("late"))),
+        ];
+        for (ctx, batch) in refused {
+            let id = batch.events[0].id().to_owned();
+            let outcome = store.store_batch(&ctx, batch).await;
+            ensure!(outcome.is_err(), "an append that has to be refused ({id}) gives {outcome:?}");
+            let other = Event::builder("Other", "b").id(&id).data(id.clone()).build()?;
+            let stored = append_one(&store, other.clone()).await?;
+            expect_eq!(stored.outcome, StoreOutcome::Written, "the outcome of other content with the id {id:?}");
+            same_event(&store.get(&background(), &id).await?.event, &other, "get")?;
+        }
+        only_has(&store, &["taken", "conflict", "duplicate", "invalid", "late"]).await?;
+    }
+
+    /// W2: Content is compared to its last byte.
+    async fn w2_content_is_compared_to_its_last_byte(env: &Env) {
+        let store = env.open().await?;
+        let built = |data: Vec<u8>, metadata: String| {
+            Event::builder("Long", "a").id("long").data(data).metadata_json(metadata).build()
+        };
+        let (data, metadata) = (vec![b'x'; 1 << 20], format!("{{\"long\":\"{}x\"}}", "x".repeat(64 << 10)));
+        let first = append_one(&store, built(data.clone(), metadata.clone())?).await?;
+        let mut ends_otherwise = data.clone();
+        ends_otherwise[(1 << 20) - 1] = b'y';
+        for (what, other) in [
+            ("data end", built(ends_otherwise, metadata.clone())?),
+            ("metadata end", built(data.clone(), metadata.replace("x\"}", "y\"}"))?),
+        ] {
+            expect_err!(
+                store.store_batch(&background(), other.into()).await,
+                Error::DuplicateEvent { version: Some(version), .. } if version == first.version,
+                "an append of the same id whose {what} with another byte"
+            );
+        }
+        expect_eq!(append_one(&store, built(data, metadata)?).await?, already(first), "the place of the same content");
+        only_has(&store, &["long"]).await?;
+    }
+
+    /// W2: Garbage collection forgets no id: repetitions return their places, duplicates are refused.
+    async fn w2_repetitions_are_known_after_a_collection(env: &Env) {
+        let store = env.open().await?;
+        let batch = events("batch", "a", 3);
+        let first: Vec<_> = append(&store, batch.clone()).await?.into_iter().map(already).collect();
+        for gc in [Gc::Quick, Gc::Full] {
+            match store.run_gc(&background(), gc).await {
+                Err(Error::Unsupported { .. }) if gc == Gc::Full => {}
+                outcome => drop(outcome?),
+            }
+            expect_eq!(append(&store, batch.clone()).await?, first, "the places of a batch repeated after {gc:?}");
+            let other = Event::builder("Other", "a").id("batch-2").build()?;
+            expect_err!(
+                store.store_batch(&background(), other.into()).await,
+                Error::DuplicateEvent { version: Some(version), .. } if version == first[1].version,
+                "an append of an id that is taken, after {gc:?}"
+            );
+        }
+        only_has(&store, &["batch-1", "batch-2", "batch-3"]).await?;
+    }
+
+    /// W2: Of batches that overlap and are appended at once each event is written once, and all tell the same place.
+    #[on(Both)]
+    async fn w2_batches_that_overlap_at_once_write_each_event_once(env: &Env) {
+        let store = env.open().await?;
+        for round in 0..10 {
+            let all = events(&format!("round-{round}"), "a", 6);
+            let appends = (0..6).map(|at| {
+                let batch: Vec<_> = (at..at + 3).map(|place| all[place % 6].clone()).collect();
+                append(&store, batch)
+            });
+            let stored = all_at_once(appends.collect::<Vec<_>>()).await?;
+            for (place, event) in all.iter().enumerate() {
+                // The batches that begin here, one and two places before.
+                let told = [stored[place][0], stored[(place + 5) % 6][1], stored[(place + 4) % 6][2]];
+                let there = store.get(&background(), event.id()).await?;
+                for told in told {
+                    expect_eq!(told.version, there.version, "the version that a batch tells of {:?}", event.id());
+                    expect_eq!(told.revision, there.revision, "the revision that a batch tells of {:?}", event.id());
+                }
+                let written = told.iter().filter(|told| told.outcome == StoreOutcome::Written).count();
+                expect_eq!(written, 1, "the number of batches that say that they wrote {:?}", event.id());
+            }
+        }
+        expect_eq!(audit(&store).await?.len(), 60, "the number of events");
     }
 
     /// W2: No condition is checked for events that are stored, so a repetition succeeds although its condition no
@@ -333,6 +551,78 @@ checks! {
         audit(&store).await?;
     }
 
+    /// W3: Each condition is checked for each kind of batch: new, repeated, mixed, repeated inside, of one aggregate or two.
+    async fn w3_each_condition_with_each_kind_of_batch(env: &Env) {
+        let store = env.open().await?;
+        append_one(&store, event("elsewhere", "elsewhere")).await?;
+        for kind in 0..8 {
+            for number in 0..conditions(0, 0).len() {
+                let (a, b) = (format!("a-{kind}-{number}"), format!("b-{kind}-{number}"));
+                let old = events(&format!("{a} old"), &a, 2);
+                append(&store, old.clone()).await?;
+                let (new_a, new_b) = (event(format!("{a} new"), &a), event(format!("{b} new"), &b));
+                let (what, revision, new, batch) = match kind {
+                    0 => ("a new event", 2, 1, vec![new_a]),
+                    1 => ("a stored and a new event", 2, 1, vec![old[1].clone(), new_a]),
+                    2 => ("a new event twice", 2, 1, vec![new_a.clone(), new_a]),
+                    3 => ("stored events", 2, 0, old),
+                    4 => ("the first event of an aggregate, twice", 0, 1, vec![new_b.clone(), new_b]),
+                    5 => ("new events of two aggregates", 2, 2, vec![new_a, new_b]),
+                    6 => ("stored and new events of two aggregates", 2, 1, vec![old[0].clone(), new_b]),
+                    _ => ("no event", 0, 0, vec![]),
+                };
+                let latest = store.latest_version(&background()).await?.get();
+                let (condition, holds) = conditions(revision, latest)[number];
+                let about = batch.first().filter(|_| condition.is_about_aggregate()).map(|event| event.aggregate_id().to_owned());
+                let outcome = store.store_batch(&background(), Batch::new(batch).expected(condition)).await;
+                let what = format!("a batch of {what} on {condition}, at revision {revision} and version {latest}");
+                let mut written = 0;
+                if about.is_some() && (kind == 5 || kind == 6) {
+                    expect_err!(outcome, Error::InvalidEvent { field: "expected", .. }, "{what}");
+                } else if holds || new == 0 {
+                    ensure!(outcome.is_ok(), "{what} has to be accepted, but gives {outcome:?}");
+                    written = new;
+                } else {
+                    let found = if about.is_some() { revision } else { latest };
+                    expect_err!(
+                        outcome,
+                        Error::VersionConflict { ref aggregate_id, expected, actual }
+                            if *aggregate_id == about && expected == condition && actual == found,
+                        "{what}"
+                    );
+                }
+                let after = store.latest_version(&background()).await?.get();
+                expect_eq!(after, latest + written, "the latest version after {what}");
+            }
+        }
+        audit(&store).await?;
+    }
+
+    /// W3: Conditions know what was there before the store was opened.
+    #[needs(Persistence)]
+    async fn w3_conditions_know_what_was_there_before_reopening(env: &Env) {
+        let mut store = env.open().await?;
+        append(&store, events("first", "a", 3)).await?;
+        // Each the first append after an opening, when nothing was looked at yet.
+        for (number, _) in conditions(0, 0).iter().enumerate() {
+            store = env.reopen(store).await?;
+            let latest = store.latest_version(&background()).await?.get();
+            let (condition, holds) = conditions(latest, latest)[number];
+            let batch = Batch::from(event(format!("after-{number}"), "a")).expected(condition);
+            let outcome = store.store_batch(&background(), batch).await;
+            if holds {
+                ensure!(outcome.is_ok(), "an append on {condition} after reopening at {latest} gives {outcome:?}");
+            } else {
+                expect_err!(
+                    outcome,
+                    Error::VersionConflict { actual, .. } if actual == latest,
+                    "an append on {condition} after reopening at revision and version {latest}"
+                );
+            }
+        }
+        audit(&store).await?;
+    }
+
     /// W3: Of racing appends with the same condition on a revision exactly one succeeds.
     #[on(Both)]
     async fn w3_of_racing_appends_on_a_revision_exactly_one_wins(env: &Env) {
@@ -424,6 +714,79 @@ checks! {
         append(&store, Batch::new(events("last", "a", 3)).durability(Durability::Buffered)).await?;
         let store = env.reopen(store).await?;
         expect_eq!(audit(&store).await?.len(), 15, "the number of events after closing behind a buffered append");
+    }
+
+    /// W4: Dropping the last handle keeps the events of either durability, as closing does.
+    #[needs(Persistence)]
+    async fn w4_dropping_the_last_handle_keeps_buffered_events(env: &Env) {
+        for round in 1..=4_usize {
+            let store = env.open().await?;
+            append(&store, Batch::new(events(&format!("sync-{round}"), "a", 1)).durability(Durability::Sync)).await?;
+            let last = Batch::new(events(&format!("buffered-{round}"), "a", 2)).durability(Durability::Buffered);
+            append(&store, last).await?;
+            drop(store);
+            let store = env.open().await?;
+            expect_eq!(audit(&store).await?.len(), round * 3, "the number of events after dropping the last handle");
+        }
+    }
+
+    /// W5: A batch of exactly the most bytes is accepted, and with one byte more it is `InvalidEvent`.
+    async fn w5_a_batch_of_exactly_the_most_bytes_is_accepted(env: &Env) {
+        let store = env.open().await?;
+        let filled = |number: usize, bytes: usize| {
+            let builder = |data: Vec<u8>| Event::builder("Large", "a").id(format!("large-{number}")).data(data);
+            let texts = builder(vec![]).build()?.len_bytes();
+            builder(vec![7; bytes - texts]).build()
+        };
+        let quarter = MAX_BATCH_BYTES / 4;
+        let mut batch = (0..4).map(|number| filled(number, quarter)).collect::<Result<Vec<_>, _>>()?;
+        expect_eq!(Batch::new(batch.clone()).len_bytes(), MAX_BATCH_BYTES, "the bytes of the suite's own batch");
+        let exact = batch.clone();
+        batch[3] = filled(3, quarter + 1)?;
+        expect_err!(
+            store.store_batch(&background(), batch.into()).await,
+            Error::InvalidEvent { field: "batch", .. },
+            "a batch of one byte more than {MAX_BATCH_BYTES}"
+        );
+        append(&store, exact.clone()).await?;
+        let loaded = load(&store, LoadOptions::all()).await?;
+        expect_eq!(loaded.len(), 4, "the number of events after a batch of {MAX_BATCH_BYTES} bytes");
+        for (loaded, written) in loaded.iter().zip(&exact) {
+            ensure!(loaded.event == *written, "the event {:?} came back with other content", written.id());
+        }
+    }
+
+    /// W5: The limits of a batch hold also when all of it is stored already.
+    async fn w5_the_limits_hold_for_repetitions_too(env: &Env) {
+        let store = env.open().await?;
+        let first = append_one(&store, event("one", "a")).await?;
+        expect_err!(
+            store.store_batch(&background(), vec![event("one", "a"); MAX_BATCH_EVENTS + 1].into()).await,
+            Error::InvalidEvent { field: "batch", .. },
+            "a batch of {} times the same stored event",
+            MAX_BATCH_EVENTS + 1
+        );
+        let at_the_limit = append(&store, vec![event("one", "a"); MAX_BATCH_EVENTS]).await?;
+        ensure!(at_the_limit.iter().all(|place| *place == already(first)), "a repeated event has one place");
+        only_has(&store, &["one"]).await?;
+    }
+
+    /// W5: An empty batch is accepted whatever it asks for, and writes nothing.
+    async fn w5_an_empty_batch_is_accepted_whatever_it_asks_for(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 3).await?;
+        for (condition, _) in conditions(0, 3) {
+            for durability in [None, Some(Durability::Sync), Some(Durability::Buffered)] {
+                for times in [None, Some(vec![])] {
+                    let mut batch = Batch::new(vec![]).expected(condition);
+                    (batch.durability, batch.recorded_at) = (durability, times);
+                    let outcome = store.store_batch(&background(), batch.clone()).await;
+                    let places = outcome.as_ref().map(Vec::len);
+                    ensure!(matches!(places, Ok(0)), "{batch:?} has to be accepted, but gives {outcome:?}");
+                }
+            }
+        }
+        expect_eq!(audit(&store).await?.len(), 3, "the number of events after empty batches");
     }
 
     /// W5: A batch over the limits is `InvalidEvent` before anything is queued, and the store stays usable.
@@ -553,6 +916,55 @@ checks! {
         if env.profile.survives_closing() {
             recorded_at(&env.reopen(store).await?, &batch, &times).await?;
         }
+    }
+
+    /// W7: The first and the last time that can be recorded come back, and those at which clocks of 32 and 64 bits end.
+    async fn w7_the_first_and_the_last_time_come_back(env: &Env) {
+        let store = env.open().await?;
+        let microsecond = Duration::from_micros(1);
+        let seconds = [1 << 31, 1 << 32, 9_223_372_036, 9_223_372_037].map(Duration::from_secs);
+        let times: Vec<_> = [Duration::ZERO, microsecond, RECORDED_AT_END - microsecond]
+            .into_iter()
+            .chain(seconds)
+            .chain(seconds.map(|time| time - microsecond))
+            .map(|since| SystemTime::UNIX_EPOCH + since)
+            .collect();
+        let batch = events("event", "a", times.len());
+        append(&store, Batch::new(batch.clone()).recorded_at(times.clone())).await?;
+        recorded_at(&store, &batch, &times).await?;
+        if env.profile.survives_closing() {
+            recorded_at(&env.reopen(store).await?, &batch, &times).await?;
+        }
+    }
+
+    /// W7: A time before 1970 or after 9999 is `InvalidEvent`, and nothing is written.
+    async fn w7_a_time_that_cannot_be_recorded_is_refused(env: &Env) {
+        let store = env.open().await?;
+        let (begin, end) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + RECORDED_AT_END);
+        let (microsecond, year) = (Duration::from_micros(1), Duration::from_secs(365 * 24 * 60 * 60));
+        for time in [begin - microsecond, begin - year, end, end + microsecond, end + year] {
+            for place in 0..3 {
+                let mut times = vec![SystemTime::now(); 3];
+                times[place] = time;
+                expect_err!(
+                    store.store_batch(&background(), Batch::new(events("new", "a", 3)).recorded_at(times)).await,
+                    Error::InvalidEvent { field: "recorded_at", .. },
+                    "an append whose event {place} was recorded at {time:?}"
+                );
+            }
+        }
+        only_has(&store, &[]).await?;
+    }
+
+    /// W7: Each time belongs to the event at its place in the batch, also when others of the batch are stored already.
+    async fn w7_times_belong_to_their_events_also_among_repeated_ones(env: &Env) {
+        let store = env.open().await?;
+        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        append(&store, Batch::new(events("old", "a", 2)).recorded_at(vec![time(1), time(2)])).await?;
+        let batch = ["old-1", "new-1", "old-2", "new-2", "new-1", "new-3"].map(|id| event(id, "a"));
+        append(&store, Batch::new(batch.into()).recorded_at((11..=16).map(time).collect())).await?;
+        let all = ["old-1", "old-2", "new-1", "new-2", "new-3"].map(|id| event(id, "a"));
+        recorded_at(&store, &all, &[1, 2, 12, 14, 16].map(time)).await?;
     }
 
     /// W7: The time of recording of an append that names none is the time of the append.

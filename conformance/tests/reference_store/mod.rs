@@ -13,30 +13,35 @@ use eventstore_api::{
 use tokio::sync::watch;
 
 /// What closed stores left, by directory, and which directories are open: a disk that is as simple as the store.
-static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+pub(crate) static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
 
-type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
+pub(crate) type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory by the one name that it has, whatever it is called; one that is not there keeps its name.
+pub(crate) fn place(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// A handle to the store; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Reference(Arc<Inner>);
+pub(crate) struct Reference(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    path: PathBuf,
+pub(crate) struct Inner {
+    pub(crate) path: PathBuf,
     /// The queue for writing.
     turn: tokio::sync::Mutex<()>,
-    log: Mutex<Log>,
+    pub(crate) log: Mutex<Log>,
     /// The latest version; `None` once the store is closed. It changes only while the log is locked.
-    head: watch::Sender<Option<Version>>,
+    pub(crate) head: watch::Sender<Option<Version>>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Log {
+pub(crate) struct Log {
     events: Vec<RecordedEvent>,
     /// Where in `events` an id is.
     ids: HashMap<String, usize>,
@@ -44,7 +49,13 @@ struct Log {
 }
 
 impl Reference {
+    /// Opens the store in a directory, whatever the name by which it is called.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::open_as(&place(path))
+    }
+
+    /// Opens the store with exactly this name.
+    pub(crate) fn open_as(path: &Path) -> Result<Self> {
         let mut disk = lock(&DISK);
         if !disk.1.insert(path.to_owned()) {
             return Err(Error::Locked { path: path.display().to_string() });
@@ -72,13 +83,6 @@ impl Reference {
         Ok(stored)
     }
 
-    /// Writes the first `events` of it to the disk, over whatever is there.
-    pub(crate) fn write_copy(&self, target: &Path, events: u64) {
-        let mut log = lock(&self.0.log).clone();
-        log.truncate(Version::new(events));
-        lock(&DISK).0.insert(target.to_owned(), log);
-    }
-
     /// What every method begins with.
     fn check(&self, ctx: &Context) -> Result<Version> {
         let head = self.0.head.borrow().ok_or(Error::Closed)?;
@@ -103,7 +107,7 @@ impl Reference {
 }
 
 impl Inner {
-    fn close(&self) {
+    pub(crate) fn close(&self) {
         let log = lock(&self.log);
         if self.head.send_replace(None).is_some() {
             let mut disk = lock(&DISK);
@@ -178,7 +182,7 @@ impl Log {
         })
     }
 
-    fn truncate(&mut self, latest: Version) {
+    pub(crate) fn truncate(&mut self, latest: Version) {
         while self.latest() > latest
             && let Some(event) = self.events.pop()
         {
@@ -222,7 +226,7 @@ fn page(log: &Log, options: &LoadOptions, size: PageSize) -> Page {
         bytes += event.event.len_bytes();
         bytes >= size.bytes
     });
-    let count = filled.map_or(usize::MAX, |last| last + 1).min(size.events).min(matching.len());
+    let count = filled.map_or(usize::MAX, |last| last + 1).min(size.events.max(1)).min(matching.len());
     let complete = count == matching.len();
     matching.truncate(count);
     Page::new(options, matching, log.latest(), complete)
@@ -271,12 +275,14 @@ impl EventStore for Reference {
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
         let latest = self.take_a_while(ctx).await?;
         let is_empty = !target.exists() || fs::read_dir(target).is_ok_and(|mut content| content.next().is_none());
-        let is_used = |disk: &Disk| disk.0.contains_key(target) || disk.1.contains(target);
-        if !is_empty || is_used(&lock(&DISK)) {
+        let mut log = lock(&self.0.log).clone();
+        log.truncate(latest);
+        let mut disk = lock(&DISK);
+        if !is_empty || disk.0.contains_key(&place(target)) || disk.1.contains(&place(target)) {
             let path = target.display().to_string();
             return Err(Error::Open { path, reason: "it is not empty".to_owned(), source: None });
         }
-        self.write_copy(target, latest.get());
+        disk.0.insert(place(target), log);
         let mut report = BackupReport::default();
         report.latest_version = latest;
         Ok(report)

@@ -1,0 +1,185 @@
+//! Tests of the suite itself: a check that cannot fail proves nothing, so for each there is a store that it must
+//! refuse.
+//!
+//! Every such store is the reference store with one fault.
+
+mod appends;
+mod fault;
+mod pages;
+#[path = "../reference_store/mod.rs"]
+mod reference_store;
+mod store;
+mod table;
+mod tamper;
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conformance::{Outcome, Profile, Suite};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::fault::Fault;
+use crate::store::Common;
+use crate::table::{FINDS, FINDS_FALSE_DECLARATIONS, HANGS};
+
+fn main() -> ExitCode {
+    let mut trials: Vec<_> = FINDS
+        .iter()
+        .map(|&(check, fault)| {
+            Trial::test(format!("{check} finds {fault:?}"), move || fails(check, Profile::persistent(), fault))
+        })
+        .collect();
+    trials.extend(FINDS_FALSE_DECLARATIONS.iter().map(|&check| {
+        Trial::test(format!("{check} finds a false declaration"), move || {
+            fails(check, Profile::in_memory().without_verification(), Fault::None)
+        })
+    }));
+    trials.push(Trial::test("the required methods are enough for what they are about", required_methods_are_enough));
+    trials.push(Trial::test("every check is known to find a fault", every_check_finds_a_fault));
+    trials.push(Trial::test("every rule of the contract has a check", every_rule_has_a_check));
+    trials.push(Trial::test("a hanging store is reported with the rule", a_hanging_store_is_reported_with_the_rule));
+    trials.push(Trial::test("how many checks notice each store", how_many_notice).with_ignored_flag(true));
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    let (checks, stores) = counts();
+    if !conclusion.has_failed() && conclusion.num_filtered_out == 0 {
+        let pairs = FINDS.len() + FINDS_FALSE_DECLARATIONS.len();
+        say(&format!(
+            "{checks} checks, {stores} wrong stores: in {pairs} pairs, every store is refused by the check for it"
+        ));
+    }
+    conclusion.exit_code()
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// How many checks run in one process, on one profile or another, and how many stores are there for them to refuse.
+fn counts() -> (usize, usize) {
+    let names: BTreeSet<_> =
+        FINDS.iter().map(|(check, _)| *check).chain(FINDS_FALSE_DECLARATIONS.iter().copied()).collect();
+    let faults: BTreeSet<_> = FINDS.iter().map(|(_, fault)| format!("{fault:?}")).collect();
+    // The reference store itself is wrong wherever an absence is declared falsely.
+    (names.len(), faults.len() + 1)
+}
+
+/// Every store against every check: which others notice it, and which check is the only one to do so. It takes a quarter
+/// of an hour: `cargo test -p conformance --test mutants -- --ignored`.
+fn how_many_notice() -> Result<(), Failed> {
+    let mut faults: Vec<_> = FINDS.iter().map(|(_, fault)| *fault).collect();
+    faults.sort_by_key(|fault| format!("{fault:?}"));
+    faults.dedup();
+    let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+    for fault in faults {
+        let suite = suite(Profile::persistent().time_limit(Duration::from_secs(3)), fault);
+        let report = suite.run_all(threads, |_| ());
+        let failed = report.checks.iter().filter(|check| matches!(check.outcome, Outcome::Failed(_)));
+        let noticed: BTreeSet<_> = failed.map(|check| check.check.name.as_str()).collect();
+        let known: BTreeSet<_> =
+            FINDS.iter().filter(|(_, of_table)| *of_table == fault).map(|(check, _)| *check).collect();
+        say(&format!(
+            "{fault:?}: {} in the table, noticed by {} others",
+            known.len(),
+            noticed.difference(&known).count()
+        ));
+        if let Some(missed) = known.difference(&noticed).next() {
+            return Err(format!("{missed} does not notice {fault:?} among all checks").into());
+        }
+    }
+    Ok(())
+}
+
+fn suite(profile: Profile, fault: Fault) -> Suite {
+    let common = Arc::new(Common::default());
+    let profile = if HANGS.contains(&fault) { profile.time_limit(Duration::from_secs(3)) } else { profile };
+    Suite::new(&format!("{fault:?}"), profile, move |directory| store::open(directory, fault, common.clone()))
+}
+
+/// Fails unless the check refuses the store, and says so in the words of the rule: a check that panics, or that hangs where
+/// something is to be found, has found nothing.
+fn fails(check: &str, profile: Profile, fault: Fault) -> Result<(), Failed> {
+    let suite = suite(profile, fault);
+    let Some(about) = suite.checks().find(|about| about.name == check) else {
+        return Err(format!("there is no check {check}").into());
+    };
+    let text = match suite.run_check(check) {
+        Some(Outcome::Failed(failure)) => failure.to_string(),
+        other => return Err(format!("the check has to fail, but ended with {other:?}").into()),
+    };
+    let rule = format!("\n  rule       {}", about.text);
+    let of_the_suite = ["the check panicked", "the suite itself failed", "a task of the check did not end well"];
+    let is_precise = text.contains(&rule)
+        && ["\n  seed       ", "\n  operations "]
+            .iter()
+            .all(|part| text.contains(part) || text.contains("\n  program "))
+        && !of_the_suite.iter().any(|words| text.contains(words))
+        && (HANGS.contains(&fault) || !text.contains("something hangs"));
+    if is_precise { Ok(()) } else { Err(format!("the failure does not speak of the rule: {text}").into()) }
+}
+
+fn every_check_finds_a_fault() -> Result<(), Failed> {
+    let known: BTreeSet<_> =
+        FINDS.iter().map(|(check, _)| *check).chain(FINDS_FALSE_DECLARATIONS.iter().copied()).collect();
+    let suite = suite(Profile::persistent(), Fault::None);
+    for check in suite.names().filter(|name| !known.contains(name)) {
+        let Some(Outcome::Ignored(_)) = suite.run_check(check) else {
+            return Err(format!("no store is known that {check} refuses").into());
+        };
+    }
+    let names: BTreeSet<_> = suite.names().collect();
+    let gone: Vec<_> = known.difference(&names).collect();
+    if gone.is_empty() { Ok(()) } else { Err(format!("these checks are not in the suite: {gone:?}").into()) }
+}
+
+/// A store that implements no more than it has to, and says so, keeps all rules.
+fn required_methods_are_enough() -> Result<(), Failed> {
+    let suite = suite(Profile::persistent().without_backup().without_verification(), Fault::HasOnlyRequiredMethods);
+    for (check, outcome) in suite.outcomes() {
+        match outcome {
+            Outcome::Passed => {}
+            Outcome::Ignored(_) if !check.contains("without_backups") && !check.contains("without_verification") => {}
+            other => return Err(format!("{check} ended with {other:?}").into()),
+        }
+    }
+    Ok(())
+}
+
+fn every_rule_has_a_check() -> Result<(), Failed> {
+    let suite = suite(Profile::persistent(), Fault::None);
+    for (area, letter, count) in [
+        ("order", 'o', 9),
+        ("writing", 'w', 7),
+        ("context", 'c', 6),
+        ("life", 'l', 3),
+        ("faults", 'f', 4),
+        ("following", 's', 2),
+        ("maintenance", 'm', 5),
+    ] {
+        for number in 1..=count {
+            let begins = format!("{area}::{letter}{number}_");
+            if !suite.names().any(|name| name.starts_with(&begins)) {
+                return Err(format!("no check begins with {begins}").into());
+            }
+        }
+    }
+    match suite.outcomes().next() {
+        Some((first, Outcome::Passed)) if Some(first) == suite.names().next() => {}
+        other => return Err(format!("the first check of the reference store ended with {other:?}").into()),
+    }
+    match suite.run_check("order::o0_no_such_rule") {
+        None => Ok(()),
+        other => Err(format!("a check that does not exist ended with {other:?}").into()),
+    }
+}
+
+fn a_hanging_store_is_reported_with_the_rule() -> Result<(), Failed> {
+    let profile = Profile::persistent().time_limit(Duration::from_millis(100));
+    let suite = Suite::new("hanging", profile, |_directory| std::future::pending());
+    match suite.run_check("order::o1_versions_run_from_one_without_a_gap") {
+        Some(Outcome::Failed(failure)) if failure.to_string().contains("O1: Versions are 1 to") => Ok(()),
+        other => Err(format!("expected a failure that names O1, got {other:?}").into()),
+    }
+}
