@@ -37,6 +37,7 @@ mod env;
 mod events;
 mod journal;
 mod model;
+mod parallel;
 mod profile;
 mod random;
 mod reading;

@@ -5,8 +5,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::check::{Check, Runtimes};
 use crate::env::{Env, Factory};
 use crate::failure::{Checked, Failure};
-use crate::{CheckReport, Profile, Report, random, rules};
+use crate::{CheckReport, Profile, Report, parallel, random, rules};
 
 /// Runs the suite as the `main` of a test target with `harness = false`, and reports on the terminal.
 ///
@@ -187,33 +186,15 @@ impl Suite {
     /// ```
     pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Report {
         let began = Instant::now();
-        let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let work = || {
-            loop {
-                let place = next.fetch_add(1, Ordering::Relaxed);
-                let Some(check) = self.checks.get(place) else { return };
-                let (about, began) = (self.about(check), Instant::now());
-                let outcome = self.outcome(check);
-                let took = if about.ignored.is_some() { Duration::ZERO } else { began.elapsed() };
-                let report = CheckReport { check: about, outcome, took };
-                ended(&report);
-                reports.lock().unwrap_or_else(PoisonError::into_inner).push((place, report));
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 1..threads.get() {
-                scope.spawn(work);
-            }
-            work();
+        let checks = parallel::map(threads, &self.checks, |check| {
+            let (about, began) = (self.about(check), Instant::now());
+            let outcome = self.outcome(check);
+            let took = if about.ignored.is_some() { Duration::ZERO } else { began.elapsed() };
+            let report = CheckReport { check: about, outcome, took };
+            ended(&report);
+            report
         });
-        let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
-        reports.sort_by_key(|(place, _)| *place);
-        Report {
-            store: self.name.clone(),
-            seed: self.seed,
-            took: began.elapsed(),
-            checks: reports.into_iter().map(|(_, report)| report).collect(),
-        }
+        Report { store: self.name.clone(), seed: self.seed, took: began.elapsed(), checks }
     }
 
     fn outcome(&self, check: &Arc<Check>) -> Outcome {

@@ -1,3 +1,110 @@
-//! Kills, power cuts and failing disks by the thousand, for any store of this repository.
+//! The conformance suite and the crash kit against any store of this repository, with a report to read.
 
-fn main() {}
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use conformance::crash::Kit;
+use conformance::{CheckReport, Outcome, Profile, Suite, check_environment};
+use eventstore::EventStore;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Holds a store to every rule of the contract, and prints which it keeps.
+///
+/// Ends with 1 if a rule is broken. `docs/contract.md` has the rules; the environment of the suite and of the crash kit is
+/// in their documentation.
+#[derive(Parser)]
+#[command(name = "conformance", version)]
+struct Arguments {
+    /// The store, as `scheme:?option=value`, such as `lmdb:` or `rocksdb:?block_cache=1MiB`. Each check makes one of its
+    /// own in a temporary directory.
+    #[arg(long, value_name = "URL")]
+    store: String,
+    /// Only checks with this in their name, such as `w2_` or `crash::`.
+    filter: Option<String>,
+    /// How many checks to run at the same time.
+    #[arg(long, default_value_t = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))]
+    threads: NonZeroUsize,
+    /// Print every check with its time, and why some were not run.
+    #[arg(long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let (address, options) = arguments.store.split_once('?').unwrap_or((&arguments.store, ""));
+    let Some((scheme, "")) = address.split_once(':') else {
+        return Err(format!(
+            "{address:?} has to be a scheme alone, such as lmdb: — each check makes a store of its own"
+        )
+        .into());
+    };
+    let is_memory = scheme == "memory";
+    let (name, options) = (scheme.to_owned(), options.to_owned());
+    let open = move |directory: std::path::PathBuf| {
+        let place = if is_memory { String::new() } else { directory.display().to_string() };
+        let url = format!("{name}:{place}?{options}");
+        async move { eventstore::open(&url).await as eventstore::Result<Arc<dyn EventStore>> }
+    };
+    let profile = if is_memory { Profile::in_memory() } else { Profile::persistent() };
+    let kit = (!is_memory).then(|| Kit::new(scheme, profile.clone(), open.clone()));
+    if let Some(kit) = &kit
+        && kit.is_child()
+    {
+        return Ok(kit.clone().run());
+    }
+    check_environment().map_err(|failure| failure.to_string())?;
+
+    let is_wanted = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    let suite = Suite::new(scheme, profile, open).only(is_wanted);
+    let kit = kit.map(|kit| kit.only(is_wanted));
+    let checks = suite.checks().count() + kit.as_ref().map_or(0, |kit| kit.checks().count());
+    let bar = ProgressBar::new(checks as u64)
+        .with_style(ProgressStyle::with_template("{elapsed_precise} {bar:40} {pos}/{len} checks, {msg}")?);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let ended = |report: &CheckReport| {
+        bar.inc(1);
+        bar.set_message(report.check.name.clone());
+    };
+    let mut report = suite.run_all(arguments.threads, ended);
+    if let Some(kit) = kit {
+        let began = std::time::Instant::now();
+        report.checks.extend(kit.run_all(arguments.threads, ended));
+        report.took += began.elapsed();
+    }
+    bar.finish_and_clear();
+
+    let mut out = std::io::stdout();
+    if arguments.verbose {
+        for CheckReport { check, outcome, took, .. } in &report.checks {
+            let (word, why) = match outcome {
+                Outcome::Passed => ("passed", String::new()),
+                Outcome::Failed(_) => ("FAILED", String::new()),
+                Outcome::Ignored(reason) => ("not run", format!(": {reason}")),
+            };
+            writeln!(out, "{word:<8} {:>6.2} s  {}{why}", took.as_secs_f64(), check.name)?;
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "{report}")?;
+    if report.is_ok() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if report.sum().failed == 0 {
+        writeln!(out, "no check was run, which proves nothing")?;
+    }
+    Ok(ExitCode::FAILURE)
+}

@@ -192,7 +192,7 @@ pub(crate) async fn audit_damaged(
         }
     }
     for aggregate in 0..9 {
-        let mut loading = store.load_by_aggregate(&background(), &format!("aggregate-{aggregate}"), Version::ZERO);
+        let mut loading = store.load_by_aggregate(&background(), format!("aggregate-{aggregate}"), Version::ZERO);
         while let Some(event) = loading.next().await {
             match event {
                 Ok(event) => check(&event)?,

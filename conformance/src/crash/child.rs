@@ -59,10 +59,7 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
                 Role::OpenSecond => child.open_second().await,
             }
         });
-        outcome.map_err(|failure| {
-            child.tell(&Line::Violation { text: failure.to_string() });
-            failure
-        })
+        outcome.inspect_err(|failure| child.tell(&Line::Violation { text: failure.to_string() }))
     });
     match worked {
         Ok(()) => ExitCode::SUCCESS,
@@ -445,10 +442,8 @@ impl Child {
         let by_dropping = self.plan.seed.is_multiple_of(3);
         let closed = self
             .phase(Phase::Closing, async {
-                let closed = match by_dropping {
-                    true => Ok(drop(store)), // the last handle
-                    false => store.close().await,
-                };
+                let closed = if by_dropping { Ok(()) } else { store.close().await };
+                drop(store); // the last handle
                 if closed.is_ok() && !self.has_failed() {
                     self.tell(&Line::Closed);
                 }

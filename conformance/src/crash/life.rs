@@ -42,6 +42,8 @@ pub(crate) struct Life {
     cycles: u64,
     witness: Witness,
     witness_file: File,
+    /// The power was cut, and nobody has opened the store since.
+    has_lost_power: bool,
 }
 
 impl Life {
@@ -50,7 +52,16 @@ impl Life {
         fs::create_dir_all(&place)?;
         let witness_file = OpenOptions::new().create(true).append(true).open(place.join(WITNESS_FILE))?;
         let (env, limit) = (kit.env.clone(), kit.profile.limit());
-        Ok(Life { place, env, limit, events_seed: seed, cycles: 0, witness: Witness::default(), witness_file })
+        Ok(Life {
+            place,
+            env,
+            limit,
+            events_seed: seed,
+            cycles: 0,
+            witness: Witness::default(),
+            witness_file,
+            has_lost_power: false,
+        })
     }
 
     /// Runs one child, and fails if it, or what it found, broke a rule.
@@ -106,6 +117,7 @@ impl Life {
             match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     answers += u64::from(matches!(line, Line::Stored { .. }));
+                    self.has_lost_power &= !matches!(line, Line::Audited { .. });
                     self.witness.take(&line);
                     let mut text = serde_json::to_vec(&line).map_err(std::io::Error::from)?;
                     text.push(b'\n');
@@ -127,6 +139,7 @@ impl Life {
         let was_killed = was_killed(status);
         if was_killed && plan.incident.cuts_power() && !heard.done {
             self.witness.power_was_cut();
+            self.has_lost_power = true;
             writeln!(self.witness_file, "{POWER_CUT}")?;
         }
         if let Some(violation) = heard.violation {
@@ -136,7 +149,8 @@ impl Life {
             Incident::None => false,
             _ => was_killed,
         };
-        if !ended_as_planned && !(status.success() && heard.done) {
+        let ended_well = status.success() && heard.done;
+        if !ended_as_planned && !ended_well {
             let text = fs::read(self.place.join(STDERR))?;
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<_> = text.lines().collect();
@@ -182,9 +196,9 @@ impl Life {
         self.run(&Plan { seed: 1, first_batch: 1, ..plan(Role::Work) }, &mut learned).map(drop)
     }
 
-    /// Events acknowledged and there.
-    pub(crate) fn events(&self) -> u64 {
-        self.witness.seen
+    /// Whether there is something to damage, and nothing else has happened to it.
+    pub(crate) fn can_be_damaged(&self) -> bool {
+        self.witness.seen > 0 && !self.has_lost_power
     }
 }
 

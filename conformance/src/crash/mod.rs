@@ -32,7 +32,7 @@
 //!   `faulty-disk` for what that means. A store that answers before its sync survives any number of kills and falls to
 //!   the first of these.
 //! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, writes that the system cuts short.
-//! * **Damage**: a flipped bit or a lost end of a file.
+//! * **Damage**: a flipped bit or a lost end of a file, of a store that was closed or killed before.
 //!
 //! A check that has no place in a store, such as a kill amid a backup of a store that takes none, shows as ignored.
 //!
@@ -57,9 +57,11 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use eventstore_api::{Error, EventStore};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -72,7 +74,7 @@ use self::scenario::{Learned, SCENARIOS, Scenario};
 use crate::env::Factory;
 use crate::failure::{Checked, Failure};
 use crate::random::{self, Random};
-use crate::{Outcome, Profile};
+use crate::{CheckInfo, CheckReport, Outcome, Profile, parallel};
 
 /// The directory of a child, whose presence makes this process one.
 const CHILD: &str = "EVENTSTORE_CRASH_CHILD";
@@ -88,7 +90,7 @@ const CYCLES_OF_A_LIFE: u64 = 24;
 
 /// The check that needs a second process and no crash.
 const LOCKED: Named = Named {
-    name: "l2_an_opening_from_another_process_is_locked",
+    name: "crash::l2_an_opening_from_another_process_is_locked",
     rule: "L2: A second opening from another process is `Locked`, and once the first is closed the store opens.",
 };
 
@@ -119,6 +121,8 @@ pub struct Kit {
     factory: Factory,
     env: Vec<(String, String)>,
     cycles: u64,
+    /// The names of the checks.
+    names: Vec<&'static str>,
 }
 
 impl std::fmt::Debug for Kit {
@@ -140,7 +144,8 @@ impl Kit {
     {
         assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
         let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
-        Kit { name: name.to_owned(), profile, factory, env: Vec::new(), cycles: 10 }
+        let names = SCENARIOS.iter().map(|scenario| scenario.name).chain([LOCKED.name]).collect();
+        Kit { name: name.to_owned(), profile, factory, env: Vec::new(), cycles: 10, names }
     }
 
     /// Adds a variable to the environment of the children, by which a `main` with several stores tells them apart.
@@ -157,6 +162,13 @@ impl Kit {
         self
     }
 
+    /// The same with only those checks whose name is wanted.
+    #[must_use]
+    pub fn only(mut self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        self.names.retain(|name| is_wanted(name));
+        self
+    }
+
     /// Runs every check, as the `main` of a test target with `harness = false`, and reports on the terminal.
     ///
     /// In a child process it is the child. It has to be reached there in the same way, so nothing may be printed to the
@@ -170,17 +182,17 @@ impl Kit {
             let _ = writeln!(std::io::stderr(), "crash tests of {}: {failure}", self.name);
             return ExitCode::FAILURE;
         }
-        let trial = |name: &'static str| {
-            let kit = self.clone();
-            let run = move || match kit.run_check(name) {
+        let trial = |check: CheckInfo| {
+            let (kit, name) = (self.clone(), check.name.clone());
+            let run = move || match kit.run_check(&name) {
                 Some(Outcome::Passed) => Ok(Completion::Completed),
                 Some(Outcome::Ignored(reason)) => Ok(Completion::ignored_with(reason)),
                 Some(Outcome::Failed(failure)) => Err(Failed::from(failure)),
                 None => Err(Failed::from("there is no such check")),
             };
-            Trial::ignorable_test(name, run).with_kind(self.name.clone())
+            Trial::ignorable_test(check.name, run).with_kind(self.name.clone())
         };
-        let trials = Kit::names().map(trial).collect();
+        let trials = self.checks().map(trial).collect();
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
     }
 
@@ -190,29 +202,46 @@ impl Kit {
         std::env::var_os(CHILD).is_some()
     }
 
-    /// The names of all checks, also of those that are ignored for this store.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        SCENARIOS.iter().map(|scenario| scenario.name).chain([LOCKED.name])
+    /// What each check is about, also of those that are ignored for this store. All names begin with `crash::`.
+    pub fn checks(&self) -> impl Iterator<Item = CheckInfo> {
+        let of_scenario = |scenario: &Scenario| (scenario.name, scenario.rule, scenario.kind.missing(&self.profile));
+        let locks = (!self.profile.locks()).then_some("needs a store that locks");
+        let checks = SCENARIOS.iter().map(of_scenario).chain([(LOCKED.name, LOCKED.rule, locks)]);
+        let wanted = checks.filter(|(name, ..)| self.names.contains(name));
+        wanted.map(|(name, rule, missing)| CheckInfo {
+            ignored: missing.map(str::to_owned),
+            ..CheckInfo::new(name, rule)
+        })
     }
 
     /// Runs the check with this name; `None` if there is none. Not in child processes, which [`run`](Kit::run) looks after.
     #[must_use]
     pub fn run_check(&self, name: &str) -> Option<Outcome> {
-        let (rule, missing, outcome): (_, _, Box<dyn FnOnce() -> Checked<bool> + '_>) = if name == LOCKED.name {
-            let missing = (!self.profile.locks()).then_some("needs a store that locks");
-            (LOCKED.rule, missing, Box::new(|| self.open_twice().map(|()| true)))
-        } else {
-            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name)?;
-            let missing = scenario.kind.missing(&self.profile);
-            (scenario.rule, missing, Box::new(|| self.wait_for_incidents(scenario)))
-        };
-        if let Some(reason) = missing {
-            return Some(Outcome::Ignored(reason.to_owned()));
+        let check = self.checks().find(|check| check.name == name)?;
+        if let Some(reason) = check.ignored {
+            return Some(Outcome::Ignored(reason));
         }
-        Some(match outcome() {
+        let outcome = match SCENARIOS.iter().find(|scenario| scenario.name == name) {
+            Some(scenario) => self.wait_for_incidents(scenario),
+            None => self.open_twice().map(|()| true),
+        };
+        Some(match outcome {
             Ok(true) => Outcome::Passed,
             Ok(false) => Outcome::Ignored("this store does nothing in which it could happen".to_owned()),
-            Err(failure) => Outcome::Failed(failure.note("rule", rule)),
+            Err(failure) => Outcome::Failed(failure.note("rule", check.text)),
+        })
+    }
+
+    /// Runs all checks, as many at the same time as there are `threads`, and tells `ended` of each when it ends. Not in
+    /// child processes, which [`run`](Kit::run) looks after.
+    pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Vec<CheckReport> {
+        let checks: Vec<_> = self.checks().collect();
+        parallel::map(threads, &checks, |check| {
+            let began = Instant::now();
+            let outcome = self.run_check(&check.name).unwrap_or_else(|| Outcome::Ignored("it is gone".to_owned()));
+            let report = CheckReport { check: check.clone(), outcome, took: began.elapsed() };
+            ended(&report);
+            report
         })
     }
 
@@ -265,7 +294,7 @@ impl Kit {
         let mut lived = Lived::Whole;
         for _ in 0..CYCLES_OF_A_LIFE {
             let Some(scenario) = next(random) else { break };
-            if scenario.kind.is_damage() && life.events() == 0 {
+            if scenario.kind.is_damage() && !life.can_be_damaged() {
                 tell(None, life.cycle(None, Incident::None, learned, random)?);
             }
             let Some(incident) = (0..32).find_map(|_| scenario.kind.incident(random, learned)) else {
