@@ -115,6 +115,38 @@ async fn lost_and_cut_files_are_refused() {
 }
 
 #[tokio::test]
+async fn a_file_that_went_back_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data.mdb");
+    let opened = open(Options::new(directory.path())).await.unwrap();
+    store(&opened, "one", "x").await.unwrap();
+    let older = fs::read(&file).unwrap();
+    store(&opened, "two", "x").await.unwrap();
+    store(&opened, "three", "x").await.unwrap();
+    opened.close().await.unwrap();
+    fs::write(&file, older).unwrap();
+    for _ in 0..2 {
+        let error = open(Options::new(directory.path())).await.unwrap_err();
+        assert!(matches!(error, Error::Corrupt { version: Some(lost), .. } if lost.get() == 2), "{error}");
+    }
+    fs::remove_file(directory.path().join("eventstore.head")).unwrap();
+    assert_eq!(versions(&open(Options::new(directory.path())).await.unwrap()).await, [1]);
+}
+
+#[tokio::test]
+async fn a_creation_that_was_cut_short_is_begun_anew() {
+    for left in [0, 100, 4913, 8192] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("eventstore.json.new"), r#"{"engine":"lmdb"}"#).unwrap();
+        fs::write(directory.path().join("data.mdb"), vec![7; left]).unwrap();
+        let opened = open(Options::new(directory.path())).await.unwrap();
+        store(&opened, "first", "x").await.unwrap();
+        opened.close().await.unwrap();
+        assert_eq!(versions(&open(Options::new(directory.path())).await.unwrap()).await, [1], "{left} bytes");
+    }
+}
+
+#[tokio::test]
 async fn indexes_with_impossible_entries_are_damage() {
     let directory = tempfile::tempdir().unwrap();
     let sound = open(Options::new(directory.path())).await.unwrap();

@@ -84,6 +84,9 @@ impl RocksDbEngine {
                 _ => {}
             }
         }
+        if options.wal_recovery == WalRecovery::PointInTime {
+            directory.forget_synced_head()?; // what is lost then is accepted
+        }
         let opening = if directory.is_marked() { Opening::Existing } else { Opening::New };
         Self::open_in(directory, options, opening)
     }

@@ -29,6 +29,10 @@ pub fn repair(path: &Path) -> Result<Vec<String>> {
     let refusal = match open_db(path, &options, Opening::Existing) {
         Ok(db) => {
             let newest = newest_version(&db)?;
+            if let Err(lost) = directory.check_synced_head(newest.into()) {
+                directory.forget_synced_head()?;
+                return Ok(vec![format!("accepted what cannot be brought back: {lost}")]);
+            }
             return Ok(vec![format!("the store opens and was left as it is; its newest version is {newest}")]);
         }
         Err(Refused::Wal(refusal)) => refusal,
@@ -51,6 +55,7 @@ pub fn repair(path: &Path) -> Result<Vec<String>> {
     drop(db);
     options.wal_recovery = WalRecovery::Strict;
     drop(open_db(path, &options, Opening::Existing)?);
+    directory.forget_synced_head()?;
     actions.push(format!(
         "kept everything up to version {newest}, and left out what came behind the damage: it is only in {name} now"
     ));

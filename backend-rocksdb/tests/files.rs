@@ -399,7 +399,7 @@ async fn repair_leaves_what_it_cannot_mend() {
     let (names, bytes) = (names_in(&killed.path().join("rocksdb")), fs::read(&log).unwrap());
     let error = repair(killed.path()).unwrap_err();
     assert!(matches!(&error, Error::Corrupt { reason, .. } if !reason.contains("eventstore repair")), "{error}");
-    assert_eq!(names_in(killed.path()), ["eventstore.json", "eventstore.lock", "rocksdb"]);
+    assert_eq!(names_in(killed.path()), ["eventstore.head", "eventstore.json", "eventstore.lock", "rocksdb"]);
     assert_eq!((names_in(&killed.path().join("rocksdb")), fs::read(&log).unwrap()), (names, bytes));
 }
 
@@ -415,7 +415,7 @@ async fn point_in_time_recovery_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_cut_short_opens_with_what_is_whole() {
+async fn a_log_that_lost_its_synced_end_opens_once_that_is_accepted() {
     let killed = killed_with(8).await;
     let log = log_of(killed.path());
     let whole = fs::read(&log).unwrap();
@@ -424,6 +424,13 @@ async fn a_log_that_is_cut_short_opens_with_what_is_whole() {
         let copy = tempfile::tempdir().unwrap();
         copy_dir(killed.path(), copy.path());
         fs::write(log_of(copy.path()), &whole[..cut]).unwrap();
+        // The end had been synced, and somebody knows.
+        for _ in 0..2 {
+            let error = open(Options::new(copy.path())).await.unwrap_err();
+            assert!(matches!(error, Error::Corrupt { version: Some(lost), .. } if lost.get() == 8), "{error}");
+        }
+        let actions = repair(copy.path()).unwrap();
+        assert!(actions.len() == 1 && actions[0].contains("version 8"), "{actions:?}");
         let opened = open(Options::new(copy.path())).await.unwrap();
         assert_clean(&opened, 7).await;
         assert_eq!(store(&opened, "id-8", "again").await.unwrap(), Version::new(8));
@@ -443,6 +450,7 @@ async fn a_large_batch_that_was_cut_short_is_not_there_in_part() {
         let copy = tempfile::tempdir().unwrap();
         copy_dir(killed.path(), copy.path());
         fs::write(log_of(copy.path()), &whole[..whole.len() - cut]).unwrap();
+        fs::remove_file(copy.path().join("eventstore.head")).unwrap(); // the end had not been synced
         assert_clean(&open(Options::new(copy.path())).await.unwrap(), 1).await;
     }
 }

@@ -9,7 +9,6 @@ use sled::{Batch, Db, IVec};
 use crate::Options;
 use crate::error::{engine_error, guard};
 use crate::files::Files;
-use crate::head::Head;
 use crate::keys::{Key, PART_LEN, parts_of};
 
 /// sled as the engine of a store: one tree with the rows of all tables.
@@ -17,7 +16,6 @@ pub struct SledEngine {
     // Fields drop in this order: sled is closed before the directory is unlocked.
     db: Db,
     file: File,
-    head: Head,
     options: Options,
     directory: StoreDirectory,
 }
@@ -41,8 +39,8 @@ impl SledEngine {
     }
 
     fn open_unmarked(directory: StoreDirectory, options: &Options) -> Result<Self> {
-        let Files { db, file, head } = Files::open(&directory, options)?;
-        Ok(SledEngine { db, file, head, options: options.clone(), directory })
+        let Files { db, file } = Files::open(&directory, options)?;
+        Ok(SledEngine { db, file, options: options.clone(), directory })
     }
 
     /// Hands everything to the disk, and with `Sync` has it keep it.
@@ -52,7 +50,6 @@ impl SledEngine {
         guard(|| self.db.flush()).map_err(|failure| engine_error("flush", failure))?;
         if durability != Durability::Buffered {
             self.file.sync_data().map_err(|error| Error::engine("sync", error))?;
-            self.head.write();
         }
         Ok(())
     }
@@ -127,9 +124,6 @@ impl Engine for SledEngine {
         if let Err(failure) = guard(|| self.db.apply_batch(rows)) {
             self.undo(batch);
             return Err(CommitError::Unknown(engine_error("commit", failure)));
-        }
-        if let Some((newest, _)) = batch.puts(Table::Events).last() {
-            self.head.note(newest);
         }
         self.flush(durability).map_err(CommitError::Unknown)
     }

@@ -12,7 +12,6 @@ use sled::Db;
 
 use crate::Options;
 use crate::error::{Failure, engine_error, guard, is_lock_error, open_error};
-use crate::head::{HEAD_FILE, Head};
 use crate::keys::table_byte;
 
 /// sled's directory, in the store's.
@@ -40,7 +39,6 @@ pub(crate) struct Files {
     /// Our own handle to sled's file. The system reports an error of writing to each handle that was open then, so what
     /// sled passes over is seen here.
     pub(crate) file: File,
-    pub(crate) head: Head,
 }
 
 impl Files {
@@ -79,33 +77,21 @@ impl Files {
         }
         let finish = || -> io::Result<_> {
             let file = File::options().read(true).write(true).open(path.join(DB_FILE))?;
-            let (head, known) = Head::open(&path)?;
             if is_new {
                 file.sync_all()?;
                 File::options().write(true).open(path.join(SETTINGS_FILE))?.sync_all()?;
             }
             // sled renames its snapshots, and makes its files, without it.
             sync_dir(&path)?;
-            Ok((file, head, known))
+            Ok(file)
         };
-        let (file, head, known) = finish().map_err(|error| cannot_open(directory, error))?;
-        let newest = newest_event(&db)?;
-        if known > newest {
-            let [newest, known] = [newest, known].map(|key| version_of(key).unwrap_or(Version::ZERO));
-            return Err(Error::Corrupt {
-                version: Some(newest.next()),
-                reason: format!(
-                    "it and all behind it are lost, though the log reached {known}: sled found damage in it and dropped the \
-                     rest; what is left opens without the file {SLED_DIR}/{HEAD_FILE}"
-                ),
-            });
-        }
-        Ok(Files { db, file, head })
+        let file = finish().map_err(|error| cannot_open(directory, error))?;
+        Ok(Files { db, file })
     }
 
     /// The newest event's version.
-    pub(crate) fn newest_version(&self) -> Result<Option<Version>> {
-        Ok(version_of(newest_event(&self.db)?))
+    pub(crate) fn newest_version(&self) -> Result<Version> {
+        Ok(version_of(newest_event(&self.db)?).unwrap_or(Version::ZERO))
     }
 }
 

@@ -29,7 +29,6 @@
 mod engine;
 mod error;
 mod files;
-mod head;
 mod keys;
 mod options;
 mod repair;

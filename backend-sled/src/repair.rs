@@ -23,9 +23,9 @@ pub fn repair(path: &Path) -> Result<Vec<String>> {
     let directory = StoreDirectory::open_existing(path, crate::NAME)?;
     let options = Options::new(path);
     let damage = match Files::open(&directory, &options) {
-        Ok(_) => return Ok(Vec::new()),
+        // Where events are lost, sled can open its files, and a page table made anew would not find more.
+        Ok(files) => return directory.check_synced_head(files.newest_version()?).map(|()| Vec::new()),
         Err(error @ Error::Corrupt { version: None, .. }) => error,
-        // Among them the error for lost events: sled can open its files, and a page table made anew would not find more.
         Err(error) => return Err(error),
     };
     let to_move = derived_files(path).map_err(|error| Error::engine("list the files", error))?;
@@ -36,10 +36,9 @@ pub fn repair(path: &Path) -> Result<Vec<String>> {
     let place = aside.display();
     let files = Files::open(&directory, &options).map_err(|error| still_broken(path, &aside, error))?;
     let mut report: Vec<_> = moved.iter().map(|name| format!("moved {SLED_DIR}/{name} to {place}")).collect();
-    report.push(match files.newest_version()? {
-        Some(version) => format!("sled made its page table again from its log; the newest event is {version}"),
-        None => "sled made its page table again from its log; there are no events".to_owned(),
-    });
+    let newest = files.newest_version()?;
+    directory.check_synced_head(newest).map_err(|error| still_broken(path, &aside, error))?;
+    report.push(format!("sled made its page table again from its log; the newest version is {newest}"));
     Ok(report)
 }
 

@@ -370,10 +370,10 @@ async fn the_end_of_the_log_is_never_lost_without_a_word() {
         fs::write(db_file(sound.path()), flipped).unwrap();
         let error = open(Options::new(sound.path())).await.unwrap_err();
         assert!(
-            matches!(&error, Error::Corrupt { version: Some(_), reason } if reason.contains("sled/head")),
+            matches!(&error, Error::Corrupt { version: Some(_), reason } if reason.contains("eventstore.head")),
             "{error}"
         );
-        fs::remove_file(sound.path().join("sled/head")).unwrap();
+        fs::remove_file(sound.path().join("eventstore.head")).unwrap();
         let rest = open(Options::new(sound.path())).await.unwrap();
         let left = count(&rest, 100).await.unwrap();
         assert!(left < 40 && left > 0, "{left}");

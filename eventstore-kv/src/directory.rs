@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use eventstore_api::{BoxError, Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::head::HEAD_FILE;
+
 const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
@@ -239,7 +241,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// What is in the directory of a store beside the files that all stores have.
 fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE];
+    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE];
     let mut content = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::engine::{Engine, Table, WriteBatch};
+use crate::head::HeadFile;
 use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
@@ -57,12 +58,13 @@ impl<E: Engine> KvStore<E> {
     /// `InvalidOption`; `Unsupported` for a store that a newer version wrote; `Corrupt`, `Engine` if it cannot be read.
     pub fn open(engine: E, options: StoreOptions) -> Result<Self> {
         options.validate()?;
-        check_format(&engine)?;
         let head = Version::new(reader::newest_version(&engine.snapshot()?)?);
-        let name = engine.name();
+        engine.directory().map_or(Ok(()), |directory| directory.check_synced_head(head))?;
+        check_format(&engine)?;
+        let (name, head_file) = (engine.name(), engine.directory().map(HeadFile::new));
         let shared = Arc::new(Shared::new(engine, head));
         let (queue, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(shared.clone(), receiver, &options, head);
+        let writer = Writer::new(shared.clone(), receiver, &options, head, head_file);
         let thread = thread::Builder::new()
             .name("eventstore-write".to_owned())
             .spawn(move || writer.run())

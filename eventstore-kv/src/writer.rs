@@ -10,6 +10,7 @@ use tracing::trace;
 
 use crate::StoreOptions;
 use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::head::HeadFile;
 use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
@@ -22,6 +23,8 @@ pub(crate) struct Writer<E> {
     group_events: usize,
     group_bytes: usize,
     head: u64,
+    /// Tells the next opening how far the log is synced.
+    head_file: Option<HeadFile>,
     /// Something may be committed that was not synced. True at first: an earlier process may have been killed between
     /// the two.
     unsynced: bool,
@@ -40,6 +43,7 @@ impl<E: Engine> Writer<E> {
         queue: mpsc::UnboundedReceiver<Message>,
         options: &StoreOptions,
         head: Version,
+        head_file: Option<HeadFile>,
     ) -> Self {
         Writer {
             shared,
@@ -47,6 +51,7 @@ impl<E: Engine> Writer<E> {
             group_events: options.group_events,
             group_bytes: options.group_bytes,
             head: head.get(),
+            head_file,
             unsynced: true,
             owes_sync: false,
             batch: WriteBatch::new(),
@@ -72,7 +77,6 @@ impl<E: Engine> Writer<E> {
                 self.queue.close(); // what is in the queue is still received, nothing new comes in
             }
         }
-        trace!(name: "closing", "the queue is closed and empty");
         let last_sync = catch_unwind(AssertUnwindSafe(|| self.last_sync()))
             .unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
         self.shared.finish_closing(last_sync.err());
@@ -96,6 +100,7 @@ impl<E: Engine> Writer<E> {
     ///
     /// If it fails, or must not be tried, events that were acknowledged with `Buffered` may not survive a power cut.
     fn last_sync(&mut self) -> Result<()> {
+        trace!(name: "closing", "the queue is closed and empty");
         match self.shared.check_fence() {
             Ok(()) if self.unsynced => self.sync(),
             Err(fenced) if self.owes_sync => Err(fenced),
@@ -166,7 +171,9 @@ impl<E: Engine> Writer<E> {
             // One that finds no room must not take the others with it.
             return group.into_iter().for_each(|request| self.commit_group(vec![request]));
         }
-        trace!(name: "published", head = self.head, "readers see a group, whose callers are answered now");
+        if committed.is_ok() {
+            trace!(name: "published", head = self.head, "readers see a group, whose callers are answered now");
+        }
         for ((request, decision), rests_on_commit) in group.into_iter().zip(decisions).zip(rests_on_commit) {
             let result = match (decision, &committed) {
                 (Decision::Staged(_) | Decision::AlreadyStored(_), Err(failure)) if rests_on_commit => {
@@ -221,6 +228,9 @@ impl<E: Engine> Writer<E> {
                 self.head = head;
                 self.unsynced = durability != Durability::Sync;
                 self.owes_sync = self.unsynced;
+                if !self.unsynced {
+                    self.note_synced();
+                }
                 self.shared.publish(Version::new(head), events, new_aggregates);
                 let (bytes, took) = (self.batch.len_bytes(), began.elapsed());
                 self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
@@ -234,7 +244,15 @@ impl<E: Engine> Writer<E> {
     fn sync(&mut self) -> Result<()> {
         self.shared.with_engine(Engine::sync)?;
         (self.unsynced, self.owes_sync) = (false, false);
+        self.note_synced();
         Ok(())
+    }
+
+    /// Everything up to the head is synced.
+    fn note_synced(&mut self) {
+        if let Some(file) = &mut self.head_file {
+            file.write(Version::new(self.head));
+        }
     }
 
     fn fail(&self, error: Error) -> Failure {

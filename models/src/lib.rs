@@ -51,6 +51,8 @@ mod directory;
 mod engine;
 #[path = "../../backend-lmdb/src/gate.rs"]
 mod gate;
+#[path = "../../eventstore-kv/src/head.rs"]
+mod head;
 #[path = "../../eventstore-kv/src/keys.rs"]
 mod keys;
 #[path = "../../eventstore-kv/src/memory.rs"]
