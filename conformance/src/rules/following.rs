@@ -258,8 +258,8 @@ checks! {
         for (number, gc) in [Gc::Quick, Gc::Full, Gc::Quick, Gc::Full].into_iter().enumerate() {
             for (stream, seen) in streams.iter_mut().zip(&mut seen) {
                 // Up to where it has to wait.
-                while let Some(event) = polled(3, stream.next()).await {
-                    seen.extend(event.transpose()?);
+                while let Some(event) = polled(3, next(stream)).await {
+                    seen.push(event?);
                 }
             }
             match store.run_gc(&background(), gc).await {
