@@ -18,6 +18,8 @@ use crate::env::Store;
 #[derive(Debug, Default)]
 pub(crate) struct Journal(Mutex<Operations>);
 
+const DROPPED: &str = "drop the last handle";
+
 #[derive(Debug, Default)]
 struct Operations {
     begun: u64,
@@ -106,10 +108,14 @@ impl fmt::Display for Journal {
         let operations = self.lock();
         let mut kept: Vec<_> = operations.changes.iter().chain(&operations.reads).collect();
         kept.sort_by_key(|operation| operation.number);
-        match (kept.len() as u64, operations.begun) {
-            (_, 0) => return f.write_str("none"),
-            (kept, begun) if kept < begun => write!(f, "the newest {kept} of {begun}, the oldest of them first:")?,
-            (_, begun) => write!(f, "all {begun}, the oldest first:")?,
+        // A check that has failed drops its stores: that is not what led to it.
+        while kept.last().is_some_and(|last| last.call == DROPPED) {
+            kept.pop();
+        }
+        match (kept.len() as u64, kept.last().map_or(0, |last| last.number)) {
+            (0, _) => return f.write_str("none"),
+            (kept, last) if kept < last => write!(f, "the newest {kept} of {last}, the oldest of them first:")?,
+            (_, last) => write!(f, "all {last}, the oldest first:")?,
         }
         for Operation { number, store, call, end } in kept {
             write!(f, "\n    {number}. ")?;
@@ -189,7 +195,7 @@ impl fmt::Debug for Observed {
 
 impl Drop for Observed {
     fn drop(&mut self) {
-        self.change("drop the last handle".to_owned()).end(&Ok(()), done);
+        self.change(DROPPED.to_owned()).end(&Ok(()), done);
     }
 }
 
@@ -391,6 +397,17 @@ mod tests {
         }
         assert!(text.ends_with("\n    102. read 99 → done") && !text.contains("read 0"), "{text}");
         drop(hangs);
+    }
+
+    #[test]
+    fn what_a_failed_check_drops_is_not_shown() {
+        let journal = Arc::new(Journal::default());
+        let number = journal.next_store();
+        for call in [DROPPED, "open", DROPPED, DROPPED] {
+            journal.begin(Kind::Change, number, call.to_owned()).end(&Ok(()), done);
+        }
+        let expected = "all 2, the oldest first:\n    1. drop the last handle → done\n    2. open → done";
+        assert_eq!(journal.to_string(), expected);
     }
 
     #[test]

@@ -18,6 +18,31 @@
 //! The command line is that of `cargo test`: a filter, `--list`, `--exact`, `--test-threads`. A rule that cannot be
 //! checked here shows as ignored, with the reason.
 //!
+//! A failure names the rule, what was expected and what came, the operations that led to it, and the seed:
+//!
+//! ```text
+//! the number of aggregates that `stats` gives after a history
+//!   expected   3
+//!   got        4
+//!   operations all 4, the oldest first:
+//!     1. open store → opened
+//!     2. append "history-1" of "a", on any → version 1, revision 1
+//!     3. append 3 events, "history-2" to "history-4" of "b" and others, on any → version 2, revision 1; …
+//!     4. stats → version 4, 4 aggregates
+//!   rule       M5: `stats` tells the numbers of events and aggregates as they are.
+//!   runtime    multi-thread
+//!   seed       16377631705692439067; EVENTSTORE_CONFORMANCE_SEED=16377631705692439067 runs it again
+//!   checked    at conformance/src/rules/maintenance.rs:644
+//! ```
+//!
+//! Of a check that hangs it tells which call has not returned. A program that shows a report of its own runs a [`Suite`]
+//! with [`Suite::run_all`].
+//!
+//! # What can be trusted
+//!
+//! For each check there is a store that it refuses, in `tests/mutants`: the simplest store that keeps the contract, with
+//! one fault. What no check covers is in the last section of `docs/contract.md`, beside the checks of each rule.
+//!
 //! # Environment
 //!
 //! | variable | meaning |

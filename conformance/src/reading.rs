@@ -74,6 +74,16 @@ pub(crate) fn select(all: &[RecordedEvent], options: &LoadOptions) -> Vec<Record
     }
 }
 
+/// The first `count` events, or all if a wrong store has fewer.
+pub(crate) fn first_of(events: &[RecordedEvent], count: usize) -> &[RecordedEvent] {
+    events.get(..count).unwrap_or(events)
+}
+
+/// The events behind the first `count`, of which a wrong store may have none.
+pub(crate) fn behind(events: &[RecordedEvent], count: usize) -> &[RecordedEvent] {
+    events.get(count..).unwrap_or_default()
+}
+
 /// Fails with the first event that differs, rather than with all of them.
 #[track_caller]
 pub(crate) fn same_events(got: &[RecordedEvent], expected: &[RecordedEvent], what: &str) -> Checked {

@@ -11,7 +11,7 @@ use shuttle::{Config, MaxSteps, Runner};
 
 /// How many schedules of each kind a model is run with that is too large for all.
 const RUNS: &str = "EVENTSTORE_MODEL_RUNS";
-const DEFAULT_RUNS: usize = 1_000;
+const DEFAULT_RUNS: usize = 5_000;
 
 /// A schedule that a failure has printed: only that one is run.
 const SCHEDULE: &str = "EVENTSTORE_MODEL_SCHEDULE";

@@ -6,8 +6,8 @@
 //! A schedule in which everybody waits is a failure like any other, so a lost wake-up cannot hide.
 //!
 //! ```console
-//! $ cargo test -p models                                        # every model, as a test of its name
-//! $ EVENTSTORE_MODEL_RUNS=100000 cargo test --release -p models # for longer
+//! $ cargo test -p models                              # every model, as a test of its name
+//! $ EVENTSTORE_MODEL_RUNS=100000 cargo test -p models # for longer
 //! ```
 //!
 //! A failure prints its schedule. `EVENTSTORE_MODEL_SCHEDULE=… cargo test -p models -- --exact NAME` runs it again.

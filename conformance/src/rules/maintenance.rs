@@ -16,7 +16,7 @@ use crate::check::checks;
 use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
-use crate::reading::{audit, load, same_events};
+use crate::reading::{audit, first_of, load, same_events};
 use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
 
 checks! {
@@ -42,7 +42,7 @@ checks! {
             let kept = audit(&backup).await?;
             expect_eq!(kept.len() as u64, latest.get(), "the number of events of a backup up to version {latest}");
             expect_eq!(kept.len() % 3, 0, "the number of events of a backup, when all batches have three, modulo three");
-            same_events(&kept, &all[..kept.len().min(all.len())], "the events of a backup")?;
+            same_events(&kept, first_of(&all, kept.len()), "the events of a backup")?;
             if env.profile.verifies() {
                 is_sound(&backup.verify(&background()).await?, &kept)?;
             }
@@ -83,7 +83,7 @@ checks! {
         let (of_store, of_backup) = (audit(&store).await?, audit(&backup).await?);
         for (all, count, what) in [(&of_store, 22, "store"), (&of_backup, 21, "backup")] {
             expect_eq!(all.len(), count, "the number of events of the {what} when both went on");
-            same_events(&all[..20], &before, &format!("the events of the {what} that both have"))?;
+            same_events(first_of(all, 20), &before, &format!("the events of the {what} that both have"))?;
         }
         backup.close().await?;
         same_events(&audit(&env.reopen(store).await?).await?, &of_store, "the events of the store when opened again")?;
@@ -382,7 +382,7 @@ checks! {
             for gc in [Gc::Quick, Gc::Full] {
                 collect(&store, &background(), gc).await?;
                 let events = load(&store, LoadOptions::all()).await?;
-                same_events(&events[..before.len().min(events.len())], &before, &format!("the events after {gc:?}"))?;
+                same_events(first_of(&events, before.len()), &before, &format!("the events after {gc:?}"))?;
             }
             rounds += 1;
             tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use crate::check::checks;
 use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
-use crate::reading::{add_page, audit, ids, is_prefix, load, load_pages, pages_of, same_events, select};
+use crate::reading::{add_page, audit, first_of, ids, is_prefix, load, load_pages, pages_of, same_events, select};
 use crate::tasks::{Background, all_at_once, joined, polled};
 
 checks! {
@@ -105,7 +105,7 @@ checks! {
         store.run_gc(&background(), Gc::Quick).await?;
         joined(writer).await??;
         let after = audit(&store).await?;
-        same_events(&after[..before.len()], &before, "the events before garbage collection under load")?;
+        same_events(first_of(&after, before.len()), &before, "the events before garbage collection under load")?;
         expect_eq!(after.len(), 120, "the number of events after garbage collection under load");
     }
 
@@ -144,13 +144,13 @@ checks! {
         let writers = Background::start((0..4).map(|writer| write(store.clone(), format!("writer-{writer}"), 20, 2)));
         while writers.is_running() {
             let all = load(&store, LoadOptions::all()).await?;
-            same_events(&all[..seen.len().min(all.len())], &seen, "the events that an earlier load gave")?;
+            same_events(first_of(&all, seen.len()), &seen, "the events that an earlier load gave")?;
             seen = all;
             tokio::task::yield_now().await;
         }
         writers.finish().await?;
         let all = audit(&store).await?;
-        same_events(&all[..seen.len().min(all.len())], &seen, "the events that were loaded while writers wrote")?;
+        same_events(first_of(&all, seen.len()), &seen, "the events that were loaded while writers wrote")?;
     }
 
     /// O2: The new events of a batch get consecutive versions in the batch's order, whoever else writes.

@@ -14,8 +14,9 @@ mod tamper;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use conformance::{Outcome, Profile, Suite};
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("every check is known to find a fault", every_check_finds_a_fault));
     trials.push(Trial::test("every rule of the contract has a check", every_rule_has_a_check));
     trials.push(Trial::test("a hanging store is reported with the rule", a_hanging_store_is_reported_with_the_rule));
+    trials.push(Trial::test("a report has every check once, in order", a_report_has_every_check_once));
     trials.push(Trial::test("how many checks notice each store", how_many_notice).with_ignored_flag(true));
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     let (checks, stores) = counts();
@@ -66,16 +68,20 @@ fn counts() -> (usize, usize) {
     (names.len(), faults.len() + 1)
 }
 
-/// Every store against every check: which others notice it, and which check is the only one to do so. It takes a quarter
-/// of an hour: `cargo test -p conformance --test mutants -- --ignored`.
+/// Every store against every check: how many others notice it, and that no check panics, whatever the store does. It takes
+/// half an hour: `cargo test -p conformance --test mutants -- --ignored --nocapture`.
 fn how_many_notice() -> Result<(), Failed> {
     let mut faults: Vec<_> = FINDS.iter().map(|(_, fault)| *fault).collect();
     faults.sort_by_key(|fault| format!("{fault:?}"));
     faults.dedup();
-    let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     for fault in faults {
         let suite = suite(Profile::persistent().time_limit(Duration::from_secs(3)), fault);
         let report = suite.run_all(threads, |_| ());
+        let panicked = report.checks.iter().find(|check| format!("{:?}", check.outcome).contains("the check panicked"));
+        if let Some(check) = panicked {
+            return Err(format!("{} meets {fault:?}: {:?}", check.check.name, check.outcome).into());
+        }
         let failed = report.checks.iter().filter(|check| matches!(check.outcome, Outcome::Failed(_)));
         let noticed: BTreeSet<_> = failed.map(|check| check.check.name.as_str()).collect();
         let known: BTreeSet<_> =
@@ -173,6 +179,34 @@ fn every_rule_has_a_check() -> Result<(), Failed> {
         None => Ok(()),
         other => Err(format!("a check that does not exist ended with {other:?}").into()),
     }
+}
+
+fn a_report_has_every_check_once() -> Result<(), Failed> {
+    let wanted = |name: &str| name.starts_with("order::o1_") || name.starts_with("faults::");
+    let suite = suite(Profile::persistent(), Fault::RefusedIsWritten).only(wanted).with_seed(7);
+    let ended = Mutex::new(Vec::new());
+    let report = suite.run_all(NonZeroUsize::MIN.saturating_add(3), |check| {
+        ended.lock().expect("nobody panics").push(check.check.name.clone());
+    });
+    let mut ended = ended.into_inner().expect("nobody panicked");
+    let names: Vec<_> = suite.names().collect();
+    let reported: Vec<_> = report.checks.iter().map(|check| check.check.name.as_str()).collect();
+    assert_eq!(reported, names);
+    ended.sort();
+    assert_eq!(ended, names.iter().copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    for check in &report.checks {
+        let (name, took) = (&check.check.name, check.took);
+        let was_run = !matches!(check.outcome, Outcome::Ignored(_));
+        assert_eq!((was_run, check.check.ignored.is_none()), (!took.is_zero(), was_run), "{name} took {took:?}");
+        if let Outcome::Failed(failure) = &check.outcome {
+            assert!(failure.to_string().contains("EVENTSTORE_CONFORMANCE_SEED=7 "), "{failure}");
+        }
+    }
+    let verdicts: Vec<_> = report.rules().into_iter().map(|(rule, checks)| (rule, checks.verdict())).collect();
+    assert_eq!(verdicts[0], ("O1", "FAILED"), "a refused append leaves a gap");
+    assert_eq!(&verdicts[2..], [("F2", "not run"), ("F3", "not run"), ("F4", "not run")]);
+    assert!(!report.is_ok() && report.sum().failed > 0);
+    Ok(())
 }
 
 fn a_hanging_store_is_reported_with_the_rule() -> Result<(), Failed> {

@@ -184,8 +184,10 @@ impl Writer {
     fn commit_group(&mut self, group: Vec<Request>) {
         // A caller who has gone wants no answer: that its channel is closed is no error here, and nowhere below.
         if self.shared.fence_reason().is_some() {
-            let refuse = |request: Request| request.reply.send(self.shared.check_fence().map(|()| Vec::new()));
-            return group.into_iter().for_each(|request| drop(refuse(request)));
+            for request in group {
+                let _ = request.reply.send(self.shared.check_fence().map(|()| Vec::new()));
+            }
+            return;
         }
         let head_before = self.head;
         match self.write(&group) {
@@ -214,7 +216,9 @@ impl Writer {
                 }
             }
             Err(Failure::Unknown(error)) => {
-                group.into_iter().for_each(|request| drop(request.reply.send(Err(unknown(&error)))));
+                for request in group {
+                    let _ = request.reply.send(Err(unknown(&error)));
+                }
             }
         }
     }
@@ -231,12 +235,19 @@ impl Writer {
         self.db.execute_batch(level).map_err(not_written)?;
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(not_written)?;
         let (mut head, now) = (self.head, SystemTime::now());
-        // An error here drops the transaction, which takes it back.
-        let decided = group.iter().map(|request| decide(&transaction, &request.batch, &mut head, now)).collect();
-        let decisions: Vec<_> = match decided {
+        let decided = group.iter().map(|request| {
+            let decision = decide(&transaction, &request.batch, &mut head, now)?;
+            // After some errors SQLite takes the whole transaction back by itself, also if it was only reading. What is
+            // written then would be committed at once, and without what comes before it.
+            if transaction.is_autocommit() {
+                return Err(Error::engine("write events", "SQLite has taken the transaction back"));
+            }
+            Ok(decision)
+        });
+        let decisions: Vec<_> = match decided.collect() {
             Ok(decisions) => decisions,
             Err(error) => {
-                drop(transaction);
+                drop(transaction); // takes it back
                 if !self.db.is_autocommit() {
                     self.shared.fence("a transaction could not be taken back".to_owned());
                 }
