@@ -175,7 +175,7 @@ checks! {
                     for (at, stored) in (0_u64..).zip(&stored) {
                         expect_eq!(stored.version.get(), first.get() + at, "the version of the event {at} of a batch");
                     }
-                    let options = LoadOptions::since(Version::new(first.get() - 1)).limit(4);
+                    let options = LoadOptions::since(Version::new(first.get().saturating_sub(1))).limit(4);
                     let loaded = load(&store, options).await?;
                     expect_eq!(ids(&loaded), expected, "what is stored where the batch was stored");
                     for (stored, loaded) in stored.iter().zip(&loaded) {
@@ -381,7 +381,7 @@ checks! {
                 let mut last = Version::ZERO;
                 while last < Version::new(60) {
                     let reached = store.wait_for_events(&background(), last).await?;
-                    let there = LoadOptions::since(Version::new(reached.get() - 1)).limit(1);
+                    let there = LoadOptions::since(Version::new(reached.get().saturating_sub(1))).limit(1);
                     let page = store.load_page(&background(), &there, PageSize::FIRST).await?;
                     let version = page.events.first().map(|event| event.version);
                     expect_eq!(version, Some(reached), "the event at the version that waiting ended with");
@@ -736,7 +736,7 @@ async fn sees(store: Store, stored: eventstore_api::Stored, id: String, own: Str
     let ctx = background();
     let latest = store.latest_version(&ctx).await?;
     ensure!(latest >= stored.version, "`latest_version` is {latest} after version {} was appended", stored.version);
-    let waited = store.wait_for_events(&ctx, Version::new(stored.version.get() - 1)).await?;
+    let waited = store.wait_for_events(&ctx, Version::new(stored.version.get().saturating_sub(1))).await?;
     ensure!(waited >= stored.version, "`wait_for_events` gives {waited} after version {}", stored.version);
     let got = store.get(&ctx, &id).await?;
     expect_eq!(got.version, stored.version, "the version of the event that `get` gives after its append");
@@ -744,7 +744,7 @@ async fn sees(store: Store, stored: eventstore_api::Stored, id: String, own: Str
     expect_eq!(revision, stored.revision, "the revision of the aggregate after the append");
     let newest = load(&store, LoadOptions::all().aggregate(own).backward().limit(1)).await?;
     expect_eq!(ids(&newest), [&id], "the newest event of the aggregate after the append");
-    let there = load(&store, LoadOptions::since(Version::new(stored.version.get() - 1)).limit(1)).await?;
+    let there = load(&store, LoadOptions::since(Version::new(stored.version.get().saturating_sub(1))).limit(1)).await?;
     expect_eq!(ids(&there), [&id], "the event at the version that the append returned");
     Ok(())
 }
@@ -756,7 +756,7 @@ async fn watch(store: &Store, writers: &Background<()>) -> Checked {
         let latest = store.latest_version(&background()).await?;
         ensure!(latest >= last, "`latest_version` went back from {last} to {latest}");
         if latest > last {
-            let newest = LoadOptions::since(Version::new(latest.get() - 1)).limit(1);
+            let newest = LoadOptions::since(Version::new(latest.get().saturating_sub(1))).limit(1);
             let page = store.load_page(&background(), &newest, PageSize::FIRST).await?;
             let Some(event) = page.events.first() else {
                 return Err(Failure::new(format!("`latest_version` is {latest}, but there is no such event")));

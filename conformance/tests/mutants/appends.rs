@@ -66,6 +66,12 @@ impl Mutant {
             }
             _ => {}
         }
+        if self.has(Fault::VerifyFindsWriters) {
+            // Slow enough that writers are still there when the first verification begins.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
         let dropped = self.has(Fault::DropsSomeWrites) && self.every(7);
         let buffered = self.has(Fault::BufferedIsNotWritten) && batch.durability == Some(Durability::Buffered);
         if dropped || buffered {

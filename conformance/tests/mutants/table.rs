@@ -26,6 +26,7 @@ pub(crate) const FINDS: &[(&str, Fault)] = &[
     ("order::o6_a_read_after_an_append_sees_it", Fault::GetLagsBehind),
     ("order::o6_a_read_after_an_append_sees_it", Fault::DropsSomeWrites),
     ("order::o6_who_was_woken_sees_what_woke_it", Fault::WakesTooSoon),
+    ("order::o6_who_was_woken_sees_what_woke_it", Fault::WaitEndsTooSoon),
     ("order::o6_other_threads_and_runtimes_see_the_same_store", Fault::KnowsOneRuntime),
     ("order::o7_latest_version_never_goes_back_and_counts_the_events", Fault::LatestGoesBack),
     ("order::o8_a_load_by_aggregate_is_the_load_filtered", Fault::AggregateByPrefix),
