@@ -23,7 +23,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of everything random; a failure prints the one it ran with |
-//! | `EVENTSTORE_CONFORMANCE_CASES` | how many random programs the model check runs: by default 2,000 on a store in memory and 64 on others; `unbounded` for as many as it can until one fails |
+//! | `EVENTSTORE_CONFORMANCE_CASES` | how many random programs the model check runs: by default 2,000 on a store in memory and 200 on others; `unbounded` for as many as it can until one fails |
 
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ mod calls;
 mod check;
 mod env;
 mod events;
+mod history;
 mod model;
 mod profile;
 mod random;

@@ -260,11 +260,8 @@ pub(crate) fn programs(steps: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Op::Latest),
         1 => lookup(3).prop_map(Op::Revision),
         2 => (0..30_u64).prop_map(Op::WaitFor),
-        2 => bounds().prop_map(|mut options| {
-            (options.direction, options.before) = Default::default();
-            Op::Subscribe(options)
-        }),
-        4 => (0..4_usize, 0..8_usize).prop_map(|(subscription, events)| Op::Read { subscription, events }),
+        3 => subscriptions().prop_map(Op::Subscribe),
+        6 => (0..4_usize, 0..8_usize).prop_map(|(subscription, events)| Op::Read { subscription, events }),
         1 => (0..4_usize).prop_map(Op::Unsubscribe),
         1 => Just(Op::Gc(Gc::Quick)),
         1 => Just(Op::Gc(Gc::Full)),
@@ -337,6 +334,18 @@ fn bounds() -> impl Strategy<Value = LoadOptions> {
         options.limit = limit;
         options.aggregate_id = aggregate.map(Lookup::aggregate);
         if backward { options.backward() } else { options }
+    })
+}
+
+/// From near the beginning and mostly without an end, so that there is something to follow.
+fn subscriptions() -> impl Strategy<Value = LoadOptions> {
+    let limit = prop_oneof![3 => Just(None), 1 => (0..6_u64).prop_map(Some)];
+    let aggregate = prop_oneof![3 => Just(None), 1 => lookup(3).prop_map(Some)];
+    (0..8_u64, limit, aggregate).prop_map(|(since, limit, aggregate)| {
+        let mut options = LoadOptions::since(Version::new(since));
+        options.limit = limit;
+        options.aggregate_id = aggregate.map(Lookup::aggregate);
+        options
     })
 }
 

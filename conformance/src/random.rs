@@ -26,7 +26,7 @@ pub(crate) fn replay(seed: u64) -> String {
 ///
 /// By default it is a matter of seconds: a store that survives closing syncs in every program, one in memory does not.
 pub(crate) fn cases(profile: &Profile) -> Checked<u64> {
-    Ok(wanted_cases()?.unwrap_or(if profile.survives_closing() { 64 } else { 2_000 }))
+    Ok(wanted_cases()?.unwrap_or(if profile.survives_closing() { 200 } else { 2_000 }))
 }
 
 fn wanted_cases() -> Checked<Option<u64>> {

@@ -7,7 +7,7 @@ mod reference_store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -37,8 +37,11 @@ enum Fault {
     BatchReversed,
     BufferedIsNotWritten,
     CancelledReadIsEmpty,
+    ChecksConditionTooEarly,
+    ChecksIdsTooEarly,
     CloseDoesNothing,
     CloseStopsWhenDropped,
+    ConflictGuesses,
     ConflictTellsNothing,
     DemandsASecond,
     DropsSomeWrites,
@@ -50,9 +53,11 @@ enum Fault {
     ForgetsWhenReopened,
     GcIgnoresContext,
     GcLosesTheFirst,
+    GetIsStaleBesideWriters,
     GetLagsBehind,
     HasOnlyRequiredMethods,
     HeadRunsAhead,
+    HeadRunsAheadOfWriters,
     IgnoresContext,
     IgnoresExpectation,
     IgnoresLimit,
@@ -63,6 +68,7 @@ enum Fault {
     LeaksWaits,
     LoadFollowsWriters,
     LongIdsAreInvalid,
+    LosesUpdates,
     MixedBatchIsUnconditional,
     NormalisesMetadata,
     OpensTwice,
@@ -76,6 +82,7 @@ enum Fault {
     SkipsAnEvent,
     SmallPagesAreEmpty,
     SplitsBatches,
+    StaleBesideWriters,
     StatsCountAppends,
     StatsCountSinceOpening,
     TextOnly,
@@ -92,6 +99,8 @@ enum Fault {
     WrittenAlways,
     WrongRevision,
 }
+
+const MODEL: &str = "model::random_programs_agree_with_the_model";
 
 /// The checks, each with the fault that it must find.
 const FINDS: &[(&str, Fault)] = &[
@@ -170,6 +179,18 @@ const FINDS: &[(&str, Fault)] = &[
     ("context::c5_waiting_ends_with_its_context", Fault::WaitIgnoresContext),
     ("context::c5_dropped_reads_leave_nothing_behind", Fault::LeaksWaits),
     ("context::c6_a_short_deadline_is_no_reason_to_refuse", Fault::DemandsASecond),
+    ("concurrency::o1_appends_at_once_have_one_order_that_agrees_with_time", Fault::LosesUpdates),
+    ("concurrency::o1_everything_at_once_leaves_one_history", Fault::ChecksIdsTooEarly),
+    ("concurrency::o1_everything_at_once_leaves_one_history", Fault::ChecksConditionTooEarly),
+    ("concurrency::o1_everything_at_once_leaves_one_history", Fault::LosesUpdates),
+    ("concurrency::o5_readers_beside_writers_see_prefixes_that_never_go_back", Fault::StaleBesideWriters),
+    ("concurrency::o5_readers_beside_writers_see_prefixes_that_never_go_back", Fault::SplitsBatches),
+    ("concurrency::o6_what_anyone_was_told_of_everyone_finds", Fault::GetIsStaleBesideWriters),
+    ("concurrency::w2_repetitions_at_once_all_get_the_first_place", Fault::ChecksIdsTooEarly),
+    ("concurrency::w3_each_condition_has_one_winner_and_conflicts_are_true", Fault::ChecksConditionTooEarly),
+    ("concurrency::w3_each_condition_has_one_winner_and_conflicts_are_true", Fault::ConflictGuesses),
+    ("concurrency::c4_dropped_appends_among_others_leave_one_history", Fault::SplitsBatches),
+    ("concurrency::s1_subscribers_beside_writers_lose_and_repeat_nothing", Fault::HeadRunsAheadOfWriters),
     ("life::l1_a_closed_store_refuses_everything_with_closed", Fault::CloseDoesNothing),
     ("life::l1_close_may_be_called_again", Fault::SecondCloseFails),
     ("life::l1_close_finishes_what_was_accepted", Fault::DropsSomeWrites),
@@ -219,6 +240,16 @@ const FINDS: &[(&str, Fault)] = &[
     ("model::random_programs_agree_with_the_model", Fault::AggregateByPrefix),
     ("model::random_programs_agree_with_the_model", Fault::RepeatChecksCondition),
     ("model::random_programs_agree_with_the_model", Fault::ForgetsWhenReopened),
+    (MODEL, Fault::AcceptsAnyTimes),
+    (MODEL, Fault::IgnoresTimes),
+    (MODEL, Fault::RepeatTakesTheNewTime),
+    (MODEL, Fault::CancelledReadIsEmpty),
+    (MODEL, Fault::WritesWhenCancelled),
+    (MODEL, Fault::StatsCountSinceOpening),
+    (MODEL, Fault::LongIdsAreInvalid),
+    (MODEL, Fault::WaitEndsTooSoon),
+    (MODEL, Fault::HeadRunsAhead),
+    (MODEL, Fault::CloseDoesNothing),
     ("model::racing_writers_leave_one_history", Fault::DropsSomeWrites),
     ("model::racing_writers_leave_one_history", Fault::IgnoresExpectation),
 ];
@@ -227,6 +258,7 @@ const FINDS: &[(&str, Fault)] = &[
 const HANGS: &[Fault] = &[
     Fault::CloseStopsWhenDropped,
     Fault::HeadRunsAhead,
+    Fault::HeadRunsAheadOfWriters,
     Fault::LeaksPlaces,
     Fault::LeaksWaits,
     Fault::WaitIgnoresContext,
@@ -242,7 +274,16 @@ const FINDS_FALSE_DECLARATIONS: &[&str] = &[
     "maintenance::m3_without_verification_the_call_is_unsupported",
 ];
 
+/// Set for a process that is to be the suite over a store with a fault, as a user sees it.
+const AS_MUTANT: &str = "EVENTSTORE_CONFORMANCE_AS_MUTANT";
+
 fn main() -> ExitCode {
+    if std::env::var_os(AS_MUTANT).is_some() {
+        let opened = Arc::new(AtomicU64::new(0));
+        return conformance::run("mutant", Profile::persistent(), move |directory| {
+            open(directory, Fault::AggregateByPrefix, opened.clone())
+        });
+    }
     let mut trials: Vec<_> = FINDS
         .iter()
         .map(|&(check, fault)| {
@@ -258,6 +299,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("every check is known to find a fault", every_check_finds_a_fault));
     trials.push(Trial::test("every rule of the contract has a check", every_rule_has_a_check));
     trials.push(Trial::test("a hanging store is reported with the rule", a_hanging_store_is_reported_with_the_rule));
+    trials.push(Trial::test("the seed of a program that fails shows it again", a_seed_shows_the_program_again));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -338,6 +380,34 @@ fn a_hanging_store_is_reported_with_the_rule() -> Result<(), Failed> {
     }
 }
 
+/// The seed and the program that a run of the model check prints, from a process of its own.
+fn shown_program(seed: Option<&str>, cases: &str) -> Result<(String, String), Failed> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([MODEL, "--exact"]).env(AS_MUTANT, "").env("EVENTSTORE_CONFORMANCE_CASES", cases);
+    match seed {
+        Some(seed) => command.env("EVENTSTORE_CONFORMANCE_SEED", seed),
+        None => command.env_remove("EVENTSTORE_CONFORMANCE_SEED"),
+    };
+    let output = String::from_utf8(command.output()?.stdout)?;
+    let between = |from: &str, to: &str| Some(output.split_once(from)?.1.split_once(to)?.0.to_owned());
+    between("EVENTSTORE_CONFORMANCE_SEED=", " ")
+        .zip(between("  program ", "  rule "))
+        .ok_or_else(|| format!("no seed or no program was printed: {output}").into())
+}
+
+fn a_seed_shows_the_program_again() -> Result<(), Failed> {
+    let (seed, program) = shown_program(None, "unbounded")?;
+    // One program is enough: the seed is its own, and not that of a run that came to it in the end.
+    let again = shown_program(Some(&seed), "1")?;
+    if again != (seed.clone(), program.clone()) {
+        return Err(format!("with the seed {seed}, {program} was shown first, and then {again:?}").into());
+    }
+    if program.lines().filter(|line| line.contains(". ")).count() > 10 {
+        return Err(format!("a program that is too long to be read: {program}").into());
+    }
+    Ok(())
+}
+
 async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Result<Arc<dyn EventStore>> {
     let number = opened.fetch_add(1, Ordering::Relaxed).to_string();
     let inner = match fault {
@@ -356,6 +426,7 @@ async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Resul
         at_opening,
         happened: AtomicBool::new(false),
         places: Semaphore::new(4),
+        writing: AtomicU64::new(0),
         waiting: RwLock::new(()),
     }))
 }
@@ -370,6 +441,8 @@ struct Mutant {
     at_opening: u64,
     happened: AtomicBool,
     places: Semaphore,
+    /// How many appends are under way.
+    writing: AtomicU64,
     waiting: RwLock<()>,
 }
 
@@ -448,6 +521,11 @@ impl Mutant {
         {
             place.forget();
         }
+        let _writing = Writing::begin(&self.writing);
+        let found = self.inner.latest_version(background).await;
+        if self.has(Fault::ChecksConditionTooEarly) {
+            batch.expected = self.checked_too_early(&batch).await?;
+        }
         let _blocked = match self.fault {
             Fault::WaitersBlockWriters => Some(self.waiting.write().await),
             _ => None,
@@ -468,6 +546,21 @@ impl Mutant {
                 let is_repeated = stored.iter().any(|stored| stored.outcome == StoreOutcome::AlreadyStored);
                 self.happened.fetch_or(is_repeated, Ordering::Relaxed);
                 Ok(stored)
+            }
+            (Fault::LosesUpdates, Ok(stored)) => {
+                // Whoever had looked at the same time has the same places.
+                let first = stored.iter().find(|stored| stored.outcome == StoreOutcome::Written);
+                let shift = first.map_or(0, |first| first.version.get()).saturating_sub(found?.next().get());
+                let earlier = |s: &Stored| match s.outcome {
+                    StoreOutcome::Written => Stored::new((s.version.get() - shift).into(), s.revision, s.outcome),
+                    StoreOutcome::AlreadyStored => *s,
+                };
+                Ok(stored.iter().map(earlier).collect())
+            }
+            (Fault::ChecksIdsTooEarly, Ok(stored)) => {
+                let found = found?;
+                let not_seen = |s: &Stored| if s.version > found { StoreOutcome::Written } else { s.outcome };
+                Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, not_seen(s))).collect())
             }
             (Fault::WrittenAlways, Ok(stored)) => {
                 Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, StoreOutcome::Written)).collect())
@@ -498,6 +591,10 @@ impl Mutant {
             (Fault::ConflictTellsNothing, Err(Error::VersionConflict { aggregate_id, expected, .. })) => {
                 Err(Error::VersionConflict { aggregate_id, expected, actual: 0 })
             }
+            (Fault::ConflictGuesses, Err(Error::VersionConflict { aggregate_id, expected, actual })) => {
+                let others = self.writing.load(Ordering::Relaxed) - 1;
+                Err(Error::VersionConflict { aggregate_id, expected, actual: actual + others * 100 })
+            }
             (Fault::RefusedIsWritten, Err(error)) => {
                 let filler = Event::builder("Refused", "refused").build()?;
                 self.inner.append(filler.into())?;
@@ -513,6 +610,19 @@ impl Mutant {
             }
             (_, result) => result,
         }
+    }
+
+    /// Checks the condition before it is this append's turn: what is left of it afterwards.
+    async fn checked_too_early(&self, batch: &Batch) -> Result<Expected> {
+        let background = &Context::background();
+        let aggregate_id = batch.events.first().map_or("", Event::aggregate_id);
+        let revision = self.inner.aggregate_revision(background, aggregate_id).await?;
+        let latest = self.inner.latest_version(background).await?;
+        Ok(if batch.expected.holds(revision, latest) { Expected::Any } else { batch.expected })
+    }
+
+    fn is_beside_writers(&self) -> bool {
+        self.writing.load(Ordering::Relaxed) > 0
     }
 
     /// The outcome of work that was ended.
@@ -568,6 +678,11 @@ impl Mutant {
             Fault::OutOfOrder if page.events.len() > 1 => page.events.swap(0, 1),
             Fault::SmallPagesAreEmpty if size.bytes < 100 => page = Page::new(options, vec![], page.head, true),
             Fault::HeadRunsAhead => page.head = page.head.next(),
+            Fault::HeadRunsAheadOfWriters if self.is_beside_writers() => page.head = page.head.next(),
+            Fault::StaleBesideWriters if self.is_beside_writers() => {
+                page.head = Version::new(page.head.get().saturating_sub(1));
+                page.events.retain(|event| event.version <= page.head);
+            }
             Fault::LoadFollowsWriters => {
                 if let Some(next) = &mut page.next {
                     next.before = options.before;
@@ -583,6 +698,22 @@ impl Mutant {
             _ => {}
         }
         Ok(page)
+    }
+}
+
+/// Counts an append as under way until it is dropped.
+struct Writing<'a>(&'a AtomicU64);
+
+impl<'a> Writing<'a> {
+    fn begin(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Writing(count)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -616,6 +747,10 @@ impl EventStore for Mutant {
         }
         let event = self.inner.get(&self.context(ctx)?, id).await?;
         if self.has(Fault::GetLagsBehind) && event.version == self.inner.latest_version(ctx).await? {
+            return Err(Error::EventNotFound { id: id.to_owned() });
+        }
+        let is_newest = event.version == self.inner.latest_version(ctx).await?;
+        if self.has(Fault::GetIsStaleBesideWriters) && self.is_beside_writers() && is_newest {
             return Err(Error::EventNotFound { id: id.to_owned() });
         }
         Ok(event)
