@@ -64,7 +64,9 @@ enum Fault {
     IgnoresTimes,
     IsNeverDropped,
     LatestGoesBack,
+    LeaksMaintenance,
     LeaksPlaces,
+    LeaksReadSlots,
     LeaksWaits,
     LoadFollowsWriters,
     LongIdsAreInvalid,
@@ -178,6 +180,16 @@ const FINDS: &[(&str, Fault)] = &[
     ("context::c5_a_read_that_runs_out_of_time_gives_all_or_an_error", Fault::CancelledReadIsEmpty),
     ("context::c5_waiting_ends_with_its_context", Fault::WaitIgnoresContext),
     ("context::c5_dropped_reads_leave_nothing_behind", Fault::LeaksWaits),
+    ("context::c4_an_append_may_be_ended_at_every_await", Fault::WritesWhenCancelled),
+    ("context::c4_an_append_may_be_ended_at_every_await", Fault::UnknownIsHalf),
+    ("context::c4_an_append_may_be_ended_at_every_await", Fault::SplitsBatches),
+    ("context::c4_an_append_may_be_ended_at_every_await", Fault::LeaksPlaces),
+    ("context::c5_a_read_may_be_ended_at_every_await", Fault::CancelledReadIsEmpty),
+    ("context::c5_a_read_may_be_ended_at_every_await", Fault::LeaksReadSlots),
+    ("context::c5_a_stream_may_be_ended_at_every_await", Fault::CancelledReadIsEmpty),
+    ("context::c5_a_stream_may_be_ended_at_every_await", Fault::LeaksWaits),
+    ("context::c5_maintenance_may_be_ended_at_every_await", Fault::LeaksMaintenance),
+    ("context::c5_maintenance_may_be_ended_at_every_await", Fault::EndedIsAnEngineError),
     ("context::c6_a_short_deadline_is_no_reason_to_refuse", Fault::DemandsASecond),
     ("concurrency::o1_appends_at_once_have_one_order_that_agrees_with_time", Fault::LosesUpdates),
     ("concurrency::o1_everything_at_once_leaves_one_history", Fault::ChecksIdsTooEarly),
@@ -247,7 +259,7 @@ const FINDS: &[(&str, Fault)] = &[
     (MODEL, Fault::WritesWhenCancelled),
     (MODEL, Fault::StatsCountSinceOpening),
     (MODEL, Fault::LongIdsAreInvalid),
-    (MODEL, Fault::WaitEndsTooSoon),
+    (MODEL, Fault::WaitMissesClose),
     (MODEL, Fault::HeadRunsAhead),
     (MODEL, Fault::CloseDoesNothing),
     ("model::racing_writers_leave_one_history", Fault::DropsSomeWrites),
@@ -260,6 +272,7 @@ const HANGS: &[Fault] = &[
     Fault::HeadRunsAhead,
     Fault::HeadRunsAheadOfWriters,
     Fault::LeaksPlaces,
+    Fault::LeaksReadSlots,
     Fault::LeaksWaits,
     Fault::WaitIgnoresContext,
     Fault::WaitMissesClose,
@@ -427,6 +440,7 @@ async fn open(directory: PathBuf, fault: Fault, opened: Arc<AtomicU64>) -> Resul
         happened: AtomicBool::new(false),
         places: Semaphore::new(4),
         writing: AtomicU64::new(0),
+        slots: Semaphore::new(126),
         waiting: RwLock::new(()),
     }))
 }
@@ -441,6 +455,8 @@ struct Mutant {
     at_opening: u64,
     happened: AtomicBool,
     places: Semaphore,
+    /// For readers.
+    slots: Semaphore,
     /// How many appends are under way.
     writing: AtomicU64,
     waiting: RwLock<()>,
@@ -650,6 +666,13 @@ impl Mutant {
     }
 
     async fn page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        if self.has(Fault::LeaksReadSlots)
+            && let Ok(slot) = self.slots.acquire().await
+        {
+            slot.forget();
+            tokio::task::yield_now().await;
+            self.slots.add_permits(1);
+        }
         let ctx = &self.context(ctx)?;
         let mut asked = options.clone();
         match self.fault {
@@ -792,6 +815,14 @@ impl EventStore for Mutant {
     }
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
+        if self.has(Fault::LeaksMaintenance) {
+            if self.happened.swap(true, Ordering::Relaxed) {
+                return Err(Error::engine("collect garbage", "somebody else does already"));
+            }
+            let report = self.inner.run_gc(ctx, gc).await;
+            self.happened.store(false, Ordering::Relaxed);
+            return report;
+        }
         self.happened.store(true, Ordering::Relaxed);
         if self.has(Fault::GcIgnoresContext) {
             return self.inner.run_gc(&Context::background(), gc).await;
