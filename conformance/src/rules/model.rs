@@ -327,9 +327,11 @@ impl Running<'_> {
                 let Subscription { stream, options, given } = &mut self.subscriptions[at];
                 let expected = select(&self.model.events, options);
                 for expected in expected[*given..].iter().take(*events) {
-                    let got = match stream.next().await {
-                        Some(Ok(got)) => got,
-                        end => return Err(different("a subscription", Some(expected), end)),
+                    // It is there, so it comes, or it was lost.
+                    let got = match tokio::time::timeout(self.env.profile.limit() / 8, stream.next()).await {
+                        Ok(Some(Ok(got))) => got,
+                        Ok(end) => return Err(different("a subscription", Some(expected), end)),
+                        Err(_) => return Err(different("a subscription", Some(expected), "nothing at all")),
                     };
                     self.model.learn(std::slice::from_ref(&got));
                     let expected = select(&self.model.events, options);
