@@ -2,7 +2,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use eventstore_api::{Error, EventStore};
 use tempfile::TempDir;
@@ -28,14 +28,16 @@ pub(crate) struct Env {
     directory: TempDir,
     /// How many other places were given out.
     places: AtomicU32,
+    /// Grows while a check that may take any time goes on.
+    steps: Arc<AtomicU64>,
 }
 
 impl Env {
     /// One with a directory below `root`, whose owner removes it also when the check hangs.
     pub(crate) fn new(profile: Profile, factory: Factory, seed: u64, root: PathBuf) -> Checked<Self> {
         let directory = TempDir::new_in(&root)?;
-        let (journal, places) = (Arc::default(), AtomicU32::new(0));
-        Ok(Env { profile, seed, journal, factory, root, directory, places })
+        let (journal, places, steps) = (Arc::default(), AtomicU32::new(0), Arc::default());
+        Ok(Env { profile, seed, journal, factory, root, directory, places, steps })
     }
 
     /// The same with another empty directory.
@@ -43,6 +45,16 @@ impl Env {
         let mut fresh = Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())?;
         fresh.journal = self.journal.clone();
         Ok(fresh)
+    }
+
+    /// Tells that the check goes on: its time begins anew.
+    pub(crate) fn goes_on(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What [`goes_on`](Env::goes_on) counts.
+    pub(crate) fn steps(&self) -> Arc<AtomicU64> {
+        self.steps.clone()
     }
 
     /// Where the store of this check is.

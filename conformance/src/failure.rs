@@ -10,17 +10,18 @@ pub struct Failure {
     what: String,
     at: Option<&'static Location<'static>>,
     notes: Vec<(&'static str, String)>,
+    seed: Option<u64>,
 }
 
 impl Failure {
     #[track_caller]
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Failure { what: what.into(), at: Some(Location::caller()), notes: Vec::new() }
+        Failure { what: what.into(), at: Some(Location::caller()), notes: Vec::new(), seed: None }
     }
 
     /// One whose place in the suite says nothing.
     pub(crate) fn elsewhere(what: impl Into<String>) -> Self {
-        Failure { what: what.into(), at: None, notes: Vec::new() }
+        Failure { what: what.into(), at: None, notes: Vec::new(), seed: None }
     }
 
     #[track_caller]
@@ -37,6 +38,16 @@ impl Failure {
     pub(crate) fn note(mut self, label: &'static str, text: impl Into<String>) -> Self {
         self.notes.push((label, text.into()));
         self
+    }
+
+    /// The seed that shows it again at once, if that is not the one of the run.
+    pub(crate) fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    pub(crate) fn seed(&self) -> Option<u64> {
+        self.seed
     }
 }
 

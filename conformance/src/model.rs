@@ -1,38 +1,71 @@
-//! Random programs, and the model that says what each of their operations has to give.
+//! Random programs, and the model that says what each of their steps has to give.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN, MAX_TYPE_LEN, RECORDED_AT_END};
 use eventstore_api::{
-    Batch, Durability, Error, Event, Expected, Gc, LoadOptions, RecordedEvent, StoreOutcome, Stored, Version,
+    Batch, CancellationToken, Context, Durability, Error, Event, Expected, Gc, LoadOptions, RecordedEvent,
+    StoreOutcome, Stored, Version,
 };
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::{Just, Strategy, any};
 use proptest::prop_oneof;
 
-use crate::events::event;
+use crate::events::background;
 
-/// One step of a program.
+/// One step of a program: a call through one of its handles to the store, perhaps with a context that has ended.
+#[derive(Clone)]
+pub(crate) struct Step {
+    pub(crate) handle: usize,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) op: Op,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ended {
+    Cancelled,
+    Expired,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Append {
         events: Vec<Small>,
         on: On,
-        durability: Durability,
+        durability: Option<Durability>,
+        times: Times,
     },
+    /// Try to make an event that breaks the limits: it never reaches a store.
+    Make(Bad),
     Load {
         options: LoadOptions,
         page: Option<usize>,
     },
-    Get(Small),
+    Get(Lookup),
     Latest,
-    Revision(usize),
+    Revision(Lookup),
+    WaitFor(u64),
+    /// Open a subscription that later steps read from.
+    Subscribe(LoadOptions),
+    /// Read as many events as this from a subscription, if it has them.
+    Read {
+        subscription: usize,
+        events: usize,
+    },
+    Unsubscribe(usize),
     Gc(Gc),
     Verify,
+    Stats,
+    /// Take a backup and compare it with the model.
+    Backup,
     /// Take a backup, `close`, and go on with the backup.
     MoveToBackup,
-    /// `close`, and open again.
+    CloneHandle,
+    DropHandle,
+    /// `close` through one handle, and open again.
     Reopen,
     /// Drop the last handle, and open again.
     DropAndOpen,
@@ -41,18 +74,27 @@ pub(crate) enum Op {
 /// An event of the few that programs use, so that they meet: most often itself, sometimes its id with other content.
 #[derive(Clone, Copy)]
 pub(crate) struct Small {
-    id: usize,
+    number: usize,
     other: Option<Other>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Other {
+    Type,
     Data,
     Metadata,
     Aggregate,
 }
 
-/// A condition, near what holds at that point of the program.
+/// An event or an aggregate that may be there, or one that cannot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lookup {
+    Number(usize),
+    Empty,
+    TooLong,
+}
+
+/// A condition, near what holds at that point of the program or far from it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum On {
     Any,
@@ -60,25 +102,85 @@ pub(crate) enum On {
     Exists,
     RevisionPlus(i64),
     LatestPlus(i64),
+    LastRevision,
+    LastVersion,
+}
+
+/// The times of recording that an append names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Times {
+    None,
+    /// This many microseconds after 1970, and one more for each event.
+    Micros(u64),
+    OneTooFew,
+    OneTooMany,
+    Before1970,
+    After9999,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bad {
+    EmptyId,
+    LongId,
+    EmptyType,
+    LongType,
+    EmptyAggregate,
+    LongAggregate,
+    Metadata,
 }
 
 pub(crate) const AGGREGATES: [&str; 3] = ["a", "ab", "a\0"];
+const EVENTS: usize = 24;
+
+impl Step {
+    pub(crate) fn context(&self) -> Context {
+        match self.ended {
+            None => background(),
+            Some(Ended::Expired) => background().with_timeout(Duration::ZERO),
+            Some(Ended::Cancelled) => {
+                let token = CancellationToken::new();
+                token.cancel();
+                background().with_cancellation(token)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ended {
+            None => {}
+            Some(Ended::Cancelled) => f.write_str("cancelled before the call: ")?,
+            Some(Ended::Expired) => f.write_str("expired before the call: ")?,
+        }
+        self.op.fmt(f)?;
+        if self.handle > 0 { write!(f, " through handle {}", self.handle) } else { Ok(()) }
+    }
+}
 
 impl Small {
+    /// An id of each kind: UUIDs, which a store may keep apart from others, such as differ in case only, and long ones.
     pub(crate) fn id(self) -> String {
-        format!("event-{}", self.id)
+        let number = self.number;
+        match number % 4 {
+            0 => format!("event-{number}"),
+            1 => format!("00000000-0000-4000-8000-abcdef{number:06}"),
+            2 => format!("00000000-0000-4000-8000-ABCDEF{:06}", number - 1),
+            _ => format!("{number:->MAX_ID_LEN$}"),
+        }
     }
 
+    /// In the aggregate that its number says; small but for two, which are larger than a page of most engines.
     pub(crate) fn event(self) -> Event {
-        let aggregate = AGGREGATES[self.id % 3];
-        let plain = event(self.id(), aggregate);
-        let same =
-            |aggregate: &str| Event::builder(plain.event_type(), aggregate).id(plain.id()).data(plain.data().to_vec());
+        let len = [0, 10, 10, 150, 10, 2_500, 10, 10, 10, 5_000, 10, 10][self.number % 12];
+        let data = self.number.to_string().into_bytes().repeat(len);
+        let aggregate = AGGREGATES[(self.number + usize::from(matches!(self.other, Some(Other::Aggregate)))) % 3];
+        let event_type = if matches!(self.other, Some(Other::Type)) { "Other" } else { "Happened" };
+        let builder = Event::builder(event_type, aggregate).id(self.id());
         let builder = match self.other {
-            None => return plain,
-            Some(Other::Data) => same(aggregate).data("other"),
-            Some(Other::Metadata) => same(aggregate).metadata_json("{\"other\":true}"),
-            Some(Other::Aggregate) => same(AGGREGATES[(self.id + 1) % 3]),
+            Some(Other::Data) => builder.data("other"),
+            Some(Other::Metadata) => builder.data(data).metadata_json("{\"other\":true}"),
+            _ => builder.data(data),
         };
         builder.build().expect("the suite's own events are valid")
     }
@@ -86,7 +188,7 @@ impl Small {
 
 impl fmt::Debug for Small {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {:?}", self.id(), self.event().aggregate_id())?;
+        write!(f, "event {} of {:?}", self.number, AGGREGATES[self.number % 3])?;
         match self.other {
             Some(other) => write!(f, " with other {other:?}"),
             None => Ok(()),
@@ -94,58 +196,160 @@ impl fmt::Debug for Small {
     }
 }
 
-/// Programs of up to this many operations.
-pub(crate) fn programs(operations: usize) -> impl Strategy<Value = Vec<Op>> {
+impl Lookup {
+    pub(crate) fn id(self) -> String {
+        match self {
+            Lookup::Number(number) => Small { number, other: None }.id(),
+            Lookup::Empty => String::new(),
+            Lookup::TooLong => "i".repeat(MAX_ID_LEN + 1),
+        }
+    }
+
+    pub(crate) fn aggregate(self) -> String {
+        match self {
+            Lookup::Number(number) => AGGREGATES[number % 3].to_owned(),
+            Lookup::Empty => String::new(),
+            Lookup::TooLong => "a".repeat(MAX_AGGREGATE_ID_LEN + 1),
+        }
+    }
+}
+
+impl Times {
+    pub(crate) fn of(self, events: usize) -> Option<Vec<SystemTime>> {
+        let micros = |micros: u64| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        let each = |time: SystemTime| Some(vec![time; events]);
+        match self {
+            Times::None => None,
+            Times::Micros(first) => Some((first..).take(events).map(micros).collect()),
+            Times::OneTooFew => Some(vec![micros(1); events.saturating_sub(1)]),
+            Times::OneTooMany => Some(vec![micros(1); events + 1]),
+            Times::Before1970 => each(SystemTime::UNIX_EPOCH - Duration::from_micros(1)),
+            Times::After9999 => each(SystemTime::UNIX_EPOCH + RECORDED_AT_END),
+        }
+    }
+}
+
+impl Bad {
+    /// What making such an event comes to, and the field that has to be named.
+    pub(crate) fn make(self) -> (Result<Event, Error>, &'static str) {
+        let make = |id: &str, event_type: &str, aggregate: &str| Event::builder(event_type, aggregate).id(id).build();
+        let long = |limit: usize| "x".repeat(limit + 1);
+        match self {
+            Bad::EmptyId => (make("", "T", "a"), "id"),
+            Bad::LongId => (make(&long(MAX_ID_LEN), "T", "a"), "id"),
+            Bad::EmptyType => (make("id", "", "a"), "type"),
+            Bad::LongType => (make("id", &long(MAX_TYPE_LEN), "a"), "type"),
+            Bad::EmptyAggregate => (make("id", "T", ""), "aggregate_id"),
+            Bad::LongAggregate => (make("id", "T", &long(MAX_AGGREGATE_ID_LEN)), "aggregate_id"),
+            Bad::Metadata => (Event::builder("T", "a").metadata_json("[]").build(), "metadata"),
+        }
+    }
+}
+
+/// Programs of up to this many steps. What is named first is the simplest: programs shrink to it.
+pub(crate) fn programs(steps: usize) -> impl Strategy<Value = Vec<Step>> {
+    let ended = prop_oneof![
+        14 => Just(None),
+        1 => Just(Some(Ended::Cancelled)),
+        1 => Just(Some(Ended::Expired)),
+    ];
+    let op = prop_oneof![
+        14 => appends(),
+        5 => (bounds(), option::of(1..4_usize)).prop_map(|(options, page)| Op::Load { options, page }),
+        2 => lookup(EVENTS).prop_map(Op::Get),
+        1 => Just(Op::Latest),
+        1 => lookup(3).prop_map(Op::Revision),
+        2 => (0..30_u64).prop_map(Op::WaitFor),
+        3 => subscriptions().prop_map(Op::Subscribe),
+        6 => (0..4_usize, 0..8_usize).prop_map(|(subscription, events)| Op::Read { subscription, events }),
+        1 => (0..4_usize).prop_map(Op::Unsubscribe),
+        1 => Just(Op::Gc(Gc::Quick)),
+        1 => Just(Op::Gc(Gc::Full)),
+        1 => Just(Op::Verify),
+        1 => Just(Op::Stats),
+        1 => Just(Op::Backup),
+        1 => Just(Op::MoveToBackup),
+        1 => Just(Op::CloneHandle),
+        1 => Just(Op::DropHandle),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::DropAndOpen),
+        1 => prop_oneof![
+            Just(Bad::EmptyId), Just(Bad::LongId), Just(Bad::EmptyType), Just(Bad::LongType),
+            Just(Bad::EmptyAggregate), Just(Bad::LongAggregate), Just(Bad::Metadata),
+        ].prop_map(Op::Make),
+    ];
+    let step = (0..3_usize, ended, op).prop_map(|(handle, ended, op)| Step { handle, ended, op });
+    vec(step, 1..=steps)
+}
+
+fn appends() -> impl Strategy<Value = Op> {
     let other = prop_oneof![
-        12 => Just(None),
+        15 => Just(None),
         1 => Just(Some(Other::Data)),
         1 => Just(Some(Other::Metadata)),
         1 => Just(Some(Other::Aggregate)),
+        1 => Just(Some(Other::Type)),
     ];
-    let small = (0..24_usize, other).prop_map(|(id, other)| Small { id, other });
+    let small = (0..EVENTS, other).prop_map(|(number, other)| Small { number, other });
     let on = prop_oneof![
         4 => Just(On::Any),
         1 => Just(On::NoEvents),
         1 => Just(On::Exists),
         2 => (-1..=1_i64).prop_map(On::RevisionPlus),
         2 => (-1..=1_i64).prop_map(On::LatestPlus),
+        1 => prop_oneof![Just(On::LastRevision), Just(On::LastVersion)],
     ];
-    let durability = prop_oneof![Just(Durability::Sync), Just(Durability::Buffered)];
-    let append =
-        (vec(small.clone(), 0..5), any::<bool>(), on, durability).prop_map(|(mut events, one, on, durability)| {
-            if one && let [first, rest @ ..] = events.as_mut_slice() {
-                // All of one aggregate, so that conditions about one fit.
-                rest.iter_mut().for_each(|event| event.id = event.id - event.id % 3 + first.id % 3);
-            }
-            Op::Append { events, on, durability }
-        });
+    let durability = prop_oneof![Just(None), Just(Some(Durability::Sync)), Just(Some(Durability::Buffered))];
+    let times = prop_oneof![
+        8 => Just(Times::None),
+        4 => (1..4_000_000_000_000_000_u64).prop_map(Times::Micros),
+        1 => prop_oneof![
+            Just(Times::OneTooFew), Just(Times::OneTooMany), Just(Times::Before1970), Just(Times::After9999),
+        ],
+    ];
+    (vec(small, 0..5), any::<bool>(), on, durability, times).prop_map(|(mut events, one, on, durability, times)| {
+        if one && let [first, rest @ ..] = events.as_mut_slice() {
+            // All of one aggregate, so that conditions about one fit.
+            rest.iter_mut().for_each(|event| event.number = event.number - event.number % 3 + first.number % 3);
+        }
+        Op::Append { events, on, durability, times }
+    })
+}
+
+fn lookup(numbers: usize) -> impl Strategy<Value = Lookup> {
+    prop_oneof![
+        8 => (0..numbers).prop_map(Lookup::Number),
+        1 => Just(Lookup::Empty),
+        1 => Just(Lookup::TooLong),
+    ]
+}
+
+fn bounds() -> impl Strategy<Value = LoadOptions> {
     let version = || prop_oneof![8 => 0..30_u64, 1 => Just(u64::MAX)];
-    let bounds = (version(), option::of(version()), option::of(0..6_u64), any::<bool>());
-    let load = (bounds, option::of(0..3_usize), option::of(1..4_usize)).prop_map(|(bounds, aggregate, page)| {
-        let (since, before, limit, backward) = bounds;
+    let limit = prop_oneof![8 => 0..6_u64, 1 => Just(u64::MAX)];
+    let parts = (version(), option::of(version()), option::of(limit), any::<bool>(), option::of(lookup(3)));
+    parts.prop_map(|(since, before, limit, backward, aggregate)| {
         let mut options = LoadOptions::since(Version::new(since));
         options.before = before.map(Version::new);
         options.limit = limit;
-        options.aggregate_id = aggregate.map(|at| AGGREGATES[at].to_owned());
-        Op::Load { options: if backward { options.backward() } else { options }, page }
-    });
-    let op = prop_oneof![
-        12 => append,
-        5 => load,
-        2 => small.prop_map(Op::Get),
-        1 => Just(Op::Latest),
-        1 => (0..3_usize).prop_map(Op::Revision),
-        1 => Just(Op::Gc(Gc::Quick)),
-        1 => Just(Op::Gc(Gc::Full)),
-        1 => Just(Op::Verify),
-        1 => Just(Op::MoveToBackup),
-        1 => Just(Op::Reopen),
-        1 => Just(Op::DropAndOpen),
-    ];
-    vec(op, 1..=operations)
+        options.aggregate_id = aggregate.map(Lookup::aggregate);
+        if backward { options.backward() } else { options }
+    })
 }
 
-/// What a store is: its events in order. Their time of recording is left out.
+/// From near the beginning and mostly without an end, so that there is something to follow.
+fn subscriptions() -> impl Strategy<Value = LoadOptions> {
+    let limit = prop_oneof![3 => Just(None), 1 => (0..6_u64).prop_map(Some)];
+    let aggregate = prop_oneof![3 => Just(None), 1 => lookup(3).prop_map(Some)];
+    (0..8_u64, limit, aggregate).prop_map(|(since, limit, aggregate)| {
+        let mut options = LoadOptions::since(Version::new(since));
+        options.limit = limit;
+        options.aggregate_id = aggregate.map(Lookup::aggregate);
+        options
+    })
+}
+
+/// What a store is: its events in order.
 #[derive(Default)]
 pub(crate) struct Model {
     pub(crate) events: Vec<RecordedEvent>,
@@ -158,6 +362,9 @@ pub(crate) enum Verdict {
     Refused(Vec<Error>),
 }
 
+/// The time of recording of an event whose append named none, until a read has shown it.
+const NOT_KNOWN_YET: SystemTime = SystemTime::UNIX_EPOCH;
+
 impl Model {
     pub(crate) fn latest(&self) -> u64 {
         self.events.len() as u64
@@ -167,8 +374,22 @@ impl Model {
         self.events.iter().filter(|there| there.event.aggregate_id() == aggregate_id).count() as u64
     }
 
+    pub(crate) fn aggregates(&self) -> u64 {
+        self.events.iter().map(|there| there.event.aggregate_id()).collect::<BTreeSet<_>>().len() as u64
+    }
+
     pub(crate) fn get(&self, id: &str) -> Option<&RecordedEvent> {
         self.events.iter().find(|there| there.event.id() == id)
+    }
+
+    /// Takes the times of recording that nobody named from the first read that shows them; from then on they stay.
+    pub(crate) fn learn(&mut self, read: &[RecordedEvent]) {
+        for event in read {
+            let at = usize::try_from(event.version.get()).unwrap_or_default().wrapping_sub(1);
+            if let Some(there) = self.events.get_mut(at).filter(|there| there.recorded_at == NOT_KNOWN_YET) {
+                there.recorded_at = event.recorded_at;
+            }
+        }
     }
 
     /// The condition in numbers, for an append to this aggregate now.
@@ -179,6 +400,8 @@ impl Model {
             On::Exists => Expected::Exists,
             On::RevisionPlus(n) => Expected::Revision(self.revision(aggregate_id).saturating_add_signed(n)),
             On::LatestPlus(n) => Expected::LatestVersion(self.latest().saturating_add_signed(n).into()),
+            On::LastRevision => Expected::Revision(u64::MAX),
+            On::LastVersion => Expected::LatestVersion(u64::MAX.into()),
         }
     }
 
@@ -190,12 +413,13 @@ impl Model {
         let (before, mut stored, mut refusals) = (self.events.len(), Vec::new(), Vec::new());
         let aggregate_id = batch.events.first().map_or("", Event::aggregate_id).to_owned();
         let revision = self.revision(&aggregate_id);
-        for event in &batch.events {
+        let times = batch.recorded_at.iter().flatten().copied().chain(std::iter::repeat(NOT_KNOWN_YET));
+        for (event, time) in batch.events.iter().zip(times) {
             let Some(there) = self.get(event.id()) else {
                 let place = Version::new(self.latest() + 1);
                 let revision = self.revision(event.aggregate_id()) + 1;
                 stored.push(Stored::new(place, revision, StoreOutcome::Written));
-                self.events.push(RecordedEvent::new(place, revision, SystemTime::UNIX_EPOCH, event.clone()));
+                self.events.push(RecordedEvent::new(place, revision, time, event.clone()));
                 continue;
             };
             stored.push(Stored::new(there.version, there.revision, StoreOutcome::AlreadyStored));
@@ -210,7 +434,8 @@ impl Model {
             }
         }
         let latest = Version::new(before as u64);
-        if self.events.len() > before && !batch.expected.holds(revision, latest) {
+        let is_duplicate = !refusals.is_empty();
+        if self.events.len() > before && !is_duplicate && !batch.expected.holds(revision, latest) {
             let about_aggregate = batch.expected.is_about_aggregate();
             refusals.push(Error::VersionConflict {
                 aggregate_id: about_aggregate.then_some(aggregate_id),

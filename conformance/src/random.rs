@@ -1,5 +1,6 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use crate::Profile;
 use crate::failure::{Checked, Failure};
 
 const SEED: &str = "EVENTSTORE_CONFORMANCE_SEED";
@@ -10,21 +11,36 @@ pub(crate) fn seed() -> u64 {
     number(SEED).ok().flatten().unwrap_or_else(|| RandomState::new().build_hasher().finish())
 }
 
+/// The seed of the program with this number, of a run with this seed. The first program has the seed of the run, so that
+/// a run with the seed of a program begins with that program.
+pub(crate) fn nth_seed(seed: u64, number: u64) -> u64 {
+    seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
 /// How to run with this seed again.
 pub(crate) fn replay(seed: u64) -> String {
     format!("{seed}; {SEED}={seed} runs it again")
 }
 
-/// How many random programs to run.
-pub(crate) fn cases() -> Checked<u32> {
-    let cases = number(CASES)?.unwrap_or(64);
-    u32::try_from(cases).map_err(|_| Failure::new(format!("{CASES} is too large: {cases}")))
+/// How many random programs to run; `u64::MAX` for those that never end.
+///
+/// By default it is a matter of seconds: a store that survives closing syncs in every program, one in memory does not.
+pub(crate) fn cases(profile: &Profile) -> Checked<u64> {
+    Ok(wanted_cases()?.unwrap_or(if profile.survives_closing() { 200 } else { 2_000 }))
+}
+
+fn wanted_cases() -> Checked<Option<u64>> {
+    match std::env::var(CASES) {
+        Ok(text) if text == "unbounded" => Ok(Some(u64::MAX)),
+        Ok(_) => number(CASES).map_err(|failure| failure.note("or", "`unbounded`")),
+        Err(_) => Ok(None),
+    }
 }
 
 /// A mistyped variable must not quietly become another run.
 pub(crate) fn check_environment() -> Checked {
     number(SEED)?;
-    cases().map(drop)
+    wanted_cases().map(drop)
 }
 
 fn number(variable: &str) -> Checked<Option<u64>> {

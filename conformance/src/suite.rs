@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -233,6 +234,7 @@ fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) 
     };
     for &runtime in runtimes {
         if let Err(failure) = run_limited(check, profile, factory, seed, runtime) {
+            let seed = failure.seed().unwrap_or(seed);
             let failure = failure.note("rule", check.rule.as_str());
             return Outcome::Failed(failure.note("runtime", runtime).note("seed", random::replay(seed)));
         }
@@ -245,22 +247,28 @@ fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) 
 fn run_limited(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64, runtime: &'static str) -> Checked {
     let root = tempfile::Builder::new().prefix("eventstore-conformance-").tempdir()?;
     let env = Env::new(profile.clone(), factory.clone(), seed, root.path().to_path_buf())?;
+    let (steps, mut seen) = (env.steps(), 0);
     let (sender, receiver) = mpsc::sync_channel(1);
     let (body, journal) = (check.body, env.journal.clone());
     let thread = thread::Builder::new().name(check.name.clone()).spawn(move || {
         let _ = sender.send(run_on(runtime, body, &env));
     })?;
-    match receiver.recv_timeout(profile.limit()) {
-        Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            let text = format!("nothing came for {:?}: something hangs", profile.limit());
-            Err(Failure::elsewhere(text).note("operations", journal.to_string()))
-        }
-        Err(mpsc::RecvTimeoutError::Disconnected) => {
-            let panic = thread.join().err();
-            let text = panic.as_deref().and_then(panic_text).unwrap_or("without a message");
-            let failure = Failure::elsewhere(format!("the check panicked: {text}"));
-            Err(failure.note("operations", journal.to_string()))
+    loop {
+        match receiver.recv_timeout(profile.limit()) {
+            Ok(result) => return result,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let before = std::mem::replace(&mut seen, steps.load(Ordering::Relaxed));
+                if before == seen {
+                    let text = format!("nothing came for {:?}: something hangs", profile.limit());
+                    return Err(Failure::elsewhere(text).note("operations", journal.to_string()));
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let panic = thread.join().err();
+                let text = panic.as_deref().and_then(panic_text).unwrap_or("without a message");
+                let failure = Failure::elsewhere(format!("the check panicked: {text}"));
+                return Err(failure.note("operations", journal.to_string()));
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Running things at the same time, without sleeping.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use eventstore_api::{CancellationToken, Context, Error};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Checked, Failure};
@@ -87,4 +89,101 @@ pub(crate) async fn interrupted<F: Future>(times: usize, future: F, interrupt: i
     }
     interrupt();
     future.await
+}
+
+/// How a call is ended before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Dropped,
+    Cancelled,
+    Expired,
+}
+
+/// A point on the way of a future.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    /// How often it was polled and was not finished.
+    polls: usize,
+    /// Whether it has been woken since: what it waited for may be in its hands.
+    woken: bool,
+}
+
+/// No call has more await points on its way, unless it polls itself for ever.
+const MOST_POLLS: usize = 10_000;
+
+/// Makes a call again and again, each time ended at another point of its way: in each of the three ways, at each poll
+/// that finds it unfinished, and when it has been woken after that; until it is done before it can be ended.
+///
+/// `call` makes the call with this number. `each` is told what came of it: `None` if its future was dropped.
+pub(crate) async fn end_everywhere<T, F>(
+    mut call: impl FnMut(usize, Context) -> F,
+    mut each: impl AsyncFnMut(usize, Ending, Option<Result<T, Error>>) -> Checked,
+) -> Checked
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut number = 0;
+    for ending in [Ending::Dropped, Ending::Cancelled, Ending::Expired] {
+        let mut patience = Duration::from_millis(5);
+        let (mut polls, mut woken) = (0, false);
+        loop {
+            ensure!(polls < MOST_POLLS, "a call is not done after {polls} polls, each of them after it was woken");
+            let token = CancellationToken::new();
+            let deadline = Instant::now() + patience;
+            let ctx = match ending {
+                Ending::Dropped => Context::background(),
+                Ending::Cancelled => Context::background().with_cancellation(token.clone()),
+                Ending::Expired => Context::background().with_deadline(deadline),
+            };
+            let mut future = Box::pin(call(number, ctx));
+            let done = until(future.as_mut(), Moment { polls, woken }).await;
+            let is_done = done.is_some();
+            let outcome = match (done, ending) {
+                (Some(outcome), _) => Some(outcome),
+                (None, Ending::Dropped) => {
+                    drop(future);
+                    None
+                }
+                (None, Ending::Cancelled) => {
+                    token.cancel();
+                    Some(future.await)
+                }
+                (None, Ending::Expired) => {
+                    tokio::time::sleep_until(deadline.into()).await;
+                    Some(future.await)
+                }
+            };
+            let too_early =
+                is_done && matches!(outcome, Some(Err(Error::DeadlineExceeded | Error::OutcomeUnknown { .. })));
+            each(number, ending, outcome).await?;
+            number += 1;
+            match (is_done, woken) {
+                // The same point again, with time enough to come to it.
+                (true, _) if too_early && ending == Ending::Expired => patience *= 2,
+                (true, _) => break,
+                (false, false) => woken = true,
+                (false, true) => (polls, woken) = (polls + 1, false),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Drives a future to this point; `None` if it is there and not done. It is polled only when it was woken, so that each
+/// poll finds it further on.
+async fn until<F: Future>(mut future: Pin<&mut F>, moment: Moment) -> Option<F::Output> {
+    let mut polls = 0;
+    std::future::poll_fn(|cx| {
+        if polls == moment.polls {
+            return Poll::Ready(None);
+        }
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => {
+                polls += 1;
+                if polls == moment.polls && !moment.woken { Poll::Ready(None) } else { Poll::Pending }
+            }
+        }
+    })
+    .await
 }

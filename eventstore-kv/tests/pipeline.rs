@@ -3,14 +3,18 @@
 //! What the conformance suite can only try by chance, because it sees a store from outside, is decided here: an append
 //! is known to be queued, or staged, or inside its commit when its caller leaves or its engine fails.
 
+use std::future::poll_fn;
 use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::task::Poll;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eventstore_api::{
     Batch, CancellationToken, Context, Direction, Durability, Error, Event, EventStore, EventStoreExt, Expected, Gc,
-    LoadOptions, PageSize, Result, StoreOutcome, Version,
+    LoadOptions, PageSize, Result, StoreOutcome, Stored, Version,
 };
 use eventstore_kv::memory::{MemoryEngine, MemorySnapshot};
 use eventstore_kv::{
@@ -19,6 +23,7 @@ use eventstore_kv::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// What the engine does with a commit or sync, decided by the test while the engine waits.
+#[derive(Clone, Copy, Debug)]
 enum Order {
     Succeed,
     /// Certainly nothing is written, and the engine goes on.
@@ -36,13 +41,25 @@ struct Controlled {
     memory: Arc<MemoryEngine>,
     calls: UnboundedSender<Call>,
     orders: Mutex<mpsc::Receiver<Order>>,
+    stops: Arc<Stops>,
     /// Every row takes a millisecond, as on a slow disk.
     slow: bool,
 }
 
+/// Where the engine waits for an order beside commits and syncs.
+#[derive(Debug, Default)]
+struct Stops {
+    /// When the writer begins to decide a group, whose requests it has taken.
+    staging: AtomicBool,
+    /// When a commit is done, and the writer has not been told.
+    committed: AtomicBool,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Call {
+    Stage,
     Commit { events: usize, durability: Durability },
+    Committed,
     Sync,
 }
 
@@ -51,6 +68,7 @@ struct Control {
     memory: Arc<MemoryEngine>,
     calls: UnboundedReceiver<Call>,
     orders: mpsc::Sender<Order>,
+    stops: Arc<Stops>,
 }
 
 impl Control {
@@ -62,7 +80,7 @@ impl Control {
     async fn commit(&mut self) -> usize {
         match self.call().await {
             Call::Commit { events, .. } => events,
-            Call::Sync => panic!("expected a commit"),
+            other => panic!("expected a commit, got {other:?}"),
         }
     }
 
@@ -92,6 +110,9 @@ impl Engine for Controlled {
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
+        if self.stops.staging.load(Ordering::SeqCst) && thread::current().name() == Some("eventstore-write") {
+            self.obey(Call::Stage);
+        }
         Ok(ControlledSnapshot { memory: self.memory.snapshot()?, slow: self.slow })
     }
 
@@ -102,7 +123,13 @@ impl Engine for Controlled {
         }
         let failure = || CommitError::Unknown(Error::engine("commit", "the disk is on fire"));
         match self.obey(Call::Commit { events, durability }) {
-            Order::Succeed => self.memory.commit(batch, durability),
+            Order::Succeed => {
+                self.memory.commit(batch, durability)?;
+                if self.stops.committed.load(Ordering::SeqCst) {
+                    self.obey(Call::Committed);
+                }
+                Ok(())
+            }
             Order::Refuse => Err(CommitError::NotWritten(Error::Full { reason: "no room".to_owned() })),
             Order::Lose => Err(failure()),
             Order::WriteAndFail => {
@@ -164,8 +191,10 @@ impl Snapshot for ControlledSnapshot<'_> {
 fn controlled(memory: Arc<MemoryEngine>) -> (Controlled, Control) {
     let (calls, received_calls) = unbounded_channel();
     let (orders, received_orders) = mpsc::channel();
-    let engine = Controlled { memory: memory.clone(), calls, orders: Mutex::new(received_orders), slow: false };
-    (engine, Control { memory, calls: received_calls, orders })
+    let (orders_to_obey, stops) = (Mutex::new(received_orders), Arc::<Stops>::default());
+    let engine =
+        Controlled { memory: memory.clone(), calls, orders: orders_to_obey, stops: stops.clone(), slow: false };
+    (engine, Control { memory, calls: received_calls, orders, stops })
 }
 
 fn open_with(options: StoreOptions) -> (KvStore<Controlled>, Control) {
@@ -191,14 +220,14 @@ fn background() -> Context {
     Context::background()
 }
 
-type Append = tokio::task::JoinHandle<Result<Vec<eventstore_api::Stored>>>;
+type Append = tokio::task::JoinHandle<Result<Vec<Stored>>>;
 
 fn append(store: &KvStore<Controlled>, ctx: Context, batch: impl Into<Batch>) -> Append {
     let (store, batch) = (store.clone(), batch.into());
     tokio::spawn(async move { store.store_batch(&ctx, batch).await })
 }
 
-async fn answer(append: Append) -> Result<Vec<eventstore_api::Stored>> {
+async fn answer(append: Append) -> Result<Vec<Stored>> {
     append.await.expect("no panic")
 }
 
@@ -257,29 +286,6 @@ async fn a_request_that_fails_its_check_fails_alone() {
 }
 
 #[tokio::test]
-async fn c2_an_append_that_ends_in_the_queue_is_not_written() {
-    let (store, mut control) = open();
-    let first = append(&store, background(), event("first"));
-    control.commit().await;
-    let token = CancellationToken::new();
-    let cancelled = append(&store, background().with_cancellation(token.clone()), event("cancelled"));
-    let expired = append(&store, background().with_timeout(Duration::from_millis(5)), event("expired"));
-    queued(&store, 2).await;
-    token.cancel();
-    assert!(matches!(answer(cancelled).await, Err(Error::Cancelled)));
-    assert!(matches!(answer(expired).await, Err(Error::DeadlineExceeded)));
-    let last = append(&store, background(), event("last"));
-    queued(&store, 3).await;
-    control.order(Order::Succeed);
-    assert_eq!(control.commit().await, 1, "only the last");
-    control.order(Order::Succeed);
-    answer(first).await.expect("written");
-    assert_eq!(answer(last).await.expect("written")[0].version, Version::new(2));
-    assert_eq!(ids(&store).await, ["first", "last"]);
-    assert_eq!(store.stats(&background()).await.expect("stats").queued_bytes, 0, "no leaked room");
-}
-
-#[tokio::test]
 async fn c2_an_append_that_ends_before_the_queue_has_room_is_not_written() {
     let mut options = StoreOptions::default();
     options.queue_bytes = 64 << 10;
@@ -304,46 +310,6 @@ async fn c2_an_append_that_ends_before_the_queue_has_room_is_not_written() {
         answer(append).await.expect("written");
     }
     assert_eq!(ids(&store).await, ["first", "fits", "huge"], "a batch larger than the queue is let in alone");
-}
-
-#[tokio::test]
-async fn c3_an_append_that_ends_inside_its_commit_is_of_unknown_outcome_at_once() {
-    let (store, mut control) = open();
-    let token = CancellationToken::new();
-    let cancelled = append(&store, background().with_cancellation(token.clone()), event("cancelled"));
-    control.commit().await;
-    token.cancel();
-    // The commit has not moved, so the answer does not wait for it.
-    assert!(matches!(answer(cancelled).await, Err(Error::OutcomeUnknown { .. })));
-    control.order(Order::Succeed);
-    let expired = append(&store, background().with_timeout(Duration::from_millis(5)), event("expired"));
-    control.commit().await;
-    assert!(matches!(answer(expired).await, Err(Error::OutcomeUnknown { .. })));
-    control.order(Order::Succeed);
-    for (id, version) in [("cancelled", 1), ("expired", 2)] {
-        let place = store.store(&background(), event(id), Expected::Any).await.expect("resolved");
-        assert_eq!((place.version, place.outcome), (Version::new(version), StoreOutcome::AlreadyStored));
-    }
-}
-
-#[tokio::test]
-async fn c4_a_dropped_future_is_all_or_nothing() {
-    let (store, mut control) = open();
-    let staged = append(&store, background(), vec![event("staged-1"), event("staged-2")]);
-    control.commit().await;
-    let in_queue = append(&store, background(), vec![event("queued-1"), event("queued-2")]);
-    queued(&store, 1).await;
-    staged.abort();
-    in_queue.abort();
-    assert!(staged.await.expect_err("aborted").is_cancelled());
-    assert!(in_queue.await.expect_err("aborted").is_cancelled());
-    let last = append(&store, background(), event("last"));
-    queued(&store, 2).await;
-    control.order(Order::Succeed);
-    control.commit().await;
-    control.order(Order::Succeed);
-    answer(last).await.expect("written");
-    assert_eq!(ids(&store).await, ["staged-1", "staged-2", "last"]);
 }
 
 #[tokio::test]
@@ -603,4 +569,271 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
     assert!(unfinished);
     token.cancel();
     assert!(matches!(read.await, Err(Error::Cancelled)));
+}
+
+/// How far an append has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    WaitingForRoom,
+    Queued,
+    /// The writer has taken it and decides.
+    Staged,
+    InCommit,
+    /// The engine has it, and the writer has not been told.
+    CommittedByEngine,
+    /// Its answer is there, and its caller has not taken it.
+    Answered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Dropped,
+    Cancelled,
+    Expired,
+}
+
+const ENDINGS: [Ending; 3] = [Ending::Dropped, Ending::Cancelled, Ending::Expired];
+
+type Appending = Pin<Box<dyn Future<Output = Result<Vec<Stored>>> + Send>>;
+
+/// An append that the test polls itself, so that it is nowhere but where it was led to when it ends.
+struct Leaving {
+    future: Appending,
+    token: CancellationToken,
+    deadline: Instant,
+}
+
+impl Leaving {
+    /// Calls, and polls once: it waits now for room or for its answer.
+    async fn begin(store: &KvStore<Controlled>, ending: Ending, batch: &Batch) -> Self {
+        let mut patience = Duration::from_millis(20);
+        loop {
+            let (store, batch, token) = (store.clone(), batch.clone(), CancellationToken::new());
+            let deadline = Instant::now() + patience;
+            let ctx = match ending {
+                Ending::Dropped => background(),
+                Ending::Cancelled => background().with_cancellation(token.clone()),
+                Ending::Expired => background().with_deadline(deadline),
+            };
+            let mut future: Appending = Box::pin(async move { store.store_batch(&ctx, batch).await });
+            match polled(&mut future).await {
+                None => return Leaving { future, token, deadline },
+                Some(Err(Error::DeadlineExceeded)) => patience *= 2, // the thread was kept waiting for longer
+                Some(outcome) => panic!("the engine has not moved, and the append ended with {outcome:?}"),
+            }
+        }
+    }
+
+    /// What it comes to, at once; `None` if it is dropped.
+    async fn end(mut self, ending: Ending) -> Option<Result<Vec<Stored>>> {
+        match ending {
+            Ending::Dropped => return None,
+            Ending::Cancelled => self.token.cancel(),
+            Ending::Expired => tokio::time::sleep_until(self.deadline.into()).await,
+        }
+        Some(polled(&mut self.future).await.expect("the answer comes at once, whatever the engine does"))
+    }
+}
+
+async fn polled<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+fn code(outcome: &Result<Vec<Stored>>) -> &'static str {
+    outcome.as_ref().map_or_else(Error::code, |_| "stored")
+}
+
+/// The table "How far an append has come, and what its end means" of `docs/contract.md`, cell by cell: the error at once,
+/// and whether it is in the store once the writer has gone on.
+fn table(stage: Stage, ending: Ending, closing: bool) -> (Option<&'static str>, bool) {
+    let ended = match ending {
+        Ending::Dropped => None,
+        Ending::Cancelled => Some("cancelled"),
+        Ending::Expired => Some("deadline_exceeded"),
+    };
+    match stage {
+        Stage::WaitingForRoom if closing => (ended.map(|_| "closed"), false),
+        Stage::WaitingForRoom | Stage::Queued => (ended, false),
+        Stage::Staged | Stage::InCommit | Stage::CommittedByEngine => (ended.map(|_| "outcome_unknown"), true),
+        Stage::Answered => (ended.map(|_| "stored"), true),
+    }
+}
+
+/// One row: `first` is in its commit when a group of `before`, the append that leaves, and `after` waits behind it.
+async fn leaves(stage: Stage, ending: Ending, closing: bool) {
+    let row = format!("{ending:?} when {stage:?}, closing: {closing}");
+    let mut options = StoreOptions::default();
+    options.queue_requests = if stage == Stage::WaitingForRoom { 1 } else { 1024 };
+    let (store, mut control) = open_with(options);
+    let first = append(&store, background(), event("first"));
+    control.commit().await;
+    let before = append(&store, background(), event("before"));
+    queued(&store, 1).await;
+    let batch = Batch::from(vec![event("left-1"), event("left-2")]);
+    let leaving = Leaving::begin(&store, ending, &batch).await;
+    let mut after = append(&store, background(), event("after"));
+    if stage != Stage::WaitingForRoom {
+        queued(&store, 3).await;
+    }
+    match stage {
+        Stage::WaitingForRoom | Stage::Queued => {}
+        Stage::Staged => {
+            control.stops.staging.store(true, Ordering::SeqCst);
+            control.order(Order::Succeed);
+            assert_eq!(control.call().await, Call::Stage, "{row}");
+        }
+        Stage::InCommit => {
+            control.order(Order::Succeed);
+            assert_eq!(control.commit().await, 4, "{row}: one group");
+        }
+        Stage::CommittedByEngine => {
+            control.stops.committed.store(true, Ordering::SeqCst);
+            control.order(Order::Succeed);
+            assert_eq!(control.call().await, Call::Committed, "{row}: the first");
+            control.order(Order::Succeed);
+            assert_eq!(control.commit().await, 4, "{row}: one group");
+            control.order(Order::Succeed);
+            assert_eq!(control.call().await, Call::Committed, "{row}");
+        }
+        Stage::Answered => {
+            control.order(Order::Succeed);
+            assert_eq!(control.commit().await, 4, "{row}: one group");
+            control.order(Order::Succeed);
+            // Answers are given in the order of the group.
+            let answered = (&mut after).await.expect("no panic");
+            after = tokio::spawn(async { answered });
+        }
+    }
+    let closed = closing.then(|| {
+        let store = store.clone();
+        tokio::spawn(async move { store.close().await })
+    });
+    while closing && store.latest_version(&background()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+
+    let outcome = leaving.end(ending).await;
+    let (expected, is_written) = table(stage, ending, closing);
+    assert_eq!(outcome.as_ref().map(code), expected, "{row}");
+    let memory = control.let_go();
+
+    assert_eq!(answer(first).await.expect("written")[0].version, Version::new(1), "{row}");
+    assert_eq!(answer(before).await.expect("written")[0].version, Version::new(2), "{row}");
+    let mut there = vec!["first", "before"];
+    if is_written {
+        there.extend(["left-1", "left-2"]);
+    }
+    match answer(after).await {
+        Err(Error::Closed) if closing && stage == Stage::WaitingForRoom => {}
+        outcome => {
+            there.push("after");
+            let versions: Vec<_> = outcome.expect("written").iter().map(|place| place.version.get()).collect();
+            assert_eq!(versions, [there.len() as u64], "{row}");
+        }
+    }
+    match closed {
+        Some(closed) => closed.await.expect("no panic").expect("closed"),
+        None => {
+            store.store(&background(), event("last"), Expected::Any).await.expect("the writer goes on");
+            there.push("last");
+            let stats = store.stats(&background()).await.expect("stats");
+            assert_eq!((stats.queued_requests, stats.queued_bytes), (0, 0), "{row}: no place is kept");
+            assert_eq!(ids(&store).await, there, "{row}");
+            store.close().await.expect("closed");
+        }
+    }
+    let (store, control) = reopen(memory);
+    drop(control);
+    assert_eq!(ids(&store).await, there, "{row}: after reopening");
+    let again = store.store_batch(&background(), batch).await.expect("appending the same again resolves it");
+    let outcome = if is_written { StoreOutcome::AlreadyStored } else { StoreOutcome::Written };
+    assert!(again.iter().all(|place| place.outcome == outcome), "{row}: {again:?}");
+}
+
+#[tokio::test]
+async fn c2_to_c4_the_end_of_an_append_means_what_the_contract_says_at_every_stage() {
+    let stages = [
+        Stage::WaitingForRoom,
+        Stage::Queued,
+        Stage::Staged,
+        Stage::InCommit,
+        Stage::CommittedByEngine,
+        Stage::Answered,
+    ];
+    for stage in stages {
+        for ending in ENDINGS {
+            for closing in [false, true] {
+                leaves(stage, ending, closing).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn c4_an_append_that_left_during_its_commit_is_all_or_nothing_however_the_commit_ends() {
+    // The order, whether the group is there after reopening, and what those are told who stayed.
+    let ways: [(Order, bool, &str); 4] = [
+        (Order::Refuse, true, "stored"), // none of the group finds room; each alone does
+        (Order::Lose, false, "outcome_unknown"),
+        (Order::WriteAndFail, true, "outcome_unknown"),
+        (Order::Panic, false, "outcome_unknown"),
+    ];
+    for (order, is_there, told) in ways {
+        for ending in ENDINGS {
+            let row = format!("{ending:?}, then {order:?}");
+            let (store, mut control) = open();
+            let first = append(&store, background(), event("first"));
+            control.commit().await;
+            let before = append(&store, background(), event("before"));
+            queued(&store, 1).await;
+            let batch = Batch::from(vec![event("left-1"), event("left-2")]);
+            let leaving = Leaving::begin(&store, ending, &batch).await;
+            let after = append(&store, background(), event("after"));
+            queued(&store, 3).await;
+            control.order(Order::Succeed);
+            assert_eq!(control.commit().await, 4, "{row}: one group");
+            let outcome = leaving.end(ending).await;
+            assert_eq!(outcome.as_ref().map(code), (ending != Ending::Dropped).then_some("outcome_unknown"), "{row}");
+            control.order(order);
+            let memory = control.let_go();
+            answer(first).await.expect("written");
+            assert_eq!(code(&answer(before).await), told, "{row}");
+            assert_eq!(code(&answer(after).await), told, "{row}");
+            store.close().await.expect("closed");
+
+            let (store, control) = reopen(memory);
+            drop(control);
+            let there: &[&str] = if is_there { &["first", "before", "left-1", "left-2", "after"] } else { &["first"] };
+            assert_eq!(ids(&store).await, there, "{row}");
+            store.store_batch(&background(), batch).await.expect("resolved");
+            assert_eq!(ids(&store).await.iter().filter(|id| id.starts_with("left")).count(), 2, "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn c3_a_repetition_that_ends_during_its_sync_is_of_unknown_outcome_and_leaves_the_sync_to_the_others() {
+    for ending in ENDINGS {
+        let (store, mut control) = open();
+        let repeated = || Batch::from(event("repeated"));
+        let buffered = append(&store, background(), repeated().durability(Durability::Buffered));
+        control.commit().await;
+        let leaving = Leaving::begin(&store, ending, &repeated()).await;
+        let stays = append(&store, background(), repeated());
+        queued(&store, 2).await;
+        control.order(Order::Succeed);
+        assert_eq!(control.call().await, Call::Sync);
+        let outcome = leaving.end(ending).await;
+        assert_eq!(outcome.as_ref().map(code), (ending != Ending::Dropped).then_some("outcome_unknown"), "{ending:?}");
+        control.order(Order::Succeed);
+        answer(buffered).await.expect("written");
+        assert_eq!(answer(stays).await.expect("synced")[0].outcome, StoreOutcome::AlreadyStored);
+        let known = append(&store, background(), repeated());
+        answer(known).await.expect("no second sync");
+        assert_eq!(ids(&store).await, ["repeated"]);
+    }
 }

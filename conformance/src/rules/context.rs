@@ -3,11 +3,15 @@
 //! When exactly a context ends cannot be steered from outside, so most checks let many of them end at many points and
 //! hold each append to what it said. Whatever the speed of the store, that is sound: no check wants a certain outcome.
 
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, LoadOptions, PageSize,
-    StoreOutcome, Stored, Version,
+    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, EventStream, Gc,
+    LoadOptions, PageSize, StoreOutcome, Stored, Version,
 };
 
 use crate::calls::call_every_method;
@@ -16,7 +20,7 @@ use crate::env::{Env, Store};
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
 use crate::reading::{audit, ids, load, pages_of};
-use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
+use crate::tasks::{Background, Ending, all_at_once, at_once, end_everywhere, interrupted, polled};
 
 checks! {
     /// C1: A context that was cancelled before the call is `Cancelled` for every method, and nothing is written.
@@ -57,7 +61,7 @@ checks! {
     #[on(Both)]
     async fn c2_an_append_cancelled_while_it_waits_is_not_written(env: &Env) {
         let store = env.open().await?;
-        let busy = keep_busy(&store);
+        let busy = keep_busy(&store, 0);
         let attempts = attempts(&store, 300, |number, store, batch| async move {
             let token = CancellationToken::new();
             let ctx = Context::background().with_cancellation(token.clone());
@@ -77,7 +81,7 @@ checks! {
     #[on(Both)]
     async fn c2_an_append_whose_deadline_passes_while_it_waits_is_not_written(env: &Env) {
         let store = env.open().await?;
-        let busy = keep_busy(&store);
+        let busy = keep_busy(&store, 0);
         let mut random = env.random();
         let limits: Vec<_> = (0..300).map(|_| Duration::from_micros(random.below(3000))).collect();
         let attempts = attempts(&store, 300, move |number, store, batch| {
@@ -126,7 +130,7 @@ checks! {
             let outcome = polled(number % 20, store.store_batch(&background(), batch.clone().into())).await;
             all.push(Attempt { batch, outcome });
         }
-        let busy = keep_busy(&store);
+        let busy = keep_busy(&store, 0);
         let among_others = attempts(&store, 200, |number, store, batch| async move {
             Ok(polled(number % 8, store.store_batch(&background(), batch)).await)
         });
@@ -292,6 +296,190 @@ checks! {
         append_one(&store, event("again", "a")).await?;
     }
 
+    /// C4: An append that is dropped, cancelled or expires at any await point does what its end says, and leaves nothing in
+    /// the queue.
+    #[on(Both)]
+    async fn c4_an_append_may_be_ended_at_every_await(env: &Env) {
+        let store = env.open().await?;
+        let mut all = Vec::new();
+        for round in 0..6 {
+            // Among others it waits for longer, and is staged together with them.
+            let busy = (round % 2 == 1).then(|| keep_busy(&store, round));
+            let batch = |number| events(&format!("attempt-{round}-{number}"), &format!("attempt-{round}-{number}"), 3);
+            let append = |number, ctx: Context| {
+                let store = store.clone();
+                async move { store.store_batch(&ctx, batch(number).into()).await }
+            };
+            end_everywhere(append, async |number, ending, outcome| {
+                is_of(ending, &outcome, "an append")?;
+                all.push(Attempt { batch: batch(number), outcome });
+                Ok(())
+            })
+            .await?;
+            if let Some(busy) = busy {
+                busy.finish().await?;
+            }
+        }
+        append_one(&store, event("last", "last")).await?;
+        let stats = store.stats(&background()).await?;
+        expect_eq!((stats.queued_requests, stats.queued_bytes), (0, 0), "what is queued after appends that were ended");
+        each_did_what_it_said(env, store, all).await?;
+    }
+
+    /// C5: A read that is dropped, cancelled or expires at any await point gives what it read or says why not, and leaves
+    /// the store as it was.
+    #[on(Both)]
+    async fn c5_a_read_may_be_ended_at_every_await(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("event", "a", 1500)).await?;
+        let every = LoadOptions::all();
+        let page = |options: LoadOptions| {
+            read(&store, async move |store, ctx| {
+                let page = store.load_page(&ctx, &options, pages_of(1500)).await?;
+                Ok(page.events.iter().map(|event| event.version.get()).collect())
+            })
+        };
+        let reads = [
+            ("load_page", page(every.clone())),
+            ("load_page backward", page(every.clone().backward())),
+            ("load_page of an aggregate", page(every.aggregate("a"))),
+            ("get", read(&store, async |store, ctx| Ok(vec![store.get(&ctx, "event-7").await?.version.get()]))),
+            ("latest_version", read(&store, async |store, ctx| Ok(vec![store.latest_version(&ctx).await?.get()]))),
+            ("aggregate_revision", read(&store, async |store, ctx| Ok(vec![store.aggregate_revision(&ctx, "a").await?]))),
+            (
+                "wait_for_events",
+                read(&store, async |store, ctx| Ok(vec![store.wait_for_events(&ctx, Version::ZERO).await?.get()])),
+            ),
+            ("stats", read(&store, async |store, ctx| Ok(vec![store.stats(&ctx).await?.aggregates]))),
+        ];
+        for (method, read) in &reads {
+            let expected = read(background()).await?;
+            end_everywhere(|_, ctx| read(ctx), async |_, ending, outcome| {
+                is_of(ending, &outcome, method)?;
+                if let Some(Ok(got)) = outcome {
+                    expect_eq!(got, expected, "what `{method}` gives although it was ended");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        // More than an engine has slots for readers, one after the other: none may be kept.
+        let (_, read_page) = &reads[0];
+        for _ in 0..150 {
+            polled(1, read_page(background())).await;
+            store.get(&background(), "event-1").await?;
+        }
+        append_one(&store, event("last", "a")).await?;
+        audit(&store).await?;
+    }
+
+    /// C5: A load or subscription that is dropped, cancelled or expires at any await point has given the first events
+    /// without a gap, ends with the reason, and is over then.
+    #[on(Both)]
+    async fn c5_a_stream_may_be_ended_at_every_await(env: &Env) {
+        let store = env.open().await?;
+        append(&store, events("event", "a", 200)).await?;
+        let load = |_, ctx: Context| first_versions(store.load(&ctx, LoadOptions::all().limit(200)), 0, 200);
+        end_everywhere(load, async |_, ending, outcome| {
+            is_of(ending, &outcome, "a load")?;
+            if let Some(Ok((events, is_over))) = outcome {
+                expect_eq!((events, is_over), (200, true), "the events of a load that ends without an error");
+            }
+            Ok(())
+        })
+        .await?;
+        // Somebody has to append what subscriptions wait for.
+        let stop = Arc::new(AtomicBool::new(false));
+        let writing = Background::start([{
+            let (store, stop) = (store.clone(), stop.clone());
+            async move {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    append_one(&store, event(format!("more-{number}"), "a")).await?;
+                }
+                Ok(())
+            }
+        }]);
+        for _ in 0..3 {
+            let since = store.latest_version(&background()).await?;
+            let follow = |_, ctx: Context| {
+                let store = store.clone();
+                async move {
+                    // From the newest there is, so that it has to wait.
+                    let since = store.latest_version(&background()).await?.max(since);
+                    first_versions(store.subscribe(&ctx, since), since.get(), 3).await
+                }
+            };
+            end_everywhere(follow, async |_, ending, outcome| {
+                is_of(ending, &outcome, "a subscription")?;
+                if let Some(Ok((events, is_over))) = outcome {
+                    expect_eq!((events, is_over), (3, false), "the events of a subscription that goes on");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        stop.store(true, Ordering::Relaxed);
+        writing.finish().await?;
+        audit(&store).await?;
+    }
+
+    /// C5: Maintenance that is dropped, cancelled or expires at any await point says so, changes no event, and can be done
+    /// again at once.
+    #[on(Both)]
+    async fn c5_maintenance_may_be_ended_at_every_await(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 300).await?;
+        let before = audit(&store).await?;
+        let mut tasks = vec![
+            ("run_gc", read(&store, async |store, ctx| store.run_gc(&ctx, Gc::Quick).await.map(|_| vec![]))),
+            (
+                "run_gc, a full one",
+                read(&store, async |store, ctx| match store.run_gc(&ctx, Gc::Full).await {
+                    Err(Error::Unsupported { .. }) => Ok(vec![]),
+                    outcome => outcome.map(|_| vec![]),
+                }),
+            ),
+            ("stats", read(&store, async |store, ctx| Ok(vec![store.stats(&ctx).await?.latest_version.get()]))),
+        ];
+        if env.profile.verifies() {
+            let verify = read(&store, async |store, ctx| {
+                let report = store.verify(&ctx).await?;
+                Ok(vec![report.events, report.findings.len() as u64])
+            });
+            tasks.push(("verify", verify));
+        }
+        for (what, task) in &tasks {
+            let expected = task(background()).await?;
+            end_everywhere(|_, ctx| task(ctx), async |_, ending, outcome| {
+                is_of(ending, &outcome, what)?;
+                if let Some(Ok(got)) = outcome {
+                    expect_eq!(got, expected, "what `{what}` gives although it was ended");
+                }
+                expect_eq!(task(background()).await?, expected, "what `{what}` gives after one that was ended");
+                Ok(())
+            })
+            .await?;
+        }
+        if env.profile.takes_backups() {
+            let backup = |_, ctx: Context| backup_beside(env, &store, ctx);
+            end_everywhere(backup, async |_, ending, outcome| {
+                is_of(ending, &outcome, "a backup")?;
+                if let Some(Ok((target, latest))) = outcome {
+                    expect_eq!(latest, before.len() as u64, "the latest version of a backup that was not ended in time");
+                    let copy = env.open_at(&target).await?;
+                    expect_eq!(audit(&copy).await?, before, "the events of a backup that was not ended in time");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        expect_eq!(audit(&store).await?, before, "the events after maintenance that was ended");
+        append_one(&store, event("last", "a")).await?;
+    }
+
     /// C6: No minimum of time left is demanded: nothing is `DeadlineExceeded` before its deadline.
     async fn c6_a_short_deadline_is_no_reason_to_refuse(env: &Env) {
         let store = env.open().await?;
@@ -310,6 +498,67 @@ checks! {
         append_one(&store, event("last", "a")).await?;
         audit(&store).await?;
     }
+}
+
+type Read = Box<dyn Fn(Context) -> Pin<Box<dyn Future<Output = Result<Vec<u64>, Error>>>>>;
+
+/// A read that can be made with any context, and what it gives in numbers.
+fn read(store: &Store, read: impl AsyncFn(Store, Context) -> Result<Vec<u64>, Error> + 'static) -> Read {
+    let (store, read) = (store.clone(), Arc::new(read));
+    Box::new(move |ctx| {
+        let (store, read) = (store.clone(), read.clone());
+        Box::pin(async move { read(store, ctx).await })
+    })
+}
+
+/// Fails unless the call succeeded or says that it was ended in this way.
+#[track_caller]
+fn is_of<T: std::fmt::Debug>(ending: Ending, outcome: &Option<Result<T, Error>>, what: &str) -> Checked {
+    let expected = match (ending, outcome) {
+        (_, Some(Ok(_)) | None)
+        | (Ending::Cancelled, Some(Err(Error::Cancelled)))
+        | (Ending::Expired, Some(Err(Error::DeadlineExceeded))) => return Ok(()),
+        // Only of an append can that be said.
+        (Ending::Cancelled | Ending::Expired, Some(Err(Error::OutcomeUnknown { .. }))) if what == "an append" => {
+            return Ok(());
+        }
+        (Ending::Dropped, _) => "Ok: nobody ended it before",
+        (Ending::Cancelled, _) => "Ok or Cancelled",
+        (Ending::Expired, _) => "Ok or DeadlineExceeded",
+    };
+    let text = format!("{outcome:?}");
+    Err(Failure::difference(format_args!("the outcome of `{what}` that was {ending:?}"), expected, &text))
+}
+
+/// Reads this many events, which have to be those after `since`, and tells how many there were and whether the stream is
+/// over then. A stream that fails has to be over.
+async fn first_versions(mut stream: EventStream, since: u64, count: u64) -> Result<(u64, bool), Error> {
+    for number in 1..=count {
+        match stream.next().await {
+            Some(Ok(event)) if event.version.get() == since + number => {}
+            Some(Ok(event)) => {
+                let text = format!("version {} came as number {number} after version {since}", event.version);
+                return Err(Error::engine("read a stream in order", text));
+            }
+            Some(Err(error)) => {
+                return match stream.next().await {
+                    None => Err(error),
+                    more => Err(Error::engine("end a stream with its error", format!("{more:?} came after it"))),
+                };
+            }
+            None => return Ok((number - 1, true)),
+        }
+    }
+    // A load has to say that it is over; a subscription would wait.
+    let is_over = polled(1, stream.next()).await.is_some_and(|end| end.is_none());
+    Ok((count, is_over))
+}
+
+/// Takes a backup at a place of its own; its latest version.
+async fn backup_beside(env: &Env, store: &Store, ctx: Context) -> Result<(PathBuf, u64), Error> {
+    let target = env.unused_path();
+    let report = store.backup(&ctx, &target).await?;
+    Ok((target, report.latest_version.get()))
 }
 
 /// An append and how it ended; `None` if its future was dropped.
@@ -333,12 +582,12 @@ where
 }
 
 /// Gives the writer work, so that other appends have to wait.
-fn keep_busy(store: &Store) -> Background<()> {
+fn keep_busy(store: &Store, round: usize) -> Background<()> {
     Background::start((0..4).map(|writer| {
         let store = store.clone();
         async move {
             for number in 0..4 {
-                append(&store, events(&format!("busy-{writer}-{number}"), "busy", 250)).await?;
+                append(&store, events(&format!("busy-{round}-{writer}-{number}"), "busy", 250)).await?;
             }
             Ok(())
         }

@@ -1,5 +1,6 @@
 //! The checks, one module for each area of the contract.
 
+mod concurrency;
 mod context;
 mod faults;
 mod following;
@@ -17,6 +18,7 @@ pub(crate) fn checks() -> Vec<Check> {
         order::checks,
         writing::checks,
         context::checks,
+        concurrency::checks,
         life::checks,
         faults::checks,
         following::checks,

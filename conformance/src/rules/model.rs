@@ -1,51 +1,37 @@
 //! All rules together: random programs against a model, and a race whose history is checked afterwards.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::path::Path;
-use std::time::SystemTime;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use eventstore_api::{Batch, Durability, Error, EventStore, EventStoreExt, Expected, Gc, RecordedEvent, StoreOutcome};
-use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
+use eventstore_api::{
+    Batch, Durability, Error, EventStore, EventStoreExt, EventStream, Expected, Gc, LoadOptions, RecordedEvent,
+    StoreOutcome,
+};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRunner};
+use tokio::runtime::Runtime;
 
 use crate::check::checks;
 use crate::env::{Env, Store};
 use crate::events::{append, background, event, events};
 use crate::failure::{Checked, Failure};
-use crate::model::{AGGREGATES, Model, Op, Verdict, programs};
+use crate::model::{AGGREGATES, Ended, Model, Op, Step, Verdict, programs};
 use crate::random::{self, Random};
 use crate::reading::{audit, load, load_pages, pages_of, same_events, select};
-use crate::tasks::all_at_once;
+use crate::tasks::{all_at_once, polled};
 
 checks! {
-    /// All rules: a program of appends, reads and reopenings gives what a simple model of the contract gives.
+    /// All rules: a program of appends, reads, subscriptions, maintenance and reopenings gives what a simple model of the
+    /// contract gives.
     async fn random_programs_agree_with_the_model(env: &Env) {
-        let config = Config {
-            cases: random::cases()?,
-            failure_persistence: None,
-            rng_seed: RngSeed::Fixed(env.seed),
-            // A program that fails has to be shown before the check runs out of time.
-            max_shrink_time: u32::try_from(env.profile.limit().as_millis() / 4).unwrap_or(u32::MAX),
-            max_shrink_iters: 4096,
-            ..Config::default()
-        };
-        let run = |program: Vec<Op>| {
-            let outcome =
-                tokio::runtime::Handle::current().block_on(async { run_program(&env.fresh()?, &program).await });
-            outcome.map_err(|failure: Failure| TestCaseError::fail(failure.to_string()))
-        };
-        let result = tokio::task::block_in_place(|| TestRunner::new(config).run(&programs(40), run));
-        match result {
-            Ok(()) => {}
-            Err(TestError::Fail(reason, program)) => {
-                let mut text = format!("{}\n  program   the shortest found that fails:", reason.message());
-                for (number, op) in (1..).zip(&program) {
-                    let _ = write!(text, "\n    {number}. {op:?}");
-                }
-                return Err(Failure::new(text));
-            }
-            Err(TestError::Abort(reason)) => return Err(Failure::new(format!("no programs: {}", reason.message()))),
-        }
+        let cases = random::cases(&env.profile)?;
+        tokio::task::block_in_place(|| search(env, cases))?;
     }
 
     /// All rules: writers that race with conditions and repetitions leave one history, with every acknowledged event in
@@ -72,97 +58,416 @@ checks! {
     }
 }
 
-/// Fails at the first operation that gives something else than the model.
-async fn run_program(env: &Env, program: &[Op]) -> Checked {
-    let (mut store, mut model) = (env.open().await?, Model::default());
-    let mut place = env.directory().to_owned();
-    for (step, op) in (1..).zip(program) {
-        match op {
+/// The most steps of a program.
+const STEPS: usize = 40;
+
+/// A program that syncs leaves its processor to others.
+const SEARCHERS_FOR_EACH_CORE: usize = 2;
+
+const TIME_BETWEEN_REPORTS: Duration = Duration::from_secs(10);
+
+/// What those who search for a program that fails have in common.
+struct Search {
+    cases: u64,
+    next: AtomicU64,
+    agreed: AtomicU64,
+    is_over: AtomicBool,
+    /// With the number of its program: of several, the first is shown, so that a seed shows the same one again.
+    found: Mutex<Option<(u64, Failure)>>,
+}
+
+/// Runs this many programs, on all cores at the same time, until one fails.
+fn search(env: &Env, cases: u64) -> Checked {
+    let search = Search {
+        cases,
+        next: AtomicU64::new(0),
+        agreed: AtomicU64::new(0),
+        is_over: AtomicBool::new(false),
+        found: Mutex::new(None),
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let searchers = u64::try_from(cores * SEARCHERS_FOR_EACH_CORE).unwrap_or(1).min(cases);
+    thread::scope(|scope| {
+        let search = &search;
+        let start = |number| scope.spawn(move || search.run(env, number == 0));
+        let started: Vec<_> = (0..searchers).map(start).collect();
+        for searcher in started {
+            searcher.join().map_err(|_| Failure::elsewhere("a program panicked; its message is above"))??;
+        }
+        Ok::<_, Failure>(())
+    })?;
+    match search.found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, failure)) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+impl Search {
+    fn run(&self, env: &Env, reports: bool) -> Checked {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (strategy, began, mut reported) = (programs(STEPS), Instant::now(), Instant::now());
+        while !self.is_over.load(Ordering::Relaxed) {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.cases {
+                break;
+            }
+            if let Err(failure) = run_one(env, &runtime, &strategy, random::nth_seed(env.seed, number)) {
+                self.is_over.store(true, Ordering::Relaxed);
+                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                if found.as_ref().is_none_or(|(first, _)| number < *first) {
+                    *found = Some((number, failure));
+                }
+            }
+            let agreed = self.agreed.fetch_add(1, Ordering::Relaxed) + 1;
+            if reports && reported.elapsed() > TIME_BETWEEN_REPORTS {
+                reported = Instant::now();
+                let rate = agreed as f64 / began.elapsed().as_secs_f64();
+                let _ = writeln!(std::io::stderr(), "{agreed} programs agree with the model, {rate:.0} a second");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the program of this seed, and if it fails the shortest that does.
+fn run_one(env: &Env, runtime: &Runtime, programs: &impl Strategy<Value = Vec<Step>>, seed: u64) -> Checked {
+    let a_quarter = env.profile.limit() / 4;
+    let config = Config {
+        cases: 1,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(seed),
+        // Of programs on a store in memory, the default one takes half of the time.
+        rng_algorithm: RngAlgorithm::XorShift,
+        // A program that fails has to be shown before the check runs out of time.
+        max_shrink_time: u32::try_from(a_quarter.as_millis()).unwrap_or(u32::MAX),
+        max_shrink_iters: 4096,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(programs, |program| {
+        let outcome = runtime.block_on(async {
+            let env = env.fresh()?;
+            let running = tokio::time::timeout(a_quarter, run_program(&env, &program));
+            running.await.unwrap_or_else(|_| Err(Failure::elsewhere("a step of the program hangs")))
+        });
+        env.goes_on();
+        outcome.map_err(|failure: Failure| TestCaseError::fail(failure.to_string()))
+    });
+    let failure = match result {
+        Ok(()) => return Ok(()),
+        Err(TestError::Fail(reason, program)) => {
+            let mut text = format!("{}\n  program   the shortest found that fails:", reason.message());
+            for (number, step) in (1..).zip(&program) {
+                let _ = write!(text, "\n    {number}. {step:?}");
+            }
+            Failure::new(text)
+        }
+        Err(TestError::Abort(reason)) => Failure::new(format!("no programs: {}", reason.message())),
+    };
+    Err(failure.with_seed(seed))
+}
+
+/// Fails at the first step that gives something else than the model.
+async fn run_program(env: &Env, program: &[Step]) -> Checked {
+    let handles = vec![env.open().await?];
+    let mut running =
+        Running { env, place: env.directory().to_owned(), model: Model::default(), handles, subscriptions: Vec::new() };
+    for (number, step) in (1..).zip(program) {
+        let outcome = running.run(step).await;
+        outcome.map_err(|failure| failure.note("step", format!("{number}. {step:?}")))?;
+    }
+    running.compare_all().await.map_err(|failure| failure.note("step", "after the last"))
+}
+
+/// A program on its way.
+struct Running<'env> {
+    env: &'env Env,
+    /// Where the store is: a program may have moved to a backup.
+    place: PathBuf,
+    model: Model,
+    handles: Vec<Store>,
+    subscriptions: Vec<Subscription>,
+}
+
+struct Subscription {
+    stream: EventStream,
+    options: LoadOptions,
+    /// How many events it has given.
+    given: usize,
+}
+
+impl Running<'_> {
+    async fn run(&mut self, step: &Step) -> Checked {
+        match &step.op {
+            Op::CloneHandle => self.handles.push(self.handle(step)),
+            Op::DropHandle if self.handles.len() > 1 => drop(self.handles.remove(step.handle % self.handles.len())),
+            Op::DropHandle => {}
             Op::Reopen => {
-                store.close().await?;
-                drop(store);
-                store = reopened(env, &place, &mut model).await?;
+                self.close(step).await?;
+                self.open().await?;
             }
             Op::DropAndOpen => {
-                drop(store);
-                store = reopened(env, &place, &mut model).await?;
+                self.subscriptions.clear();
+                self.handles.clear();
+                self.open().await?;
             }
-            Op::MoveToBackup if env.profile.takes_backups() => {
-                place = env.unused_path();
-                let report = store.backup(&background(), &place).await?;
-                expect_eq!(
-                    report.latest_version.get(),
-                    model.latest(),
-                    "step {step}, the latest version of the backup"
-                );
-                store.close().await?;
-                drop(store);
-                store = env.open_at(&place).await?;
+            Op::Backup | Op::MoveToBackup => self.backup(step).await?,
+            Op::Subscribe(_) | Op::Read { .. } | Op::Unsubscribe(_) => self.follow(step).await?,
+            Op::Append { .. } | Op::Make(_) => self.append(step).await?,
+            Op::Load { .. } | Op::Get(_) | Op::Latest | Op::Revision(_) | Op::WaitFor(_) => self.read(step).await?,
+            Op::Gc(_) | Op::Verify | Op::Stats => self.maintain(step).await?,
+        }
+        Ok(())
+    }
+
+    fn handle(&self, step: &Step) -> Store {
+        self.handles[step.handle % self.handles.len()].clone()
+    }
+
+    async fn append(&mut self, step: &Step) -> Checked {
+        let (events, on, durability, times) = match &step.op {
+            Op::Append { events, on, durability, times } => (events, *on, *durability, *times),
+            Op::Make(bad) => {
+                let (made, of) = bad.make();
+                expect_err!(made, Error::InvalidEvent { field, .. } if field == of, "making an event");
+                return Ok(());
             }
-            Op::Verify if env.profile.verifies() => {
-                let report = store.verify(&background()).await?;
-                expect_eq!(report.findings, [], "step {step}, the findings of the verification");
-                expect_eq!(report.events, model.latest(), "step {step}, the events that were verified");
+            _ => return Ok(()),
+        };
+        let events: Vec<_> = events.iter().map(|small| small.event()).collect();
+        let expected = self.model.condition(on, events.first().map_or("", |event| event.aggregate_id()));
+        let mut batch = Batch::new(events).expected(expected);
+        batch.durability = durability;
+        batch.recorded_at = times.of(batch.events.len());
+        let got = self.handle(step).store_batch(&step.context(), batch.clone()).await;
+        if step.ended.is_some() && batch.validate().is_err() && matches!(got, Err(Error::InvalidEvent { .. })) {
+            return Ok(()); // two rules refuse it, and either may say so
+        }
+        let Some(got) = unless_ended(step, got)? else { return Ok(()) };
+        match (self.model.append(&batch), got) {
+            (Verdict::Accepted(stored), Ok(got)) => expect_eq!(got, stored, "the append on {expected}"),
+            (Verdict::Refused(refusals), Err(got)) if refusals.iter().any(|refusal| same_error(refusal, &got)) => {}
+            (verdict, got) => expect_eq!(format!("{got:?}"), format!("{verdict:?}"), "the append on {expected}"),
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, step: &Step) -> Checked {
+        let (store, ctx) = (self.handle(step), step.context());
+        match &step.op {
+            Op::Load { options, page } => {
+                let loaded = match (step.ended, page) {
+                    (None, Some(events)) => Ok(load_pages(&store, options.clone(), pages_of(*events)).await?),
+                    (None, None) => Ok(load(&store, options.clone()).await?),
+                    (_, Some(events)) => {
+                        store.load_page(&ctx, options, pages_of(*events)).await.map(|page| page.events)
+                    }
+                    (_, None) => store.load(&ctx, options.clone()).into_vec().await,
+                };
+                let Some(loaded) = unless_ended(step, loaded)? else { return Ok(()) };
+                self.compare(&loaded?, options, "the load")
             }
-            Op::MoveToBackup | Op::Verify => {}
-            other => run_op(&store, &mut model, other, step).await?,
+            Op::Get(id) => {
+                let id = id.id();
+                let Some(got) = unless_ended(step, store.get(&ctx, &id).await)? else { return Ok(()) };
+                if let Ok(got) = &got {
+                    self.model.learn(std::slice::from_ref(got));
+                }
+                match (got, self.model.get(&id)) {
+                    (Ok(got), Some(there)) => same_events(&[got], std::slice::from_ref(there), "`get`"),
+                    (Err(Error::EventNotFound { id: not_found }), None) => {
+                        expect_eq!(not_found, id, "the id that is not found");
+                        Ok(())
+                    }
+                    (got, there) => Err(different("`get`", there, got)),
+                }
+            }
+            Op::Latest => {
+                let Some(latest) = unless_ended(step, store.latest_version(&ctx).await)? else { return Ok(()) };
+                expect_eq!(latest?.get(), self.model.latest(), "the latest version");
+                Ok(())
+            }
+            Op::Revision(of) => {
+                let of = of.aggregate();
+                let got = store.aggregate_revision(&ctx, &of).await;
+                let Some(revision) = unless_ended(step, got)? else { return Ok(()) };
+                expect_eq!(revision?, self.model.revision(&of), "the revision");
+                Ok(())
+            }
+            Op::WaitFor(after) => {
+                let latest = self.model.latest();
+                let mut waiting = store.wait_for_events(&ctx, (*after).into());
+                if step.ended.is_none() && latest <= *after {
+                    let early = polled(1, &mut waiting).await;
+                    ensure!(early.is_none(), "waiting for what is after {after} at version {latest} ends: {early:?}");
+                    return Ok(());
+                }
+                let Some(reached) = unless_ended(step, waiting.await)? else { return Ok(()) };
+                expect_eq!(reached?.get(), latest, "the version that was waited for");
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
-    let all = audit(&store).await?;
-    same_events(&timeless(all), &model.events, "the events at the end of a program")
+
+    async fn follow(&mut self, step: &Step) -> Checked {
+        match &step.op {
+            Op::Subscribe(options) => {
+                let mut stream = self.handle(step).subscribe(&step.context(), options.clone());
+                if step.ended.is_some() && options.limit != Some(0) {
+                    let first = stream.next().await.unwrap_or(Err(Error::Closed));
+                    unless_ended(step, first)?;
+                    let more = stream.next().await;
+                    ensure!(more.is_none(), "a subscription goes on after its error: {more:?}");
+                    return Ok(());
+                }
+                self.subscriptions.push(Subscription { stream, options: options.clone(), given: 0 });
+            }
+            Op::Read { subscription, events } if !self.subscriptions.is_empty() => {
+                let at = subscription % self.subscriptions.len();
+                let Subscription { stream, options, given } = &mut self.subscriptions[at];
+                let expected = select(&self.model.events, options);
+                for expected in expected[*given..].iter().take(*events) {
+                    // It is there, so it comes, or it was lost.
+                    let got = match tokio::time::timeout(self.env.profile.limit() / 8, stream.next()).await {
+                        Ok(Some(Ok(got))) => got,
+                        Ok(end) => return Err(different("a subscription", Some(expected), end)),
+                        Err(_) => return Err(different("a subscription", Some(expected), "nothing at all")),
+                    };
+                    self.model.learn(std::slice::from_ref(&got));
+                    let expected = select(&self.model.events, options);
+                    same_events(&[got], &expected[*given..=*given], "what a subscription gives")?;
+                    *given += 1;
+                }
+                if *given == expected.len() {
+                    let has_all = options.limit == Some(*given as u64);
+                    match polled(1, stream.next()).await {
+                        None if !has_all => {}
+                        Some(None) if has_all => {}
+                        end => return Err(different("a subscription that has given everything", has_all, end)),
+                    }
+                }
+            }
+            Op::Unsubscribe(at) if !self.subscriptions.is_empty() => {
+                drop(self.subscriptions.remove(at % self.subscriptions.len()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn maintain(&mut self, step: &Step) -> Checked {
+        let (store, ctx) = (self.handle(step), step.context());
+        match &step.op {
+            Op::Gc(gc) => match store.run_gc(&ctx, *gc).await {
+                Err(Error::Unsupported { .. }) if *gc == Gc::Full => {}
+                outcome => {
+                    if let Some(outcome) = unless_ended(step, outcome)? {
+                        outcome?;
+                    }
+                }
+            },
+            Op::Verify => match store.verify(&ctx).await {
+                Err(Error::Unsupported { .. }) if !self.env.profile.verifies() => {}
+                outcome => {
+                    let Some(report) = unless_ended(step, outcome)? else { return Ok(()) };
+                    let report = report?;
+                    expect_eq!(report.findings, [], "the findings of the verification");
+                    expect_eq!(report.events, self.model.latest(), "the events that were verified");
+                    expect_eq!(report.aggregates, self.model.aggregates(), "the aggregates that were verified");
+                }
+            },
+            Op::Stats => {
+                let Some(stats) = unless_ended(step, store.stats(&ctx).await)? else { return Ok(()) };
+                let stats = stats?;
+                expect_eq!(stats.latest_version.get(), self.model.latest(), "the latest version in the stats");
+                expect_eq!(stats.aggregates, self.model.aggregates(), "the aggregates in the stats");
+                expect_eq!((stats.queued_requests, stats.queued_bytes), (0, 0), "what is queued in a store at rest");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn backup(&mut self, step: &Step) -> Checked {
+        let place = self.env.unused_path();
+        let outcome = self.handle(step).backup(&step.context(), &place).await;
+        if !self.env.profile.takes_backups() && matches!(outcome, Err(Error::Unsupported { .. })) {
+            return Ok(());
+        }
+        let Some(report) = unless_ended(step, outcome)? else { return Ok(()) };
+        expect_eq!(report?.latest_version.get(), self.model.latest(), "the latest version of the backup");
+        let copy = self.env.open_at(&place).await?;
+        let loaded = load(&copy, LoadOptions::all()).await?;
+        self.compare(&loaded, &LoadOptions::all(), "the events of the backup")?;
+        if matches!(step.op, Op::MoveToBackup) {
+            self.close(step).await?;
+            (self.place, self.handles) = (place, vec![copy]);
+        } else {
+            copy.close().await?;
+        }
+        Ok(())
+    }
+
+    /// Closes through one handle, which ends what there is through the others.
+    async fn close(&mut self, step: &Step) -> Checked {
+        self.handle(step).close().await?;
+        for handle in self.handles.drain(..) {
+            expect_err!(handle.latest_version(&background()).await, Error::Closed, "a read through another handle");
+            handle.close().await?;
+        }
+        for Subscription { mut stream, options, given } in self.subscriptions.drain(..) {
+            // What it has read already it may give.
+            let expected = select(&self.model.events, &options);
+            for at in given.. {
+                match (stream.next().await, expected.get(at)) {
+                    (Some(Ok(got)), Some(_)) => {
+                        self.model.learn(std::slice::from_ref(&got));
+                        let expected = select(&self.model.events, &options);
+                        same_events(&[got], &expected[at..=at], "what a subscription to a closed store gives")?;
+                    }
+                    (Some(Err(Error::Closed)), _) => break,
+                    (None, _) if options.limit == Some(at as u64) => break,
+                    (end, expected) => return Err(different("a subscription to a closed store", expected, end)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Checked {
+        if !self.env.profile.survives_closing() {
+            self.model.events.clear();
+        }
+        self.handles = vec![self.env.open_at(&self.place).await?];
+        Ok(())
+    }
+
+    fn compare(&mut self, got: &[RecordedEvent], options: &LoadOptions, what: &str) -> Checked {
+        self.model.learn(got);
+        same_events(got, &select(&self.model.events, options), what)
+    }
+
+    async fn compare_all(&mut self) -> Checked {
+        let all = audit(&self.handles[0]).await?;
+        self.compare(&all, &LoadOptions::all(), "the events at the end of a program")
+    }
 }
 
-async fn reopened(env: &Env, place: &Path, model: &mut Model) -> Checked<Store> {
-    if !env.profile.survives_closing() {
-        model.events.clear();
+/// What a call came to; `None` if its context had ended before and it was refused for that, as it has to be.
+#[track_caller]
+fn unless_ended<T: fmt::Debug>(step: &Step, outcome: Result<T, Error>) -> Checked<Option<Result<T, Error>>> {
+    match (step.ended, outcome) {
+        (None, outcome) => Ok(Some(outcome)),
+        (Some(Ended::Cancelled), Err(Error::Cancelled)) | (Some(Ended::Expired), Err(Error::DeadlineExceeded)) => {
+            Ok(None)
+        }
+        (Some(ended), outcome) => Err(different("a call whose context had ended", ended, outcome)),
     }
-    env.open_at(place).await
 }
 
-async fn run_op(store: &Store, model: &mut Model, op: &Op, step: usize) -> Checked {
-    let ctx = background();
-    match op {
-        Op::Append { events, on, durability } => {
-            let events: Vec<_> = events.iter().map(|small| small.event()).collect();
-            let expected = model.condition(*on, events.first().map_or("", |event| event.aggregate_id()));
-            let batch = Batch::new(events).expected(expected).durability(*durability);
-            let got = store.store_batch(&ctx, batch.clone()).await;
-            let what = format!("step {step}, the append on {expected}");
-            match (model.append(&batch), got) {
-                (Verdict::Accepted(stored), Ok(got)) => expect_eq!(got, stored, "{what}"),
-                (Verdict::Refused(refusals), Err(got)) if refusals.iter().any(|refusal| same_error(refusal, &got)) => {}
-                (verdict, got) => expect_eq!(format!("{got:?}"), format!("{verdict:?}"), "{what}"),
-            }
-        }
-        Op::Load { options, page } => {
-            let loaded = match page {
-                Some(events) => load_pages(store, options.clone(), pages_of(*events)).await?,
-                None => load(store, options.clone()).await?,
-            };
-            same_events(&timeless(loaded), &select(&model.events, options), &format!("step {step}, the load"))?;
-        }
-        Op::Get(small) => match (store.get(&ctx, &small.id()).await, model.get(&small.id())) {
-            (Ok(got), Some(there)) => {
-                same_events(&timeless(vec![got]), std::slice::from_ref(there), &format!("step {step}, get"))?
-            }
-            (Err(Error::EventNotFound { id }), None) => expect_eq!(id, small.id(), "step {step}, the id not found"),
-            (got, there) => expect_eq!(format!("{got:?}"), format!("{there:?}"), "step {step}, get"),
-        },
-        Op::Latest => {
-            let latest = store.latest_version(&ctx).await?;
-            expect_eq!(latest.get(), model.latest(), "step {step}, the latest version");
-        }
-        Op::Revision(at) => {
-            let revision = store.aggregate_revision(&ctx, AGGREGATES[*at]).await?;
-            expect_eq!(revision, model.revision(AGGREGATES[*at]), "step {step}, the revision of {:?}", AGGREGATES[*at]);
-        }
-        Op::Gc(gc) => match store.run_gc(&ctx, *gc).await {
-            Err(Error::Unsupported { .. }) if *gc == Gc::Full => {}
-            result => drop(result?),
-        },
-        Op::Verify | Op::MoveToBackup | Op::Reopen | Op::DropAndOpen => {}
-    }
-    Ok(())
+#[track_caller]
+fn different(what: &str, expected: impl fmt::Debug, got: impl fmt::Debug) -> Failure {
+    Failure::difference(format_args!("{what}"), &format!("{expected:?}"), &format!("{got:?}"))
 }
 
 /// Errors have no equality: an engine's source has none. For those of refused appends the text is exact, but for the
@@ -172,11 +477,6 @@ fn same_error(expected: &Error, got: &Error) -> bool {
         (Error::InvalidEvent { field: expected, .. }, Error::InvalidEvent { field: got, .. }) => expected == got,
         _ => format!("{expected:?}") == format!("{got:?}"),
     }
-}
-
-fn timeless(mut events: Vec<RecordedEvent>) -> Vec<RecordedEvent> {
-    events.iter_mut().for_each(|event| event.recorded_at = SystemTime::UNIX_EPOCH);
-    events
 }
 
 /// Appends with the revision last seen until it wins, as applications do; returns what was acknowledged.
@@ -216,4 +516,24 @@ async fn race(store: Store, writer: usize, mut random: Random) -> Checked<Vec<(S
         }
     }
     Ok(acknowledged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(seed: u64) -> String {
+        let config = Config { rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..Config::default() };
+        let tree = programs(STEPS).new_tree(&mut TestRunner::new(config)).expect("nothing is rejected");
+        format!("{:?}", proptest::strategy::ValueTree::current(&tree))
+    }
+
+    #[test]
+    fn a_seed_names_one_program_and_a_run_with_it_begins_there() {
+        assert_eq!(program(7), program(7));
+        assert_ne!(program(7), program(8));
+        let third = random::nth_seed(7, 3);
+        assert_eq!(random::nth_seed(third, 0), third);
+        assert_ne!(program(random::nth_seed(7, 0)), program(random::nth_seed(7, 1)));
+    }
 }

@@ -97,6 +97,10 @@ impl Mutant {
         {
             place.forget();
         }
+        let found = self.inner.latest_version(background).await;
+        if self.has(Fault::ChecksConditionTooEarly) {
+            batch.expected = self.checked_too_early(&batch).await?;
+        }
         let _blocked = match self.fault {
             Fault::WaitersBlockWriters => Some(self.waiting.write().await),
             _ => None,
@@ -120,6 +124,21 @@ impl Mutant {
                 let is_repeated = stored.iter().any(|stored| stored.outcome == StoreOutcome::AlreadyStored);
                 self.happened.fetch_or(is_repeated, Ordering::Relaxed);
                 Ok(stored)
+            }
+            (Fault::LosesUpdates, Ok(stored)) => {
+                // Whoever had looked at the same time has the same places.
+                let first = stored.iter().find(|stored| stored.outcome == StoreOutcome::Written);
+                let shift = first.map_or(0, |first| first.version.get()).saturating_sub(found?.next().get());
+                let earlier = |s: &Stored| match s.outcome {
+                    StoreOutcome::Written => Stored::new((s.version.get() - shift).into(), s.revision, s.outcome),
+                    StoreOutcome::AlreadyStored => *s,
+                };
+                Ok(stored.iter().map(earlier).collect())
+            }
+            (Fault::ChecksIdsTooEarly, Ok(stored)) => {
+                let found = found?;
+                let not_seen = |s: &Stored| if s.version > found { StoreOutcome::Written } else { s.outcome };
+                Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, not_seen(s))).collect())
             }
             (Fault::WrittenAlways, Ok(stored)) => {
                 Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, StoreOutcome::Written)).collect())
@@ -206,6 +225,10 @@ impl Mutant {
                 self.happened.store(true, Ordering::Relaxed);
                 Err(error)
             }
+            (Fault::ConflictGuesses, Err(Error::VersionConflict { aggregate_id, expected, actual })) => {
+                let others = self.running.load(Ordering::Relaxed) - 1;
+                Err(Error::VersionConflict { aggregate_id, expected, actual: actual + others * 100 })
+            }
             (Fault::RefusedIsWritten, Err(error)) => {
                 let filler = Event::builder("Refused", "refused").build()?;
                 self.inner.append(filler.into())?;
@@ -221,6 +244,15 @@ impl Mutant {
             }
             (_, result) => result,
         }
+    }
+
+    /// Checks the condition before it is this append's turn: what is left of it afterwards.
+    async fn checked_too_early(&self, batch: &Batch) -> Result<Expected> {
+        let background = &Context::background();
+        let aggregate_id = batch.events.first().map_or("", Event::aggregate_id);
+        let revision = self.inner.aggregate_revision(background, aggregate_id).await?;
+        let latest = self.inner.latest_version(background).await?;
+        Ok(if batch.expected.holds(revision, latest) { Expected::Any } else { batch.expected })
     }
 
     /// Appends that are answered without looking further.

@@ -15,7 +15,7 @@ mod tamper;
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +26,18 @@ use crate::fault::Fault;
 use crate::store::Common;
 use crate::table::{FINDS, FINDS_FALSE_DECLARATIONS, HANGS};
 
+/// Set for a process that is to be the suite over a store with a fault, as a user sees it.
+const AS_MUTANT: &str = "EVENTSTORE_CONFORMANCE_AS_MUTANT";
+
+const MODEL: &str = "model::random_programs_agree_with_the_model";
+
 fn main() -> ExitCode {
+    if std::env::var_os(AS_MUTANT).is_some() {
+        let common = Arc::new(Common::default());
+        return conformance::run("mutant", Profile::persistent(), move |directory| {
+            store::open(directory, Fault::AggregateByPrefix, common.clone())
+        });
+    }
     let mut trials: Vec<_> = FINDS
         .iter()
         .map(|&(check, fault)| {
@@ -43,6 +54,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("every rule of the contract has a check", every_rule_has_a_check));
     trials.push(Trial::test("a hanging store is reported with the rule", a_hanging_store_is_reported_with_the_rule));
     trials.push(Trial::test("a report has every check once, in order", a_report_has_every_check_once));
+    trials.push(Trial::test("the seed of a program that fails shows it again", a_seed_shows_the_program_again));
     trials.push(Trial::test("how many checks notice each store", how_many_notice).with_ignored_flag(true));
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     let (checks, stores) = counts();
@@ -216,4 +228,32 @@ fn a_hanging_store_is_reported_with_the_rule() -> Result<(), Failed> {
         Some(Outcome::Failed(failure)) if failure.to_string().contains("O1: Versions are 1 to") => Ok(()),
         other => Err(format!("expected a failure that names O1, got {other:?}").into()),
     }
+}
+
+/// The seed and the program that a run of the model check prints, from a process of its own.
+fn shown_program(seed: Option<&str>, cases: &str) -> Result<(String, String), Failed> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([MODEL, "--exact"]).env(AS_MUTANT, "").env("EVENTSTORE_CONFORMANCE_CASES", cases);
+    match seed {
+        Some(seed) => command.env("EVENTSTORE_CONFORMANCE_SEED", seed),
+        None => command.env_remove("EVENTSTORE_CONFORMANCE_SEED"),
+    };
+    let output = String::from_utf8(command.output()?.stdout)?;
+    let between = |from: &str, to: &str| Some(output.split_once(from)?.1.split_once(to)?.0.to_owned());
+    between("EVENTSTORE_CONFORMANCE_SEED=", " ")
+        .zip(between("  program ", "  rule "))
+        .ok_or_else(|| format!("no seed or no program was printed: {output}").into())
+}
+
+fn a_seed_shows_the_program_again() -> Result<(), Failed> {
+    let (seed, program) = shown_program(None, "unbounded")?;
+    // One program is enough: the seed is its own, and not that of a run that came to it in the end.
+    let again = shown_program(Some(&seed), "1")?;
+    if again != (seed.clone(), program.clone()) {
+        return Err(format!("with the seed {seed}, {program} was shown first, and then {again:?}").into());
+    }
+    if program.lines().filter(|line| line.contains(". ")).count() > 10 {
+        return Err(format!("a program that is too long to be read: {program}").into());
+    }
+    Ok(())
 }

@@ -10,6 +10,13 @@ use crate::store::Mutant;
 
 impl Mutant {
     pub(crate) async fn page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        if self.has(Fault::LeaksReadSlots)
+            && let Ok(slot) = self.slots.acquire().await
+        {
+            slot.forget();
+            tokio::task::yield_now().await;
+            self.slots.add_permits(1);
+        }
         let ctx = &self.context(ctx)?;
         let (mut asked, mut size) = (options.clone(), size);
         let is_continued = options.before.is_some() && options.since > Version::ZERO;
@@ -73,6 +80,11 @@ impl Mutant {
             Fault::OutOfOrder if page.events.len() > 1 => page.events.swap(0, 1),
             Fault::SmallPagesAreEmpty if size.bytes < 100 => page = Page::new(options, vec![], page.head, true),
             Fault::HeadRunsAhead => page.head = page.head.next(),
+            Fault::HeadRunsAheadOfWriters if self.is_busy() => page.head = page.head.next(),
+            Fault::StaleBesideWriters if self.is_busy() => {
+                page.head = Version::new(page.head.get().saturating_sub(1));
+                page.events.retain(|event| event.version <= page.head);
+            }
             Fault::LoadFollowsWriters => {
                 if let Some(next) = &mut page.next {
                     next.before = options.before;

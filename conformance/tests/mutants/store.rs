@@ -68,6 +68,7 @@ pub(crate) async fn open(directory: PathBuf, fault: Fault, common: Arc<Common>) 
         latest_at_opening: stats.latest_version.get(),
         happened: AtomicBool::new(false),
         places: Semaphore::new(4),
+        slots: Semaphore::new(126),
         waiting: RwLock::new(()),
         collected: Notify::new(),
         memory: Mutex::default(),
@@ -99,6 +100,8 @@ pub(crate) struct Mutant {
     pub(crate) latest_at_opening: u64,
     pub(crate) happened: AtomicBool,
     pub(crate) places: Semaphore,
+    /// For readers.
+    pub(crate) slots: Semaphore,
     pub(crate) waiting: RwLock<()>,
     collected: Notify,
     /// Names that the fault is about.
@@ -214,6 +217,10 @@ impl EventStore for Mutant {
         if self.has(Fault::GetLagsBehind) && event.version == self.inner.latest_version(ctx).await? {
             return Err(Error::EventNotFound { id: id.to_owned() });
         }
+        let is_newest = event.version == self.inner.latest_version(ctx).await?;
+        if self.has(Fault::GetIsStaleBesideWriters) && self.is_busy() && is_newest {
+            return Err(Error::EventNotFound { id: id.to_owned() });
+        }
         Ok(event)
     }
 
@@ -283,7 +290,15 @@ impl EventStore for Mutant {
     }
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
-        self.happened.store(true, Ordering::Relaxed);
+        let happened = self.happened.swap(true, Ordering::Relaxed);
+        if self.has(Fault::LeaksMaintenance) {
+            if happened {
+                return Err(Error::engine("collect garbage", "somebody else does already"));
+            }
+            let report = self.inner.run_gc(ctx, gc).await;
+            self.happened.store(false, Ordering::Relaxed);
+            return report;
+        }
         let _alone = match self.fault {
             Fault::OneCollectionAtATime => Some(self.alone()?),
             _ => None,
