@@ -50,12 +50,19 @@ cargo clippy "${workspace[@]}" --all-targets -- -D warnings
 step "tests and the examples in the documentation, on every backend: $features"
 cargo test "${workspace[@]}"
 
+step "a store of somebody else's, outside the workspace, against the suite"
+cargo test --quiet --manifest-path examples/sqlite-store/Cargo.toml
+
 step "each feature alone"
 alone=("" cli lmdb sled lmdb,cli sled,cli)
 if [ "$features" = full ]; then alone+=(rocksdb rocksdb,cli full); fi
 for alone in "${alone[@]}"; do
     echo "features: [$alone]"
     cargo check --quiet -p eventstore --all-targets --no-default-features --features "$alone"
+done
+for alone in "" crash; do
+    echo "features of the suite: [$alone]"
+    cargo check --quiet -p conformance --lib --no-default-features --features "$alone"
 done
 
 step "documentation"
