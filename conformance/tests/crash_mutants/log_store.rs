@@ -91,7 +91,8 @@ struct Files {
     log: Arc<File>,
     end: Arc<File>,
     len: u64,
-    _lock: Option<File>,
+    /// Locked while the store is open.
+    lock: Option<File>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,7 +147,7 @@ impl LogStore {
         if fault == Fault::RewritesWhenOpening {
             rewrite(&log, len).map_err(failed("rewrite the log"))?;
         }
-        let files = Files { log: Arc::new(log), end: Arc::new(end), len, _lock: Some(lock) };
+        let files = Files { log: Arc::new(log), end: Arc::new(end), len, lock: Some(lock) };
         let inner = Inner {
             fault,
             directory: directory.to_owned(),
@@ -161,7 +162,7 @@ impl LogStore {
     fn append(&self, mut batch: Batch) -> Result<Vec<Stored>> {
         let inner = &*self.0;
         let mut files = lock(&inner.files);
-        if files._lock.is_none() {
+        if files.lock.is_none() {
             return Err(Error::Closed);
         }
         if inner.is_fenced.load(Ordering::SeqCst) {
@@ -237,7 +238,7 @@ impl Inner {
 
     fn close(&self) -> Result<()> {
         let mut files = lock(&self.files);
-        if files._lock.take().is_none() {
+        if files.lock.take().is_none() {
             return Ok(());
         }
         let closed = match self.fault {
@@ -393,7 +394,7 @@ fn encode(batch: &Batch) -> Vec<u8> {
     for (event, time) in batch.events.iter().zip(times) {
         let micros = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let texts = [event.id(), event.event_type(), event.aggregate_id(), event.metadata()];
-        for field in texts.iter().map(|text| text.as_bytes()).chain([event.data().as_ref(), &micros.to_le_bytes()]) {
+        for field in texts.iter().map(|text| text.as_bytes()).chain([event.data(), &micros.to_le_bytes()]) {
             body.extend_from_slice(&(field.len() as u32).to_le_bytes());
             body.extend_from_slice(field);
         }
