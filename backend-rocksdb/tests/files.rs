@@ -130,7 +130,7 @@ async fn the_same_files_open_again_and_again() {
             opened.close().await.unwrap();
         } // otherwise dropping it has to do
     }
-    assert_eq!(names_in(directory.path()), ["eventstore.json", "eventstore.lock", "rocksdb"]);
+    assert_eq!(names_in(directory.path()), ["eventstore.head", "eventstore.json", "eventstore.lock", "rocksdb"]);
     assert!(files(directory.path(), "LOG").is_empty(), "messages go to tracing");
 }
 
@@ -520,7 +520,7 @@ async fn what_was_cut_short_is_tidied_up() {
     fs::write(directory.path().join("backup-in-progress-8/000009.sst"), "left by a killed backup").unwrap();
     let opened = open(Options::new(directory.path())).await.unwrap();
     assert_clean(&opened, 1).await;
-    assert_eq!(names_in(directory.path()), ["eventstore.json", "eventstore.lock", "rocksdb"]);
+    assert_eq!(names_in(directory.path()), ["eventstore.head", "eventstore.json", "eventstore.lock", "rocksdb"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -559,7 +559,7 @@ async fn a_backup_is_a_prefix_with_everything_acknowledged_and_independent() {
     }
     stop.cancel();
     writer.await.unwrap();
-    assert_eq!(names_in(directory.path()), ["eventstore.json", "eventstore.lock", "rocksdb"]);
+    assert_eq!(names_in(directory.path()), ["eventstore.head", "eventstore.json", "eventstore.lock", "rocksdb"]);
 
     // Damage in the source does not show in it.
     let target = targets.path().join("last");
@@ -621,7 +621,7 @@ async fn a_backup_is_refused_or_cancelled_without_a_trace() {
     let target = targets.path().join("cancelled");
     assert!(matches!(source.backup(&until, &target).await, Err(Error::Cancelled)));
     assert!(names_in(&target).is_empty(), "{:?}", names_in(&target));
-    assert_eq!(names_in(directory.path()), ["eventstore.json", "eventstore.lock", "rocksdb"]);
+    assert_eq!(names_in(directory.path()), ["eventstore.head", "eventstore.json", "eventstore.lock", "rocksdb"]);
     source.backup(&ctx(), &target).await.unwrap();
     assert_clean(&open(Options::new(&target)).await.unwrap(), 40).await;
 }

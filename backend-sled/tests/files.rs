@@ -419,7 +419,7 @@ async fn a_damaged_snapshot_is_refused_and_repaired() {
 
         let report = repair(directory.path()).unwrap();
         assert!(report[0].contains(&name) && report[0].contains("aside-1"), "{report:?}");
-        assert!(report.last().unwrap().contains(&format!("the newest event is {EVENTS}")), "{report:?}");
+        assert!(report.last().unwrap().contains(&format!("the newest version is {EVENTS}")), "{report:?}");
         assert_eq!(fs::read(directory.path().join("aside-1").join(&name)).unwrap(), damaged, "nothing is deleted");
         let repaired = open(Options::new(directory.path())).await.unwrap();
         assert_eq!(count(&repaired, 3000).await.unwrap(), EVENTS);
