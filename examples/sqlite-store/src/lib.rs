@@ -110,7 +110,7 @@ impl SqliteStore {
         let ticket = Arc::new(Ticket::default());
         let (reply, answer) = oneshot::channel();
         let _withdraw = WithdrawOnDrop(ticket.clone());
-        let request = Request { batch, ticket: ticket.clone(), reply, _place: place };
+        let request = Request { batch, ticket: ticket.clone(), reply, place };
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         // From here on the ticket decides: who can withdraw it knows that nothing was or will be written (C2, C4); who
         // cannot has to say that the outcome is unknown (C3), and does not wait for it.

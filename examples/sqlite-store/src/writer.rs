@@ -28,10 +28,17 @@ pub(crate) struct Request {
     pub(crate) batch: Batch,
     pub(crate) ticket: Arc<Ticket>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Stored>>>,
-    pub(crate) _place: Place,
+    pub(crate) place: Place,
 }
 
 impl Request {
+    /// Who has an answer has left the queue, so the place is given back first. A caller who has gone wants no answer: that
+    /// the channel is closed is no error.
+    fn answer(self, result: Result<Vec<Stored>>) {
+        drop(self.place);
+        let _ = self.reply.send(result);
+    }
+
     fn is_sync(&self) -> bool {
         self.batch.durability != Some(Durability::Buffered)
     }
@@ -182,10 +189,9 @@ impl Writer {
     }
 
     fn commit_group(&mut self, group: Vec<Request>) {
-        // A caller who has gone wants no answer: that its channel is closed is no error here, and nowhere below.
         if self.shared.fence_reason().is_some() {
             for request in group {
-                let _ = request.reply.send(self.shared.check_fence().map(|()| Vec::new()));
+                request.answer(self.shared.check_fence().map(|()| Vec::new()));
             }
             return;
         }
@@ -203,7 +209,7 @@ impl Writer {
                         (Decision::AlreadyStored(_), Some(error)) if request.is_sync() => Err(unknown(error)),
                         (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
                     };
-                    let _ = request.reply.send(answer);
+                    request.answer(answer);
                 }
             }
             // Each by itself: one that cannot be written must not take the others with it.
@@ -212,12 +218,12 @@ impl Writer {
             }
             Err(Failure::NotWritten(error)) => {
                 if let Some(only) = group.into_iter().next() {
-                    let _ = only.reply.send(Err(error));
+                    only.answer(Err(error));
                 }
             }
             Err(Failure::Unknown(error)) => {
                 for request in group {
-                    let _ = request.reply.send(Err(unknown(&error)));
+                    request.answer(Err(unknown(&error)));
                 }
             }
         }
