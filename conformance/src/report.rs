@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{CheckInfo, Outcome, random};
 
@@ -30,6 +30,16 @@ pub struct CheckReport {
     pub outcome: Outcome,
     /// How long it took, on every runtime it ran on together; zero if it was not run.
     pub took: Duration,
+}
+
+impl CheckReport {
+    /// Runs a check.
+    pub(crate) fn of(check: CheckInfo, run: impl FnOnce() -> Outcome) -> Self {
+        let began = Instant::now();
+        let outcome = run();
+        let took = if check.ignored.is_some() { Duration::ZERO } else { began.elapsed() };
+        CheckReport { check, outcome, took }
+    }
 }
 
 /// How the checks of one rule ended, in numbers.

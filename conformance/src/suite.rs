@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use eventstore_api::{Error, EventStore};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -101,6 +101,17 @@ pub enum Outcome {
     Ignored(String),
 }
 
+impl Outcome {
+    /// As the test runner wants it.
+    pub(crate) fn into_completion(self) -> Result<Completion, Failed> {
+        match self {
+            Outcome::Passed => Ok(Completion::Completed),
+            Outcome::Ignored(reason) => Ok(Completion::ignored_with(reason)),
+            Outcome::Failed(failure) => Err(Failed::from(failure)),
+        }
+    }
+}
+
 impl Suite {
     /// The suite for the store that `factory` opens; see [`run`].
     pub fn new<F, Fut>(name: &str, profile: Profile, factory: F) -> Self
@@ -188,10 +199,7 @@ impl Suite {
     pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Report {
         let began = Instant::now();
         let checks = parallel::map(threads, &self.checks, |check| {
-            let (about, began) = (self.about(check), Instant::now());
-            let outcome = self.outcome(check);
-            let took = if about.ignored.is_some() { Duration::ZERO } else { began.elapsed() };
-            let report = CheckReport { check: about, outcome, took };
+            let report = CheckReport::of(self.about(check), || self.outcome(check));
             ended(&report);
             report
         });
@@ -207,11 +215,7 @@ impl Suite {
             let name = check.name.clone();
             let (check, profile) = (check.clone(), self.profile.clone());
             let (factory, seed) = (self.factory.clone(), self.seed);
-            let run = move || match outcome(&check, &profile, &factory, seed) {
-                Outcome::Passed => Ok(Completion::Completed),
-                Outcome::Ignored(reason) => Ok(Completion::ignored_with(reason)),
-                Outcome::Failed(failure) => Err(Failed::from(failure)),
-            };
+            let run = move || outcome(&check, &profile, &factory, seed).into_completion();
             Trial::ignorable_test(name, run).with_kind(self.name.clone())
         };
         self.checks.iter().map(trial).collect()

@@ -394,7 +394,7 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
-fn cannot_open(path: &Path, reason: &str, source: impl Into<BoxError>) -> Error {
+pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<BoxError>) -> Error {
     Error::Open { path: path.display().to_string(), reason: reason.to_owned(), source: Some(source.into()) }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use eventstore_api::{Error, Result, Version};
 
 use crate::StoreDirectory;
+use crate::directory::cannot_open;
 
 /// The file's name, in the store's directory.
 pub(crate) const HEAD_FILE: &str = "eventstore.head";
@@ -64,7 +65,7 @@ impl StoreDirectory {
         let synced = match fs::read(&path) {
             Ok(bytes) => version_in(&bytes).unwrap_or(Version::ZERO),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Version::ZERO,
-            Err(error) => return Err(self.cannot_open("it cannot be read", error)),
+            Err(error) => return Err(cannot_open(&path, "it cannot be read", error)),
         };
         if synced <= newest {
             return Ok(());
@@ -84,19 +85,12 @@ impl StoreDirectory {
     ///
     /// `Open` if the file cannot be deleted.
     pub fn forget_synced_head(&self) -> Result<()> {
-        match fs::remove_file(path_in(self.path())) {
+        let path = path_in(self.path());
+        match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.cannot_open("it cannot be deleted", error))
+                Err(cannot_open(&path, "it cannot be deleted", error))
             }
             _ => Ok(()),
-        }
-    }
-
-    fn cannot_open(&self, reason: &str, error: io::Error) -> Error {
-        Error::Open {
-            path: path_in(self.path()).display().to_string(),
-            reason: reason.to_owned(),
-            source: Some(error.into()),
         }
     }
 }

@@ -106,11 +106,10 @@ impl Child {
         self.tell(&Line::Began(phase));
         self.plan.incident.arm(phase);
         let output = work.await;
-        if self.is_faulty(phase) && faulty_disk::fired() {
-            self.tell(&Line::Fired);
-        }
         if !self.is_faulty(phase) {
             faulty_disk::disarm(); // it was not this time
+        } else if faulty_disk::fired() {
+            self.tell(&Line::Fired);
         }
         let calls = before.into_iter().map(|(kinds, before)| (kinds, kinds.seen() - before)).collect();
         self.tell(&Line::Counted { phase, calls });

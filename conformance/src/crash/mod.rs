@@ -61,10 +61,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use eventstore_api::{Error, EventStore};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 
 pub use torture::{Summary, Torture};
 
@@ -184,13 +183,7 @@ impl Kit {
         }
         let trial = |check: CheckInfo| {
             let (kit, name) = (self.clone(), check.name.clone());
-            let run = move || match kit.run_check(&name) {
-                Some(Outcome::Passed) => Ok(Completion::Completed),
-                Some(Outcome::Ignored(reason)) => Ok(Completion::ignored_with(reason)),
-                Some(Outcome::Failed(failure)) => Err(Failed::from(failure)),
-                None => Err(Failed::from("there is no such check")),
-            };
-            Trial::ignorable_test(check.name, run).with_kind(self.name.clone())
+            Trial::ignorable_test(name, move || kit.outcome(check).into_completion()).with_kind(self.name.clone())
         };
         let trials = self.checks().map(trial).collect();
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -218,18 +211,22 @@ impl Kit {
     #[must_use]
     pub fn run_check(&self, name: &str) -> Option<Outcome> {
         let check = self.checks().find(|check| check.name == name)?;
+        Some(self.outcome(check))
+    }
+
+    fn outcome(&self, check: CheckInfo) -> Outcome {
         if let Some(reason) = check.ignored {
-            return Some(Outcome::Ignored(reason));
+            return Outcome::Ignored(reason);
         }
-        let outcome = match SCENARIOS.iter().find(|scenario| scenario.name == name) {
+        let outcome = match SCENARIOS.iter().find(|scenario| scenario.name == check.name) {
             Some(scenario) => self.wait_for_incidents(scenario),
             None => self.open_twice().map(|()| true),
         };
-        Some(match outcome {
+        match outcome {
             Ok(true) => Outcome::Passed,
             Ok(false) => Outcome::Ignored("this store does nothing in which it could happen".to_owned()),
             Err(failure) => Outcome::Failed(failure.note("rule", check.text)),
-        })
+        }
     }
 
     /// Runs all checks, as many at the same time as there are `threads`, and tells `ended` of each when it ends. Not in
@@ -237,9 +234,7 @@ impl Kit {
     pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Vec<CheckReport> {
         let checks: Vec<_> = self.checks().collect();
         parallel::map(threads, &checks, |check| {
-            let began = Instant::now();
-            let outcome = self.run_check(&check.name).unwrap_or_else(|| Outcome::Ignored("it is gone".to_owned()));
-            let report = CheckReport { check: check.clone(), outcome, took: began.elapsed() };
+            let report = CheckReport::of(check.clone(), || self.outcome(check.clone()));
             ended(&report);
             report
         })
