@@ -47,15 +47,7 @@ impl LmdbEngine {
             true => StoreDirectory::open(&options.path, crate::NAME)?,
             false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
         };
-        if !directory.is_marked() {
-            // What there is comes from a creation that was cut short, before anything was stored.
-            match fs::remove_file(directory.path().join(DATA_FILE)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::engine("delete what is left of a creation", error));
-                }
-                _ => {}
-            }
-        }
+        directory.delete_unfinished(DATA_FILE)?;
         Self::open_in(directory, options.clone())
     }
 

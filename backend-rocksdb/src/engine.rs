@@ -1,7 +1,6 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::fmt;
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -75,15 +74,7 @@ impl RocksDbEngine {
             false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
         };
         backup::delete_leftovers(directory.path())?;
-        if !directory.is_marked() {
-            // What there is comes from a creation that was cut short, before anything was stored.
-            match fs::remove_dir_all(files_of(directory.path())) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::engine("delete what is left of a creation", error));
-                }
-                _ => {}
-            }
-        }
+        directory.delete_unfinished(FILES)?;
         if options.wal_recovery == WalRecovery::PointInTime {
             directory.forget_synced_head()?; // what is lost then is accepted
         }

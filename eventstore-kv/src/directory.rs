@@ -135,6 +135,21 @@ impl StoreDirectory {
         self.state == State::Marked
     }
 
+    /// Deletes a file or directory of the engine's if it is left of a creation that was cut short, before anything was
+    /// stored. In a store it stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Engine`].
+    pub fn delete_unfinished(&self, name: &str) -> Result<()> {
+        let path = self.path.join(name);
+        if self.state != State::New || !path.exists() {
+            return Ok(());
+        }
+        let deleted = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        deleted.map_err(|error| Error::engine("delete what is left of a creation", error))
+    }
+
     /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
     /// begun anew, and lost files are not. A backup is synced before, file by file.
     ///

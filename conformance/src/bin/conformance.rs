@@ -1,16 +1,18 @@
 //! The conformance suite and the crash kit against any store of this repository, with a report to read.
 
+mod address;
+
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use conformance::crash::Kit;
 use conformance::{CheckReport, Outcome, Profile, Suite, check_environment};
-use eventstore::EventStore;
 use indicatif::{ProgressBar, ProgressStyle};
+
+use address::Address;
 
 /// Holds a store to every rule of the contract, and prints which it keeps.
 ///
@@ -45,22 +47,18 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let (address, options) = arguments.store.split_once('?').unwrap_or((&arguments.store, ""));
-    let Some((scheme, "")) = address.split_once(':') else {
+    let address = Address::parse(&arguments.store)?;
+    if !address.directory.is_empty() {
         return Err(format!(
-            "{address:?} has to be a scheme alone, such as lmdb: — each check makes a store of its own"
+            "{:?} has to be a scheme without a directory, such as lmdb: (each check makes a store of its own)",
+            arguments.store
         )
         .into());
-    };
-    let is_memory = scheme == "memory";
-    let (name, options) = (scheme.to_owned(), options.to_owned());
-    let open = move |directory: std::path::PathBuf| {
-        let place = if is_memory { String::new() } else { directory.display().to_string() };
-        let url = format!("{name}:{place}?{options}");
-        async move { eventstore::open(&url).await as eventstore::Result<Arc<dyn EventStore>> }
-    };
+    }
+    let (name, is_memory) = (address.scheme.clone(), address.is_memory());
+    let open = move |directory: std::path::PathBuf| address.open(&directory);
     let profile = if is_memory { Profile::in_memory() } else { Profile::persistent() };
-    let kit = (!is_memory).then(|| Kit::new(scheme, profile.clone(), open.clone()));
+    let kit = (!is_memory).then(|| Kit::new(&name, profile.clone(), open.clone()));
     if let Some(kit) = &kit
         && kit.is_child()
     {
@@ -69,7 +67,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     check_environment().map_err(|failure| failure.to_string())?;
 
     let is_wanted = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let suite = Suite::new(scheme, profile, open).only(is_wanted);
+    let suite = Suite::new(&name, profile, open).only(is_wanted);
     let kit = kit.map(|kit| kit.only(is_wanted));
     let checks = suite.checks().count() + kit.as_ref().map_or(0, |kit| kit.checks().count());
     let bar = ProgressBar::new(checks as u64)

@@ -1,5 +1,7 @@
 //! Kills, power cuts and failing disks by the thousand, for any store of this repository.
 
+mod address;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +11,8 @@ use clap::Parser;
 use conformance::Profile;
 use conformance::crash::{Kit, Torture};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use address::Address;
 
 /// Works on a store in child processes that are killed, lose power or have a failing disk, and holds it to everything that
 /// it acknowledged.
@@ -44,18 +48,12 @@ fn main() -> ExitCode {
 }
 
 fn torture(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let (address, options) = arguments.store.split_once('?').unwrap_or((&arguments.store, ""));
-    let Some((scheme, path)) = address.split_once(':').map(|(scheme, path)| (scheme.to_owned(), path)) else {
-        return Err(format!("{address:?} is not a store; write it as scheme:directory, such as lmdb:./torture").into());
-    };
-    if scheme == "memory" {
+    let address = Address::parse(&arguments.store)?;
+    if address.is_memory() {
         return Err("a store in memory cannot survive a crash; name one with files, such as lmdb:".into());
     }
-    let options = options.to_owned();
-    let kit = Kit::new(&scheme.clone(), Profile::persistent(), move |directory| {
-        let url = format!("{scheme}:{}?{options}", directory.display());
-        async move { eventstore::open(&url).await }
-    });
+    let path = address.directory.clone();
+    let kit = Kit::new(&address.scheme.clone(), Profile::persistent(), move |directory| address.open(&directory));
     if kit.is_child() {
         return Ok(kit.run());
     }

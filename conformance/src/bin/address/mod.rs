@@ -1,0 +1,38 @@
+//! The address of a store, under which the commands make many: each with a directory of its own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use eventstore::{EventStore, Result};
+
+/// A store's address: `scheme:directory?option=value`.
+#[derive(Clone)]
+pub(crate) struct Address {
+    pub(crate) scheme: String,
+    /// Empty if there is none.
+    pub(crate) directory: String,
+    options: String,
+}
+
+impl Address {
+    /// Reads an address; what is wrong with it is for the terminal.
+    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
+        let (address, options) = text.split_once('?').unwrap_or((text, ""));
+        let Some((scheme, directory)) = address.split_once(':') else {
+            return Err(format!("{address:?} is not a store; write it as scheme:directory, such as lmdb:"));
+        };
+        Ok(Address { scheme: scheme.to_owned(), directory: directory.to_owned(), options: options.to_owned() })
+    }
+
+    /// Whether such a store has no files.
+    pub(crate) fn is_memory(&self) -> bool {
+        self.scheme == "memory"
+    }
+
+    /// Opens such a store in a directory.
+    pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
+        let place = if self.is_memory() { String::new() } else { directory.display().to_string() };
+        let url = format!("{}:{place}?{}", self.scheme, self.options);
+        async move { eventstore::open(&url).await }
+    }
+}
