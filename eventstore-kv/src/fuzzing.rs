@@ -190,29 +190,22 @@ fn aggregate_key(aggregate_id: &str, revision: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::panic::catch_unwind;
-    use std::path::Path;
+#[path = "../../fuzz/src/replay.rs"]
+mod replay;
 
-    fn replay(target: &str, body: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
-        let inputs: Vec<_> =
-            fs::read_dir(&corpus).expect("a corpus").map(|input| input.expect("a file").path()).collect();
-        assert!(!inputs.is_empty(), "{} is empty", corpus.display());
-        for input in inputs {
-            let bytes = fs::read(&input).expect("an input");
-            catch_unwind(|| body(&bytes)).unwrap_or_else(|_| panic!("{} fails", input.display()));
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
+
+    const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
     #[test]
     fn records_of_the_corpus_are_read_or_refused() {
-        replay("record", super::record);
+        replay(ROOT, "record", super::record);
     }
 
     #[test]
     fn keys_of_the_corpus_keep_their_order() {
-        replay("key", super::key);
+        replay(ROOT, "key", super::key);
     }
 }

@@ -172,34 +172,27 @@ pub(crate) fn input(bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::panic::catch_unwind;
-    use std::path::Path;
+#[path = "../../../fuzz/src/replay.rs"]
+mod replay;
 
-    fn replay(target: &str, body: fn(&[u8])) {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        let inputs: Vec<_> =
-            fs::read_dir(&corpus).expect("a corpus").map(|input| input.expect("a file").path()).collect();
-        assert!(!inputs.is_empty(), "{} is empty", corpus.display());
-        for input in inputs {
-            let bytes = fs::read(&input).expect("an input");
-            catch_unwind(|| body(&bytes)).unwrap_or_else(|_| panic!("{} fails", input.display()));
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
+
+    const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
     #[test]
     fn addresses_of_the_corpus_come_back_or_are_refused() {
-        replay("url", super::url);
+        replay(ROOT, "url", super::url);
     }
 
     #[test]
     fn lines_of_the_corpus_come_back_or_are_refused() {
-        replay("line", super::line);
+        replay(ROOT, "line", super::line);
     }
 
     #[test]
     fn inputs_of_the_corpus_are_read_or_refused() {
-        replay("input", super::input);
+        replay(ROOT, "input", super::input);
     }
 }
