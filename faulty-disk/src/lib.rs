@@ -15,7 +15,7 @@
 //! * A write is safe once a `fsync` or `fdatasync` of its file, begun after it, has succeeded, or if the file was opened
 //!   with `O_SYNC` or `O_DSYNC`. `sync_file_range` makes nothing safe.
 //! * After a sync of a file has failed, what it was to make safe never is, whatever a later sync says: the kernel may have
-//!   dropped it.
+//!   dropped it. If more of the file was synced behind it, it reads as zeros.
 //! * What lies behind the synced end of a file survives from its beginning on, to any byte: files have no holes after a cut,
 //!   as on file systems that write data before the length (ext4 in its default mode, XFS, btrfs). Inside a file each
 //!   sector of 512 bytes survives as a whole or not.

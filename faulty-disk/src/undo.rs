@@ -222,26 +222,27 @@ impl Change {
         if end >= self.old_len { bytes } else { (end - end % SECTOR).saturating_sub(*offset) }
     }
 
-    /// A newer change is safe: taking this one back has to leave that.
+    /// A newer change is safe: taking this one back has to leave that. Where the file is longer for it, what this one wrote
+    /// was never on the disk, and reads as zeros.
     fn keep(&mut self, newer: &Change) {
-        match &newer.kind {
-            Kind::Write { offset: safe_offset, new: safe, .. } => {
-                let safe_end = safe_offset + safe.len() as u64;
-                if let Kind::Write { offset, old, new } = &mut self.kind {
-                    let (first, end) = ((*offset).max(*safe_offset), (*offset + new.len() as u64).min(safe_end));
-                    if first < end {
-                        let here = (first - *offset) as usize..(end - *offset) as usize;
-                        let there = (first - safe_offset) as usize..(end - safe_offset) as usize;
-                        if old.len() < here.end {
-                            old.resize(here.end, 0);
-                        }
-                        old[here.clone()].copy_from_slice(&safe[there.clone()]);
-                        new[here].copy_from_slice(&safe[there]);
-                    }
-                }
-                self.old_len = self.old_len.max(safe_end);
+        let (safe_offset, safe) = match &newer.kind {
+            Kind::Resize { len, .. } => {
+                self.old_len = *len;
+                return;
             }
-            Kind::Resize { len, .. } => self.old_len = *len,
+            Kind::Write { offset, new, .. } => (*offset, new),
+        };
+        let safe_end = safe_offset + safe.len() as u64;
+        self.old_len = self.old_len.max(safe_end);
+        let Kind::Write { offset, old, new } = &mut self.kind else { return };
+        let inside = self.old_len.saturating_sub(*offset).min(new.len() as u64) as usize;
+        old.resize(old.len().max(inside), 0);
+        let (first, end) = ((*offset).max(safe_offset), (*offset + new.len() as u64).min(safe_end));
+        if first < end {
+            let here = (first - *offset) as usize..(end - *offset) as usize;
+            let there = (first - safe_offset) as usize..(end - safe_offset) as usize;
+            old[here.clone()].copy_from_slice(&safe[there.clone()]);
+            new[here].copy_from_slice(&safe[there]);
         }
     }
 

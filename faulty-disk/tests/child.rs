@@ -139,6 +139,20 @@ fn what_a_failed_sync_was_to_save_is_lost_for_ever() {
 }
 
 #[test]
+fn what_is_lost_for_ever_reads_as_zeros_before_what_was_synced_later() {
+    let left = in_child("what_is_lost_for_ever_reads_as_zeros_before_what_was_synced_later", true, |directory| {
+        let mut file = create(directory);
+        arm(at(Call::Sync, 1), Fault::FailOnce(libc::EIO));
+        file.write_all(b"one ").unwrap();
+        file.sync_all().unwrap_err();
+        file.write_all(b"two ").unwrap();
+        file.sync_all().unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"\0\0\0\0two ");
+}
+
+#[test]
 fn what_survives_in_part_has_no_holes() {
     let left = in_child("what_survives_in_part_has_no_holes", true, |directory| {
         let mut file = create(directory);

@@ -43,7 +43,7 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
         out: Mutex::new(io::stdout()),
         points,
         next_batch: AtomicU64::new(plan.first_batch),
-        is_unknown: AtomicBool::new(false),
+        is_fenced: AtomicBool::new(false),
     };
     let mut builder = match plan.seed % 4 {
         0 => tokio::runtime::Builder::new_current_thread(),
@@ -78,8 +78,8 @@ struct Child {
     out: Mutex<io::Stdout>,
     points: Arc<Points>,
     next_batch: AtomicU64,
-    /// An append's outcome was unknown, so the writer has to be fenced (rule F1).
-    is_unknown: AtomicBool,
+    /// An append's outcome was unknown, or one was refused by the fence: from then on all have to be (rule F1).
+    is_fenced: AtomicBool,
 }
 
 impl fmt::Debug for Child {
@@ -305,7 +305,7 @@ impl Child {
         earlier: &[u64],
         durability: Option<Durability>,
     ) -> Checked {
-        let was_fenced = self.is_unknown.load(Ordering::SeqCst);
+        let was_fenced = self.is_fenced.load(Ordering::SeqCst);
         let is_repeated = !earlier.is_empty() && random.below(6) == 0;
         let number = match is_repeated {
             true => earlier[random.below(earlier.len() as u64) as usize],
@@ -326,7 +326,7 @@ impl Child {
         self.tell(&Line::Tried { batch: number });
         match store.store_batch(&background(), batch).await {
             Ok(stored) => {
-                ensure!(!was_fenced, "batch {number} was accepted after an unknown outcome: no fence (F1)");
+                ensure!(!was_fenced, "batch {number} was accepted after an unknown outcome or a fence (F1)");
                 let is_new = |stored: &Stored| stored.outcome == StoreOutcome::Written;
                 let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
                 let mixed = stored.iter().any(is_new) && !stored.iter().all(is_new);
@@ -351,10 +351,11 @@ impl Child {
                 return difference("Fenced, because an earlier outcome was unknown (F1)");
             }
             Error::OutcomeUnknown { .. } => {
-                self.is_unknown.store(true, Ordering::SeqCst);
+                self.is_fenced.store(true, Ordering::SeqCst);
                 self.tell(&Line::Unknown { batch: number });
             }
             Error::Fenced { .. } | Error::Full { .. } | Error::Engine { .. } => {
+                self.is_fenced.fetch_or(matches!(error, Error::Fenced { .. }), Ordering::SeqCst);
                 // A repeated one may be there since its first time.
                 let line = if is_repeated { Line::Unknown { batch: number } } else { Line::Refused { batch: number } };
                 self.tell(&line);
@@ -377,13 +378,14 @@ impl Child {
         }
         self.end_if_planned();
         let stats = store.stats(&background()).await;
-        let is_fenced = self.is_unknown.load(Ordering::SeqCst) || stats.is_ok_and(|stats| stats.fenced.is_some());
+        let is_fenced = self.is_fenced.load(Ordering::SeqCst) || stats.is_ok_and(|stats| stats.fenced.is_some());
         let number = self.next_batch.fetch_add(1, Ordering::Relaxed);
         let batch = workload::batch(self.plan.events_seed, number).durability(Durability::Sync);
         self.tell(&Line::Tried { batch: number });
         let outcome = store.store_batch(&background(), batch).await;
         match (is_fenced, outcome) {
-            (true, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
+            // Also where only maintenance has seen the failure, and the engine cannot say in `stats` that it is fenced.
+            (_, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
             (true, other) => {
                 let what = format_args!("an append after a failed commit, when the disk is whole again (F1)");
                 return Err(Failure::difference(what, "Err(Fenced)", &format!("{other:?}")));
