@@ -10,10 +10,12 @@ use crate::Options;
 use crate::error::{engine_error, guard};
 use crate::files::Files;
 use crate::keys::{Key, PART_LEN, parts_of};
+use crate::watch::Flusher;
 
 /// sled as the engine of a store: one tree with the rows of all tables.
 pub struct SledEngine {
     // Fields drop in this order: sled is closed before the directory is unlocked.
+    flusher: Flusher,
     db: Db,
     file: File,
     options: Options,
@@ -40,14 +42,14 @@ impl SledEngine {
 
     fn open_unmarked(directory: StoreDirectory, options: &Options) -> Result<Self> {
         let Files { db, file } = Files::open(&directory, options)?;
-        Ok(SledEngine { db, file, options: options.clone(), directory })
+        Ok(SledEngine { flusher: Flusher::new(&db)?, db, file, options: options.clone(), directory })
     }
 
     /// Hands everything to the disk, and with `Sync` has it keep it.
     fn flush(&self, durability: Durability) -> Result<()> {
         // sled writes its log and waits until the disk has it (sync_file_range), but lets the disk keep it in its cache,
         // and leaves out the file's length.
-        guard(|| self.db.flush()).map_err(|failure| engine_error("flush", failure))?;
+        self.flusher.flush(&self.db).map_err(|failure| engine_error("flush", failure))?;
         if durability != Durability::Buffered {
             self.file.sync_data().map_err(|error| Error::engine("sync", error))?;
         }
@@ -77,7 +79,8 @@ impl SledEngine {
         for _ in 0..UNDO_ATTEMPTS {
             let mut removals = Batch::default();
             rows_of(batch).for_each(|(key, _)| removals.remove(key.as_ref()));
-            if guard(|| self.db.apply_batch(removals).and_then(|()| self.db.flush())).is_ok() {
+            let removed = guard(|| self.db.apply_batch(removals));
+            if removed.and_then(|()| self.flusher.flush(&self.db)).is_ok() {
                 break;
             }
         }
@@ -143,7 +146,7 @@ impl Engine for SledEngine {
                 what: "sled cannot compact its file; copy the store into a new one: eventstore copy --to".to_owned(),
             });
         }
-        guard(|| self.db.flush()).map_err(|failure| engine_error("flush", failure))?;
+        self.flusher.flush(&self.db).map_err(|failure| engine_error("flush", failure))?;
         Ok(vec!["flushed; sled uses space again by itself as it writes, and cannot be asked to".to_owned()])
     }
 

@@ -32,6 +32,7 @@ mod files;
 mod keys;
 mod options;
 mod repair;
+mod watch;
 
 use eventstore_api::{Error, Result};
 use eventstore_kv::KvStore;
