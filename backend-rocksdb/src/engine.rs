@@ -3,6 +3,7 @@ use std::ffi::CStr;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use eventstore_api::{Direction, Durability, Error, Gc, Result};
 use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch};
@@ -20,6 +21,8 @@ use crate::{Options, WalRecovery, backup, gc};
 pub struct RocksDbEngine {
     // Fields drop in this order: the database is closed before the directory is unlocked.
     db: DB,
+    /// Held by each commit, and by a flush that they have to wait for.
+    commits: Mutex<()>,
     reads: ReadOptions,
     synced_writes: WriteOptions,
     buffered_writes: WriteOptions,
@@ -90,6 +93,7 @@ impl RocksDbEngine {
         synced_writes.set_sync(true);
         Ok(RocksDbEngine {
             db,
+            commits: Mutex::default(),
             reads: ReadOptions::default(),
             synced_writes,
             buffered_writes: WriteOptions::default(),
@@ -110,8 +114,18 @@ impl RocksDbEngine {
         &self.directory
     }
 
+    /// Flushes while commits wait.
+    ///
+    /// The log goes on in a new file then. Were the old one not synced before, a power cut could take buffered events from
+    /// it and leave later ones in the new file: a gap.
+    pub(crate) fn flush_synced(&self) -> Result<()> {
+        let _commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sync()?;
+        self.flush()
+    }
+
     /// Writes everything that is only in memory and the log to tables.
-    pub(crate) fn flush(&self) -> Result<()> {
+    fn flush(&self) -> Result<()> {
         let tables = tables(&self.db)?;
         let families: Vec<&ColumnFamily> = tables.into_iter().collect();
         let flushed = self.db.flush_cfs_opt(&families, &FlushOptions::default());
@@ -329,6 +343,7 @@ impl Engine for RocksDbEngine {
     }
 
     fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
+        let _commit = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let write = || -> Result<()> {
             let tables = tables(&self.db)?;
             let entries: usize = Table::ALL.into_iter().map(|table| batch.puts(table).len()).sum();

@@ -16,7 +16,7 @@ const AGE_CUTOFF: &str = "blob_garbage_collection_age_cutoff";
 pub(crate) fn run(engine: &RocksDbEngine, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
     let errors_before = engine.background_errors()?;
     task.check()?;
-    engine.flush()?;
+    engine.flush_synced()?;
     let mut actions = vec!["flushed what was in memory to tables".to_owned()];
     let is_full = gc == Gc::Full;
     let with_blobs = is_full && engine.options().blob_threshold > 0;
