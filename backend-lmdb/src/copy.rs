@@ -20,17 +20,9 @@ const CHUNK: usize = 256 << 10;
 /// of appends, and could not be stopped while its own is under way.
 const SYNC_BYTES: u64 = 16 << 20;
 
-/// How a copy ended.
-#[derive(Debug)]
-pub(crate) enum Copied {
-    /// All of it was written: so many bytes.
-    Whole(u64),
-    /// The pass is in somebody's way: give it back, and begin again with another.
-    InTheWay,
-}
-
-/// Writes a copy of the environment without free pages into an empty file, as of one moment, and syncs it.
-pub(crate) fn copy_compacted(pass: &Pass<'_, Environment>, into: &mut File, task: &Task<'_>) -> Result<Copied> {
+/// Writes a copy of the environment without free pages into an empty file, as of one moment, and syncs it. Returns its
+/// length, or `None` if the pass is in somebody's way: give it back, and begin again with another.
+pub(crate) fn copy_compacted(pass: &Pass<'_, Environment>, into: &mut File, task: &Task<'_>) -> Result<Option<u64>> {
     let total = pass.len_compacted()?;
     // The source is dropped before the scope waits for the copying thread, also if this one panics.
     thread::scope(|scope| {
@@ -44,8 +36,8 @@ pub(crate) fn copy_compacted(pass: &Pass<'_, Environment>, into: &mut File, task
         let copied = copying.join();
         match (read?, copied) {
             // It ended because it was stopped.
-            (Copied::InTheWay, _) => Ok(Copied::InTheWay),
-            (whole, Ok(Ok(()))) => Ok(whole),
+            (None, _) => Ok(None),
+            (len, Ok(Ok(()))) => Ok(len),
             (_, Ok(Err(heed::Error::Mdb(MdbError::Incompatible)))) => Err(Error::Corrupt {
                 version: None,
                 reason: "LMDB does not find all the pages it counts; copy the events into another store".to_owned(),
@@ -62,14 +54,14 @@ fn read_all(
     into: &mut File,
     task: &Task<'_>,
     total: u64,
-) -> Result<Copied> {
+) -> Result<Option<u64>> {
     let mut buffer = vec![0; CHUNK];
     let (mut done, mut synced) = (0, 0);
     loop {
         task.report(done, total.max(done));
         task.check()?;
         if pass.is_in_the_way() {
-            return Ok(Copied::InTheWay);
+            return Ok(None);
         }
         let read = match source.read(&mut buffer) {
             Ok(read) => read,
@@ -83,7 +75,7 @@ fn read_all(
             synced = done;
         }
         if read == 0 {
-            return Ok(Copied::Whole(done));
+            return Ok(Some(done));
         }
     }
 }

@@ -12,10 +12,11 @@ use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Tab
 use heed::{MdbError, RoTxn, WithoutTls};
 
 use crate::Options;
-use crate::copy::{Copied, copy_compacted};
+use crate::copy::copy_compacted;
 use crate::environment::{COMPACT_FILE, DATA_FILE, Environment, MAP_UNIT, TableHandle, data_len, remove_unfinished};
 use crate::error::engine_error;
 use crate::gate::{Broken, Gate, Pass};
+use crate::pages::check_all;
 
 /// LMDB as the engine of a store: one environment, one named database per table.
 #[derive(Debug)]
@@ -25,13 +26,13 @@ pub struct LmdbEngine {
     gate: Gate<Environment>,
     /// Held by each commit, and by a compaction for as long as it lasts: a commit meanwhile would be lost.
     commits: Mutex<()>,
-    /// Held by a copy: there is a reader slot for one.
+    /// Held by work on the whole file, a copy or a check: there is a reader slot for one.
     copies: Mutex<()>,
     options: Options,
     directory: StoreDirectory,
 }
 
-/// A copy that was in the way so often gives up. The map doubles each time it grows, so that this is never the reason.
+/// Work on the whole file that was in the way so often gives up. The map doubles each time it grows, so that this is never the reason.
 const MOST_RESTARTS: u32 = 64;
 
 impl LmdbEngine {
@@ -103,7 +104,7 @@ impl LmdbEngine {
         Ok(())
     }
 
-    /// Waits until no other copy is made.
+    /// Waits until nobody else copies or checks the file.
     fn begin_copy(&self, task: &Task<'_>) -> Result<MutexGuard<'_, ()>> {
         loop {
             task.check()?;
@@ -115,27 +116,42 @@ impl LmdbEngine {
         }
     }
 
+    /// Does long work inside the gate, which returns `None` where it has to begin again: it was in somebody's way.
+    fn stay<T>(&self, task: &Task<'_>, mut work: impl FnMut(&Pass<'_, Environment>) -> Result<Option<T>>) -> Result<T> {
+        for _ in 0..MOST_RESTARTS {
+            task.check()?;
+            let pass = self.gate.enter_for_long().map_err(no_environment)?;
+            if let Some(done) = work(&pass)? {
+                return Ok(done);
+            }
+            tracing::debug!("work on the whole file begins again: it was in the way of the writer, or behind it");
+        }
+        Err(Error::Full {
+            reason: "appends need the pages that work on the whole file keeps from being used again; raise its \
+                     max_map_size"
+                .to_owned(),
+        })
+    }
+
+    /// Looks at every page of one moment, and believes none.
+    fn check_pages(&self, task: &Task<'_>) -> Result<()> {
+        self.stay(task, |pass| check_all(pass, &self.options.path, task))
+    }
+
     /// Writes a compacted copy to a file, synced, and returns its length.
     fn copy_to(&self, path: &Path, task: &Task<'_>) -> Result<u64> {
+        self.check_pages(task)?; // LMDB follows every one of them
         let failed = |error: io::Error| Error::engine("write the copy", error);
         let mut file = File::create(path).map_err(failed)?;
         // Who may read the events stays the same.
         let permissions = self.options.path.join(DATA_FILE).metadata().map_err(failed)?.permissions();
         file.set_permissions(permissions).map_err(failed)?;
-        for _ in 0..MOST_RESTARTS {
-            let pass = self.gate.enter_for_long().map_err(no_environment)?;
-            let copied = copy_compacted(&pass, &mut file, task)?;
-            drop(pass);
-            if let Copied::Whole(len) = copied {
-                file.sync_all().map_err(failed)?;
-                return Ok(len);
-            }
+        let len = self.stay(task, |pass| {
             file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-            tracing::debug!("a copy was in the way of the writer and begins again");
-        }
-        Err(Error::Full {
-            reason: "appends need the pages that a copy keeps from being used again; raise its max_map_size".to_owned(),
-        })
+            copy_compacted(pass, &mut file, task)
+        })?;
+        file.sync_all().map_err(failed)?;
+        Ok(len)
     }
 
     /// Replaces the data file by a compacted copy, while reads go on and commits wait.
@@ -248,6 +264,11 @@ impl Engine for LmdbEngine {
 
     fn directory(&self) -> Option<&StoreDirectory> {
         Some(&self.directory)
+    }
+
+    fn check_files(&self, task: &Task<'_>) -> Result<()> {
+        let _checking = self.begin_copy(task)?;
+        self.check_pages(task)
     }
 
     fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {

@@ -2,13 +2,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use eventstore_api::{Durability, Error, Result};
+use eventstore_api::{Durability, Result};
 use eventstore_kv::{Table, WriteBatch};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, PutFlags, WithoutTls};
 
 use crate::Options;
 use crate::error::{engine_error, open_error};
+use crate::pages::check_before_mapping;
 
 /// The file with LMDB's pages.
 pub(crate) const DATA_FILE: &str = "data.mdb";
@@ -33,6 +34,7 @@ impl Environment {
     /// Opens or creates the environment in the options' directory, which must be locked. Its map is as large as its content
     /// at least.
     pub(crate) fn open(options: &Options) -> Result<Self> {
+        check_before_mapping(&options.path)?;
         let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
         env_options
             .map_size(options.map_size.next_multiple_of(MAP_UNIT))
@@ -47,9 +49,9 @@ impl Environment {
         // file. The file is replaced only while the environment is closed. No flag weakens LMDB's locking or write order.
         // Transactions are short: a read is one page, a write is one group; a copy is longer and ends when it is in the
         // way. A process that dies inside one leaves a stale reader slot, which is cleared below. That the file system is
-        // a local one is asked of the user, in `Options::path`.
+        // a local one is asked of the user, in `Options::path`. That its pages are sound is checked of those that opening
+        // reads; of all others only when the store is verified or copied, which is said in the documentation of the crate.
         let env = unsafe { env_options.open(&options.path) }.map_err(|error| open_error(&options.path, error))?;
-        check_length(&env, data_len(&options.path))?;
         let opened = || -> heed::Result<_> {
             env.clear_stale_readers()?;
             let txn = env.write_txn()?;
@@ -131,19 +133,4 @@ pub(crate) fn remove_unfinished(directory: &Path) {
         }
         _ => {}
     }
-}
-
-/// Refuses a file that was cut short: touching a mapped page that is not there would kill the process.
-///
-/// Nothing is ever deleted from the tables, so every page up to the last one was written.
-fn check_length(env: &Env<WithoutTls>, len: u64) -> Result<()> {
-    let page_size = u64::from(env.unnamed_database_stat().page_size);
-    let needed = (env.info().last_page_number as u64 + 1) * page_size;
-    if len >= needed {
-        return Ok(());
-    }
-    Err(Error::Corrupt {
-        version: None,
-        reason: format!("its {DATA_FILE} was cut short: it has {len} bytes and needs {needed}"),
-    })
 }

@@ -23,6 +23,8 @@
 //! | backup | LMDB's compacting copy, as of one moment, while reads and appends go on |
 //! | full collection | a compacted copy takes the place of the file; appends wait for it, reads go on |
 //! | limits | local file systems only; one process at a time |
+//! | damage | records have checksums, LMDB's pages have none: the pages that opening reads are checked first, all of them by
+//! `verify` and before a copy; reading through a damaged page that nobody checked can end the process |
 
 #![deny(unsafe_code)]
 
@@ -34,6 +36,7 @@ mod environment;
 mod error;
 mod gate;
 mod options;
+mod pages;
 mod pipe;
 mod sync;
 

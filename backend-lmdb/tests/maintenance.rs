@@ -520,7 +520,7 @@ async fn a_listener_that_panics_stops_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_copy_that_lmdb_gives_up_is_an_error_and_harms_nothing() {
+async fn a_page_that_is_neither_in_use_nor_free_is_told_and_harms_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let first = open(Options::new(&path)).await.unwrap();
@@ -544,15 +544,16 @@ async fn a_copy_that_lmdb_gives_up_is_an_error_and_harms_nothing() {
     let leaky = open(Options::new(&path)).await.unwrap();
     let target = directory.path().join("backup");
     let error = leaky.backup(&ctx(), &target).await.unwrap_err();
-    assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("all the pages")), "{error}");
+    assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("are in use or free")), "{error}");
     assert_eq!(names(&target), [""; 0]);
     let error = leaky.run_gc(&ctx(), Gc::Full).await.unwrap_err();
-    assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("all the pages")), "{error}");
+    assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("are in use or free")), "{error}");
     store(&leaky, "after", "x").await.unwrap();
-    assert_eq!(findings(&leaky).await, [""; 0]);
+    let findings = findings(&leaky).await;
+    assert!(findings.len() == 1 && findings[0].contains("are in use or free"), "{findings:?}");
+    assert_eq!(all(&leaky).await.len(), 11);
     leaky.close().await.unwrap();
     assert_eq!(names(&path), ["data.mdb", "eventstore.head", "eventstore.json", "eventstore.lock", "lock.mdb"]);
-    assert_eq!(sound(&path).await.len(), 11);
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ pub struct Profile {
     locks: bool,
     takes_backups: bool,
     verifies: bool,
+    trusts_its_files: bool,
     time_limit: Duration,
 }
 
@@ -31,6 +32,7 @@ impl Profile {
             locks: true,
             takes_backups: true,
             verifies: true,
+            trusts_its_files: false,
             time_limit: Duration::from_secs(60),
         }
     }
@@ -59,6 +61,14 @@ impl Profile {
     #[must_use]
     pub const fn without_verification(mut self) -> Self {
         self.verifies = false;
+        self
+    }
+
+    /// For an engine that believes its own pages, so that reading a damaged one can end the process: rule F3 is then asked of
+    /// opening, of `verify`, and of reading what `verify` found sound.
+    #[must_use]
+    pub const fn trusting_its_files(mut self) -> Self {
+        self.trusts_its_files = true;
         self
     }
 
@@ -91,6 +101,12 @@ impl Profile {
     #[must_use]
     pub const fn verifies(&self) -> bool {
         self.verifies
+    }
+
+    /// Whether damaged files may be read only after `verify`.
+    #[must_use]
+    pub const fn trusts_its_files(&self) -> bool {
+        self.trusts_its_files
     }
 
     pub(crate) const fn limit(&self) -> Duration {

@@ -85,6 +85,16 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// The directory with its files, which it keeps locked; `None` if it has none.
     fn directory(&self) -> Option<&StoreDirectory>;
 
+    /// Reads the engine's own files without trusting them, so that afterwards they can be read as usual: for an engine that
+    /// otherwise takes what they say for true. One that checks whatever it reads has nothing to do here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] with what is wrong, [`Error::Engine`], or what [`Task::check`] returned.
+    fn check_files(&self, _task: &Task<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives space back where the engine can, as much as `gc` allows, and says what was done. It may run beside everything
     /// else, but not beside another of its kind.
     ///

@@ -1,11 +1,12 @@
 //! Reads everything and names what is wrong.
 //!
-//! First the log, and for each event the index entries that should lead to it. If all of them do, the indexes can only
-//! have entries too many, so these are counted next, and only if there are more than events each one is followed.
+//! First the engine's files, behind which nothing is read if they are damaged. Then the log, and for each event the index
+//! entries that should lead to it. If all of them do, the indexes can only have entries too many, so these are counted next,
+//! and only if there are more than events each one is followed.
 
 use std::ops::{ControlFlow, Range};
 
-use eventstore_api::{Bytes, Direction, Event, Finding, RecordedEvent, Result, VerifyReport, Version};
+use eventstore_api::{Bytes, Direction, Error, Event, Finding, RecordedEvent, Result, VerifyReport, Version};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::{Task, keys, reader, record};
@@ -26,6 +27,14 @@ const LARGEST_KEY: [u8; 489] = [0xff; 489];
 /// Those of the task. What is wrong with the store is in the report.
 pub(crate) fn verify<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> Result<VerifyReport> {
     let mut verify = Verify { engine, head: head.get(), task, report: VerifyReport::default(), done: 0 };
+    match engine.check_files(task) {
+        Err(damage @ Error::Corrupt { .. }) => {
+            verify.find(None, reason(&damage));
+            verify.report.is_cut_short = true;
+            return Ok(verify.report);
+        }
+        checked => checked?,
+    }
     verify.report.events = head.get();
     let mut key = Vec::new();
     let [ids, aggregates] = verify.log(&mut key)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use conformance::crash::Kit;
-use conformance::{CheckReport, Outcome, Profile, Suite, check_environment};
+use conformance::{CheckReport, Outcome, Suite, check_environment};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use address::Address;
@@ -55,9 +55,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         )
         .into());
     }
-    let (name, is_memory) = (address.scheme.clone(), address.is_memory());
+    let (name, is_memory, profile) = (address.scheme.clone(), address.is_memory(), address.profile());
     let open = move |directory: std::path::PathBuf| address.open(&directory);
-    let profile = if is_memory { Profile::in_memory() } else { Profile::persistent() };
     let kit = (!is_memory).then(|| Kit::new(&name, profile.clone(), open.clone()));
     if let Some(kit) = &kit
         && kit.is_child()

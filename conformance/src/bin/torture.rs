@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use conformance::Profile;
 use conformance::crash::{Kit, Torture};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -53,7 +52,7 @@ fn torture(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>
         return Err("a store in memory cannot survive a crash; name one with files, such as lmdb:".into());
     }
     let path = address.directory.clone();
-    let kit = Kit::new(&address.scheme.clone(), Profile::persistent(), move |directory| address.open(&directory));
+    let kit = Kit::new(&address.scheme.clone(), address.profile(), move |directory| address.open(&directory));
     if kit.is_child() {
         return Ok(kit.run());
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use conformance::Profile;
 use eventstore::{EventStore, Result};
 
 /// A store's address: `scheme:directory?option=value`.
@@ -27,6 +28,15 @@ impl Address {
     /// Whether such a store has no files.
     pub(crate) fn is_memory(&self) -> bool {
         self.scheme == "memory"
+    }
+
+    /// What such a store can do.
+    pub(crate) fn profile(&self) -> Profile {
+        match self.scheme.as_str() {
+            "memory" => Profile::in_memory(),
+            "lmdb" => Profile::persistent().trusting_its_files(),
+            _ => Profile::persistent(),
+        }
     }
 
     /// Opens such a store in a directory.

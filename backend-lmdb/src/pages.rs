@@ -1,0 +1,763 @@
+//! Reads LMDB's pages from the file without believing them.
+//!
+//! LMDB keeps no checksums and follows whatever its pages say, so that a damaged page can end the process. Here each page is
+//! read as bytes and only followed where everything in it adds up: what opening is about to touch, before the file is
+//! mapped, and every page before the store is verified or copied. What is found sound can be read through the map.
+//!
+//! The layout is that of LMDB 0.9, for 64-bit systems; elsewhere nothing is checked.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::Path;
+
+use eventstore_api::{Error, Result};
+use eventstore_kv::{Table, Task};
+
+use crate::environment::{DATA_FILE, Environment};
+use crate::error::engine_error;
+use crate::gate::Pass;
+
+/// Bytes of a page's header: its number, two that are unused, its kind, and two or four that depend on the kind.
+const PAGE_HEADER: usize = 16;
+/// Bytes of a node's header: the length of the data or the number of a page, flags, and the length of the key.
+const NODE_HEADER: usize = 8;
+/// The pages from which everything else can be reached: a commit writes one, the next commit the other.
+const META_PAGES: u64 = 2;
+/// Bytes of a meta page that are in use.
+const META_LEN: usize = PAGE_HEADER + 136;
+const MAGIC: u32 = 0xBEEF_C0DE;
+const DATA_VERSION: u32 = 1;
+/// Bytes of the description of a tree.
+const TREE_LEN: usize = 48;
+/// The root of a tree without pages.
+const NO_PAGE: u64 = u64::MAX;
+/// The most levels that LMDB descends.
+const MOST_LEVELS: u16 = 32;
+/// The longest key of LMDB as it is built.
+const LONGEST_KEY: usize = 511;
+/// Pages between two looks at the task.
+const PAGES_A_LOOK: u64 = 4096;
+
+const BRANCH: u16 = 1;
+const LEAF: u16 = 2;
+const OVERFLOW: u16 = 4;
+const META: u16 = 8;
+
+/// The data of a node stand in pages of their own.
+const BIG_DATA: u16 = 1;
+/// The data of a node describe a tree.
+const SUB_TREE: u16 = 2;
+/// Keys are numbers in the order of the machine.
+const INTEGER_KEYS: u16 = 8;
+
+/// Fails if a page that opening reads is damaged. A file that is no LMDB file at all is left to LMDB, which says so.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`]; [`Error::Engine`] if the file cannot be read.
+pub(crate) fn check_before_mapping(directory: &Path) -> Result<()> {
+    let file = match File::open(directory.join(DATA_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(unreadable)?,
+    };
+    let Some(mut pages) = Pages::begin(file, None)? else { return Ok(()) };
+    pages.check_newest().map_err(Stop::into_error)
+}
+
+/// Fails if any page of one moment is damaged, or is counted twice, or not at all, among those in use and those that are
+/// free. Returns `None` if commits came between, or the pass is in somebody's way: begin again with another.
+///
+/// # Errors
+///
+/// As [`check_before_mapping`], and what [`Task::check`] returned.
+pub(crate) fn check_all(pass: &Pass<'_, Environment>, directory: &Path, task: &Task<'_>) -> Result<Option<()>> {
+    // As long as it is open, no page is written again that it can see.
+    let txn = pass.env().read_txn().map_err(|error| engine_error("begin a read", error))?;
+    let file = File::open(directory.join(DATA_FILE)).map_err(unreadable)?;
+    let checked = match Pages::begin(file, Some(txn.id() as u64))? {
+        Some(pages) if pages.transaction != txn.id() as u64 => Ok(None),
+        Some(mut pages) => match pages.check_all(Some(&mut Looks { pass, task, done: 0 })) {
+            Err(Stop::InTheWay) => Ok(None),
+            checked => checked.map(Some).map_err(Stop::into_error),
+        },
+        None if cfg!(not(target_pointer_width = "64")) => Ok(Some(())),
+        None => Err(corrupt("its first pages are not those of LMDB any more")),
+    };
+    drop(txn);
+    checked
+}
+
+fn corrupt(what: impl fmt::Display) -> Error {
+    Error::Corrupt { version: None, reason: format!("{DATA_FILE} is damaged: {what}; restore the store from a backup") }
+}
+
+fn unreadable(error: io::Error) -> Error {
+    Error::engine("read the pages", error)
+}
+
+/// Why a check ended early.
+enum Stop {
+    /// The page is damaged.
+    Damage(u64, String),
+    /// Somebody wants the gate for themselves.
+    InTheWay,
+    /// It could not be read, or nobody wants to know any more.
+    Other(Error),
+}
+
+type Checked<T = ()> = std::result::Result<T, Stop>;
+
+impl Stop {
+    fn into_error(self) -> Error {
+        match self {
+            Stop::Damage(page, what) => corrupt(format_args!("page {page} {what}")),
+            Stop::InTheWay => Error::engine("check the pages", "it was in the way"),
+            Stop::Other(error) => error,
+        }
+    }
+}
+
+/// Fails with what is wrong with a page, unless that holds.
+macro_rules! sound {
+    ($holds:expr, $page:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err(Stop::Damage($page, format!($($what)+)));
+        }
+    };
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]))
+}
+
+/// Both halves of a length or page number of a node, whose order is the same on every machine that LMDB runs on.
+fn halves_at(bytes: &[u8], at: usize) -> u32 {
+    let (first, second) = (u32::from(u16_at(bytes, at)), u32::from(u16_at(bytes, at + 2)));
+    if cfg!(target_endian = "little") { first | second << 16 } else { first << 16 | second }
+}
+
+/// A tree as it is described where it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tree {
+    flags: u16,
+    depth: u16,
+    /// Branch, leaf and overflow pages.
+    pages: [u64; 3],
+    entries: u64,
+    root: u64,
+}
+
+impl Tree {
+    fn read(bytes: &[u8]) -> Self {
+        Tree {
+            flags: u16_at(bytes, 4),
+            depth: u16_at(bytes, 6),
+            pages: [u64_at(bytes, 8), u64_at(bytes, 16), u64_at(bytes, 24)],
+            entries: u64_at(bytes, 32),
+            root: u64_at(bytes, 40),
+        }
+    }
+}
+
+/// What a tree is for, and so what its leaves have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Numbers of transactions, each with a list of pages that it freed.
+    Free,
+    /// Names of tables, each with a description.
+    Names,
+    /// Keys and values of the store.
+    Table(Table),
+}
+
+impl Kind {
+    fn flags(self) -> u16 {
+        if self == Kind::Free { INTEGER_KEYS } else { 0 }
+    }
+
+    fn compare(self, a: &[u8], b: &[u8]) -> Ordering {
+        if self == Kind::Free { u64_at(a, 0).cmp(&u64_at(b, 0)) } else { a.cmp(b) }
+    }
+
+    fn is_key_len(self, len: usize) -> bool {
+        if self == Kind::Free { len == 8 } else { (1..=LONGEST_KEY).contains(&len) }
+    }
+}
+
+/// How much of a tree is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Root,
+    LastPath,
+    All,
+}
+
+/// What was counted in a tree.
+#[derive(Default)]
+struct Counted {
+    pages: [u64; 3],
+    entries: u64,
+}
+
+/// A data file, as of one commit.
+struct Pages {
+    file: File,
+    page_size: usize,
+    /// Pages that are whole in the file.
+    len: u64,
+    transaction: u64,
+    last_page: u64,
+    free: Tree,
+    names: Tree,
+    /// The page with all of this.
+    meta_page: u64,
+    /// One buffer for each level.
+    buffers: Vec<Vec<u8>>,
+    /// The pages that were met, if each is to be met once.
+    met: Option<Vec<u64>>,
+}
+
+impl Pages {
+    /// As of that transaction if it is one of the newest two, and otherwise of the newest. `None` if the file is not one of
+    /// LMDB, or of another version, or is cut so short that nothing of it is left.
+    fn begin(mut file: File, transaction: Option<u64>) -> Result<Option<Self>> {
+        if cfg!(not(target_pointer_width = "64")) {
+            return Ok(None);
+        }
+        let mut before = read_metas(&mut file).map_err(unreadable)?;
+        // A commit may be writing one of them.
+        let metas = loop {
+            let again = read_metas(&mut file).map_err(unreadable)?;
+            if again == before {
+                break again;
+            }
+            before = again;
+        };
+        let Some(metas) = metas else { return Ok(None) };
+        let [page_size, other] = metas.each_ref().map(|meta| page_size_in(meta));
+        if page_size != other || !page_size.is_power_of_two() || !(512..=32 << 10).contains(&page_size) {
+            return Err(corrupt(format_args!("its pages are said to have {page_size} and {other} bytes")));
+        }
+        let page_size = page_size as usize;
+        let [first, second] = metas.each_ref().map(|meta| u64_at(meta, META_LEN - 8));
+        // While a commit is synced, its meta page is there and transactions do not see it yet.
+        let meta_page = match transaction {
+            Some(wanted) if wanted == first => 0,
+            Some(wanted) if wanted == second => 1,
+            _ => usize::from(second > first),
+        };
+        let meta = &metas[meta_page];
+        let len = file.metadata().map_err(unreadable)?.len() / page_size as u64;
+        Ok(Some(Pages {
+            file,
+            page_size,
+            len,
+            transaction: u64_at(meta, META_LEN - 8),
+            last_page: u64_at(meta, META_LEN - 16),
+            free: Tree::read(&meta[PAGE_HEADER + 24..]),
+            names: Tree::read(&meta[PAGE_HEADER + 24 + TREE_LEN..]),
+            meta_page: meta_page as u64,
+            buffers: Vec::new(),
+            met: None,
+        }))
+    }
+
+    /// What opening reads: the names, what the store says of itself, and the end of the log.
+    fn check_newest(&mut self) -> Checked {
+        self.check_meta()?;
+        self.walk(Kind::Free, self.free, Extent::Root, None)?;
+        for (table, tree) in self.check_names()? {
+            let extent = match table {
+                Table::Meta => Extent::All,
+                Table::Events => Extent::LastPath,
+                Table::Ids | Table::Aggregates => Extent::Root,
+            };
+            self.walk(Kind::Table(table), tree, extent, None)?;
+        }
+        Ok(())
+    }
+
+    fn check_all(&mut self, mut looks: Option<&mut Looks<'_>>) -> Checked {
+        self.check_meta()?;
+        self.met = Some(vec![0; self.last_page as usize / 64 + 1]);
+        self.walk(Kind::Free, self.free, Extent::All, looks.as_deref_mut())?;
+        for (table, tree) in self.check_names()? {
+            self.walk(Kind::Table(table), tree, Extent::All, looks.as_deref_mut())?;
+        }
+        let met: u64 = self.met.iter().flatten().map(|word| u64::from(word.count_ones())).sum();
+        let expected = self.last_page + 1 - META_PAGES;
+        sound!(met == expected, self.meta_page, "counts {expected} pages, and {met} are in use or free");
+        Ok(())
+    }
+
+    fn check_meta(&self) -> Checked {
+        let page = self.meta_page;
+        let needed = self.last_page.saturating_add(1);
+        sound!(
+            self.len >= needed,
+            page,
+            "says that there are {needed} pages, and {} are there: the file was cut short",
+            self.len
+        );
+        sound!(self.last_page >= META_PAGES - 1, page, "says that there are {needed} pages");
+        for (kind, tree) in [(Kind::Free, self.free), (Kind::Names, self.names)] {
+            check_description(page, kind, tree)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the names, and returns what they stand for. A store that is just made has none, or not all.
+    fn check_names(&mut self) -> Checked<Vec<(Table, Tree)>> {
+        let mut found = Vec::new();
+        if self.names.root == NO_PAGE {
+            return Ok(found);
+        }
+        // There are so few that they are in one page, the root.
+        let depth = self.names.depth;
+        sound!(depth == 1, self.meta_page, "says that the names of the tables have {depth} levels");
+        self.walk(Kind::Names, self.names, Extent::All, None)?;
+        let root = self.names.root;
+        let page = self.read(0, root)?;
+        for node in leaf_nodes(&page) {
+            let name = &page[node.key.clone()];
+            let Some(table) = Table::ALL.into_iter().find(|table| table.name().as_bytes() == name) else {
+                return Err(Stop::Damage(root, format!("names a table {:?}", String::from_utf8_lossy(name))));
+            };
+            let tree = Tree::read(&page[node.data]);
+            check_description(root, Kind::Table(table), tree)?;
+            found.push((table, tree));
+        }
+        self.give_back(0, page);
+        Ok(found)
+    }
+
+    fn walk(&mut self, kind: Kind, tree: Tree, extent: Extent, looks: Option<&mut Looks<'_>>) -> Checked {
+        if tree.root == NO_PAGE {
+            return Ok(());
+        }
+        let mut walk = Walk { pages: self, kind, depth: tree.depth, extent, counted: Counted::default(), looks };
+        walk.page(tree.root, 1, None..None)?;
+        let Counted { pages, entries } = walk.counted;
+        if extent == Extent::All {
+            sound!(
+                pages == tree.pages && entries == tree.entries,
+                tree.root,
+                "begins a tree that is said to have {:?} pages and {} entries, and has {pages:?} and {entries}",
+                tree.pages,
+                tree.entries
+            );
+        }
+        Ok(())
+    }
+
+    /// The bytes of a page that is not a meta page, in the buffer of a level.
+    fn read(&mut self, level: u16, page: u64) -> Checked<Vec<u8>> {
+        let level = usize::from(level);
+        if self.buffers.len() <= level {
+            self.buffers.resize_with(level + 1, Vec::new);
+        }
+        let mut buffer = std::mem::take(&mut self.buffers[level]);
+        buffer.resize(self.page_size, 0);
+        let read = self
+            .file
+            .seek(SeekFrom::Start(page * self.page_size as u64))
+            .and_then(|_| self.file.read_exact(&mut buffer));
+        read.map_err(|error| Stop::Other(unreadable(error)))?;
+        sound!(u64_at(&buffer, 0) == page, page, "says that it is page {}", u64_at(&buffer, 0));
+        Ok(buffer)
+    }
+
+    fn give_back(&mut self, level: u16, buffer: Vec<u8>) {
+        self.buffers[usize::from(level)] = buffer;
+    }
+
+    /// Notes that a page is in use, or free, as page `by` says.
+    fn meet(&mut self, page: u64, by: u64) -> Checked {
+        sound!((META_PAGES..=self.last_page).contains(&page), by, "leads to page {page}, which does not exist");
+        if let Some(met) = &mut self.met {
+            let (word, bit) = (page as usize / 64, 1 << (page % 64));
+            sound!(met[word] & bit == 0, by, "leads to page {page}, and so does another");
+            met[word] |= bit;
+        }
+        Ok(())
+    }
+}
+
+/// Both meta pages; `None` if they are not those of an LMDB file of the version that is known here.
+fn read_metas(file: &mut File) -> io::Result<Option<[[u8; META_LEN]; 2]>> {
+    let mut metas = [[0; META_LEN]; 2];
+    let mut page_size = 0;
+    for (n, meta) in metas.iter_mut().enumerate() {
+        file.seek(SeekFrom::Start(page_size * n as u64))?;
+        match file.read_exact(meta) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let is_known = u16_at(meta, 10) & META != 0
+            && u32_at(meta, PAGE_HEADER) == MAGIC
+            && u32_at(meta, PAGE_HEADER + 4) == DATA_VERSION;
+        if !is_known {
+            return Ok(None);
+        }
+        page_size = u64::from(page_size_in(meta));
+    }
+    Ok(Some(metas))
+}
+
+/// The size of a page, as a meta page has it.
+fn page_size_in(meta: &[u8]) -> u32 {
+    u32_at(meta, PAGE_HEADER + 24)
+}
+
+fn check_description(page: u64, kind: Kind, tree: Tree) -> Checked {
+    let Tree { flags, depth, root, .. } = tree;
+    sound!(flags == kind.flags(), page, "says that a tree has flags {flags:#x}");
+    let is_empty = root == NO_PAGE;
+    sound!(depth <= MOST_LEVELS && (depth == 0) == is_empty, page, "says that a tree has {depth} levels");
+    Ok(())
+}
+
+/// Those who may end a long check.
+struct Looks<'a> {
+    pass: &'a Pass<'a, Environment>,
+    task: &'a Task<'a>,
+    done: u64,
+}
+
+impl Looks<'_> {
+    /// One more page is done.
+    fn look(&mut self) -> Checked {
+        self.done += 1;
+        if self.done.is_multiple_of(PAGES_A_LOOK) {
+            self.task.check().map_err(Stop::Other)?;
+            if self.pass.is_in_the_way() {
+                return Err(Stop::InTheWay);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a node of a leaf has its key and its data; or a branch the key and the number of a page.
+struct Node {
+    key: Range<usize>,
+    data: Range<usize>,
+    flags: u16,
+}
+
+fn node_places(page: &[u8]) -> impl ExactSizeIterator<Item = usize> + Clone {
+    let count = (usize::from(u16_at(page, 12)) - PAGE_HEADER) / 2;
+    (0..count).map(|n| usize::from(u16_at(page, PAGE_HEADER + 2 * n)))
+}
+
+/// The nodes of a leaf that was checked.
+fn leaf_nodes(page: &[u8]) -> impl Iterator<Item = Node> {
+    node_places(page).map(|at| leaf_node(page, at))
+}
+
+fn leaf_node(page: &[u8], at: usize) -> Node {
+    let key = at + NODE_HEADER..at + NODE_HEADER + usize::from(u16_at(page, at + 6));
+    let flags = u16_at(page, at + 4);
+    let data_len = if flags & BIG_DATA == 0 { halves_at(page, at) as usize } else { 8 };
+    Node { data: key.end..key.end + data_len, key, flags }
+}
+
+/// One walk through a tree.
+struct Walk<'a, 'l> {
+    pages: &'a mut Pages,
+    kind: Kind,
+    depth: u16,
+    extent: Extent,
+    counted: Counted,
+    looks: Option<&'a mut Looks<'l>>,
+}
+
+impl Walk<'_, '_> {
+    /// Checks a page, whose keys are in the range, and what it leads to.
+    fn page(&mut self, number: u64, level: u16, keys: Range<Option<&[u8]>>) -> Checked {
+        if level == 1 {
+            self.pages.meet(number, self.pages.meta_page)?;
+        }
+        if let Some(looks) = &mut self.looks {
+            looks.look()?;
+        }
+        let page = self.pages.read(level, number)?;
+        let is_leaf = level == self.depth;
+        let (kind, expected) = (u16_at(&page, 10), if is_leaf { LEAF } else { BRANCH });
+        sound!(kind == expected, number, "is of kind {kind:#x} at level {level} of {}", self.depth);
+        self.counted.pages[usize::from(is_leaf)] += 1;
+        check_nodes(number, &page, is_leaf)?;
+        self.check_keys(number, &page, is_leaf, keys.clone())?;
+        if is_leaf {
+            for node in leaf_nodes(&page) {
+                self.leaf_node(number, &page, &node)?;
+            }
+        } else if self.extent != Extent::Root {
+            self.children(number, &page, level, keys)?;
+        }
+        self.pages.give_back(level, page);
+        Ok(())
+    }
+
+    /// The keys ascend, and are where the page above looks for them. The first key of a branch means nothing.
+    fn check_keys(&self, number: u64, page: &[u8], is_leaf: bool, keys: Range<Option<&[u8]>>) -> Checked {
+        let mut last = keys.start.map(|key| (key, true));
+        for (n, at) in node_places(page).enumerate() {
+            if n == 0 && !is_leaf {
+                continue;
+            }
+            let key = &page[at + NODE_HEADER..][..usize::from(u16_at(page, at + 6))];
+            sound!(self.kind.is_key_len(key.len()), number, "has a key of {} bytes", key.len());
+            let ascends = last.is_none_or(|(last, may_equal)| match self.kind.compare(last, key) {
+                Ordering::Less => true,
+                Ordering::Equal => may_equal,
+                Ordering::Greater => false,
+            });
+            let is_below = keys.end.is_none_or(|end| self.kind.compare(key, end) == Ordering::Less);
+            sound!(ascends && is_below, number, "has a key out of order, in node {n}");
+            last = Some((key, false));
+        }
+        Ok(())
+    }
+
+    fn children(&mut self, number: u64, page: &[u8], level: u16, keys: Range<Option<&[u8]>>) -> Checked {
+        let places = node_places(page);
+        let last = places.len() - 1;
+        let key_of = |at: usize| &page[at + NODE_HEADER..][..usize::from(u16_at(page, at + 6))];
+        let mut places = places.enumerate().peekable();
+        while let Some((n, at)) = places.next() {
+            let child = u64::from(halves_at(page, at)) | u64::from(u16_at(page, at + 4)) << 32;
+            self.pages.meet(child, number)?;
+            if self.extent == Extent::LastPath && n < last {
+                continue;
+            }
+            let first = if n == 0 { keys.start } else { Some(key_of(at)) };
+            let end = places.peek().map_or(keys.end, |(_, at)| Some(key_of(*at)));
+            self.page(child, level + 1, first..end)?;
+        }
+        Ok(())
+    }
+
+    fn leaf_node(&mut self, number: u64, page: &[u8], node: &Node) -> Checked {
+        self.counted.entries += 1;
+        let flags = if self.kind == Kind::Names { SUB_TREE } else { node.flags & BIG_DATA };
+        sound!(node.flags == flags, number, "has a node with flags {:#x}", node.flags);
+        if node.flags & BIG_DATA != 0 {
+            let len = u64::from(halves_at(page, node.key.start - NODE_HEADER));
+            let first = u64_at(page, node.data.start);
+            return self.overflow(number, first, len);
+        }
+        match self.kind {
+            Kind::Free => self.free_pages(number, &page[node.data.clone()]),
+            Kind::Names => {
+                sound!(node.data.len() == TREE_LEN, number, "describes a tree in {} bytes", node.data.len());
+                Ok(())
+            }
+            Kind::Table(_) => Ok(()),
+        }
+    }
+
+    /// Data that stand in pages of their own.
+    fn overflow(&mut self, by: u64, first: u64, len: u64) -> Checked {
+        self.pages.meet(first, by)?;
+        let header = self.pages.read(self.depth + 1, first)?;
+        let (kind, count) = (u16_at(&header, 10), u64::from(u32_at(&header, 12)));
+        sound!(kind == OVERFLOW, first, "is of kind {kind:#x}, and page {by} has data there");
+        let needed = (PAGE_HEADER as u64 + len).div_ceil(self.pages.page_size as u64);
+        sound!(count >= needed, first, "begins {count} pages, and page {by} has {len} bytes there");
+        for page in first + 1..first + count {
+            self.pages.meet(page, first)?;
+        }
+        self.pages.give_back(self.depth + 1, header);
+        self.counted.pages[2] += count;
+        if self.kind == Kind::Free {
+            let mut list = vec![0; len as usize];
+            let at = first * self.pages.page_size as u64 + PAGE_HEADER as u64;
+            let file = &mut self.pages.file;
+            let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut list));
+            read.map_err(|error| Stop::Other(unreadable(error)))?;
+            self.free_pages(first, &list)?;
+        }
+        Ok(())
+    }
+
+    /// A list of free pages: how many, and their numbers.
+    fn free_pages(&mut self, by: u64, list: &[u8]) -> Checked {
+        let room = (list.len() / 8) as u64;
+        sound!(room > 0 && list.len().is_multiple_of(8), by, "has a list of free pages in {} bytes", list.len());
+        let count = u64_at(list, 0);
+        sound!(count < room, by, "has a list of {count} free pages in {} bytes", list.len());
+        for n in 1..=count as usize {
+            self.pages.meet(u64_at(list, 8 * n), by)?;
+        }
+        Ok(())
+    }
+}
+
+/// The nodes are within the page, and fill it from its end without a gap or an overlap.
+fn check_nodes(number: u64, page: &[u8], is_leaf: bool) -> Checked {
+    let (lower, upper) = (usize::from(u16_at(page, 12)), usize::from(u16_at(page, 14)));
+    let is_room = PAGE_HEADER < lower && lower.is_multiple_of(2) && lower <= upper && upper <= page.len();
+    sound!(is_room, number, "says that its free room is from byte {lower} to {upper}");
+    let mut bytes = 0;
+    for (n, at) in node_places(page).enumerate() {
+        let is_within = (upper..=page.len() - NODE_HEADER).contains(&at) && at.is_multiple_of(2);
+        sound!(is_within, number, "has node {n} at byte {at}");
+        let end = match is_leaf {
+            true => leaf_node(page, at).data.end,
+            false => at + NODE_HEADER + usize::from(u16_at(page, at + 6)),
+        };
+        sound!(end <= page.len(), number, "has node {n} up to byte {end}");
+        bytes += (end - at).next_multiple_of(2);
+    }
+    sound!(bytes == page.len() - upper, number, "has nodes of {bytes} bytes from byte {upper} on");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use eventstore_kv::WriteBatch;
+
+    use super::*;
+    use crate::Options;
+
+    /// A store with trees of one level and of more, with values in pages of their own, and with free pages.
+    fn written(directory: &Path) -> Vec<u8> {
+        let environment = Environment::open(&Options::new(directory)).expect("opened");
+        for round in 0..12_u64 {
+            let mut batch = WriteBatch::new();
+            for n in round * 20..(round + 1) * 20 {
+                let value = if n % 50 == 0 { vec![7; 9000] } else { vec![7; 100] };
+                batch.put(Table::Events, &n.to_be_bytes(), &value);
+                batch.put(Table::Ids, format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).as_bytes(), &[1; 8]);
+            }
+            batch.put(Table::Meta, b"round", &round.to_be_bytes());
+            environment.write(&batch).expect("written");
+        }
+        environment.close();
+        fs::read(directory.join(DATA_FILE)).expect("read")
+    }
+
+    fn checked(directory: &Path) -> std::result::Result<BTreeSet<u64>, String> {
+        let file = File::open(directory.join(DATA_FILE)).expect("opened");
+        let message = |error: Error| error.to_string();
+        let mut pages = Pages::begin(file, None).map_err(message)?.ok_or_else(|| "not LMDB's".to_owned())?;
+        pages.check_all(None).map_err(Stop::into_error).map_err(message)?;
+        let met = pages.met.expect("all were met");
+        Ok((0..met.len() as u64 * 64).filter(|page| met[*page as usize / 64] >> (page % 64) & 1 == 1).collect())
+    }
+
+    #[test]
+    fn a_sound_file_is_sound_and_each_page_is_met_once() {
+        let directory = tempfile::tempdir().expect("directory");
+        let bytes = written(directory.path());
+        let met = checked(directory.path()).expect("sound");
+        assert_eq!(met, (META_PAGES..bytes.len() as u64 / 4096).collect());
+        check_before_mapping(directory.path()).expect("sound");
+        // One that has nothing in it, and one that does not exist.
+        let empty = tempfile::tempdir().expect("directory");
+        check_before_mapping(empty.path()).expect("there is none");
+        Environment::open(&Options::new(empty.path())).expect("opened").close();
+        checked(empty.path()).expect("sound");
+    }
+
+    /// Every bit of what LMDB goes by: the headers of pages, the places of nodes, and the headers of nodes.
+    #[test]
+    fn every_flipped_bit_that_lmdb_goes_by_is_found() {
+        let directory = tempfile::tempdir().expect("directory");
+        let sound = written(directory.path());
+        let path = directory.path().join(DATA_FILE);
+        let page_size = page_size_in(&sound) as usize;
+        let in_use = in_use(&path);
+        let mut places = Vec::new();
+        for page in in_use {
+            let start = page as usize * page_size;
+            let bytes = &sound[start..start + page_size];
+            if u64_at(bytes, 0) != page {
+                continue; // it goes on with the data of the page before
+            }
+            let kind = u16_at(bytes, 10);
+            places.extend((0..8).chain(10..16).map(|at| start + at)); // two bytes mean nothing
+            if kind == OVERFLOW {
+                continue;
+            }
+            let pointers = node_places(bytes);
+            places.extend((PAGE_HEADER..PAGE_HEADER + 2 * pointers.len()).map(|at| start + at));
+            for at in pointers {
+                // The length of data in pages of their own may be anything that fits into these.
+                let is_free = kind == LEAF && u16_at(bytes, at + 4) == BIG_DATA;
+                places.extend((at + if is_free { 2 } else { 0 }..at + NODE_HEADER).map(|at| start + at));
+            }
+        }
+        assert!(places.len() > 4_000, "{} places", places.len());
+        let mut file = fs::OpenOptions::new().write(true).open(&path).expect("opened");
+        let mut put = |at: usize, byte: u8| {
+            use std::io::Write;
+            file.seek(SeekFrom::Start(at as u64)).expect("found");
+            file.write_all(&[byte]).expect("written");
+        };
+        for (n, at) in places.into_iter().enumerate() {
+            let bit = n % 7 + 1; // a length may be one more: nodes begin at even places
+            put(at, sound[at] ^ 1 << bit);
+            assert!(checked(directory.path()).is_err(), "bit {bit} of byte {at}: page {}", at / page_size);
+            put(at, sound[at]);
+        }
+        checked(directory.path()).expect("sound again");
+    }
+
+    /// The pages that are not free.
+    fn in_use(path: &Path) -> Vec<u64> {
+        let mut pages = Pages::begin(File::open(path).expect("opened"), None).expect("read").expect("LMDB's");
+        pages.met = Some(vec![0; pages.last_page as usize / 64 + 1]);
+        let mut used = vec![];
+        let mut trees = vec![(Kind::Names, pages.names)];
+        let named = pages.check_names().unwrap_or_else(|_| panic!("sound"));
+        trees.extend(named.into_iter().map(|(table, tree)| (Kind::Table(table), tree)));
+        for (kind, tree) in trees {
+            pages.met = Some(vec![0; pages.last_page as usize / 64 + 1]);
+            pages.walk(kind, tree, Extent::All, None).unwrap_or_else(|_| panic!("sound"));
+            let met = pages.met.as_ref().expect("met");
+            used.extend((0..=pages.last_page).filter(|page| met[*page as usize / 64] >> (page % 64) & 1 == 1));
+        }
+        used
+    }
+
+    #[test]
+    fn what_opening_reads_is_checked_before() {
+        let directory = tempfile::tempdir().expect("directory");
+        let sound = written(directory.path());
+        let path = directory.path().join(DATA_FILE);
+        let pages = Pages::begin(File::open(&path).expect("opened"), None).expect("read").expect("LMDB's");
+        let page_size = pages.page_size;
+        let meta = pages.meta_page as usize * page_size;
+        let names = pages.names.root as usize * page_size;
+        let refused = |at: usize, bit: u8| {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1 << bit;
+            fs::write(&path, bytes).expect("written");
+            let error = Environment::open(&Options::new(directory.path())).expect_err("it was damaged");
+            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            error.to_string()
+        };
+        assert!(refused(meta + 40, 3).contains("its pages are said to have"), "the size of a page");
+        assert!(refused(meta + 44, 2).contains("flags"), "the flags of the free list");
+        assert!(refused(meta + 94, 6).contains("levels"), "the levels of the names");
+        assert!(refused(meta + META_LEN - 16, 7).contains("cut short"), "the last page");
+        assert!(refused(meta + 130, 5).contains("leads to page"), "the root of the names");
+        assert!(refused(names + 12, 4).contains("free room"), "where the names' free room begins");
+    }
+}
