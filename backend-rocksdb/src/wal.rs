@@ -3,7 +3,9 @@
 //! RocksDB takes any record that does not fit into the rest of the last block for one that was being written when the
 //! process was killed, and leaves it out without a word, with everything behind it. But a record with a damaged length
 //! looks the same, and it was acknowledged. Here the two are told apart: the checksum does not cover the length, so a
-//! whole record still has the right one at some length; and behind a torn record nothing follows.
+//! whole record still has the right one at some length; and behind a torn record nothing follows. Nor does anything behind
+//! zeros, which are there where the system lost a write and kept the length of the file. Whether those had been synced,
+//! `eventstore.head` knows.
 //!
 //! The format: blocks of 32 KiB; in each, records of checksum (4 bytes), length (2), type (1) and content; less than a
 //! header at the end of a block is left empty.
@@ -86,7 +88,7 @@ fn damage_in(block: &[u8], is_last: bool) -> Option<usize> {
     while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
         match whole_len(record) {
             Some(len) => at += len,
-            None if is_last && is_torn(record) => return None,
+            None if is_last && (is_torn(record) || is_unwritten(record)) => return None,
             None => return Some(at),
         }
     }
@@ -114,6 +116,11 @@ fn is_torn(record: &[u8]) -> bool {
     let may_follow = |rest: &[u8]| rest.get(HEADER - 1).is_some_and(|kind| (1..=4).contains(kind));
     let is_followed = (1..record.len()).any(|at| may_follow(&record[at..]) && whole_len(&record[at..]).is_some());
     !fits && !is_whole && !is_followed
+}
+
+/// Whether this was never written, nor anything behind it.
+fn is_unwritten(rest: &[u8]) -> bool {
+    rest.iter().all(|&byte| byte == 0)
 }
 
 fn stored_checksum(record: &[u8]) -> Option<u32> {
@@ -146,8 +153,11 @@ mod tests {
         for len in 0..=block.len() {
             assert_eq!(damage_in(&block[..len], true), None, "{len}");
         }
-        let zeros = [block.clone(), vec![0; 100]].concat();
-        assert_eq!(damage_in(&zeros, true), Some(block.len()), "RocksDB leaves no room behind what it wrote");
+        let lost = [block.clone(), vec![0; 100]].concat();
+        assert_eq!(damage_in(&lost, true), None, "a write that was lost, in a file that kept its length");
+        assert_eq!(damage_in(&lost, false), Some(block.len()));
+        let followed = [lost, record(b"four")].concat();
+        assert_eq!(damage_in(&followed, true), Some(block.len()), "and one behind it that was not");
     }
 
     #[test]
