@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let kit = Kit::new("lmdb", Profile::persistent().trusting_its_files(), |directory| async {
         let mut options = Options::new(directory);
         options.map_size = 1 << 20; // so that it has to grow
+        options.store.index_events = 20; // so that the index tables are written as well
         Ok(Arc::new(open(options).await?) as Arc<dyn EventStore>)
     });
     kit.run()

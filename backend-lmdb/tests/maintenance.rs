@@ -15,7 +15,7 @@ use eventstore_api::{
     Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, Expected, Gc, Progress,
     RecordedEvent, Version,
 };
-use support::{ctx, event, get, put, small, store, versions};
+use support::{ctx, event, get, indexed, put, small, store, versions};
 
 const COMPACT_FILE: &str = "data.mdb.compact";
 
@@ -596,8 +596,8 @@ async fn without_read_ahead_everything_is_the_same() {
 }
 
 /// A closed store with events of these aggregates: `id-1`, `id-2` and so on.
-async fn store_with(directory: &Path, aggregates: [&str; 5]) {
-    let store = open(Options::new(directory)).await.unwrap();
+async fn store_with(directory: &Path, aggregates: [&str; 6]) {
+    let store = open(indexed(directory)).await.unwrap();
     for (number, aggregate) in (1..).zip(aggregates) {
         let event = Event::builder("Tested", aggregate).id(format!("id-{number}")).data("{}").build().unwrap();
         store.store(&ctx(), event, Expected::Any).await.unwrap();
@@ -658,8 +658,8 @@ async fn verification_finds_every_kind_of_damage() {
         ),
         (
             "an entry beyond the newest",
-            |path, _| put(path, "aggregates", &of_a(5), Some(&version(6))),
-            &["aggregate \"a\", revision 5 to version 6, which is no event's"],
+            |path, _| put(path, "aggregates", &of_a(5), Some(&version(7))),
+            &["aggregate \"a\", revision 5 to version 7, which is no event's"],
         ),
         (
             "an entry of a wrong size",
@@ -682,8 +682,8 @@ async fn verification_finds_every_kind_of_damage() {
     for (kind, damage, expected) in kinds {
         let directory = tempfile::tempdir().unwrap();
         let (path, other) = (directory.path().join("store"), directory.path().join("other"));
-        store_with(&path, ["a", "a", "b", "a", "a"]).await;
-        store_with(&other, ["a"; 5]).await;
+        store_with(&path, ["a", "a", "b", "a", "a", "last"]).await;
+        store_with(&other, ["a"; 6]).await;
         damage(&path, &other);
         fs::remove_file(path.join("eventstore.head")).unwrap(); // or a lost end would be found at opening
         let damaged = open(Options::new(&path)).await.unwrap();

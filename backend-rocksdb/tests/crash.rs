@@ -9,7 +9,9 @@ use eventstore_api::EventStore;
 
 fn main() -> ExitCode {
     let kit = Kit::new("rocksdb", Profile::persistent(), |directory| async {
-        Ok(Arc::new(open(Options::new(directory)).await?) as Arc<dyn EventStore>)
+        let mut options = Options::new(directory);
+        options.store.index_events = 20; // so that the index tables are written as well
+        Ok(Arc::new(open(options).await?) as Arc<dyn EventStore>)
     });
     kit.run()
 }

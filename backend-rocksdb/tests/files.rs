@@ -210,9 +210,9 @@ fn put(store: &Path, table: &str, key: &[u8], value: &[u8]) {
 async fn a_store_of_a_newer_format_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     open(Options::new(directory.path())).await.unwrap().close().await.unwrap();
-    put(directory.path(), "default", b"format", &2_u32.to_be_bytes());
+    put(directory.path(), "default", b"format", &3_u32.to_be_bytes());
     let error = open(Options::new(directory.path())).await.unwrap_err();
-    assert!(matches!(&error, Error::Unsupported { what } if what.contains("format 2")), "{error}");
+    assert!(matches!(&error, Error::Unsupported { what } if what.contains("format 3")), "{error}");
 }
 
 #[tokio::test]

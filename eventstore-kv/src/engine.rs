@@ -215,8 +215,15 @@ impl WriteBatch {
 
     /// Adds a put whose value is these parts, one behind the other.
     pub fn put_parts(&mut self, table: Table, key: &[u8], value_parts: &[&[u8]]) {
+        self.put_all_parts(table, &[key], value_parts);
+    }
+
+    /// Adds a put whose key and value are these parts, one behind the other.
+    pub(crate) fn put_all_parts(&mut self, table: Table, key_parts: &[&[u8]], value_parts: &[&[u8]]) {
         let key_start = self.buffer.len();
-        self.buffer.extend_from_slice(key);
+        for part in key_parts {
+            self.buffer.extend_from_slice(part);
+        }
         let value_start = self.buffer.len();
         for part in value_parts {
             self.buffer.extend_from_slice(part);

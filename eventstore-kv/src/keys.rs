@@ -14,6 +14,9 @@ const TEXT_ID: u8 = 2;
 /// Key of [`Table::Meta`](crate::Table::Meta): the format of keys and records, a u32.
 pub(crate) const META_FORMAT: &[u8] = b"format";
 
+/// Key of [`Table::Meta`](crate::Table::Meta): the version up to which the index tables lead to every event.
+pub(crate) const META_INDEXED: &[u8] = b"indexed";
+
 /// Smaller than every key of the index tables.
 pub(crate) const FIRST_KEY: &[u8] = &[0];
 
@@ -72,8 +75,13 @@ fn canonical_uuid(id: &str) -> Option<Uuid> {
 pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u64) {
     key.clear();
     key.extend_from_slice(aggregate_id.as_bytes());
-    key.push(AGGREGATE_END);
+    end_aggregate(key);
     key.extend_from_slice(&revision.to_be_bytes());
+}
+
+/// Ends an aggregate id as it stands in a key.
+pub(crate) fn end_aggregate(id: &mut Vec<u8>) {
+    id.push(AGGREGATE_END);
 }
 
 /// Reads the revision at the end of an aggregate's key; `None` if it is damaged.

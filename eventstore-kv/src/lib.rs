@@ -20,13 +20,16 @@ mod engine;
 #[doc(hidden)]
 pub mod fuzzing;
 mod head;
+mod index;
 mod keys;
 pub mod memory;
 mod observe;
 mod options;
 mod queue;
 mod reader;
+mod recent;
 mod record;
+mod rows;
 mod shared;
 mod staging;
 mod store;
@@ -46,5 +49,6 @@ pub use task::Task;
 pub use transfer::{copy_events, copy_files, restore};
 pub use url::{StoreUrl, UrlOptions};
 
-/// The format of keys and records that this version reads and writes.
-pub const FORMAT: u32 = 1;
+/// The format of tables, keys and records that this version writes. It reads the one before it as well, and changes such a
+/// store into its own when it opens it.
+pub const FORMAT: u32 = 2;

@@ -10,6 +10,7 @@ use eventstore_api::limits::MAX_AGGREGATE_ID_LEN;
 use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
+use crate::index::{View, damage_of};
 use crate::record::{self, corrupt};
 use crate::sync::is_past;
 use crate::{Task, keys};
@@ -61,11 +62,11 @@ impl PageRead {
     }
 
     /// Reads until the page is done, or a little beyond `until`.
-    pub(crate) fn run<S: Snapshot>(&mut self, snapshot: &S, until: Option<Instant>) -> Result<()> {
+    pub(crate) fn run<S: Snapshot>(&mut self, view: &View<S>, until: Option<Instant>) -> Result<()> {
         while !self.is_done() {
             match self.options.aggregate_id.clone() {
-                None => self.scan_log(snapshot, until)?,
-                Some(aggregate_id) => self.scan_aggregate(snapshot, &aggregate_id, until)?,
+                None => self.scan_log(view.snapshot(), until)?,
+                Some(aggregate_id) => self.scan_aggregate(view, &aggregate_id, until)?,
             }
             if is_over(until) {
                 break;
@@ -124,32 +125,35 @@ impl PageRead {
         if broke_off { Ok(()) } else { self.end_at(missing(self.next_wanted())) }
     }
 
-    fn scan_aggregate<S: Snapshot>(&mut self, snapshot: &S, aggregate_id: &str, until: Option<Instant>) -> Result<()> {
-        let Some(revisions) = revisions_in(snapshot, aggregate_id, &self.wanted)? else {
+    fn scan_aggregate<S: Snapshot>(
+        &mut self,
+        view: &View<S>,
+        aggregate_id: &str,
+        until: Option<Instant>,
+    ) -> Result<()> {
+        let unknown = view.incomplete().filter(|incomplete| incomplete.version < self.wanted.end);
+        if let Some(incomplete) = unknown
+            && self.options.direction == Direction::Backward
+        {
+            return self.end_at(incomplete.error());
+        }
+        let Some(revisions) = revisions_in(view, aggregate_id, &self.wanted)? else {
             self.complete = true;
-            return Ok(());
+            return unknown.map_or(Ok(()), |incomplete| self.end_at(incomplete.error()));
         };
         let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
         let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
-        let (mut first, mut last) = (Vec::new(), Vec::new());
-        keys::write_aggregate(&mut first, aggregate_id, revisions.start);
-        keys::write_aggregate(&mut last, aggregate_id, revisions.end - 1);
-        let mut versions = Vec::with_capacity(room);
-        snapshot.scan(
-            Table::Aggregates,
-            KeyRange { first: &first, last: &last },
-            self.options.direction,
-            |_, value| {
-                versions.push(keys::read_version(value).unwrap_or(0)); // 0 is never wanted: it is found to be damage below
-                if versions.len() == room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let versions = view.versions_of(aggregate_id, &revisions, self.options.direction, room)?;
+        match self.read_versions(view.snapshot(), aggregate_id, &versions, matching, until) {
+            Ok(all) if all && versions.len() < room => self.end_at(damage_of(aggregate_id, "has gaps")),
+            Ok(all) if all && room == matching => match unknown {
+                Some(incomplete) => self.end_at(incomplete.error()),
+                None => {
+                    self.complete = true;
+                    Ok(())
+                }
             },
-        )?;
-        match self.read_versions(snapshot, aggregate_id, &versions, matching, until) {
-            Ok(all) if all && versions.len() < room => self.end_at(index_damage(aggregate_id, "has gaps")),
-            Ok(all) => {
-                self.complete |= all && room == matching;
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(damage) => self.end_at(damage),
         }
     }
@@ -165,7 +169,7 @@ impl PageRead {
     ) -> Result<bool> {
         for (nth, &version) in versions.iter().enumerate() {
             if !self.wanted.contains(&version) {
-                return Err(index_damage(aggregate_id, "does not hold versions in order"));
+                return Err(damage_of(aggregate_id, "does not hold versions in order"));
             }
             let start = self.bytes.len();
             if !get_record(snapshot, version, &mut self.bytes)? {
@@ -238,10 +242,6 @@ fn is_over(until: Option<Instant>) -> bool {
     until.is_some_and(is_past)
 }
 
-fn index_damage(aggregate_id: &str, what: &str) -> Error {
-    Error::Corrupt { version: None, reason: format!("the index of aggregate {aggregate_id:?} {what}") }
-}
-
 fn missing(version: u64) -> Error {
     corrupt(version, "it is missing from the log")
 }
@@ -263,10 +263,10 @@ fn at_version(version: u64, error: Error) -> Error {
 /// The revisions of an aggregate whose versions lie in `versions`; `None` if there are none.
 ///
 /// Versions rise with revisions, so each end is found by halving.
-fn revisions_in<S: Snapshot>(snapshot: &S, aggregate_id: &str, versions: &Range<u64>) -> Result<Option<Range<u64>>> {
-    let Some((newest, newest_version)) = newest_revision(snapshot, aggregate_id)? else { return Ok(None) };
-    let beyond = newest.checked_add(1).ok_or_else(|| index_damage(aggregate_id, "has an impossible revision"))?;
-    let mut lookup = RevisionLookup { snapshot, aggregate_id, key: Vec::new(), value: Vec::new() };
+fn revisions_in<S: Snapshot>(view: &View<S>, aggregate_id: &str, versions: &Range<u64>) -> Result<Option<Range<u64>>> {
+    let Some((newest, newest_version)) = view.newest_revision(aggregate_id, versions.end)? else { return Ok(None) };
+    let beyond = newest.checked_add(1).ok_or_else(|| damage_of(aggregate_id, "has an impossible revision"))?;
+    let mut lookup = RevisionLookup { view, aggregate_id, key: Vec::new() };
     let start = match versions.start {
         0 | 1 => 1,
         start => lookup.first_from(start, beyond)?,
@@ -276,10 +276,9 @@ fn revisions_in<S: Snapshot>(snapshot: &S, aggregate_id: &str, versions: &Range<
 }
 
 struct RevisionLookup<'a, S> {
-    snapshot: &'a S,
+    view: &'a View<S>,
     aggregate_id: &'a str,
     key: Vec<u8>,
-    value: Vec<u8>,
 }
 
 impl<S: Snapshot> RevisionLookup<'_, S> {
@@ -288,7 +287,7 @@ impl<S: Snapshot> RevisionLookup<'_, S> {
         let (mut low, mut high) = (1, most);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.version_of(middle)? < version {
+            if self.view.version_of(self.aggregate_id, middle, &mut self.key)? < version {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -296,40 +295,19 @@ impl<S: Snapshot> RevisionLookup<'_, S> {
         }
         Ok(low)
     }
-
-    fn version_of(&mut self, revision: u64) -> Result<u64> {
-        keys::write_aggregate(&mut self.key, self.aggregate_id, revision);
-        self.value.clear();
-        let found = self.snapshot.get(Table::Aggregates, &self.key, &mut self.value)?;
-        let version = found.then(|| keys::read_version(&self.value)).flatten();
-        version.ok_or_else(|| index_damage(self.aggregate_id, "has gaps"))
-    }
-}
-
-/// The newest revision of an aggregate in this snapshot and its version, published or not.
-fn newest_revision<S: Snapshot>(snapshot: &S, aggregate_id: &str) -> Result<Option<(u64, u64)>> {
-    let (mut first, mut last) = (Vec::new(), Vec::new());
-    keys::write_aggregate(&mut first, aggregate_id, 0);
-    keys::write_aggregate(&mut last, aggregate_id, u64::MAX);
-    let mut newest = None;
-    snapshot.scan(Table::Aggregates, KeyRange { first: &first, last: &last }, Direction::Backward, |key, value| {
-        newest = Some(keys::read_revision(key).zip(keys::read_version(value)));
-        ControlFlow::Break(())
-    })?;
-    match newest {
-        None => Ok(None),
-        Some(Some(found)) => Ok(Some(found)),
-        Some(None) => Err(index_damage(aggregate_id, "has an entry of a wrong size")),
-    }
 }
 
 /// The number of an aggregate's events up to the head, which is the revision of the newest of them.
-pub(crate) fn revision_at<S: Snapshot>(snapshot: &S, aggregate_id: &str, head: Version) -> Result<u64> {
-    let revisions = revisions_in(snapshot, aggregate_id, &(0..head.next().get()))?;
+pub(crate) fn revision_at<S: Snapshot>(view: &View<S>, aggregate_id: &str, head: Version) -> Result<u64> {
+    if let Some(incomplete) = view.incomplete().filter(|incomplete| incomplete.version <= head.get()) {
+        return Err(incomplete.error());
+    }
+    let revisions = revisions_in(view, aggregate_id, &(0..head.next().get()))?;
     Ok(revisions.map_or(0, |revisions| revisions.end - 1))
 }
 
-/// How many aggregates have their first event at `head` or before it: one seek for each, in short snapshots.
+/// How many aggregates have their first event at `head` or before it, as the table of their index has them: one seek for
+/// each, in short snapshots.
 pub(crate) fn count_aggregates<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> Result<u64> {
     let (mut from, mut count) = (keys::FIRST_KEY.to_vec(), 0);
     loop {
@@ -367,7 +345,7 @@ pub(crate) fn newest_version<S: Snapshot>(snapshot: &S) -> Result<u64> {
         .ok_or_else(|| Error::Corrupt { version: None, reason: "the log has a key that is no version".to_owned() })
 }
 
-/// The greatest key of each kind in the id index, in this snapshot; empty if there is none.
+/// The greatest key of each kind in the table of the id index; empty if there is none.
 pub(crate) fn greatest_ids<S: Snapshot>(snapshot: &S) -> Result<[Vec<u8>; keys::ID_KINDS]> {
     let mut greatest: [Vec<u8>; keys::ID_KINDS] = Default::default();
     for (kind, greatest) in keys::ID_KIND_BYTES.into_iter().zip(&mut greatest) {
@@ -384,16 +362,26 @@ pub(crate) fn greatest_ids<S: Snapshot>(snapshot: &S) -> Result<[Vec<u8>; keys::
 }
 
 /// The event with this id, if its version is at most `head`.
-pub(crate) fn find<S: Snapshot>(snapshot: &S, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
-    let (mut key, mut value) = (Vec::new(), Vec::new());
+pub(crate) fn find<S: Snapshot>(view: &View<S>, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
+    let mut key = Vec::new();
     keys::write_id(&mut key, id);
-    if !snapshot.get(Table::Ids, &key, &mut value)? {
-        return Ok(None);
+    if view.find_recent_id(&key).is_some_and(|version| version > head.get()) {
+        return Ok(None); // it may not be committed yet
     }
-    let version = keys::read_version(&value).ok_or_else(|| Error::Corrupt {
-        version: None,
-        reason: format!("the index entry of event {id:?} has a wrong size"),
-    })?;
+    let Some(version) = view.find_id(&key)? else {
+        let unknown = view.incomplete().filter(|incomplete| incomplete.version <= head.get());
+        return unknown.map_or(Ok(None), |incomplete| Err(incomplete.error()));
+    };
+    read_found(view.snapshot(), id, version, head)
+}
+
+/// The event at a version to which the index leads from this id, if the version is at most `head`.
+pub(crate) fn read_found<S: Snapshot>(
+    snapshot: &S,
+    id: &str,
+    version: u64,
+    head: Version,
+) -> Result<Option<RecordedEvent>> {
     let mut record = Vec::new();
     if !get_record(snapshot, version, &mut record)? {
         return Err(missing(version));

@@ -6,6 +6,7 @@ use eventstore_api::{Error, Result, Version};
 
 use crate::Task;
 use crate::engine::Engine;
+use crate::index::{Index, Opened};
 use crate::observe::Observer;
 use crate::reader;
 use crate::sync::{AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, watch};
@@ -14,6 +15,7 @@ pub(crate) struct Shared<E> {
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
     /// are being read and for nothing else.
     engine: RwLock<Option<E>>,
+    pub(crate) index: Index,
     progress: watch::Sender<Progress>,
     fence: OnceLock<String>,
     pub(crate) observer: Observer,
@@ -27,7 +29,10 @@ pub(crate) struct Shared<E> {
 /// How many aggregates there are. Those that were there when the store was opened are counted when somebody asks for the
 /// first time, because opening must not take longer the more there are.
 struct Aggregates {
-    head_at_opening: Version,
+    /// Those whose first event is not behind this version are counted.
+    mark_at_opening: Version,
+    /// The others, which are known.
+    recent_at_opening: u64,
     at_opening: OnceLock<u64>,
 }
 
@@ -49,17 +54,27 @@ pub(crate) enum Phase {
 }
 
 impl<E: Engine> Shared<E> {
-    pub(crate) fn new(engine: E, head: Version) -> Self {
+    pub(crate) fn new(engine: E, head: Version, mark: Version, opened: Opened) -> Self {
+        let Opened { index, recent_aggregates, .. } = opened;
+        let fence = OnceLock::new();
+        if let Some(incomplete) = index.incomplete() {
+            let _ = fence.set(incomplete.error().to_string());
+        }
         Shared {
             observer: Observer::new(engine.name()),
             engine: RwLock::new(Some(engine)),
+            index,
             progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
-            fence: OnceLock::new(),
+            fence,
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
             largest_group: AtomicU64::new(0),
-            aggregates: Aggregates { head_at_opening: head, at_opening: OnceLock::new() },
+            aggregates: Aggregates {
+                mark_at_opening: mark,
+                recent_at_opening: recent_aggregates,
+                at_opening: OnceLock::new(),
+            },
         }
     }
 
@@ -103,8 +118,9 @@ impl<E: Engine> Shared<E> {
         let at_opening = match self.aggregates.at_opening.get() {
             Some(known) => *known,
             None => {
-                let counted = reader::count_aggregates(engine, self.aggregates.head_at_opening, task)?;
-                *self.aggregates.at_opening.get_or_init(|| counted)
+                let Aggregates { mark_at_opening, recent_at_opening, at_opening } = &self.aggregates;
+                let counted = reader::count_aggregates(engine, *mark_at_opening, task)? + recent_at_opening;
+                *at_opening.get_or_init(|| counted)
             }
         };
         let progress = self.open_progress()?;
@@ -193,4 +209,12 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What is wrong, without what to do.
+pub(crate) fn reason(error: &Error) -> String {
+    match error {
+        Error::Corrupt { reason, .. } => reason.clone(),
+        other => with_causes(other),
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
 
 use crate::engine::{Snapshot, Table, WriteBatch};
+use crate::index::View;
 use crate::queue::Request;
+use crate::recent::Recent;
 use crate::record::{self, Micros};
 use crate::{keys, reader};
 
@@ -22,12 +25,8 @@ pub(crate) enum Decision {
 }
 
 /// What the writer knows of the store without reading, because nobody else writes to it.
-///
-/// Staging changes it ahead of the commit; a commit that fails makes it [forget](Known::forget) what may not be so.
 #[derive(Debug)]
 pub(crate) struct Known {
-    /// The newest revisions of aggregates that were appended to lately.
-    revisions: HashMap<String, u64>,
     /// No key of the id index is greater than that of its kind here; `None` if they are not known. Ids in time order are
     /// greater than all before them, and so known to be new.
     greatest_ids: Option<[Vec<u8>; keys::ID_KINDS]>,
@@ -35,13 +34,8 @@ pub(crate) struct Known {
 
 impl Known {
     /// What one look at a store tells. If that fails, everything is looked up, and fails then.
-    pub(crate) fn new<S: Snapshot>(snapshot: &S) -> Self {
-        Known { revisions: HashMap::new(), greatest_ids: reader::greatest_ids(snapshot).ok() }
-    }
-
-    /// A commit has failed: the revisions may be too high.
-    pub(crate) fn forget(&mut self) {
-        self.revisions.clear();
+    pub(crate) fn new<S: Snapshot>(view: &View<S>) -> Self {
+        Known { greatest_ids: view.greatest_ids().ok() }
     }
 
     /// Whether no event of the store has this key in the id index, as far as that is known.
@@ -59,18 +53,20 @@ impl Known {
     }
 }
 
-/// Revisions of more aggregates are forgotten before the next group.
-const MOST_REVISIONS: usize = 16_384;
-
 /// One group on its way into one write batch. Each request is checked against what is stored and what this group has
 /// staged before it, so a group gives the same result as its requests one by one.
 pub(crate) struct Staging<'g, S> {
-    snapshot: S,
+    view: View<S>,
+    /// Where what is staged is noted.
+    recent: Arc<Recent>,
     batch: &'g mut WriteBatch,
     head: u64,
     new_aggregates: u64,
     recorded_at: Micros,
-    staged: HashMap<&'g str, StagedEvent<'g>>,
+    /// The events of the group, by version.
+    staged: Vec<StagedEvent<'g>>,
+    /// The newest revisions of its aggregates.
+    revisions: HashMap<&'g str, u64>,
     known: &'g mut Known,
     /// The keys of the group's ids that the store has; `None` if they were not looked up all at once.
     stored_ids: Option<HashSet<Vec<u8>>>,
@@ -80,7 +76,6 @@ pub(crate) struct Staging<'g, S> {
 #[derive(Clone, Copy)]
 struct StagedEvent<'g> {
     event: &'g Event,
-    version: u64,
     revision: u64,
 }
 
@@ -94,25 +89,30 @@ enum Lookup {
 
 impl<'g, S: Snapshot> Staging<'g, S> {
     /// Begins a group behind `head`, the newest version that is committed.
-    pub(crate) fn new(snapshot: S, batch: &'g mut WriteBatch, known: &'g mut Known, head: u64) -> Self {
-        if known.revisions.len() > MOST_REVISIONS {
-            known.revisions.clear();
-        }
+    pub(crate) fn new(
+        view: View<S>,
+        recent: Arc<Recent>,
+        batch: &'g mut WriteBatch,
+        known: &'g mut Known,
+        head: u64,
+    ) -> Self {
         Staging {
-            snapshot,
+            view,
+            recent,
             batch,
             head,
             new_aggregates: 0,
             recorded_at: Micros::now(),
-            staged: HashMap::new(),
+            staged: Vec::new(),
+            revisions: HashMap::new(),
             known,
             stored_ids: None,
             key: Vec::new(),
         }
     }
 
-    /// Looks up the ids of a whole group at once, which is faster than one by one. If that fails, each is looked up by
-    /// itself, and fails alone.
+    /// Looks up the ids of a whole group in the table at once, which is faster than one by one. If that fails, each is
+    /// looked up by itself, and fails alone.
     pub(crate) fn look_ahead(&mut self, group: &'g [Request]) {
         let (mut keys, mut ends) = (Vec::new(), Vec::new());
         for event in group.iter().flat_map(|request| &request.events) {
@@ -127,7 +127,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         keys.sort_unstable();
         keys.dedup();
         let mut stored = HashSet::new();
-        let found = self.snapshot.find_keys(Table::Ids, &keys, |place| {
+        let found = self.view.snapshot().find_keys(Table::Ids, &keys, |place| {
             stored.insert(keys[place].to_vec());
         });
         self.stored_ids = found.is_ok().then_some(stored);
@@ -210,15 +210,21 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             return Ok(Lookup::New);
         }
         let already = |version, revision| Lookup::Stored(Stored::new(version, revision, StoreOutcome::AlreadyStored));
-        if let Some(first) = self.staged.get(event.id()) {
-            let version = Version::new(first.version);
-            require_identical(first.event, event, Some(version))?;
-            return Ok(already(version, first.revision));
-        }
-        if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(&self.key)) {
-            return Ok(Lookup::New);
-        }
-        match reader::find(&self.snapshot, event.id(), Version::new(u64::MAX))? {
+        let committed = self.head - self.staged.len() as u64;
+        let found = match self.view.find_recent_id(&self.key) {
+            Some(version) if version > committed => {
+                let first = &self.staged[(version - committed - 1) as usize];
+                let version = Version::new(version);
+                require_identical(first.event, event, Some(version))?;
+                return Ok(already(version, first.revision));
+            }
+            Some(version) => Some(version),
+            None if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(&self.key)) => None,
+            None => self.view.find_id(&self.key)?,
+        };
+        let Some(version) = found else { return Ok(Lookup::New) };
+        let newest = Version::new(u64::MAX);
+        match reader::read_found(self.view.snapshot(), event.id(), version, newest)? {
             Some(first) => {
                 require_identical(&first.event, event, Some(first.version))?;
                 Ok(already(first.version, first.revision))
@@ -228,12 +234,12 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     }
 
     /// The newest revision of an aggregate, with what is staged.
-    fn revision(&mut self, aggregate_id: &str) -> Result<u64> {
-        if let Some(known) = self.known.revisions.get(aggregate_id) {
+    fn revision(&mut self, aggregate_id: &'g str) -> Result<u64> {
+        if let Some(known) = self.revisions.get(aggregate_id) {
             return Ok(*known);
         }
-        let revision = reader::revision_at(&self.snapshot, aggregate_id, Version::new(u64::MAX))?;
-        self.known.revisions.insert(aggregate_id.to_owned(), revision);
+        let revision = self.view.newest_revision(aggregate_id, u64::MAX)?.map_or(0, |(revision, _)| revision);
+        self.revisions.insert(aggregate_id, revision);
         Ok(revision)
     }
 
@@ -259,7 +265,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     fn stage_one(&mut self, event: &'g Event, recorded_at: Micros) -> Stored {
         self.head += 1;
         let version = self.head;
-        let revision = self.known.revisions.get_mut(event.aggregate_id());
+        let revision = self.revisions.get_mut(event.aggregate_id());
         let revision = revision.expect("it was read when the request was checked");
         *revision += 1;
         let revision = *revision;
@@ -267,21 +273,13 @@ impl<'g, S: Snapshot> Staging<'g, S> {
 
         let header = record::header(event, version, revision, recorded_at);
         self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
-        put_indexes(self.batch, &mut self.key, event, version, revision);
+        keys::write_id(&mut self.key, event.id());
+        self.recent.push(&self.key, event.aggregate_id(), revision);
         self.known.note_id(&self.key);
 
-        self.staged.insert(event.id(), StagedEvent { event, version, revision });
+        self.staged.push(StagedEvent { event, revision });
         Stored::new(Version::new(version), revision, StoreOutcome::Written)
     }
-}
-
-/// Puts the entries of the two index tables for an event at its place, and leaves the id's key in `key`.
-pub(crate) fn put_indexes(batch: &mut WriteBatch, key: &mut Vec<u8>, event: &Event, version: u64, revision: u64) {
-    let version = keys::version_bytes(version);
-    keys::write_aggregate(key, event.aggregate_id(), revision);
-    batch.put(Table::Aggregates, key, &version);
-    keys::write_id(key, event.id());
-    batch.put(Table::Ids, key, &version);
 }
 
 /// Rule W2: the same id is the same event or an error.

@@ -13,10 +13,11 @@ use tracing::Instrument;
 
 use crate::engine::{Engine, Table, WriteBatch};
 use crate::head::HeadFile;
+use crate::index::{self, Debt, Opened};
 use crate::memory::no_files;
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, Shared, with_causes};
 use crate::sync::{Ordering, is_past, mpsc, oneshot, thread};
 use crate::verify::verify;
 use crate::writer::Writer;
@@ -60,11 +61,18 @@ impl<E: Engine> KvStore<E> {
         options.validate()?;
         let head = Version::new(reader::newest_version(&engine.snapshot()?)?);
         engine.directory().map_or(Ok(()), |directory| directory.check_synced_head(head))?;
-        check_format(&engine)?;
+        let mark = check_format(&engine, head)?;
         let (name, head_file) = (engine.name(), engine.directory().map(HeadFile::new));
-        let shared = Arc::new(Shared::new(engine, head));
+        let opened = Opened::read(&engine, mark.get(), head.get())?;
+        let mut debt = Debt::new(&options, opened.recent_bytes);
+        if debt.is_overdue(&opened.index)
+            && let Err(error) = debt.settle(&opened.index, &engine)
+        {
+            tracing::warn!(error = with_causes(&error), "the index tables are behind; openings take longer");
+        }
+        let shared = Arc::new(Shared::new(engine, head, mark, opened));
         let (queue, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(shared.clone(), receiver, &options, head, head_file);
+        let writer = Writer::new(shared.clone(), receiver, &options, head, debt, head_file);
         let thread = thread::Builder::new()
             .name("eventstore-write".to_owned())
             .spawn(move || writer.run())
@@ -171,26 +179,38 @@ fn len_bytes<E: Engine>(engine: &E) -> Result<Option<u64>> {
     engine.directory().map(StoreDirectory::len_bytes).transpose()
 }
 
-/// Refuses a store of a newer format, and marks a new one with ours.
-fn check_format<E: Engine>(engine: &E) -> Result<()> {
-    let mut value = Vec::new();
-    let found = engine.snapshot()?.get(Table::Meta, keys::META_FORMAT, &mut value)?;
-    if !found {
-        if reader::newest_version(&engine.snapshot()?)? > 0 {
-            return Err(Error::Corrupt { version: None, reason: "it has events but no format mark".to_owned() });
-        }
+/// Refuses a store of a newer format, and marks a new one, and one of an older format, with ours. Returns the version up to
+/// which the index tables reach.
+fn check_format<E: Engine>(engine: &E, head: Version) -> Result<Version> {
+    let damaged = |what: &str| Error::Corrupt { version: None, reason: what.to_owned() };
+    let read = |key: &[u8]| -> Result<Option<Vec<u8>>> {
+        let mut value = Vec::new();
+        Ok(engine.snapshot()?.get(Table::Meta, key, &mut value)?.then_some(value))
+    };
+    let mark_with = |indexed: Version| {
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
-        return Ok(engine.commit(&batch, Durability::Sync)?);
-    }
-    match value.as_slice().try_into().map(u32::from_be_bytes) {
-        Ok(FORMAT) => Ok(()),
-        Ok(format) => Err(Error::Unsupported {
+        batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(indexed.get()));
+        engine.commit(&batch, Durability::Sync)?;
+        Ok(indexed)
+    };
+    match read(keys::META_FORMAT)?.map(|format| format.as_slice().try_into().map(u32::from_be_bytes)) {
+        None if head > Version::ZERO => Err(damaged("it has events but no format mark")),
+        None => mark_with(Version::ZERO),
+        Some(Ok(FORMAT)) => match Version::new(index::mark(&engine.snapshot()?)?) {
+            mark if mark > head => Err(damaged("its index tables are said to reach further than its log")),
+            mark => Ok(mark),
+        },
+        Some(Ok(FORMAT_WITH_WHOLE_INDEXES)) => mark_with(head),
+        Some(Ok(format)) => Err(Error::Unsupported {
             what: format!("the store has format {format}, and this version reads format {FORMAT}; upgrade eventstore"),
         }),
-        Err(_) => Err(Error::Corrupt { version: None, reason: "its format mark has a wrong size".to_owned() }),
+        Some(Err(_)) => Err(damaged("its format mark has a wrong size")),
     }
 }
+
+/// The format before this one: index entries were committed with their events.
+const FORMAT_WITH_WHOLE_INDEXES: u32 = 1;
 
 #[async_trait]
 impl<E: Engine> EventStore for KvStore<E> {
@@ -219,10 +239,11 @@ impl<E: Engine> EventStore for KvStore<E> {
         let mut read = PageRead::new(options, size, shared.head()?);
         let began = Instant::now();
         let until = began + INLINE_TIME;
-        shared.with_engine(|engine| read.run(&engine.snapshot()?, Some(until)))?;
+        shared.with_engine(|engine| read.run(&shared.index.view(engine)?, Some(until)))?;
         if !read.is_done() {
+            let shared = shared.clone();
             let rest = move |engine: &E, (): &()| {
-                read.run(&engine.snapshot()?, None)?;
+                read.run(&shared.index.view(engine)?, None)?;
                 Ok(read)
             };
             read = self.run_blocking(ctx, (), rest).await?;
@@ -241,7 +262,8 @@ impl<E: Engine> EventStore for KvStore<E> {
         if id.len() > MAX_ID_LEN {
             return Err(Error::EventNotFound { id: id.to_owned() }); // and too long a key for an engine
         }
-        let found = self.inner.shared.with_engine(|engine| reader::find(&engine.snapshot()?, id, head))?;
+        let shared = &self.inner.shared;
+        let found = shared.with_engine(|engine| reader::find(&shared.index.view(engine)?, id, head))?;
         found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
     }
 
@@ -256,7 +278,8 @@ impl<E: Engine> EventStore for KvStore<E> {
         if aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
             return Ok(0); // and too long a key for an engine
         }
-        self.inner.shared.with_engine(|engine| reader::revision_at(&engine.snapshot()?, aggregate_id, head))
+        let shared = &self.inner.shared;
+        shared.with_engine(|engine| reader::revision_at(&shared.index.view(engine)?, aggregate_id, head))
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
@@ -297,7 +320,7 @@ impl<E: Engine> EventStore for KvStore<E> {
     }
 
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
-        self.run_task("verify", ctx, |shared, engine, task| verify(engine, shared.head()?, task)).await
+        self.run_task("verify", ctx, |shared, engine, task| verify(engine, &shared.index, shared.head()?, task)).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

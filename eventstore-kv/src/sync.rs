@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-pub(crate) use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+pub(crate) use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use std::thread;
 
 pub(crate) use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};

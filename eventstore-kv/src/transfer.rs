@@ -5,10 +5,9 @@ use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use eventstore_api::{Context, Direction, Durability, Error, Result};
+use eventstore_api::{Context, Direction, Durability, Error, Event, Result};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table, WriteBatch};
-use crate::staging::put_indexes;
 use crate::{StoreDirectory, Task, keys, reader, record};
 
 /// Bytes of records that are copied with one commit.
@@ -33,6 +32,9 @@ pub fn copy_events<From: Engine, Into: Engine>(from: &From, into: &Into, task: &
         task.check()?;
         if next <= head {
             next = copy_some(from, &mut batch, next, head, &mut key)?;
+        }
+        if next > head {
+            batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(head));
         }
         batch.sort(Table::Ids);
         batch.sort(Table::Aggregates);
@@ -67,6 +69,15 @@ fn copy_some<E: Engine>(from: &E, batch: &mut WriteBatch, next: u64, head: u64, 
         version += 1;
     }
     Ok(version)
+}
+
+/// Puts the entries of the two index tables for an event at its place.
+pub(crate) fn put_indexes(batch: &mut WriteBatch, key: &mut Vec<u8>, event: &Event, version: u64, revision: u64) {
+    let version = keys::version_bytes(version);
+    keys::write_aggregate(key, event.aggregate_id(), revision);
+    batch.put(Table::Aggregates, key, &version);
+    keys::write_id(key, event.id());
+    batch.put(Table::Ids, key, &version);
 }
 
 /// Makes a new store of a backup, file by file, and returns the name of its engine. The backup stays as it is.
@@ -234,6 +245,7 @@ mod tests {
         let engine = MemoryEngine::default();
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &crate::FORMAT.to_be_bytes());
+        batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(events));
         for version in 1..=events {
             let event = Event::builder("Tested", if version % 2 == 0 { "even" } else { "odd" })
                 .id(format!("id-{version}"))

@@ -1,21 +1,21 @@
 //! Reads everything and names what is wrong.
 //!
 //! First the engine's files, behind which nothing is read if they are damaged. Then the log, and for each event the index
-//! entries that should lead to it. If all of them do, the indexes can only have entries too many, so these are counted next,
-//! and only if there are more than events each one is followed.
+//! entries that should lead to it: in the tables up to the mark, and behind it in memory. If all of them do, the tables can
+//! only have entries too many, so these are counted next, and only if there are more than events each one is followed.
 
 use std::ops::{ControlFlow, Range};
 
-use eventstore_api::{Bytes, Direction, Error, Event, Finding, RecordedEvent, Result, VerifyReport, Version};
+use eventstore_api::{Direction, Error, Event, Finding, RecordedEvent, Result, VerifyReport, Version};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
+use crate::index::{self, View};
+use crate::rows::{End, read_rows};
+use crate::shared::reason;
 use crate::{Task, keys, reader, record};
 
 /// Rows between two looks at the task, read from one snapshot.
 const ROWS: usize = 1024;
-
-/// Bytes of records that are kept before they are checked.
-const BYTES: usize = 1 << 20;
 
 /// As large as any key can be: an entry where none belongs is read as well.
 const LARGEST_KEY: [u8; 489] = [0xff; 489];
@@ -25,8 +25,14 @@ const LARGEST_KEY: [u8; 489] = [0xff; 489];
 /// # Errors
 ///
 /// Those of the task. What is wrong with the store is in the report.
-pub(crate) fn verify<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> Result<VerifyReport> {
-    let mut verify = Verify { engine, head: head.get(), task, report: VerifyReport::default(), done: 0 };
+pub(crate) fn verify<E: Engine>(
+    engine: &E,
+    index: &index::Index,
+    head: Version,
+    task: &Task<'_>,
+) -> Result<VerifyReport> {
+    let mut verify =
+        Verify { engine, index, head: head.get(), mark: 0, task, report: VerifyReport::default(), done: 0 };
     match engine.check_files(task) {
         Err(damage @ Error::Corrupt { .. }) => {
             verify.find(None, reason(&damage));
@@ -36,6 +42,13 @@ pub(crate) fn verify<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> R
         checked => checked?,
     }
     verify.report.events = head.get();
+    verify.mark = match index::mark(&engine.snapshot()?) {
+        Err(damage @ Error::Corrupt { .. }) => {
+            verify.find(None, reason(&damage));
+            verify.head
+        }
+        mark => mark?.min(verify.head),
+    };
     let mut key = Vec::new();
     let [ids, aggregates] = verify.log(&mut key)?;
     verify.index(Index::Ids, ids, &mut key)?;
@@ -45,7 +58,10 @@ pub(crate) fn verify<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> R
 
 struct Verify<'a, E> {
     engine: &'a E,
+    index: &'a index::Index,
     head: u64,
+    /// The tables of the indexes have to lead to every event up to this version.
+    mark: u64,
     task: &'a Task<'a>,
     report: VerifyReport,
     done: u64,
@@ -109,15 +125,15 @@ impl<E: Engine> Verify<'_, E> {
         Ok(!self.report.is_cut_short)
     }
 
-    /// Reads the log, and tells how many entries of each index its events have.
+    /// Reads the log, and tells how many entries in the table of each index its events have.
     fn log(&mut self, key: &mut Vec<u8>) -> Result<[u64; 2]> {
         let mut entries = [0, 0];
         self.before_the_first()?;
         let mut next = 1;
         while next <= self.head && self.goes_on(0)? {
-            let snapshot = self.engine.snapshot()?;
+            let view = self.index.view(self.engine)?;
             let last = self.head.min(next + ROWS as u64 - 1);
-            let (rows, end) = read_rows(&snapshot, next..last + 1);
+            let (rows, end) = read_rows(view.snapshot(), next..last + 1);
             for key in &rows.strange_keys {
                 self.find(None, no_version(key));
             }
@@ -131,8 +147,10 @@ impl<E: Engine> Verify<'_, E> {
                 match decoded {
                     Ok(recorded) => {
                         for (index, entries) in [Index::Ids, Index::Aggregates].into_iter().zip(&mut entries) {
-                            *entries += u64::from(self.leads_to(&snapshot, index, &recorded, key));
+                            let leads_to = self.leads_to(&view, index, &recorded, key);
+                            *entries += u64::from(leads_to && version <= self.mark);
                         }
+                        self.report.aggregates += u64::from(recorded.revision == 1 && version > self.mark);
                     }
                     Err(damage) => self.find(Some(version), reason(&damage)),
                 }
@@ -149,7 +167,7 @@ impl<E: Engine> Verify<'_, E> {
                     next += 1;
                 }
             }
-            drop(snapshot); // the caller is told, and may take his time
+            drop(view); // the caller is told, and may take his time
             self.goes_on((next - before) as usize)?;
         }
         Ok(entries)
@@ -180,12 +198,25 @@ impl<E: Engine> Verify<'_, E> {
     }
 
     /// Whether the index leads to the event; notes why if it does not.
-    fn leads_to<S: Snapshot>(&mut self, snapshot: &S, index: Index, to: &RecordedEvent, key: &mut Vec<u8>) -> bool {
+    fn leads_to<S: Snapshot>(&mut self, view: &View<S>, index: Index, to: &RecordedEvent, key: &mut Vec<u8>) -> bool {
         let version = to.version.get();
         index.write_key(key, &to.event, to.revision);
         let mut value = Vec::with_capacity(size_of::<u64>());
+        let found = match index {
+            _ if version <= self.mark => view.snapshot().get(index.table(), key, &mut value),
+            Index::Ids => view
+                .find_id(key)
+                .map(|found| found.inspect(|found| value.extend(keys::version_bytes(*found))).is_some()),
+            Index::Aggregates => {
+                let revisions = to.revision..to.revision.saturating_add(1);
+                let versions = view.versions_of(to.event.aggregate_id(), &revisions, Direction::Forward, 1);
+                versions.map(|versions| {
+                    versions.first().inspect(|found| value.extend(keys::version_bytes(**found))).is_some()
+                })
+            }
+        };
         let (name, entry) = (index.name(), || index.describe(key));
-        let what = match snapshot.get(index.table(), key, &mut value) {
+        let what = match found {
             Ok(true) if keys::read_version(&value) == Some(version) => return true,
             Ok(true) => match keys::read_version(&value) {
                 Some(other) => format!("{name} leads from its {} to version {other}", entry()),
@@ -198,7 +229,7 @@ impl<E: Engine> Verify<'_, E> {
         false
     }
 
-    /// Counts the entries of an index, and if there are more than `expected`, names those that lead to no event of theirs.
+    /// Counts the entries in the table of an index, up to the mark, and if there are more than `expected`, names those that lead to no event of theirs.
     fn index(&mut self, index: Index, expected: u64, key: &mut Vec<u8>) -> Result<()> {
         let mut counted = 0;
         let mut before = (Vec::new(), 0);
@@ -212,7 +243,7 @@ impl<E: Engine> Verify<'_, E> {
                 let (name, entry) = (index.name(), index.describe(entry));
                 this.find(None, format!("{name} leads from {entry} to version {version}, which is no event's"));
             }
-            if (1..=this.head).contains(&version) {
+            if (1..=this.mark).contains(&version) {
                 counted += 1;
                 if index == Index::Aggregates {
                     this.report.aggregates += u64::from(keys::read_revision(entry) == Some(1));
@@ -226,7 +257,7 @@ impl<E: Engine> Verify<'_, E> {
             return Ok(());
         }
         self.walk(index, |this, snapshot, entry, version| {
-            let Some(version) = version.filter(|&version| version <= this.head) else { return Ok(()) };
+            let Some(version) = version.filter(|&version| version <= this.mark) else { return Ok(()) };
             let mut bytes = Vec::new();
             let found = reader::get_record(snapshot, version, &mut bytes).unwrap_or(false);
             let len = bytes.len();
@@ -296,61 +327,8 @@ impl<E: Engine> Verify<'_, E> {
     }
 }
 
-/// Records of the log, one behind the other.
-#[derive(Default)]
-struct Rows {
-    bytes: Bytes,
-    ranges: Vec<(u64, Range<usize>)>,
-    /// Keys among them that are no versions.
-    strange_keys: Vec<Vec<u8>>,
-}
-
-/// Why a reading of rows came to its end.
-enum End {
-    /// There is room for no more.
-    Full,
-    /// All of the range was read.
-    Range,
-    /// The engine cannot read what comes next.
-    Unreadable(String),
-}
-
-fn read_rows<S: Snapshot>(snapshot: &S, versions: Range<u64>) -> (Rows, End) {
-    let (first, last) = (keys::version_bytes(versions.start), keys::version_bytes(versions.end - 1));
-    let mut bytes = Vec::new();
-    let (mut ranges, mut strange_keys) = (Vec::new(), Vec::new());
-    let mut end = End::Range;
-    let scanned =
-        snapshot.scan(Table::Events, KeyRange { first: &first, last: &last }, Direction::Forward, |key, value| {
-            let Some(version) = keys::read_version(key) else {
-                strange_keys.push(key.to_vec());
-                return ControlFlow::Continue(());
-            };
-            let start = bytes.len();
-            bytes.extend_from_slice(value);
-            ranges.push((version, start..bytes.len()));
-            if bytes.len() >= BYTES {
-                end = End::Full;
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        });
-    if let Err(error) = scanned {
-        end = End::Unreadable(format!("it cannot be read: {}", reason(&error)));
-    }
-    (Rows { bytes: bytes.into(), ranges, strange_keys }, end)
-}
-
 fn no_version(key: &[u8]) -> String {
     format!("the log has a key that is no version: {}", key.escape_ascii())
-}
-
-/// What is wrong, without what to do.
-fn reason(error: &eventstore_api::Error) -> String {
-    match error {
-        eventstore_api::Error::Corrupt { reason, .. } => reason.clone(),
-        other => crate::shared::with_causes(other),
-    }
 }
 
 #[cfg(test)]
@@ -363,16 +341,17 @@ mod tests {
     use super::*;
     use crate::engine::WriteBatch;
     use crate::record::Micros;
-    use crate::{MemoryEngine, staging};
+    use crate::{MemoryEngine, transfer};
 
     /// Events of these aggregates, one behind the other, with ids `id-1`, `id-2`, and so on.
     fn engine_with(aggregates: &[(&str, u64)]) -> MemoryEngine {
         let engine = MemoryEngine::default();
         let mut batch = WriteBatch::new();
+        batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(u64::MAX));
         for (&(aggregate_id, revision), version) in aggregates.iter().zip(1..) {
             let event = event(version, aggregate_id);
             put_record(&mut batch, &event, version, revision);
-            staging::put_indexes(&mut batch, &mut Vec::new(), &event, version, revision);
+            transfer::put_indexes(&mut batch, &mut Vec::new(), &event, version, revision);
         }
         engine.commit(&batch, Durability::Sync).expect("committed");
         engine
@@ -399,8 +378,14 @@ mod tests {
         key
     }
 
+    /// Verifies an engine whose index tables have to lead to every event.
+    fn run(engine: &MemoryEngine, head: u64, task: &Task<'_>) -> Result<VerifyReport> {
+        let opened = index::Opened::read(engine, head, head).expect("there is nothing to read");
+        verify(engine, &opened.index, Version::new(head), task)
+    }
+
     fn verified(engine: &MemoryEngine, head: u64) -> VerifyReport {
-        verify(engine, Version::new(head), &Task::new(&Context::background(), &|| Ok(()))).expect("nobody ends it")
+        run(engine, head, &Task::new(&Context::background(), &|| Ok(()))).expect("nobody ends it")
     }
 
     fn findings(engine: &MemoryEngine, head: u64) -> Vec<String> {
@@ -417,7 +402,7 @@ mod tests {
             assert_eq!((report.events, report.aggregates), (head as u64, aggregates));
             assert!(report.is_clean() && !report.is_cut_short, "{:?}", report.findings);
         }
-        assert!(verified(&MemoryEngine::default(), 0).is_clean());
+        assert!(verified(&engine_with(&[]), 0).is_clean());
     }
 
     #[test]
@@ -445,7 +430,7 @@ mod tests {
         let mut batch = WriteBatch::new();
         let engine = engine_with(&SOUND[..1]);
         put_record(&mut batch, &event(4, "a"), 4, 2);
-        staging::put_indexes(&mut batch, &mut Vec::new(), &event(4, "a"), 4, 2);
+        transfer::put_indexes(&mut batch, &mut Vec::new(), &event(4, "a"), 4, 2);
         engine.commit(&batch, Durability::Sync).expect("committed");
         assert_eq!(findings(&engine, 4), ["version 2: it and all up to 3 are missing from the log"]);
         assert_eq!(findings(&engine, 5).last().map(String::as_str), Some("version 5: it is missing from the log"));
@@ -509,7 +494,7 @@ mod tests {
 
     #[test]
     fn it_ends_when_there_is_enough_to_report() {
-        let engine = MemoryEngine::default();
+        let engine = engine_with(&[]);
         let mut batch = WriteBatch::new();
         for version in 1..=VerifyReport::MOST_FINDINGS as u64 * 2 {
             batch.put(Table::Events, &keys::version_bytes(version), b"");
@@ -527,11 +512,11 @@ mod tests {
         let listener = told.clone();
         let progress = Progress::new(move |done, total| listener.lock().expect("no panic").push((done, total)));
         let ctx = Context::background().with_progress(progress);
-        assert!(verify(&engine, Version::new(5), &Task::new(&ctx, &|| Ok(()))).expect("done").is_clean());
+        assert!(run(&engine, 5, &Task::new(&ctx, &|| Ok(()))).expect("done").is_clean());
         let told = std::mem::take(&mut *told.lock().expect("no panic"));
         assert!(told.is_sorted() && told.iter().all(|&(_, total)| total == 15), "{told:?}");
         assert_eq!(told.last(), Some(&(15, 15)));
-        let ended = verify(&engine, Version::new(5), &Task::new(&ctx, &|| Err(Error::Closed)));
+        let ended = run(&engine, 5, &Task::new(&ctx, &|| Err(Error::Closed)));
         assert!(matches!(ended, Err(Error::Closed)));
     }
 }

@@ -9,8 +9,9 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tracing::trace;
 
 use crate::StoreOptions;
-use crate::engine::{CommitError, Engine, Table, WriteBatch};
+use crate::engine::{CommitError, Engine, WriteBatch};
 use crate::head::HeadFile;
+use crate::index::Debt;
 use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
@@ -31,6 +32,8 @@ pub(crate) struct Writer<E> {
     /// Something of this opening was acknowledged with `Buffered` and not synced since.
     owes_sync: bool,
     batch: WriteBatch,
+    /// What is still to go into the index tables.
+    debt: Debt,
     /// Made with the first group.
     known: Option<Known>,
     /// How many requests the newest group had.
@@ -43,6 +46,7 @@ impl<E: Engine> Writer<E> {
         queue: mpsc::UnboundedReceiver<Message>,
         options: &StoreOptions,
         head: Version,
+        debt: Debt,
         head_file: Option<HeadFile>,
     ) -> Self {
         Writer {
@@ -55,6 +59,7 @@ impl<E: Engine> Writer<E> {
             unsynced: true,
             owes_sync: false,
             batch: WriteBatch::new(),
+            debt,
             known: None,
             last_group: 0,
         }
@@ -77,8 +82,14 @@ impl<E: Engine> Writer<E> {
                 self.queue.close(); // what is in the queue is still received, nothing new comes in
             }
         }
-        let last_sync = catch_unwind(AssertUnwindSafe(|| self.last_sync()))
-            .unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
+        let last_sync = catch_unwind(AssertUnwindSafe(|| {
+            let synced = self.last_sync();
+            if synced.is_ok() && self.shared.check_fence().is_ok() {
+                self.settle();
+            }
+            synced
+        }));
+        let last_sync = last_sync.unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
         self.shared.finish_closing(last_sync.err());
     }
 
@@ -108,6 +119,14 @@ impl<E: Engine> Writer<E> {
         }
     }
 
+    /// Writes what is left for the index tables, so that the next opening has no log to read.
+    fn settle(&mut self) {
+        let Writer { shared, debt, .. } = self;
+        if let Err(error) = shared.with_engine(|engine| debt.settle(&shared.index, engine)) {
+            tracing::warn!(error = with_causes(&error), "the index tables are behind; the next opening takes longer");
+        }
+    }
+
     fn take_group(&mut self, first: Message) -> Vec<Request> {
         let mut group = Vec::new();
         if self.last_group > 1 {
@@ -119,7 +138,10 @@ impl<E: Engine> Writer<E> {
             if let Message::Append(request) = message
                 && request.ticket.stage()
             {
-                self.shared.observer.dequeued(request.queued_at.elapsed());
+                if self.shared.fence_reason().is_none() {
+                    // What a fenced writer refuses is no work, and a recorder that panicked does not do so again.
+                    self.shared.observer.dequeued(request.queued_at.elapsed());
+                }
                 events += request.events.len();
                 bytes += request.bytes;
                 group.push(request);
@@ -192,18 +214,23 @@ impl<E: Engine> Writer<E> {
     fn stage(&mut self, group: &[Request]) -> Result<(Vec<Decision>, Staged)> {
         self.batch.clear();
         self.shared.check_fence()?;
+        let index = &self.shared.index;
+        self.debt.begin_group(index);
         let (head, batch, known) = (self.head, &mut self.batch, &mut self.known);
-        let staged = self.shared.with_engine(|engine| {
-            let snapshot = engine.snapshot()?;
-            let known = known.get_or_insert_with(|| Known::new(&snapshot));
-            let mut staging = Staging::new(snapshot, batch, known, head);
+        let (decisions, mut staged) = self.shared.with_engine(|engine| {
+            let view = index.view(engine)?;
+            let known = known.get_or_insert_with(|| Known::new(&view));
+            let mut staging = Staging::new(view, index.newer(), batch, known, head);
             staging.look_ahead(group);
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
-            Ok((decisions, Staged { head: staging.head(), new_aggregates: staging.new_aggregates() }))
+            let (head, new_aggregates) = (staging.head(), staging.new_aggregates());
+            Ok((decisions, Staged { head, new_aggregates, bytes: 0 }))
         })?;
-        self.batch.sort(Table::Ids);
-        self.batch.sort(Table::Aggregates);
-        Ok(staged)
+        if staged.head > self.head {
+            staged.bytes = self.batch.len_bytes() as u64;
+            self.debt.pay(&mut self.batch, staged.head - self.head, staged.bytes);
+        }
+        Ok((decisions, staged))
     }
 
     /// Writes the batch, if there is one, and syncs, if that is asked for and needed.
@@ -217,13 +244,10 @@ impl<E: Engine> Writer<E> {
         let (batch, began) = (&self.batch, Instant::now());
         let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
         let outcome = outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error)));
-        if let (Err(_), Some(known)) = (&outcome, &mut self.known) {
-            known.forget();
-        }
         match outcome {
             Ok(()) => {
                 trace!(name: "committed", head = staged.head, "the engine has committed a group");
-                let Staged { head, new_aggregates } = staged;
+                let Staged { head, new_aggregates, bytes } = staged;
                 let events = head - self.head;
                 self.head = head;
                 self.unsynced = durability != Durability::Sync;
@@ -231,13 +255,20 @@ impl<E: Engine> Writer<E> {
                 if !self.unsynced {
                     self.note_synced();
                 }
+                self.debt.paid(&self.shared.index, bytes);
                 self.shared.publish(Version::new(head), events, new_aggregates);
                 let (bytes, took) = (self.batch.len_bytes(), began.elapsed());
                 self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
                 Ok(())
             }
-            Err(CommitError::NotWritten(error)) => Err(Failure::NotWritten(error)),
-            Err(CommitError::Unknown(error)) => Err(self.fail(error)),
+            Err(failure) => {
+                self.shared.index.take_back(self.head);
+                self.debt.not_paid();
+                match failure {
+                    CommitError::NotWritten(error) => Err(Failure::NotWritten(error)),
+                    CommitError::Unknown(error) => Err(self.fail(error)),
+                }
+            }
         }
     }
 
@@ -269,6 +300,8 @@ const STAY_AWAKE: Duration = Duration::from_micros(100);
 struct Staged {
     head: u64,
     new_aggregates: u64,
+    /// Bytes of the records.
+    bytes: u64,
 }
 
 /// Why a group was not committed, to be told to each of its callers.

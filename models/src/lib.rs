@@ -53,6 +53,8 @@ mod engine;
 mod gate;
 #[path = "../../eventstore-kv/src/head.rs"]
 mod head;
+#[path = "../../eventstore-kv/src/index.rs"]
+mod index;
 #[path = "../../eventstore-kv/src/keys.rs"]
 mod keys;
 #[path = "../../eventstore-kv/src/memory.rs"]
@@ -65,8 +67,12 @@ mod options;
 mod queue;
 #[path = "../../eventstore-kv/src/reader.rs"]
 mod reader;
+#[path = "../../eventstore-kv/src/recent.rs"]
+mod recent;
 #[path = "../../eventstore-kv/src/record.rs"]
 mod record;
+#[path = "../../eventstore-kv/src/rows.rs"]
+mod rows;
 #[path = "../../eventstore-kv/src/shared.rs"]
 mod shared;
 #[path = "../../eventstore-kv/src/staging.rs"]
@@ -89,7 +95,7 @@ use options::StoreOptions;
 use store::KvStore;
 use task::Task;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Runs the models that the command line names, or all of them.
 #[must_use]

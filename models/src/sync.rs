@@ -16,7 +16,7 @@ use shuttle::rand::Rng;
 use tokio::sync as tokio_sync;
 
 pub(crate) use shuttle::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use shuttle::thread;
 
 /// Others may go on here.

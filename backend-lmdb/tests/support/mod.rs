@@ -33,6 +33,13 @@ pub(crate) fn small(directory: &Path, max_map_size: usize) -> Options {
     options
 }
 
+/// The index tables lead to every event but the newest.
+pub(crate) fn indexed(directory: &Path) -> Options {
+    let mut options = Options::new(directory);
+    options.store.index_events = 1;
+    options
+}
+
 /// Puts a value into a table behind the store's back.
 pub(crate) fn put(directory: &Path, table: &str, key: &[u8], value: Option<&[u8]>) {
     let mut options = EnvOpenOptions::new();

@@ -44,6 +44,7 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
         points,
         next_batch: AtomicU64::new(plan.first_batch),
         is_fenced: AtomicBool::new(false),
+        has_maintenance_failed: AtomicBool::new(false),
     };
     let mut builder = match plan.seed % 4 {
         0 => tokio::runtime::Builder::new_current_thread(),
@@ -80,6 +81,7 @@ struct Child {
     next_batch: AtomicU64,
     /// An append's outcome was unknown, or one was refused by the fence: from then on all have to be (rule F1).
     is_fenced: AtomicBool,
+    has_maintenance_failed: AtomicBool,
 }
 
 impl fmt::Debug for Child {
@@ -394,6 +396,11 @@ impl Child {
                 let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
                 self.tell(&Line::Stored { batch: number, sync: true, places });
             }
+            // An engine whose own work has failed may refuse what comes next in its own words.
+            (false, Err(Error::OutcomeUnknown { .. })) if self.has_maintenance_failed.load(Ordering::SeqCst) => {
+                self.is_fenced.store(true, Ordering::SeqCst);
+                self.tell(&Line::Unknown { batch: number });
+            }
             (false, Err(error)) => {
                 let what = format_args!("an append when the disk is whole again and nothing was unknown (F4)");
                 return Err(Failure::difference(what, "Ok", &format!("{error:?}")));
@@ -435,7 +442,11 @@ impl Child {
             Err(error) if !self.has_failed() => {
                 Err(Failure::difference(format_args!("{phase:?} while all is well"), "Ok", &format!("{error:?}")))
             }
-            _ => Ok(()),
+            Err(_) => {
+                self.has_maintenance_failed.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
