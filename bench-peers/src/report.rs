@@ -1,6 +1,6 @@
 //! What was found, as Markdown and as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Report {
         )?;
         writeln!(
             f,
-            "Medians of {} rounds; each contestant has its turn in each round, in another order. Stores are filled with {} \
+            "Rounds: {}. Each contestant has its turn in each, in another order; figures are medians over them. Stores are filled with {} \
              events or a few more; data of {} bytes that do not compress. In brackets: times its raw engine, times {RIVAL}.\n",
             self.rounds,
             grouped(self.scale.events as f64),
@@ -154,7 +154,10 @@ impl Report {
         writeln!(f, "## {}\n", group.title())?;
         let titles: Vec<_> = columns.iter().map(|(title, _)| *title).collect();
         writeln!(f, "| | {} |\n|---{}|", titles.join(" | "), "|---:".repeat(columns.len()))?;
-        for contestant in &self.contestants {
+        let has_figures = |contestant: &&Contestant| {
+            self.figures.iter().any(|figure| figure.group == group && figure.contestant == contestant.name)
+        };
+        for contestant in self.contestants.iter().filter(has_figures) {
             let cells: Vec<_> =
                 columns.iter().map(|(title, unit)| self.cell(contestant, group, title, *unit)).collect();
             writeln!(f, "| {} | {} |", contestant.name, cells.join(" | "))?;
@@ -163,18 +166,19 @@ impl Report {
     }
 
     fn failed(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // Each once, whatever number of rounds it failed in.
-        let mut rounds = BTreeMap::<_, u32>::new();
+        // Each reason once, whatever number of contestants and rounds it is of.
+        let mut reasons = BTreeMap::<_, BTreeSet<_>>::new();
         for failure in &self.failures {
-            *rounds.entry((failure.lacks, failure.contestant, &failure.workload, &failure.reason)).or_default() += 1;
+            reasons.entry((failure.lacks, &failure.workload, &failure.reason)).or_default().insert(failure.contestant);
         }
-        if rounds.is_empty() {
+        if reasons.is_empty() {
             return Ok(());
         }
         writeln!(f, "## Without a figure\n")?;
-        for ((lacks, contestant, workload, reason), rounds) in rounds {
-            let kind = if lacks { "not offered".to_owned() } else { format!("FAILED in {rounds} rounds") };
-            writeln!(f, "- {contestant}, {workload}: {kind}: {reason}")?;
+        for ((lacks, workload, reason), contestants) in reasons {
+            let contestants = contestants.into_iter().collect::<Vec<_>>().join(", ");
+            let kind = if lacks { "not offered by" } else { "FAILED:" };
+            writeln!(f, "- {workload}, {kind} {contestants}: {reason}")?;
         }
         writeln!(f)
     }

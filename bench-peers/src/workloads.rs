@@ -102,7 +102,7 @@ impl Group {
             Group::AppendRandomIds => "Appending, random ids: events/s",
             Group::Sustained => "64 appenders, one event at a time each, for some seconds",
             Group::Read => "Reading: events/s",
-            Group::Size => "Bytes on disk an event, after the store was filled and read",
+            Group::Size => "Bytes on disk an event, with what is allocated ahead, after the store was filled and read",
             Group::Follow => "From append acknowledged to subscriber woken",
             Group::Killed => "A store filled in batches of 1,000 by a process that is killed, then opened again",
         }

@@ -10,7 +10,7 @@ use eventstore::{Batch, Context, Event, EventStore, EventStoreExt, Expected, Loa
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::{Appended, Contestant, Scan, Store, Work};
+use super::{Appended, Contestant, Scan, Store, Work, tasks};
 use crate::events::Sample;
 
 pub(super) fn all() -> [Contestant; 3] {
@@ -44,26 +44,13 @@ fn open(scheme: &str, path: &Path) -> Result<Box<dyn Store>> {
 
 impl Store for Embedded {
     fn append(&self, work: Work) -> Result<Appended> {
-        let appenders: Vec<_> = work
-            .appenders
-            .into_iter()
-            .map(|batches| {
-                let batches = batches.map(Batch::new);
-                let batches: Box<dyn Iterator<Item = _> + Send> =
-                    if work.prepared { Box::new(batches.collect::<Vec<_>>().into_iter()) } else { Box::new(batches) };
-                batches
-            })
-            .collect();
-        self.runtime.block_on(async {
-            let began = Instant::now();
-            let tasks: Vec<_> =
-                appenders.into_iter().map(|batches| tokio::spawn(append_all(self.store.clone(), batches))).collect();
-            let mut latencies = Vec::new();
-            for task in tasks {
-                latencies.extend(task.await??);
-            }
-            Ok(Appended { took: began.elapsed(), latencies })
-        })
+        let store = self.store.clone();
+        tasks::append(
+            &self.runtime,
+            work,
+            |events| Ok(Batch::new(events)),
+            move |batch| append_batch(store.clone(), batch),
+        )
     }
 
     fn scan(&self, how: Scan) -> Result<u64> {
@@ -129,22 +116,13 @@ impl Store for Embedded {
     }
 }
 
-async fn append_all(
-    store: Arc<dyn EventStore>,
-    batches: impl Iterator<Item = Batch>,
-) -> Result<Vec<std::time::Duration>> {
-    let mut latencies = Vec::new();
+async fn append_batch(store: Arc<dyn EventStore>, batch: Batch) -> Result<()> {
     let mut last = Version::ZERO;
-    for batch in batches {
-        let began = Instant::now();
-        let stored = store.store_batch(&Context::background(), batch).await?;
-        latencies.push(began.elapsed());
-        for stored in stored {
-            ensure!(stored.version > last, "the version {} is not after {last}", stored.version);
-            last = stored.version;
-        }
+    for stored in store.store_batch(&Context::background(), batch).await? {
+        ensure!(stored.version > last, "the version {} is not after {last}", stored.version);
+        last = stored.version;
     }
-    Ok(latencies)
+    Ok(())
 }
 
 impl Embedded {

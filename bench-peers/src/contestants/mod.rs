@@ -5,7 +5,7 @@
 //! | `eventstore.rs` | eventstore on each of its engines |
 //! | `raw.rs` | the engines themselves: the floors, and fjall and redb in the same way (`fjall.rs`, `redb.rs`) |
 //! | `tephra.rs`, `umadb.rs`, `sqlite.rs` | the peers |
-//! | `blocking.rs` | appenders as threads, for those whose calls block |
+//! | `blocking.rs`, `tasks.rs` | appenders as threads, for those whose calls block, and as tasks |
 
 mod blocking;
 mod eventstore;
@@ -13,6 +13,7 @@ mod fjall;
 mod raw;
 mod redb;
 mod sqlite;
+mod tasks;
 mod tephra;
 mod umadb;
 
@@ -31,7 +32,8 @@ use crate::events::Sample;
 pub(crate) fn all() -> Vec<Contestant> {
     let mut all = raw::floors().to_vec();
     all.extend(eventstore::all());
-    all.extend([tephra::CONTESTANT, umadb::CONTESTANT, sqlite::CONTESTANT, fjall::CONTESTANT, redb::CONTESTANT]);
+    all.extend([tephra::BLOCKING, tephra::ASYNC, umadb::CONTESTANT, sqlite::CONTESTANT]);
+    all.extend([fjall::CONTESTANT, redb::CONTESTANT]);
     all
 }
 
@@ -69,7 +71,7 @@ pub(crate) trait Store: Send + Sync {
     /// the subscriber had the event. They are negative if it was first.
     fn follow(&self, events: Vec<Event>) -> Result<Vec<f64>> {
         let _ = events;
-        Err(Lacks("following is not measured").into())
+        Err(Lacks("following is measured of eventstore alone").into())
     }
 
     /// Ends its work and releases its files.
@@ -101,7 +103,7 @@ pub(crate) struct Work {
 
 /// What came of it.
 pub(crate) struct Appended {
-    /// From the start of all appenders to the end of the last.
+    /// From the start of all appenders to the end of the last; for one thread, the time of its appends.
     pub(crate) took: Duration,
     /// Of each append, without the making of its events.
     pub(crate) latencies: Vec<Duration>,

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::{Appended, Batches, Contestant, Scan, Store, Work};
 use crate::events::Sample;
@@ -18,12 +18,15 @@ use crate::raw_sled::RawSled;
 pub(super) const ENGINE: Contestant = Contestant {
     name: "",
     guarantees: "durable when acknowledged; atomic batches",
-    lacks: "checks no id, no condition, no checksum of its own; numbers events from memory; of many appenders one takes all \
+    lacks: "checks no ids and no conditions, no checksums but the engine's; numbers events from memory; of many appenders one takes all \
             that wait into one commit, without handing anything over",
     settings: "",
     floor: None,
     open: |_| Err(anyhow::anyhow!("it has a name to be opened by")),
 };
+
+/// sled has one tree for all: this prefix stands for the ids in it.
+const SLED_IDS: &[u8] = &[2];
 
 pub(super) fn floors() -> [Contestant; 3] {
     [
@@ -42,7 +45,7 @@ pub(super) fn floors() -> [Contestant; 3] {
         Contestant {
             name: "raw-sled",
             settings: "one tree with three prefixes, 128 MiB of cache; flush, then fdatasync of its file, as flush does no sync",
-            open: |path| Ok(Engine::new(RawSled::open(path))),
+            open: |path| Ok(Engine::with_prefix(RawSled::open(path), SLED_IDS)),
             ..ENGINE
         },
     ]
@@ -51,12 +54,18 @@ pub(super) fn floors() -> [Contestant; 3] {
 /// An engine as a contestant.
 pub(super) struct Engine<R> {
     raw: Mutex<R>,
+    /// What stands before the 16 bytes of an id in a key.
+    prefix: &'static [u8],
 }
 
 impl<R: Raw + Send + 'static> Engine<R> {
     #[expect(clippy::new_ret_no_self, reason = "it is only ever used as a store")]
     pub(super) fn new(raw: R) -> Box<dyn Store> {
-        Box::new(Engine { raw: Mutex::new(raw) })
+        Self::with_prefix(raw, &[])
+    }
+
+    fn with_prefix(raw: R, prefix: &'static [u8]) -> Box<dyn Store> {
+        Box::new(Engine { raw: Mutex::new(raw), prefix })
     }
 
     fn raw(&self) -> MutexGuard<'_, R> {
@@ -71,14 +80,17 @@ impl<R: Raw + Send + 'static> Store for Engine<R> {
         let mut groups = Groups(work.appenders.into());
         let groups: Box<dyn Iterator<Item = _>> =
             if work.prepared { Box::new(groups.by_ref().collect::<Vec<_>>().into_iter()) } else { Box::new(groups) };
-        let began = Instant::now();
+        let mut took = Duration::ZERO;
         let mut latencies = Vec::new();
         for (batches, events) in groups {
             let began = Instant::now();
             raw.append(&events);
-            latencies.extend(std::iter::repeat_n(began.elapsed(), batches));
+            let append = began.elapsed();
+            // Without the making of the events, which is other threads' work when appenders are real.
+            took += append;
+            latencies.extend(std::iter::repeat_n(append, batches));
         }
-        Ok(Appended { took: began.elapsed(), latencies })
+        Ok(Appended { took, latencies })
     }
 
     fn scan(&self, _: Scan) -> Result<u64> {
@@ -92,9 +104,11 @@ impl<R: Raw + Send + 'static> Store for Engine<R> {
 
     fn get(&self, wanted: &[Sample]) -> Result<()> {
         let raw = self.raw();
+        let mut key = self.prefix.to_vec();
         wanted.iter().try_for_each(|sample| {
-            let found = raw.get(sample.uuid.as_bytes());
-            ensure!(!found.is_empty(), "the event {} is empty", sample.id);
+            key.truncate(self.prefix.len());
+            key.extend_from_slice(sample.uuid.as_bytes());
+            let found = raw.get(&key);
             sample.check(&found)
         })
     }
