@@ -183,6 +183,19 @@ impl Report {
         writeln!(f)
     }
 
+    /// Whose turns the disk was slow in.
+    fn syncs(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "## fdatasync right before the turns of each, us\n")?;
+        writeln!(f, "| | median | of each round |\n|---|---:|---|")?;
+        for Contestant { name, .. } in &self.contestants {
+            let times: Vec<_> =
+                self.syncs.iter().filter(|sync| sync.contestant == *name).map(|sync| sync.microseconds).collect();
+            let rounds = times.iter().map(|time| format!("{time:.0}")).collect::<Vec<_>>().join(", ");
+            writeln!(f, "| {name} | {:.0} | {rounds} |", median(times).unwrap_or_default())?;
+        }
+        writeln!(f)
+    }
+
     fn contestants(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "## Contestants\n")?;
         writeln!(f, "| | guarantees | does not keep | settings |\n|---|---|---|---|")?;
@@ -198,6 +211,7 @@ impl Display for Report {
         self.head(f)?;
         Group::ALL.into_iter().try_for_each(|group| self.table(f, group))?;
         self.failed(f)?;
+        self.syncs(f)?;
         self.contestants(f)
     }
 }
