@@ -18,7 +18,7 @@ pub(super) fn all() -> [Contestant; 3] {
         name: "eventstore-lmdb",
         guarantees: "durable when acknowledged; atomic batches; unique ids, repeatable appends; versions and revisions without \
                      gaps; conditions; checksums; fail-stop",
-        lacks: "",
+        lacks: "no tags: an event is of one aggregate, a condition about one aggregate or the whole store",
         settings: "defaults; appends that wait share a commit",
         floor: Some("raw-lmdb"),
         open: |path| open("lmdb", path),

@@ -19,7 +19,7 @@ mod umadb;
 
 use std::fmt;
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::eventstore::{Event, PageSize};
@@ -116,6 +116,11 @@ pub(crate) enum Scan {
     Pages,
     /// Lets it go.
     Stream,
+}
+
+/// The file of an engine that takes no directory.
+fn file(directory: &Path) -> PathBuf {
+    directory.join("data")
 }
 
 /// A scan's consumer, for those whose reads borrow.

@@ -1,7 +1,6 @@
 //! The engines themselves, with three puts an event, by the code that the benchmarks of the root have for their floors.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -128,9 +127,4 @@ impl Iterator for Groups {
         let batches: Vec<_> = self.0.iter_mut().filter_map(Iterator::next).collect();
         (!batches.is_empty()).then(|| (batches.len(), batches.into_iter().flatten().collect()))
     }
-}
-
-/// A file of an engine that takes no directory.
-pub(super) fn file(directory: &Path) -> std::path::PathBuf {
-    directory.join("data")
 }

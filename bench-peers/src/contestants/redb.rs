@@ -9,8 +9,8 @@ use anyhow::Result;
 use eventstore::Event;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::Contestant;
-use super::raw::{ENGINE, Engine, file};
+use super::raw::{ENGINE, Engine};
+use super::{Contestant, file};
 use crate::raw::{Pages, Raw, aggregate_key, id_key};
 
 pub(super) const CONTESTANT: Contestant = Contestant {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use super::blocking::{self, Blocking};
-use super::{Appended, Contestant, Reader, Scan, Store, Work};
+use super::{Appended, Contestant, Reader, Scan, Store, Work, file};
 use crate::events::Sample;
 
 pub(super) const CONTESTANT: Contestant = Contestant {
@@ -46,7 +46,7 @@ struct Sqlite {
 
 fn open(path: &Path) -> Result<Box<dyn Store>> {
     let connect = || {
-        let connection = Connection::open(super::raw::file(path))?;
+        let connection = Connection::open(file(path))?;
         connection.execute_batch(SCHEMA)?;
         anyhow::Ok(Mutex::new(connection))
     };

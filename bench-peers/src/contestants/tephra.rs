@@ -19,9 +19,9 @@ pub(super) const BLOCKING: Contestant = Contestant {
     name: "tephra",
     guarantees: "durable when acknowledged: one fdatasync for all appends that wait; atomic batches; positions without gaps; \
                  conditions on tags; checksums",
-    lacks: "no index of ids (here the id stands before the data) and no check of them; no revisions; the tags' index of the \
-            newest segment is in memory and made again when it is opened; goes on after a failed sync; allocates a segment \
-            ahead, which counts as bytes on disk",
+    lacks: "no index of ids (here the id stands before the data) and no check of them; no revisions; opening reads the whole \
+            log and makes the newest segment's index again; four bytes of memory an event; goes on after a failed sync; \
+            allocates a segment ahead, which counts as bytes on disk",
     settings: "segments of 256 MiB as in its documentation, WriterConfig::default(), the aggregate as a tag, no condition, \
                append of one thread an appender",
     floor: None,
