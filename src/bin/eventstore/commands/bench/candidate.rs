@@ -97,10 +97,12 @@ impl Candidate {
     async fn fill(&mut self, ctx: &Context) -> Result<(), Failure> {
         let store = self.store()?;
         while self.next < self.events.len() {
+            // Between appends only: one that has begun ends in good order.
+            ctx.check()?;
             let numbers = self.next..(self.next + FILL_BATCH).min(self.events.len());
             let len = numbers.end - numbers.start;
             let events = numbers.map(|number| self.events.event(number, Ids::TimeOrdered)).collect::<Result<_, _>>()?;
-            store.store_batch(ctx, Batch::new(events).durability(Durability::Sync)).await?;
+            store.store_batch(&Context::background(), Batch::new(events).durability(Durability::Sync)).await?;
             self.next += len;
         }
         Ok(())
@@ -261,7 +263,7 @@ mod tests {
         let outer = tempfile::tempdir().expect("made");
         fs::write(outer.path().join("mine"), "mine").expect("written");
         let failure = Place::new(outer.path()).err().expect("refused");
-        assert_eq!(failure.code(), "open");
+        assert_eq!(failure.code(), "cannot_open");
         assert_eq!(fs::read_dir(outer.path()).expect("there").count(), 1);
     }
 

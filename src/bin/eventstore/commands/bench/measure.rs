@@ -109,7 +109,7 @@ pub(super) struct Measurement {
     pub(super) value: f64,
     /// Of each slice, to see how much it varies.
     pub(super) slices: Vec<f64>,
-    /// How many events it is about.
+    /// Appended or read events, all together.
     pub(super) events: u64,
     /// Of single calls, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]

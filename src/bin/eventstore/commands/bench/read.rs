@@ -122,6 +122,5 @@ pub(super) async fn open(candidate: &mut Candidate) -> Result<Slice, Failure> {
             return Err(Failure::wrong_result(format!("it opened with {latest} events of {}", candidate.next)));
         }
     }
-    slice.events = candidate.next;
     Ok(slice)
 }

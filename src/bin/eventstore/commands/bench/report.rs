@@ -142,6 +142,9 @@ impl Page {
                 .to_owned(),
             "Every append is durable (Sync) when it is answered, whatever the URL says; only those called buffered are not."
                 .to_owned(),
+            "A follower waits in a task of its own. Its time counts from the answer to the append, and is 0 if the follower was \
+             first."
+                .to_owned(),
             "Bytes on disk are those of the store's files after it was closed, as the file system allots them.".to_owned(),
             "Every answer was checked, and at the end every event that was appended was there once, byte for byte."
                 .to_owned(),

@@ -147,7 +147,7 @@ impl Results {
             // The median of a time has a line already.
             let shown = PERCENTILES.iter().enumerate().skip(usize::from(unit == Unit::Microseconds));
             for (at, (_, percentile)) in shown {
-                rows.push(self.row(format!("    {percentile}"), unit_name(Unit::Microseconds), |store| {
+                rows.push(self.row(format!("    latency {percentile}"), unit_name(Unit::Microseconds), |store| {
                     store.get(&name)?.latency_us.map(|latency| Cell::alone(latency.all()[at]))
                 }));
             }
