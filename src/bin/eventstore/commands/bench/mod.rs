@@ -92,6 +92,7 @@ struct Bench {
     interrupted: CancellationToken,
     candidates: Vec<Candidate>,
     warnings: Vec<String>,
+    bar: Work,
 }
 
 impl Bench {
@@ -110,7 +111,7 @@ impl Bench {
             quick: args.quick,
             worker_threads: tokio::runtime::Handle::current().metrics().num_workers(),
         };
-        Bench { settings, events, interrupted, candidates: Vec::new(), warnings: Vec::new() }
+        Bench { settings, events, interrupted, candidates: Vec::new(), warnings: Vec::new(), bar: Work::new("steps") }
     }
 
     async fn run(&mut self, urls: &[&str]) -> Result<Results, Failure> {
@@ -120,9 +121,8 @@ impl Bench {
         if self.settings.quick {
             self.warn("--quick measures for moments only: the numbers mean nothing".to_owned());
         }
-        let bar = Work::new("steps");
         let workloads = Workload::all();
-        let mut steps = Steps::new(bar.listener(), urls.len() * (2 + workloads.len() * SLICES as usize));
+        let mut steps = Steps::new(self.bar.listener(), urls.len() * (2 + workloads.len() * SLICES as usize));
 
         let mut measured = Vec::new();
         for url in urls {
@@ -133,13 +133,13 @@ impl Bench {
         number_titles(&mut measured);
         for workload in workloads {
             for (store, measurement) in measured.iter_mut().zip(self.measure(workload, &mut steps).await?) {
-                store
-                    .measurements
-                    .extend(measurement.map(|measurement| named(workload.name(), workload.title(), measurement)));
+                let measurement = measurement.map(|measurement| named(workload.name(), workload.title(), measurement));
+                store.measurements.extend(measurement);
             }
         }
+        let ctx = self.context();
         for (store, candidate) in measured.iter_mut().zip(&mut self.candidates) {
-            candidate.check(&Context::background().with_cancellation(self.interrupted.clone())).await?;
+            candidate.check(&ctx).await?;
             candidate.close().await?;
             store.measurements.extend(disk_use(candidate, DISK_APPENDED)?);
             steps.done();
@@ -157,16 +157,28 @@ impl Bench {
 
     /// Makes a store, and measures what there is to measure without a workload.
     async fn fill(&mut self, url: &str) -> Result<Measured, Failure> {
-        let ctx = Context::background().with_cancellation(self.interrupted.clone());
-        let candidate = Candidate::filled(url, self.events, &ctx).await?;
+        let mut candidate = Candidate::filled(url, self.events, &self.context()).await?;
+        let measured = self.describe(&mut candidate).await;
         // From here on it is deleted with the others, whatever happens.
         self.candidates.push(candidate);
-        let [.., candidate] = self.candidates.as_mut_slice() else { return Err(Error::Closed.into()) };
-        candidate.check(&ctx).await?;
-        let properties = candidate.store()?.stats(&ctx).await?.properties;
+        let measured = measured?;
+        if let Some(disk) = measured.disk.as_ref().filter(|disk| disk.is_in_memory) {
+            self.warn(format!(
+                "{url} lies on {}, in memory: nothing is durable there and syncs cost nothing; name a directory on a disk, \
+                 such as {}:./bench",
+                disk.file_system.as_deref().unwrap_or_default(),
+                measured.backend
+            ));
+        }
+        Ok(measured)
+    }
+
+    async fn describe(&self, candidate: &mut Candidate) -> Result<Measured, Failure> {
+        candidate.check(&self.context()).await?;
+        let properties = candidate.store()?.stats(&self.context()).await?.properties;
         let mut measured = Measured {
-            title: url.to_owned(),
-            url: url.to_owned(),
+            title: candidate.url.clone(),
+            url: candidate.url.clone(),
             backend: candidate.backend.clone(),
             options: candidate.options.iter().cloned().collect(),
             properties: BTreeMap::from_iter(properties),
@@ -178,19 +190,15 @@ impl Bench {
             measured.measurements.extend(disk_use(candidate, DISK_FILLED)?);
             candidate.open().await?;
             let disk = Disk::measure(&directory, Duration::from_secs_f64(self.settings.seconds));
-            let disk =
-                disk.map_err(|error| Failure::io(format_args!("sync a file in {}", directory.display()), &error))?;
-            if disk.is_in_memory {
-                self.warn(format!(
-                    "{url} lies on {}, in memory: nothing is durable there and syncs cost nothing; name a directory on a \
-                     disk, such as {}:./bench",
-                    disk.file_system.as_deref().unwrap_or_default(),
-                    measured.backend
-                ));
-            }
-            measured.disk = Some(disk);
+            let failed = |error| Failure::io(format_args!("sync a file in {}", directory.display()), &error);
+            measured.disk = Some(disk.map_err(failed)?);
         }
         Ok(measured)
+    }
+
+    /// Ends when the user has had enough.
+    fn context(&self) -> Context {
+        Context::background().with_cancellation(self.interrupted.clone())
     }
 
     /// One workload on every store; `None` for a store that has nothing of it to measure.
@@ -225,7 +233,7 @@ impl Bench {
     }
 
     fn warn(&mut self, warning: String) {
-        tell(&format!("warning: {warning}"));
+        self.bar.tell(&format!("warning: {warning}"));
         self.warnings.push(warning);
     }
 

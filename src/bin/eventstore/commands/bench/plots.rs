@@ -42,6 +42,7 @@ const INK: RGBColor = RGBColor(1, 2, 3);
 const INK_IN_SVG: &str = "#010203";
 /// As plotters counts; what is shown is four fifths of it.
 const TEXT_SIZE: i32 = 17;
+const BAR_TEXT_SIZE: i32 = 14;
 /// The height of a line of the legend, where it begins, and the width of a sample of a series.
 const LINE: i32 = 24;
 const LEFT: i32 = 20;
@@ -159,15 +160,15 @@ impl Series {
     /// The values that are there, with their places. A logarithmic axis has no room for zero.
     fn points(&self) -> impl Iterator<Item = (f64, f64)> + Clone + '_ {
         let points = self.values.iter().enumerate();
-        points.filter_map(|(place, value)| Some((place as f64, (*value)?.max(f64::MIN_POSITIVE))))
+        points.filter_map(|(place, value)| Some((place as f64, value.filter(|value| *value > 0.0)?)))
     }
 }
 
 fn percentiles(results: &Results, file: &str, title: &str, name: &str) -> Result<Option<Plot>, Error> {
     let series = results.stores.iter().enumerate().filter_map(|(at, store)| {
         let latency = store.get(name)?.latency_us?;
-        // Faster than the clock shows is as good as its step.
-        Some(Series::new(at, store.title.clone(), latency.all().map(|time| Some(time.max(0.01))).to_vec()))
+        // Times that are hardly any stand at the bottom: a logarithmic axis has no zero.
+        Some(Series::new(at, store.title.clone(), latency.all().map(|time| Some(time.max(0.1))).to_vec()))
     });
     lines(file, title, "µs", &PERCENTILES.map(|(_, name)| name), series.collect())
 }
@@ -198,7 +199,7 @@ fn lines(
             .axis_style(INK.mix(0.5))
             .bold_line_style(INK.mix(0.2))
             .light_line_style(INK.mix(0.07))
-            .label_style(text(INK))
+            .label_style(text())
             .y_label_formatter(&|value| axis_number(*value))
             .y_desc(unit)
             .draw()?;
@@ -245,7 +246,7 @@ fn bars(
             .axis_style(INK.mix(0.5))
             .bold_line_style(INK.mix(0.2))
             .light_line_style(TRANSPARENT)
-            .label_style(text(INK))
+            .label_style(text())
             .y_label_formatter(&|value| axis_number(*value))
             .y_desc(unit)
             .draw()?;
@@ -256,10 +257,10 @@ fn bars(
                 let corners = [(left(place) + width * 0.05, 0.0), (left(place) + width * 0.95, value)];
                 Rectangle::new(corners, series.color().filled())
             }))?;
-            let above = text(INK).pos(Pos::new(HPos::Center, VPos::Bottom));
+            let above = text_of(BAR_TEXT_SIZE).pos(Pos::new(HPos::Center, VPos::Bottom));
             chart.draw_series(series.points().map(|(place, value)| {
                 let middle = left(place) + width / 2.0;
-                EmptyElement::at((middle, value)) + Text::new(axis_number(value), (0, -3), above.clone())
+                EmptyElement::at((middle, value)) + Text::new(bar_number(value), (0, -3), above.clone())
             }))?;
         }
         Ok(())
@@ -312,15 +313,30 @@ fn outline(store: usize) -> &'static [(i32, i32)] {
     }
 }
 
-fn text(color: RGBColor) -> TextStyle<'static> {
-    ("sans-serif", TEXT_SIZE).into_font().color(&color)
+fn text() -> TextStyle<'static> {
+    text_of(TEXT_SIZE)
 }
 
-/// A number short enough for an axis.
+fn text_of(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&INK)
+}
+
+/// A number for an axis.
 fn axis_number(value: f64) -> String {
     match value {
-        value if value >= 1e6 => format!("{} M", number(value / 1e6).trim_end_matches('0').trim_end_matches('.')),
-        value => number(value).trim_end_matches(".00").trim_end_matches(".0").to_owned(),
+        value if value >= 1e6 => format!("{} M", axis_number(value / 1e6)),
+        value => {
+            let text = number(value);
+            if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+        }
+    }
+}
+
+/// A number short enough to stand above a bar.
+fn bar_number(value: f64) -> String {
+    match value {
+        value if (1e4..1e6).contains(&value) => format!("{} k", axis_number(value / 1e3)),
+        value => axis_number(value),
     }
 }
 
@@ -337,7 +353,7 @@ fn draw(
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT + head.unsigned_abs())).into_drawing_area();
         let (above, below) = area.split_vertically(head);
-        above.draw(&Text::new(title.to_owned(), (LEFT, 8), text(INK)))?;
+        above.draw(&Text::new(title.to_owned(), (LEFT, 8), text()))?;
         legend.draw(&above, series)?;
         draw(&below)?;
         area.present()?;
@@ -384,7 +400,7 @@ impl Legend {
                 let middle = outline(series.store).iter().map(|(right, down)| (x + SAMPLE / 2 + right, y + down));
                 area.draw(&Polygon::new(middle.collect::<Vec<_>>(), color.filled()))?;
             }
-            let style = text(INK).pos(Pos::new(HPos::Left, VPos::Center));
+            let style = text().pos(Pos::new(HPos::Left, VPos::Center));
             area.draw(&Text::new(series.title.clone(), (end + 8, y), style))?;
         }
         Ok(())
@@ -430,7 +446,11 @@ mod tests {
 
     #[test]
     fn numbers_on_an_axis_are_short() {
-        let shown = [0.0, 0.25, 10.0, 1000.0, 1e6, 2.5e6, 3_812_345.0].map(axis_number);
-        assert_eq!(shown, ["0", "0.25", "10", "1,000", "1 M", "2.5 M", "3.81 M"]);
+        let shown = [0.0, 0.1, 0.25, 10.0, 100.0, 215_394.0, 1e6, 2.5e6, 3_812_345.0].map(axis_number);
+        assert_eq!(shown, ["0", "0.1", "0.25", "10", "100", "215,394", "1 M", "2.5 M", "3.81 M"]);
+        assert_eq!(
+            [680.0, 9_999.0, 12_000.0, 215_394.0, 1e6].map(bar_number),
+            ["680", "9,999", "12 k", "215 k", "1 M"]
+        );
     }
 }

@@ -59,14 +59,14 @@ impl Page {
         let mut page = Page(String::new());
         page.raw("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
         page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-        page.element("title", "", &title);
+        page.block("title", "", &title);
         page.raw(&format!("<style>\n{STYLE}</style>\n</head>\n<body>\n"));
-        page.element("h1", "", &title);
+        page.block("h1", "", &title);
         for warning in &results.warnings {
-            page.element("p", "warning", &format!("Warning: {warning}"));
+            page.block("p", "warning", &format!("Warning: {warning}"));
         }
         let machine = results.machine.processor.as_deref().unwrap_or(std::env::consts::ARCH);
-        page.element("p", "", &format!("{}, on {machine}", results.date));
+        page.block("p", "", &format!("{}, on {machine}", results.date));
         page.plots(plots);
         page.numbers(results);
         page.method(results);
@@ -86,7 +86,7 @@ impl Page {
     }
 
     fn numbers(&mut self, results: &Results) {
-        self.element("h2", "", "Numbers");
+        self.block("h2", "", "Numbers");
         self.raw("<div class=\"wide\">\n<table>\n<tr>");
         self.element("th", "", "Measured");
         self.element("th", "", "Unit");
@@ -104,10 +104,10 @@ impl Page {
             self.raw("</tr>\n");
         }
         self.raw("</table>\n</div>\n");
-        self.element("p", "", "Below a number: the least and the greatest of its parts, to see how much it varies.");
+        self.block("p", "", "Below a number: the least and the greatest of its parts, to see how much it varies.");
         if let Some(bytes) = results.peak_memory_bytes {
             let mebibytes = number(bytes as f64 / 1_048_576.0);
-            self.element("p", "", &format!("Peak memory of the process, with all stores in it: {mebibytes} MiB."));
+            self.block("p", "", &format!("Peak memory of the process, with all stores in it: {mebibytes} MiB."));
         }
     }
 
@@ -124,7 +124,7 @@ impl Page {
     fn method(&mut self, results: &Results) {
         let settings = &results.settings;
         let [short, long] = settings.aggregate_lengths;
-        self.element("h2", "", "How it was measured");
+        self.block("h2", "", "How it was measured");
         self.raw("<ul>\n");
         for point in [
             format!(
@@ -149,8 +149,7 @@ impl Page {
             "Every answer was checked, and at the end every event that was appended was there once, byte for byte."
                 .to_owned(),
         ] {
-            self.element("li", "", &point);
-            self.raw("\n");
+            self.block("li", "", &point);
         }
         self.raw("</ul>\n");
     }
@@ -158,7 +157,7 @@ impl Page {
     fn circumstances(&mut self, results: &Results) {
         let (program, settings, machine) = (&results.program, &results.settings, &results.machine);
         let unknown = || "unknown".to_owned();
-        self.element("h2", "", "Machine");
+        self.block("h2", "", "Machine");
         self.table(&[
             ("Processor", machine.processor.clone().unwrap_or_else(unknown)),
             ("Cores", machine.cores.to_string()),
@@ -166,7 +165,7 @@ impl Page {
             ("System", machine.system.clone()),
             ("Kernel", machine.kernel.clone().unwrap_or_else(unknown)),
         ]);
-        self.element("h2", "", "Settings");
+        self.block("h2", "", "Settings");
         self.table(&[
             ("Version", program.version.to_owned()),
             ("Build profile", program.profile.to_owned()),
@@ -179,7 +178,7 @@ impl Page {
             ("Threads of the runtime", settings.worker_threads.to_string()),
         ]);
         for store in &results.stores {
-            self.element("h3", "", &store.title);
+            self.block("h3", "", &store.title);
             let mut rows = vec![("URL", store.url.clone()), ("Backend", store.backend.clone())];
             let options: Vec<_> = store.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
             rows.push(("Options", if options.is_empty() { "defaults".to_owned() } else { options.join(", ") }));
@@ -212,6 +211,12 @@ impl Page {
         let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
         // Writing to a String does not fail.
         let _ = write!(self.0, "<{name}{class}>{}</{name}>", escaped(text));
+    }
+
+    /// An element on a line of its own.
+    fn block(&mut self, name: &str, class: &str, text: &str) {
+        self.element(name, class, text);
+        self.raw("\n");
     }
 
     fn text(&mut self, text: &str) {
