@@ -399,7 +399,8 @@ fn the_store_is_named_by_option_environment_or_default() {
 #[test]
 fn help_and_version_go_to_stdout() {
     let shell = Shell::new();
-    for args in [&["--help"][..], &["append", "--help"], &["load", "--help"], &["help", "import"]] {
+    for args in [&["--help"][..], &["append", "--help"], &["load", "--help"], &["help", "import"], &["bench", "--help"]]
+    {
         assert!(shell.run(args).succeeded().stdout.contains("Examples:"), "{args:?}");
     }
     let version = shell.run(&["--version"]).succeeded().stdout;

@@ -95,6 +95,10 @@ pub(crate) enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Measure engines on this machine, about a minute each, and compare them. It makes stores of its own and deletes them
+    /// at the end; `--store` names an engine and, if it matters where, an empty directory
+    #[command(after_help = BENCH)]
+    Bench(BenchArgs),
     /// Mend what a crash left and the engine refuses to open. What is in the way is moved aside, and nothing is deleted
     Repair,
 }
@@ -210,6 +214,57 @@ pub(crate) enum Format {
     Table,
 }
 
+const BENCH: &str = "\
+What is measured takes turns: each engine a part of each measurement, so that whatever else the machine does meets all of
+them. Everything is durable when it is answered, but for what is called buffered, and every result is checked.
+A URL without a directory, such as lmdb: or rocksdb:?block_cache=1GiB, measures in the working directory's file system.
+
+Examples:
+  eventstore bench --store lmdb:
+  eventstore bench --store lmdb: --against rocksdb: --against sled: --report ./report
+  eventstore bench --store rocksdb: --against 'rocksdb:?compression=zstd' --format json";
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    /// Another store to measure beside the first, with an engine or options of its own; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub(crate) against: Vec<String>,
+
+    /// Write a report with plots, `index.html`, and its parts to this directory, which must be missing or empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
+
+    /// How long each measurement takes, for each store; without it, 3 seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) seconds: Option<Duration>,
+
+    /// How many events are in a store that is read from and appended to; without it, 94000. It is rounded to a multiple of
+    /// 47, for aggregates of 13 and 34. An append measurement ends early when it has appended twice as many
+    #[arg(long, value_name = "EVENTS", value_parser = bench_events)]
+    pub(crate) events: Option<u64>,
+
+    /// What the events, the ids and the order of reads are made from: the same seed gives the same ones
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Measure for moments only, to see that it works: the numbers mean nothing
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = ResultFormat::Table)]
+    pub(crate) format: ResultFormat,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResultFormat {
+    /// One JSON object, everything that was measured and under which settings
+    Json,
+    /// Columns to look at, one for each store
+    Table,
+}
+
 fn batch_events(text: &str) -> Result<usize, String> {
     number_up_to(MAX_BATCH_EVENTS, text)
 }
@@ -223,6 +278,17 @@ fn number_up_to(limit: usize, text: &str) -> Result<usize, String> {
         Ok(number) if (1..=limit).contains(&number) => Ok(number),
         _ => Err(format!("it has to be a number from 1 to {limit}")),
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("it has to be a number of seconds from 0.01 to 3600".to_owned()),
+    }
+}
+
+fn bench_events(text: &str) -> Result<u64, String> {
+    number_up_to(1_000_000_000, text).map(|number| number as u64)
 }
 
 #[cfg(test)]

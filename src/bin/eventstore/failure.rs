@@ -11,6 +11,7 @@ const CLOSED_PIPE: &str = "closed_pipe";
 const IO: &str = "io";
 const MALFORMED_INPUT: &str = "malformed_input";
 const USAGE: &str = "usage";
+const WRONG_RESULT: &str = "wrong_result";
 
 /// Why the command ends early.
 #[derive(Debug)]
@@ -42,6 +43,11 @@ impl Failure {
         let reason = lines.join(" ");
         let reason = reason.strip_prefix("error: ").unwrap_or(&reason);
         Failure { code: USAGE, message: format!("{reason}; try 'eventstore --help'") }
+    }
+
+    /// A store gave something else than what it was given: what was measured means nothing.
+    pub(crate) fn wrong_result(what: impl Into<String>) -> Self {
+        Failure { code: WRONG_RESULT, message: what.into() }
     }
 
     /// Says where in the input it happened.

@@ -15,11 +15,12 @@ mod output;
 mod progress;
 mod table;
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Command};
 use crate::commands::Ending;
 use crate::failure::Failure;
 
@@ -37,10 +38,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Ending, Failure> {
-    // One worker is enough for timers and signals, and keeps them going while the main thread waits for a slow reader
-    // of the output.
+    let workers = match cli.command {
+        // As a program has that embeds the store.
+        Command::Bench(_) => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        // One is enough for timers and signals, and keeps them going while the main thread waits for a slow reader of the
+        // output.
+        _ => 1,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(workers)
         .enable_all()
         .build()
         .map_err(|error| Failure::io("start the runtime", &error))?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
+use crate::failure::tell;
 use crate::input::Input;
 
 /// How far an input was read. It disappears when dropped.
@@ -51,6 +52,11 @@ impl Work {
         };
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         Work(bar.with_style(style))
+    }
+
+    /// Writes one line to stderr, above the bar.
+    pub(crate) fn tell(&self, text: &str) {
+        self.0.suspend(|| tell(text));
     }
 
     /// Who shows what the work reports.

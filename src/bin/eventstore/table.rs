@@ -1,4 +1,4 @@
-//! Events as a table for people.
+//! Tables for people, and events in one.
 
 use std::io::{self, Write};
 
@@ -16,44 +16,64 @@ const MAX_WIDTH: usize = 40;
 /// The data is there to be recognized, and is cut.
 const MAX_DATA: usize = 60;
 
-/// The widths of the columns so far. They grow with what is shown, because the rows are not known beforehand.
+/// Columns of cells, as wide as what was fitted into them so far.
 #[derive(Debug)]
-pub(crate) struct Table {
-    widths: [usize; COLUMNS],
+pub(crate) struct Columns {
+    widths: Vec<usize>,
+    /// Whether the cells stand at the right.
+    are_right: Vec<bool>,
 }
+
+impl Columns {
+    pub(crate) fn new(columns: usize, is_right: impl Fn(usize) -> bool) -> Self {
+        Columns { widths: vec![0; columns], are_right: (0..columns).map(is_right).collect() }
+    }
+
+    /// Makes the columns wide enough for these cells, but for their sake no wider than `limit`.
+    pub(crate) fn fit(&mut self, cells: &[String], limit: usize) {
+        for (width, cell) in self.widths.iter_mut().zip(cells) {
+            *width = (*width).max(cell.chars().count().min(limit));
+        }
+    }
+
+    /// Writes one row, without the line's end.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, cells: &[String]) -> io::Result<()> {
+        for (index, ((cell, &width), is_right)) in cells.iter().zip(&self.widths).zip(&self.are_right).enumerate() {
+            let gap = if index == 0 { "" } else { "  " };
+            match is_right {
+                true => write!(out, "{gap}{cell:>width$}")?,
+                // Nothing follows the last one.
+                false if index + 1 == cells.len() => write!(out, "{gap}{cell}")?,
+                false => write!(out, "{gap}{cell:<width$}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Events in columns. They grow with what is shown, because the rows are not known beforehand.
+#[derive(Debug)]
+pub(crate) struct Table(Columns);
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Table { widths: TITLES.map(str::len) }
+        let mut columns = Columns::new(COLUMNS, |column| column < NUMBERS);
+        columns.fit(&TITLES.map(str::to_owned), MAX_WIDTH);
+        Table(columns)
     }
 
     /// Makes the columns wide enough for these events.
     pub(crate) fn fit(&mut self, events: &[RecordedEvent]) {
-        for cells in events.iter().map(cells) {
-            for (width, cell) in self.widths.iter_mut().zip(cells) {
-                *width = (*width).max(cell.chars().count().min(MAX_WIDTH));
-            }
-        }
+        events.iter().for_each(|recorded| self.0.fit(&cells(recorded), MAX_WIDTH));
     }
 
     pub(crate) fn write_titles(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        self.write_row(out, &TITLES.map(str::to_owned))
+        self.0.write(out, &TITLES.map(str::to_owned))
     }
 
     /// Writes an event as one row, without the line's end.
     pub(crate) fn write(&self, out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<()> {
-        self.write_row(out, &cells(recorded))
-    }
-
-    fn write_row(&self, out: &mut Vec<u8>, cells: &[String; COLUMNS]) -> io::Result<()> {
-        for (index, (cell, &width)) in cells.iter().zip(&self.widths).enumerate() {
-            match index {
-                0..NUMBERS => write!(out, "{cell:>width$}  ")?,
-                _ if index + 1 == COLUMNS => write!(out, "{cell}")?,
-                _ => write!(out, "{cell:<width$}  ")?,
-            }
-        }
-        Ok(())
+        self.0.write(out, &cells(recorded))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod append;
 mod backup;
+mod bench;
 mod copy;
 mod demo;
 mod digest;
@@ -53,6 +54,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Restore { directory } => restore::run(url, &directory).await,
         Command::Verify => verify::run(url).await,
         Command::Copy { to } => copy::run(url, &to).await,
+        Command::Bench(args) => bench::run(url, &args).await,
         Command::Repair => repair::run(url).await,
     }
 }
