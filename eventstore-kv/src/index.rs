@@ -11,7 +11,8 @@
 //!                                      │  way into the tables │
 //! ```
 //!
-//! A view takes what is in memory first and the snapshot after it: what has left memory by then is in the snapshot.
+//! The older events stay in memory until the newer ones become the older. A view takes what is in memory first and the
+//! snapshot after it: what has left memory by then is in the snapshot.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub(crate) struct Index {
 
 #[derive(Clone)]
 struct Generations {
-    /// No more events come to it.
+    /// No more events come to it. Once the tables lead to all of them, they are here for speed alone.
     older: Option<Arc<Recent>>,
     newer: Arc<Recent>,
 }
@@ -138,11 +139,6 @@ impl Index {
         let frozen = std::mem::replace(&mut generations.newer, next);
         generations.older = Some(frozen.clone());
         frozen
-    }
-
-    /// The older events are in the tables.
-    fn retire(&self) {
-        self.generations.write().unwrap_or_else(PoisonError::into_inner).older = None;
     }
 }
 
@@ -411,7 +407,7 @@ impl Debt {
         while let Some(run) = &mut self.run {
             run.put_some(&mut batch, LARGEST_SLICE);
             engine.commit(&batch, Durability::Sync)?;
-            self.paid(index, 0);
+            self.paid(0);
             batch.clear();
             self.begin_run(index);
         }
@@ -419,15 +415,14 @@ impl Debt {
     }
 
     /// The batch was committed.
-    pub(crate) fn paid(&mut self, index: &Index, bytes: u64) {
+    pub(crate) fn paid(&mut self, bytes: u64) {
         self.newer_bytes += bytes;
         let Some(run) = &mut self.run else { return };
         if run.writing != run.written {
             (run.written, run.due) = (run.writing, 0);
         }
         if run.order.is_done(run.written) {
-            index.retire();
-            self.run = None;
+            self.run = None; // the older events stay in memory for as long as there is room, which is faster
         }
     }
 
@@ -507,7 +502,7 @@ mod tests {
             self.debt.pay(&mut batch, events, bytes);
             if is_committed {
                 self.engine.commit(&batch, Durability::Sync).expect("committed");
-                self.debt.paid(&self.index, bytes);
+                self.debt.paid(bytes);
                 (self.head, self.revisions) = (self.head + events, revisions);
             } else {
                 self.index.take_back(self.head);

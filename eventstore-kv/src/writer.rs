@@ -255,7 +255,7 @@ impl<E: Engine> Writer<E> {
                 if !self.unsynced {
                     self.note_synced();
                 }
-                self.debt.paid(&self.shared.index, bytes);
+                self.debt.paid(bytes);
                 self.shared.publish(Version::new(head), events, new_aggregates);
                 let (bytes, took) = (self.batch.len_bytes(), began.elapsed());
                 self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
