@@ -135,7 +135,7 @@ impl Index {
     /// The newer events become the older ones.
     fn freeze(&self) -> Arc<Recent> {
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
-        let next = Arc::new(Recent::new(generations.newer.end()));
+        let next = Arc::new(Recent::behind(&generations.newer));
         let frozen = std::mem::replace(&mut generations.newer, next);
         generations.older = Some(frozen.clone());
         frozen

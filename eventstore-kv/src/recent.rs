@@ -80,6 +80,22 @@ impl Recent {
         Recent { first, entries: RwLock::new(Entries::default()) }
     }
 
+    /// Of events behind these, with room for as many.
+    pub(crate) fn behind(before: &Recent) -> Self {
+        let full = before.read();
+        let (events, aggregates) = (full.events.len(), full.aggregates.len());
+        let entries = Entries {
+            events: Vec::with_capacity(events),
+            aggregates: Vec::with_capacity(aggregates),
+            text: Vec::with_capacity(full.text.len()),
+            by_id: HashTable::with_capacity(events),
+            by_aggregate: HashTable::with_capacity(aggregates),
+            hasher: DefaultHashBuilder::default(),
+        };
+        drop(full);
+        Recent { first: before.end(), entries: RwLock::new(entries) }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -23,6 +23,8 @@ pub(crate) struct Shared<E> {
     pub(crate) commits: AtomicU64,
     pub(crate) events_written: AtomicU64,
     pub(crate) largest_group: AtomicU64,
+    /// How many requests the newest group had.
+    pub(crate) newest_group: AtomicU64,
     aggregates: Aggregates,
 }
 
@@ -70,6 +72,7 @@ impl<E: Engine> Shared<E> {
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
             largest_group: AtomicU64::new(0),
+            newest_group: AtomicU64::new(0),
             aggregates: Aggregates {
                 mark_at_opening: mark,
                 recent_at_opening: recent_aggregates,

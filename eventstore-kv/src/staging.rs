@@ -1,10 +1,10 @@
 //! Decides what of a group of requests is written, and where.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
+use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 
 use crate::engine::{Snapshot, Table, WriteBatch};
 use crate::index::View;
@@ -53,6 +53,34 @@ impl Known {
     }
 }
 
+/// The keys of the ids of a group's events, one behind the other.
+pub(crate) struct IdKeys {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl IdKeys {
+    pub(crate) fn of(group: &[Request]) -> Self {
+        let (mut bytes, mut ends, mut key) = (Vec::new(), Vec::new(), Vec::new());
+        for event in group.iter().flat_map(|request| &request.events) {
+            keys::write_id(&mut key, event.id());
+            bytes.extend_from_slice(&key);
+            ends.push(bytes.len());
+        }
+        IdKeys { bytes, ends }
+    }
+
+    /// That of the nth event.
+    fn get(&self, nth: usize) -> &[u8] {
+        let start = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[nth]]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.ends.len()).map(|nth| self.get(nth))
+    }
+}
+
 /// One group on its way into one write batch. Each request is checked against what is stored and what this group has
 /// staged before it, so a group gives the same result as its requests one by one.
 pub(crate) struct Staging<'g, S> {
@@ -68,9 +96,11 @@ pub(crate) struct Staging<'g, S> {
     /// The newest revisions of its aggregates.
     revisions: HashMap<&'g str, u64>,
     known: &'g mut Known,
+    id_keys: &'g IdKeys,
+    /// How many events the requests had that were decided.
+    decided: usize,
     /// The keys of the group's ids that the store has; `None` if they were not looked up all at once.
-    stored_ids: Option<HashSet<Vec<u8>>>,
-    key: Vec<u8>,
+    stored_ids: Option<HashSet<&'g [u8]>>,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +124,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         recent: Arc<Recent>,
         batch: &'g mut WriteBatch,
         known: &'g mut Known,
+        id_keys: &'g IdKeys,
         head: u64,
     ) -> Self {
         Staging {
@@ -106,29 +137,21 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             staged: Vec::new(),
             revisions: HashMap::new(),
             known,
+            id_keys,
+            decided: 0,
             stored_ids: None,
-            key: Vec::new(),
         }
     }
 
     /// Looks up the ids of a whole group in the table at once, which is faster than one by one. If that fails, each is
     /// looked up by itself, and fails alone.
-    pub(crate) fn look_ahead(&mut self, group: &'g [Request]) {
-        let (mut keys, mut ends) = (Vec::new(), Vec::new());
-        for event in group.iter().flat_map(|request| &request.events) {
-            keys::write_id(&mut self.key, event.id());
-            if !self.known.is_new_id(&self.key) {
-                keys.extend_from_slice(&self.key);
-                ends.push(keys.len());
-            }
-        }
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        let mut keys: Vec<&[u8]> = starts.zip(&ends).map(|(start, &end)| &keys[start..end]).collect();
+    pub(crate) fn look_ahead(&mut self) {
+        let mut keys: Vec<&[u8]> = self.id_keys.iter().filter(|key| !self.known.is_new_id(key)).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut stored = HashSet::new();
         let found = self.view.snapshot().find_keys(Table::Ids, &keys, |place| {
-            stored.insert(keys[place].to_vec());
+            stored.insert(keys[place]);
         });
         self.stored_ids = found.is_ok().then_some(stored);
     }
@@ -150,6 +173,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             let places = self.stage(request, &lookups);
             if any_new { Decision::Staged(places) } else { Decision::AlreadyStored(places) }
         });
+        self.decided += request.events.len();
         decision.unwrap_or_else(Decision::Refused)
     }
 
@@ -177,13 +201,13 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     fn look_up(&mut self, events: &'g [Event]) -> Result<Vec<Lookup>> {
         // Made for the first event whose id is not greater than all before it.
         let mut in_request: Option<HashMap<&str, usize>> = None;
-        let mut greatest = Vec::new();
+        let mut greatest: &[u8] = &[];
         let mut lookups = Vec::with_capacity(events.len());
         for (place, event) in events.iter().enumerate() {
-            keys::write_id(&mut self.key, event.id());
-            if in_request.is_none() && self.key > greatest {
-                greatest.clone_from(&self.key);
-                lookups.push(self.look_up_one(event)?);
+            let key = self.id_keys.get(self.decided + place);
+            if in_request.is_none() && key > greatest {
+                greatest = key;
+                lookups.push(self.look_up_one(event, key)?);
                 continue;
             }
             let in_request = in_request.get_or_insert_with(|| {
@@ -197,21 +221,21 @@ impl<'g, S: Snapshot> Staging<'g, S> {
                 }
                 Entry::Vacant(vacant) => {
                     vacant.insert(place);
-                    lookups.push(self.look_up_one(event)?);
+                    lookups.push(self.look_up_one(event, key)?);
                 }
             }
         }
         Ok(lookups)
     }
 
-    /// Looks up the event whose key of the id index is in `self.key`.
-    fn look_up_one(&mut self, event: &Event) -> Result<Lookup> {
-        if self.known.is_new_id(&self.key) {
+    /// Looks up the event that has this key in the id index.
+    fn look_up_one(&self, event: &Event, key: &[u8]) -> Result<Lookup> {
+        if self.known.is_new_id(key) {
             return Ok(Lookup::New);
         }
         let already = |version, revision| Lookup::Stored(Stored::new(version, revision, StoreOutcome::AlreadyStored));
         let committed = self.head - self.staged.len() as u64;
-        let found = match self.view.find_recent_id(&self.key) {
+        let found = match self.view.find_recent_id(key) {
             Some(version) if version > committed => {
                 let first = &self.staged[(version - committed - 1) as usize];
                 let version = Version::new(version);
@@ -219,8 +243,8 @@ impl<'g, S: Snapshot> Staging<'g, S> {
                 return Ok(already(version, first.revision));
             }
             Some(version) => Some(version),
-            None if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(&self.key)) => None,
-            None => self.view.find_id(&self.key)?,
+            None if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(key)) => None,
+            None => self.view.find_id(key)?,
         };
         let Some(version) = found else { return Ok(Lookup::New) };
         let newest = Version::new(u64::MAX);
@@ -249,7 +273,8 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             let place = match lookup {
                 Lookup::New => {
                     let named = request.recorded_at.as_ref().and_then(|times| times.get(nth));
-                    self.stage_one(event, named.map_or(self.recorded_at, |&time| Micros::from(time)))
+                    let key = self.id_keys.get(self.decided + nth);
+                    self.stage_one(event, key, named.map_or(self.recorded_at, |&time| Micros::from(time)))
                 }
                 Lookup::Stored(stored) => *stored,
                 Lookup::Repeats(first) => {
@@ -262,7 +287,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         places
     }
 
-    fn stage_one(&mut self, event: &'g Event, recorded_at: Micros) -> Stored {
+    fn stage_one(&mut self, event: &'g Event, key: &[u8], recorded_at: Micros) -> Stored {
         self.head += 1;
         let version = self.head;
         let revision = self.revisions.get_mut(event.aggregate_id());
@@ -273,9 +298,8 @@ impl<'g, S: Snapshot> Staging<'g, S> {
 
         let header = record::header(event, version, revision, recorded_at);
         self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
-        keys::write_id(&mut self.key, event.id());
-        self.recent.push(&self.key, event.aggregate_id(), revision);
-        self.known.note_id(&self.key);
+        self.recent.push(key, event.aggregate_id(), revision);
+        self.known.note_id(key);
 
         self.staged.push(StagedEvent { event, revision });
         Stored::new(Version::new(version), revision, StoreOutcome::Written)

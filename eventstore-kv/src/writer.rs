@@ -15,8 +15,8 @@ use crate::index::Debt;
 use crate::observe::Committed;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
-use crate::staging::{Decision, Known, Staging};
-use crate::sync::{is_past, mpsc, thread};
+use crate::staging::{Decision, IdKeys, Known, Staging};
+use crate::sync::{Ordering, is_past, mpsc, thread};
 
 pub(crate) struct Writer<E> {
     shared: Arc<Shared<E>>,
@@ -73,6 +73,7 @@ impl<E: Engine> Writer<E> {
             let worked = catch_unwind(AssertUnwindSafe(|| {
                 let group = self.take_group(message);
                 self.last_group = group.len();
+                self.shared.newest_group.store(group.len() as u64, Ordering::Relaxed);
                 self.commit_group(group);
             }));
             if worked.is_err() {
@@ -217,11 +218,12 @@ impl<E: Engine> Writer<E> {
         let index = &self.shared.index;
         self.debt.begin_group(index);
         let (head, batch, known) = (self.head, &mut self.batch, &mut self.known);
+        let id_keys = IdKeys::of(group);
         let (decisions, mut staged) = self.shared.with_engine(|engine| {
             let view = index.view(engine)?;
             let known = known.get_or_insert_with(|| Known::new(&view));
-            let mut staging = Staging::new(view, index.newer(), batch, known, head);
-            staging.look_ahead(group);
+            let mut staging = Staging::new(view, index.newer(), batch, known, &id_keys, head);
+            staging.look_ahead();
             let decisions = group.iter().map(|request| staging.decide(request)).collect();
             let (head, new_aggregates) = (staging.head(), staging.new_aggregates());
             Ok((decisions, Staged { head, new_aggregates, bytes: 0 }))
