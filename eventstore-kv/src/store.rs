@@ -427,3 +427,57 @@ impl<E: Engine> fmt::Debug for KvStore<E> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use eventstore_api::{Event, EventStoreExt, StoreOutcome};
+
+    use super::*;
+    use crate::MemoryEngine;
+    use crate::record::{self, Micros};
+    use crate::transfer::put_indexes;
+
+    #[tokio::test]
+    async fn a_store_of_the_format_before_opens_and_becomes_one_of_this() {
+        let event = |id: &str| Event::builder("Tested", "a").id(id).build().expect("valid");
+        let engine = MemoryEngine::default();
+        let mut batch = WriteBatch::new();
+        batch.put(Table::Meta, keys::META_FORMAT, &FORMAT_WITH_WHOLE_INDEXES.to_be_bytes());
+        for (version, id) in [(1, "one"), (2, "two")] {
+            let header = record::header(&event(id), version, version, Micros::now());
+            batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event(id).bytes()]);
+            put_indexes(&mut batch, &mut Vec::new(), &event(id), version, version);
+        }
+        engine.commit(&batch, Durability::Sync).expect("committed");
+
+        assert_eq!(check_format(&engine, Version::new(2)).expect("known"), Version::new(2));
+        assert_eq!(check_format(&engine, Version::new(2)).expect("changed"), Version::new(2));
+        let store = KvStore::open(engine, StoreOptions::default()).expect("opened");
+        let ctx = Context::background();
+        assert_eq!(store.get(&ctx, "two").await.expect("found").version, Version::new(2));
+        let again = store.store_batch(&ctx, Batch::new(vec![event("one")])).await.expect("stored");
+        assert_eq!(again[0].outcome, StoreOutcome::AlreadyStored);
+        let stored = store.store_batch(&ctx, Batch::new(vec![event("three")])).await.expect("stored");
+        assert_eq!((stored[0].version, stored[0].revision), (Version::new(3), 3));
+        assert_eq!(store.load_by_aggregate(&ctx, "a", Version::ZERO).into_vec().await.expect("read").len(), 3);
+        assert!(store.verify(&ctx).await.expect("verified").is_clean());
+    }
+
+    #[test]
+    fn what_meta_says_must_be_possible() {
+        let refused = |entries: &[(&[u8], &[u8])], head: u64| {
+            let engine = MemoryEngine::default();
+            let mut batch = WriteBatch::new();
+            entries.iter().for_each(|(key, value)| batch.put(Table::Meta, key, value));
+            engine.commit(&batch, Durability::Sync).expect("committed");
+            check_format(&engine, Version::new(head)).expect_err("it cannot be").code()
+        };
+        let format = FORMAT.to_be_bytes();
+        assert_eq!(refused(&[], 1), "corrupt", "events and no format");
+        assert_eq!(refused(&[(keys::META_FORMAT, &[1])], 0), "corrupt");
+        assert_eq!(refused(&[(keys::META_FORMAT, &(FORMAT + 1).to_be_bytes())], 0), "unsupported");
+        assert_eq!(refused(&[(keys::META_FORMAT, &format)], 0), "corrupt", "no mark");
+        let mark = keys::version_bytes(2);
+        assert_eq!(refused(&[(keys::META_FORMAT, &format), (keys::META_INDEXED, &mark)], 1), "corrupt", "beyond");
+    }
+}

@@ -142,6 +142,11 @@ pub(crate) fn open_narrow(plan: &[Fate]) -> (Store, Log) {
     open_with(plan, StoreOptions { queue_requests: 1, ..StoreOptions::default() })
 }
 
+/// The same whose index entries are in memory for the shortest time.
+pub(crate) fn open_indexing(plan: &[Fate]) -> (Store, Log) {
+    open_with(plan, StoreOptions { index_events: 1, ..StoreOptions::default() })
+}
+
 fn open_with(plan: &[Fate], options: StoreOptions) -> (Store, Log) {
     let log = Log::default();
     log.look().plan = plan.to_vec();

@@ -5,13 +5,14 @@ use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
-use crate::disk::{append, cancelled_at_some_time, ids, join, open, spawn, version};
+use crate::disk::{append, cancelled_at_some_time, ids, join, open, open_indexing, spawn, version};
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
         some_orders("reading::nobody_sees_a_head_whose_commit_is_not_done", head_is_committed),
         some_orders("reading::nobody_who_waits_misses_a_head", waiters_are_woken),
         some_orders("reading::a_cancelled_waiter_leaves_and_the_others_stay", cancelled_waiter),
+        some_orders("reading::what_was_published_is_found_while_its_index_moves", index_moves),
         some_orders("reading::stats_count_events_and_aggregates_of_one_moment", stats_agree),
     ]
 }
@@ -83,6 +84,30 @@ fn cancelled_waiter() {
     assert_eq!(join(stayed).expect("open"), version(1));
     join(stored).expect("stored");
     join(canceller);
+}
+
+/// Fails if what is set aside is taken from memory before the tables have it.
+fn index_moves() {
+    const IDS: [&str; 4] = ["a", "b", "c", "d"];
+    let (store, _) = open_indexing(&[]);
+    let appending = store.clone();
+    let appender = spawn(move || async move {
+        for id in IDS {
+            append(&appending, &Context::background(), id).await.expect("stored");
+        }
+    });
+    let reader = spawn(move || async move {
+        let ctx = Context::background();
+        for _ in 0..3 {
+            let head = store.latest_version(&ctx).await.expect("open").get();
+            for (id, version) in IDS.into_iter().zip(1..=head) {
+                assert_eq!(store.get(&ctx, id).await.expect("rule O6: not found").version.get(), version);
+                assert_eq!(store.aggregate_revision(&ctx, id).await.expect("open"), 1, "rule O8: {id}");
+            }
+        }
+    });
+    join(appender);
+    join(reader);
 }
 
 /// Fails if the two are counted one after the other: each event here is the first of its aggregate.
