@@ -66,7 +66,7 @@ use crate::{
 /// - **L1** `close` refuses new work with `Closed`, finishes what was accepted, may be called again, and when it
 ///   returns the store can be opened again. Dropping the last handle does the same.
 /// - **L2** A second opening, from this or another process, is `Locked` and harms nothing.
-/// - **L3** Opening is bounded work: it does not grow with the number of events.
+/// - **L3** Opening is bounded work: it does not grow with the number of events. After a kill, it reads some of the newest.
 ///
 /// ## Faults
 ///
@@ -75,7 +75,9 @@ use crate::{
 ///   because the second one may succeed without having written anything.
 /// - **F2** After a kill at any point: every event acknowledged with `Sync` is there, no batch is there in part, and
 ///   indexes agree with the log.
-/// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic.
+/// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic. An engine may
+///   believe its own pages, and says so (LMDB): then opening and `verify` read them as bytes and tell of damage, and only what
+///   `verify` found sound is certain not to end the process when it is read.
 /// - **F4** When the disk is full: a clear error, nothing acknowledged is lost, and the store opens again when there is
 ///   room.
 ///
