@@ -192,6 +192,7 @@ pub(crate) fn open_db(store: &Path, options: &Options, opening: Opening) -> Resu
         if wal::files(&files).map_err(cannot_read)?.is_empty() {
             return Err(Refused::Wal(wal_error("its file is missing"))); // an open database always has one
         }
+        wal::cut_lost_writes(&files).map_err(cannot_read)?;
         if let Some(damage) = wal::find_damage(&files, Extent::LastBlock).map_err(cannot_read)? {
             return Err(Refused::Wal(wal_error(&describe(&damage))));
         }

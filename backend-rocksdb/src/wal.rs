@@ -3,9 +3,11 @@
 //! RocksDB takes any record that does not fit into the rest of the last block for one that was being written when the
 //! process was killed, and leaves it out without a word, with everything behind it. But a record with a damaged length
 //! looks the same, and it was acknowledged. Here the two are told apart: the checksum does not cover the length, so a
-//! whole record still has the right one at some length; and behind a torn record nothing follows. Nor does anything behind
-//! zeros, which are there where the system lost a write and kept the length of the file. Whether those had been synced,
-//! `eventstore.head` knows.
+//! whole record still has the right one at some length; and behind a torn record nothing follows.
+//!
+//! A write can also be lost in a file that keeps its length: its sync failed, or the power went, and a later one reached the
+//! disk. Then whole sectors of it are zeros. RocksDB takes what is left of such a record for damage, so it is cut off before.
+//! Whether it had been synced, `eventstore.head` knows, and then the store does not open.
 //!
 //! The format: blocks of 32 KiB; in each, records of checksum (4 bytes), length (2), type (1) and content; less than a
 //! header at the end of a block is left empty.
@@ -27,6 +29,9 @@ pub(crate) struct Damage {
     pub(crate) at: u64,
 }
 
+/// A disk writes so many bytes wholly or not at all.
+const SECTOR: usize = 512;
+
 /// How much of each file to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
@@ -44,6 +49,69 @@ pub(crate) fn find_damage(directory: &Path, extent: Extent) -> io::Result<Option
         }
     }
     Ok(None)
+}
+
+/// Cuts off what is left of a write that was lost at the end of a file of the log.
+pub(crate) fn cut_lost_writes(directory: &Path) -> io::Result<()> {
+    for path in files(directory)? {
+        let file = File::options().read(true).write(true).open(&path)?;
+        if let Some(at) = find_lost_write(&file)? {
+            tracing::warn!(path = %path.display(), at, "a write at the end of the log was lost; what is left is cut off");
+            file.set_len(at)?;
+            file.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the record begins that was lost: it is not whole, has a sector of zeros, and nothing whole comes behind it.
+fn find_lost_write(mut file: &File) -> io::Result<Option<u64>> {
+    let len = file.metadata()?.len();
+    // The last blocks: a lost record may have begun in the one before those that are zeros.
+    let mut at = len - len % BLOCK as u64;
+    loop {
+        let mut rest = Vec::new();
+        file.seek(SeekFrom::Start(at))?;
+        file.read_to_end(&mut rest)?;
+        match lost_in(&rest, at == 0) {
+            Lost::At(place) => return Ok(Some(at + place as u64)),
+            Lost::Before => at -= BLOCK as u64,
+            Lost::Nothing => return Ok(None),
+        }
+    }
+}
+
+/// What was lost at the end of a file.
+#[derive(Debug, PartialEq, Eq)]
+enum Lost {
+    Nothing,
+    At(usize),
+    /// All of this is zeros: look at the block before.
+    Before,
+}
+
+/// Looks at the end of a file from the begin of a block on.
+fn lost_in(rest: &[u8], is_first: bool) -> Lost {
+    if !is_first && rest.iter().all(|&byte| byte == 0) {
+        return Lost::Before;
+    }
+    let mut at = 0;
+    let block = &rest[..rest.len().min(BLOCK)];
+    while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
+        match whole_len(record) {
+            Some(len) => at += len,
+            None if has_zero_sector(rest, at) && !is_followed(record) => return Lost::At(at),
+            None => return Lost::Nothing,
+        }
+    }
+    // Blocks behind this one are zeros.
+    if rest.len() > BLOCK { Lost::At(BLOCK) } else { Lost::Nothing }
+}
+
+/// Whether one of the sectors from a place on is zeros.
+fn has_zero_sector(rest: &[u8], from: usize) -> bool {
+    let first = from.next_multiple_of(SECTOR).min(rest.len());
+    rest[first..].chunks(SECTOR).any(|sector| sector.iter().all(|&byte| byte == 0))
 }
 
 /// The files of the log, the oldest first.
@@ -88,7 +156,7 @@ fn damage_in(block: &[u8], is_last: bool) -> Option<usize> {
     while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
         match whole_len(record) {
             Some(len) => at += len,
-            None if is_last && (is_torn(record) || is_unwritten(record)) => return None,
+            None if is_last && is_torn(record) => return None,
             None => return Some(at),
         }
     }
@@ -112,15 +180,14 @@ fn is_torn(record: &[u8]) -> bool {
         checksum = crc32c_append(checksum, slice::from_ref(byte));
         Some(mask(checksum)) == stored
     });
-    // The types of records that have content are 1 to 4.
-    let may_follow = |rest: &[u8]| rest.get(HEADER - 1).is_some_and(|kind| (1..=4).contains(kind));
-    let is_followed = (1..record.len()).any(|at| may_follow(&record[at..]) && whole_len(&record[at..]).is_some());
-    !fits && !is_whole && !is_followed
+    !fits && !is_whole && !is_followed(record)
 }
 
-/// Whether this was never written, nor anything behind it.
-fn is_unwritten(rest: &[u8]) -> bool {
-    rest.iter().all(|&byte| byte == 0)
+/// Whether a whole record begins behind the begin of this one.
+fn is_followed(record: &[u8]) -> bool {
+    // The types of records that have content are 1 to 4.
+    let may_follow = |rest: &[u8]| rest.get(HEADER - 1).is_some_and(|kind| (1..=4).contains(kind));
+    (1..record.len()).any(|at| may_follow(&record[at..]) && whole_len(&record[at..]).is_some())
 }
 
 fn stored_checksum(record: &[u8]) -> Option<u32> {
@@ -153,11 +220,57 @@ mod tests {
         for len in 0..=block.len() {
             assert_eq!(damage_in(&block[..len], true), None, "{len}");
         }
-        let lost = [block.clone(), vec![0; 100]].concat();
-        assert_eq!(damage_in(&lost, true), None, "a write that was lost, in a file that kept its length");
-        assert_eq!(damage_in(&lost, false), Some(block.len()));
-        let followed = [lost, record(b"four")].concat();
-        assert_eq!(damage_in(&followed, true), Some(block.len()), "and one behind it that was not");
+    }
+
+    #[test]
+    fn a_lost_write_is_found_wherever_it_begins_and_whatever_is_left_of_it() {
+        let lost = record(&[9; 5000]);
+        for before in [0, 1, 300, 505, 506, 2000] {
+            let sound = record(&vec![7; before]);
+            let start = sound.len();
+            let whole = [sound.clone(), lost.clone()].concat();
+            assert_eq!(lost_in(&whole, true), Lost::Nothing);
+            let sectors: Vec<_> = (start / SECTOR..whole.len().div_ceil(SECTOR)).collect();
+            for kept in 0..1_u32 << sectors.len() {
+                let mut left = whole.clone();
+                let mut has_lost_one = false;
+                for (nth, sector) in sectors.iter().enumerate() {
+                    // What was synced before stays.
+                    let range = (sector * SECTOR).max(start)..((sector + 1) * SECTOR).min(whole.len());
+                    if kept >> nth & 1 == 0 && (nth > 0 || range.start % SECTOR == 0) {
+                        left[range].fill(0);
+                        has_lost_one = true;
+                    }
+                }
+                let found = lost_in(&left, true);
+                assert_eq!(found, if has_lost_one { Lost::At(start) } else { Lost::Nothing }, "{before}, {kept:b}");
+            }
+            let followed = [sound, vec![0; 2000], record(b"behind")].concat();
+            assert_eq!(lost_in(&followed, true), Lost::Nothing, "one behind it is whole: this is damage");
+            assert!(damage_in(&followed, true).is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_lost_write_is_cut_off() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("000007.log");
+        let cut = |bytes: &[u8]| {
+            fs::write(&path, bytes).expect("written");
+            cut_lost_writes(directory.path()).expect("read");
+            fs::read(&path).expect("read").len()
+        };
+        let sound = record(&[1; 3000]);
+        let zeros = vec![0; 3 * BLOCK];
+        assert_eq!(cut(&sound), sound.len());
+        assert_eq!(cut(&[&sound[..], &zeros].concat()), sound.len());
+        assert_eq!(cut(&[&sound[..], &record(&[2; 20_000])[..9000], &zeros].concat()), sound.len());
+        let full = record(&[1; BLOCK - HEADER]);
+        assert_eq!(cut(&[&full[..], &full, &zeros].concat()), 2 * BLOCK);
+        assert_eq!(cut(&zeros), 0);
+        let mut damaged = sound.clone();
+        damaged[100] ^= 1;
+        assert_eq!(cut(&damaged), sound.len(), "damage is left as it is");
     }
 
     #[test]
