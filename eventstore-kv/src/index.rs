@@ -349,7 +349,7 @@ const FEW_EVENTS: usize = 2048;
 
 impl Sorted {
     fn begin(recent: &Arc<Recent>) -> Self {
-        let order = Arc::<OnceLock<KeyOrder>>::default();
+        let order = Arc::new(OnceLock::new());
         let sort = {
             let (recent, order) = (recent.clone(), order.clone());
             move || drop(order.set(recent.key_order()))
