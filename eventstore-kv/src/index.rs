@@ -168,13 +168,18 @@ impl<S: Snapshot> View<S> {
         self.generations().rev().find_map(|recent| recent.find_id(id_key))
     }
 
+    /// The version of the event whose id has this key, if the table has it.
+    pub(crate) fn find_id_in_table(&self, id_key: &[u8]) -> Result<Option<u64>> {
+        self.find_in_table(Table::Ids, id_key, || {
+            format!("the index entry of event {:?} has a wrong size", keys::read_id(id_key).unwrap_or_default())
+        })
+    }
+
     /// The version of the event whose id has this key.
     pub(crate) fn find_id(&self, id_key: &[u8]) -> Result<Option<u64>> {
         match self.find_recent_id(id_key) {
             Some(version) => Ok(Some(version)),
-            None => self.find_in_table(Table::Ids, id_key, || {
-                format!("the index entry of event {:?} has a wrong size", keys::read_id(id_key).unwrap_or_default())
-            }),
+            None => self.find_id_in_table(id_key),
         }
     }
 

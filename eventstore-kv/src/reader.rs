@@ -365,10 +365,13 @@ pub(crate) fn greatest_ids<S: Snapshot>(snapshot: &S) -> Result<[Vec<u8>; keys::
 pub(crate) fn find<S: Snapshot>(view: &View<S>, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
     let mut key = Vec::new();
     keys::write_id(&mut key, id);
-    if view.find_recent_id(&key).is_some_and(|version| version > head.get()) {
-        return Ok(None); // it may not be committed yet
-    }
-    let Some(version) = view.find_id(&key)? else {
+    // Memory is looked into once: what comes into it later may not be committed.
+    let found = match view.find_recent_id(&key) {
+        Some(version) if version > head.get() => return Ok(None),
+        Some(version) => Some(version),
+        None => view.find_id_in_table(&key)?,
+    };
+    let Some(version) = found else {
         let unknown = view.incomplete().filter(|incomplete| incomplete.version <= head.get());
         return unknown.map_or(Ok(None), |incomplete| Err(incomplete.error()));
     };
