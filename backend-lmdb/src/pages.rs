@@ -369,13 +369,14 @@ impl Pages {
         }
         let mut buffer = std::mem::take(&mut self.buffers[level]);
         buffer.resize(self.page_size, 0);
-        let read = self
-            .file
-            .seek(SeekFrom::Start(page * self.page_size as u64))
-            .and_then(|_| self.file.read_exact(&mut buffer));
-        read.map_err(|error| Stop::Other(unreadable(error)))?;
+        self.read_bytes(page * self.page_size as u64, &mut buffer)?;
         sound!(u64_at(&buffer, 0) == page, page, "says that it is page {}", u64_at(&buffer, 0));
         Ok(buffer)
+    }
+
+    fn read_bytes(&mut self, at: u64, bytes: &mut [u8]) -> Checked {
+        let read = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.read_exact(bytes));
+        read.map_err(|error| Stop::Other(unreadable(error)))
     }
 
     fn give_back(&mut self, level: u16, buffer: Vec<u8>) {
@@ -461,13 +462,19 @@ fn node_places(page: &[u8]) -> impl ExactSizeIterator<Item = usize> + Clone {
     (0..count).map(|n| usize::from(u16_at(page, PAGE_HEADER + 2 * n)))
 }
 
+/// Where the node at a place has its key.
+fn key_range(page: &[u8], at: usize) -> Range<usize> {
+    let start = at + NODE_HEADER;
+    start..start + usize::from(u16_at(page, at + 6))
+}
+
 /// The nodes of a leaf that was checked.
 fn leaf_nodes(page: &[u8]) -> impl Iterator<Item = Node> {
     node_places(page).map(|at| leaf_node(page, at))
 }
 
 fn leaf_node(page: &[u8], at: usize) -> Node {
-    let key = at + NODE_HEADER..at + NODE_HEADER + usize::from(u16_at(page, at + 6));
+    let key = key_range(page, at);
     let flags = u16_at(page, at + 4);
     let data_len = if flags & BIG_DATA == 0 { halves_at(page, at) as usize } else { 8 };
     Node { data: key.end..key.end + data_len, key, flags }
@@ -517,7 +524,7 @@ impl Walk<'_, '_> {
             if n == 0 && !is_leaf {
                 continue;
             }
-            let key = &page[at + NODE_HEADER..][..usize::from(u16_at(page, at + 6))];
+            let key = &page[key_range(page, at)];
             sound!(self.kind.is_key_len(key.len()), number, "has a key of {} bytes", key.len());
             let ascends = last.is_none_or(|(last, may_equal)| match self.kind.compare(last, key) {
                 Ordering::Less => true,
@@ -534,7 +541,7 @@ impl Walk<'_, '_> {
     fn children(&mut self, number: u64, page: &[u8], level: u16, keys: Range<Option<&[u8]>>) -> Checked {
         let places = node_places(page);
         let last = places.len() - 1;
-        let key_of = |at: usize| &page[at + NODE_HEADER..][..usize::from(u16_at(page, at + 6))];
+        let key_of = |at: usize| &page[key_range(page, at)];
         let mut places = places.enumerate().peekable();
         while let Some((n, at)) = places.next() {
             let child = u64::from(halves_at(page, at)) | u64::from(u16_at(page, at + 4)) << 32;
@@ -584,9 +591,7 @@ impl Walk<'_, '_> {
         if self.kind == Kind::Free {
             let mut list = vec![0; len as usize];
             let at = first * self.pages.page_size as u64 + PAGE_HEADER as u64;
-            let file = &mut self.pages.file;
-            let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut list));
-            read.map_err(|error| Stop::Other(unreadable(error)))?;
+            self.pages.read_bytes(at, &mut list)?;
             self.free_pages(first, &list)?;
         }
         Ok(())
@@ -616,7 +621,7 @@ fn check_nodes(number: u64, page: &[u8], is_leaf: bool) -> Checked {
         sound!(is_within, number, "has node {n} at byte {at}");
         let end = match is_leaf {
             true => leaf_node(page, at).data.end,
-            false => at + NODE_HEADER + usize::from(u16_at(page, at + 6)),
+            false => key_range(page, at).end,
         };
         sound!(end <= page.len(), number, "has node {n} up to byte {end}");
         bytes += (end - at).next_multiple_of(2);

@@ -95,17 +95,13 @@ fn lost_in(rest: &[u8], is_first: bool) -> Lost {
     if !is_first && rest.iter().all(|&byte| byte == 0) {
         return Lost::Before;
     }
-    let mut at = 0;
     let block = &rest[..rest.len().min(BLOCK)];
-    while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
-        match whole_len(record) {
-            Some(len) => at += len,
-            None if has_zero_sector(rest, at) && !is_followed(record) => return Lost::At(at),
-            None => return Lost::Nothing,
-        }
+    match first_not_whole(block) {
+        Some(at) if has_zero_sector(rest, at) && !is_followed(&block[at..]) => Lost::At(at),
+        Some(_) => Lost::Nothing,
+        None if rest.len() > BLOCK => Lost::At(BLOCK), // the blocks behind this one are zeros
+        None => Lost::Nothing,
     }
-    // Blocks behind this one are zeros.
-    if rest.len() > BLOCK { Lost::At(BLOCK) } else { Lost::Nothing }
 }
 
 /// Whether one of the sectors from a place on is zeros.
@@ -152,11 +148,15 @@ fn check(path: &Path, extent: Extent) -> io::Result<Option<u64>> {
 
 /// Where a block is damaged. Only in the last one may a record be torn.
 fn damage_in(block: &[u8], is_last: bool) -> Option<usize> {
+    first_not_whole(block).filter(|&at| !is_last || !is_torn(&block[at..]))
+}
+
+/// Where the first record of a block begins that is not whole.
+fn first_not_whole(block: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Some(record) = block.get(at..).filter(|rest| rest.len() >= HEADER) {
         match whole_len(record) {
             Some(len) => at += len,
-            None if is_last && is_torn(record) => return None,
             None => return Some(at),
         }
     }

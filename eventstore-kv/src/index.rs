@@ -118,7 +118,7 @@ impl Index {
 
     /// The events to which more are added.
     pub(crate) fn newer(&self) -> Arc<Recent> {
-        self.generations().newer
+        self.generations.read().unwrap_or_else(PoisonError::into_inner).newer.clone()
     }
 
     /// The events behind `head` were not committed.
@@ -154,9 +154,9 @@ impl<S: Snapshot> View<S> {
         &self.snapshot
     }
 
-    /// Where the index ends before the log does.
-    pub(crate) fn incomplete(&self) -> Option<&Incomplete> {
-        self.incomplete.as_deref()
+    /// Where the index ends, if that is not behind this version.
+    pub(crate) fn ends_before(&self, last: u64) -> Option<&Incomplete> {
+        self.incomplete.as_deref().filter(|incomplete| incomplete.version <= last)
     }
 
     fn generations(&self) -> impl DoubleEndedIterator<Item = &Recent> {

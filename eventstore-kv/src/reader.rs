@@ -131,7 +131,7 @@ impl PageRead {
         aggregate_id: &str,
         until: Option<Instant>,
     ) -> Result<()> {
-        let unknown = view.incomplete().filter(|incomplete| incomplete.version < self.wanted.end);
+        let unknown = view.ends_before(self.wanted.end - 1);
         if let Some(incomplete) = unknown
             && self.options.direction == Direction::Backward
         {
@@ -299,7 +299,7 @@ impl<S: Snapshot> RevisionLookup<'_, S> {
 
 /// The number of an aggregate's events up to the head, which is the revision of the newest of them.
 pub(crate) fn revision_at<S: Snapshot>(view: &View<S>, aggregate_id: &str, head: Version) -> Result<u64> {
-    if let Some(incomplete) = view.incomplete().filter(|incomplete| incomplete.version <= head.get()) {
+    if let Some(incomplete) = view.ends_before(head.get()) {
         return Err(incomplete.error());
     }
     let revisions = revisions_in(view, aggregate_id, &(0..head.next().get()))?;
@@ -372,8 +372,7 @@ pub(crate) fn find<S: Snapshot>(view: &View<S>, id: &str, head: Version) -> Resu
         None => view.find_id_in_table(&key)?,
     };
     let Some(version) = found else {
-        let unknown = view.incomplete().filter(|incomplete| incomplete.version <= head.get());
-        return unknown.map_or(Ok(None), |incomplete| Err(incomplete.error()));
+        return view.ends_before(head.get()).map_or(Ok(None), |incomplete| Err(incomplete.error()));
     };
     read_found(view.snapshot(), id, version, head)
 }

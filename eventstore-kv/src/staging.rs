@@ -244,7 +244,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             }
             Some(version) => Some(version),
             None if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(key)) => None,
-            None => self.view.find_id(key)?,
+            None => self.view.find_id_in_table(key)?,
         };
         let Some(version) = found else { return Ok(Lookup::New) };
         let newest = Version::new(u64::MAX);

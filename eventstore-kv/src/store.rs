@@ -225,10 +225,8 @@ fn len_bytes<E: Engine>(engine: &E) -> Result<Option<u64>> {
 /// which the index tables reach.
 fn check_format<E: Engine>(engine: &E, head: Version) -> Result<Version> {
     let damaged = |what: &str| Error::Corrupt { version: None, reason: what.to_owned() };
-    let read = |key: &[u8]| -> Result<Option<Vec<u8>>> {
-        let mut value = Vec::new();
-        Ok(engine.snapshot()?.get(Table::Meta, key, &mut value)?.then_some(value))
-    };
+    let mut format = Vec::new();
+    let is_marked = engine.snapshot()?.get(Table::Meta, keys::META_FORMAT, &mut format)?;
     let mark_with = |indexed: Version| {
         let mut batch = WriteBatch::new();
         batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
@@ -236,7 +234,7 @@ fn check_format<E: Engine>(engine: &E, head: Version) -> Result<Version> {
         engine.commit(&batch, Durability::Sync)?;
         Ok(indexed)
     };
-    match read(keys::META_FORMAT)?.map(|format| format.as_slice().try_into().map(u32::from_be_bytes)) {
+    match is_marked.then(|| format.as_slice().try_into().map(u32::from_be_bytes)) {
         None if head > Version::ZERO => Err(damaged("it has events but no format mark")),
         None => mark_with(Version::ZERO),
         Some(Ok(FORMAT)) => match Version::new(index::mark(&engine.snapshot()?)?) {

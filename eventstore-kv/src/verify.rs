@@ -201,28 +201,26 @@ impl<E: Engine> Verify<'_, E> {
     fn leads_to<S: Snapshot>(&mut self, view: &View<S>, index: Index, to: &RecordedEvent, key: &mut Vec<u8>) -> bool {
         let version = to.version.get();
         index.write_key(key, &to.event, to.revision);
-        let mut value = Vec::with_capacity(size_of::<u64>());
+        // An entry is there, and leads to a version unless it is damaged.
         let found = match index {
-            _ if version <= self.mark => view.snapshot().get(index.table(), key, &mut value),
-            Index::Ids => view
-                .find_id(key)
-                .map(|found| found.inspect(|found| value.extend(keys::version_bytes(*found))).is_some()),
+            _ if version <= self.mark => {
+                let mut value = Vec::with_capacity(size_of::<u64>());
+                let there = view.snapshot().get(index.table(), key, &mut value);
+                there.map(|there| there.then(|| keys::read_version(&value)))
+            }
+            Index::Ids => view.find_id(key).map(|found| found.map(Some)),
             Index::Aggregates => {
                 let revisions = to.revision..to.revision.saturating_add(1);
                 let versions = view.versions_of(to.event.aggregate_id(), &revisions, Direction::Forward, 1);
-                versions.map(|versions| {
-                    versions.first().inspect(|found| value.extend(keys::version_bytes(**found))).is_some()
-                })
+                versions.map(|versions| versions.first().copied().map(Some))
             }
         };
         let (name, entry) = (index.name(), || index.describe(key));
         let what = match found {
-            Ok(true) if keys::read_version(&value) == Some(version) => return true,
-            Ok(true) => match keys::read_version(&value) {
-                Some(other) => format!("{name} leads from its {} to version {other}", entry()),
-                None => format!("{name} has an entry of a wrong size for its {}", entry()),
-            },
-            Ok(false) => format!("{name} has no entry for its {}", entry()),
+            Ok(Some(Some(found))) if found == version => return true,
+            Ok(Some(Some(other))) => format!("{name} leads from its {} to version {other}", entry()),
+            Ok(Some(None)) => format!("{name} has an entry of a wrong size for its {}", entry()),
+            Ok(None) => format!("{name} has no entry for its {}", entry()),
             Err(error) => format!("{name} cannot be read for its {}: {}", entry(), reason(&error)),
         };
         self.find(Some(version), what);

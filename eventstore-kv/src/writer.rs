@@ -36,8 +36,6 @@ pub(crate) struct Writer<E> {
     debt: Debt,
     /// Made with the first group.
     known: Option<Known>,
-    /// How many requests the newest group had.
-    last_group: usize,
 }
 
 impl<E: Engine> Writer<E> {
@@ -61,7 +59,6 @@ impl<E: Engine> Writer<E> {
             batch: WriteBatch::new(),
             debt,
             known: None,
-            last_group: 0,
         }
     }
 
@@ -72,7 +69,6 @@ impl<E: Engine> Writer<E> {
             // are told that the outcome is unknown.
             let worked = catch_unwind(AssertUnwindSafe(|| {
                 let group = self.take_group(message);
-                self.last_group = group.len();
                 self.shared.newest_group.store(group.len() as u64, Ordering::Relaxed);
                 self.commit_group(group);
             }));
@@ -130,8 +126,9 @@ impl<E: Engine> Writer<E> {
 
     fn take_group(&mut self, first: Message) -> Vec<Request> {
         let mut group = Vec::new();
-        if self.last_group > 1 {
-            self.let_callers_return();
+        let last_group = self.shared.newest_group.load(Ordering::Relaxed) as usize;
+        if last_group > 1 {
+            self.let_callers_return(last_group);
         }
         let (mut events, mut bytes) = (0, 0);
         let mut next = Some(first);
@@ -156,12 +153,12 @@ impl<E: Engine> Writer<E> {
     /// Where several appended at once, those who were just answered are likely to append again: taking the few that are
     /// back already would leave the others to a sync of their own. So the processor is left to them for as long as that
     /// makes the queue longer; nobody waits for a timer.
-    fn let_callers_return(&self) {
+    fn let_callers_return(&self, last_group: usize) {
         let mut queued = self.queue.len();
         loop {
             thread::yield_now();
             let before = std::mem::replace(&mut queued, self.queue.len());
-            if queued <= before || queued >= self.last_group {
+            if queued <= before || queued >= last_group {
                 return;
             }
         }

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use eventstore::{Context, EventStore, EventStoreExt, LoadOptions, Version};
+use eventstore::{Context, EventStore, EventStoreExt, EventStream, LoadOptions, Version};
 
 use super::candidate::Candidate;
 use super::events::Ids;
@@ -17,44 +17,47 @@ const OPENINGS: usize = 3;
 
 /// Reads all events again and again, a page at a time.
 pub(super) async fn scan_pages(candidate: &Candidate, limit: &Limit) -> Result<Slice, Failure> {
-    let store = candidate.store()?;
-    let mut slice = Slice::default();
-    while limit.is_open(&slice)? {
-        let began = Instant::now();
-        let mut pages = store.load(&Context::background(), Version::ZERO);
+    scan(candidate, limit, async |mut pages: EventStream| {
         let mut count = 0;
         while let Some(page) = pages.next_page().await {
             count += black_box(page?).len() as u64;
         }
-        count_scan(candidate, &mut slice, count, began)?;
-    }
-    Ok(slice)
+        Ok(count)
+    })
+    .await
 }
 
 /// Reads all events again and again, one at a time.
 pub(super) async fn scan_stream(candidate: &Candidate, limit: &Limit) -> Result<Slice, Failure> {
-    let store = candidate.store()?;
-    let mut slice = Slice::default();
-    while limit.is_open(&slice)? {
-        let began = Instant::now();
-        let mut events = store.load(&Context::background(), Version::ZERO);
+    scan(candidate, limit, async |mut events: EventStream| {
         let mut count = 0;
         while let Some(event) = events.next().await {
             black_box(event?);
             count += 1;
         }
-        count_scan(candidate, &mut slice, count, began)?;
-    }
-    Ok(slice)
+        Ok(count)
+    })
+    .await
 }
 
-fn count_scan(candidate: &Candidate, slice: &mut Slice, count: u64, began: Instant) -> Result<(), Failure> {
-    slice.elapsed += began.elapsed();
-    slice.events += count;
-    match count == candidate.next {
-        true => Ok(()),
-        false => Err(Failure::wrong_result(format!("a scan gave {count} events of {}", candidate.next))),
+/// Reads all events again and again, and checks that each time it is all of them.
+async fn scan(
+    candidate: &Candidate,
+    limit: &Limit,
+    read_all: impl AsyncFn(EventStream) -> Result<u64, Failure>,
+) -> Result<Slice, Failure> {
+    let store = candidate.store()?;
+    let mut slice = Slice::default();
+    while limit.is_open(&slice)? {
+        let began = Instant::now();
+        let count = read_all(store.load(&Context::background(), Version::ZERO)).await?;
+        slice.elapsed += began.elapsed();
+        slice.events += count;
+        if count != candidate.next {
+            return Err(Failure::wrong_result(format!("a scan gave {count} events of {}", candidate.next)));
+        }
     }
+    Ok(slice)
 }
 
 /// Loads aggregates of this length, in an order that jumps through the store.
