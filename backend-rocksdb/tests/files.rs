@@ -240,6 +240,22 @@ async fn a_large_batch_is_stored() {
 }
 
 #[tokio::test]
+async fn a_buffered_write_that_was_lost_in_a_file_that_kept_its_length_is_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(Options::new(directory.path())).await.unwrap();
+    store(&opened, "synced", "x").await.unwrap();
+    let buffered = Batch::new(vec![event("buffered", vec![7; 5000])]).durability(Durability::Buffered);
+    opened.store_batch(&ctx(), buffered).await.unwrap();
+    let copy = killed(directory.path());
+    let log = files(copy.path(), ".log").pop().unwrap();
+    let mut bytes = fs::read(&log).unwrap();
+    let lost = (bytes.len() - 3000).next_multiple_of(512);
+    bytes[lost..].fill(0);
+    fs::write(&log, bytes).unwrap();
+    assert_clean(&open(Options::new(copy.path())).await.unwrap(), 1).await;
+}
+
+#[tokio::test]
 async fn a_damaged_block_is_named_and_nothing_else_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let mut options = Options::new(directory.path());
