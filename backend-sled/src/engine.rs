@@ -56,31 +56,37 @@ impl SledEngine {
         Ok(())
     }
 
-    /// Reads every page that the batch will change, so that a damaged one is found before anything is written.
-    fn read_pages(&self, batch: &WriteBatch) -> Result<()> {
-        let touch = |key: Key| guard(|| self.db.contains_key(key)).map_err(|failure| engine_error("commit", failure));
+    /// Reads every page that the batch will change, so that a damaged one is found before anything is written. Returns
+    /// the rows that are there already: the mark of the index, which moves on.
+    fn read_pages(&self, batch: &WriteBatch) -> Result<Vec<(Key, IVec)>> {
+        let read = |key: &Key| guard(|| self.db.get(key)).map_err(|failure| engine_error("commit", failure));
+        let mut replaced = Vec::new();
         for table in Table::ALL {
-            for (key, value) in batch.puts(table) {
-                touch(Key::row(table, key))?;
+            for (row, value) in batch.puts(table) {
+                let key = Key::row(table, row);
+                if let Some(earlier) = read(&key)? {
+                    replaced.push((key, earlier));
+                }
                 if value.len() >= PART_LEN {
-                    touch(Key::part(table, key, 1))?; // and the others are put beside it
+                    read(&Key::part(table, row, 1))?; // and the others are put beside it
                 }
             }
         }
-        Ok(())
+        Ok(replaced)
     }
 
-    /// Removes what sled applied of a batch before it failed, or it would keep that part. The rows were all new: a store
-    /// puts no key twice.
+    /// Takes back what sled applied of a batch before it failed, or it would keep that part. The rows were new, but for
+    /// those that were `replaced`.
     ///
     /// sled fails in the middle if it moves other pages on the way, to use their space again, and one is damaged. It does
     /// not try the same page again, so a few attempts do.
-    fn undo(&self, batch: &WriteBatch) {
+    fn undo(&self, batch: &WriteBatch, replaced: &[(Key, IVec)]) {
         for _ in 0..UNDO_ATTEMPTS {
-            let mut removals = Batch::default();
-            rows_of(batch).for_each(|(key, _)| removals.remove(key.as_ref()));
-            let removed = guard(|| self.db.apply_batch(removals));
-            if removed.and_then(|()| self.flusher.flush(&self.db)).is_ok() {
+            let mut earlier = Batch::default();
+            rows_of(batch).for_each(|(key, _)| earlier.remove(key.as_ref()));
+            replaced.iter().for_each(|(key, value)| earlier.insert(key.as_ref(), value)); // the last word on a key counts
+            let undone = guard(|| self.db.apply_batch(earlier));
+            if undone.and_then(|()| self.flusher.flush(&self.db)).is_ok() {
                 break;
             }
         }
@@ -121,11 +127,11 @@ impl Engine for SledEngine {
     }
 
     fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
-        self.read_pages(batch).map_err(CommitError::NotWritten)?;
+        let replaced = self.read_pages(batch).map_err(CommitError::NotWritten)?;
         let mut rows = Batch::default();
         rows_of(batch).for_each(|(key, part)| rows.insert(key.as_ref(), part));
         if let Err(failure) = guard(|| self.db.apply_batch(rows)) {
-            self.undo(batch);
+            self.undo(batch, &replaced);
             return Err(CommitError::Unknown(engine_error("commit", failure)));
         }
         self.flush(durability).map_err(CommitError::Unknown)
@@ -238,5 +244,34 @@ impl Snapshot for SledSnapshot<'_> {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(engine: &SledEngine, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+        let mut value = Vec::new();
+        engine.snapshot().unwrap().get(table, key, &mut value).unwrap().then_some(value)
+    }
+
+    #[test]
+    fn what_a_failed_batch_has_replaced_is_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = SledEngine::open(&Options::new(directory.path())).unwrap();
+        let mut first = WriteBatch::new();
+        first.put(Table::Meta, b"mark", b"1");
+        engine.commit(&first, Durability::Sync).unwrap();
+
+        let mut failed = WriteBatch::new();
+        failed.put(Table::Meta, b"mark", b"2");
+        failed.put(Table::Events, b"new", &[7; 3 * PART_LEN]);
+        let replaced = engine.read_pages(&failed).unwrap();
+        engine.commit(&failed, Durability::Sync).unwrap();
+        engine.undo(&failed, &replaced);
+        assert_eq!(get(&engine, Table::Meta, b"mark").as_deref(), Some(&b"1"[..]));
+        assert_eq!(get(&engine, Table::Events, b"new"), None);
+        assert_eq!(engine.db.len(), 1, "no part of it is left");
     }
 }

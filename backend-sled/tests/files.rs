@@ -271,7 +271,7 @@ async fn damage_anywhere_in_sleds_file_is_found_or_harmless() {
     const LEN: usize = 9_000;
     let sound = closed_store(EVENTS, LEN).await;
     let whole = fs::read(db_file(sound.path())).unwrap();
-    let (mut refused, mut found, mut harmless) = (0, 0, 0);
+    let (mut refused, mut found, mut harmless, mut again_refused) = (0, 0, 0, 0);
     for place in (0..60).map(|n| n * whole.len() / 60 + 777) {
         let directory = tempfile::tempdir().unwrap();
         copy_tree(sound.path(), directory.path());
@@ -304,9 +304,16 @@ async fn damage_anywhere_in_sleds_file_is_found_or_harmless() {
         let expected = if appended.is_ok() { EVENTS + 200 } else { EVENTS };
         assert_eq!(damaged.latest_version(&ctx()).await.unwrap().get(), expected, "byte {place}");
         drop(damaged);
-        let again = open(Options::new(directory.path())).await.unwrap();
-        assert_eq!(again.latest_version(&ctx()).await.unwrap().get(), expected, "byte {place}");
+        match open(Options::new(directory.path())).await {
+            Ok(again) => assert_eq!(again.latest_version(&ctx()).await.unwrap().get(), expected, "byte {place}"),
+            // sled has met the damage when it moved pages on closing, and now misses what it moved.
+            Err(error) => {
+                assert!(!is_clean && error.code() == "corrupt", "byte {place}: {error}");
+                again_refused += 1;
+            }
+        }
     }
+    assert!(again_refused <= 2, "{again_refused} of {found} did not open again");
     assert!(
         refused > 0 && found > 0 && harmless > 0,
         "{refused} refused, {found} found when read, {harmless} harmless"
