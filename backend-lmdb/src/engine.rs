@@ -330,6 +330,20 @@ impl Snapshot for LmdbSnapshot<'_> {
         Ok(value.is_some())
     }
 
+    fn get_many<F>(&self, table: Table, keys: &[&[u8]], mut visit: F) -> Result<()>
+    where
+        F: FnMut(usize, &[u8]) -> ControlFlow<()>,
+    {
+        let (database, txn) = (self.0.table(table), &self.0.txn);
+        for (place, key) in keys.iter().enumerate() {
+            let value = database.get(txn, key).map_err(|error| engine_error("read", error))?;
+            if value.is_some_and(|value| visit(place, value).is_break()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn scan<F>(&self, table: Table, range: KeyRange<'_>, direction: Direction, mut visit: F) -> Result<()>
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,

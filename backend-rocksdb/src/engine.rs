@@ -436,13 +436,16 @@ impl Snapshot for RocksDbSnapshot<'_> {
         Ok(value.is_some())
     }
 
-    fn find_keys(&self, table: Table, keys: &[&[u8]], mut visit: impl FnMut(usize)) -> Result<()> {
-        let sorted = true;
-        let found =
-            self.engine.db.batched_multi_get_cf_opt(self.tables[table.index()], keys, sorted, &self.engine.reads);
+    fn get_many<F>(&self, table: Table, keys: &[&[u8]], mut visit: F) -> Result<()>
+    where
+        F: FnMut(usize, &[u8]) -> ControlFlow<()>,
+    {
+        let (family, reads) = (self.tables[table.index()], &self.engine.reads);
+        let found = self.engine.db.batched_multi_get_cf_opt(family, keys, keys.is_sorted(), reads);
         for (place, value) in found.into_iter().enumerate() {
-            if value.map_err(|error| engine_error("read", error))?.is_some() {
-                visit(place);
+            let value = value.map_err(|error| engine_error("read", error))?;
+            if value.is_some_and(|value| visit(place, &value).is_break()) {
+                break;
             }
         }
         Ok(())

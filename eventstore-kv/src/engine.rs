@@ -133,19 +133,23 @@ pub trait Snapshot {
     /// [`Error::Engine`] or [`Error::Corrupt`].
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
 
-    /// Visits those of the keys that are there, by their place in `keys`. The keys are in ascending order, each once.
+    /// Visits those of the keys that are there, by their place in `keys` and with their value, until the visitor breaks.
+    /// They are visited in the order of `keys`, which ascends or descends and names each once.
     ///
     /// An engine that can look up many keys faster than one by one does it here.
     ///
     /// # Errors
     ///
-    /// [`Error::Engine`] or [`Error::Corrupt`].
-    fn find_keys(&self, table: Table, keys: &[&[u8]], mut visit: impl FnMut(usize)) -> Result<()> {
+    /// [`Error::Engine`] or [`Error::Corrupt`] of the first key that cannot be looked up; those before it were visited.
+    fn get_many<F>(&self, table: Table, keys: &[&[u8]], mut visit: F) -> Result<()>
+    where
+        F: FnMut(usize, &[u8]) -> ControlFlow<()>,
+    {
         let mut value = Vec::new();
         for (place, key) in keys.iter().enumerate() {
             value.clear();
-            if self.get(table, key, &mut value)? {
-                visit(place);
+            if self.get(table, key, &mut value)? && visit(place, &value).is_break() {
+                break;
             }
         }
         Ok(())

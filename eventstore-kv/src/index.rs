@@ -233,6 +233,45 @@ impl<S: Snapshot> View<S> {
         found.ok_or_else(|| damage_of(aggregate_id, "has gaps"))
     }
 
+    /// The versions of an aggregate's first events, those before `before` and up to `most` of them.
+    pub(crate) fn first_versions(&self, aggregate_id: &str, before: u64, most: usize) -> Result<(Vec<u64>, Listed)> {
+        let oldest_recent = self.generations().find_map(|recent| recent.oldest_revision(aggregate_id));
+        let last_in_table = oldest_recent.map_or(u64::MAX, |oldest| oldest - 1);
+        let (mut versions, mut has_gap) = (Vec::new(), false);
+        let is_enough = |versions: &[u64]| versions.len() > most || versions.last().is_some_and(|&last| last >= before);
+        if last_in_table > 0 {
+            let (mut first, mut last) = (Vec::new(), Vec::new());
+            keys::write_aggregate(&mut first, aggregate_id, 1);
+            keys::write_aggregate(&mut last, aggregate_id, last_in_table);
+            let range = KeyRange { first: &first, last: &last };
+            self.snapshot.scan(Table::Aggregates, range, Direction::Forward, |key, value| {
+                let is_next = keys::read_revision(key) == Some(versions.len() as u64 + 1);
+                versions.extend(keys::read_version(value).filter(|_| is_next));
+                has_gap = !is_next || keys::read_version(value).is_none();
+                if has_gap || is_enough(&versions) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+        }
+        if !has_gap && !is_enough(&versions) && oldest_recent.is_some() {
+            has_gap = versions.len() as u64 != last_in_table;
+            if !has_gap {
+                for recent in self.generations() {
+                    recent.versions_of(aggregate_id, &(1..u64::MAX), Direction::Forward, &mut versions, most + 1);
+                }
+            }
+        }
+        let listed = match versions.iter().position(|&version| version >= before) {
+            Some(place) => {
+                versions.truncate(place);
+                Listed::All
+            }
+            None if versions.len() > most => Listed::Most,
+            None if has_gap => Listed::UpToGap,
+            None => Listed::All,
+        };
+        versions.truncate(most);
+        Ok((versions, listed))
+    }
+
     /// The versions of the first `most` of these revisions in a direction, which exist; fewer if the table has gaps. A
     /// damaged entry is version 0.
     pub(crate) fn versions_of(
@@ -299,6 +338,17 @@ impl<S: Snapshot> View<S> {
         }
         Ok(greatest)
     }
+}
+
+/// How far a list of an aggregate's versions goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// To the last one that was asked for.
+    All,
+    /// There are more of them.
+    Most,
+    /// What comes next is missing from the index, or damaged.
+    UpToGap,
 }
 
 /// The version up to which the tables lead to every event.
@@ -579,6 +629,13 @@ mod tests {
                 for (&version, revision) in versions.iter().zip(1..) {
                     assert_eq!(view.version_of(&aggregate_id, revision, &mut key).expect("read"), version);
                 }
+                for (before, most) in [(u64::MAX, 1000), (u64::MAX, 3), (newest.1, 2), (newest.1, 1000), (1, 1)] {
+                    let mut expected: Vec<_> = versions.iter().copied().filter(|&version| version < before).collect();
+                    let listed = if expected.len() > most { Listed::Most } else { Listed::All };
+                    expected.truncate(most);
+                    let first = view.first_versions(&aggregate_id, before, most).expect("read");
+                    assert_eq!(first, (expected, listed), "{aggregate_id}, {most} before {before}");
+                }
                 for (start, end, most) in [(1, newest.0 + 1, 1000), (2, newest.0 + 1, 3), (1, newest.0, 2), (3, 6, 9)] {
                     let Some(expected) = versions.get(start as usize - 1..end as usize - 1) else { continue };
                     let read =
@@ -679,6 +736,39 @@ mod tests {
         for table in [Table::Ids, Table::Aggregates] {
             assert_eq!(content(&fixture.engine, table), content(&at_once, table), "{table:?}");
         }
+    }
+
+    #[test]
+    fn a_gap_in_an_aggregate_is_told_from_its_end() {
+        let engine = MemoryEngine::default();
+        let mut batch = WriteBatch::new();
+        let mut put = |aggregate_id: &str, revision: u64, value: &[u8]| {
+            let mut key = Vec::new();
+            keys::write_aggregate(&mut key, aggregate_id, revision);
+            batch.put(Table::Aggregates, &key, value);
+        };
+        for revision in [1, 2, 4] {
+            put("gap", revision, &keys::version_bytes(revision * 10));
+        }
+        put("damaged", 1, &keys::version_bytes(10));
+        put("damaged", 2, b"short");
+        put("begins late", 2, &keys::version_bytes(20));
+        put("goes on later", 1, &keys::version_bytes(10));
+        put("goes on", 1, &keys::version_bytes(10));
+        engine.commit(&batch, Durability::Sync).expect("committed");
+        let index = Opened::read(&engine, 99, 99).expect("read").index;
+        index.newer().push(&id_key(100), "goes on later", 3);
+        index.newer().push(&id_key(101), "goes on", 2);
+        let view = index.view(&engine).expect("view");
+        let first = |aggregate_id, before| view.first_versions(aggregate_id, before, 9).expect("read");
+        assert_eq!(first("gap", u64::MAX), (vec![10, 20], Listed::UpToGap));
+        assert_eq!(first("gap", 20), (vec![10], Listed::All), "what lies behind is nobody's concern");
+        assert_eq!(first("damaged", u64::MAX), (vec![10], Listed::UpToGap));
+        assert_eq!(first("begins late", u64::MAX), (vec![], Listed::UpToGap));
+        assert_eq!(first("goes on later", u64::MAX), (vec![10], Listed::UpToGap));
+        assert_eq!(first("goes on", u64::MAX), (vec![10, 101], Listed::All));
+        assert_eq!(first("goes on", 101), (vec![10], Listed::All));
+        assert_eq!(first("nobody", u64::MAX), (vec![], Listed::All));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use eventstore_api::limits::MAX_AGGREGATE_ID_LEN;
 use eventstore_api::{Bytes, Direction, Error, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
-use crate::index::{View, damage_of};
+use crate::index::{Listed, View, damage_of};
 use crate::record::{self, corrupt};
 use crate::sync::is_past;
 use crate::{Task, keys};
@@ -137,25 +137,47 @@ impl PageRead {
         {
             return self.end_at(incomplete.error());
         }
-        let Some(revisions) = revisions_in(view, aggregate_id, &self.wanted)? else {
-            self.complete = true;
-            return unknown.map_or(Ok(()), |incomplete| self.end_at(incomplete.error()));
+        let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN);
+        let (versions, listed) = if self.options.direction == Direction::Forward && self.wanted.start <= 1 {
+            view.first_versions(aggregate_id, self.wanted.end, room)?
+        } else {
+            self.list_versions(view, aggregate_id, room)?
         };
-        let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
-        let room = (self.most_events - self.records.len()).min(ROWS_PER_INDEX_SCAN).min(matching);
-        let versions = view.versions_of(aggregate_id, &revisions, self.options.direction, room)?;
-        match self.read_versions(view.snapshot(), aggregate_id, &versions, matching, until) {
-            Ok(all) if all && versions.len() < room => self.end_at(damage_of(aggregate_id, "has gaps")),
-            Ok(all) if all && room == matching => match unknown {
+        let matching = if listed == Listed::Most { usize::MAX } else { versions.len() };
+        let read = self.read_versions(view.snapshot(), aggregate_id, &versions, matching, until);
+        match (read, listed) {
+            (Err(damage), _) => self.end_at(damage),
+            (Ok(false), _) | (Ok(true), Listed::Most) => Ok(()),
+            (Ok(true), Listed::UpToGap) => self.end_at(damage_of(aggregate_id, "has gaps")),
+            (Ok(true), Listed::All) => match unknown {
                 Some(incomplete) => self.end_at(incomplete.error()),
                 None => {
                     self.complete = true;
                     Ok(())
                 }
             },
-            Ok(_) => Ok(()),
-            Err(damage) => self.end_at(damage),
         }
+    }
+
+    /// The versions of an aggregate's wanted events, `most` at most, in the direction of the page.
+    fn list_versions<S: Snapshot>(
+        &self,
+        view: &View<S>,
+        aggregate_id: &str,
+        most: usize,
+    ) -> Result<(Vec<u64>, Listed)> {
+        let Some(revisions) = revisions_in(view, aggregate_id, &self.wanted)? else {
+            return Ok((Vec::new(), Listed::All));
+        };
+        let matching = usize::try_from(revisions.end - revisions.start).unwrap_or(usize::MAX);
+        let most = most.min(matching);
+        let versions = view.versions_of(aggregate_id, &revisions, self.options.direction, most)?;
+        let listed = match versions.len() {
+            len if len < most => Listed::UpToGap,
+            len if len < matching => Listed::Most,
+            _ => Listed::All,
+        };
+        Ok((versions, listed))
     }
 
     /// Reads the events that the aggregate index has named; false if the page was done, or the time up, before the last.
@@ -163,24 +185,66 @@ impl PageRead {
         &mut self,
         snapshot: &S,
         aggregate_id: &str,
-        versions: &[u64],
+        mut versions: &[u64],
         matching: usize,
         until: Option<Instant>,
     ) -> Result<bool> {
-        for (nth, &version) in versions.iter().enumerate() {
-            if !self.wanted.contains(&version) {
+        let mut at_once = FEWEST_AT_ONCE;
+        while !versions.is_empty() {
+            let (some, rest) = versions.split_at(at_once.min(versions.len()));
+            let in_order = self.count_in_order(some);
+            let read = self.read_some(snapshot, &some[..in_order], matching)?;
+            if self.is_done() {
+                return Ok(rest.is_empty() && read == some.len());
+            }
+            if in_order < some.len() {
                 return Err(damage_of(aggregate_id, "does not hold versions in order"));
             }
-            let start = self.bytes.len();
-            if !get_record(snapshot, version, &mut self.bytes)? {
-                return Err(missing(version));
+            if is_over(until) {
+                return Ok(rest.is_empty());
             }
-            self.take_up(version, start, matching);
-            if self.is_done() || self.is_time_up(until) {
-                return Ok(nth + 1 == versions.len());
-            }
+            let average_len = self.bytes.len() / self.records.len().max(1);
+            at_once = (2 * at_once).min(MOST_AT_ONCE).min(BYTES_AT_ONCE / average_len.max(1)).max(1);
+            versions = rest;
         }
         Ok(true)
+    }
+
+    /// How many of the first of these versions are wanted, one behind the other.
+    fn count_in_order(&self, versions: &[u64]) -> usize {
+        let mut wanted = self.wanted.clone();
+        let is_next = |version: &&u64| {
+            let is_wanted = wanted.contains(version);
+            match self.options.direction {
+                Direction::Forward => wanted.start = version.saturating_add(1),
+                Direction::Backward => wanted.end = **version,
+            }
+            is_wanted
+        };
+        versions.iter().take_while(is_next).count()
+    }
+
+    /// Reads the events of these versions until the page is done, and says how many there were.
+    fn read_some<S: Snapshot>(&mut self, snapshot: &S, versions: &[u64], matching: usize) -> Result<usize> {
+        let keys: Vec<_> = versions.iter().map(|&version| keys::version_bytes(version)).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
+        let mut read = 0;
+        let looked_up = snapshot.get_many(Table::Events, &keys, |place, value| {
+            if place > read {
+                return ControlFlow::Break(()); // one is missing before it
+            }
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(value);
+            self.take_up(versions[place], start, matching);
+            read += 1;
+            if self.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match (looked_up, versions.get(read)) {
+            (Err(error), Some(&version)) => Err(at_version(version, error)),
+            (Err(error), None) => Err(error),
+            (Ok(()), Some(&version)) if !self.is_done() => Err(missing(version)),
+            (Ok(()), _) => Ok(read),
+        }
     }
 
     /// The version that comes next in the log.
@@ -237,6 +301,11 @@ const ROWS_BETWEEN_CLOCKS: usize = 16;
 
 /// How many entries of the aggregate index are read before their events are.
 const ROWS_PER_INDEX_SCAN: usize = 256;
+
+/// How many events of an aggregate are looked up together: first few, as they may be large, and then more.
+const FEWEST_AT_ONCE: usize = 4;
+const MOST_AT_ONCE: usize = 32;
+const BYTES_AT_ONCE: usize = 256 << 10;
 
 fn is_over(until: Option<Instant>) -> bool {
     until.is_some_and(is_past)

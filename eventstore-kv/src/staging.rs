@@ -1,5 +1,6 @@
 //! Decides what of a group of requests is written, and where.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
@@ -150,8 +151,9 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         keys.sort_unstable();
         keys.dedup();
         let mut stored = HashSet::new();
-        let found = self.view.snapshot().find_keys(Table::Ids, &keys, |place| {
+        let found = self.view.snapshot().get_many(Table::Ids, &keys, |place, _| {
             stored.insert(keys[place]);
+            ControlFlow::Continue(())
         });
         self.stored_ids = found.is_ok().then_some(stored);
     }
