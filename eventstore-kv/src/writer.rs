@@ -36,6 +36,10 @@ pub(crate) struct Writer<E> {
     debt: Debt,
     /// Made with the first group.
     known: Option<Known>,
+    /// Requests that the next group is likely to have.
+    expected: usize,
+    /// How long the newest commit took.
+    commit_took: Duration,
 }
 
 impl<E: Engine> Writer<E> {
@@ -59,6 +63,8 @@ impl<E: Engine> Writer<E> {
             batch: WriteBatch::new(),
             debt,
             known: None,
+            expected: 0,
+            commit_took: Duration::ZERO,
         }
     }
 
@@ -69,8 +75,10 @@ impl<E: Engine> Writer<E> {
             // are told that the outcome is unknown.
             let worked = catch_unwind(AssertUnwindSafe(|| {
                 let group = self.take_group(message);
-                self.shared.newest_group.store(group.len() as u64, Ordering::Relaxed);
+                let requests = group.len();
+                self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
                 self.commit_group(group);
+                self.expected = requests + self.queue.len();
             }));
             if worked.is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
@@ -126,10 +134,7 @@ impl<E: Engine> Writer<E> {
 
     fn take_group(&mut self, first: Message) -> Vec<Request> {
         let mut group = Vec::new();
-        let last_group = self.shared.newest_group.load(Ordering::Relaxed) as usize;
-        if last_group > 1 {
-            self.let_callers_return(last_group);
-        }
+        self.let_callers_return();
         let (mut events, mut bytes) = (0, 0);
         let mut next = Some(first);
         while let Some(message) = next {
@@ -151,16 +156,12 @@ impl<E: Engine> Writer<E> {
     }
 
     /// Where several appended at once, those who were just answered are likely to append again: taking the few that are
-    /// back already would leave the others to a sync of their own. So the processor is left to them for as long as that
-    /// makes the queue longer; nobody waits for a timer.
-    fn let_callers_return(&self, last_group: usize) {
-        let mut queued = self.queue.len();
-        loop {
+    /// back already would leave the others to a sync of their own. So the processor is left to them until all are back, for
+    /// a small part of the time that a commit takes at most.
+    fn let_callers_return(&self) {
+        let until = Instant::now() + (self.commit_took / 4).min(MOST_PATIENCE);
+        while 1 + self.queue.len() < self.expected && !is_past(until) {
             thread::yield_now();
-            let before = std::mem::replace(&mut queued, self.queue.len());
-            if queued <= before || queued >= last_group {
-                return;
-            }
         }
     }
 
@@ -243,6 +244,7 @@ impl<E: Engine> Writer<E> {
         let (batch, began) = (&self.batch, Instant::now());
         let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
         let outcome = outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error)));
+        self.commit_took = began.elapsed();
         match outcome {
             Ok(()) => {
                 trace!(name: "committed", head = staged.head, "the engine has committed a group");
@@ -256,7 +258,7 @@ impl<E: Engine> Writer<E> {
                 }
                 self.debt.paid(bytes);
                 self.shared.publish(Version::new(head), events, new_aggregates);
-                let (bytes, took) = (self.batch.len_bytes(), began.elapsed());
+                let (bytes, took) = (self.batch.len_bytes(), self.commit_took);
                 self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
                 Ok(())
             }
@@ -293,6 +295,9 @@ impl<E: Engine> Writer<E> {
 
 /// How long the writer waits for a message before it sleeps.
 const STAY_AWAKE: Duration = Duration::from_micros(100);
+
+/// How long the writer waits for callers to come back, however long a commit takes.
+const MOST_PATIENCE: Duration = Duration::from_micros(50);
 
 /// What the store is once the staged group is committed.
 #[derive(Clone, Copy)]
