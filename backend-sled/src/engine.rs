@@ -253,22 +253,23 @@ mod tests {
 
     fn get(engine: &SledEngine, table: Table, key: &[u8]) -> Option<Vec<u8>> {
         let mut value = Vec::new();
-        engine.snapshot().unwrap().get(table, key, &mut value).unwrap().then_some(value)
+        let snapshot = engine.snapshot().expect("snapshot");
+        snapshot.get(table, key, &mut value).expect("read").then_some(value)
     }
 
     #[test]
     fn what_a_failed_batch_has_replaced_is_put_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let engine = SledEngine::open(&Options::new(directory.path())).unwrap();
+        let directory = tempfile::tempdir().expect("directory");
+        let engine = SledEngine::open(&Options::new(directory.path())).expect("opened");
         let mut first = WriteBatch::new();
         first.put(Table::Meta, b"mark", b"1");
-        engine.commit(&first, Durability::Sync).unwrap();
+        engine.commit(&first, Durability::Sync).expect("committed");
 
         let mut failed = WriteBatch::new();
         failed.put(Table::Meta, b"mark", b"2");
         failed.put(Table::Events, b"new", &[7; 3 * PART_LEN]);
-        let replaced = engine.read_pages(&failed).unwrap();
-        engine.commit(&failed, Durability::Sync).unwrap();
+        let replaced = engine.read_pages(&failed).expect("sound");
+        engine.commit(&failed, Durability::Sync).expect("committed");
         engine.undo(&failed, &replaced);
         assert_eq!(get(&engine, Table::Meta, b"mark").as_deref(), Some(&b"1"[..]));
         assert_eq!(get(&engine, Table::Events, b"new"), None);
