@@ -7,7 +7,8 @@
 //!
 //! A write can also be lost in a file that keeps its length: its sync failed, or the power went, and a later one reached the
 //! disk. Then whole sectors of it are zeros. RocksDB takes what is left of such a record for damage, so it is cut off before.
-//! Whether it had been synced, `eventstore.head` knows, and then the store does not open.
+//! Whether it had been synced, `eventstore.head` knows, and then the store does not open. The manifest is a log of the same format,
+//! and the same can happen to its end.
 //!
 //! The format: blocks of 32 KiB; in each, records of checksum (4 bytes), length (2), type (1) and content; less than a
 //! header at the end of a block is left empty.
@@ -51,12 +52,12 @@ pub(crate) fn find_damage(directory: &Path, extent: Extent) -> io::Result<Option
     Ok(None)
 }
 
-/// Cuts off what is left of a write that was lost at the end of a file of the log.
-pub(crate) fn cut_lost_writes(directory: &Path) -> io::Result<()> {
-    for path in files(directory)? {
+/// Cuts off what is left of a write that was lost at the end of one of these files.
+pub(crate) fn cut_lost_writes(paths: impl IntoIterator<Item = PathBuf>) -> io::Result<()> {
+    for path in paths {
         let file = File::options().read(true).write(true).open(&path)?;
         if let Some(at) = find_lost_write(&file)? {
-            tracing::warn!(path = %path.display(), at, "a write at the end of the log was lost; what is left is cut off");
+            tracing::warn!(path = %path.display(), at, "a write at the end of the file was lost; what is left is cut off");
             file.set_len(at)?;
             file.sync_all()?;
         }
@@ -108,6 +109,14 @@ fn lost_in(rest: &[u8], is_first: bool) -> Lost {
 fn has_zero_sector(rest: &[u8], from: usize) -> bool {
     let first = from.next_multiple_of(SECTOR).min(rest.len());
     rest[first..].chunks(SECTOR).any(|sector| sector.iter().all(|&byte| byte == 0))
+}
+
+/// The manifest that RocksDB will read, if there is one.
+pub(crate) fn manifest(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let name = fs::read(directory.join("CURRENT"))?;
+    let name = String::from_utf8_lossy(&name);
+    let path = directory.join(name.trim_end());
+    Ok((name.starts_with("MANIFEST-") && path.is_file()).then_some(path)) // or RocksDB says what is wrong
 }
 
 /// The files of the log, the oldest first.
@@ -257,7 +266,7 @@ mod tests {
         let path = directory.path().join("000007.log");
         let cut = |bytes: &[u8]| {
             fs::write(&path, bytes).expect("written");
-            cut_lost_writes(directory.path()).expect("read");
+            cut_lost_writes([path.clone()]).expect("read");
             fs::read(&path).expect("read").len()
         };
         let sound = record(&[1; 3000]);

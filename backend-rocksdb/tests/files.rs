@@ -240,6 +240,22 @@ async fn a_large_batch_is_stored() {
 }
 
 #[tokio::test]
+async fn a_change_of_the_manifest_that_was_lost_in_a_file_that_kept_its_length_is_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = open(Options::new(directory.path())).await.unwrap();
+    store(&opened, "synced", "x").await.unwrap();
+    opened.close().await.unwrap();
+    let rocksdb = directory.path().join("rocksdb");
+    let manifest = rocksdb.join(fs::read_to_string(rocksdb.join("CURRENT")).unwrap().trim_end());
+    let mut bytes = fs::read(&manifest).unwrap();
+    let sound = bytes.len();
+    bytes.extend([[1, 2, 3, 4, 0, 4, 1].as_slice(), &[5; 1024]].concat()); // a header with a length of 1,024, and that
+    bytes[(sound + 7).next_multiple_of(512)..].fill(0);
+    fs::write(&manifest, &bytes).unwrap();
+    assert_clean(&open(Options::new(directory.path())).await.unwrap(), 1).await;
+}
+
+#[tokio::test]
 async fn a_buffered_write_that_was_lost_in_a_file_that_kept_its_length_is_left_out() {
     let directory = tempfile::tempdir().unwrap();
     let opened = open(Options::new(directory.path())).await.unwrap();
