@@ -192,10 +192,11 @@ pub(crate) fn open_db(store: &Path, options: &Options, opening: Opening) -> Resu
     }
     let is_strict = options.wal_recovery == WalRecovery::Strict;
     if is_strict && !is_new {
-        if wal::files(&files).map_err(cannot_read)?.is_empty() {
+        let log = wal::files(&files).map_err(cannot_read)?;
+        if log.is_empty() {
             return Err(Refused::Wal(wal_error("its file is missing"))); // an open database always has one
         }
-        wal::files(&files).and_then(wal::cut_lost_writes).map_err(cannot_read)?;
+        wal::cut_lost_writes(log).map_err(cannot_read)?;
         if let Some(damage) = wal::find_damage(&files, Extent::LastBlock).map_err(cannot_read)? {
             return Err(Refused::Wal(wal_error(&describe(&damage))));
         }
