@@ -12,6 +12,7 @@
 
 mod batch;
 mod context;
+mod digest;
 mod error;
 mod event;
 mod ext;
@@ -33,6 +34,7 @@ pub use tokio_util::sync::CancellationToken;
 
 pub use batch::{Batch, Durability, Expected, StoreOutcome, Stored};
 pub use context::Context;
+pub use digest::Digest;
 pub use error::{BoxError, Error, Result};
 pub use event::{Event, EventBuilder, Layout, RecordedEvent};
 pub use ext::EventStoreExt;
