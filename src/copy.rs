@@ -1,8 +1,7 @@
 use eventstore_api::{
-    Batch, Context, Durability, Error, EventStore, EventStoreExt, LoadOptions, Progress, RecordedEvent, Result, Version,
+    Batch, Context, Digest, Durability, Error, EventStore, EventStoreExt, LoadOptions, Progress, RecordedEvent, Result,
+    Version,
 };
-
-use crate::digest::{Digest, Hasher, digest_until};
 
 /// What a copy did.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +22,8 @@ const BATCH_EVENTS: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Copies every event of a store to another, of whatever engines: with the same versions, revisions, times of recording and
-/// bytes. At the end the target is read again, and the digests of both are equal.
+/// bytes. At the end the [digests](EventStore::digest) of both are compared. A store that does not keep its digest reads every
+/// event again for that; one that keeps it does not, and [`EventStore::verify`] is the way to read what was written.
 ///
 /// The target is empty, or holds a beginning of the source, such as an earlier call left that was interrupted: then the two
 /// are compared and the rest is copied. Events that are appended to the source meanwhile are left for the next call.
@@ -58,7 +58,7 @@ where
 {
     let head = from.latest_version(ctx).await?;
     let there = to.latest_version(ctx).await?;
-    let mut copy = Copy { from, to, ctx, total: head.get() * 2, hash: Hasher::default(), last: None };
+    let mut copy = Copy { from, to, ctx, total: head.get() * 2, last: None };
     if there > head {
         return Err(no_beginning(format!("it has {there} events, the source {head}")));
     }
@@ -68,8 +68,7 @@ where
     if let Some(last) = &copy.last {
         to.store_batch(ctx, Batch::new(vec![last.event.clone()]).durability(Durability::Sync)).await?;
     }
-    let digest = copy.hash.finish();
-    copy.check(head, digest).await?;
+    let digest = copy.check(head).await?;
     Ok(CopyReport { copied: head.get() - there.get(), already_there: there.get(), version: head, digest })
 }
 
@@ -77,9 +76,8 @@ struct Copy<'a, S, T> {
     from: &'a S,
     to: &'a T,
     ctx: &'a Context,
-    /// Events to go through: each one is copied or compared, and then read again.
+    /// Events to go through: each one is copied or compared, and then counts in the digests.
     total: u64,
-    hash: Hasher,
     last: Option<RecordedEvent>,
 }
 
@@ -142,21 +140,28 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
         Ok(())
     }
 
-    /// Reads the target again.
-    async fn check(&self, up_to: Version, expected: Digest) -> Result<()> {
+    /// Compares the digests of both up to a version. The target's is the one whose progress is told: both have to read the same
+    /// events, if they have to.
+    async fn check(&self, up_to: Version) -> Result<Digest> {
         let (progress, total) = (self.ctx.progress().clone(), self.total);
         let second_half = Progress::new(move |done, _| progress.report(up_to.get() + done, total));
-        match digest_until(self.to, &self.ctx.clone().with_progress(second_half), up_to).await? == expected {
-            true => Ok(()),
-            false => Err(Error::Corrupt {
+        let of_target = self.ctx.clone().with_progress(second_half);
+        let of_source = self.ctx.clone().with_progress(Progress::none());
+        let (expected, found) =
+            tokio::try_join!(self.from.digest(&of_source, up_to), self.to.digest(&of_target, up_to))?;
+        if found != expected {
+            return Err(Error::Corrupt {
                 version: None,
-                reason: "what was copied reads differently from what was written".to_owned(),
-            }),
+                reason: format!(
+                    "up to version {up_to} the digest of the source is {expected}, that of the target {found}"
+                ),
+            });
         }
+        self.ctx.progress().report(total, total);
+        Ok(expected)
     }
 
     fn took(&mut self, recorded: &RecordedEvent) {
-        self.hash.update(recorded);
         self.ctx.progress().report(recorded.version.get(), self.total);
         self.last = Some(recorded.clone());
     }

@@ -89,12 +89,12 @@ mod files;
 mod open;
 
 pub use copy::{CopyReport, copy};
-pub use digest::{Digest, digest, digest_until};
+pub use digest::{digest, digest_until};
 pub use files::{repair, restore};
 pub use open::{open, open_existing};
 
 pub use eventstore_api::{
-    BackupReport, Batch, BoxError, Bytes, CancellationToken, Context, Direction, Durability, Error, Event,
+    BackupReport, Batch, BoxError, Bytes, CancellationToken, Context, Digest, Direction, Durability, Error, Event,
     EventBuilder, EventStore, EventStoreExt, EventStream, Expected, Finding, Gc, GcReport, Layout, LoadOptions, Page,
     PageSize, Progress, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait, limits,
 };

@@ -29,7 +29,8 @@ fn the_document_and_the_rustdoc_have_the_same_rules() {
     let numbers: Vec<_> = rustdoc.keys().map(String::as_str).collect();
     let expected = [
         "C1", "C2", "C3", "C4", "C5", "C6", "F1", "F2", "F3", "F4", "L1", "L2", "L3", "M1", "M2", "M3", "M4", "M5",
-        "O1", "O2", "O3", "O4", "O5", "O6", "O7", "O8", "O9", "S1", "S2", "W1", "W2", "W3", "W4", "W5", "W6", "W7",
+        "M6", "O1", "O2", "O3", "O4", "O5", "O6", "O7", "O8", "O9", "S1", "S2", "W1", "W2", "W3", "W4", "W5", "W6",
+        "W7",
     ];
     assert_eq!(numbers, expected);
 }

@@ -30,6 +30,8 @@ pub(crate) async fn call_every_method(
         ("aggregate_revision", store.aggregate_revision(ctx, "a").await.map(drop)),
         ("wait_for_events", store.wait_for_events(ctx, after).await.map(drop)),
         ("run_gc", store.run_gc(ctx, Gc::Quick).await.map(drop)),
+        ("digest", store.digest(ctx, Version::new(u64::MAX)).await.map(drop)),
+        ("digest of nothing", store.digest(ctx, Version::ZERO).await.map(drop)),
         ("stats", store.stats(ctx).await.map(drop)),
         ("load", loading.next().await.map_or(Ok(()), |first| first.map(drop))),
         ("subscribe", following.next().await.map_or(Ok(()), |first| first.map(drop))),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eventstore_api::{
-    BackupReport, Batch, Context, Direction, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
+    BackupReport, Batch, Context, Digest, Direction, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
     RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait,
 };
 
@@ -199,6 +199,7 @@ impl Drop for Observed {
     }
 }
 
+#[deny(clippy::missing_trait_methods)] // also those that have a default
 #[async_trait]
 impl EventStore for Observed {
     // Written out, so that the store is called when this is called: what it does before it is polled is its own doing.
@@ -275,6 +276,13 @@ impl EventStore for Observed {
         let begun = self.read("verify".to_owned());
         let outcome = self.store.verify(ctx).await;
         begun.end(&outcome, |report| format!("{} events, {} findings", report.events, report.findings.len()));
+        outcome
+    }
+
+    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
+        let begun = self.read(format!("digest until {until}"));
+        let outcome = self.store.digest(ctx, until).await;
+        begun.end(&outcome, Digest::to_string);
         outcome
     }
 

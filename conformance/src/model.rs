@@ -58,6 +58,8 @@ pub(crate) enum Op {
     Unsubscribe(usize),
     Gc(Gc),
     Verify,
+    /// The digest of the events up to this version.
+    Digest(u64),
     Stats,
     /// Take a backup and compare it with the model.
     Backup,
@@ -266,6 +268,7 @@ pub(crate) fn programs(steps: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Op::Gc(Gc::Quick)),
         1 => Just(Op::Gc(Gc::Full)),
         1 => Just(Op::Verify),
+        1 => prop_oneof![0_u64..40, Just(u64::MAX)].prop_map(Op::Digest),
         1 => Just(Op::Stats),
         1 => Just(Op::Backup),
         1 => Just(Op::MoveToBackup),

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use eventstore_api::limits::MAX_BATCH_BYTES;
-use eventstore_api::{Direction, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent};
+use eventstore_api::{Digest, Direction, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent, Version};
+use sha2::{Digest as _, Sha256};
 
 use crate::env::Store;
 use crate::events::background;
@@ -120,6 +121,28 @@ pub(crate) fn is_prefix(events: &[RecordedEvent]) -> Checked {
     Ok(())
 }
 
+/// Beyond every event: for the digest of all.
+pub(crate) const NEWEST: Version = Version::new(u64::MAX);
+
+/// The digests of the events up to each version, that of none first: the definition once more, apart from the API's own.
+pub(crate) fn digests_of(events: &[RecordedEvent]) -> Vec<Digest> {
+    let number = |number: usize| (number as u64).to_be_bytes();
+    let mut digests = vec![Digest::from_bytes([0; 32])];
+    let mut before = [0; 32];
+    for RecordedEvent { version, revision, event, .. } in events {
+        let (data, metadata) = (event.data(), event.metadata().as_bytes());
+        let mut bytes = [&before[..], &version.get().to_be_bytes(), &revision.to_be_bytes()].concat();
+        for part in [event.id(), event.event_type(), event.aggregate_id()].map(str::as_bytes) {
+            bytes.extend(number(part.len()));
+            bytes.extend(part);
+        }
+        bytes.extend(Sha256::digest([&number(metadata.len()), metadata, data].concat()));
+        before = Sha256::digest(&bytes).into();
+        digests.push(Digest::from_bytes(before));
+    }
+    digests
+}
+
 /// Reads a store at rest in every way there is and fails unless all agree; returns its events.
 pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
     let all = load(store, LoadOptions::all()).await?;
@@ -137,6 +160,8 @@ pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
         let revision = store.aggregate_revision(&background(), aggregate_id).await?;
         expect_eq!(revision, expected.len() as u64, "the revision of {aggregate_id:?} counts its events (O3)");
     }
+    let digest = store.digest(&background(), NEWEST).await?;
+    expect_eq!(Some(&digest), digests_of(&all).last(), "the digest is that of the events (M6)");
     // Of a long history, some.
     for event in all.iter().step_by(all.len().div_ceil(500).max(1)) {
         let got = store.get(&background(), event.event.id()).await?;

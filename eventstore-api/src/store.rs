@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    BackupReport, Batch, Context, Error, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Stats,
-    Stored, VerifyReport, Version,
+    BackupReport, Batch, Context, Digest, Error, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
+    Stats, Stored, VerifyReport, Version,
 };
 
 /// A durable, ordered, append-only store of events.
@@ -97,6 +97,8 @@ use crate::{
 ///   also while writers write.
 /// - **M4** A garbage collection changes no event and stops when its context ends.
 /// - **M5** `stats` tells the numbers of events and aggregates as they are.
+/// - **M6** `digest` is of the events up to a version, chained one behind the other. Two stores have the same one exactly when
+///   they have the same events up to there: content, order, versions and revisions, whatever their engines.
 ///
 /// # Not promised
 ///
@@ -203,6 +205,36 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         Err(Error::Unsupported { what: "this store cannot be verified; load all events to read them once".to_owned() })
     }
 
+    /// The [`Digest`] of the events up to the version `until`; if that is beyond the newest event, of all there are.
+    ///
+    /// Rule M6. This method reads every event up to there, a page at a time, if a store does not implement it; one that keeps
+    /// the digest of its newest event, or of some, reads less or nothing. [`Progress`](crate::Progress) counts in events.
+    ///
+    /// While writers write, the digest of all is that of a moment of the call. Ask for the one of a version that is there, such
+    /// as [`latest_version`](EventStore::latest_version), to know what it is of.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load_page`](EventStore::load_page).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future stops the reading within one page.
+    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
+        let mut digest = Digest::EMPTY;
+        let (mut next, mut size) = (Some(LoadOptions::all().before(until.next())), PageSize::FIRST);
+        let mut total = None;
+        while let Some(options) = next {
+            let page = self.load_page(ctx, &options, size).await?;
+            digest = page.events.iter().fold(digest, Digest::chain);
+            // The pages show the store as it was at the first one.
+            let total = *total.get_or_insert(page.head.min(until).get());
+            ctx.progress().report(page.events.last().map_or(total, |last| last.version.get()), total);
+            (next, size) = (page.next, size.grown());
+        }
+        Ok(digest)
+    }
+
     /// A snapshot of the store's state.
     ///
     /// # Errors
@@ -222,7 +254,8 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     async fn close(&self) -> Result<()>;
 }
 
-/// Every method forwards, so that a shared handle is a store, and a missing one does not compile.
+/// Every method forwards, so that a shared handle is a store; the lint finds one that is missing, default or not.
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl<T: EventStore + ?Sized> EventStore for Arc<T> {
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
@@ -259,6 +292,10 @@ impl<T: EventStore + ?Sized> EventStore for Arc<T> {
 
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
         (**self).verify(ctx).await
+    }
+
+    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
+        (**self).digest(ctx, until).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

@@ -19,7 +19,7 @@ use crate::check::checks;
 use crate::env::{Env, Store};
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
-use crate::reading::{audit, ids, load, pages_of};
+use crate::reading::{NEWEST, audit, ids, load, pages_of};
 use crate::tasks::{Background, Ending, all_at_once, at_once, end_everywhere, interrupted, polled};
 
 checks! {
@@ -443,6 +443,12 @@ checks! {
                 }),
             ),
             ("stats", read(&store, async |store, ctx| Ok(vec![store.stats(&ctx).await?.latest_version.get()]))),
+            (
+                "digest",
+                read(&store, async |store, ctx| {
+                    Ok(store.digest(&ctx, NEWEST).await?.as_bytes().iter().copied().map(u64::from).collect())
+                }),
+            ),
         ];
         if env.profile.verifies() {
             let verify = read(&store, async |store, ctx| {

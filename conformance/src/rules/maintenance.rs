@@ -1,22 +1,22 @@
-//! M: backups, verification, garbage collection and statistics, beside everything else.
+//! M: backups, verification, garbage collection, statistics and digests, beside everything else.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, Expected, Gc, LoadOptions, Progress,
-    RecordedEvent, StoreOutcome, Stored, VerifyReport, Version,
+    Batch, CancellationToken, Context, Digest, Durability, Error, Event, EventStore, Expected, Gc, LoadOptions,
+    Progress, RecordedEvent, StoreOutcome, Stored, VerifyReport, Version,
 };
 
 use crate::check::checks;
 use crate::env::Store;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::{Checked, Failure};
-use crate::reading::{audit, first_of, load, same_events};
+use crate::reading::{NEWEST, audit, digests_of, first_of, load, same_events};
 use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
 
 checks! {
@@ -522,6 +522,206 @@ checks! {
         writers.finish().await?;
         counts(&store, 10 + 3 * 40 * 3, 3 + 3, "writers").await?;
     }
+
+    /// M6: The digest is that of the definition, whatever the events have in them.
+    #[on(Both)]
+    async fn m6_the_digest_is_that_of_the_definition(env: &Env) {
+        let store = env.open().await?;
+        expect_eq!(store.digest(&background(), NEWEST).await?, Digest::EMPTY, "the digest of an empty store");
+        append_history(&store, 20).await?;
+        is_digest(&store, NEWEST, "a history").await?;
+        let odd = [
+            Event::builder("T", "a").id("no data"),
+            Event::builder("T", "a").id("metadata").metadata_json("{ \"of\" : [1, 2] }").data("{}"),
+            // Told from one another by their lengths alone.
+            Event::builder("AB", "C").id("D").data("12"),
+            Event::builder("A", "BC").id("DD").data("12"),
+            Event::builder("Änderung", "\u{0}").id("\u{1f980}").data(vec![0, 255, 254]),
+            Event::builder("Large", "a").id("large").data(vec![7; 300_000]),
+        ];
+        for event in odd {
+            append_one(&store, event.build()?).await?;
+            is_digest(&store, NEWEST, "one more event").await?;
+        }
+        append(&store, events("many", "many", 3000)).await?;
+        is_digest(&store, NEWEST, "a large batch").await?;
+    }
+
+    /// M6: The digest up to an older version is that of the events up to it, and it stays the same.
+    async fn m6_the_digest_up_to_a_version_is_that_of_its_events(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 60).await?;
+        append(&store, events("many", "many", 5000)).await?;
+        let digests = digests_of(&audit(&store).await?);
+        let mut random = env.random();
+        let mut versions: Vec<u64> = (0..70).collect();
+        // Wherever a store keeps one.
+        versions.extend([256, 512, 1000, 1024, 2048, 4096, 5000, 5060].iter().flat_map(|at| [at - 1, *at, at + 1]));
+        versions.extend((0..30).map(|_| random.below(5061)));
+        for round in ["of a store at rest", "of a store that has gone on"] {
+            for &until in versions.iter().filter(|&&until| until <= 5060) {
+                let digest = store.digest(&background(), until.into()).await?;
+                expect_eq!(digest, digests[until as usize], "the digest until version {until} {round}");
+            }
+            append(&store, events("more", "more", 100)).await?;
+        }
+    }
+
+    /// M6: Up to a version beyond the newest event, the digest is that of all.
+    async fn m6_the_digest_until_beyond_the_newest_event_is_that_of_all(env: &Env) {
+        let store = env.open().await?;
+        for until in [1, 2, u64::MAX - 1, u64::MAX] {
+            let digest = store.digest(&background(), until.into()).await?;
+            expect_eq!(digest, Digest::EMPTY, "the digest until version {until} of an empty store");
+        }
+        append_history(&store, 20).await?;
+        let all = store.digest(&background(), Version::new(20)).await?;
+        for until in [21, 22, 1024, 1 << 32, u64::MAX - 1, u64::MAX] {
+            let digest = store.digest(&background(), until.into()).await?;
+            expect_eq!(digest, all, "the digest until version {until} of a store with 20 events");
+        }
+        is_digest(&store, NEWEST, "a history").await?;
+    }
+
+    /// M6: While writers write, the digest is that of all events at a moment of the call, and that up to an older version is
+    /// the same as ever.
+    async fn m6_the_digest_while_writers_write_is_that_of_a_moment(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 30).await?;
+        let writers = write_triples(&store);
+        let (mut all, mut older) = (Vec::new(), Vec::new());
+        while writers.is_running() {
+            let before = store.latest_version(&background()).await?.get();
+            let digest = store.digest(&background(), NEWEST).await?;
+            let after = store.latest_version(&background()).await?.get();
+            all.push((before, digest, after));
+            for until in [7, before] {
+                older.push((until, store.digest(&background(), until.into()).await?));
+            }
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        let digests = digests_of(&audit(&store).await?);
+        let at = |version: u64| digests.get(usize::try_from(version).unwrap_or(usize::MAX));
+        for (before, digest, after) in all {
+            let is_of_a_moment = (before..=after).any(|version| at(version) == Some(&digest));
+            ensure!(is_of_a_moment, "the digest {digest} is not that of a version from {before} to {after}");
+        }
+        for (until, digest) in older {
+            expect_eq!(Some(&digest), at(until), "the digest until version {until} while writers write");
+        }
+    }
+
+    /// M6: The digest is the same after reopening, at every version, and goes on from there.
+    #[needs(Persistence)]
+    async fn m6_the_digest_is_the_same_after_reopening(env: &Env) {
+        let mut store = env.open().await?;
+        for round in 0..4 {
+            let prefix = format!("round-{round}");
+            append(&store, events(&prefix, "a", [1, 7, 1100, 3][round])).await?;
+            let before = store.digest(&background(), NEWEST).await?;
+            store = env.reopen(store).await?;
+            expect_eq!(store.digest(&background(), NEWEST).await?, before, "the digest of a store that was opened again");
+            let digests = digests_of(&load(&store, LoadOptions::all()).await?);
+            for (until, expected) in digests.iter().enumerate().step_by(1 + digests.len() / 20) {
+                let digest = store.digest(&background(), Version::new(until as u64)).await?;
+                expect_eq!(digest, *expected, "the digest until version {until} of a store that was opened again");
+            }
+        }
+    }
+
+    /// M6: The times of recording, the batches and the durabilities make no difference to the digest.
+    async fn m6_the_digest_is_of_the_events_and_not_of_how_they_came(env: &Env) {
+        let (store, others) = (env.open().await?, env.fresh()?);
+        let other = others.open().await?;
+        let all = append_history(&store, 40).await?;
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        for (number, part) in all.chunks(7).enumerate() {
+            let durability = if number % 2 == 0 { Durability::Buffered } else { Durability::Sync };
+            let batch = Batch::new(part.to_vec()).recorded_at(vec![time; part.len()]).durability(durability);
+            append(&other, batch).await?;
+        }
+        for until in [1, 20, 39, 40, u64::MAX] {
+            let (one, two) = (
+                store.digest(&background(), until.into()).await?,
+                other.digest(&background(), until.into()).await?,
+            );
+            expect_eq!(two, one, "the digest until version {until} of a store with the same events, written otherwise");
+        }
+        append_one(&store, event("one more", "a")).await?;
+        append_one(&other, event("another", "a")).await?;
+        let (one, two) = (store.digest(&background(), NEWEST).await?, other.digest(&background(), NEWEST).await?);
+        ensure!(one != two, "stores with different events have the digest {one}");
+    }
+
+    /// M6: What writes nothing changes no digest: repetitions, refusals, collections, and appends that were ended.
+    #[on(Both)]
+    async fn m6_what_writes_nothing_changes_no_digest(env: &Env) {
+        let store = env.open().await?;
+        let all = append_history(&store, 12).await?;
+        let before = store.digest(&background(), NEWEST).await?;
+        let same = async |what: &str| -> Checked {
+            expect_eq!(store.digest(&background(), NEWEST).await?, before, "the digest after {what}");
+            Ok(())
+        };
+        append(&store, all).await?;
+        same("a repetition").await?;
+        let refused = Batch::new(events("refused", "other", 2)).expected(Expected::Exists);
+        expect_err!(store.store_batch(&background(), refused).await, Error::VersionConflict { .. }, "a false condition");
+        same("a conflict").await?;
+        let taken = Event::builder("Other", "a").id("history-1").build()?;
+        let duplicate = store.store_batch(&background(), vec![event("new", "a"), taken].into()).await;
+        expect_err!(duplicate, Error::DuplicateEvent { .. }, "an append of an id that is taken");
+        same("a duplicate").await?;
+        collect(&store, &background(), Gc::Full).await?;
+        same("a collection").await?;
+        let token = CancellationToken::new();
+        token.cancel();
+        let ctx = Context::background().with_cancellation(token);
+        let cancelled = store.store_batch(&ctx, event("cancelled", "a").into()).await;
+        expect_err!(cancelled, Error::Cancelled, "a cancelled append");
+        same("a cancelled append").await?;
+        append(&store, events("more", "a", 2)).await?;
+        is_digest(&store, NEWEST, "all that").await?;
+    }
+
+    /// M6: A backup has the digest of its store up to its version, and goes on from there.
+    #[needs(Backup)]
+    async fn m6_a_backup_has_the_digest_of_its_store(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 20).await?;
+        append(&store, events("many", "many", 1500)).await?;
+        let target = env.unused_path();
+        let latest = store.backup(&background(), &target).await?.latest_version;
+        append_one(&store, event("later", "a")).await?;
+        let backup = env.open_at(&target).await?;
+        for until in [0, 1, 20, 1024, 1519, latest.get()] {
+            let (of_store, of_backup) = (
+                store.digest(&background(), until.into()).await?,
+                backup.digest(&background(), until.into()).await?,
+            );
+            expect_eq!(of_backup, of_store, "the digest until version {until} of a backup");
+        }
+        append_one(&backup, event("its own", "a")).await?;
+        is_digest(&backup, NEWEST, "a backup that has gone on").await?;
+    }
+
+    /// M6: A digest whose context ends says so, and the next one is right.
+    #[on(Both)]
+    async fn m6_a_digest_that_is_ended_says_so(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let expected = store.digest(&background(), NEWEST).await?;
+        for number in 0..14 {
+            end_some_way(number, |ctx| {
+                let store = store.clone();
+                async move { store.digest(&ctx, NEWEST).await.map(drop) }
+            })
+            .await?;
+            expect_eq!(store.digest(&background(), NEWEST).await?, expected, "the digest after one that was ended");
+        }
+        is_digest(&store, NEWEST, "digests that were ended").await?;
+    }
 }
 
 /// Three writers, each with batches of three events for an aggregate of its own.
@@ -642,6 +842,14 @@ async fn counts(store: &Store, events: u64, aggregates: u64, what: &str) -> Chec
     let stats = store.stats(&background()).await?;
     expect_eq!(stats.latest_version.get(), events, "the number of events that `stats` gives after {what}");
     expect_eq!(stats.aggregates, aggregates, "the number of aggregates that `stats` gives after {what}");
+    Ok(())
+}
+
+/// Fails unless the digest is that of the events that can be loaded.
+async fn is_digest(store: &Store, until: Version, what: &str) -> Checked {
+    let digest = store.digest(&background(), until).await?;
+    let events = load(store, LoadOptions::all().before(until.next())).await?;
+    expect_eq!(Some(&digest), digests_of(&events).last(), "the digest until version {until} after {what}");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use crate::events::{append, background, event, events};
 use crate::failure::{Checked, Failure};
 use crate::model::{AGGREGATES, Ended, Model, Op, Step, Verdict, programs};
 use crate::random::{self, Random};
-use crate::reading::{audit, load, load_pages, pages_of, same_events, select};
+use crate::reading::{audit, digests_of, load, load_pages, pages_of, same_events, select};
 use crate::tasks::{all_at_once, polled};
 
 checks! {
@@ -214,7 +214,7 @@ impl Running<'_> {
             Op::Subscribe(_) | Op::Read { .. } | Op::Unsubscribe(_) => self.follow(step).await?,
             Op::Append { .. } | Op::Make(_) => self.append(step).await?,
             Op::Load { .. } | Op::Get(_) | Op::Latest | Op::Revision(_) | Op::WaitFor(_) => self.read(step).await?,
-            Op::Gc(_) | Op::Verify | Op::Stats => self.maintain(step).await?,
+            Op::Gc(_) | Op::Verify | Op::Digest(_) | Op::Stats => self.maintain(step).await?,
         }
         Ok(())
     }
@@ -376,6 +376,13 @@ impl Running<'_> {
                     expect_eq!(report.aggregates, self.model.aggregates(), "the aggregates that were verified");
                 }
             },
+            Op::Digest(until) => {
+                let outcome = store.digest(&ctx, (*until).into()).await;
+                let Some(digest) = unless_ended(step, outcome)? else { return Ok(()) };
+                let expected = digests_of(&self.model.events);
+                let last = usize::try_from(self.model.latest().min(*until)).unwrap_or_default();
+                expect_eq!(digest?, expected[last], "the digest of the events up to version {until}");
+            }
             Op::Stats => {
                 let Some(stats) = unless_ended(step, store.stats(&ctx).await)? else { return Ok(()) };
                 let stats = stats?;

@@ -213,6 +213,10 @@ impl Mutant {
                 }
                 Ok(places)
             }
+            (Fault::DigestCountsRefused, Err(error)) => {
+                self.happened.store(true, Ordering::Relaxed);
+                Err(error)
+            }
             (Fault::RefusedMakesTheAggregate, Err(error)) => {
                 self.remember(given.events.iter().map(|event| event.aggregate_id().to_owned()));
                 Err(error)

@@ -4,6 +4,7 @@
 //! Every such store is the reference store with one fault.
 
 mod appends;
+mod digests;
 mod fault;
 mod pages;
 #[path = "../reference_store/mod.rs"]
@@ -174,7 +175,7 @@ fn every_rule_has_a_check() -> Result<(), Failed> {
         ("life", 'l', 3),
         ("faults", 'f', 4),
         ("following", 's', 2),
-        ("maintenance", 'm', 5),
+        ("maintenance", 'm', 6),
     ] {
         for number in 1..=count {
             let begins = format!("{area}::{letter}{number}_");

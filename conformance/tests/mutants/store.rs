@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    BackupReport, Batch, Context, Error, EventStore, Finding, Gc, GcReport, LoadOptions, Page, PageSize, Progress,
-    RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    BackupReport, Batch, Context, Digest, Error, EventStore, Finding, Gc, GcReport, LoadOptions, Page, PageSize,
+    Progress, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, RwLock, Semaphore};
@@ -185,6 +185,7 @@ impl Drop for Call<'_> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)] // also those that have a default
 #[async_trait]
 impl EventStore for Mutant {
     // Written out, so that something can happen before the future is polled.
@@ -375,6 +376,10 @@ impl EventStore for Mutant {
             report.findings.push(Finding::new(None, "an entry that leads beyond the newest event"));
         }
         Ok(report)
+    }
+
+    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
+        self.ended(self.digest_until(ctx, until).await)
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

@@ -104,7 +104,7 @@ pub(crate) enum Command {
 }
 
 const COPY: &str = "\
-The target is read again at the end, and both have the same digest. After an error or Ctrl-C, the same command goes on.
+The digests of both are compared at the end. After an error or Ctrl-C, the same command goes on.
 
 Examples:
   eventstore --store lmdb:./data copy --to rocksdb:./data-rocksdb
