@@ -3,7 +3,7 @@
 //! Each asks the kernel directly for what the original does. They hold the disk's lock while a write is made, so that a
 //! power cut finds every write either made and remembered, or not made.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -45,44 +45,37 @@ macro_rules! kernel {
         unsafe { libc::syscall(libc::$number $(, $argument)*) }
     };
 }
+pub(crate) use kernel;
 
-fn fail(error: c_int) -> c_int {
+pub(crate) fn fail(error: c_int) -> c_int {
     // SAFETY: The place of this thread's error number.
     unsafe { *libc::__errno_location() = error };
     -1
 }
 
-fn error_number() -> c_int {
+pub(crate) fn error_number() -> c_int {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// The disk, if this descriptor is of a watched file.
+/// The disk, if this descriptor is of a watched file or directory.
 fn watched(fd: c_int) -> Option<MutexGuard<'static, Disk>> {
     if !disk::is_watching() {
         return None;
     }
     let saved = error_number();
+    let path = path_of(fd);
+    fail(saved);
+    disk::watched(&path?)
+}
+
+/// The path of an open file.
+pub(crate) fn path_of(fd: c_int) -> Option<Vec<u8>> {
     let mut link = [0_u8; 32];
-    let name = io::Write::write_fmt(&mut link.as_mut_slice(), format_args!("/proc/self/fd/{fd}\0"));
+    io::Write::write_fmt(&mut link.as_mut_slice(), format_args!("/proc/self/fd/{fd}\0")).ok()?;
     let mut path = [0_u8; 4096];
     // SAFETY: A terminated name, and room for as many bytes as are told.
     let len = unsafe { libc::readlink(link.as_ptr().cast(), path.as_mut_ptr().cast(), path.len()) };
-    fail(saved);
-    name.ok()?;
-    disk::watched(&path[..usize::try_from(len).ok()?])
-}
-
-/// The disk, if the file of this name is watched.
-///
-/// # Safety
-///
-/// The name is terminated.
-unsafe fn watched_name(name: *const c_char) -> Option<MutexGuard<'static, Disk>> {
-    if !disk::is_watching() || name.is_null() {
-        return None;
-    }
-    // SAFETY: As the caller says.
-    disk::watched(unsafe { CStr::from_ptr(name) }.to_bytes())
+    Some(path[..usize::try_from(len).ok()?].to_vec())
 }
 
 /// A write of watched bytes: decided, remembered and made. `make` writes that many of them.
@@ -307,27 +300,6 @@ unsafe extern "C" fn fallocate64(fd: c_int, mode: c_int, offset: off_t, len: off
 unsafe extern "C" fn fallocate(fd: c_int, mode: c_int, offset: off_t, len: off_t) -> c_int {
     // SAFETY: The same call under its other name.
     unsafe { fallocate64(fd, mode, offset, len) }
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
-    // SAFETY: The caller vouches for its names.
-    let disk = unsafe { watched_name(to) };
-    decided(disk, Call::Name, || kernel!(SYS_renameat, libc::AT_FDCWD, from, libc::AT_FDCWD, to) as c_int)
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn link(from: *const c_char, to: *const c_char) -> c_int {
-    // SAFETY: The caller vouches for its names.
-    let disk = unsafe { watched_name(to) };
-    decided(disk, Call::Name, || kernel!(SYS_linkat, libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) as c_int)
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn unlink(name: *const c_char) -> c_int {
-    // SAFETY: The caller vouches for its name.
-    let disk = unsafe { watched_name(name) };
-    decided(disk, Call::Name, || kernel!(SYS_unlinkat, libc::AT_FDCWD, name, 0) as c_int)
 }
 
 /// What is copied inside the kernel is not seen: whoever tries is told to write it.

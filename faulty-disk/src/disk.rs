@@ -75,10 +75,11 @@ impl Disk {
     }
 }
 
-/// The disk, if the file at this path is watched.
+/// The disk, if the file at this path is watched, or the directory, of which the watched one is the first.
 pub(crate) fn watched(path: &[u8]) -> Option<MutexGuard<'static, Disk>> {
     let disk = lock();
-    path.starts_with(&disk.prefix).then_some(disk)
+    let is_first = disk.prefix.split_last().is_some_and(|(_, directory)| directory == path);
+    (is_first || path.starts_with(&disk.prefix)).then_some(disk)
 }
 
 pub(crate) fn is_watching() -> bool {
@@ -103,7 +104,7 @@ pub fn watch(directory: &Path) {
     disk.prefix = prefix;
     disk.log.forget();
     WATCHING.store(true, Ordering::Relaxed);
-    std::hint::black_box(crate::calls::addresses()); // the linker has to take them
+    std::hint::black_box((crate::calls::addresses(), crate::name_calls::addresses())); // the linker has to take them
 }
 
 /// Makes this fault happen at that call, counted from now on; what was armed before is not.

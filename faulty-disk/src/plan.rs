@@ -9,9 +9,9 @@ pub enum Call {
     Write,
     /// `fsync`, `fdatasync`.
     Sync,
-    /// `ftruncate`, `fallocate`.
+    /// `ftruncate`, `fallocate`, and `open` where it empties a file.
     Resize,
-    /// `rename`, `link`, `unlink`.
+    /// `rename`, `link`, `unlink`, `mkdir`, `rmdir`, and `open` where it makes a file.
     Name,
 }
 
@@ -66,15 +66,21 @@ pub enum Fault {
     WriteShort,
 }
 
-/// What of the writes that were not synced is there after a power cut.
+/// What is there after a power cut of the writes that were not synced, and of the names whose directory was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surviving {
     /// Nothing.
     None,
-    /// Of each file the first of its writes, up to a place that the seed decides.
+    /// Every name, and no write: files are there that have nothing in them.
+    Names,
+    /// Of each file the first of its writes, up to a place that the seed decides, and the first changes of names.
     First(u64),
-    /// Of each file whatever the seed decides, sector by sector.
+    /// Of each file whatever the seed decides, sector by sector, with no holes behind its synced end; and of the names
+    /// whatever it decides.
     Some(u64),
+    /// The same, but where a file has become longer, sectors behind its synced end may be zeros: its new length is there, and
+    /// what was written is not.
+    Holes(u64),
 }
 
 impl fmt::Display for Fault {
@@ -83,9 +89,11 @@ impl fmt::Display for Fault {
             Fault::KillBefore => f.write_str("killed before a call"),
             Fault::KillAfter => f.write_str("killed after a call"),
             Fault::KillAmid => f.write_str("killed amid a write"),
-            Fault::CutPower(Surviving::None) => f.write_str("power cut, unsynced writes lost"),
+            Fault::CutPower(Surviving::None) => f.write_str("power cut, unsynced writes and names lost"),
+            Fault::CutPower(Surviving::Names) => f.write_str("power cut, unsynced writes lost"),
             Fault::CutPower(Surviving::First(_)) => f.write_str("power cut, unsynced writes torn"),
             Fault::CutPower(Surviving::Some(_)) => f.write_str("power cut, unsynced writes mixed"),
+            Fault::CutPower(Surviving::Holes(_)) => f.write_str("power cut, unsynced writes mixed, with holes"),
             Fault::Fail(number) => write!(f, "calls fail with error {number}"),
             Fault::FailOnce(number) => write!(f, "a call fails with error {number}"),
             Fault::WriteShort => f.write_str("a write is cut short"),

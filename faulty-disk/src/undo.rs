@@ -1,21 +1,23 @@
 //! What was written and not synced, so that it can be taken back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use crate::Surviving;
 use crate::calls;
+use crate::names::{Handle, NameLog, Place};
 
 const SECTOR: u64 = 512;
 
 /// The device and the number of a file's inode.
-type Inode = (u64, u64);
+pub(crate) type Inode = (u64, u64);
 
-/// The changes of watched files that a power cut would take back, by file.
+/// The changes of watched files, and of their names, that a power cut would take back.
 pub(crate) struct UndoLog {
     files: Option<HashMap<Inode, Changed>>,
+    names: NameLog,
     /// Numbers the changes.
     next: u64,
 }
@@ -43,7 +45,7 @@ enum Kind {
 
 impl UndoLog {
     pub(crate) const fn new() -> Self {
-        UndoLog { files: None, next: 0 }
+        UndoLog { files: None, names: NameLog::new(), next: 0 }
     }
 
     /// Takes everything that was written for safe.
@@ -51,6 +53,7 @@ impl UndoLog {
         for changed in self.files.iter_mut().flatten().map(|(_, changed)| changed) {
             changed.changes.clear();
         }
+        self.names.forget();
     }
 
     /// The number of the newest change.
@@ -102,9 +105,36 @@ impl UndoLog {
         }
     }
 
-    /// A sync of the file, begun when this was the newest change, has come to its end.
+    /// Something new has this name: a file, a link to one, or a directory.
+    pub(crate) fn made(&mut self, place: Place) {
+        let number = self.number();
+        self.names.made(number, place);
+    }
+
+    /// What is told had this name.
+    pub(crate) fn deleted(&mut self, place: Place, was: Handle) {
+        let number = self.number();
+        self.names.deleted(number, place, was);
+    }
+
+    /// A file or directory has another name, and what had that before has none.
+    pub(crate) fn renamed(&mut self, from: Place, to: Place, replaced: Option<Handle>) {
+        let number = self.number();
+        self.names.renamed(number, from, to, replaced);
+    }
+
+    /// Two have changed their names.
+    pub(crate) fn exchanged(&mut self, from: Place, to: Place) {
+        let number = self.number();
+        self.names.exchanged(number, from, to);
+    }
+
+    /// A sync of the file or directory, begun when this was the newest change, has come to its end.
     pub(crate) fn synced(&mut self, fd: BorrowedFd<'_>, newest: u64, succeeded: bool) {
-        let Some((inode, _)) = identify(fd) else { return };
+        let Some((inode, metadata)) = metadata_of(fd) else { return };
+        if metadata.is_dir() {
+            self.names.synced(inode, newest, succeeded);
+        }
         let Some(changed) = self.files.as_mut().and_then(|files| files.get_mut(&inode)) else { return };
         if succeeded {
             changed.make_safe(|change| change.number <= newest && !change.is_lost);
@@ -120,15 +150,16 @@ impl UndoLog {
     /// Takes back what was not synced, but for what survives.
     pub(crate) fn undo(&mut self, surviving: Surviving) {
         let mut numbers = match surviving {
-            Surviving::None => Numbers(0),
-            Surviving::First(seed) | Surviving::Some(seed) => Numbers(seed),
+            Surviving::None | Surviving::Names => Numbers(0),
+            Surviving::First(seed) | Surviving::Some(seed) | Surviving::Holes(seed) => Numbers(seed),
         };
         let mut files: Vec<_> = self.files.take().into_iter().flatten().collect();
         files.sort_by_key(|(inode, _)| *inode); // the same seed, the same outcome
-        for (_, changed) in &files {
+        for (_, changed) in files.iter().filter(|(_, changed)| !changed.changes.is_empty()) {
             // Nobody is left to tell of an error to.
             let _ = changed.undo(surviving, &mut numbers);
         }
+        self.names.undo(surviving, &mut numbers);
     }
 
     fn number(&mut self) -> u64 {
@@ -186,7 +217,7 @@ impl Changed {
             change.revert(&self.file)?;
         }
         match surviving {
-            Surviving::None => {}
+            Surviving::None | Surviving::Names => {}
             Surviving::First(_) => {
                 let whole = numbers.below(self.changes.len() as u64 + 1) as usize;
                 for change in &self.changes[..whole] {
@@ -196,11 +227,72 @@ impl Changed {
                     torn.apply(&self.file, torn.cut(numbers.below(torn.len() + 1)))?;
                 }
             }
-            Surviving::Some(_) => {
-                for change in &self.changes {
-                    change.apply_some(&self.file, numbers)?;
+            Surviving::Some(_) => self.mix(false, numbers)?,
+            Surviving::Holes(_) => self.mix(true, numbers)?,
+        }
+        Ok(())
+    }
+
+    /// Gives the file, of which all is taken back, the length that it had after some of the changes, and each sector the
+    /// content that it had after some of them.
+    ///
+    /// Where the file was cut off, none of what was there before is mixed with what came there later: the system writes
+    /// that elsewhere. What is behind the end that the file had all the time is as new as the length, or, if there may be
+    /// holes, zeros.
+    fn mix(&self, has_holes: bool, numbers: &mut Numbers) -> std::io::Result<()> {
+        let all = self.changes.len();
+        let until = if numbers.below(2) == 0 { all } else { numbers.below(all as u64 + 1) as usize };
+        let (mut len, mut kept) = (self.file.metadata()?.len(), u64::MAX);
+        let (mut cuts, mut sectors) = (Vec::new(), BTreeMap::<u64, Vec<usize>>::new());
+        let old_len = len;
+        for (at, change) in self.changes.iter().enumerate() {
+            kept = if at <= until { kept.min(len) } else { kept };
+            match &change.kind {
+                Kind::Write { offset, new, .. } if !new.is_empty() => {
+                    let end = offset + new.len() as u64;
+                    len = if at < until { len.max(end) } else { len };
+                    (offset / SECTOR..end.div_ceil(SECTOR)).for_each(|it| sectors.entry(it).or_default().push(at));
+                }
+                Kind::Write { .. } => {}
+                Kind::Resize { len: new_len, .. } => {
+                    len = if at < until { *new_len } else { len };
+                    cuts.push((at, *new_len));
                 }
             }
+        }
+        let kept = kept.min(len);
+        let odds = numbers.odds();
+        let mut contents = Vec::new();
+        for (sector, writes) in sectors {
+            let (start, end) = (sector * SECTOR, (sector + 1) * SECTOR);
+            let cuts_here = cuts.iter().filter(|(_, cut)| *cut < end);
+            let mut oldest = cuts_here.clone().filter(|(at, _)| *at < until).map(|(at, _)| at + 1).max().unwrap_or(0);
+            let newest = cuts_here.clone().find(|(at, _)| *at >= until).map_or(all, |(at, _)| *at);
+            if !has_holes && len > kept && end > kept {
+                oldest = oldest.max(until);
+            }
+            let later = writes.iter().map(|at| at + 1).filter(|after| (oldest + 1..=newest).contains(after));
+            let moments: Vec<_> = std::iter::once(oldest).chain(later).collect();
+            let moment = match numbers.chance(odds) {
+                true => moments[moments.len() - 1],
+                false => moments[numbers.below(moments.len() as u64) as usize],
+            };
+            let mut content = [0; SECTOR as usize];
+            let inside = old_len.saturating_sub(start).min(SECTOR) as usize;
+            self.file.read_exact_at(&mut content[..inside], start)?;
+            for change in &self.changes[..moment] {
+                change.apply_to_sector(&mut content, start);
+            }
+            contents.push((start, content));
+        }
+        // To any byte; seldom where it is the length that survives.
+        let is_torn = len > kept && numbers.chance(if has_holes { 1 } else { 4 });
+        let len = if is_torn { kept + numbers.below(len - kept + 1) } else { len };
+        calls::set_len(&self.file, kept)?;
+        calls::set_len(&self.file, len)?;
+        for (start, content) in contents {
+            let inside = len.saturating_sub(start).min(SECTOR) as usize;
+            calls::write_all_at(&self.file, &content[..inside], start)?;
         }
         Ok(())
     }
@@ -270,40 +362,52 @@ impl Change {
         }
     }
 
-    /// Makes of the change again what the numbers say, sector by sector, and leaves no hole.
-    fn apply_some(&self, file: &File, numbers: &mut Numbers) -> std::io::Result<()> {
-        let Kind::Write { offset, new, .. } = &self.kind else {
-            return if numbers.below(2) == 0 { self.apply(file, 0) } else { Ok(()) };
-        };
-        let end = offset + new.len() as u64;
-        let mut first = *offset;
-        while first < end {
-            let next = ((first / SECTOR + 1) * SECTOR).min(end);
-            if numbers.below(4) > 0 && first <= file.metadata()?.len() {
-                calls::write_all_at(file, &new[(first - offset) as usize..(next - offset) as usize], first)?;
+    /// Makes the change to the sector that begins here.
+    fn apply_to_sector(&self, content: &mut [u8; SECTOR as usize], start: u64) {
+        let inside = |at: u64| at.saturating_sub(start).min(SECTOR) as usize;
+        match &self.kind {
+            Kind::Write { offset, new, .. } => {
+                let (first, end) = (inside(*offset), inside(offset + new.len() as u64));
+                if first < end {
+                    let from = (start + first as u64 - offset) as usize;
+                    content[first..end].copy_from_slice(&new[from..][..end - first]);
+                }
             }
-            first = next;
+            Kind::Resize { len, .. } => content[inside(*len)..].fill(0),
         }
-        Ok(())
     }
 }
 
 /// The inode and the length of a regular file.
 fn identify(fd: BorrowedFd<'_>) -> Option<(Inode, u64)> {
+    let (inode, metadata) = metadata_of(fd)?;
+    metadata.is_file().then_some((inode, metadata.len()))
+}
+
+fn metadata_of(fd: BorrowedFd<'_>) -> Option<(Inode, std::fs::Metadata)> {
     // A `File` would close the descriptor.
     let file = std::mem::ManuallyDrop::new(calls::borrow(fd));
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    Some(((metadata.dev(), metadata.ino()), metadata.len()))
+    let metadata = file.metadata().ok()?;
+    Some(((metadata.dev(), metadata.ino()), metadata))
 }
 
 /// SplitMix64.
-struct Numbers(u64);
+pub(crate) struct Numbers(u64);
 
 impl Numbers {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % end.max(1)
+    }
+
+    /// How many of eight things are to happen, so that also few or nearly all do.
+    pub(crate) fn odds(&mut self) -> u64 {
+        [1, 4, 7][self.below(3) as usize]
+    }
+
+    pub(crate) fn chance(&mut self, of_eight: u64) -> bool {
+        self.below(8) < of_eight
     }
 }

@@ -40,8 +40,11 @@ fn in_child(test: &str, is_killed: bool, work: impl FnOnce(&Path)) -> Vec<u8> {
     fs::read(directory.path().join("file")).unwrap_or_default()
 }
 
+/// A new file, with a name that is safe.
 fn create(directory: &Path) -> File {
-    File::create(directory.join("file")).unwrap()
+    let file = File::create(directory.join("file")).unwrap();
+    File::open(directory).unwrap().sync_all().unwrap();
+    file
 }
 
 #[test]
@@ -194,6 +197,7 @@ fn a_copied_file_is_seen() {
     let left = in_child("a_copied_file_is_seen", true, |directory| {
         let mut elsewhere = tempfile::NamedTempFile::new().unwrap();
         elsewhere.write_all(b"content").unwrap();
+        create(directory);
         fs::copy(elsewhere.path(), directory.join("file")).unwrap();
         cut_power(Surviving::None);
     });
