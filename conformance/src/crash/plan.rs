@@ -75,20 +75,26 @@ pub(crate) enum End {
     CutPower(Unsynced),
 }
 
-/// What becomes of unsynced writes when the power is cut.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// What becomes of unsynced writes and names when the power is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Unsynced {
     Lost,
+    /// The names are there, and the writes are lost.
+    Empty,
     Torn(u64),
     Mixed(u64),
+    /// Mixed, and zeros behind the synced ends of files.
+    WithHoles(u64),
 }
 
 impl From<Unsynced> for Surviving {
     fn from(unsynced: Unsynced) -> Self {
         match unsynced {
             Unsynced::Lost => Surviving::None,
+            Unsynced::Empty => Surviving::Names,
             Unsynced::Torn(seed) => Surviving::First(seed),
             Unsynced::Mixed(seed) => Surviving::Some(seed),
+            Unsynced::WithHoles(seed) => Surviving::Holes(seed),
         }
     }
 }

@@ -276,7 +276,9 @@ const ENOSPC: i32 = 28;
 
 fn unsynced(random: &mut Random) -> Unsynced {
     let seed = random.below(u64::MAX);
-    [Unsynced::Lost, Unsynced::Torn(seed), Unsynced::Mixed(seed)][random.below(3) as usize]
+    let ways =
+        [Unsynced::Lost, Unsynced::Empty, Unsynced::Torn(seed), Unsynced::Mixed(seed), Unsynced::WithHoles(seed)];
+    ways[random.below(ways.len() as u64) as usize]
 }
 
 /// Mostly appends.

@@ -30,6 +30,7 @@ pub(crate) enum Fault {
     CollectsWithoutSync,
     DeletesWhatCannotBeRead,
     EndIsNotLookedAt,
+    ForgetsItsDirectory,
     IgnoresFailedWrites,
     IgnoresShortWrites,
     LocksNothing,
@@ -38,6 +39,8 @@ pub(crate) enum Fault {
     RewritesWhenClosing,
     RewritesWhenOpening,
     SplitsBatches,
+    TrustsTheOrderOfSectors,
+    TrustsTheLength,
 }
 
 impl Fault {
@@ -53,6 +56,7 @@ impl Fault {
         Fault::CollectsWithoutSync,
         Fault::DeletesWhatCannotBeRead,
         Fault::EndIsNotLookedAt,
+        Fault::ForgetsItsDirectory,
         Fault::IgnoresFailedWrites,
         Fault::IgnoresShortWrites,
         Fault::LocksNothing,
@@ -61,11 +65,16 @@ impl Fault {
         Fault::RewritesWhenClosing,
         Fault::RewritesWhenOpening,
         Fault::SplitsBatches,
+        Fault::TrustsTheOrderOfSectors,
+        Fault::TrustsTheLength,
     ];
 }
 
 /// The batches: for each its length, a checksum, its bytes.
 const LOG: &str = "log";
+
+/// How much of the log is made ahead where that is done.
+const ROOM: u64 = 256 << 10;
 
 /// The length of the log that counts, and the checksum of that. It is written once the log is synced.
 const END: &str = "end";
@@ -128,7 +137,12 @@ impl LogStore {
             lock.try_lock().map_err(|_| Error::Locked { path: directory.display().to_string() })?;
         }
         let (log, end) = (open(LOG)?, open(END)?);
-        let len = read_end(&end)?;
+        let len = match fault {
+            Fault::TrustsTheOrderOfSectors | Fault::TrustsTheLength => {
+                find_end(&log, fault).map_err(failed("look for the end"))?
+            }
+            _ => read_end(&end)?,
+        };
         static OPENED: AtomicU64 = AtomicU64::new(0);
         let number = OPENED.fetch_add(1, Ordering::Relaxed);
         let memory = |name: &str| Reference::open(&directory.join(format!("{name}-{number}")));
@@ -142,7 +156,7 @@ impl LogStore {
         log.set_len(len).and_then(|()| log.sync_all()).map_err(failed("cut the log at its end"))?;
         if len == 0 {
             write_end(&end, 0).and_then(|()| end.sync_all()).map_err(failed("begin the store"))?;
-            File::open(directory).and_then(|it| it.sync_all()).map_err(failed("begin the store"))?;
+            sync_names(fault, directory).map_err(failed("begin the store"))?;
         }
         if fault == Fault::RewritesWhenOpening {
             rewrite(&log, len).map_err(failed("rewrite the log"))?;
@@ -196,6 +210,14 @@ impl Inner {
         let write = move || -> io::Result<()> {
             match fault {
                 Fault::IgnoresShortWrites => log.write_at(&record, at).map(drop)?,
+                Fault::TrustsTheOrderOfSectors => {
+                    if log.metadata()?.len() < len + 4 {
+                        log.set_len(len + ROOM)?;
+                        log.sync_all()?;
+                    }
+                    log.write_all_at(&record[4..], at + 4)?;
+                    log.write_all_at(&record[..4], at)?;
+                }
                 _ => log.write_all_at(&record, at)?,
             }
             let syncs = fault != Fault::AnswersBeforeSync && !(is_buffered && fault == Fault::BufferedIsNeverSynced);
@@ -274,7 +296,7 @@ impl Inner {
                     file.sync_all()?;
                 }
                 fs::rename(&new, old)?;
-                File::open(&self.directory)?.sync_all()?;
+                sync_names(fault, &self.directory)?;
                 files.log = Arc::new(file);
                 Ok(())
             }
@@ -303,7 +325,7 @@ impl Inner {
         write_end(&end, files.len)?;
         if syncs {
             end.sync_all()?;
-            File::open(target)?.sync_all()?;
+            sync_names(self.fault, target)?;
         }
         Ok(latest)
     }
@@ -313,6 +335,15 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let _ = self.close();
     }
+}
+
+/// Makes the names in a directory safe, and its own.
+fn sync_names(fault: Fault, directory: &Path) -> io::Result<()> {
+    if fault == Fault::ForgetsItsDirectory {
+        return Ok(());
+    }
+    File::open(directory)?.sync_all()?;
+    directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Empties the log and writes it again.
@@ -337,6 +368,22 @@ fn checksum(bytes: &[u8]) -> u32 {
 fn write_end(end: &File, len: u64) -> io::Result<()> {
     let len = len.to_le_bytes();
     end.write_all_at(&[&len[..], &checksum(&len).to_le_bytes()].concat(), 0)
+}
+
+/// Where the records in the log end: behind the last whole one, and in front of one with no length, which is written last.
+fn find_end(log: &File, fault: Fault) -> io::Result<u64> {
+    let len = log.metadata()?.len();
+    let mut at = 0;
+    while at + 8 <= len {
+        let mut body = [0; 4];
+        log.read_exact_at(&mut body, at)?;
+        let body = u64::from(u32::from_le_bytes(body));
+        if at + 8 + body > len || (body == 0 && fault == Fault::TrustsTheOrderOfSectors) {
+            break;
+        }
+        at += 8 + body;
+    }
+    Ok(at)
 }
 
 fn read_end(mut end: &File) -> Result<u64> {
