@@ -323,7 +323,9 @@ fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
     text.push(b'\n');
     let mut file = File::create(path.join(NEW_MARK_FILE))?;
     file.write_all(&text)?;
-    file.sync_all()
+    file.sync_all()?;
+    // A power cut must not leave the engine's files without it: then they are a stranger's.
+    sync_dir(path)
 }
 
 /// Refuses a directory that is not a store, nor the beginning of one, but holds something.
