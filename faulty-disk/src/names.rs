@@ -150,21 +150,14 @@ impl Change {
         self.places().any(|place| other.places().any(|it| it == place))
     }
 
-    /// Whether it could not have been made without this one before: for the sake of a name, of the directory it is in, or
-    /// because a directory had to be empty.
+    /// Whether it could not have been made without this one before, for the sake of a name or of the directory it is in.
+    /// What was in a directory that was deleted needs no care: it cannot be put back where nothing is.
     fn needs(&self, earlier: &Change) -> bool {
         let made = match &earlier.kind {
             Kind::Made { directory: Some(directory), .. } => Some(directory.inode),
             _ => None,
         };
-        let gone = match &self.kind {
-            Kind::Deleted { was, .. } => Some(was.inode),
-            Kind::Renamed { replaced, .. } => replaced.as_ref().map(|it| it.inode),
-            _ => None,
-        };
-        self.shares_a_name(earlier)
-            || self.places().any(|place| Some(place.directory.inode) == made)
-            || earlier.places().any(|place| Some(place.directory.inode) == gone)
+        self.shares_a_name(earlier) || self.places().any(|place| Some(place.directory.inode) == made)
     }
 }
 

@@ -256,6 +256,22 @@ fn a_failed_sync_of_a_directory_makes_its_names_never_safe() {
 }
 
 #[test]
+fn what_was_to_be_safe_with_a_failed_sync_is_safe_with_a_later_change_of_the_name() {
+    let test = "what_was_to_be_safe_with_a_failed_sync_is_safe_with_a_later_change_of_the_name";
+    let left = left(test, 0, |directory, _| {
+        put(&directory.join("log"), "1");
+        sync(directory);
+        fs::rename(directory.join("log"), directory.join("old")).unwrap();
+        arm(Trigger { calls: Calls::of(Call::Sync), nth: 1 }, Fault::FailOnce(libc::EIO));
+        File::open(directory).unwrap().sync_all().unwrap_err();
+        put(&directory.join("log"), "2");
+        sync(directory);
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, expected(&[("log", "2"), ("old", "1")]));
+}
+
+#[test]
 fn names_are_seen_that_are_told_from_a_directory() {
     let left = left("names_are_seen_that_are_told_from_a_directory", 0, |directory, _| {
         let before = count(Call::Name);
