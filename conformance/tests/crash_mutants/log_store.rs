@@ -314,6 +314,7 @@ impl Inner {
             log.write_all(&content[..half])?;
             write_end(&end, half as u64)?;
             log.sync_all().and_then(|()| end.sync_all())?;
+            sync_names(self.fault, target)?;
             log.write_all(&content[half..])?;
         } else {
             log.write_all(&content)?;
