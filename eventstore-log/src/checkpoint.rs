@@ -1,0 +1,183 @@
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::format::{SegmentHeader, Summary, TailFile};
+use crate::log::{Shared, lock};
+use crate::segment::Segment;
+use crate::{Directory, Error, File, Log, Position, Result, cache};
+
+/// The name of the newest checkpoint, and of one that is being written.
+pub(crate) const TAIL: &str = "tail";
+const TAIL_NEW: &str = "tail.new";
+
+impl Log {
+    /// Lets the next opening begin here: writes the footers of the segments that end at or before `at`, and keeps `blob`.
+    ///
+    /// What `at` is behind of is synced first. `segment_blob` gives what a footer shall keep about its records.
+    ///
+    /// # Errors
+    ///
+    /// What a write or sync says, with the checkpoint before still there. If a segment cannot be synced, the log takes
+    /// nothing more.
+    pub fn checkpoint(
+        &self,
+        at: Position,
+        blob: &[u8],
+        segment_blob: &mut dyn FnMut(Range<u64>) -> Vec<u8>,
+    ) -> Result<()> {
+        let shared = &self.0;
+        let _one = lock(&shared.checkpointing);
+        if let Some(damage) = shared.damage.get() {
+            return Err(Error::corrupt(damage.record, damage.reason.clone()));
+        }
+        shared.check_poison()?;
+        if at.record() > shared.last() {
+            return Err(Error::unsupported(format!("a checkpoint at record {}, which is not there", at.record())));
+        }
+        shared.sync_to(at.record())?;
+        let segments = shared.segments();
+        let full = segments.len().saturating_sub(1);
+        for segment in segments[..full].iter().filter(|segment| segment.state().next <= at.next) {
+            if segment.state().footer.is_none() && !segment.header.is_compressed {
+                seal(shared, segment, segment_blob)?;
+            }
+        }
+        write_tail(&*shared.files, &tail(shared, &segments, at, blob)?)?;
+        tracing::trace!(name: "checkpointed", record = at.record(), "checkpointed");
+        Ok(())
+    }
+
+    /// What the footer of the segment with this record keeps for the layer above. `None`: it has no footer, or is not
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if it is damaged; what reading says.
+    pub fn segment_blob(&self, record: u64) -> Result<Option<Vec<u8>>> {
+        if record == 0 || record > self.last() {
+            return Ok(None);
+        }
+        let Some(segment) = self.0.segment_of(record) else { return Ok(None) };
+        let Some(footer) = segment.state().footer.clone() else { return Ok(None) };
+        let file = segment.file(&self.0)?;
+        let mut blob = Vec::new();
+        let read = file.read_at(&mut blob, footer.blob_at(), footer.blob as usize);
+        read.map_err(|error| Error::io("read", &segment.name, error))?;
+        if blob.len() != footer.blob as usize || crc32fast::hash(&blob) != footer.blob_crc {
+            return Err(Error::Corrupt {
+                record: None,
+                reason: format!("the footer of {:?} is damaged", segment.name),
+            });
+        }
+        Ok(Some(blob))
+    }
+}
+
+fn seal(shared: &Shared, segment: &Segment, segment_blob: &mut dyn FnMut(Range<u64>) -> Vec<u8>) -> Result<()> {
+    let SegmentHeader { number, first, salt, generation, .. } = segment.header;
+    let end = segment.end();
+    let blob = segment_blob(first..end.next);
+    let summary = Summary {
+        number,
+        first,
+        last: end.record(),
+        end: end.offset,
+        salt,
+        generation,
+        chain: end.chain,
+        anchors: 0,
+        blob: 0,
+        anchors_crc: 0,
+        blob_crc: 0,
+        blocks: 0,
+        table_crc: 0,
+    };
+    let (summary, footer) = segment.with_anchors(shared, |anchors| summary.encode(anchors, &blob))?;
+    let file = segment.file(shared)?;
+    if let Err(error) = write_footer(&*file, end.offset, &footer) {
+        return Err(shared.not_filled(&*file, end.offset, error));
+    }
+    shared.sync_file(|| file.sync_all(), &segment.name)?;
+    let mut state = segment.state_mut();
+    state.len = end.offset + footer.len() as u64;
+    state.footer = Some(summary);
+    let anchors = if shared.is_memory { None } else { state.anchors.take() };
+    drop(state);
+    if let Some(anchors) = anchors {
+        cache::put_anchors(segment.key(shared), Arc::new(anchors));
+    }
+    tracing::trace!(name: "sealed", segment = number, "sealed");
+    Ok(())
+}
+
+fn write_footer(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()> {
+    file.set_len(end)?;
+    file.write_at(footer, end)
+}
+
+fn tail(shared: &Shared, segments: &[Arc<Segment>], at: Position, blob: &[u8]) -> Result<TailFile> {
+    let segment = segments.iter().find(|segment| segment.header.number == at.segment);
+    let mut tail = TailFile {
+        id: shared.id,
+        segment: at.segment,
+        salt: 0,
+        offset: at.offset,
+        frame: at.frame,
+        next: at.next,
+        synced: shared.synced().max(at.record()),
+        generation: 0,
+        chain: at.chain,
+        anchors: Vec::new(),
+        blob: blob.to_vec(),
+    };
+    if let Some(segment) = segment {
+        (tail.salt, tail.generation) = (segment.header.salt, segment.header.generation);
+        if segment.state().footer.is_none() {
+            let before = |anchor: &&crate::anchors::Anchor| u64::from(anchor.offset) < at.offset;
+            tail.anchors =
+                segment.with_anchors(shared, |anchors| anchors.iter().take_while(before).copied().collect())?;
+        }
+    }
+    Ok(tail)
+}
+
+/// The old one is there until the new one is durable.
+fn write_tail(files: &dyn Directory, tail: &TailFile) -> Result<()> {
+    let failed = |error| Error::io("write", TAIL, error);
+    let file = match files.create(TAIL_NEW) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            files.remove(TAIL_NEW).and_then(|()| files.create(TAIL_NEW))
+        }
+        created => created,
+    };
+    let file = file.map_err(failed)?;
+    file.write_at(&tail.encode(), 0).and_then(|()| file.sync_all()).map_err(failed)?;
+    files.rename(TAIL_NEW, TAIL).and_then(|()| files.sync()).map_err(failed)
+}
+
+/// The newest checkpoint. It only saves time: one that cannot be read is none.
+pub(crate) fn read_tail(files: &dyn Directory, id: [u8; 16]) -> Option<TailFile> {
+    let read = || {
+        let file = files.open(TAIL)?;
+        let mut bytes = Vec::new();
+        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        file.read_at(&mut bytes, 0, len)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => {
+            let tail = TailFile::decode(&bytes).filter(|tail| tail.id == id);
+            if tail.is_none() {
+                tracing::warn!("the checkpoint is damaged or of another log");
+            }
+            tail
+        }
+        Err(error) => {
+            if io::Error::kind(&error) != io::ErrorKind::NotFound {
+                tracing::warn!(%error, "the checkpoint cannot be read");
+            }
+            None
+        }
+    }
+}

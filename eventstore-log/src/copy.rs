@@ -1,0 +1,266 @@
+use std::io;
+use std::sync::Arc;
+
+use crate::format::{Head, SEGMENT_HEADER, SegmentHeader, Summary};
+use crate::log::Shared;
+use crate::recover::{Found, find_segments};
+use crate::scan::{CHUNK, Scanner, Window};
+use crate::segment::Segment;
+use crate::{Directory, Error, File, Log, Result, cut};
+
+/// What a copy came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The last record that is in the copy.
+    pub record: u64,
+    /// So many bytes travelled.
+    pub bytes: u64,
+}
+
+/// What the name of a file ends with that is not complete.
+pub(crate) const NEW: &str = ".new";
+
+impl Log {
+    /// Copies the log up to its end at the call, which is synced first, into another directory: an empty one, or one with an
+    /// earlier copy. Then only segments travel that are new or have grown.
+    ///
+    /// `go_on` is asked about each MiB, with how many bytes of how many were copied. Whatever interrupts the copy, the target
+    /// has a beginning of the log that is no shorter than before.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if the target has something else than a beginning of this log: nothing is changed then. `Corrupt` if
+    /// this log is damaged. What reading, writing and syncing say.
+    pub fn copy_to(&self, target: &dyn Directory, go_on: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Copied>> {
+        if let Some(damage) = self.0.damage.get() {
+            return Err(Error::corrupt(damage.record, damage.reason.clone()));
+        }
+        let sources = self.sources();
+        self.0.sync_to(sources.last().map_or(0, |source| source.next - 1))?;
+        let there = find_segments(target)?;
+        check_target(&sources, &there)?;
+        let mut new = Vec::new();
+        for source in &sources {
+            let there = there.iter().find(|there| is_used(there) && there.number == source.segment.header.number);
+            if there.map_or(Ok(true), |there| source.has_more_than(&self.0, target, there))? {
+                new.push(source);
+            }
+        }
+        let is_new = |name: &String| new.iter().any(|source| source.segment.name == *name);
+        let others: Vec<_> = there.iter().flat_map(|there| &there.others).filter(|name| !is_new(name)).collect();
+        let replaced = new.iter().map(|source| replaced_by(source, &there)).collect();
+        let mut copy = Copy { log: &self.0, target, done: 0, total: new.iter().map(|source| source.len).sum(), go_on };
+        if !copy.run(&new, replaced)? {
+            return Ok(None);
+        }
+        cut::remove(target, others.into_iter().map(String::as_str))?;
+        let record = sources.last().map_or(0, |source| source.next - 1);
+        Ok(Some(Copied { record, bytes: copy.done }))
+    }
+
+    /// What is to be copied of each segment.
+    fn sources(&self) -> Vec<Source> {
+        let last = self.last();
+        let segments = self.0.segments();
+        let begun = segments.iter().filter(|segment| segment.header.first <= last);
+        begun.map(Source::new).collect()
+    }
+}
+
+/// A segment, as it is when the copy begins.
+struct Source {
+    segment: Arc<Segment>,
+    next: u64,
+    /// The end of the content.
+    end: u64,
+    /// How many bytes of the file are copied.
+    len: u64,
+    footer: Option<Summary>,
+}
+
+impl Source {
+    fn new(segment: &Arc<Segment>) -> Self {
+        let state = segment.state();
+        let is_whole = state.footer.is_some() || segment.header.is_compressed;
+        let len = if is_whole { state.len } else { state.end };
+        let (next, end, footer) = (state.next, state.end, state.footer.clone());
+        drop(state);
+        Source { segment: Arc::clone(segment), next, end, len, footer }
+    }
+
+    /// The file as it is, compressed or not.
+    fn file(&self, log: &Shared) -> Result<Arc<dyn File>> {
+        match self.segment.header.is_compressed {
+            true => log.files.open(&self.segment.name).map_err(|error| Error::io("open", &self.segment.name, error)),
+            false => self.segment.file(log),
+        }
+    }
+
+    /// Whether it has to be copied over what is there, which has to be a beginning of it.
+    fn has_more_than(&self, log: &Shared, target: &dyn Directory, there: &Found) -> Result<bool> {
+        let header = match &there.head {
+            Head::Valid(header) if header.is_alike(&self.segment.header) => header,
+            _ => return Err(not_ours(&there.name)),
+        };
+        let is_named = (header.number, header.generation) == (there.number, there.generation);
+        let footer = there.footer(header).filter(|_| is_named);
+        let is_equal = match (&footer, &self.footer) {
+            (Some(theirs), Some(ours)) => theirs.is_alike(ours),
+            _ => false,
+        };
+        if is_equal {
+            return Ok(false);
+        }
+        let theirs = there.open(target)?;
+        let end = match &footer {
+            Some(footer) => footer.end,
+            None => end_of(&theirs, there, header)?,
+        };
+        if end > self.end || !self.begins_with(log, theirs, end)? {
+            return Err(not_ours(&there.name));
+        }
+        if there.generation > self.segment.header.generation && footer.is_some() {
+            // It would be hidden by what is there, which only keeps something else about the same records.
+            return if end == self.end { Ok(false) } else { Err(not_ours(&there.name)) };
+        }
+        Ok(end < self.end || (self.footer.is_some() && !is_equal))
+    }
+
+    fn begins_with(&self, log: &Shared, theirs: Arc<dyn File>, end: u64) -> Result<bool> {
+        let mut ours = Window::new(self.segment.file(log)?, &self.segment.name, end);
+        let mut theirs = Window::new(theirs, &self.segment.name, end);
+        // The headers were compared: they differ from generation to generation.
+        let mut at = SEGMENT_HEADER as u64;
+        while at < end {
+            let len = CHUNK.min((end - at) as usize);
+            let ours = ours.get(at, len)?;
+            if ours.len() < len || ours != theirs.get(at, len)? {
+                return Ok(false);
+            }
+            at += len as u64;
+        }
+        Ok(true)
+    }
+}
+
+/// The end of the content of a segment without footer, behind which there has to be nothing.
+fn end_of(file: &Arc<dyn File>, there: &Found, header: &SegmentHeader) -> Result<u64> {
+    let mut scanner = Scanner::new(Arc::clone(file), &there.name, header, there.plain_len);
+    while scanner.frame(&mut |_, _| {})?.is_some() {}
+    match scanner.window.nonzero_end(scanner.at, there.plain_len)? {
+        None => Ok(scanner.at),
+        Some(_) => {
+            Err(Error::unsupported(format!("a copy into a log with a torn or damaged end, in {:?}", there.name)))
+        }
+    }
+}
+
+/// Whether a segment of the target was not just made ahead.
+fn is_used(there: &Found) -> bool {
+    there.head != Head::Zeros
+}
+
+/// The file of the target that has another name than what is copied over it.
+fn replaced_by(source: &Source, there: &[Found]) -> Option<String> {
+    let there = there.iter().find(|there| there.number == source.segment.header.number)?;
+    (there.name != source.segment.name).then(|| there.name.clone())
+}
+
+fn not_ours(name: &str) -> Error {
+    Error::unsupported(format!("a copy into a directory whose {name:?} is no beginning of this log's"))
+}
+
+/// Checks that the target has no segments but the first ones of this log.
+fn check_target(sources: &[Source], there: &[Found]) -> Result<()> {
+    let used = there.iter().filter(|there| is_used(there));
+    for (there, number) in used.zip(1..) {
+        if there.number != number || sources.len() < number as usize {
+            return Err(not_ours(&there.name));
+        }
+    }
+    Ok(())
+}
+
+struct Copy<'a> {
+    log: &'a Shared,
+    target: &'a dyn Directory,
+    done: u64,
+    total: u64,
+    go_on: &'a mut dyn FnMut(u64, u64) -> bool,
+}
+
+impl Copy<'_> {
+    /// `false`: it shall not go on, and nothing has changed.
+    fn run(&mut self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<bool> {
+        if sources.is_empty() {
+            // An earlier copy may have been interrupted just before that.
+            return self.target.sync().map(|()| true).map_err(Self::failed("sync", "the directory"));
+        }
+        let copied = self.remove_new().and_then(|()| self.write_all(sources));
+        if !matches!(copied, Ok(true)) {
+            // What is left of it does no harm, and goes when the next copy begins.
+            let _ = self.remove_new();
+            return copied;
+        }
+        self.rename_all(sources, replaced).map(|()| true)
+    }
+
+    fn failed(operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> Error {
+        move |error| Error::io(operation, &format!("{name} of the copy"), error)
+    }
+
+    fn remove_new(&self) -> Result<()> {
+        let names = self.target.list().map_err(Self::failed("list", "the directory"))?;
+        for name in names.iter().filter(|name| name.ends_with(".seg.new")) {
+            self.target.remove(name).map_err(Self::failed("remove", name))?;
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, sources: &[&Source]) -> Result<bool> {
+        for source in sources {
+            if !self.write(source)? {
+                return Ok(false);
+            }
+        }
+        self.target.sync().map_err(Self::failed("sync", "the directory"))?;
+        Ok(true)
+    }
+
+    fn write(&mut self, source: &Source) -> Result<bool> {
+        let name = format!("{}{NEW}", source.segment.name);
+        let copy = self.target.create(&name).map_err(Self::failed("create", &name))?;
+        let mut window = Window::new(source.file(self.log)?, &source.segment.name, source.len);
+        let mut at = 0;
+        while at < source.len {
+            if !(self.go_on)(self.done, self.total) {
+                return Ok(false);
+            }
+            let bytes = window.get(at, CHUNK.min((source.len - at) as usize))?;
+            if bytes.is_empty() {
+                return Err(Error::corrupt(
+                    source.segment.header.first,
+                    format!("{:?} is cut off", source.segment.name),
+                ));
+            }
+            let len = bytes.len() as u64;
+            copy.write_at(bytes, at).map_err(Self::failed("write", &name))?;
+            at += len;
+            self.done += len;
+        }
+        copy.sync_all().map_err(Self::failed("sync", &name))?;
+        Ok(true)
+    }
+
+    /// One after the other, so that at any time the target has a beginning of the log.
+    fn rename_all(&self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<()> {
+        for (source, replaced) in sources.iter().zip(replaced) {
+            let name = &source.segment.name;
+            let renamed = self.target.rename(&format!("{name}{NEW}"), name);
+            renamed.and_then(|()| self.target.sync()).map_err(Self::failed("rename", name))?;
+            // The name of the new generation is durable before that of the old one goes.
+            cut::remove(self.target, replaced.as_deref().into_iter())?;
+        }
+        Ok(())
+    }
+}

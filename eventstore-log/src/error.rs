@@ -1,0 +1,81 @@
+use std::io;
+
+/// What a call on a log gives.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("cannot {operation} {name:?}")]
+    Io {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// The file.
+        name: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Something is damaged, missing, or not of this log.
+    #[error("damaged{}: {reason}", of_record(*record))]
+    Corrupt {
+        /// The record that is damaged, or the first of those that are.
+        record: Option<u64>,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// The disk is full, or a quota is used up.
+    #[error("no room: {reason}")]
+    Full {
+        /// What there was no room for.
+        reason: String,
+    },
+    /// A newer version wrote it, or it cannot be done.
+    #[error("not supported: {what}")]
+    Unsupported {
+        /// What is not supported.
+        what: String,
+    },
+    /// An earlier write or sync failed, so that nothing more may be promised until the log is opened again.
+    #[error("an earlier write or sync failed; the log has to be opened again")]
+    Fenced,
+}
+
+/// How a commit failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing of the group is in the log, and nothing will be.
+    #[error("nothing was written")]
+    NotWritten(#[source] Error),
+    /// The group may be in the log when it is opened again. Whole or not at all.
+    #[error("it is not known whether it was written")]
+    Unknown(#[source] Error),
+}
+
+impl Error {
+    pub(crate) fn io(operation: &'static str, name: &str, source: io::Error) -> Self {
+        if is_full(&source) {
+            return Error::Full { reason: format!("cannot {operation} {name:?}: {source}") };
+        }
+        Error::Io { operation, name: name.to_owned(), source }
+    }
+
+    pub(crate) fn corrupt(record: u64, reason: impl Into<String>) -> Self {
+        Error::Corrupt { record: Some(record), reason: reason.into() }
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Error::Unsupported { what: what.into() }
+    }
+}
+
+/// Whether there was no room for it.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn of_record(record: Option<u64>) -> String {
+    record.map(|record| format!(" from record {record} on")).unwrap_or_default()
+}

@@ -1,0 +1,160 @@
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::anchors::{self, Anchor};
+use crate::cache::SegmentKey;
+use crate::format::{self, SEGMENT_HEADER, SegmentHeader, Summary};
+use crate::log::Shared;
+use crate::{Error, File, Position, Result, blocks, cache, scan};
+
+/// A segment that has records.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) name: String,
+    state: RwLock<State>,
+    /// Whether compressing it was tried, and came to nothing.
+    pub(crate) is_incompressible: AtomicBool,
+}
+
+/// What changes about a segment.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// The number behind its last record.
+    pub(crate) next: u64,
+    /// Where its content ends.
+    pub(crate) end: u64,
+    /// Where its last frame begins. 0: there is none, or nobody knows since it has a footer.
+    pub(crate) frame: u64,
+    /// The checksum of its last frame's header.
+    pub(crate) chain: u32,
+    /// How long the file is. All other offsets are those of plain bytes.
+    pub(crate) len: u64,
+    /// Its file, as long as it is written; or once another generation has taken its place, for those who still read it.
+    pub(crate) file: Option<Arc<dyn File>>,
+    /// Its footer, if it has one.
+    pub(crate) footer: Option<Summary>,
+    /// Without a footer they are here.
+    pub(crate) anchors: Option<Vec<Anchor>>,
+}
+
+impl State {
+    /// Of a segment that has but its header.
+    pub(crate) fn new(header: &SegmentHeader) -> Self {
+        State {
+            next: header.first,
+            end: SEGMENT_HEADER as u64,
+            frame: 0,
+            chain: header.chain,
+            len: 0,
+            file: None,
+            footer: None,
+            anchors: Some(Vec::new()),
+        }
+    }
+}
+
+/// Where to read some records.
+pub(crate) struct Place {
+    pub(crate) file: Arc<dyn File>,
+    /// The number of the record at `start`.
+    pub(crate) number: u64,
+    pub(crate) start: u64,
+    /// All of the records end before.
+    pub(crate) end: u64,
+}
+
+impl Segment {
+    pub(crate) fn new(header: SegmentHeader, state: State) -> Self {
+        let name = format::segment_name(header.number, header.generation);
+        Segment { header, name, state: RwLock::new(state), is_incompressible: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn key(&self, log: &Shared) -> SegmentKey {
+        SegmentKey { log: log.instance, number: self.header.number, generation: self.header.generation }
+    }
+
+    /// The place behind its last record.
+    pub(crate) fn end(&self) -> Position {
+        let state = self.state();
+        let State { next, end: offset, frame, chain, .. } = *state;
+        Position { segment: self.header.number, offset, frame, next, chain }
+    }
+
+    /// Its plain bytes: the file that is written, or one that is opened for reading and kept for a while.
+    pub(crate) fn file(&self, log: &Shared) -> Result<Arc<dyn File>> {
+        if let Some(file) = &self.state().file {
+            return Ok(Arc::clone(file));
+        }
+        let key = self.key(log);
+        if let Some(file) = cache::file(key) {
+            return Ok(file);
+        }
+        let file = match blocks::open(&*log.files, &self.name, &self.header) {
+            Ok(file) => file,
+            // Another generation may have taken its place just now.
+            Err(error) => return self.state().file.clone().ok_or(error),
+        };
+        cache::put_file(key, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Looks something up in the anchors.
+    pub(crate) fn with_anchors<T>(&self, log: &Shared, look_up: impl FnOnce(&[Anchor]) -> T) -> Result<T> {
+        let footer = {
+            let state = self.state();
+            match (&state.anchors, &state.footer) {
+                (Some(anchors), _) => return Ok(look_up(anchors)),
+                (None, Some(footer)) => footer.clone(),
+                (None, None) => return Ok(look_up(&[])),
+            }
+        };
+        if let Some(anchors) = cache::anchors(self.key(log)) {
+            return Ok(look_up(&anchors));
+        }
+        let anchors = self.load_anchors(log, &footer)?;
+        let result = look_up(&anchors);
+        if log.is_memory {
+            self.state_mut().anchors = Some(anchors);
+        } else {
+            cache::put_anchors(self.key(log), Arc::new(anchors));
+        }
+        Ok(result)
+    }
+
+    fn load_anchors(&self, log: &Shared, footer: &Summary) -> Result<Vec<Anchor>> {
+        let file = self.file(log)?;
+        let mut bytes = Vec::new();
+        let len = footer.anchors as usize * anchors::LEN;
+        file.read_at(&mut bytes, footer.end, len).map_err(|error| Error::io("read", &self.name, error))?;
+        let anchors = anchors::decode(&bytes);
+        let is_sound = bytes.len() == len
+            && crc32fast::hash(&bytes) == footer.anchors_crc
+            && anchors::are_possible(&anchors, footer.last + 1 - footer.first, footer.end);
+        if is_sound {
+            return Ok(anchors);
+        }
+        tracing::warn!(name = self.name, "the footer is damaged; the segment is scanned");
+        scan::anchors_of(file, &self.name, &self.header, footer.end)
+    }
+
+    /// Where the records from `from` on, and before `to`, are. The first of them is here.
+    pub(crate) fn place(&self, log: &Shared, from: u64, to: u64) -> Result<Place> {
+        let (file, end) = (self.file(log)?, self.state().end);
+        let first = self.header.first;
+        let (start, behind) = self.with_anchors(log, |anchors| {
+            (anchors::at_or_before(anchors, from - first), anchors::at_or_behind(anchors, to - first))
+        })?;
+        let start = start.ok_or_else(|| Error::corrupt(from, format!("it is missing in {:?}", self.name)))?;
+        let end = behind.map_or(end, |anchor| u64::from(anchor.offset).min(end));
+        Ok(Place { file, number: first + u64::from(start.number), start: u64::from(start.offset), end })
+    }
+}

@@ -1,0 +1,390 @@
+//! What is there after a crash: all that was answered for, and nothing else.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Every, Fault, SimDisk, by_chance};
+use eventstore_log::{CommitError, Compression, Error, Group, Known, Log, Opened, Options, Page, Position};
+use proptest::prelude::*;
+
+const ID: [u8; 16] = [3; 16];
+
+fn try_open(disk: &SimDisk, known: u64) -> (Result<Opened, Error>, Vec<Vec<u8>>) {
+    try_open_with(disk, known, 0)
+}
+
+fn try_open_with(disk: &SimDisk, known: u64, space_ahead: u64) -> (Result<Opened, Error>, Vec<Vec<u8>>) {
+    let compression = if cfg!(feature = "zstd") { Compression::Zstd } else { Compression::None };
+    let options = Options { segment_size: 128 << 10, space_ahead, cache_size: 1 << 20, compression };
+    let mut visited = Vec::new();
+    let files = Arc::new(disk.clone());
+    let opened = Log::open(files, ID, &options, Known { synced: known }, 0, &mut |number, content| {
+        visited.push(content.to_vec());
+        assert_eq!(number, visited.len() as u64);
+    });
+    (opened, visited)
+}
+
+fn group(first: u64, contents: &[Vec<u8>]) -> Group {
+    let mut group = Group::default();
+    group.begin(first);
+    contents.iter().for_each(|content| group.push(&[content]));
+    group
+}
+
+fn commit(opened: &mut Opened, content: &[u8], sync: bool) {
+    let mut group = group(opened.log.last() + 1, &[content.to_vec()]);
+    opened.appender.as_mut().expect("sound").commit(&mut group, sync).expect("committed");
+}
+
+/// The records of the log, read.
+fn records(log: &Log) -> Vec<Vec<u8>> {
+    let mut page = Page::default();
+    while (page.records.len() as u64) < log.last() {
+        log.read(page.records.len() as u64 + 1..u64::MAX, 1 << 20, usize::MAX, &mut page).expect("read");
+    }
+    page.contents().map(|(_, content)| content.to_vec()).collect()
+}
+
+/// Frames of equal size: what was cut off once would fit behind what is appended later. That may be the very group that was
+/// cut off, since who was not answered tries again.
+#[test]
+fn what_was_cut_off_never_comes_back() {
+    let frame = |name: u8| vec![name; 700];
+    let mut every = Every::default();
+    let mut images = 0;
+    while every.begin() {
+        let is_again = every.choose(2) == 1;
+        // All of a sector's versions but the first and the last are left out.
+        let mut choose = |options: usize| every.choose(2) * (options - 1);
+        let disk = SimDisk::default();
+        let (opened, _) = try_open(&disk, 0);
+        let mut opened = opened.expect("opened");
+        commit(&mut opened, &frame(b'a'), true);
+        b"bcd".iter().for_each(|name| commit(&mut opened, &frame(*name), false));
+        let disk = disk.after_power_cut(&mut choose);
+        drop(opened);
+
+        let (opened, there) = try_open(&disk, 1);
+        let mut opened = opened.expect("opened");
+        let expected: Vec<_> = b"abcd"[..there.len()].iter().map(|name| frame(*name)).collect();
+        assert!(there == expected, "a beginning");
+        let new = if is_again { b"abcde"[there.len()] } else { b'n' };
+        commit(&mut opened, &frame(new), false);
+        let disk = disk.after_power_cut(&mut choose);
+        drop(opened);
+
+        let (opened, again) = try_open(&disk, there.len() as u64);
+        opened.expect("opened");
+        let with_new = [expected.as_slice(), &[frame(new)]].concat();
+        let names: Vec<_> = again.iter().map(|content| content[0]).collect();
+        assert!(again == expected || again == with_new, "{names:?} behind {}", there.len());
+        images += 1;
+        every.end();
+    }
+    assert!(images > 1000, "{images}");
+}
+
+/// What a checkpoint has made is durable when it returns, so that opening reads no more than what is behind it.
+#[test]
+fn a_checkpoint_is_durable() {
+    let disk = SimDisk::default();
+    let (opened, _) = try_open(&disk, 0);
+    let mut opened = opened.expect("opened");
+    (0..30).for_each(|_| commit(&mut opened, &[7; 20_000], false));
+    let at = opened.log.position();
+    opened.log.checkpoint(at, b"blob", &mut |_| Vec::new()).expect("made");
+    assert_eq!(opened.log.synced(), 30);
+    commit(&mut opened, &[7; 100], true);
+    let disk = disk.after_power_cut(&mut |_| 0);
+    let opened = try_open(&disk, 0).0.expect("opened");
+    assert_eq!(opened.tail.map(|tail| (tail.record, tail.blob)), Some((30, b"blob".to_vec())));
+    assert_eq!((opened.log.last(), opened.recovery.scanned_records), (31, 1));
+    let segments = opened.log.segments();
+    let (_, full) = segments.split_last().expect("segments");
+    assert!(full.len() > 3 && full.iter().all(|segment| segment.is_sealed));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Commit {
+        lens: Vec<usize>,
+        sync: bool,
+    },
+    Sync,
+    Checkpoint {
+        back: usize,
+    },
+    Compress,
+    Reopen(End),
+    /// Opening meets this, and after another end it is opened again.
+    ReopenFailing {
+        end: End,
+        after: u64,
+        fault: Fault,
+        again: End,
+    },
+    /// The next calls meet this.
+    Fail {
+        after: u64,
+        fault: Fault,
+    },
+    Full {
+        room: u64,
+    },
+    Room,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Close,
+    Kill,
+    PowerCut,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let len = prop_oneof![5 => 0..600usize, 2 => 600..9000usize, 2 => 20_000..60_000usize];
+    let end = prop_oneof![1 => Just(End::Close), 1 => Just(End::Kill), 2 => Just(End::PowerCut)];
+    let fault = prop_oneof![Just(Fault::Error), Just(Fault::Full), Just(Fault::Down)];
+    let failing = (end.clone(), 1..8u64, fault.clone(), end.clone())
+        .prop_map(|(end, after, fault, again)| Op::ReopenFailing { end, after, fault, again });
+    prop_oneof![
+        12 => (prop::collection::vec(len, 1..4), any::<bool>()).prop_map(|(lens, sync)| Op::Commit { lens, sync }),
+        2 => Just(Op::Sync),
+        2 => (0..4usize).prop_map(|back| Op::Checkpoint { back }),
+        4 => Just(Op::Compress),
+        4 => end.prop_map(Op::Reopen),
+        3 => failing,
+        3 => (1..12u64, fault).prop_map(|(after, fault)| Op::Fail { after, fault }),
+        1 => (0..100_000u64).prop_map(|room| Op::Full { room }),
+        1 => Just(Op::Room),
+    ]
+}
+
+/// What has to be there, and what may.
+struct Model {
+    disk: SimDisk,
+    space_ahead: u64,
+    opened: Option<Opened>,
+    /// The contents of all groups, in order.
+    groups: Vec<Vec<Vec<u8>>>,
+    /// So many of them were answered for with a sync.
+    synced: usize,
+    /// So many were answered for.
+    committed: usize,
+    positions: Vec<Position>,
+    /// A sync or write failed: the cache may have what the disk has not.
+    has_failed: bool,
+    choose: Box<dyn FnMut(usize) -> usize>,
+    contents: u64,
+}
+
+impl Model {
+    fn new(seed: u64, space_ahead: u64) -> Self {
+        let mut model = Model {
+            disk: SimDisk::default(),
+            space_ahead,
+            opened: None,
+            groups: Vec::new(),
+            synced: 0,
+            committed: 0,
+            positions: Vec::new(),
+            has_failed: false,
+            choose: Box::new(by_chance(seed)),
+            contents: 0,
+        };
+        model.open(0);
+        model
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Commit { lens, sync } => self.commit(lens, *sync),
+            Op::Sync => match self.opened.as_ref().unwrap().log.sync() {
+                Ok(()) => self.synced = self.committed,
+                Err(_) => self.has_failed = true,
+            },
+            Op::Checkpoint { back } => self.checkpoint(*back),
+            // Whether it fails or not, nothing changes for anybody.
+            Op::Compress => {
+                self.checkpoint(0);
+                drop(self.opened.as_ref().unwrap().log.compress(&mut || true));
+            }
+            Op::Reopen(end) => {
+                let must = self.end(*end);
+                self.open(must);
+            }
+            Op::ReopenFailing { end, after, fault, again } => self.reopen_failing(*end, (*after, *fault), *again),
+            Op::Fail { after, fault } => self.disk.fail_after(*after, *fault, self.contents),
+            Op::Full { room } => self.disk.set_capacity(Some(self.disk.used() + room)),
+            Op::Room => self.disk.set_capacity(None),
+        }
+    }
+
+    fn commit(&mut self, lens: &[usize], sync: bool) {
+        let opened = self.opened.as_mut().unwrap();
+        // What failed once has failed for ever.
+        let mut contents = Vec::new();
+        for len in lens {
+            self.contents += 1;
+            let tag = self.contents.to_le_bytes();
+            contents.push((0..*len).map(|index| tag[index % 8] ^ index as u8).collect::<Vec<_>>());
+        }
+        let mut group = group(opened.log.last() + 1, &contents);
+        let before = opened.log.last();
+        match opened.appender.as_mut().unwrap().commit(&mut group, sync) {
+            Ok(position) => {
+                assert!(!self.has_failed, "fenced");
+                self.groups.truncate(self.committed);
+                self.groups.push(contents);
+                self.committed += 1;
+                if sync {
+                    self.synced = self.committed;
+                }
+                self.positions.push(position);
+                assert_eq!(position.record(), opened.log.last());
+                assert!(opened.log.synced() >= if sync { position.record() } else { 0 });
+            }
+            Err(CommitError::NotWritten(error)) => {
+                assert_eq!(opened.log.last(), before);
+                self.has_failed |= !matches!(error, Error::Full { .. });
+            }
+            Err(CommitError::Unknown(_)) => {
+                assert_eq!(opened.log.last(), before);
+                assert!(!self.has_failed, "fenced");
+                self.groups.truncate(self.committed);
+                self.groups.push(contents);
+                self.has_failed = true;
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, back: usize) {
+        let log = &self.opened.as_ref().unwrap().log;
+        let Some(at) = self.positions.iter().rev().nth(back) else { return };
+        let made = log.checkpoint(*at, b"blob", &mut |range| format!("{range:?}").into_bytes());
+        match made {
+            // It may sync more, but that is not promised.
+            Ok(()) => {
+                let records: Vec<_> = self.groups[..self.committed].iter().map(Vec::len).collect();
+                let mut end = 0;
+                let covered = records
+                    .iter()
+                    .take_while(|len| {
+                        end += **len as u64;
+                        end <= at.record()
+                    })
+                    .count();
+                self.synced = self.synced.max(covered);
+            }
+            Err(Error::Full { .. }) => {}
+            // The tail's sync is none of the log's: it may go on or not.
+            Err(_) => {}
+        }
+        let mut empty = Group::default();
+        empty.begin(0);
+        let appender = self.opened.as_mut().unwrap().appender.as_mut().unwrap();
+        if matches!(appender.commit(&mut empty, false), Err(CommitError::NotWritten(Error::Fenced))) {
+            self.has_failed = true;
+        }
+    }
+
+    fn reopen_failing(&mut self, end: End, (after, fault): (u64, Fault), again: End) {
+        let must = self.end(end);
+        self.disk.fail_after(after, fault, self.contents);
+        let (opened, _) = try_open_with(&self.disk, 0, self.space_ahead);
+        if opened.is_ok() {
+            self.disk.no_faults();
+        }
+        self.opened = opened.ok();
+        let must_again = self.end(again);
+        self.open(must.min(must_again));
+    }
+
+    /// Ends the process, and tells how many groups have to be there then.
+    fn end(&mut self, end: End) -> usize {
+        let mut opened = self.opened.take();
+        if let Some(opened) = opened.as_mut().filter(|_| matches!(end, End::Close)) {
+            opened.appender.take().unwrap().close();
+        }
+        let disk = match end {
+            End::PowerCut => self.disk.after_power_cut(&mut self.choose),
+            _ => self.disk.after_kill(),
+        };
+        // Whoever is dropped only now does no harm: its disk is not the one that goes on.
+        drop(opened);
+        self.disk = disk;
+        if matches!(end, End::PowerCut) { self.synced } else { self.committed }
+    }
+
+    /// Opens the log, in which so many groups have to be there.
+    fn open(&mut self, must: usize) {
+        // Sometimes the synced end is known exactly, sometimes not at all.
+        let count = |groups: usize| self.groups[..groups].iter().map(Vec::len).sum::<usize>();
+        let (known, records) = ((self.choose)(2) * count(self.synced), count(must));
+        let (opened, visited) = try_open_with(&self.disk, known as u64, self.space_ahead);
+        let opened = opened.expect("opened");
+        assert_eq!(opened.damage, None);
+        assert_eq!(records_of(&self.groups, visited.len()), Some(visited.clone()), "whole groups");
+        assert!(visited.len() >= records, "{} of {records} synced", visited.len());
+        assert_eq!(visited, self::records(&opened.log));
+        let mut left = visited.len();
+        let groups = self.groups.iter().take_while(|group| {
+            let fits = left >= group.len();
+            left = left.saturating_sub(group.len());
+            fits
+        });
+        let count = groups.count();
+        self.groups.truncate(count);
+        (self.synced, self.committed, self.has_failed) = (count, count, false);
+        self.positions = vec![opened.log.position()];
+        self.opened = Some(opened);
+    }
+}
+
+/// The first records, if they are whole groups.
+fn records_of(groups: &[Vec<Vec<u8>>], count: usize) -> Option<Vec<Vec<u8>>> {
+    let mut records = Vec::new();
+    for group in groups {
+        if records.len() == count {
+            break;
+        }
+        records.extend(group.iter().cloned());
+    }
+    (records.len() == count).then_some(records)
+}
+
+fn config() -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases: 300, ..default } }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn all_that_was_answered_for_is_there_and_nothing_else(
+        ops in prop::collection::vec(op(), 1..40),
+        seed in any::<u64>(),
+    ) {
+        check(&ops, seed, 0);
+    }
+
+    /// The same, with a background that writes at the same time, so that calls come in any order.
+    #[test]
+    fn space_ahead_of_the_end_takes_nothing_away(ops in prop::collection::vec(op(), 1..40), seed in any::<u64>()) {
+        check(&ops, seed, 1 << 20);
+    }
+}
+
+fn check(ops: &[Op], seed: u64, space_ahead: u64) {
+    let mut model = Model::new(seed, space_ahead);
+    for op in ops {
+        model.run(op);
+    }
+    model.run(&Op::Reopen(End::PowerCut));
+    model.run(&Op::Commit { lens: vec![10], sync: true });
+    model.run(&Op::Reopen(End::Kill));
+}
