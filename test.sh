@@ -27,7 +27,7 @@ without=()
 if ! has_libclang || ! command -v g++ >/dev/null; then
     echo "note: libclang or a C++ compiler is not installed, so RocksDB is left out (Debian, Ubuntu: apt-get install libclang-dev g++)"
     left_out+=("RocksDB is left out")
-    features=lmdb,sled without=(--exclude backend-rocksdb)
+    features=lmdb,fjall,sled without=(--exclude backend-rocksdb)
 elif command -v ccache >/dev/null; then
     export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
 else
@@ -35,8 +35,8 @@ else
 fi
 workspace=(--workspace ${without[@]+"${without[@]}"} --features "$features")
 
-step "a plain build compiles neither RocksDB nor sled"
-if cargo tree --quiet --edges normal,build,dev --prefix none | grep -E '^(librocksdb-sys|rocksdb|sled) '; then
+step "a plain build compiles neither RocksDB nor fjall nor sled"
+if cargo tree --quiet --edges normal,build,dev --prefix none | grep -E '^(librocksdb-sys|rocksdb|lsm-tree|sled) '; then
     echo "the default features must not depend on these" >&2
     exit 1
 fi
@@ -54,11 +54,15 @@ step "a store of somebody else's, outside the workspace, against the suite"
 cargo test --quiet --manifest-path examples/sqlite-store/Cargo.toml
 
 step "each feature alone"
-alone=("" cli lmdb sled lmdb,cli sled,cli)
+alone=("" cli zstd lmdb fjall sled lmdb,cli fjall,cli sled,cli)
 if [ "$features" = full ]; then alone+=(rocksdb rocksdb,cli full); fi
 for alone in "${alone[@]}"; do
     echo "features: [$alone]"
     cargo check --quiet -p eventstore --all-targets --no-default-features --features "$alone"
+done
+for package in eventstore-log eventstore-kv; do
+    echo "$package: features: []"
+    cargo check --quiet -p "$package" --all-targets --no-default-features
 done
 for alone in "" crash; do
     echo "features of the suite: [$alone]"

@@ -49,40 +49,50 @@ fn check_options(url: &StoreUrl) -> Result<()> {
         backend_lmdb::NAME => backend_lmdb::Options::from_url(url).map(drop),
         #[cfg(feature = "rocksdb")]
         backend_rocksdb::NAME => backend_rocksdb::Options::from_url(url).map(drop),
+        #[cfg(feature = "fjall")]
+        backend_fjall::NAME => backend_fjall::Options::from_url(url).map(drop),
         #[cfg(feature = "sled")]
         backend_sled::NAME => backend_sled::Options::from_url(url).map(drop),
         other => Err(no_backend(other)),
     }
 }
 
-/// Mends what a crash may leave that an engine refuses to open, and tells what was done; nothing if the store opens.
+/// Makes the index of a store anew from its log, and accepts it if the log has lost its end: the same for every engine. It
+/// tells what was done.
 ///
-/// What is in the way is moved or copied aside, into a directory of its own in the store's directory. Nothing is ever
-/// deleted, and nothing calls this by itself. Must be called inside a Tokio runtime.
-///
-/// | engine | what it mends |
-/// |---|---|
-/// | RocksDB | a log with a damaged record: what comes before the damage is kept |
-/// | sled | a damaged snapshot or settings file: sled makes it anew, from its log. Verify the store afterwards |
-/// | LMDB | nothing: a crash leaves nothing that it refuses. Restore a backup |
+/// What was the index is put aside in the store's directory, as is what is in the way in the log. Opening a store makes a
+/// lost or damaged index by itself; this is for an index that nobody trusts, and for a log that does not open because events
+/// that had been synced are missing at its end. [`Progress`](crate::Progress) counts in events. Must be called inside a
+/// Tokio runtime.
 ///
 /// # Errors
 ///
-/// `Unsupported` for an engine that has nothing to mend; `Corrupt` or `Open` if this damage cannot be mended; `Locked`.
-pub async fn repair(url: &str) -> Result<Vec<String>> {
+/// `Open` if there is no store; `Corrupt` if the log is damaged before its end: restore a backup then, or load what comes
+/// before the damage and after it; `Locked`; `Cancelled`, `DeadlineExceeded`; `Unsupported` for `memory:`.
+pub async fn repair(ctx: &Context, url: &str) -> Result<Vec<String>> {
     let url: StoreUrl = url.parse()?;
+    let ctx = ctx.clone();
     match url.scheme.as_str() {
-        #[cfg(feature = "rocksdb")]
-        backend_rocksdb::NAME => blocking(move || backend_rocksdb::repair(&url.path)).await,
-        #[cfg(feature = "sled")]
-        backend_sled::NAME => blocking(move || backend_sled::repair(&url.path)).await,
         #[cfg(feature = "lmdb")]
-        backend_lmdb::NAME => Err(Error::Unsupported {
-            what:
-                "a crash leaves nothing in LMDB's files that needs repair; if they are damaged, restore a backup, or \
-                   load what comes before and after the damage"
-                    .to_owned(),
-        }),
+        backend_lmdb::NAME => {
+            let options = backend_lmdb::Options::from_url(&url)?;
+            blocking(move || backend_lmdb::repair(&ctx, &options)).await
+        }
+        #[cfg(feature = "rocksdb")]
+        backend_rocksdb::NAME => {
+            let options = backend_rocksdb::Options::from_url(&url)?;
+            blocking(move || backend_rocksdb::repair(&ctx, &options)).await
+        }
+        #[cfg(feature = "fjall")]
+        backend_fjall::NAME => {
+            let options = backend_fjall::Options::from_url(&url)?;
+            blocking(move || backend_fjall::repair(&ctx, &options)).await
+        }
+        #[cfg(feature = "sled")]
+        backend_sled::NAME => {
+            let options = backend_sled::Options::from_url(&url)?;
+            blocking(move || backend_sled::repair(&ctx, &options)).await
+        }
         "memory" => Err(Error::Unsupported { what: "a store in memory has no files to repair".to_owned() }),
         other => Err(no_backend(other)),
     }

@@ -72,12 +72,13 @@
 //!
 //! # Features
 //!
-//! | feature | scheme | default | |
+//! | feature | scheme | default | what keeps the index |
 //! |---|---|---|---|
-//! | | `memory:` | always there | in memory, for tests |
-//! | `lmdb` | `lmdb:PATH` | yes | fast reads, instant opening; builds with a C compiler alone |
-//! | `rocksdb` | `rocksdb:PATH` | no | large stores, many writers, compression; builds with a C++ compiler and libclang, for many minutes |
-//! | `sled` | `sled:PATH` | no | Rust alone; a beta engine |
+//! | | `memory:` | always there | memory, and the events as well: for tests |
+//! | `lmdb` | `lmdb:PATH` | yes | LMDB: the fastest reads, instant opening; builds with a C compiler alone |
+//! | `rocksdb` | `rocksdb:PATH` | no | RocksDB: large stores with random ids; builds with a C++ compiler and libclang, for many minutes |
+//! | `fjall` | `fjall:PATH` | no | fjall's tables: as RocksDB, in Rust alone |
+//! | `sled` | `sled:PATH` | no | sled: a beta engine, made again from the log after a crash |
 //! | `full` | | no | every backend |
 //! | `cli` | | yes | the `eventstore` command; a library user can turn it off |
 
@@ -98,7 +99,7 @@ pub use eventstore_api::{
     EventBuilder, EventStore, EventStoreExt, EventStream, Expected, Finding, Gc, GcReport, Layout, LoadOptions, Page,
     PageSize, Progress, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait, limits,
 };
-pub use eventstore_kv::{MemoryStore, StoreOptions, memory};
+pub use eventstore_kv::{Compression, MemoryStore, StoreOptions, memory};
 
 /// The LMDB backend with its typed options.
 #[cfg(feature = "lmdb")]
@@ -107,6 +108,10 @@ pub use backend_lmdb as lmdb;
 /// The RocksDB backend with its typed options.
 #[cfg(feature = "rocksdb")]
 pub use backend_rocksdb as rocksdb;
+
+/// The fjall backend with its typed options.
+#[cfg(feature = "fjall")]
+pub use backend_fjall as fjall;
 
 /// The sled backend with its typed options.
 #[cfg(feature = "sled")]

@@ -49,6 +49,8 @@ async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
         backend_lmdb::NAME => Ok(Arc::new(backend_lmdb::open(backend_lmdb::Options::from_url(url)?).await?)),
         #[cfg(feature = "rocksdb")]
         backend_rocksdb::NAME => Ok(Arc::new(backend_rocksdb::open(backend_rocksdb::Options::from_url(url)?).await?)),
+        #[cfg(feature = "fjall")]
+        backend_fjall::NAME => Ok(Arc::new(backend_fjall::open(backend_fjall::Options::from_url(url)?).await?)),
         #[cfg(feature = "sled")]
         backend_sled::NAME => Ok(Arc::new(backend_sled::open(backend_sled::Options::from_url(url)?).await?)),
         other => Err(no_backend(other)),
@@ -58,11 +60,11 @@ async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
 /// Why a scheme opens nothing in this build.
 pub(crate) fn no_backend(scheme: &str) -> Error {
     let what = match scheme {
-        "lmdb" | "rocksdb" | "sled" => format!(
+        "lmdb" | "rocksdb" | "fjall" | "sled" => format!(
             "this build leaves the {scheme} backend out; build eventstore with the feature `{scheme}` (cargo build \
              --features {scheme})"
         ),
-        unknown => format!("the scheme {unknown:?} names no backend; there are memory, lmdb, rocksdb and sled"),
+        unknown => format!("the scheme {unknown:?} names no backend; there are memory, lmdb, rocksdb, fjall and sled"),
     };
     Error::Unsupported { what }
 }

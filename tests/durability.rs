@@ -26,6 +26,8 @@ const BACKENDS: &[&str] = &[
     "lmdb",
     #[cfg(feature = "rocksdb")]
     "rocksdb",
+    #[cfg(feature = "fjall")]
+    "fjall",
     #[cfg(feature = "sled")]
     "sled",
 ];
@@ -44,13 +46,14 @@ fn main() -> ExitCode {
                 "a file system cannot be mounted here: the tests that fill a disk are ignored (they need unshare)"
             );
         }
-        let tests: [(&str, Test, bool); 10] = [
+        let tests: [(&str, Test, bool); 11] = [
             ("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills, true),
             ("an_import_survives_fifty_kills", an_import_survives_fifty_kills, true),
             ("a_killed_copy_goes_on", a_killed_copy_goes_on, true),
             ("every_answer_comes_after_a_sync", every_answer_comes_after_a_sync, strace),
             ("a_buffered_answer_comes_after_the_write", a_buffered_answer_comes_after_the_write, strace),
             ("concurrent_appends_share_syncs", concurrent_appends_share_syncs, strace),
+            ("an_append_is_one_write_and_one_sync", an_append_is_one_write_and_one_sync, strace),
             ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences, strace),
             ("a_failing_write_loses_nothing_that_was_acknowledged", a_failing_write_loses_nothing, strace),
             ("a_full_disk_that_gets_room_again_loses_nothing", a_full_disk_that_gets_room_again_loses_nothing, mounts),
@@ -62,12 +65,6 @@ fn main() -> ExitCode {
                 trials.push(trial.with_ignored_flag(!can_run));
             }
         }
-        #[cfg(feature = "lmdb")]
-        {
-            let limited =
-                Trial::test("a_map_that_may_not_grow_is_a_full_store", a_map_that_may_not_grow_is_a_full_store);
-            trials.push(limited.with_kind("lmdb").with_ignored_flag(!can_limit()));
-        }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -75,17 +72,6 @@ fn main() -> ExitCode {
 fn can_trace() -> bool {
     let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     traced.is_ok_and(|output| output.status.success())
-}
-
-/// KiB of address space: enough for the process and a map of a few hundred MiB.
-#[cfg(feature = "lmdb")]
-const ADDRESS_SPACE: &str = "ulimit -v 700000 && exec \"$0\" \"$@\"";
-
-#[cfg(feature = "lmdb")]
-fn can_limit() -> bool {
-    let shell = Shell::new("memory");
-    let limited = shell.limited(&["--store", "memory:", "append"]).stdin(Stdio::null()).output();
-    limited.is_ok_and(|output| output.status.success())
 }
 
 /// A file system of our own, in a namespace that ends with the command.
@@ -121,14 +107,6 @@ impl Shell {
     fn traced(&self, strace: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new("strace");
         command.args(["-f", "-y", "-o", "trace"]).args(strace).arg(env!("CARGO_BIN_EXE_eventstore"));
-        self.prepare(command, args)
-    }
-
-    /// The command with little address space.
-    #[cfg(feature = "lmdb")]
-    fn limited(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", ADDRESS_SPACE, env!("CARGO_BIN_EXE_eventstore")]);
         self.prepare(command, args)
     }
 
@@ -361,6 +339,41 @@ fn concurrent_appends_share_syncs(backend: &'static str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// What changes the metadata of a file or waits for a disk, and writes to the log.
+const ON_THE_WAY: &str = "trace=fdatasync,fsync,sync,syncfs,sync_file_range,msync,ftruncate,fallocate,rename,renameat2,unlink,\
+                          openat,write,pwrite64,writev,pwritev";
+
+fn an_append_is_one_write_and_one_sync(backend: &'static str) -> Result<(), Failed> {
+    const EVENTS: usize = 60;
+    let shell = Shell::new(backend);
+    let child = shell.traced(&["-e", ON_THE_WAY], &["append"]).spawn()?;
+    let output = finish(child, event_lines("e", EVENTS));
+    assert_eq!(parse_lines(&output.stdout).len(), EVENTS);
+    let trace = shell.trace();
+    let thread_of = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
+    // The thread that writes groups is that of most writes to the log. Space is made and the index written on others.
+    let mut writes: HashMap<String, usize> = HashMap::new();
+    let is_write = |line: &&str| line.contains("pwrite64(") && line.contains("/store/log/");
+    trace.lines().filter(is_write).for_each(|line| *writes.entry(thread_of(line)).or_default() += 1);
+    let (appends, _) = writes.into_iter().max_by_key(|(_, count)| *count).unwrap();
+    let (mut calls, mut answers) = (Vec::<&str>::new(), 0);
+    for line in trace.lines() {
+        if line.contains("write(1<") {
+            // The first append makes the first segment. Later, room that is not made yet may be filled first.
+            let syncs = calls.iter().filter(|&&call| call == "fdatasync").count();
+            let others = calls.iter().filter(|call| !["fdatasync", "pwrite64", "write"].contains(call)).count();
+            assert!(answers == 0 || (syncs, others) == (1, 0), "before answer {answers}: {calls:?}");
+            calls.clear();
+            answers += 1;
+        } else if thread_of(line) == appends && line.contains("/store/") && !line.contains("resumed>") {
+            let call = line.split_whitespace().nth(1).and_then(|call| call.split('(').next());
+            calls.extend(call);
+        }
+    }
+    assert!(answers >= EVENTS, "one answer at a time");
+    Ok(())
+}
+
 /// Runs appends on a store of ten events while calls of `syscall` fail from the `nth` on, and gives the error's code.
 fn append_with_fault(backend: &'static str, syscall: &str, error: &str, nth: u32, concurrency: &str) -> String {
     let shell = Shell::new(backend);
@@ -401,11 +414,6 @@ fn a_failing_sync_fences(backend: &'static str) -> Result<(), Failed> {
 }
 
 fn a_failing_write_loses_nothing(backend: &'static str) -> Result<(), Failed> {
-    // RocksDB writes its log with the call that also prints the answers and wakes threads: there, a disk that is full
-    // has to do.
-    if backend == "rocksdb" {
-        return Ok(());
-    }
     for nth in [3, 4, 9, 20] {
         let code = append_with_fault(backend, "pwrite64", "ENOSPC", nth, "1");
         assert!(["outcome_unknown", "full", "cannot_open"].contains(&code.as_str()), "call {nth}: {code}");
@@ -464,20 +472,5 @@ fn a_backup_that_finds_no_room_leaves_nothing(backend: &'static str) -> Result<(
     let error = std::str::from_utf8(&output.stderr)?;
     assert!(error.starts_with("error[engine]") || error.starts_with("error[cannot_open]"), "{error}");
     assert!(error.contains("o space left") || error.contains("disk is full"), "the cause is told: {error}");
-    Ok(())
-}
-
-#[cfg(feature = "lmdb")]
-fn a_map_that_may_not_grow_is_a_full_store() -> Result<(), Failed> {
-    let shell = Shell::new("lmdb");
-    let padding = "x".repeat(4_000_000);
-    let line = |n| format!(r#"{{"id":"e-{n}","type":"T","aggregate_id":"a","data":"{padding}"}}"#) + "\n";
-    let child = shell.limited(&["--store", "lmdb:./store?map_size=1MiB", "append"]).spawn()?;
-    let output = finish(child, (0..200).map(line).collect());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.starts_with("error[full]: ") && stderr.contains("map"), "{stderr}");
-    let answers = parse_lines(&output.stdout);
-    assert!(!answers.is_empty());
-    assert_eq!(shell.holds(&answers).len(), answers.len());
     Ok(())
 }

@@ -21,6 +21,8 @@ const BACKENDS: &[&str] = &[
     "lmdb",
     #[cfg(feature = "rocksdb")]
     "rocksdb",
+    #[cfg(feature = "fjall")]
+    "fjall",
     #[cfg(feature = "sled")]
     "sled",
 ];
@@ -262,7 +264,7 @@ async fn a_flipped_byte_is_found_and_named_on_every_engine() {
         let path = directory.path().join("store");
         let url = match *backend {
             // So that the payload lies in the file as it is.
-            "rocksdb" => url(backend, &path) + "?compression=none",
+            "rocksdb" => url(backend, &path) + "?table_compression=none",
             _ => url(backend, &path),
         };
         let store = eventstore::open(&url).await.unwrap();

@@ -10,6 +10,8 @@ const BACKENDS: &[(&str, &str)] = &[
     ("lmdb:./never-made", "## LMDB"),
     #[cfg(feature = "rocksdb")]
     ("rocksdb:./never-made", "## RocksDB"),
+    #[cfg(feature = "fjall")]
+    ("fjall:./never-made", "## fjall"),
     #[cfg(feature = "sled")]
     ("sled:./never-made", "## sled"),
 ];

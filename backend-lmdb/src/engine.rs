@@ -1,199 +1,155 @@
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::fs::File;
+use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::Duration;
 
-use eventstore_api::{Direction, Durability, Error, Gc, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch, sync_dir};
-use heed::{MdbError, RoTxn, WithoutTls};
+use eventstore_api::{Direction, Error, Result};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
+use heed::types::Bytes;
+use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, WithoutTls};
 
 use crate::Options;
-use crate::copy::copy_compacted;
-use crate::environment::{COMPACT_FILE, DATA_FILE, Environment, MAP_UNIT, TableHandle, data_len, remove_unfinished};
-use crate::error::engine_error;
-use crate::gate::{Broken, Gate, Pass};
-use crate::pages::check_all;
+use crate::error::{engine_error, open_error};
+use crate::pages::{Looks, check_before_opening, check_moment};
+
+/// Map sizes are multiples of this, and so of every page size in use.
+const MAP_UNIT: usize = 64 << 10;
+
+/// Reads that may be under way at the same moment; more wait a moment.
+const MAX_READERS: u32 = 256;
+
+/// Tries to begin a read, a millisecond apart, while there are too many.
+const READ_TRIES: u32 = 30_000;
+
+/// A check that was in the writer's way so often gives up. The map doubles each time it grows, so that this is never
+/// the reason.
+const CHECK_TRIES: u32 = 64;
 
 /// LMDB as the engine of a store: one environment, one named database per table.
 #[derive(Debug)]
 pub struct LmdbEngine {
-    // Fields drop in this order: the environment is closed before the directory is unlocked.
-    /// Growing the map moves it, and compacting closes and opens the environment: both wait until nobody uses it.
-    gate: Gate<Environment>,
-    /// Held by each commit, and by a compaction for as long as it lasts: a commit meanwhile would be lost.
-    commits: Mutex<()>,
-    /// Held by work on the whole file, a copy or a check: there is a reader slot for one.
-    copies: Mutex<()>,
-    options: Options,
-    directory: StoreDirectory,
+    /// Every use of the map holds it to read, and growing, which moves the map, to write. `None` once that has failed.
+    /// A thread that holds it must not ask for it again.
+    environment: RwLock<Option<Environment>>,
+    /// Whoever uses the map for long is to let go of it.
+    is_in_the_way: AtomicBool,
+    max_map_size: usize,
 }
 
-/// Work on the whole file that was in the way so often gives up. The map doubles each time it grows, so that this is never the reason.
-const MOST_RESTARTS: u32 = 64;
+#[derive(Debug)]
+struct Environment {
+    env: Env<WithoutTls>,
+    tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
+}
+
+impl Environment {
+    fn open(directory: &Path, options: &Options) -> Result<Self> {
+        check_before_opening(directory)?;
+        let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
+        env_options
+            .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or what the file has, if that is more
+            .max_readers(MAX_READERS)
+            .max_dbs(Table::ALL.len() as u32);
+        if !options.read_ahead {
+            // SAFETY: The flag is an advice to the system about reading, and weakens nothing.
+            unsafe { env_options.flags(EnvFlags::NO_READ_AHEAD) };
+        }
+        // SAFETY: The mapped file must not be changed by anything but LMDB. The store's directory is locked against
+        // every other handle and process of this library for as long as the environment lives, and nothing here opens
+        // LMDB's own lock file. No flag weakens LMDB's locking or write order. Transactions are short: a read is a few
+        // entries, a write is one batch; a check is longer and ends when it is in the way. A process that dies inside
+        // one leaves a stale reader slot, which is cleared below. That the file system is a local one is asked of the
+        // user, in `Options::path`. That its pages are sound is checked of those that opening reads; of all others only
+        // when the store is verified, which is said in the documentation of the crate.
+        let env = unsafe { env_options.open(directory) }.map_err(|error| open_error(directory, error))?;
+        let opened = || -> heed::Result<_> {
+            env.clear_stale_readers()?;
+            let txn = env.write_txn()?;
+            let created = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
+                let mut create = |table: Table| opener.create_database::<Bytes, Bytes>(txn, Some(table.name()));
+                let [meta, ids, aggregates] = Table::ALL;
+                Ok(CommitOrAbort::<_, ()>::Commit([create(meta)?, create(ids)?, create(aggregates)?]))
+            })?;
+            // A process that was killed may have made the last commit visible and not durable.
+            env.force_sync()?;
+            if cfg!(unix) {
+                File::open(directory)?.sync_all()?; // the names of its files
+            }
+            Ok(created.unwrap_commit())
+        };
+        let tables = opened().map_err(|error| open_error(directory, error))?;
+        Ok(Environment { env, tables })
+    }
+
+    /// Writes all entries in one transaction, which is durable when it is committed.
+    fn write(&self, entries: &Entries) -> heed::Result<()> {
+        let mut txn = self.env.write_txn()?;
+        for table in Table::ALL {
+            let database = &self.tables[table.index()];
+            let mut entries = entries.of(table).peekable();
+            let Some((first, _)) = entries.peek() else { continue };
+            // Behind the last key, LMDB fills pages to the brim and searches for no place.
+            let is_behind = database.last(&txn)?.is_none_or(|(last, _)| last < *first);
+            let flags = if is_behind { PutFlags::APPEND } else { PutFlags::empty() };
+            for (key, value) in entries {
+                database.put_with_flags(&mut txn, flags, key, value)?;
+            }
+        }
+        txn.commit()
+    }
+
+    /// Begins a read, once there is a place among the readers: they stay for a moment only.
+    fn begin_read(&self) -> heed::Result<RoTxn<'static, WithoutTls>> {
+        for _ in 1..READ_TRIES {
+            match self.env.clone().static_read_txn() {
+                Err(heed::Error::Mdb(MdbError::ReadersFull)) => thread::sleep(Duration::from_millis(1)),
+                begun => return begun,
+            }
+        }
+        self.env.clone().static_read_txn()
+    }
+}
 
 impl LmdbEngine {
-    /// Opens or creates the environment in the options' directory. It blocks, but does no work that grows with the
-    /// store.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
-    pub fn open(options: &Options) -> Result<Self> {
-        options.validate()?;
-        let directory = match options.create_if_missing {
-            true => StoreDirectory::open(&options.path, crate::NAME)?,
-            false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
-        };
-        directory.delete_unfinished(DATA_FILE)?;
-        Self::open_in(directory, options.clone())
-    }
-
-    fn open_in(mut directory: StoreDirectory, mut options: Options) -> Result<Self> {
-        // That one is absolute: the program may change its working directory.
-        options.path = directory.path().to_owned();
-        if directory.is_marked() && data_len(&options.path) == 0 {
-            return Err(Error::Open {
-                path: options.path.display().to_string(),
-                reason: format!("its {DATA_FILE} is missing or empty; restore it from a backup"),
-                source: None,
-            });
-        }
-        remove_unfinished(&options.path);
-        let environment = Environment::open(&options)?;
-        directory.mark()?;
-        let gate = Gate::new(environment, options.max_readers);
-        Ok(LmdbEngine { gate, commits: Mutex::default(), copies: Mutex::default(), options, directory })
-    }
-
-    fn enter(&self) -> Result<Pass<'_, Environment>> {
-        self.gate.enter().map_err(no_environment)
+    fn read(&self) -> RwLockReadGuard<'_, Option<Environment>> {
+        self.environment.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the map larger, once nobody looks into it.
-    fn grow(&self, batch_bytes: usize) -> Result<(), CommitError> {
-        let old_size = self.enter().map_err(CommitError::NotWritten)?.env().info().map_size;
-        let max_size = self.options.max_map_size.next_multiple_of(MAP_UNIT);
-        let wanted = old_size.saturating_mul(2).max(old_size.saturating_add(batch_bytes.saturating_mul(2)));
-        let new_size = wanted.next_multiple_of(MAP_UNIT).min(max_size);
+    fn grow(&self) -> Result<()> {
+        self.is_in_the_way.store(true, Ordering::Relaxed);
+        let mut environment = self.environment.write().unwrap_or_else(PoisonError::into_inner);
+        self.is_in_the_way.store(false, Ordering::Relaxed);
+        let env = &environment.as_ref().ok_or_else(no_map)?.env;
+        let (old_size, max_size) = (env.info().map_size, self.max_map_size);
+        let new_size = old_size.saturating_mul(2).min(max_size);
         if new_size <= old_size {
-            return Err(CommitError::NotWritten(Error::Full {
-                reason: format!("it has grown to its max_map_size of {max_size} bytes; open it with a larger one"),
-            }));
+            return Err(Error::Full {
+                reason: format!(
+                    "the index has grown to its max_map_size of {max_size} bytes; open it with a larger one"
+                ),
+            });
         }
         if !address_space_is_free(new_size) {
-            return Err(CommitError::NotWritten(Error::Full {
+            return Err(Error::Full {
                 reason: format!("the system does not let it map {new_size} bytes; raise the limit (ulimit -v)"),
-            }));
+            });
         }
-        let moved = self.gate.alone(|environment| {
-            tracing::trace!(name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
-            // SAFETY: No transaction may be alive, and nothing else may look into the map. The environment can only be
-            // reached with a pass of the gate, and none is out. If moving fails, the map is gone, and the gate keeps the
-            // environment from everybody.
-            match unsafe { environment.env().resize(new_size) } {
-                Ok(()) => (Some(environment), Ok(())),
-                Err(error) => (None, Err(engine_error("grow the map", error))),
-            }
-        });
-        moved.map_err(no_environment).flatten().map_err(CommitError::Unknown)?;
+        tracing::trace!(name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
+        // SAFETY: No transaction may be alive, and nothing else may look into the map. Whatever does holds the lock to
+        // read, and this holds it to write. If moving fails, the map is gone, and so is the environment.
+        if let Err(error) = unsafe { env.resize(new_size) } {
+            *environment = None;
+            return Err(engine_error("grow the map", error));
+        }
         tracing::info!(name: "grown", old_size, new_size, "the map is full and was grown");
         Ok(())
     }
-
-    /// Waits until nobody else copies or checks the file.
-    fn begin_copy(&self, task: &Task<'_>) -> Result<MutexGuard<'_, ()>> {
-        loop {
-            task.check()?;
-            match self.copies.try_lock() {
-                Ok(copying) => return Ok(copying),
-                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
-
-    /// Does long work inside the gate, which returns `None` where it has to begin again: it was in somebody's way.
-    fn stay<T>(&self, task: &Task<'_>, mut work: impl FnMut(&Pass<'_, Environment>) -> Result<Option<T>>) -> Result<T> {
-        for _ in 0..MOST_RESTARTS {
-            task.check()?;
-            let pass = self.gate.enter_for_long().map_err(no_environment)?;
-            if let Some(done) = work(&pass)? {
-                return Ok(done);
-            }
-            tracing::debug!("work on the whole file begins again: it was in the way of the writer, or behind it");
-        }
-        Err(Error::Full {
-            reason: "appends need the pages that work on the whole file keeps from being used again; raise its \
-                     max_map_size"
-                .to_owned(),
-        })
-    }
-
-    /// Looks at every page of one moment, and believes none.
-    fn check_pages(&self, task: &Task<'_>) -> Result<()> {
-        self.stay(task, |pass| check_all(pass, &self.options.path, task))
-    }
-
-    /// Writes a compacted copy to a file, synced, and returns its length.
-    fn copy_to(&self, path: &Path, task: &Task<'_>) -> Result<u64> {
-        self.check_pages(task)?; // LMDB follows every one of them
-        let failed = |error: io::Error| Error::engine("write the copy", error);
-        let mut file = File::create(path).map_err(failed)?;
-        // Who may read the events stays the same.
-        let permissions = self.options.path.join(DATA_FILE).metadata().map_err(failed)?.permissions();
-        file.set_permissions(permissions).map_err(failed)?;
-        let len = self.stay(task, |pass| {
-            file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-            copy_compacted(pass, &mut file, task)
-        })?;
-        file.sync_all().map_err(failed)?;
-        Ok(len)
-    }
-
-    /// Replaces the data file by a compacted copy, while reads go on and commits wait.
-    fn compact(&self, task: &Task<'_>) -> Result<String> {
-        let _copying = self.begin_copy(task)?;
-        let _commits = lock(&self.commits);
-        let (len, needed) = (data_len(&self.options.path), self.enter()?.len_compacted()?);
-        if needed >= len {
-            return Ok(format!("nothing to compact: all {len} bytes of {DATA_FILE} are in use"));
-        }
-        let unfinished = self.options.path.join(COMPACT_FILE);
-        let compacted = self.copy_to(&unfinished, task).and_then(|copied| match copied == needed {
-            true => self.replace_data(&unfinished),
-            false => Err(Error::engine("compact", format!("the copy has {copied} bytes, not {needed}"))),
-        });
-        remove_unfinished(&self.options.path); // it is not there if all went well
-        compacted.map(|()| format!("compacted {DATA_FILE} from {len} to {needed} bytes"))
-    }
-
-    /// Puts a synced file in the place of the data file. Called while commits wait.
-    fn replace_data(&self, by: &Path) -> Result<()> {
-        let directory = &self.options.path;
-        let replaced = self.gate.alone(|environment| {
-            environment.close();
-            let renamed = fs::rename(by, directory.join(DATA_FILE));
-            // A later commit would be lost if the new name were.
-            if renamed.is_ok()
-                && let Err(error) = sync_dir(directory)
-            {
-                return (None, Err(Error::engine("compact", error)));
-            }
-            match Environment::open(&self.options) {
-                Ok(environment) => (Some(environment), renamed.map_err(|error| Error::engine("compact", error))),
-                Err(error) => (None, Err(error)),
-            }
-        });
-        replaced.map_err(no_environment).flatten()
-    }
-}
-
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the process could map this many bytes more. If LMDB tried in vain, it would be left without a map.
@@ -212,144 +168,115 @@ fn address_space_is_free(len: usize) -> bool {
     true
 }
 
-fn no_environment(Broken: Broken) -> Error {
-    Error::Fenced { reason: "its file could not be mapped again after it had grown or was compacted".to_owned() }
+fn no_map() -> Error {
+    Error::engine("use the index", io::Error::other("its file could not be mapped again after it had grown"))
 }
 
 impl Engine for LmdbEngine {
+    const NAME: &'static str = "lmdb";
+
+    type Options = Options;
+
     type Snapshot<'a> = LmdbSnapshot<'a>;
 
-    fn name(&self) -> &'static str {
-        crate::NAME
+    fn open(directory: &Path, options: &Options) -> Result<Self> {
+        Ok(LmdbEngine {
+            environment: RwLock::new(Some(Environment::open(directory, options)?)),
+            is_in_the_way: AtomicBool::new(false),
+            max_map_size: options.max_map_size.next_multiple_of(MAP_UNIT),
+        })
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
-        let pass = self.gate.enter_as_reader().map_err(no_environment)?;
-        let begun = pass.try_map(|environment| {
-            let (env, tables) = environment.into_parts();
-            Ok(Reading { txn: env.static_read_txn()?, tables })
-        });
-        begun.map(LmdbSnapshot).map_err(|error| engine_error("begin a read", error))
+        let environment = self.read();
+        let opened = environment.as_ref().ok_or_else(no_map)?;
+        let txn = opened.begin_read().map_err(|error| engine_error("begin a read", error))?;
+        Ok(LmdbSnapshot { txn, tables: opened.tables, environment })
     }
 
-    fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
-        let _commit = lock(&self.commits);
-        let mut has_waited = false;
+    fn write(&self, entries: &Entries) -> Result<()> {
+        let mut was_full = false;
         loop {
-            let environment = self.enter().map_err(CommitError::NotWritten)?;
-            let written = environment.set_durability(durability).and_then(|()| environment.write(batch));
-            drop(environment);
+            let written = self.read().as_ref().ok_or_else(no_map)?.write(entries);
             match written {
-                Ok(()) => return Ok(()),
                 // Found while pages are taken for the transaction, before anything of it is written.
-                Err(heed::Error::Mdb(MdbError::MapFull)) => match self.grow(batch.len_bytes()) {
-                    // A copy keeps pages from being used again, and so do readers. Once they have left, there may be room.
-                    // Whether there are any is not asked: they might just have left, and the room be there.
-                    Err(CommitError::NotWritten(_)) if !has_waited => {
-                        has_waited = true;
-                        self.gate
-                            .alone(|environment| (Some(environment), ()))
-                            .map_err(|broken| CommitError::NotWritten(no_environment(broken)))?;
-                    }
+                Err(heed::Error::Mdb(MdbError::MapFull)) => match self.grow() {
+                    // Readers keep pages from being used again, a check above all. They have left now.
+                    Err(Error::Full { .. }) if !was_full => was_full = true,
                     grown => grown?,
                 },
-                Err(error) => return Err(CommitError::Unknown(engine_error("commit", error))),
+                written => return written.map_err(|error| engine_error("write", error)),
             }
         }
     }
 
-    fn sync(&self) -> Result<()> {
-        self.enter()?.env().force_sync().map_err(|error| engine_error("sync", error))
-    }
-
-    fn directory(&self) -> Option<&StoreDirectory> {
-        Some(&self.directory)
-    }
-
     fn check_files(&self, task: &Task<'_>) -> Result<()> {
-        let _checking = self.begin_copy(task)?;
-        self.check_pages(task)
-    }
-
-    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
-        let cleared = self.enter()?.env().clear_stale_readers();
-        let cleared = cleared.map_err(|error| engine_error("clear stale readers", error))?;
-        let mut actions = vec![format!("cleared {cleared} stale readers; pages they held can be used again")];
-        if gc == Gc::Full {
-            actions.push(self.compact(task)?);
+        for _ in 0..CHECK_TRIES {
+            task.check()?;
+            // As long as it is open, no page that it can see is written again.
+            let snapshot = self.snapshot()?;
+            let directory = snapshot.environment.as_ref().ok_or_else(no_map)?.env.path();
+            let looks = Looks::new(task, &self.is_in_the_way);
+            if check_moment(directory, snapshot.txn.id() as u64, looks)? {
+                return Ok(());
+            }
+            tracing::debug!("the check of all pages begins again: it was in the way of the writer, or behind it");
         }
-        Ok(actions)
+        Err(Error::engine("check the pages", "the writer needed the pages that a check keeps from being used again"))
     }
 
-    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
-        let copying = self.begin_copy(task)?;
-        self.copy_to(&target.path().join(DATA_FILE), task)?;
-        drop(copying);
-        Self::open_in(target, self.options.clone())
+    fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
+        task.check()?;
+        Ok(vec![
+            "nothing to do for the index: its entries are never deleted, and LMDB gives back nothing of its file"
+                .to_owned(),
+        ])
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
-        let info = self.enter()?.env().info();
+        let info = self.read().as_ref().ok_or_else(no_map)?.env.info();
         Ok(vec![
             ("map_size", info.map_size.to_string()),
-            ("max_map_size", self.options.max_map_size.to_string()),
+            ("max_map_size", self.max_map_size.to_string()),
             ("last_page", info.last_page_number.to_string()),
             ("last_transaction", info.last_txn_id.to_string()),
-            ("readers", info.number_of_readers.to_string()),
-            ("max_readers", self.options.max_readers.to_string()),
         ])
     }
 }
 
 /// A read transaction.
-pub struct LmdbSnapshot<'a>(Pass<'a, Environment, Reading>);
-
-struct Reading {
+pub struct LmdbSnapshot<'a> {
+    // Fields drop in this order: the map may move when the lock is given back.
     txn: RoTxn<'static, WithoutTls>,
-    tables: [TableHandle; Table::ALL.len()],
-}
-
-impl Reading {
-    fn table(&self, table: Table) -> &TableHandle {
-        &self.tables[table.index()]
-    }
+    tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
+    environment: RwLockReadGuard<'a, Option<Environment>>,
 }
 
 impl fmt::Debug for LmdbSnapshot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LmdbSnapshot").field("transaction", &self.0.txn.id()).finish_non_exhaustive()
+        f.debug_struct("LmdbSnapshot").field("transaction", &self.txn.id()).finish_non_exhaustive()
     }
 }
 
 impl Snapshot for LmdbSnapshot<'_> {
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let value = self.0.table(table).get(&self.0.txn, key).map_err(|error| engine_error("read", error))?;
+        let value = self.tables[table.index()].get(&self.txn, key).map_err(|error| engine_error("read", error))?;
         if let Some(value) = value {
             out.extend_from_slice(value);
         }
         Ok(value.is_some())
     }
 
-    fn get_many<F>(&self, table: Table, keys: &[&[u8]], mut visit: F) -> Result<()>
-    where
-        F: FnMut(usize, &[u8]) -> ControlFlow<()>,
-    {
-        let (database, txn) = (self.0.table(table), &self.0.txn);
-        for (place, key) in keys.iter().enumerate() {
-            let value = database.get(txn, key).map_err(|error| engine_error("read", error))?;
-            if value.is_some_and(|value| visit(place, value).is_break()) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn scan<F>(&self, table: Table, range: KeyRange<'_>, direction: Direction, mut visit: F) -> Result<()>
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
-        let (database, txn) = (self.0.table(table), &self.0.txn);
-        let bounds = (Bound::Included(range.first), Bound::Included(range.last));
+        let (database, txn) = (&self.tables[table.index()], &self.txn);
+        if range.last.is_empty() {
+            return Ok(()); // there is no empty key, and LMDB takes none for an end
+        }
+        let first = if range.first.is_empty() { &[0] } else { range.first };
+        let bounds = (Bound::Included(first), Bound::Included(range.last));
         let mut run = || -> heed::Result<()> {
             match direction {
                 Direction::Forward => visit_all(database.range(txn, &bounds)?, &mut visit),

@@ -16,40 +16,38 @@
 //!
 //! | | |
 //! |---|---|
-//! | `Sync` | two syncs a group: the pages, then the page that makes them visible |
-//! | `Buffered` | one sync a group: the second one is left out, so a power cut may undo the newest groups |
+//! | holds | the index; the events are in the store's log |
 //! | opening | nothing to recover or replay |
+//! | writing | a transaction with two syncs: the pages, then the page that makes them visible |
 //! | growing | the map doubles when it is full, up to `max_map_size`; readers wait a moment |
-//! | backup | LMDB's compacting copy, as of one moment, while reads and appends go on |
-//! | full collection | a compacted copy takes the place of the file; appends wait for it, reads go on |
+//! | space | what the file has it keeps |
 //! | limits | local file systems only; one process at a time |
-//! | damage | records have checksums, LMDB's pages have none: the pages that opening reads are checked first, all of them by
-//! `verify` and before a copy; reading through a damaged page that nobody checked can end the process |
+//! | damage | checked before opening, in the few pages that opening reads; everywhere by `verify` |
+//!
+//! LMDB's pages have no checksums. What is checked is whether they are whole and lead to each key, and not what a value
+//! is. Reading or writing through a damaged page that nobody checked can give a wrong answer, or end the process.
 
 #![deny(unsafe_code)]
 
-mod copy;
-#[allow(unsafe_code, reason = "LMDB maps a file: that nobody looks into the map while it moves cannot be checked")]
+#[allow(
+    unsafe_code,
+    reason = "LMDB maps a file: that nobody changes it, nor looks into the map while it moves, cannot be checked"
+)]
 mod engine;
-#[allow(unsafe_code, reason = "LMDB maps a file: that nobody else changes it cannot be checked by the compiler")]
-mod environment;
 mod error;
-mod gate;
 mod options;
 mod pages;
-mod pipe;
-mod sync;
 
-use eventstore_api::{Error, Result};
-use eventstore_kv::KvStore;
+use eventstore_api::{Context, Error, Result};
+use eventstore_kv::{Engine, KvStore};
 
 pub use engine::{LmdbEngine, LmdbSnapshot};
 pub use options::Options;
 
 /// The backend's name: the scheme of its URLs and the mark in its directories.
-pub const NAME: &str = "lmdb";
+pub const NAME: &str = LmdbEngine::NAME;
 
-/// An event store on LMDB.
+/// An event store whose index is kept by LMDB.
 pub type LmdbStore = KvStore<LmdbEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -62,11 +60,23 @@ pub async fn open(options: Options) -> Result<LmdbStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread, for a few reads and for a sync if the store is new.
+/// As [`open`], but it blocks the thread, for a few reads and syncs.
 ///
 /// # Errors
 ///
 /// Those of [`open`].
 pub fn open_blocking(options: &Options) -> Result<LmdbStore> {
-    KvStore::open(LmdbEngine::open(options)?, options.store.clone())
+    options.validate()?;
+    KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
+}
+
+/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
+/// done, and blocks.
+///
+/// # Errors
+///
+/// `Open` if there is no store; `Locked`; `Corrupt` if the log is damaged; those of the context.
+pub fn repair(ctx: &Context, options: &Options) -> Result<Vec<String>> {
+    options.validate()?;
+    eventstore_kv::repair::<LmdbEngine>(ctx, &options.path, options, &options.store)
 }

@@ -5,7 +5,7 @@ use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
 /// How to open an LMDB store.
 ///
-/// In a URL the options have the names of the fields: `lmdb:./data?map_size=4GiB&max_readers=200`. Those of
+/// In a URL the options have the names of the fields: `lmdb:./data?map_size=4GiB&read_ahead=false`. Those of
 /// [`StoreOptions`] may stand there as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -18,13 +18,11 @@ pub struct Options {
     /// Bytes of address space to begin with; the file is only as large as its content. It doubles by itself whenever it
     /// is full, up to `max_map_size`. Default: 1 GiB, at least 1 MiB.
     pub map_size: usize,
-    /// Bytes that the store may grow to; beyond it appends fail with `Full`. Default: 1 TiB, at least `map_size`.
+    /// Bytes that the index may grow to; beyond it appends fail with `Full`. An index takes 40 bytes an event
+    /// where ids ascend, and up to 150 where they are random. Default: 1 TiB, at least `map_size`.
     pub max_map_size: usize,
-    /// Reads that may be under way at the same moment, each one page long; more wait a moment. The writer's own look-ups
-    /// count as one. Default: 1,024, at least 1.
-    pub max_readers: u32,
-    /// Whether the system reads more from the disk than is asked for. It helps scans; random reads of a store that is
-    /// larger than memory are faster without it. Default: true.
+    /// Whether the system reads more of the index from the disk than is asked for. It warms up sooner with it; look-ups
+    /// in an index that is larger than memory are faster without it. Default: true.
     pub read_ahead: bool,
     /// How the store queues and groups appends.
     pub store: StoreOptions,
@@ -38,7 +36,6 @@ impl Options {
             create_if_missing: true,
             map_size: 1 << 30,
             max_map_size: 1 << 40,
-            max_readers: 1024,
             read_ahead: true,
             store: StoreOptions::default(),
         }
@@ -48,15 +45,14 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
-    /// range.
+    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out
+    /// of its range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
         given.take_flag("create_if_missing", &mut options.create_if_missing)?;
         given.take_bytes("map_size", &mut options.map_size)?;
         given.take_bytes("max_map_size", &mut options.max_map_size)?;
-        given.take_number("max_readers", &mut options.max_readers)?;
         given.take_flag("read_ahead", &mut options.read_ahead)?;
         if url.options.iter().all(|(name, _)| name != "map_size") {
             options.map_size = options.map_size.min(options.max_map_size); // a small store needs only to say one of them
@@ -70,7 +66,6 @@ impl Options {
     pub(crate) fn validate(&self) -> Result<()> {
         check_range("max_map_size", self.max_map_size, MIN_MAP_SIZE, MAX_MAP_SIZE)?;
         check_range("map_size", self.map_size, MIN_MAP_SIZE, self.max_map_size)?;
-        check_range("max_readers", self.max_readers as usize, 1, 1 << 16)?;
         self.store.validate()
     }
 }
@@ -88,9 +83,9 @@ mod tests {
 
     #[test]
     fn every_option_can_stand_in_a_url() {
-        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&max_readers=9&read_ahead=false&queue_requests=3&durability=buffered&create_if_missing=false";
+        let url = "lmdb:./d?map_size=2MiB&max_map_size=4MiB&read_ahead=false&queue_requests=3&durability=buffered&create_if_missing=false";
         let options = Options::from_url(&url.parse().expect("url")).expect("options");
-        assert_eq!((options.map_size, options.max_map_size, options.max_readers), (2 << 20, 4 << 20, 9));
+        assert_eq!((options.map_size, options.max_map_size), (2 << 20, 4 << 20));
         assert!(!options.read_ahead && Options::new("d").read_ahead);
         assert_eq!((options.store.queue_requests, options.create_if_missing), (3, false));
         assert_eq!(options.path, PathBuf::from("./d"));
@@ -113,6 +108,6 @@ mod tests {
         assert_eq!(refused(|options| options.map_size = 4096), "map_size");
         assert_eq!(refused(|options| options.max_map_size = options.map_size - 1), "map_size");
         assert_eq!(refused(|options| options.max_map_size = 1 << 50), "max_map_size");
-        assert_eq!(refused(|options| options.max_readers = 0), "max_readers");
+        assert_eq!(refused(|options| options.store.queue_requests = 0), "queue_requests");
     }
 }

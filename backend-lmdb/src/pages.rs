@@ -1,25 +1,24 @@
 //! Reads LMDB's pages from the file without believing them.
 //!
-//! LMDB keeps no checksums and follows whatever its pages say, so that a damaged page can end the process. Here each page is
-//! read as bytes and only followed where everything in it adds up: what opening is about to touch, before the file is
-//! mapped, and every page before the store is verified or copied. What is found sound can be read through the map.
+//! LMDB keeps no checksums and follows whatever its pages say, so that a damaged page can end the process. Here each
+//! page is read as bytes and only followed where everything in it adds up: what opening and the first write are about
+//! to touch, before the file is mapped, and every page when the store is verified. What is found sound can be read
+//! through the map.
 //!
 //! The layout is that of LMDB 0.9, for 64-bit systems; elsewhere nothing is checked.
 
 use std::cmp::Ordering;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{self, AtomicBool};
 
 use eventstore_api::{Error, Result};
-use eventstore_kv::{Table, Task};
+use eventstore_kv::{Table, Task, damaged_index};
 
-use crate::environment::{DATA_FILE, Environment};
-use crate::error::engine_error;
-use crate::gate::Pass;
-
+/// The file with LMDB's pages.
+const DATA_FILE: &str = "data.mdb";
 /// Bytes of a page's header: its number, two that are unused, its kind, and two or four that depend on the kind.
 const PAGE_HEADER: usize = 16;
 /// Bytes of a node's header: the length of the data or the number of a page, flags, and the length of the key.
@@ -53,59 +52,65 @@ const SUB_TREE: u16 = 2;
 /// Keys are numbers in the order of the machine.
 const INTEGER_KEYS: u16 = 8;
 
-/// Fails if a page that opening reads is damaged. A file that is no LMDB file at all is left to LMDB, which says so.
+/// Fails unless the directory is empty, or has a data file whose pages that opening reads are sound.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`]; [`Error::Engine`] if the file cannot be read.
-pub(crate) fn check_before_mapping(directory: &Path) -> Result<()> {
+/// [`Error::Corrupt`]; [`Error::Open`] if the directory or the file cannot be read.
+pub(crate) fn check_before_opening(directory: &Path) -> Result<()> {
+    let unreadable = |error: io::Error| Error::Open {
+        path: directory.display().to_string(),
+        reason: format!("its {DATA_FILE} cannot be read"),
+        source: Some(error.into()),
+    };
     let file = match File::open(directory.join(DATA_FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match directory.read_dir().map_err(unreadable)?.next() {
+                None => Ok(()),
+                Some(_) => Err(damaged_index(format!("its {DATA_FILE} is missing"))),
+            };
+        }
         opened => opened.map_err(unreadable)?,
     };
-    let Some(mut pages) = Pages::begin(file, None)? else { return Ok(()) };
-    pages.check_newest().map_err(Stop::into_error)
+    match check(file, None, None) {
+        Err(Stop::Unreadable(error)) => Err(unreadable(error)),
+        checked => checked.map_err(Stop::into_error),
+    }
 }
 
-/// Fails if any page of one moment is damaged, or is counted twice, or not at all, among those in use and those that are
-/// free. Returns `None` if commits came between, or the pass is in somebody's way: begin again with another.
+/// Fails if any page of this transaction is damaged, or is counted twice, or not at all, among those in use and those
+/// that are free. Returns false if it has to begin again with another transaction: two writes came between, or it is in
+/// the way.
 ///
 /// # Errors
 ///
-/// As [`check_before_mapping`], and what [`Task::check`] returned.
-pub(crate) fn check_all(pass: &Pass<'_, Environment>, directory: &Path, task: &Task<'_>) -> Result<Option<()>> {
-    // As long as it is open, no page is written again that it can see.
-    let txn = pass.env().read_txn().map_err(|error| engine_error("begin a read", error))?;
-    let file = File::open(directory.join(DATA_FILE)).map_err(unreadable)?;
-    let checked = match Pages::begin(file, Some(txn.id() as u64))? {
-        Some(pages) if pages.transaction != txn.id() as u64 => Ok(None),
-        Some(mut pages) => match pages.check_all(Some(&mut Looks { pass, task, done: 0 })) {
-            Err(Stop::InTheWay) => Ok(None),
-            checked => checked.map(Some).map_err(Stop::into_error),
-        },
-        None if cfg!(not(target_pointer_width = "64")) => Ok(Some(())),
-        None => Err(corrupt("its first pages are not those of LMDB any more")),
-    };
-    drop(txn);
-    checked
+/// [`Error::Corrupt`]; [`Error::Engine`] if the file cannot be read; what [`Task::check`] returned.
+pub(crate) fn check_moment(directory: &Path, transaction: u64, mut looks: Looks<'_>) -> Result<bool> {
+    let opened = File::open(directory.join(DATA_FILE)).map_err(Stop::Unreadable);
+    match opened.and_then(|file| check(file, Some(transaction), Some(&mut looks))) {
+        Err(Stop::Again) => Ok(false),
+        checked => checked.map(|()| true).map_err(Stop::into_error),
+    }
 }
 
-fn corrupt(what: impl fmt::Display) -> Error {
-    Error::Corrupt { version: None, reason: format!("{DATA_FILE} is damaged: {what}; restore the store from a backup") }
-}
-
-fn unreadable(error: io::Error) -> Error {
-    Error::engine("read the pages", error)
+/// Checks all pages of a transaction, or those that opening reads of the newest.
+fn check(file: File, transaction: Option<u64>, looks: Option<&mut Looks<'_>>) -> Checked {
+    if cfg!(not(target_pointer_width = "64")) {
+        return Ok(());
+    }
+    Pages::begin(file, transaction)?.check(looks)
 }
 
 /// Why a check ended early.
+#[derive(Debug)]
 enum Stop {
-    /// The page is damaged.
+    /// What is wrong, and with which page.
     Damage(u64, String),
-    /// Somebody wants the gate for themselves.
-    InTheWay,
-    /// It could not be read, or nobody wants to know any more.
-    Other(Error),
+    Unreadable(io::Error),
+    /// The transaction is not there any more, or the check is in somebody's way.
+    Again,
+    /// Nobody wants to know any more.
+    Unwanted(Error),
 }
 
 type Checked<T = ()> = std::result::Result<T, Stop>;
@@ -113,9 +118,10 @@ type Checked<T = ()> = std::result::Result<T, Stop>;
 impl Stop {
     fn into_error(self) -> Error {
         match self {
-            Stop::Damage(page, what) => corrupt(format_args!("page {page} {what}")),
-            Stop::InTheWay => Error::engine("check the pages", "it was in the way"),
-            Stop::Other(error) => error,
+            Stop::Damage(page, what) => damaged_index(format!("page {page} of {DATA_FILE} {what}")),
+            Stop::Unreadable(error) => Error::engine("check the pages", error),
+            Stop::Again => Error::engine("check the pages", "they changed meanwhile"),
+            Stop::Unwanted(error) => error,
         }
     }
 }
@@ -195,14 +201,6 @@ impl Kind {
     }
 }
 
-/// How much of a tree is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
-    Root,
-    LastPath,
-    All,
-}
-
 /// What was counted in a tree.
 #[derive(Default)]
 struct Counted {
@@ -216,7 +214,6 @@ struct Pages {
     page_size: usize,
     /// Pages that are whole in the file.
     len: u64,
-    transaction: u64,
     last_page: u64,
     free: Tree,
     names: Tree,
@@ -224,80 +221,64 @@ struct Pages {
     meta_page: u64,
     /// One buffer for each level.
     buffers: Vec<Vec<u8>>,
-    /// The pages that were met, if each is to be met once.
-    met: Option<Vec<u64>>,
+    /// The pages that were met, one bit each.
+    met: Vec<u64>,
 }
 
 impl Pages {
-    /// As of that transaction if it is one of the newest two, and otherwise of the newest. `None` if the file is not one of
-    /// LMDB, or of another version, or is cut so short that nothing of it is left.
-    fn begin(mut file: File, transaction: Option<u64>) -> Result<Option<Self>> {
-        if cfg!(not(target_pointer_width = "64")) {
-            return Ok(None);
-        }
-        let mut before = read_metas(&mut file).map_err(unreadable)?;
+    /// As of that transaction, or of the newest.
+    fn begin(mut file: File, transaction: Option<u64>) -> Checked<Self> {
+        let mut before = read_metas(&mut file)?;
         // A commit may be writing one of them.
         let metas = loop {
-            let again = read_metas(&mut file).map_err(unreadable)?;
+            let again = read_metas(&mut file)?;
             if again == before {
                 break again;
             }
             before = again;
         };
-        let Some(metas) = metas else { return Ok(None) };
         let [page_size, other] = metas.each_ref().map(|meta| page_size_in(meta));
-        if page_size != other || !page_size.is_power_of_two() || !(512..=32 << 10).contains(&page_size) {
-            return Err(corrupt(format_args!("its pages are said to have {page_size} and {other} bytes")));
-        }
+        let is_size = page_size == other && page_size.is_power_of_two() && (512..=32 << 10).contains(&page_size);
+        sound!(is_size, 0, "says that pages have {page_size} bytes, and the next one {other}");
         let page_size = page_size as usize;
         let [first, second] = metas.each_ref().map(|meta| u64_at(meta, META_LEN - 8));
         // While a commit is synced, its meta page is there and transactions do not see it yet.
         let meta_page = match transaction {
+            None => usize::from(second > first),
             Some(wanted) if wanted == first => 0,
             Some(wanted) if wanted == second => 1,
-            _ => usize::from(second > first),
+            Some(_) => return Err(Stop::Again),
         };
         let meta = &metas[meta_page];
-        let len = file.metadata().map_err(unreadable)?.len() / page_size as u64;
-        Ok(Some(Pages {
+        let mut pages = Pages {
+            len: file.metadata().map_err(Stop::Unreadable)?.len() / page_size as u64,
             file,
             page_size,
-            len,
-            transaction: u64_at(meta, META_LEN - 8),
             last_page: u64_at(meta, META_LEN - 16),
             free: Tree::read(&meta[PAGE_HEADER + 24..]),
             names: Tree::read(&meta[PAGE_HEADER + 24 + TREE_LEN..]),
             meta_page: meta_page as u64,
             buffers: Vec::new(),
-            met: None,
-        }))
+            met: Vec::new(),
+        };
+        pages.check_meta()?;
+        pages.met = vec![0; pages.last_page as usize / 64 + 1];
+        Ok(pages)
     }
 
-    /// What opening reads: the names, what the store says of itself, and the end of the log.
-    fn check_newest(&mut self) -> Checked {
-        self.check_meta()?;
-        self.walk(Kind::Free, self.free, Extent::Root, None)?;
+    /// Checks everything; without `looks` what opening and the first write read: the free pages, the names of the
+    /// tables, how far the index reaches, and the roots.
+    fn check(&mut self, mut looks: Option<&mut Looks<'_>>) -> Checked {
+        let is_all = looks.is_some();
+        self.walk(Kind::Free, self.free, true, looks.as_deref_mut())?;
         for (table, tree) in self.check_names()? {
-            let extent = match table {
-                Table::Meta => Extent::All,
-                Table::Events => Extent::LastPath,
-                Table::Ids | Table::Aggregates => Extent::Root,
-            };
-            self.walk(Kind::Table(table), tree, extent, None)?;
+            self.walk(Kind::Table(table), tree, is_all || table == Table::Meta, looks.as_deref_mut())?;
         }
-        Ok(())
-    }
-
-    fn check_all(&mut self, mut looks: Option<&mut Looks<'_>>) -> Checked {
-        self.check_meta()?;
-        self.met = Some(vec![0; self.last_page as usize / 64 + 1]);
-        self.walk(Kind::Free, self.free, Extent::All, looks.as_deref_mut())?;
-        for (table, tree) in self.check_names()? {
-            self.walk(Kind::Table(table), tree, Extent::All, looks.as_deref_mut())?;
+        if is_all {
+            let met: u64 = self.met.iter().map(|word| u64::from(word.count_ones())).sum();
+            let expected = self.last_page + 1 - META_PAGES;
+            sound!(met == expected, self.meta_page, "counts {expected} pages, and {met} are in use or free");
         }
-        let met: u64 = self.met.iter().flatten().map(|word| u64::from(word.count_ones())).sum();
-        let expected = self.last_page + 1 - META_PAGES;
-        sound!(met == expected, self.meta_page, "counts {expected} pages, and {met} are in use or free");
         Ok(())
     }
 
@@ -326,7 +307,7 @@ impl Pages {
         // There are so few that they are in one page, the root.
         let depth = self.names.depth;
         sound!(depth == 1, self.meta_page, "says that the names of the tables have {depth} levels");
-        self.walk(Kind::Names, self.names, Extent::All, None)?;
+        self.walk(Kind::Names, self.names, true, None)?;
         let root = self.names.root;
         let page = self.read(0, root)?;
         for node in leaf_nodes(&page) {
@@ -342,14 +323,14 @@ impl Pages {
         Ok(found)
     }
 
-    fn walk(&mut self, kind: Kind, tree: Tree, extent: Extent, looks: Option<&mut Looks<'_>>) -> Checked {
+    fn walk(&mut self, kind: Kind, tree: Tree, is_whole: bool, looks: Option<&mut Looks<'_>>) -> Checked {
         if tree.root == NO_PAGE {
             return Ok(());
         }
-        let mut walk = Walk { pages: self, kind, depth: tree.depth, extent, counted: Counted::default(), looks };
+        let mut walk = Walk { pages: self, kind, depth: tree.depth, is_whole, counted: Counted::default(), looks };
         walk.page(tree.root, 1, None..None)?;
         let Counted { pages, entries } = walk.counted;
-        if extent == Extent::All {
+        if is_whole {
             sound!(
                 pages == tree.pages && entries == tree.entries,
                 tree.root,
@@ -376,7 +357,7 @@ impl Pages {
 
     fn read_bytes(&mut self, at: u64, bytes: &mut [u8]) -> Checked {
         let read = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.read_exact(bytes));
-        read.map_err(|error| Stop::Other(unreadable(error)))
+        read.map_err(Stop::Unreadable)
     }
 
     fn give_back(&mut self, level: u16, buffer: Vec<u8>) {
@@ -386,34 +367,32 @@ impl Pages {
     /// Notes that a page is in use, or free, as page `by` says.
     fn meet(&mut self, page: u64, by: u64) -> Checked {
         sound!((META_PAGES..=self.last_page).contains(&page), by, "leads to page {page}, which does not exist");
-        if let Some(met) = &mut self.met {
-            let (word, bit) = (page as usize / 64, 1 << (page % 64));
-            sound!(met[word] & bit == 0, by, "leads to page {page}, and so does another");
-            met[word] |= bit;
-        }
+        let (word, bit) = (page as usize / 64, 1 << (page % 64));
+        sound!(self.met[word] & bit == 0, by, "leads to page {page}, and so does another");
+        self.met[word] |= bit;
         Ok(())
     }
 }
 
-/// Both meta pages; `None` if they are not those of an LMDB file of the version that is known here.
-fn read_metas(file: &mut File) -> io::Result<Option<[[u8; META_LEN]; 2]>> {
+/// Both meta pages.
+fn read_metas(file: &mut File) -> Checked<[[u8; META_LEN]; 2]> {
     let mut metas = [[0; META_LEN]; 2];
     let mut page_size = 0;
-    for (n, meta) in metas.iter_mut().enumerate() {
-        file.seek(SeekFrom::Start(page_size * n as u64))?;
-        match file.read_exact(meta) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            read => read?,
+    for (meta, number) in metas.iter_mut().zip(0..) {
+        let read = file.seek(SeekFrom::Start(page_size * number)).and_then(|_| file.read_exact(meta));
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(Stop::Damage(number, "is missing: the file was cut short".to_owned()));
+            }
+            read => read.map_err(Stop::Unreadable)?,
         }
         let is_known = u16_at(meta, 10) & META != 0
             && u32_at(meta, PAGE_HEADER) == MAGIC
             && u32_at(meta, PAGE_HEADER + 4) == DATA_VERSION;
-        if !is_known {
-            return Ok(None);
-        }
+        sound!(is_known, number, "is no first page of LMDB's, or of another version");
         page_size = u64::from(page_size_in(meta));
     }
-    Ok(Some(metas))
+    Ok(metas)
 }
 
 /// The size of a page, as a meta page has it.
@@ -430,20 +409,25 @@ fn check_description(page: u64, kind: Kind, tree: Tree) -> Checked {
 }
 
 /// Those who may end a long check.
-struct Looks<'a> {
-    pass: &'a Pass<'a, Environment>,
+#[derive(Debug)]
+pub(crate) struct Looks<'a> {
     task: &'a Task<'a>,
+    is_in_the_way: &'a AtomicBool,
     done: u64,
 }
 
-impl Looks<'_> {
+impl<'a> Looks<'a> {
+    pub(crate) fn new(task: &'a Task<'a>, is_in_the_way: &'a AtomicBool) -> Self {
+        Looks { task, is_in_the_way, done: 0 }
+    }
+
     /// One more page is done.
     fn look(&mut self) -> Checked {
         self.done += 1;
         if self.done.is_multiple_of(PAGES_A_LOOK) {
-            self.task.check().map_err(Stop::Other)?;
-            if self.pass.is_in_the_way() {
-                return Err(Stop::InTheWay);
+            self.task.check().map_err(Stop::Unwanted)?;
+            if self.is_in_the_way.load(atomic::Ordering::Relaxed) {
+                return Err(Stop::Again);
             }
         }
         Ok(())
@@ -485,7 +469,8 @@ struct Walk<'a, 'l> {
     pages: &'a mut Pages,
     kind: Kind,
     depth: u16,
-    extent: Extent,
+    /// Or the root alone.
+    is_whole: bool,
     counted: Counted,
     looks: Option<&'a mut Looks<'l>>,
 }
@@ -510,7 +495,7 @@ impl Walk<'_, '_> {
             for node in leaf_nodes(&page) {
                 self.leaf_node(number, &page, &node)?;
             }
-        } else if self.extent != Extent::Root {
+        } else if self.is_whole {
             self.children(number, &page, level, keys)?;
         }
         self.pages.give_back(level, page);
@@ -539,16 +524,11 @@ impl Walk<'_, '_> {
     }
 
     fn children(&mut self, number: u64, page: &[u8], level: u16, keys: Range<Option<&[u8]>>) -> Checked {
-        let places = node_places(page);
-        let last = places.len() - 1;
+        let mut places = node_places(page).enumerate().peekable();
         let key_of = |at: usize| &page[key_range(page, at)];
-        let mut places = places.enumerate().peekable();
         while let Some((n, at)) = places.next() {
             let child = u64::from(halves_at(page, at)) | u64::from(u16_at(page, at + 4)) << 32;
             self.pages.meet(child, number)?;
-            if self.extent == Extent::LastPath && n < last {
-                continue;
-            }
             let first = if n == 0 { keys.start } else { Some(key_of(at)) };
             let end = places.peek().map_or(keys.end, |(_, at)| Some(key_of(*at)));
             self.page(child, level + 1, first..end)?;
@@ -635,61 +615,67 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
-    use eventstore_kv::WriteBatch;
+    use eventstore_api::Context;
+    use eventstore_kv::{Engine, Entries};
 
     use super::*;
-    use crate::Options;
+    use crate::{LmdbEngine, Options};
 
-    /// A store with trees of one level and of more, with values in pages of their own, and with free pages.
+    /// An index with trees of one level and of more, with values in pages of their own, and with free pages.
     fn written(directory: &Path) -> Vec<u8> {
-        let environment = Environment::open(&Options::new(directory)).expect("opened");
+        let engine = LmdbEngine::open(directory, &Options::new(directory)).expect("opened");
         for round in 0..12_u64 {
-            let mut batch = WriteBatch::new();
+            let mut entries = Entries::new();
             for n in round * 20..(round + 1) * 20 {
-                let value = if n % 50 == 0 { vec![7; 9000] } else { vec![7; 100] };
-                batch.put(Table::Events, &n.to_be_bytes(), &value);
-                batch.put(Table::Ids, format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).as_bytes(), &[1; 8]);
+                let key = [&n.to_be_bytes()[..], &[7; 400]].concat();
+                entries.put(Table::Aggregates, &key, &vec![7; if n % 10 == 0 { 2048 } else { 100 }]);
             }
-            batch.put(Table::Meta, b"round", &round.to_be_bytes());
-            environment.write(&batch).expect("written");
+            let ids = (0..40).map(|n| (round * 40 + n).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
+            ids.collect::<BTreeSet<_>>().iter().for_each(|id| entries.put(Table::Ids, id, &[1; 60]));
+            entries.put(Table::Meta, b"round", &round.to_be_bytes());
+            engine.write(&entries).expect("written");
         }
-        environment.close();
+        drop(engine);
         fs::read(directory.join(DATA_FILE)).expect("read")
     }
 
+    /// The pages that were met.
     fn checked(directory: &Path) -> std::result::Result<BTreeSet<u64>, String> {
+        let (ctx, is_wanted, is_in_the_way) = (Context::background(), || Ok(()), AtomicBool::new(false));
+        let task = Task::new(&ctx, &is_wanted);
         let file = File::open(directory.join(DATA_FILE)).expect("opened");
-        let message = |error: Error| error.to_string();
-        let mut pages = Pages::begin(file, None).map_err(message)?.ok_or_else(|| "not LMDB's".to_owned())?;
-        pages.check_all(None).map_err(Stop::into_error).map_err(message)?;
-        let met = pages.met.expect("all were met");
-        Ok((0..met.len() as u64 * 64).filter(|page| met[*page as usize / 64] >> (page % 64) & 1 == 1).collect())
+        let message = |stop: Stop| stop.into_error().to_string();
+        let mut pages = Pages::begin(file, None).map_err(message)?;
+        pages.check(Some(&mut Looks::new(&task, &is_in_the_way))).map_err(message)?;
+        Ok(met(&pages))
+    }
+
+    fn met(pages: &Pages) -> BTreeSet<u64> {
+        (0..=pages.last_page).filter(|page| pages.met[*page as usize / 64] >> (page % 64) & 1 == 1).collect()
     }
 
     #[test]
     fn a_sound_file_is_sound_and_each_page_is_met_once() {
         let directory = tempfile::tempdir().expect("directory");
         let bytes = written(directory.path());
-        let met = checked(directory.path()).expect("sound");
-        assert_eq!(met, (META_PAGES..bytes.len() as u64 / 4096).collect());
-        check_before_mapping(directory.path()).expect("sound");
+        assert_eq!(checked(directory.path()).expect("sound"), (META_PAGES..bytes.len() as u64 / 4096).collect());
+        check_before_opening(directory.path()).expect("sound");
         // One that has nothing in it, and one that does not exist.
         let empty = tempfile::tempdir().expect("directory");
-        check_before_mapping(empty.path()).expect("there is none");
-        Environment::open(&Options::new(empty.path())).expect("opened").close();
+        check_before_opening(empty.path()).expect("there is none");
+        drop(LmdbEngine::open(empty.path(), &Options::new("d")).expect("opened"));
         checked(empty.path()).expect("sound");
     }
 
-    /// Every bit of what LMDB goes by: the headers of pages, the places of nodes, and the headers of nodes.
+    /// Every byte of what LMDB goes by: the headers of pages, the places of nodes, and the headers of nodes.
     #[test]
     fn every_flipped_bit_that_lmdb_goes_by_is_found() {
         let directory = tempfile::tempdir().expect("directory");
         let sound = written(directory.path());
         let path = directory.path().join(DATA_FILE);
         let page_size = page_size_in(&sound) as usize;
-        let in_use = in_use(&path);
         let mut places = Vec::new();
-        for page in in_use {
+        for page in in_use(&path) {
             let start = page as usize * page_size;
             let bytes = &sound[start..start + page_size];
             if u64_at(bytes, 0) != page {
@@ -724,19 +710,14 @@ mod tests {
         checked(directory.path()).expect("sound again");
     }
 
-    /// The pages that are not free.
-    fn in_use(path: &Path) -> Vec<u64> {
-        let mut pages = Pages::begin(File::open(path).expect("opened"), None).expect("read").expect("LMDB's");
-        pages.met = Some(vec![0; pages.last_page as usize / 64 + 1]);
-        let mut used = vec![];
-        let mut trees = vec![(Kind::Names, pages.names)];
-        let named = pages.check_names().unwrap_or_else(|_| panic!("sound"));
-        trees.extend(named.into_iter().map(|(table, tree)| (Kind::Table(table), tree)));
-        for (kind, tree) in trees {
-            pages.met = Some(vec![0; pages.last_page as usize / 64 + 1]);
-            pages.walk(kind, tree, Extent::All, None).unwrap_or_else(|_| panic!("sound"));
-            let met = pages.met.as_ref().expect("met");
-            used.extend((0..=pages.last_page).filter(|page| met[*page as usize / 64] >> (page % 64) & 1 == 1));
+    /// The pages of the trees, without those that are free.
+    fn in_use(path: &Path) -> BTreeSet<u64> {
+        let mut pages = Pages::begin(File::open(path).expect("opened"), None).expect("sound");
+        let mut trees: Vec<_> = pages.check_names().expect("sound");
+        let mut used = met(&pages);
+        while let Some((table, tree)) = trees.pop() {
+            pages.walk(Kind::Table(table), tree, true, None).expect("sound");
+            used.extend(met(&pages));
         }
         used
     }
@@ -746,23 +727,25 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let sound = written(directory.path());
         let path = directory.path().join(DATA_FILE);
-        let pages = Pages::begin(File::open(&path).expect("opened"), None).expect("read").expect("LMDB's");
+        let pages = Pages::begin(File::open(&path).expect("opened"), None).expect("sound");
         let page_size = pages.page_size;
         let meta = pages.meta_page as usize * page_size;
-        let names = pages.names.root as usize * page_size;
+        let [names, free] = [pages.names, pages.free].map(|tree| tree.root as usize * page_size);
         let refused = |at: usize, bit: u8| {
             let mut bytes = sound.clone();
             bytes[at] ^= 1 << bit;
             fs::write(&path, bytes).expect("written");
-            let error = Environment::open(&Options::new(directory.path())).expect_err("it was damaged");
-            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            let error = LmdbEngine::open(directory.path(), &Options::new("d")).expect_err("it was damaged");
+            assert!(matches!(error, Error::Corrupt { version: None, .. }), "{error}");
             error.to_string()
         };
-        assert!(refused(meta + 40, 3).contains("its pages are said to have"), "the size of a page");
+        assert!(refused(meta + PAGE_HEADER, 3).contains("no first page"), "the mark of LMDB's files");
+        assert!(refused(meta + 40, 3).contains("says that pages have"), "the size of a page");
         assert!(refused(meta + 44, 2).contains("flags"), "the flags of the free list");
         assert!(refused(meta + 94, 6).contains("levels"), "the levels of the names");
         assert!(refused(meta + META_LEN - 16, 7).contains("cut short"), "the last page");
         assert!(refused(meta + 130, 5).contains("leads to page"), "the root of the names");
         assert!(refused(names + 12, 4).contains("free room"), "where the names' free room begins");
+        assert!(refused(free + 10, 4).contains("of kind"), "the kind of a page of the free list");
     }
 }

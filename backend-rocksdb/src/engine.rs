@@ -1,155 +1,64 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::fmt;
+use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::time::Duration;
 
-use eventstore_api::{Direction, Durability, Error, Gc, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch};
+use eventstore_api::{Direction, Error, Result};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator,
-    DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions, InfoLogger, ReadOptions, WriteOptions, properties,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
+    DBCompressionType, DBRawIterator, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, InfoLogger, ReadOptions,
+    SliceTransform, WaitForCompactOptions, WriteBatch, WriteOptions, properties,
 };
 
 use crate::error::{engine_error, open_error};
 use crate::options::{Compression, LogLevel};
-use crate::wal::{self, Damage, Extent};
-use crate::{Options, WalRecovery, backup, gc};
+use crate::{Options, manifest};
 
-/// RocksDB as the engine of a store: one database, one column family per table.
+/// A memtable holds one checkpoint, and is flushed with it. This is more than any has.
+const MEMTABLE_SIZE: usize = 64 << 20;
+
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// From so many runs of sorted tables on some are merged.
+const MERGED_RUNS: i32 = 8;
+
+/// With so many runs a checkpoint waits until some are merged.
+const MOST_RUNS: i32 = 24;
+
+/// RocksDB as the engine of an index: one database, one column family per table.
 pub struct RocksDbEngine {
-    // Fields drop in this order: the database is closed before the directory is unlocked.
     db: DB,
-    /// Held by each commit, and by a flush that they have to wait for.
-    commits: Mutex<()>,
     reads: ReadOptions,
-    synced_writes: WriteOptions,
-    buffered_writes: WriteOptions,
     options: Options,
-    directory: StoreDirectory,
-}
-
-/// The subdirectory with RocksDB's files.
-const FILES: &str = "rocksdb";
-
-/// The files of a database in the directory of its store.
-pub(crate) fn files_of(store: &Path) -> PathBuf {
-    store.join(FILES)
-}
-
-/// What is opened.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opening {
-    /// A new database.
-    New,
-    /// One that is there.
-    Existing,
-    /// A copy that is about to be marked as a store, which reads every file: no merging may delete one meanwhile.
-    Copy,
-}
-
-/// Why a database was not opened.
-pub(crate) enum Refused {
-    /// Its write-ahead log is damaged, and nothing else is known to be.
-    Wal(Error),
-    Other(Error),
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        match refused {
-            Refused::Wal(error) | Refused::Other(error) => error,
-        }
-    }
 }
 
 impl RocksDbEngine {
-    /// Opens or creates the database in the options' directory. It blocks, and replays what was not flushed before.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
-    pub fn open(options: &Options) -> Result<Self> {
-        options.validate()?;
-        let directory = match options.create_if_missing {
-            true => StoreDirectory::open(&options.path, crate::NAME)?,
-            false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
+    /// The column families, one per table.
+    fn families(&self) -> Result<[&ColumnFamily; Table::ALL.len()]> {
+        let family = |table| {
+            let family = self.db.cf_handle(family_name(table));
+            family.ok_or_else(|| Error::engine("find a table", "it is not open"))
         };
-        backup::delete_leftovers(directory.path())?;
-        directory.delete_unfinished(FILES)?;
-        if options.wal_recovery == WalRecovery::PointInTime {
-            directory.forget_synced_head()?; // what is lost then is accepted
-        }
-        let opening = if directory.is_marked() { Opening::Existing } else { Opening::New };
-        Self::open_in(directory, options, opening)
-    }
-
-    /// Opens the database in a directory and marks that as a store.
-    pub(crate) fn open_in(mut directory: StoreDirectory, options: &Options, opening: Opening) -> Result<Self> {
-        let db = open_db(directory.path(), options, opening)?;
-        directory.mark()?;
-        let mut synced_writes = WriteOptions::default();
-        synced_writes.set_sync(true);
-        Ok(RocksDbEngine {
-            db,
-            commits: Mutex::default(),
-            reads: ReadOptions::default(),
-            synced_writes,
-            buffered_writes: WriteOptions::default(),
-            options: options.clone(),
-            directory,
-        })
-    }
-
-    pub(crate) fn db(&self) -> &DB {
-        &self.db
-    }
-
-    pub(crate) fn options(&self) -> &Options {
-        &self.options
-    }
-
-    pub(crate) fn store_directory(&self) -> &StoreDirectory {
-        &self.directory
-    }
-
-    /// Flushes while commits wait.
-    ///
-    /// The log goes on in a new file then. Were the old one not synced before, a power cut could take buffered events from
-    /// it and leave later ones in the new file: a gap.
-    pub(crate) fn flush_synced(&self) -> Result<()> {
-        let _commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sync()?;
-        self.flush()
-    }
-
-    /// Writes everything that is only in memory and the log to tables.
-    fn flush(&self) -> Result<()> {
-        let tables = tables(&self.db)?;
-        let families: Vec<&ColumnFamily> = tables.into_iter().collect();
-        let flushed = self.db.flush_cfs_opt(&families, &FlushOptions::default());
-        flushed.map_err(|error| engine_error("flush", error))
+        let [meta, ids, aggregates] = Table::ALL;
+        Ok([family(meta)?, family(ids)?, family(aggregates)?])
     }
 
     /// A property of the database or of all its column families together.
     fn property(&self, name: &CStr, of: Of) -> Result<u64> {
         let mut sum = 0;
-        for family in tables(&self.db)? {
-            let value =
-                self.db.property_value_cf(family, name).map_err(|error| engine_error("ask for a property", error))?;
-            let value: u64 = value.and_then(|value| value.parse().ok()).unwrap_or_default();
+        for family in self.families()? {
+            let value = self.db.property_int_value_cf(family, name);
+            let value = value.map_err(|error| engine_error("ask for a property", error))?.unwrap_or_default();
             match of {
                 Of::Database => return Ok(value),
                 Of::Tables => sum += value,
             }
         }
         Ok(sum)
-    }
-
-    /// How many flushes and merges have failed since the database was opened.
-    pub(crate) fn background_errors(&self) -> Result<u64> {
-        self.property(properties::BACKGROUND_ERRORS.as_c_str(), Of::Database)
     }
 }
 
@@ -160,104 +69,23 @@ enum Of {
     Tables,
 }
 
-/// The column families, one per table.
-pub(crate) fn tables(db: &DB) -> Result<[&ColumnFamily; Table::ALL.len()]> {
-    let family =
-        |table| db.cf_handle(family_name(table)).ok_or_else(|| Error::engine("find a table", "it is not open"));
-    let [meta, events, ids, aggregates] = Table::ALL;
-    Ok([family(meta)?, family(events)?, family(ids)?, family(aggregates)?])
-}
-
-pub(crate) const fn family_name(table: Table) -> &'static str {
+const fn family_name(table: Table) -> &'static str {
     match table {
         Table::Meta => DEFAULT_COLUMN_FAMILY_NAME, // RocksDB always has it
         _ => table.name(),
     }
 }
 
-/// Opens the files of a store, whose directory is locked.
-pub(crate) fn open_db(store: &Path, options: &Options, opening: Opening) -> Result<DB, Refused> {
-    let files = files_of(store);
-    let cannot_read = |error| Refused::Other(Error::engine("look at the write-ahead log", error));
-    let is_new = opening == Opening::New;
-    if !is_new && !files.join("CURRENT").exists() {
-        return Err(Refused::Other(Error::Open {
-            path: store.display().to_string(),
-            reason: format!("its {FILES}/CURRENT is missing; restore it from a backup"),
-            source: None,
-        }));
-    }
-    if !is_new {
-        wal::manifest(&files).and_then(wal::cut_lost_writes).map_err(cannot_read)?;
-    }
-    let is_strict = options.wal_recovery == WalRecovery::Strict;
-    if is_strict && !is_new {
-        let log = wal::files(&files).map_err(cannot_read)?;
-        if log.is_empty() {
-            return Err(Refused::Wal(wal_error("its file is missing"))); // an open database always has one
-        }
-        wal::cut_lost_writes(log).map_err(cannot_read)?;
-        if let Some(damage) = wal::find_damage(&files, Extent::LastBlock).map_err(cannot_read)? {
-            return Err(Refused::Wal(wal_error(&describe(&damage))));
-        }
-    }
-    let cache = Cache::new_lru_cache(options.block_cache);
-    let families = Table::ALL.map(|table| {
-        let mut family = table_options(table, options, &cache);
-        family.set_disable_auto_compactions(opening == Opening::Copy);
-        ColumnFamilyDescriptor::new(family_name(table), family)
-    });
-    let error = match DB::open_cf_descriptors(&database_options(options, is_new), &files, families) {
-        Ok(db) => return Ok(db),
-        Err(error) => error,
-    };
-    let message = error.as_ref().to_owned();
-    match open_error(store, error) {
-        damaged @ Error::Corrupt { .. } if is_strict => {
-            match wal::find_damage(&files, Extent::Whole).map_err(cannot_read)? {
-                Some(damage) => Err(Refused::Wal(wal_error(&describe(&damage)))),
-                // A file of the log that is missing or too short: the manifest knows them.
-                None if message.contains("WAL") => Err(Refused::Wal(wal_error(&message))),
-                None => Err(Refused::Other(damaged)),
-            }
-        }
-        other => Err(Refused::Other(other)),
-    }
-}
-
-fn describe(damage: &Damage) -> String {
-    let name = damage.file.file_name().unwrap_or_default().display();
-    format!("{FILES}/{name} is damaged at byte {}", damage.at)
-}
-
-fn wal_error(what: &str) -> Error {
-    Error::Corrupt {
-        version: None,
-        reason: format!(
-            "its write-ahead log cannot be replayed ({what}), and events behind the damage would be lost; `eventstore \
-             repair` keeps those before it and puts the log aside"
-        ),
-    }
-}
-
-fn database_options(options: &Options, create: bool) -> rocksdb::Options {
-    let is_strict = options.wal_recovery == WalRecovery::Strict;
+fn database_options(options: &Options, is_new: bool) -> rocksdb::Options {
     let mut database = rocksdb::Options::default();
-    database.create_if_missing(create);
-    database.create_missing_column_families(create);
-    database.set_wal_recovery_mode(match options.wal_recovery {
-        WalRecovery::Strict => DBRecoveryMode::TolerateCorruptedTailRecords,
-        WalRecovery::PointInTime => DBRecoveryMode::PointInTime,
-    });
-    // Finds files of the log that are missing or were cut short.
-    database.set_track_and_verify_wals_in_manifest(is_strict);
-    // All tables reach the disk together, so the log never holds what one table has and another has not: what comes
-    // before a damage in it is consistent, and it is no longer than what is in memory.
+    database.create_if_missing(is_new);
+    database.create_missing_column_families(is_new);
+    database.set_paranoid_checks(true);
+    // All tables of a checkpoint become part of the database together.
     database.set_atomic_flush(true);
-    database.set_max_total_wal_size(options.wal_size as u64);
     database.set_max_background_jobs(clamped(options.background_jobs));
-    database.set_max_open_files(if options.open_files == 0 { -1 } else { clamped(options.open_files) });
-    database.set_bytes_per_sync(1 << 20); // so that a sync of the log does not wait for a whole table
+    database.set_max_open_files(clamped(options.open_files));
+    database.set_bytes_per_sync(1 << 20); // so that a sync does not wait for all of a merged table
     database.set_stats_dump_period_sec(0);
     database.set_stats_persist_period_sec(0);
     let level = match options.log_level {
@@ -281,37 +109,48 @@ fn log(level: rocksdb::LogLevel, message: &str) {
     }
 }
 
-fn table_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Options {
+fn family_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
-    blocks.set_cache_index_and_filter_blocks(true); // so that the cache's size is all they take
-    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    // A page of events is a few blocks; a look-up in an index is one key.
-    blocks.set_block_size(if table == Table::Events { 16 << 10 } else { 4 << 10 });
-    if table == Table::Ids && options.bloom_bits > 0 {
+    // Parts of filters and indexes are in the cache, so that its size is all they take. Whole ones do not fit into a shard.
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_pin_top_level_index_and_filter(true);
+    let mut family = rocksdb::Options::default();
+    if options.bloom_bits > 0 && table != Table::Meta {
         blocks.set_bloom_filter(options.bloom_bits as f64, false);
     }
-    let mut family = rocksdb::Options::default();
-    family.set_block_based_table_factory(&blocks);
-    family.set_write_buffer_size(options.memtable_size);
-    family.set_max_write_buffer_number(clamped(options.memtables));
-    family.set_compression_type(compression_type(options.compression));
-    family.set_level_zero_file_num_compaction_trigger(clamped(options.level0_tables));
-    family.set_level_zero_slowdown_writes_trigger(clamped(options.level0_tables.midpoint(options.level0_stall)));
-    family.set_level_zero_stop_writes_trigger(clamped(options.level0_stall));
-    family.set_target_file_size_base(options.table_size as u64);
-    family.set_max_bytes_for_level_base(options.level_base_size as u64);
-    family.set_max_bytes_for_level_multiplier(options.level_size_multiplier as f64);
-    if table == Table::Events && options.blob_threshold > 0 {
-        family.set_enable_blob_files(true);
-        family.set_min_blob_size(options.blob_threshold as u64);
-        family.set_blob_file_size(options.blob_file_size as u64);
-        family.set_blob_compression_type(compression_type(options.blob_compression));
-        family.set_enable_blob_gc(true);
-        family.set_blob_gc_age_cutoff(options.blob_gc_age_cutoff);
-        family.set_blob_gc_force_threshold(options.blob_gc_force_threshold);
+    if table == Table::Aggregates {
+        // A scan of an aggregate passes by the tables that have nothing of it.
+        family.set_prefix_extractor(SliceTransform::create("aggregate", aggregate_of, Some(has_aggregate)));
+        blocks.set_whole_key_filtering(false);
     }
+    family.set_block_based_table_factory(&blocks);
+    family.set_write_buffer_size(MEMTABLE_SIZE);
+    family.set_compression_type(compression_type(options.table_compression));
+    family.set_target_file_size_base(options.table_size as u64);
+    // Half as much is written as with levels, with keys in any order.
+    family.set_compaction_style(DBCompactionStyle::Universal);
+    family.set_level_zero_file_num_compaction_trigger(MERGED_RUNS);
+    family.set_level_zero_slowdown_writes_trigger(MOST_RUNS);
+    family.set_level_zero_stop_writes_trigger(MOST_RUNS);
     family
+}
+
+/// What the keys of an aggregate begin with: its id, which has no such byte, and the byte behind it.
+fn aggregate_of(key: &[u8]) -> &[u8] {
+    let end = key.iter().position(|&byte| byte == 0xff).map_or(key.len(), |at| at + 1);
+    &key[..end]
+}
+
+fn has_aggregate(key: &[u8]) -> bool {
+    key.contains(&0xff)
+}
+
+/// Whether all keys from one to another are of one aggregate.
+fn is_of_one_aggregate(range: KeyRange<'_>) -> bool {
+    has_aggregate(range.first) && aggregate_of(range.first) == aggregate_of(range.last)
 }
 
 fn compression_type(compression: Compression) -> DBCompressionType {
@@ -327,75 +166,71 @@ fn clamped(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-impl Drop for RocksDbEngine {
-    /// Leaves nothing to be replayed when the store is opened again.
-    fn drop(&mut self) {
-        if let Err(error) = self.flush() {
-            tracing::warn!(%error, "what is in memory could not be flushed; it is in the write-ahead log");
-        }
-    }
-}
-
 impl Engine for RocksDbEngine {
+    const NAME: &'static str = crate::NAME;
+
+    type Options = Options;
+
     type Snapshot<'a> = RocksDbSnapshot<'a>;
 
-    fn name(&self) -> &'static str {
-        crate::NAME
+    fn open(directory: &Path, options: &Options) -> Result<Self> {
+        let mut entries = fs::read_dir(directory).map_err(|error| Error::engine("list the index's files", error))?;
+        let is_new = entries.next().is_none();
+        if !is_new {
+            manifest::check(directory)?;
+        }
+        let cache = Cache::new_lru_cache(options.block_cache);
+        let families = Table::ALL
+            .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, options, &cache)));
+        let db = DB::open_cf_descriptors(&database_options(options, is_new), directory, families)
+            .map_err(|error| open_error(directory, error))?;
+        Ok(RocksDbEngine { db, reads: ReadOptions::default(), options: options.clone() })
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
-        Ok(RocksDbSnapshot { engine: self, tables: tables(&self.db)?, iterators: Default::default() })
+        Ok(RocksDbSnapshot { engine: self, families: self.families()?, iterators: Default::default() })
     }
 
-    fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
-        let _commit = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
-        let write = || -> Result<()> {
-            let tables = tables(&self.db)?;
-            let entries: usize = Table::ALL.into_iter().map(|table| batch.puts(table).len()).sum();
-            let mut writes = rocksdb::WriteBatch::with_capacity_bytes(batch.len_bytes() + entries * PUT_OVERHEAD);
-            for table in Table::ALL {
-                for (key, value) in batch.puts(table) {
-                    writes.put_cf(tables[table.index()], key, value);
-                }
+    /// Writes the entries to tables of their own, which RocksDB syncs before its manifest names them, all in one change of
+    /// that.
+    fn write(&self, entries: &Entries) -> Result<()> {
+        let families = self.families()?;
+        let mut batch = WriteBatch::with_capacity_bytes(entries.len_bytes() + entries.len() * PUT_OVERHEAD);
+        for table in Table::ALL {
+            entries.of(table).for_each(|(key, value)| batch.put_cf(families[table.index()], key, value));
+        }
+        let mut unlogged = WriteOptions::default();
+        unlogged.disable_wal(true);
+        self.db.write_opt(batch, &unlogged).map_err(|error| engine_error("write", error))?;
+        let flushed = self.db.flush_cfs_opt(&families, &FlushOptions::default());
+        flushed.map_err(|error| engine_error("flush", error))
+    }
+
+    /// Waits until RocksDB has merged what it finds worth it. Nothing is ever deleted, so that merging the rest would give
+    /// nothing back.
+    fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
+        let mut moment = WaitForCompactOptions::default();
+        moment.set_timeout(MOMENT.as_micros() as u64);
+        loop {
+            match self.db.wait_for_compact(&moment) {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::TimedOut => task.check()?,
+                Err(error) => return Err(engine_error("merge tables", error)),
             }
-            let options = match durability {
-                Durability::Buffered => &self.buffered_writes,
-                _ => &self.synced_writes,
-            };
-            self.db.write_opt(writes, options).map_err(|error| engine_error("commit", error))
-        };
-        write().map_err(CommitError::Unknown)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.db.flush_wal(true).map_err(|error| engine_error("sync", error))
-    }
-
-    fn directory(&self) -> Option<&StoreDirectory> {
-        Some(&self.directory)
-    }
-
-    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
-        gc::run(self, gc, task)
-    }
-
-    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
-        backup::take(self, target, task)
+        }
+        let bytes = self.property(properties::TOTAL_SST_FILES_SIZE.as_c_str(), Of::Tables)?;
+        Ok(vec![format!("waited until RocksDB had merged its tables; they have {bytes} bytes")])
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
         let level0_tables = properties::num_files_at_level(0);
         let all = [
-            ("live_data_bytes", properties::ESTIMATE_LIVE_DATA_SIZE.as_c_str(), Of::Tables),
             ("table_bytes", properties::TOTAL_SST_FILES_SIZE.as_c_str(), Of::Tables),
-            ("blob_bytes", c"rocksdb.total-blob-file-size", Of::Tables),
-            ("memtable_bytes", properties::CUR_SIZE_ALL_MEM_TABLES.as_c_str(), Of::Tables),
             ("pending_compaction_bytes", properties::ESTIMATE_PENDING_COMPACTION_BYTES.as_c_str(), Of::Tables),
             ("level0_tables", level0_tables.as_c_str(), Of::Tables),
             ("running_compactions", properties::NUM_RUNNING_COMPACTIONS.as_c_str(), Of::Database),
             ("block_cache_bytes", properties::BLOCK_CACHE_USAGE.as_c_str(), Of::Database),
             ("background_errors", properties::BACKGROUND_ERRORS.as_c_str(), Of::Database),
-            ("writes_stopped", properties::IS_WRITE_STOPPED.as_c_str(), Of::Database),
         ];
         let values = all.into_iter().map(|(name, property, of)| Ok((name, self.property(property, of)?.to_string())));
         values.collect()
@@ -404,10 +239,7 @@ impl Engine for RocksDbEngine {
 
 impl fmt::Debug for RocksDbEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RocksDbEngine")
-            .field("options", &self.options)
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
+        f.debug_struct("RocksDbEngine").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -420,8 +252,9 @@ const PUT_OVERHEAD: usize = 12;
 /// the same table, because making one takes longer than using it for a short scan.
 pub struct RocksDbSnapshot<'a> {
     engine: &'a RocksDbEngine,
-    tables: [&'a ColumnFamily; Table::ALL.len()],
-    iterators: [Cell<Option<DBRawIterator<'a>>>; Table::ALL.len()],
+    families: [&'a ColumnFamily; Table::ALL.len()],
+    /// Those of each table, without and with the filters of aggregates.
+    iterators: [[Cell<Option<DBRawIterator<'a>>>; 2]; Table::ALL.len()],
 }
 
 impl fmt::Debug for RocksDbSnapshot<'_> {
@@ -432,7 +265,7 @@ impl fmt::Debug for RocksDbSnapshot<'_> {
 
 impl Snapshot for RocksDbSnapshot<'_> {
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let found = self.engine.db.get_pinned_cf_opt(self.tables[table.index()], key, &self.engine.reads);
+        let found = self.engine.db.get_pinned_cf_opt(self.families[table.index()], key, &self.engine.reads);
         let value = found.map_err(|error| engine_error("read", error))?;
         if let Some(value) = &value {
             out.extend_from_slice(value);
@@ -444,7 +277,7 @@ impl Snapshot for RocksDbSnapshot<'_> {
     where
         F: FnMut(usize, &[u8]) -> ControlFlow<()>,
     {
-        let (family, reads) = (self.tables[table.index()], &self.engine.reads);
+        let (family, reads) = (self.families[table.index()], &self.engine.reads);
         let found = self.engine.db.batched_multi_get_cf_opt(family, keys, keys.is_sorted(), reads);
         for (place, value) in found.into_iter().enumerate() {
             let value = value.map_err(|error| engine_error("read", error))?;
@@ -459,10 +292,13 @@ impl Snapshot for RocksDbSnapshot<'_> {
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
-        let kept = &self.iterators[table.index()];
-        let mut entries = kept
-            .take()
-            .unwrap_or_else(|| self.engine.db.raw_iterator_cf_opt(self.tables[table.index()], ReadOptions::default()));
+        let is_filtered = table == Table::Aggregates && is_of_one_aggregate(range);
+        let kept = &self.iterators[table.index()][usize::from(is_filtered)];
+        let mut entries = kept.take().unwrap_or_else(|| {
+            let mut reads = ReadOptions::default();
+            reads.set_total_order_seek(!is_filtered);
+            self.engine.db.raw_iterator_cf_opt(self.families[table.index()], reads)
+        });
         let end = match direction {
             Direction::Forward => {
                 entries.seek(range.first);

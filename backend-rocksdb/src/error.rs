@@ -3,47 +3,37 @@
 use std::path::Path;
 
 use eventstore_api::Error;
+use eventstore_kv::damaged_index;
 use rocksdb::ErrorKind;
 
-/// An error while a store was opened.
-pub(crate) fn open_error(path: &Path, error: rocksdb::Error) -> Error {
+/// An error while the index in this directory was opened.
+pub(crate) fn open_error(directory: &Path, error: rocksdb::Error) -> Error {
     let message: &str = error.as_ref();
-    let path = path.display().to_string();
+    let path = directory.display().to_string();
     if message.contains("lock hold by current process") || message.contains("While lock file") {
         return Error::Locked { path };
     }
-    // RocksDB has no kind of its own for it.
-    let is_newer = ["unsupported format_version", "Unknown Footer version", "newer version"];
-    if error.kind() == ErrorKind::NotSupported || is_newer.iter().any(|text| message.contains(text)) {
-        return Error::Unsupported {
-            what: format!(
-                "{path} was written by another version of RocksDB ({error}); open it with the eventstore that \
-                           wrote it"
-            ),
-        };
-    }
-    match error.kind() {
-        ErrorKind::Corruption => engine_error("open", error),
-        _ => Error::Open {
-            path,
-            reason: "RocksDB cannot open it; if a file is missing, restore a backup".to_owned(),
-            source: Some(Box::new(error)),
-        },
+    // A file that is missing is an error of reading like others. What a manifest lacks is an invalid argument. What another
+    // version of RocksDB wrote is made again as well.
+    let is_missing = error.kind() == ErrorKind::IOError && message.contains("No such file");
+    let is_damage = matches!(
+        error.kind(),
+        ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotSupported | ErrorKind::NotFound
+    );
+    match is_missing || is_damage {
+        true => damaged_index(format!("RocksDB cannot open its files: {error}")),
+        false => {
+            Error::Open { path, reason: "RocksDB cannot open its files".to_owned(), source: Some(Box::new(error)) }
+        }
     }
 }
 
-/// An error of an open store, while doing `operation`.
+/// An error of an open index, while doing `operation`.
 pub(crate) fn engine_error(operation: &'static str, error: rocksdb::Error) -> Error {
-    match error.kind() {
-        ErrorKind::Corruption => Error::Corrupt {
-            version: None,
-            reason: format!("RocksDB found damage while it was to {operation}: {}", without_kind(error.as_ref())),
-        },
-        _ => Error::engine(operation, error),
+    let message: &str = error.as_ref();
+    let is_missing = error.kind() == ErrorKind::IOError && message.contains("No such file");
+    match error.kind() == ErrorKind::Corruption || is_missing {
+        true => damaged_index(format!("RocksDB found damage while it was to {operation}: {error}")),
+        false => Error::engine(operation, error),
     }
-}
-
-/// A message without the name of its kind.
-fn without_kind(message: &str) -> &str {
-    message.split_once(": ").map_or(message, |(_, rest)| rest)
 }

@@ -1,4 +1,4 @@
-//! The RocksDB backend: for stores much larger than memory, and for many appends at once.
+//! The RocksDB backend: for stores much larger than memory.
 //!
 //! ```
 //! use backend_rocksdb::{Options, open};
@@ -14,35 +14,32 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(run(directory.path())).unwrap();
 //! ```
 //!
+//! RocksDB keeps the index that leads into the store's log: event ids and aggregates, each in a column family.
+//!
 //! | | |
 //! |---|---|
-//! | `Sync` | one sync a group, of the write-ahead log |
-//! | `Buffered` | no sync: the group survives the end of the process, and a power cut may undo the newest groups |
-//! | opening | replays what was not flushed: nothing after a clean close, about `wal_size` at most after a kill |
-//! | damage in the write-ahead log | refused, so that nothing is lost in silence; [`repair`] keeps what comes before it |
-//! | files | in the subdirectory `rocksdb` of the store's directory; one process at a time |
+//! | a checkpoint | is written to tables at once, of all column families together; RocksDB's own log is not used |
+//! | after a kill or a power cut | RocksDB is as it was after a checkpoint, and the store adds what its log has since |
+//! | damage | every block that is read is checked, and the store makes a damaged index again |
+//! | files | a table for each checkpoint, merged in the background as there become more of them |
 
 #![forbid(unsafe_code)]
 
-mod backup;
 mod engine;
 mod error;
-mod gc;
+mod manifest;
 mod options;
-mod repair;
-mod wal;
 
-use eventstore_api::{Error, Result};
+use eventstore_api::{Context, Error, Result};
 use eventstore_kv::KvStore;
 
 pub use engine::{RocksDbEngine, RocksDbSnapshot};
-pub use options::{Compression, LogLevel, Options, WalRecovery};
-pub use repair::repair;
+pub use options::{Compression, LogLevel, Options};
 
 /// The backend's name: the scheme of its URLs and the mark in its directories.
 pub const NAME: &str = "rocksdb";
 
-/// An event store on RocksDB.
+/// An event store with an index in RocksDB.
 pub type RocksDbStore = KvStore<RocksDbEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -61,5 +58,17 @@ pub async fn open(options: Options) -> Result<RocksDbStore> {
 ///
 /// Those of [`open`].
 pub fn open_blocking(options: &Options) -> Result<RocksDbStore> {
-    KvStore::open(RocksDbEngine::open(options)?, options.store.clone())
+    options.validate()?;
+    KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
+}
+
+/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
+/// done, and blocks.
+///
+/// # Errors
+///
+/// `Open` if there is no store; `Locked`; `Corrupt` if the log is damaged; those of the context.
+pub fn repair(ctx: &Context, options: &Options) -> Result<Vec<String>> {
+    options.validate()?;
+    eventstore_kv::repair::<RocksDbEngine>(ctx, &options.path, options, &options.store)
 }

@@ -1,182 +1,173 @@
 use std::fmt;
-use std::fs::File;
-use std::ops::{Bound, ControlFlow};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use eventstore_api::{Direction, Durability, Error, Gc, Result};
-use eventstore_kv::{CommitError, Engine, KeyRange, Snapshot, StoreDirectory, Table, Task, WriteBatch, copy_events};
+use eventstore_api::{Direction, Error, Result};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
 use sled::{Batch, Db, IVec};
 
-use crate::Options;
-use crate::error::{engine_error, guard};
-use crate::files::Files;
-use crate::keys::{Key, PART_LEN, parts_of};
-use crate::watch::Flusher;
+use crate::error::{Failure, cannot_open, engine_error, guard, open_error};
+use crate::{Options, flush, seal};
 
-/// sled as the engine of a store: one tree with the rows of all tables.
+/// The file with sled's log, which is also its data.
+const DB_FILE: &str = "db";
+
+/// Entries that are applied at once, while none of the process's sled stores reads.
+const BATCH_LEN: usize = 256;
+
+/// sled may hold its file for a moment after it was closed, until its threads have come to an end.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
+
+/// sled as the engine of a store: one tree with the entries of all tables. Each key begins with a byte that names its
+/// table.
 pub struct SledEngine {
-    // Fields drop in this order: sled is closed before the directory is unlocked.
-    flusher: Flusher,
-    db: Db,
+    /// There until it is dropped.
+    db: Option<Db>,
+    /// Our own handle to sled's file: sled hands its log to the disk, but lets the disk keep it in its cache.
     file: File,
-    options: Options,
-    directory: StoreDirectory,
+    directory: PathBuf,
+    cache_capacity: usize,
+    /// Something failed, so these files are not used again.
+    has_failed: AtomicBool,
 }
 
 impl SledEngine {
-    /// Opens or creates the store in the options' directory. It blocks while sled reads its page table and the newest
-    /// part of its log.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidOption`, `Locked`, `Open`, `Unsupported`, `Corrupt`.
-    pub fn open(options: &Options) -> Result<Self> {
-        options.validate()?;
-        let directory = match options.create_if_missing {
-            true => StoreDirectory::open(&options.path, crate::NAME)?,
-            false => StoreDirectory::open_existing(&options.path, crate::NAME)?,
-        };
-        let mut engine = Self::open_unmarked(directory, options)?;
-        engine.directory.mark()?;
-        Ok(engine)
+    fn db(&self) -> Result<&Db> {
+        self.db.as_ref().ok_or_else(|| Error::engine("read", "sled is closed"))
     }
 
-    fn open_unmarked(directory: StoreDirectory, options: &Options) -> Result<Self> {
-        let Files { db, file } = Files::open(&directory, options)?;
-        Ok(SledEngine { flusher: Flusher::new(&db)?, db, file, options: options.clone(), directory })
+    /// What a failure means. It keeps the files from being sealed.
+    fn failed(&self, operation: &'static str, failure: Failure) -> Error {
+        self.has_failed.store(true, Ordering::Relaxed);
+        engine_error(operation, failure)
     }
 
-    /// Hands everything to the disk, and with `Sync` has it keep it.
-    fn flush(&self, durability: Durability) -> Result<()> {
-        // sled writes its log and waits until the disk has it (sync_file_range), but lets the disk keep it in its cache,
-        // and leaves out the file's length.
-        self.flusher.flush(&self.db).map_err(|failure| engine_error("flush", failure))?;
-        if durability != Durability::Buffered {
-            self.file.sync_data().map_err(|error| Error::engine("sync", error))?;
-        }
-        Ok(())
-    }
-
-    /// Reads every page that the batch will change, so that a damaged one is found before anything is written. Returns
-    /// the rows that are there already: the mark of the index, which moves on.
-    fn read_pages(&self, batch: &WriteBatch) -> Result<Vec<(Key, IVec)>> {
-        let read = |key: &Key| guard(|| self.db.get(key)).map_err(|failure| engine_error("commit", failure));
-        let mut replaced = Vec::new();
-        for table in Table::ALL {
-            for (row, value) in batch.puts(table) {
-                let key = Key::row(table, row);
-                if let Some(earlier) = read(&key)? {
-                    replaced.push((key, earlier));
-                }
-                if value.len() >= PART_LEN {
-                    read(&Key::part(table, row, 1))?; // and the others are put beside it
-                }
-            }
-        }
-        Ok(replaced)
-    }
-
-    /// Takes back what sled applied of a batch before it failed, or it would keep that part. The rows were new, but for
-    /// those that were `replaced`.
-    ///
-    /// sled fails in the middle if it moves other pages on the way, to use their space again, and one is damaged. It does
-    /// not try the same page again, so a few attempts do.
-    fn undo(&self, batch: &WriteBatch, replaced: &[(Key, IVec)]) {
-        for _ in 0..UNDO_ATTEMPTS {
-            let mut earlier = Batch::default();
-            rows_of(batch).for_each(|(key, _)| earlier.remove(key.as_ref()));
-            replaced.iter().for_each(|(key, value)| earlier.insert(key.as_ref(), value)); // the last word on a key counts
-            let undone = guard(|| self.db.apply_batch(earlier));
-            if undone.and_then(|()| self.flusher.flush(&self.db)).is_ok() {
-                break;
+    /// Waits until sled has let go of its file.
+    fn wait_until_closed(&self) -> io::Result<()> {
+        let until = Instant::now() + CLOSING_TIME;
+        loop {
+            match self.file.try_lock() {
+                Ok(()) => return self.file.unlock(),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(Duration::from_millis(1)),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 }
-
-const UNDO_ATTEMPTS: usize = 20;
 
 impl fmt::Debug for SledEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // sled's own would print all rows.
-        f.debug_struct("SledEngine")
-            .field("options", &self.options)
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
+        // sled's own would print all entries.
+        f.debug_struct("SledEngine").field("directory", &self.directory).finish_non_exhaustive()
     }
 }
 
-/// The rows of a batch in sled's tree.
-fn rows_of(batch: &WriteBatch) -> impl Iterator<Item = (Key, &[u8])> {
-    Table::ALL.into_iter().flat_map(move |table| {
-        let puts = batch.puts(table);
-        puts.flat_map(move |(key, value)| {
-            parts_of(value).map(move |(number, part)| (Key::part(table, key, number), part))
-        })
-    })
+impl Drop for SledEngine {
+    /// Closes sled and seals its files. Without the seal the index is made again, so it is left out at any doubt.
+    fn drop(&mut self) {
+        let Some(db) = self.db.take() else { return };
+        if self.has_failed.load(Ordering::Relaxed) {
+            // Closing may wait for ever for what failed. If there is no thread to be had, sled is left open.
+            let _ = thread::Builder::new().spawn(move || flush::close(db));
+            return;
+        }
+        let sealed = flush::write(&db, Vec::new())
+            .and_then(|()| flush::close(db))
+            .map_err(|failure| engine_error("close", failure))
+            .and_then(|()| {
+                self.wait_until_closed()
+                    .and_then(|()| seal::seal(&self.directory))
+                    .map_err(|error| Error::engine("close", error))
+            });
+        if let Err(error) = sealed {
+            tracing::warn!(%error, "sled was not closed cleanly; the index is made again when the store is opened");
+        }
+    }
+}
+
+/// A table's key in sled's tree.
+fn key_of(table: Table, key: &[u8]) -> Vec<u8> {
+    [&[table.index() as u8], key].concat()
 }
 
 impl Engine for SledEngine {
+    const NAME: &'static str = "sled";
+
+    type Options = Options;
+
     type Snapshot<'a> = SledSnapshot<'a>;
 
-    fn name(&self) -> &'static str {
-        crate::NAME
+    fn open(directory: &Path, options: &Options) -> Result<Self> {
+        seal::open(directory)?;
+        let config = sled::Config::new()
+            .path(directory)
+            .cache_capacity(options.cache_capacity as u64)
+            // Its own thread would only write what each write writes anyway; and if it panics, sled cannot be closed.
+            .flush_every_ms(None);
+        let db = guard(|| config.open()).map_err(|failure| open_error(directory, failure))?;
+        let file = File::options().read(true).write(true).open(directory.join(DB_FILE));
+        Ok(SledEngine {
+            db: Some(db),
+            file: file.map_err(|error| cannot_open(directory, error))?,
+            directory: directory.to_owned(),
+            cache_capacity: options.cache_capacity,
+            has_failed: AtomicBool::new(false),
+        })
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
-        Ok(SledSnapshot(&self.db))
+        Ok(SledSnapshot { engine: self, db: self.db()? })
     }
 
-    fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError> {
-        let replaced = self.read_pages(batch).map_err(CommitError::NotWritten)?;
-        let mut rows = Batch::default();
-        rows_of(batch).for_each(|(key, part)| rows.insert(key.as_ref(), part));
-        if let Err(failure) = guard(|| self.db.apply_batch(rows)) {
-            self.undo(batch, &replaced);
-            return Err(CommitError::Unknown(engine_error("commit", failure)));
+    fn write(&self, entries: &Entries) -> Result<()> {
+        // After a power cut nothing of this is used, so that the entries of `Meta` need no sync of their own.
+        let mut batches = Vec::with_capacity(entries.len() / BATCH_LEN + 1);
+        let (mut batch, mut len) = (Batch::default(), 0);
+        for table in [Table::Ids, Table::Aggregates, Table::Meta] {
+            for (key, value) in entries.of(table) {
+                // sled would keep a large page in a file of its own, which it never syncs.
+                debug_assert!(value.len() <= 2 << 10, "a value of {} bytes", value.len());
+                batch.insert(key_of(table, key), value);
+                len += 1;
+                if len == BATCH_LEN {
+                    batches.push(std::mem::take(&mut batch));
+                    len = 0;
+                }
+            }
         }
-        self.flush(durability).map_err(CommitError::Unknown)
+        batches.push(batch);
+        flush::write(self.db()?, batches).map_err(|failure| self.failed("write", failure))?;
+        self.file.sync_data().map_err(|error| self.failed("sync", Failure::Error(error.into())))
     }
 
-    fn sync(&self) -> Result<()> {
-        self.flush(Durability::Sync)
-    }
-
-    fn directory(&self) -> Option<&StoreDirectory> {
-        Some(&self.directory)
-    }
-
-    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>> {
+    fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
         task.check()?;
-        if gc == Gc::Full {
-            return Err(Error::Unsupported {
-                what: "sled cannot compact its file; copy the store into a new one: eventstore copy --to".to_owned(),
-            });
-        }
-        self.flusher.flush(&self.db).map_err(|failure| engine_error("flush", failure))?;
-        Ok(vec!["flushed; sled uses space again by itself as it writes, and cannot be asked to".to_owned()])
-    }
-
-    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self> {
-        let mut options = self.options.clone();
-        options.path = target.path().to_owned();
-        let mut copy = Self::open_unmarked(target, &options)?;
-        copy_events(self, &copy, task)?;
-        copy.directory.mark()?;
-        Ok(copy)
+        Ok(vec!["nothing to do for the index: sled uses space again by itself, and cannot be asked to".to_owned()])
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
-        let size = guard(|| self.db.size_on_disk()).map_err(|failure| engine_error("measure its files", failure))?;
-        Ok(vec![
-            ("size", size.to_string()),
-            ("was_recovered", self.db.was_recovered().to_string()),
-            ("cache_capacity", self.options.cache_capacity.to_string()),
-        ])
+        let db = self.db()?;
+        let size = guard(|| db.size_on_disk()).map_err(|failure| self.failed("measure its files", failure))?;
+        Ok(vec![("size", size.to_string()), ("cache_capacity", self.cache_capacity.to_string())])
     }
 }
 
 /// A read of sled's tree as it is at each moment.
-pub struct SledSnapshot<'a>(&'a Db);
+pub struct SledSnapshot<'a> {
+    engine: &'a SledEngine,
+    db: &'a Db,
+}
+
+impl SledSnapshot<'_> {
+    fn read<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T> {
+        guard(call).map_err(|failure| self.engine.failed("read", failure))
+    }
+}
 
 impl fmt::Debug for SledSnapshot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,95 +175,34 @@ impl fmt::Debug for SledSnapshot<'_> {
     }
 }
 
-impl SledSnapshot<'_> {
-    /// Appends the parts behind the first one to `out`.
-    fn read_rest(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let last = Key::part(table, key, u32::MAX);
-        let mut parts = self.0.range(Key::part(table, key, 1)..=last);
-        for number in 1.. {
-            let Some((place, part)) = read_row(|| parts.next())? else { break };
-            if place != Key::part(table, key, number).as_ref() {
-                break;
-            }
-            out.extend_from_slice(&part);
-            if part.len() < PART_LEN {
-                return Ok(());
-            }
-        }
-        Err(Error::Corrupt { version: None, reason: format!("a part of a value in {} is missing", table.name()) })
-    }
-}
-
-fn read_row(next: impl FnOnce() -> Option<sled::Result<(IVec, IVec)>>) -> Result<Option<(IVec, IVec)>> {
-    guard(|| next().transpose()).map_err(|failure| engine_error("read", failure))
-}
-
 impl Snapshot for SledSnapshot<'_> {
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let found = guard(|| self.0.get(Key::row(table, key))).map_err(|failure| engine_error("read", failure))?;
-        let Some(first) = found else { return Ok(false) };
-        out.extend_from_slice(&first);
-        if first.len() == PART_LEN {
-            self.read_rest(table, key, out)?;
+        let value = self.read(|| self.db.get(key_of(table, key)))?;
+        if let Some(value) = &value {
+            out.extend_from_slice(value);
         }
-        Ok(true)
+        Ok(value.is_some())
     }
 
     fn scan<F>(&self, table: Table, range: KeyRange<'_>, direction: Direction, mut visit: F) -> Result<()>
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
-        let (first, last) = (Key::row(table, range.first), Key::row(table, range.last));
-        let mut rows = self.0.range::<&[u8], _>((Bound::Included(first.as_ref()), Bound::Included(last.as_ref())));
-        let mut whole = Vec::new();
-        loop {
-            let row = read_row(|| match direction {
-                Direction::Forward => rows.next(),
-                Direction::Backward => rows.next_back(),
-            })?;
-            let Some((key, value)) = row else { return Ok(()) };
-            let key = &key[1..];
-            let visited = if value.len() < PART_LEN {
-                visit(key, &value)
-            } else {
-                whole.clear();
-                whole.extend_from_slice(&value);
-                self.read_rest(table, key, &mut whole)?;
-                visit(key, &whole)
-            };
-            if visited.is_break() {
-                return Ok(());
+        if range.first > range.last {
+            return Ok(()); // which sled does not take
+        }
+        let mut entries = self.db.range(key_of(table, range.first)..=key_of(table, range.last));
+        let mut next = || -> Option<sled::Result<(IVec, IVec)>> {
+            match direction {
+                Direction::Forward => entries.next(),
+                Direction::Backward => entries.next_back(),
+            }
+        };
+        while let Some((key, value)) = self.read(|| next().transpose())? {
+            if visit(&key[1..], &value).is_break() {
+                break;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn get(engine: &SledEngine, table: Table, key: &[u8]) -> Option<Vec<u8>> {
-        let mut value = Vec::new();
-        let snapshot = engine.snapshot().expect("snapshot");
-        snapshot.get(table, key, &mut value).expect("read").then_some(value)
-    }
-
-    #[test]
-    fn what_a_failed_batch_has_replaced_is_put_back() {
-        let directory = tempfile::tempdir().expect("directory");
-        let engine = SledEngine::open(&Options::new(directory.path())).expect("opened");
-        let mut first = WriteBatch::new();
-        first.put(Table::Meta, b"mark", b"1");
-        engine.commit(&first, Durability::Sync).expect("committed");
-
-        let mut failed = WriteBatch::new();
-        failed.put(Table::Meta, b"mark", b"2");
-        failed.put(Table::Events, b"new", &[7; 3 * PART_LEN]);
-        let replaced = engine.read_pages(&failed).expect("sound");
-        engine.commit(&failed, Durability::Sync).expect("committed");
-        engine.undo(&failed, &replaced);
-        assert_eq!(get(&engine, Table::Meta, b"mark").as_deref(), Some(&b"1"[..]));
-        assert_eq!(get(&engine, Table::Events, b"new"), None);
-        assert_eq!(engine.db.len(), 1, "no part of it is left");
+        Ok(())
     }
 }

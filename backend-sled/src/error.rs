@@ -1,10 +1,12 @@
-//! What sled's errors mean for a caller.
+//! What sled's errors mean for the store.
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use eventstore_api::{Error, Result};
+use eventstore_kv::damaged_index;
 
 /// An error or a panic of sled's.
 #[derive(Debug)]
@@ -28,66 +30,55 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("it did not say why").to_owned()
 }
 
-/// A failure while sled opened the store in this directory.
-pub(crate) fn open_error(path: &Path, failure: Failure) -> Error {
-    let path = path.display().to_string();
-    let damaged = |how: String| Error::Corrupt {
-        version: None,
-        reason: format!(
-            "sled cannot open {path}: {how}; eventstore repair moves a damaged snapshot aside, and lets sled make it again \
-             from its log"
-        ),
-    };
+/// A failure while sled opened its files in this directory.
+pub(crate) fn open_error(directory: &Path, failure: Failure) -> Error {
     match failure {
-        Failure::Error(error) if is_lock_error(&error) => Error::Locked { path },
-        Failure::Error(sled::Error::Corruption { .. }) => damaged("its files are damaged".to_owned()),
-        Failure::Panic(message) => damaged(format!("its files are damaged ({message})")),
-        Failure::Error(error) => {
-            Error::Open { path, reason: "sled cannot open it".to_owned(), source: Some(error.into()) }
+        // sled has no error of its own for it.
+        Failure::Error(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") => {
+            Error::Locked { path: directory.display().to_string() }
         }
+        Failure::Error(sled::Error::Io(error)) => cannot_open(directory, error),
+        failure => engine_error("open", failure),
     }
 }
 
-/// Whether somebody else has sled's file open. sled has no error of its own for it.
-pub(crate) fn is_lock_error(error: &sled::Error) -> bool {
-    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
+/// The directory or a file in it cannot be read or written.
+pub(crate) fn cannot_open(directory: &Path, error: io::Error) -> Error {
+    Error::Open {
+        path: directory.display().to_string(),
+        reason: "sled's files cannot be read or written".to_owned(),
+        source: Some(error.into()),
+    }
 }
 
-/// A failure of an open store, while doing `operation`.
+/// A failure while doing `operation`. Whatever is not the disk's is taken for damage.
 pub(crate) fn engine_error(operation: &'static str, failure: Failure) -> Error {
-    match failure {
-        Failure::Error(sled::Error::Corruption { .. }) => {
-            Error::Corrupt { version: None, reason: format!("sled found a damaged page while it was to {operation}") }
+    let found = match failure {
+        Failure::Error(sled::Error::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            return Error::engine(operation, error);
         }
-        Failure::Panic(message) => Error::Corrupt {
-            version: None,
-            reason: format!("sled found what it thought impossible while it was to {operation}: {message}"),
-        },
-        Failure::Error(error) => Error::engine(operation, error),
-    }
+        Failure::Error(sled::Error::Corruption { .. }) => "a damaged page".to_owned(),
+        Failure::Error(error) => error.to_string(),
+        Failure::Panic(message) => format!("what it thought impossible ({message})"),
+    };
+    damaged_index(format!("sled found {found} while it was to {operation}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
-
-    fn corruption() -> sled::Error {
-        sled::Error::Corruption { at: None, bt: () }
-    }
 
     #[test]
     fn each_engine_error_has_a_meaning() {
+        let damage = || sled::Error::Corruption { at: None, bt: () };
         let code = |error| engine_error("read", Failure::Error(error)).code();
-        assert_eq!(code(corruption()), "corrupt");
-        assert_eq!(code(sled::Error::ReportableBug("x".to_owned())), "engine");
-        assert_eq!(code(sled::Error::Unsupported("x".to_owned())), "engine");
+        assert_eq!(code(damage()), "corrupt");
+        assert_eq!(code(sled::Error::ReportableBug("x".to_owned())), "corrupt");
+        assert_eq!(code(sled::Error::Io(io::ErrorKind::UnexpectedEof.into())), "corrupt");
         assert_eq!(code(sled::Error::Io(io::ErrorKind::StorageFull.into())), "engine");
         let open_code = |error| open_error("d".as_ref(), Failure::Error(error)).code();
-        assert_eq!(open_code(corruption()), "corrupt");
+        assert_eq!(open_code(damage()), "corrupt");
         assert_eq!(open_code(sled::Error::Io(io::ErrorKind::PermissionDenied.into())), "cannot_open");
-        assert_eq!(open_code(sled::Error::Unsupported("x".to_owned())), "cannot_open");
     }
 
     #[test]

@@ -17,34 +17,30 @@
 //!
 //! | | |
 //! |---|---|
-//! | `Sync` | sled writes its log and waits for the disk; then one sync of the file, which sled leaves out |
-//! | `Buffered` | sled writes its log and waits for the disk, but the disk may keep it in its cache |
-//! | opening | reads the page table, and the log as far as it was written since the last opening: not bounded work |
-//! | space | sled uses it again by itself as it writes, and never shrinks its file on request |
-//! | several stores | all sled stores of a process share one lock: while one applies a batch, none reads |
-//! | damage | [`repair`] mends a damaged page table; a store that has lost its newest events does not open |
+//! | holds | the index; the events are in the store's log |
+//! | opening | reads its files wholly; after an end that was not clean the index is made again, which takes long |
+//! | closing | reads its files wholly, to note what they are |
+//! | space | sled uses it again by itself as it writes, and never shrinks its file |
+//! | damage | found when it is opened, or by the checksums of sled's pages: the index is made again |
 
 #![forbid(unsafe_code)]
 
 mod engine;
 mod error;
-mod files;
-mod keys;
+mod flush;
 mod options;
-mod repair;
-mod watch;
+mod seal;
 
-use eventstore_api::{Error, Result};
-use eventstore_kv::KvStore;
+use eventstore_api::{Context, Error, Result};
+use eventstore_kv::{Engine, KvStore};
 
 pub use engine::{SledEngine, SledSnapshot};
 pub use options::Options;
-pub use repair::repair;
 
 /// The backend's name: the scheme of its URLs and the mark in its directories.
-pub const NAME: &str = "sled";
+pub const NAME: &str = SledEngine::NAME;
 
-/// An event store on sled.
+/// An event store whose index is kept by sled.
 pub type SledStore = KvStore<SledEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -57,11 +53,23 @@ pub async fn open(options: Options) -> Result<SledStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread while sled reads its page table.
+/// As [`open`], but it blocks the thread while the index is read.
 ///
 /// # Errors
 ///
 /// Those of [`open`].
 pub fn open_blocking(options: &Options) -> Result<SledStore> {
-    KvStore::open(SledEngine::open(options)?, options.store.clone())
+    options.validate()?;
+    KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
+}
+
+/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
+/// done, and blocks.
+///
+/// # Errors
+///
+/// `Open` if there is no store; `Locked`; `Corrupt` if the log is damaged; those of the context.
+pub fn repair(ctx: &Context, options: &Options) -> Result<Vec<String>> {
+    options.validate()?;
+    eventstore_kv::repair::<SledEngine>(ctx, &options.path, options, &options.store)
 }

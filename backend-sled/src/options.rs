@@ -10,12 +10,12 @@ use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// The store's directory, created if it is missing. sled's files are in `sled` below it.
+    /// The store's directory, created if it is missing.
     pub path: PathBuf,
     /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of sled's page cache, by the length of the pages on disk; in memory they take more. Default: 128 MiB, at
-    /// least 1 MiB.
+    /// Bytes of sled's page cache, by the length of the pages on disk; in memory they take more. An index takes about 150
+    /// bytes an event. Default: 64 MiB, at least 1 MiB.
     pub cache_capacity: usize,
     /// How the store queues and groups appends.
     pub store: StoreOptions,
@@ -24,20 +24,15 @@ pub struct Options {
 impl Options {
     /// The default options for a store in this directory.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Options {
-            path: path.into(),
-            create_if_missing: true,
-            cache_capacity: 128 << 20,
-            store: StoreOptions::default(),
-        }
+        Options { path: path.into(), create_if_missing: true, cache_capacity: 64 << 20, store: StoreOptions::default() }
     }
 
     /// The options that a URL names.
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
-    /// range.
+    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out
+    /// of its range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);

@@ -4,8 +4,9 @@
 
 mod contestants;
 mod events;
-mod killed;
 mod machine;
+mod own;
+mod process;
 mod report;
 mod turn;
 mod workloads;
@@ -52,7 +53,7 @@ struct Cli {
 enum Command {
     /// Names the contestants and the workloads.
     List,
-    /// Fills a store and waits to be killed: what `killed` workloads start.
+    /// Fills a store and waits to be killed: what the workloads start whose process is killed.
     #[command(hide = true)]
     Fill {
         #[arg(long)]
@@ -61,25 +62,32 @@ enum Command {
         events: u64,
         #[arg(long)]
         directory: PathBuf,
+        /// Opens the store with small caches, and measures the memory so many milliseconds after the last append.
+        #[arg(long)]
+        memory_after: Option<u64>,
     },
 }
 
 #[derive(Args)]
 struct Options {
-    /// Only workloads with this in their name; can be given several times.
+    /// Only workloads with this in their name; can be given several times. It is looked for in the names of those that run by
+    /// default, and if none has it in those of the others, which take long.
     #[arg(long, value_name = "FILTER")]
     workload: Vec<String>,
-    /// Only contestants with this in their name; can be given several times.
+    /// Only contestants with this in their name, which is looked for in the same way; can be given several times.
     #[arg(long, value_name = "NAME")]
     contestant: Vec<String>,
-    /// Turns of each contestant; the figure is their median [default: 3, or 1 with --quick]
+    /// Turns of each contestant; the figure is their median [default: 5, or 1 with --quick]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Events that a store is filled with [default: 235,000, which belong to 10,000 aggregates; or 2,350 with --quick]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     events: Option<u64>,
+    /// Events of a large store, and twice those that are appended for a long time [default: 10,000,000, or 47,000 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    large_events: Option<u64>,
     /// Seconds of the sustained workload.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// Where the stores are made and removed again: on a real disk, as a RAM disk flatters every sync.
     #[arg(long, default_value = ".")]
@@ -94,54 +102,69 @@ struct Options {
 
 impl Options {
     fn scale(&self) -> Scale {
+        let (events, large) = if self.quick { (2_350, 47_000) } else { (235_000, 10_000_000) };
+        let (events, large) = (self.events.unwrap_or(events), self.large_events.unwrap_or(large));
         match self.quick {
-            true => Scale::quick(self.events.unwrap_or(2_350)),
-            false => Scale::full(self.events.unwrap_or(235_000), Duration::from_secs(self.seconds)),
+            true => Scale::quick(events, large),
+            false => Scale::full(events, large, Duration::from_secs(self.seconds)),
         }
     }
 
     fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 1 } else { 3 })
+        self.rounds.unwrap_or(if self.quick { 1 } else { 5 })
     }
 
     fn contestants(&self) -> Vec<Contestant> {
-        let mut all = contestants::all();
-        all.retain(|contestant| matches(&self.contestant, contestant.name));
-        all
+        selected(&self.contestant, contestants::all(), |contestant| (contestant.name.to_owned(), contestant.by_default))
     }
 
     fn workloads(&self) -> Vec<&'static Workload> {
-        WORKLOADS.iter().filter(|workload| matches(&self.workload, &workload.path())).collect()
+        selected(&self.workload, WORKLOADS.iter().collect(), |workload| (workload.path(), workload.by_default()))
     }
 }
 
-/// Whether one of the filters is in the name, or there is none.
-fn matches(filters: &[String], name: &str) -> bool {
-    filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+/// What the filters ask for, or all that runs by default if there is none. Something else is asked for only by a filter that
+/// nothing has which runs by default.
+fn selected<T>(filters: &[String], mut all: Vec<T>, describe: impl Fn(&T) -> (String, bool)) -> Vec<T> {
+    let described: Vec<_> = all.iter().map(&describe).collect();
+    let has_default = |filter: &str| described.iter().any(|(name, by_default)| *by_default && name.contains(filter));
+    all.retain(|one| {
+        let (name, by_default) = describe(one);
+        let asked = |filter: &String| name.contains(filter.as_str()) && (by_default || !has_default(filter));
+        if filters.is_empty() { by_default } else { filters.iter().any(asked) }
+    });
+    all
 }
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::List) => list(),
-        Some(Command::Fill { contestant, events, directory }) => fill(&contestant, events, &directory),
+        Some(Command::Fill { contestant, events, directory, memory_after }) => {
+            fill(&contestant, events, &directory, memory_after.map(Duration::from_millis))
+        }
         None => run(&cli.options),
     }
 }
 
 fn list() -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
+    let asked_for = |by_default: bool| if by_default { "" } else { " (only if it is asked for)" };
     writeln!(out, "Contestants:")?;
-    contestants::all().iter().try_for_each(|contestant| writeln!(out, "  {}", contestant.name))?;
+    for Contestant { name, by_default, .. } in contestants::all() {
+        writeln!(out, "  {name}{}", asked_for(by_default))?;
+    }
     writeln!(out, "Workloads:")?;
-    WORKLOADS.iter().try_for_each(|workload| writeln!(out, "  {}", workload.path()))?;
+    for workload in WORKLOADS {
+        writeln!(out, "  {}{}", workload.path(), asked_for(workload.by_default()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn fill(contestant: &str, events: u64, directory: &Path) -> Result<ExitCode> {
+fn fill(contestant: &str, events: u64, directory: &Path, memory_after: Option<Duration>) -> Result<ExitCode> {
     let contestants = contestants::all();
     let contestant = contestants.iter().find(|known| known.name == contestant).context("no such contestant")?;
-    killed::fill(contestant, events, directory)?;
+    process::fill(contestant, events, directory, memory_after)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -177,4 +200,27 @@ fn run(options: &Options) -> Result<ExitCode> {
         serde_json::to_writer_pretty(File::create(path)?, &report)?;
     }
     Ok(if report.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_default_has_to_be_asked_for() {
+        let names = |filters: &[&str]| {
+            let filters: Vec<_> = filters.iter().map(|filter| (*filter).to_owned()).collect();
+            selected(&filters, vec![("raw-a", true), ("store-a", true), ("store-b", false)], |(name, by_default)| {
+                ((*name).to_owned(), *by_default)
+            })
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]), ["raw-a", "store-a"]);
+        assert_eq!(names(&["store"]), ["store-a"]);
+        assert_eq!(names(&["b"]), ["store-b"]);
+        assert_eq!(names(&["raw", "store-b"]), ["raw-a", "store-b"]);
+        assert!(names(&["c"]).is_empty());
+    }
 }

@@ -10,8 +10,11 @@ use crate::contestants::{Contestant, Lacks};
 use crate::machine::Machine;
 use crate::workloads::{Group, Scale, Unit, Workload};
 
-/// The contestant that all are compared with.
+/// What all are compared with: the better of those contestants whose names begin with it.
 const RIVAL: &str = "tephra";
+
+/// Where `fdatasync` took so much more or less than in the median of the run, the disk was another one.
+const TOLERATED: f64 = 0.25;
 
 #[derive(Serialize)]
 pub(crate) struct Report {
@@ -19,7 +22,7 @@ pub(crate) struct Report {
     scale: Scale,
     rounds: u32,
     contestants: Vec<Contestant>,
-    /// Median times of `fdatasync` after an append of 400 bytes, in microseconds: one for each turn.
+    /// Median times of a write of 400 bytes with its `fdatasync`, in microseconds: one for each turn.
     syncs: Vec<Sync>,
     figures: Vec<Figure>,
     failures: Vec<Failure>,
@@ -40,6 +43,14 @@ struct Figure {
     column: &'static str,
     unit: Unit,
     value: f64,
+}
+
+/// The median over the rounds.
+#[derive(Clone, Copy)]
+struct Cell {
+    value: f64,
+    /// The disk was another one in all of them.
+    off: bool,
 }
 
 #[derive(Serialize)]
@@ -95,74 +106,155 @@ impl Report {
         self.failures.iter().any(|failure| !failure.lacks)
     }
 
-    /// The median over the rounds.
-    fn value(&self, contestant: &str, group: Group, column: &str) -> Option<f64> {
+    /// Whether the disk was another one before this turn than in the rest of the run.
+    fn is_off(&self, round: u32, contestant: &str) -> bool {
+        let median = self.median_sync();
+        let of_turn = |sync: &&Sync| sync.round == round && sync.contestant == contestant;
+        self.syncs.iter().filter(of_turn).any(|sync| (sync.microseconds - median).abs() > TOLERATED * median)
+    }
+
+    fn median_sync(&self) -> f64 {
+        median(self.syncs.iter().map(|sync| sync.microseconds).collect()).unwrap_or_default()
+    }
+
+    /// Over the rounds in which the disk was as in the rest of the run, or over all if there is none.
+    fn value(&self, contestant: &str, group: Group, column: &str) -> Option<Cell> {
         let of_cell =
             |figure: &&Figure| figure.contestant == contestant && figure.group == group && figure.column == column;
-        median(self.figures.iter().filter(of_cell).map(|figure| figure.value).collect())
+        let figures: Vec<_> = self.figures.iter().filter(of_cell).collect();
+        let counted = figures.iter().filter(|figure| !self.is_off(figure.round, contestant));
+        let counted = median(counted.map(|figure| figure.value).collect()).map(|value| Cell { value, off: false });
+        counted.or_else(|| {
+            median(figures.iter().map(|figure| figure.value).collect()).map(|value| Cell { value, off: true })
+        })
+    }
+
+    /// The best of the contestants that all are compared with.
+    fn rival(&self, group: Group, column: &str, unit: Unit) -> Option<f64> {
+        let names = self.contestants.iter().map(|contestant| contestant.name).filter(|name| is_rival(name));
+        let values = names.filter_map(|name| Some(self.value(name, group, column)?.value));
+        values.reduce(if unit.more_is_better() { f64::max } else { f64::min })
     }
 
     fn cell(&self, contestant: &Contestant, group: Group, column: &str, unit: Unit) -> String {
-        let Some(value) = self.value(contestant.name, group, column) else { return "–".to_owned() };
-        let ratio = |of: &str, name: &str| {
-            let base = self.value(of, group, column).filter(|base| *base > 0.0)?;
-            Some(format!("{:.2} {name}", value / base))
-        };
-        let to_floor = contestant.floor.and_then(|floor| ratio(floor, "raw"));
-        let to_rival = (contestant.name != RIVAL).then(|| ratio(RIVAL, RIVAL)).flatten();
-        let ratios: Vec<_> = to_floor.into_iter().chain(to_rival).collect();
-        let value = unit.show(value);
-        if ratios.is_empty() { value } else { format!("{value} ({})", ratios.join(", ")) }
+        let Some(Cell { value, off }) = self.value(contestant.name, group, column) else { return NOTHING.to_owned() };
+        format!("{}{}", unit.show(value), if off { "*" } else { "" })
     }
 
     fn head(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Machine { cpu, cores, memory_gib, system, kernel, file_system } = &self.machine;
         writeln!(
             f,
-            "{cpu}, {cores} cores, {memory_gib:.0} GiB; {system}, kernel {kernel}; {file_system}. fdatasync after an \
-             append of 400 bytes: {}.\n",
+            "{cpu}, {cores} cores, {memory_gib:.0} GiB; {system}, kernel {kernel}; {file_system}. Writing 400 bytes over zeros \
+             and fdatasync: {}.\n",
             self.sync()
         )?;
         writeln!(
             f,
-            "Rounds: {}. Each contestant has its turn in each, in another order; figures are medians over them. Stores are filled with {} \
-             events or a few more; data of {} bytes that do not compress. In brackets: times its raw engine, times {RIVAL}.\n",
+            "Rounds: {}. Each contestant has its turn in each, in another order; figures are medians over them. Stores are filled \
+             with {} events or a few more where nothing else is said; data of {} bytes that do not compress.\n",
             self.rounds,
             grouped(self.scale.events as f64),
             crate::events::DATA
-        )
+        )?;
+        writeln!(f, "{}\n", self.thrown_away())
     }
 
     fn sync(&self) -> String {
-        let times: Vec<_> = self.syncs.iter().map(|sync| sync.microseconds).collect();
-        let lowest = times.iter().copied().reduce(f64::min).unwrap_or_default();
-        let highest = times.iter().copied().reduce(f64::max).unwrap_or_default();
-        let median = median(times).unwrap_or_default();
-        format!("{median:.0} us (from {lowest:.0} to {highest:.0} us between the turns)")
+        let times = || self.syncs.iter().map(|sync| sync.microseconds);
+        let lowest = times().reduce(f64::min).unwrap_or_default();
+        let highest = times().reduce(f64::max).unwrap_or_default();
+        format!("{:.0} us (from {lowest:.0} to {highest:.0} us between the turns)", self.median_sync())
     }
 
-    fn table(&self, f: &mut Formatter<'_>, group: Group) -> fmt::Result {
+    fn thrown_away(&self) -> String {
+        let off = self.syncs.iter().filter(|sync| self.is_off(sync.round, sync.contestant));
+        let off: Vec<_> = off
+            .map(|sync| format!("{} in round {} ({:.0} us)", sync.contestant, sync.round + 1, sync.microseconds))
+            .collect();
+        if off.is_empty() {
+            return "No turn was thrown away: before none did fdatasync differ by more than a quarter from the median of the run."
+                .to_owned();
+        }
+        format!(
+            "Thrown away are {} of {} turns, before which fdatasync differed by more than a quarter from the median of the run: \
+             {}. A figure with * has no others.",
+            off.len(),
+            self.syncs.len(),
+            off.join(", ")
+        )
+    }
+
+    /// The figures that there are in a group, in the order in which they came.
+    fn columns(&self, group: Group) -> Vec<(&'static str, Unit)> {
         let mut columns: Vec<(&str, Unit)> = Vec::new();
         for figure in self.figures.iter().filter(|figure| figure.group == group) {
             if columns.iter().all(|(title, _)| *title != figure.column) {
                 columns.push((figure.column, figure.unit));
             }
         }
+        columns
+    }
+
+    fn to_rival(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let compared: Vec<_> = self.contestants.iter().filter(|contestant| !is_rival(contestant.name)).collect();
+        let title = format!("Ratio to {RIVAL}, the better of its forms that took part");
+        self.ratios(f, &title, &compared, |_, group, column, unit| self.rival(group, column, unit))
+    }
+
+    fn to_raw(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let compared: Vec<_> = self.contestants.iter().filter(|contestant| contestant.floor.is_some()).collect();
+        self.ratios(f, "Ratio to the raw engine", &compared, |contestant, group, column, _| {
+            Some(self.value(contestant.floor?, group, column)?.value)
+        })
+    }
+
+    /// A row for each figure that somebody can be compared in, a column for each contestant.
+    fn ratios(
+        &self,
+        f: &mut Formatter<'_>,
+        title: &str,
+        compared: &[&Contestant],
+        base: impl Fn(&Contestant, Group, &str, Unit) -> Option<f64>,
+    ) -> fmt::Result {
+        let ratio = |contestant: &Contestant, group, column, unit| {
+            let base = base(contestant, group, column, unit).filter(|base| *base > 0.0)?;
+            Some(format!("{:.2}", self.value(contestant.name, group, column)?.value / base))
+        };
+        let mut rows = Vec::new();
+        for group in Group::ALL {
+            for (column, unit) in self.columns(group).into_iter().filter(|(_, unit)| !matches!(unit, Unit::Ratio)) {
+                let cells: Vec<_> = compared.iter().map(|contestant| ratio(contestant, group, column, unit)).collect();
+                if cells.iter().any(Option::is_some) {
+                    let cells: Vec<_> =
+                        cells.iter().map(|cell| cell.as_deref().unwrap_or(NOTHING).to_owned()).collect();
+                    let less = if unit.more_is_better() { "" } else { " (less is better)" };
+                    rows.push((format!("{}: {column}{less}", group.name()), cells));
+                }
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = compared.iter().map(|contestant| contestant.name).collect();
+        write_table(f, title, &names, &rows)
+    }
+
+    fn table(&self, f: &mut Formatter<'_>, group: Group) -> fmt::Result {
+        let columns = self.columns(group);
         if columns.is_empty() {
             return Ok(());
         }
-        writeln!(f, "## {}\n", group.title())?;
         let titles: Vec<_> = columns.iter().map(|(title, _)| *title).collect();
-        writeln!(f, "| | {} |\n|---{}|", titles.join(" | "), "|---:".repeat(columns.len()))?;
         let has_figures = |contestant: &&Contestant| {
             self.figures.iter().any(|figure| figure.group == group && figure.contestant == contestant.name)
         };
-        for contestant in self.contestants.iter().filter(has_figures) {
-            let cells: Vec<_> =
-                columns.iter().map(|(title, unit)| self.cell(contestant, group, title, *unit)).collect();
-            writeln!(f, "| {} | {} |", contestant.name, cells.join(" | "))?;
-        }
-        writeln!(f)
+        let row = |contestant: &Contestant| {
+            let cell = |(title, unit): &(&str, Unit)| self.cell(contestant, group, title, *unit);
+            (contestant.name.to_owned(), columns.iter().map(cell).collect())
+        };
+        let rows: Vec<_> = self.contestants.iter().filter(has_figures).map(row).collect();
+        write_table(f, &group.title(&self.scale), &titles, &rows)
     }
 
     fn failed(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -185,7 +277,7 @@ impl Report {
 
     /// Whose turns the disk was slow in.
     fn syncs(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "## fdatasync right before the turns of each, us\n")?;
+        writeln!(f, "## Write and fdatasync right before the turns of each, us\n")?;
         writeln!(f, "| | median | of each round |\n|---|---:|---|")?;
         for Contestant { name, .. } in &self.contestants {
             let times: Vec<_> =
@@ -209,6 +301,8 @@ impl Report {
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.head(f)?;
+        self.to_rival(f)?;
+        self.to_raw(f)?;
         Group::ALL.into_iter().try_for_each(|group| self.table(f, group))?;
         self.failed(f)?;
         self.syncs(f)?;
@@ -219,11 +313,25 @@ impl Display for Report {
 impl Unit {
     fn show(self, value: f64) -> String {
         match self {
-            Unit::EventsPerSecond | Unit::BytesPerEvent => grouped(value),
-            Unit::Milliseconds => format!("{value:.2}"),
-            Unit::Microseconds => format!("{value:.1}"),
+            Unit::EventsPerSecond | Unit::Bytes | Unit::Count => grouped(value),
+            Unit::Milliseconds | Unit::Ratio => format!("{value:.2}"),
+            Unit::Microseconds | Unit::Mebibytes => format!("{value:.1}"),
         }
     }
+}
+
+/// Stands where there is no figure.
+const NOTHING: &str = "–";
+
+fn is_rival(contestant: &str) -> bool {
+    contestant.starts_with(RIVAL)
+}
+
+fn write_table(f: &mut Formatter<'_>, title: &str, columns: &[&str], rows: &[(String, Vec<String>)]) -> fmt::Result {
+    writeln!(f, "## {title}\n")?;
+    writeln!(f, "| | {} |\n|---{}|", columns.join(" | "), "|---:".repeat(columns.len()))?;
+    rows.iter().try_for_each(|(name, cells)| writeln!(f, "| {name} | {} |", cells.join(" | ")))?;
+    writeln!(f)
 }
 
 /// The middle value, or the mean of the two in the middle.
@@ -235,7 +343,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 /// An integer with a comma before each three digits.
-fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -1,6 +1,5 @@
 //! One contestant's turn in one round: a store is filled, read, appended to, and removed.
 
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +8,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use eventstore::Event;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::contestants::{Appended, Batches, Contestant, Scan, Store, Work};
 use crate::events::{Corpus, Ids, Sample};
-use crate::killed;
+use crate::own;
 use crate::workloads::{Kind, Scale, Workload};
 
 /// Runs the workloads and gives each one's figures, in the order of its columns, to `found`.
@@ -25,7 +26,7 @@ pub(crate) fn take(
     mut found: impl FnMut(&'static Workload, Result<Vec<f64>>),
 ) {
     for ids in [Ids::TimeOrdered, Ids::Random] {
-        let of_store = |workload: &&&Workload| workload.ids == ids && !matches!(workload.kind, Kind::Killed);
+        let of_store = |workload: &&&Workload| workload.ids == ids && workload.kind.shares_store();
         let workloads: Vec<_> = workloads.iter().filter(of_store).copied().collect();
         if workloads.is_empty() {
             continue;
@@ -46,8 +47,8 @@ pub(crate) fn take(
         let ended = caught(|| turn.end());
         found(last, figures.and_then(|figures| ended.map(|()| figures)));
     }
-    for workload in workloads.iter().filter(|workload| matches!(workload.kind, Kind::Killed)) {
-        found(workload, caught(|| killed::measure(contestant, Corpus::new(scale.events, workload.ids), directory)));
+    for workload in workloads.iter().filter(|workload| !workload.kind.shares_store()) {
+        found(workload, caught(|| own::run(contestant, workload, scale, directory)));
     }
 }
 
@@ -60,28 +61,76 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Appends all of a corpus in batches of 1,000; gives the time of each, and events to look for.
-pub(crate) fn fill(store: &dyn Store, corpus: Corpus) -> Result<(Vec<Duration>, Vec<Sample>)> {
+/// The appending of a corpus in batches of 1,000.
+pub(crate) struct Fill {
+    corpus: Corpus,
+    /// Sees each batch before it is appended.
+    watch: Watch,
+}
+
+type Watch = Box<dyn FnMut(&[Event]) + Send>;
+
+impl Fill {
+    const BATCH: u64 = 1_000;
+
+    pub(crate) fn new(corpus: Corpus) -> Self {
+        Self::watched(corpus, |_| {})
+    }
+
+    pub(crate) fn watched(corpus: Corpus, watch: impl FnMut(&[Event]) + Send + 'static) -> Self {
+        Fill { corpus, watch: Box::new(watch) }
+    }
+
+    pub(crate) fn into_store(self, store: &dyn Store) -> Result<Rates> {
+        let Fill { corpus, mut watch } = self;
+        let batches = (0..corpus.events()).step_by(Self::BATCH as usize).map(move |first| {
+            let numbers = first..(first + Self::BATCH).min(corpus.events());
+            let events: Vec<_> = numbers.map(|n| corpus.event(n)).collect();
+            watch(&events);
+            events
+        });
+        let appended = store.append(Work { appenders: vec![Box::new(batches)], prepared: false })?;
+        Ok(Rates::of(corpus.events(), &appended.latencies))
+    }
+}
+
+/// Events a second, without the time in which they are made.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Rates {
+    pub(crate) all: f64,
+    pub(crate) last_tenth: f64,
+}
+
+impl Rates {
+    /// Of batches of 1,000, the last of which may be smaller.
+    fn of(events: u64, batches: &[Duration]) -> Self {
+        let before = batches.len() - batches.len().div_ceil(10);
+        let last = events - before as u64 * Fill::BATCH;
+        Rates {
+            all: per_second(events, batches.iter().sum()),
+            last_tenth: per_second(last, batches[before..].iter().sum()),
+        }
+    }
+}
+
+/// Fills a store and gives events to look for.
+fn filled(store: &dyn Store, corpus: Corpus) -> Result<Vec<Sample>> {
     /// Every so many events one is looked for: a prime, so that all kinds of aggregates have some.
-    const SAMPLED: u64 = 97;
+    const SAMPLED: usize = 97;
     let (samples, sampled) = mpsc::channel();
-    let batches = (0..corpus.events()).step_by(BATCH as usize).map(move |first| {
-        let numbers = first..(first + BATCH).min(corpus.events());
-        let events: Vec<_> = numbers.clone().map(|n| corpus.event(n)).collect();
-        for (n, event) in numbers.zip(&events) {
-            if n % SAMPLED == 0 {
+    let mut skipped = 0;
+    let fill = Fill::watched(corpus, move |events| {
+        for event in events {
+            if skipped == 0 {
                 // The receiver lives until the appending has ended.
                 let _ = samples.send(Corpus::sample(event));
             }
+            skipped = (skipped + 1) % SAMPLED;
         }
-        events
     });
-    let work = Work { appenders: vec![Box::new(batches)], prepared: false };
-    let appended = store.append(work)?;
-    Ok((appended.latencies, sampled.into_iter().collect()))
+    fill.into_store(store)?;
+    Ok(sampled.into_iter().collect())
 }
-
-const BATCH: u64 = 1_000;
 
 struct Turn {
     store: Option<Box<dyn Store>>,
@@ -90,18 +139,18 @@ struct Turn {
     /// The number of the next event that is appended.
     next: Arc<AtomicU64>,
     failed: bool,
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl Turn {
     fn begin(contestant: &Contestant, corpus: Corpus, directory: &Path) -> Result<Self> {
         let directory = tempfile::tempdir_in(directory)?;
         let store = (contestant.open)(directory.path())?;
-        let (_, mut samples) = fill(&*store, corpus)?;
+        let mut samples = filled(&*store, corpus)?;
         // Looked for in an order that jumps through the store.
         samples.sort_by_key(|sample| u64::from_le_bytes(sample.data[..8].try_into().expect("eight bytes")));
         let next = Arc::new(AtomicU64::new(corpus.events()));
-        Ok(Turn { store: Some(store), corpus, samples, next, failed: false, directory })
+        Ok(Turn { store: Some(store), corpus, samples, next, failed: false, _directory: directory })
     }
 
     fn run(&mut self, kind: Kind, scale: &Scale) -> Result<Vec<f64>> {
@@ -109,11 +158,10 @@ impl Turn {
             Kind::Scan(how) => self.scan(how, scale.scans),
             Kind::Aggregates(length) => self.load_aggregates(length, scale.aggregates),
             Kind::Get => self.get(),
-            Kind::Size => self.size(),
             Kind::Append { appenders, batch } => self.append(appenders, batch, scale.appends(appenders, batch)),
             Kind::Sustained { appenders } => self.sustained(appenders, scale.sustained),
             Kind::Follow => self.follow(scale.followed),
-            Kind::Killed => unreachable!("it has no store here"),
+            _ => unreachable!("it has a store of its own"),
         };
         self.failed |= figures.is_err();
         figures
@@ -166,10 +214,6 @@ impl Turn {
         Ok(vec![per_second(self.samples.len() as u64, began.elapsed())])
     }
 
-    fn size(&self) -> Result<Vec<f64>> {
-        Ok(vec![bytes_on_disk(self.directory.path())? as f64 / self.corpus.events() as f64])
-    }
-
     fn append(&self, appenders: usize, batch: usize, appends: usize) -> Result<Vec<f64>> {
         let mut queues: Vec<Vec<_>> = (0..appenders).map(|_| Vec::with_capacity(appends)).collect();
         // In turn, so that time-ordered ids are nearly in the order in which they are appended.
@@ -220,25 +264,4 @@ impl Turn {
 
 pub(crate) fn per_second(events: u64, took: Duration) -> f64 {
     events as f64 / took.as_secs_f64()
-}
-
-/// What the files take, as the file system counts it.
-fn bytes_on_disk(directory: &Path) -> Result<u64> {
-    walkdir::WalkDir::new(directory).into_iter().try_fold(0, |sum, entry| {
-        let entry = entry?;
-        Ok(sum + if entry.file_type().is_file() { allocated(&entry.metadata()?) } else { 0 })
-    })
-}
-
-#[cfg(unix)]
-fn allocated(file: &fs::Metadata) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    /// The unit of `st_blocks`, whatever the file system's own is.
-    const BLOCK: u64 = 512;
-    file.blocks() * BLOCK
-}
-
-#[cfg(not(unix))]
-fn allocated(file: &fs::Metadata) -> u64 {
-    file.len()
 }

@@ -39,6 +39,8 @@ const BACKENDS: &[&str] = &[
     "lmdb",
     #[cfg(feature = "rocksdb")]
     "rocksdb",
+    #[cfg(feature = "fjall")]
+    "fjall",
     #[cfg(feature = "sled")]
     "sled",
 ];

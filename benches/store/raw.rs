@@ -63,12 +63,12 @@ impl<P: Default> Pages<P> {
     }
 }
 
-/// An aggregate's key, as the store has it.
+/// The key of an aggregate's revision.
 pub(crate) fn aggregate_key(aggregate_id: &str, revision: u64) -> Vec<u8> {
     [aggregate_id.as_bytes(), &[0xff], &revision.to_be_bytes()].concat()
 }
 
-/// The 16 bytes of an id that is a UUID, as the store keeps it.
+/// The 16 bytes of an id that is a UUID.
 pub(crate) fn id_key(id: &str) -> Vec<u8> {
     uuid::Uuid::try_parse(id).expect("a UUID").into_bytes().to_vec()
 }

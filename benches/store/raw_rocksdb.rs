@@ -1,6 +1,7 @@
 //! RocksDB itself.
 //!
-//! Memtables, cache, compression, blocks and filters are those of the backend's defaults.
+//! With a log of its own and as much cache as the store has for its log and its index; tables are compressed with LZ4, and those
+//! of ids have filters.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

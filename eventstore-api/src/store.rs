@@ -43,8 +43,8 @@ use crate::{
 ///   if something is left to write, against the store as it is then.
 /// - **W3** A condition that does not hold is `VersionConflict`, which tells what was found, with nothing written. Of
 ///   any number of racing appends with the same condition on a revision or version, exactly one succeeds.
-/// - **W4** An append with `Sync` returns only after the engine's sync of its events; also when they had been appended
-///   with `Buffered` before.
+/// - **W4** An append with `Sync` returns only after a sync of its events; also when they had been appended with `Buffered`
+///   before.
 /// - **W5** Empty or over-long ids, over-size events and batches, and conditions that do not fit the batch are
 ///   `InvalidEvent` before anything is queued. The store stays usable.
 /// - **W6** Data and metadata come back byte for byte.
@@ -58,7 +58,7 @@ use crate::{
 ///   events again resolves it, by W2.
 /// - **C4** A dropped future: before staging nothing is written; after it, all of the batch or nothing. It never leaks
 ///   a place in the queue and never stops the writer.
-/// - **C5** A cancelled or dropped read stops the engine's work within one page.
+/// - **C5** A cancelled or dropped read stops its work within one page.
 /// - **C6** No minimum of time left is demanded of a context.
 ///
 /// ## Life
@@ -66,20 +66,24 @@ use crate::{
 /// - **L1** `close` refuses new work with `Closed`, finishes what was accepted, may be called again, and when it
 ///   returns the store can be opened again. Dropping the last handle does the same.
 /// - **L2** A second opening, from this or another process, is `Locked` and harms nothing.
-/// - **L3** Opening is bounded work: it does not grow with the number of events. After a kill, it reads some of the newest.
+/// - **L3** Opening is bounded work: it does not grow with the number of events, but for a few bytes of each file of a log.
+///   After a kill, it reads some of the newest events. An index that is lost, or is not trusted any more, is made again from
+///   all of them (sled's after every end that was not clean).
 ///
 /// ## Faults
 ///
-/// - **F1** After a failed commit or sync the outcome is unknown and the writer is fenced: appends fail with `Fenced`
-///   until the store is reopened; reads go on, unless the engine refuses them as well. A failed sync is never retried,
-///   because the second one may succeed without having written anything.
+/// - **F1** After a failed write or sync of events the outcome is unknown and the writer is fenced: appends fail with `Fenced`
+///   until the store is reopened; reads go on, if the disk allows it. A failed sync is never retried, because the second one
+///   may succeed without having written anything. An index that cannot be written fences nothing: appends go on until too
+///   many events are missing from it, and are `Full` then.
 /// - **F2** After a kill at any point: every event acknowledged with `Sync` is there, no batch is there in part, and
 ///   indexes agree with the log.
-/// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic. An engine may
-///   believe its own pages, and says so (LMDB): then opening and `verify` read them as bytes and tell of damage, and only what
-///   `verify` found sound is certain not to end the process when it is read.
-/// - **F4** When the disk is full: a clear error, nothing acknowledged is lost, and the store opens again when there is
-///   room.
+/// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic. A damaged index
+///   is told of or made again, and never leads to a wrong event. An engine may believe its own pages, and says so (LMDB): then
+///   opening checks those that it reads and `verify` all of them. Until `verify` has found them sound, a damaged one can hide
+///   an event, or end the process that reads it.
+/// - **F4** When the disk is full: a clear error, nothing acknowledged is lost, and appends succeed again when there is room, at
+///   the latest after the store was reopened.
 ///
 /// ## Following
 ///
@@ -91,8 +95,9 @@ use crate::{
 ///
 /// - **M1** A backup that was taken while writers write is a store of its own with the first events of this one: all that
 ///   were there when it began, and no batch in part. It is synced when the call returns.
-/// - **M2** A backup goes into a directory that is missing or empty; another is refused and not touched. One that fails or
-///   is cancelled leaves nothing that opens.
+/// - **M2** A backup goes into a directory that is missing or empty, or, if the store can, into an earlier backup of the same
+///   store, to which only travels what is new; another is refused and not touched. One that fails or is cancelled leaves
+///   nothing that opens, or the earlier backup.
 /// - **M3** `verify` reads every record and every index entry, and names what is wrong. It finds nothing in a sound store,
 ///   also while writers write.
 /// - **M4** A garbage collection changes no event and stops when its context ends.

@@ -1,19 +1,19 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use eventstore_api::{BoxError, Error, Result};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+use crate::filters::FILTER_FILE;
 use crate::head::HEAD_FILE;
 
 const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
-
-/// LMDB's and RocksDB's.
-const ENGINE_LOCK_FILES: [&str; 2] = ["lock.mdb", "LOCK"];
 
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
 /// engine whose files it holds once they are made.
@@ -23,9 +23,10 @@ const ENGINE_LOCK_FILES: [&str; 2] = ["lock.mdb", "LOCK"];
 #[derive(Debug)]
 pub struct StoreDirectory {
     path: PathBuf,
+    id: [u8; 16],
     /// Locked as long as it is open.
     _lock: File,
-    state: State,
+    state: Mutex<State>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ enum State {
 #[derive(Serialize, Deserialize)]
 struct Mark {
     engine: String,
+    /// Of the store and of every copy of its files.
+    id: Uuid,
 }
 
 impl StoreDirectory {
@@ -51,10 +54,15 @@ impl StoreDirectory {
     ///
     /// `Open` if there is none, and those of [`open`](StoreDirectory::open). Nothing is created.
     pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
-        if !path.join(MARK_FILE).exists() {
+        if !Self::is_store(path) {
             return Err(no_store(path));
         }
         Self::open(path, engine)
+    }
+
+    /// Whether there is a store in a directory.
+    pub(crate) fn is_store(path: &Path) -> bool {
+        path.join(MARK_FILE).exists()
     }
 
     /// The engine whose store lies in a directory.
@@ -89,38 +97,42 @@ impl StoreDirectory {
         // Before anything is put into it, and once more under the lock.
         refuse_strangers(path)?;
         let lock = lock(path)?;
-        let state = if check_mark(path, engine)? { State::Marked } else { State::New };
+        let (state, id) = check_mark(path, engine)?;
         // A program may change its working directory; what is locked stays where it is.
         let path = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
-        Ok(StoreDirectory { path, _lock: lock, state })
+        Ok(StoreDirectory { path, id: id.into_bytes(), _lock: lock, state: Mutex::new(state) })
     }
 
-    /// Begins a backup of an engine's store in a directory that is missing or empty. Until it is [marked](Self::mark) it
-    /// does not open as a store; if it is dropped before, everything in it is deleted.
+    /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark) it does not open
+    /// as a store; if it is dropped before, everything in it is deleted.
     ///
     /// # Errors
     ///
     /// `Open` if the directory is not empty, or cannot be made or written; `Locked` if it is being written to.
-    pub fn begin_backup(path: &Path, engine: &str) -> Result<Self> {
-        if path.join(MARK_FILE).exists() {
-            return Err(Error::Open {
-                path: path.display().to_string(),
-                reason: "there is a store already; choose a directory that is missing or empty".to_owned(),
-                source: None,
-            });
+    pub fn begin_backup(path: &Path, engine: &str, id: [u8; 16]) -> Result<Self> {
+        let failed = |error| cannot_open(path, "it cannot be written", error);
+        let not_empty = |reason: &str| Error::Open {
+            path: path.display().to_string(),
+            reason: format!("{reason}; choose a directory that is missing or empty"),
+            source: None,
+        };
+        if Self::is_store(path) {
+            return Err(not_empty("there is a store already"));
         }
         let mut directory = Self::open(path, engine)?;
-        let failed = |error| cannot_open(path, "it cannot be written", error);
-        if directory.state == State::New && content_of(path).map_err(failed)?.is_empty() {
-            fs::rename(path.join(NEW_MARK_FILE), path.join(BACKUP_MARK_FILE)).map_err(failed)?;
-            directory.state = State::Backup;
-            return Ok(directory);
+        if directory.state() != State::New || !content_of(path).map_err(failed)?.is_empty() {
+            return Err(not_empty("it is not empty"));
         }
-        Err(Error::Open {
-            path: path.display().to_string(),
-            reason: "it is not empty; choose a directory that is missing or empty".to_owned(),
-            source: None,
-        })
+        write_mark(path, BACKUP_MARK_FILE, engine, Uuid::from_bytes(id)).map_err(failed)?;
+        fs::remove_file(path.join(NEW_MARK_FILE)).map_err(failed)?;
+        directory.set_state(State::Backup);
+        directory.id = id;
+        Ok(directory)
+    }
+
+    /// The id of the store, which every copy of its files has as well.
+    pub(crate) fn id(&self) -> [u8; 16] {
+        self.id
     }
 
     /// Where it is, as an absolute path.
@@ -132,7 +144,20 @@ impl StoreDirectory {
     /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
     #[must_use]
     pub fn is_marked(&self) -> bool {
-        self.state == State::Marked
+        self.state() == State::Marked
+    }
+
+    /// Whether it is a backup that is being written.
+    pub(crate) fn is_unfinished_backup(&self) -> bool {
+        self.state() == State::Backup
+    }
+
+    fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_state(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Deletes a file or directory of the engine's if it is left of a creation that was cut short, before anything was
@@ -143,7 +168,7 @@ impl StoreDirectory {
     /// [`Error::Engine`].
     pub fn delete_unfinished(&self, name: &str) -> Result<()> {
         let path = self.path.join(name);
-        if self.state != State::New || !path.exists() {
+        if self.state() != State::New || !path.exists() {
             return Ok(());
         }
         let deleted = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -151,21 +176,18 @@ impl StoreDirectory {
     }
 
     /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
-    /// begun anew, and lost files are not. A backup is synced before, file by file.
+    /// begun anew, and lost files are not.
     ///
     /// # Errors
     ///
     /// [`Error::Open`].
-    pub fn mark(&mut self) -> Result<()> {
-        let unmarked = match self.state {
+    pub fn mark(&self) -> Result<()> {
+        let unmarked = match self.state() {
             State::Marked => return Ok(()),
             State::New => NEW_MARK_FILE,
             State::Backup => BACKUP_MARK_FILE,
         };
         let finish = || -> io::Result<()> {
-            if self.state == State::Backup {
-                sync_tree(&self.path)?;
-            }
             sync_dir(&self.path)?;
             fs::rename(self.path.join(unmarked), self.path.join(MARK_FILE))?;
             sync_dir(&self.path)?;
@@ -173,17 +195,8 @@ impl StoreDirectory {
             sync_dir(parent_of(&self.path))
         };
         finish().map_err(|error| cannot_open(&self.path, "it cannot be written", error))?;
-        self.state = State::Marked;
+        self.set_state(State::Marked);
         Ok(())
-    }
-
-    /// The files and directories in it that are the engine's.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Engine`].
-    pub fn engine_files(&self) -> Result<Vec<PathBuf>> {
-        content_of(&self.path).map_err(|error| Error::engine("list the store's files", error))
     }
 
     /// Bytes that the files in the directory take on disk, by their length.
@@ -199,7 +212,7 @@ impl StoreDirectory {
 impl Drop for StoreDirectory {
     /// Takes back what was written of a backup that did not come to its end.
     fn drop(&mut self) {
-        if self.state != State::Backup {
+        if self.state() != State::Backup {
             return;
         }
         let delete = || -> io::Result<()> {
@@ -256,7 +269,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 /// What is in the directory of a store beside the files that all stores have.
 fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE];
+    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE, FILTER_FILE];
     let mut content = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -267,24 +280,6 @@ fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(content)
 }
 
-/// Syncs every file below a directory, and the directories themselves.
-///
-/// It leaves out the lock files of engines: they hold nothing that is worth it, and an engine that is open would lose its
-/// POSIX lock when this closes its handle to the file.
-fn sync_tree(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if ENGINE_LOCK_FILES.iter().any(|name| entry.file_name() == *name) {
-            continue;
-        }
-        match entry.file_type()?.is_dir() {
-            true => sync_tree(&entry.path())?,
-            false => File::open(entry.path())?.sync_all()?,
-        }
-    }
-    sync_dir(path)
-}
-
 fn no_store(path: &Path) -> Error {
     Error::Open {
         path: path.display().to_string(),
@@ -293,15 +288,18 @@ fn no_store(path: &Path) -> Error {
     }
 }
 
-/// True if the directory is marked as this engine's. An empty one gets a mark that does not count yet.
-fn check_mark(path: &Path, engine: &str) -> Result<bool> {
+/// Whether the directory is marked as this engine's, and the id of its store. An empty one gets a mark that does not count
+/// yet.
+fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
     let Some(mark) = read_mark(path)? else {
         refuse_strangers(path)?;
-        write_new_mark(path, engine).map_err(|error| cannot_open(path, "it cannot be written", error))?;
-        return Ok(false);
+        let id = Uuid::now_v7();
+        write_mark(path, NEW_MARK_FILE, engine, id)
+            .map_err(|error| cannot_open(path, "it cannot be written", error))?;
+        return Ok((State::New, id));
     };
     if mark.engine == engine {
-        return Ok(true);
+        return Ok((State::Marked, mark.id));
     }
     let (path, engine) = (path.display(), mark.engine);
     Err(Error::Unsupported { what: format!("{path} holds a store of the {engine} engine; open it as {engine}:{path}") })
@@ -318,10 +316,10 @@ fn read_mark(path: &Path) -> Result<Option<Mark>> {
     }
 }
 
-fn write_new_mark(path: &Path, engine: &str) -> io::Result<()> {
-    let mut text = serde_json::to_vec(&Mark { engine: engine.to_owned() })?;
+fn write_mark(path: &Path, name: &str, engine: &str, id: Uuid) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Mark { engine: engine.to_owned(), id })?;
     text.push(b'\n');
-    let mut file = File::create(path.join(NEW_MARK_FILE))?;
+    let mut file = File::create(path.join(name))?;
     file.write_all(&text)?;
     file.sync_all()?;
     // A power cut must not leave the engine's files without it: then they are a stranger's.
@@ -407,7 +405,7 @@ fn parent_of(path: &Path) -> &Path {
 /// # Errors
 ///
 /// Those of the operating system.
-pub fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
@@ -418,6 +416,8 @@ pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<BoxError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ID: [u8; 16] = [7; 16];
 
     #[test]
     fn a_missing_store_is_created_only_if_that_is_wanted() {
@@ -434,7 +434,7 @@ mod tests {
     fn a_directory_is_created_marked_and_locked_once() {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let path = temporary.path().join("a/b/store");
-        let mut first = StoreDirectory::open(&path, "one").expect("new");
+        let first = StoreDirectory::open(&path, "one").expect("new");
         first.mark().expect("marked");
         assert!(matches!(StoreDirectory::open(&path, "one"), Err(Error::Locked { .. })));
         drop(first);
@@ -478,7 +478,7 @@ mod tests {
         fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
         fs::write(temporary.path().join(NEW_MARK_FILE), "{\"eng").expect("written");
         fs::write(temporary.path().join("half.made"), "").expect("written");
-        let mut begun = StoreDirectory::open(temporary.path(), "one").expect("opened");
+        let begun = StoreDirectory::open(temporary.path(), "one").expect("opened");
         assert!(!begun.is_marked());
         begun.mark().expect("marked");
         drop(begun);
@@ -499,7 +499,7 @@ mod tests {
         let temporary = tempfile::tempdir().expect("temporary directory");
         let path = temporary.path().join("a/backup");
         for _ in 0..2 {
-            let begun = StoreDirectory::begin_backup(&path, "one").expect("begun");
+            let begun = StoreDirectory::begin_backup(&path, "one", ID).expect("begun");
             assert!(!begun.is_marked());
             fs::write(begun.path().join("data"), "half").expect("written");
             fs::create_dir(begun.path().join("parts")).expect("created");
@@ -513,7 +513,7 @@ mod tests {
     #[test]
     fn a_backup_that_is_marked_stays_and_is_a_store() {
         let temporary = tempfile::tempdir().expect("temporary directory");
-        let mut begun = StoreDirectory::begin_backup(temporary.path(), "one").expect("an empty directory");
+        let begun = StoreDirectory::begin_backup(temporary.path(), "one", ID).expect("an empty directory");
         fs::create_dir(begun.path().join("parts")).expect("created");
         fs::write(begun.path().join("parts/data"), "whole").expect("written");
         begun.mark().expect("marked");
@@ -524,7 +524,6 @@ mod tests {
         assert_eq!(names(temporary.path()), [MARK_FILE, LOCK_FILE, "parts"]);
         let opened = StoreDirectory::open_existing(temporary.path(), "one").expect("a store");
         assert!(opened.is_marked());
-        assert_eq!(opened.engine_files().expect("listed"), [temporary.path().join("parts")]);
         assert_eq!(StoreDirectory::engine_of(temporary.path()).expect("marked"), "one");
     }
 
@@ -532,13 +531,17 @@ mod tests {
     fn a_backup_that_a_killed_process_left_is_no_store() {
         let temporary = tempfile::tempdir().expect("temporary directory");
         fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
-        fs::write(temporary.path().join(BACKUP_MARK_FILE), r#"{"engine":"one"}"#).expect("written");
+        fs::write(
+            temporary.path().join(BACKUP_MARK_FILE),
+            r#"{"engine":"one","id":"00000000-0000-0000-0000-000000000000"}"#,
+        )
+        .expect("written");
         fs::write(temporary.path().join("data"), "half").expect("written");
         let refused = |result: Result<StoreDirectory>| {
             assert!(matches!(result, Err(Error::Open { reason, .. }) if reason.contains("was not finished")));
         };
         refused(StoreDirectory::open(temporary.path(), "one"));
-        refused(StoreDirectory::begin_backup(temporary.path(), "one"));
+        refused(StoreDirectory::begin_backup(temporary.path(), "one", ID));
         assert!(matches!(StoreDirectory::open_existing(temporary.path(), "one"), Err(Error::Open { .. })));
         assert!(matches!(StoreDirectory::engine_of(temporary.path()), Err(Error::Open { .. })));
         assert_eq!(names(temporary.path()), ["data", BACKUP_MARK_FILE, LOCK_FILE]);
@@ -552,12 +555,12 @@ mod tests {
         fs::create_dir(&stranger).expect("created");
         fs::write(stranger.join("mine"), "mine").expect("written");
         for (path, before) in [(&store, names(&store)), (&stranger, names(&stranger))] {
-            assert!(matches!(StoreDirectory::begin_backup(path, "one"), Err(Error::Open { .. })));
+            assert!(matches!(StoreDirectory::begin_backup(path, "one", ID), Err(Error::Open { .. })));
             assert_eq!(names(path), before);
         }
-        assert!(matches!(StoreDirectory::begin_backup(&stranger.join("mine"), "one"), Err(Error::Open { .. })));
-        let begun = StoreDirectory::begin_backup(&temporary.path().join("new"), "one").expect("begun");
-        assert!(StoreDirectory::begin_backup(begun.path(), "one").is_err(), "one at a time");
+        assert!(matches!(StoreDirectory::begin_backup(&stranger.join("mine"), "one", ID), Err(Error::Open { .. })));
+        let begun = StoreDirectory::begin_backup(&temporary.path().join("new"), "one", ID).expect("begun");
+        assert!(StoreDirectory::begin_backup(begun.path(), "one", ID).is_err(), "one at a time");
     }
 
     #[test]
@@ -566,10 +569,9 @@ mod tests {
             let temporary = tempfile::tempdir().expect("temporary directory");
             std::thread::scope(|scope| {
                 let open = || {
-                    let opened = StoreDirectory::open(temporary.path(), "one").map(|mut directory| {
+                    let opened = StoreDirectory::open(temporary.path(), "one").inspect(|directory| {
                         fs::write(directory.path().join("data"), "").expect("written");
                         directory.mark().expect("marked");
-                        directory
                     });
                     assert!(matches!(opened, Ok(_) | Err(Error::Locked { .. })), "{opened:?}");
                     opened

@@ -1,35 +1,33 @@
-//! What the store needs of a key-value engine.
+//! What the store needs of a key-value engine: somewhere to keep what leads into the log.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
+use std::path::Path;
 
-use eventstore_api::{Direction, Durability, Error, Gc, Result};
+use eventstore_api::{Direction, Error, Result};
 
-use crate::{StoreDirectory, Task};
+use crate::Task;
 
-/// The four ordered tables of a store. An engine keeps each as it likes: a database, a column family, a key prefix.
+/// The three ordered tables of an index. An engine keeps each as it likes: a database, a column family, a key prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Name → value: what the store knows about itself.
+    /// Name → value: how far the index reaches.
     Meta,
-    /// Version → record: the log. Keys are only ever put in ascending order.
-    Events,
     /// Event id → version.
     Ids,
-    /// Aggregate id and revision → version.
+    /// Aggregate id and revision → versions.
     Aggregates,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Table; 4] = [Table::Meta, Table::Events, Table::Ids, Table::Aggregates];
+    pub const ALL: [Table; 3] = [Table::Meta, Table::Ids, Table::Aggregates];
 
     /// The table's name, for engines that name theirs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Table::Meta => "meta",
-            Table::Events => "events",
             Table::Ids => "ids",
             Table::Aggregates => "aggregates",
         }
@@ -42,48 +40,51 @@ impl Table {
     }
 }
 
-/// An ordered key-value engine with atomic batches. Keys compare as bytes and are at most 489 bytes long.
+/// An ordered key-value engine that keeps an index. Keys compare as bytes and are at most 489 bytes long; values are at
+/// most 2 KiB.
 ///
-/// An engine knows nothing of events: no order, no conditions, no duplicates. It is called from one writer thread for
-/// [`commit`](Engine::commit) and [`sync`](Engine::sync), and from any number of threads for everything else. Dropping
-/// it releases its files.
+/// The log is the truth, so an engine may lose everything: the store makes its entries again. It must not give a value
+/// under a key that it was not put under. It knows nothing of events, and is asked for little: batches of sorted entries
+/// that are durable when [`write`](Engine::write) returns, and reads beside them. Entries are added and never changed, but
+/// for those of [`Table::Meta`].
 ///
-/// Its calls block, so they are never made where an async task would wait long.
-pub trait Engine: fmt::Debug + Send + Sync + 'static {
+/// [`write`](Engine::write) is called from one thread at a time, everything else from any number of threads. Its calls
+/// block. Dropping it releases its files.
+pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
+    /// The backend's name: the scheme of its URLs and the mark in its directories, such as `lmdb`.
+    const NAME: &'static str;
+
+    /// How to open it.
+    type Options: Clone + fmt::Debug + Send + Sync + 'static;
+
     /// A view for one short read.
     type Snapshot<'a>: Snapshot
     where
         Self: 'a;
 
-    /// The backend's name, such as `lmdb`.
-    fn name(&self) -> &'static str;
+    /// Opens the engine whose files are in this directory, or begins a new one if the directory is empty. The directory is
+    /// there, and nobody else uses it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] if its files are damaged, in part missing, or cannot be trusted after the end that they had: the
+    /// store then puts them aside and makes the index anew. Other errors keep the store from being opened.
+    fn open(directory: &Path, options: &Self::Options) -> Result<Self>;
 
-    /// Begins a short read. It is dropped before the next [`commit`](Engine::commit) of the same thread.
+    /// Begins a short read. It is dropped before the next [`write`](Engine::write) of the same thread.
     ///
     /// # Errors
     ///
     /// [`Error::Engine`] or [`Error::Corrupt`].
     fn snapshot(&self) -> Result<Self::Snapshot<'_>>;
 
-    /// Writes all of the batch or nothing, and with [`Durability::Sync`] returns only when it, and everything committed
-    /// before it, is on stable storage. With [`Durability::Buffered`] it survives the end of the process.
+    /// Adds the entries, and returns when they are on stable storage. Those of [`Table::Meta`] get there last, or together
+    /// with all others: after a power cut they are there only if the others are.
     ///
     /// # Errors
     ///
-    /// [`CommitError::NotWritten`] only if certainly nothing of the batch is or will become visible, and the engine can
-    /// take the next batch. Everything else is [`CommitError::Unknown`], after which neither this nor
-    /// [`sync`](Engine::sync) is called again.
-    fn commit(&self, batch: &WriteBatch, durability: Durability) -> Result<(), CommitError>;
-
-    /// Returns when everything committed before is on stable storage.
-    ///
-    /// # Errors
-    ///
-    /// After an error it is never called again: a second sync may succeed without having written anything.
-    fn sync(&self) -> Result<()>;
-
-    /// The directory with its files, which it keeps locked; `None` if it has none.
-    fn directory(&self) -> Option<&StoreDirectory>;
+    /// After an error some of the entries may be there, durable or not. The store writes them again, or opens the engine anew.
+    fn write(&self, entries: &Entries) -> Result<()>;
 
     /// Reads the engine's own files without trusting them, so that afterwards they can be read as usual: for an engine that
     /// otherwise takes what they say for true. One that checks whatever it reads has nothing to do here.
@@ -95,25 +96,13 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Gives space back where the engine can, as much as `gc` allows, and says what was done. It may run beside everything
-    /// else, but not beside another of its kind.
+    /// Gives space back where the engine can, and says in a sentence each what was done or why nothing was. It may run
+    /// beside everything else, but not beside another of its kind.
     ///
     /// # Errors
     ///
-    /// What [`Task::check`] returned, or [`Error::Engine`]; the store goes on. [`Error::Unsupported`] for a full one that it
-    /// does not have.
-    fn run_gc(&self, gc: Gc, task: &Task<'_>) -> Result<Vec<String>>;
-
-    /// Copies everything that is committed into an empty directory, beside reads and commits, and opens the copy as an
-    /// engine of its own, which shows that it can be opened. What is committed meanwhile may be in it, each batch wholly or
-    /// not at all. The engine marks the directory as it does when it is opened.
-    ///
-    /// # Errors
-    ///
-    /// What [`Task::check`] returned, [`Error::Engine`], [`Error::Corrupt`], or those of opening.
-    fn backup(&self, target: StoreDirectory, task: &Task<'_>) -> Result<Self>
-    where
-        Self: Sized;
+    /// What [`Task::check`] returned, or [`Error::Engine`]; the store goes on.
+    fn compact(&self, task: &Task<'_>) -> Result<Vec<String>>;
 
     /// What the engine tells about itself, for [`Stats::properties`](eventstore_api::Stats::properties).
     ///
@@ -123,8 +112,8 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     fn properties(&self) -> Result<Vec<(&'static str, String)>>;
 }
 
-/// A view of all tables, alive for one short read. Everything that was committed before it began is there; what is
-/// committed later may show or not. More is not needed: readers stop at the published head, and nothing before it changes.
+/// A view of all tables, alive for one short read. Everything that was written before it began is there; what is written
+/// later may show or not.
 pub trait Snapshot {
     /// Appends the value of `key` to `out` and returns true, or returns false if there is none.
     ///
@@ -175,82 +164,57 @@ pub struct KeyRange<'a> {
     pub last: &'a [u8],
 }
 
-/// How a commit failed.
-#[derive(Debug)]
-pub enum CommitError {
-    /// Certainly nothing was written, and the engine can go on. The error goes to the callers as it is.
-    NotWritten(Error),
-    /// All or nothing of it was written. The writer is fenced.
-    Unknown(Error),
-}
-
-impl From<CommitError> for Error {
-    fn from(failure: CommitError) -> Self {
-        match failure {
-            CommitError::NotWritten(error) | CommitError::Unknown(error) => error,
-        }
-    }
-}
-
-/// The puts of one commit, by table, in one buffer that is used again for the next.
+/// Entries for an index, by table, in one buffer that is used again.
 #[derive(Debug, Default)]
-pub struct WriteBatch {
+pub struct Entries {
     buffer: Vec<u8>,
-    puts: [Vec<Put>; Table::ALL.len()],
+    entries: [Vec<Entry>; Table::ALL.len()],
 }
 
 #[derive(Debug)]
-struct Put {
+struct Entry {
     key: Range<usize>,
     value: Range<usize>,
 }
 
-impl WriteBatch {
-    /// An empty batch.
+impl Entries {
+    /// None yet.
     #[must_use]
     pub fn new() -> Self {
-        WriteBatch::default()
+        Entries::default()
     }
 
-    /// Adds a put. Each key is put once in a batch; keys of [`Table::Events`] ascend.
+    /// Adds an entry. The keys of a table are added in ascending order, each once.
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
-        self.put_parts(table, key, &[value]);
+        self.put_parts(table, &[key], &[value]);
     }
 
-    /// Adds a put whose value is these parts, one behind the other.
-    pub fn put_parts(&mut self, table: Table, key: &[u8], value_parts: &[&[u8]]) {
-        self.put_all_parts(table, &[key], value_parts);
-    }
-
-    /// Adds a put whose key and value are these parts, one behind the other.
-    pub(crate) fn put_all_parts(&mut self, table: Table, key_parts: &[&[u8]], value_parts: &[&[u8]]) {
+    /// Adds an entry whose key and value are these parts, one behind the other.
+    pub(crate) fn put_parts(&mut self, table: Table, key_parts: &[&[u8]], value_parts: &[&[u8]]) {
         let key_start = self.buffer.len();
-        for part in key_parts {
-            self.buffer.extend_from_slice(part);
-        }
+        key_parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
         let value_start = self.buffer.len();
-        for part in value_parts {
-            self.buffer.extend_from_slice(part);
-        }
-        let put = Put { key: key_start..value_start, value: value_start..self.buffer.len() };
-        self.puts[table.index()].push(put);
+        value_parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
+        self.entries[table.index()].push(Entry { key: key_start..value_start, value: value_start..self.buffer.len() });
     }
 
-    /// The puts of one table as key and value, in the order they were added.
-    pub fn puts(&self, table: Table) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        self.puts[table.index()].iter().map(|put| (&self.buffer[put.key.clone()], &self.buffer[put.value.clone()]))
+    /// The entries of one table as key and value, in ascending order of their keys.
+    pub fn of(&self, table: Table) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
+        self.entries[table.index()]
+            .iter()
+            .map(|entry| (&self.buffer[entry.key.clone()], &self.buffer[entry.value.clone()]))
     }
 
-    /// Sorts the puts of one table by key. B-tree engines insert neighbours faster one after the other.
-    pub fn sort(&mut self, table: Table) {
-        let buffer = &self.buffer;
-        self.puts[table.index()].sort_unstable_by(|a, b| buffer[a.key.clone()].cmp(&buffer[b.key.clone()]));
+    /// How many there are, in all tables.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.iter().map(Vec::len).sum()
     }
 
-    /// Whether there is nothing to write.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.puts.iter().all(Vec::is_empty)
+        self.len() == 0
     }
 
     /// Bytes of all keys and values.
@@ -259,11 +223,17 @@ impl WriteBatch {
         self.buffer.len()
     }
 
-    /// Empties the batch. A buffer that one large batch blew up is given back.
+    /// Takes all of them away. A buffer that many blew up is given back.
     pub fn clear(&mut self) {
         const KEPT: usize = 8 << 20;
         self.buffer.clear();
         self.buffer.shrink_to(KEPT);
-        self.puts.iter_mut().for_each(Vec::clear);
+        self.entries.iter_mut().for_each(Vec::clear);
     }
+}
+
+/// An error of an engine about its own files, which the store answers by making the index again.
+#[must_use]
+pub fn damaged_index(reason: impl Into<String>) -> Error {
+    Error::Corrupt { version: None, reason: reason.into() }
 }

@@ -117,6 +117,7 @@ impl Filter {
     }
 
     /// How many ids were added, each time that they were.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> u64 {
         self.ids
     }

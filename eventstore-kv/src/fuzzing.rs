@@ -3,36 +3,34 @@
 
 use eventstore_api::{Bytes, Error, RecordedEvent, Result};
 
+use crate::index::Block;
 use crate::keys;
-use crate::record::{self, CHECKSUM_LEN, HEADER_LEN, Micros};
+use crate::record::{self, HEADER_LEN, Leads, Micros};
 
 /// Ends a text in an input. UTF-8 never contains this byte.
 const TEXT_END: u8 = 0xfe;
 
-/// A version, big-endian, and behind it the bytes of a record.
-///
-/// They are read as they are, and again with the right checksum: no fuzzer guesses one, and what is behind it has to be
-/// reached.
+/// A version, big-endian, and behind it the bytes of a record, whose checksum the log has found to be right.
 pub fn record(input: &[u8]) {
     let Some((version, record)) = input.split_first_chunk() else { return };
     let version = u64::from_be_bytes(*version);
-    check_record(version, record);
-    if let Some(rest) = record.get(CHECKSUM_LEN..) {
-        check_record(version, &sealed(version, rest));
-    }
-}
-
-fn check_record(version: u64, record: &[u8]) {
+    let leads = Leads::read(version, record);
     match decode(version, record) {
         Ok(recorded) => {
+            let leads = leads.expect("what leads to an event that is read");
+            let event = &recorded.event;
+            assert_eq!((leads.id, leads.aggregate_id), (event.id(), event.aggregate_id()));
+            assert_eq!(leads.revision, recorded.revision);
             check_event(&recorded, version, record);
-            check_damage(version, record);
         }
         Err(Error::Unsupported { what }) => {
             assert!(!what.is_empty());
-            check_damage(version, record);
+            assert!(matches!(leads, Err(Error::Unsupported { .. })));
         }
-        Err(error) => assert!(is_corrupt(&error, version), "{error:?}"),
+        Err(error) => {
+            assert!(is_corrupt(&error, version), "{error:?}");
+            assert!(leads.err().is_none_or(|error| is_corrupt(&error, version)));
+        }
     }
 }
 
@@ -51,57 +49,43 @@ fn check_event(recorded: &RecordedEvent, version: u64, record: &[u8]) {
     assert!(record.ends_with(event.bytes()), "the event is the end of its record");
     let texts = [event.id(), event.event_type(), event.aggregate_id(), event.metadata()];
     assert_eq!([texts.concat().as_bytes(), event.data()].concat(), event.bytes().as_ref(), "every byte is in one part");
+    assert!(record::is_of(version, record, event).expect("it was read"));
 
-    let header = record::header(event, version, recorded.revision, Micros::from(recorded.recorded_at));
+    let header = record::header(event, recorded.revision, Micros::from(recorded.recorded_at));
     let written = [&header, event.bytes().as_ref()].concat();
     assert_eq!(&decode(version, &written).expect("what was written is read"), recorded);
 
     let u16_at = |at: usize| usize::from(u16::from_le_bytes([record[at], record[at + 1]]));
-    let (flags, ignored_header, extensions) = (record[5], u16_at(6) - HEADER_LEN, u16_at(30));
+    let (flags, ignored_header, extensions) = (record[1], u16_at(2) - HEADER_LEN, u16_at(10));
     assert_eq!(written.len() + ignored_header + extensions, record.len());
     if (flags, ignored_header, extensions) == (0, 0, 0) {
         assert_eq!(written, record);
     }
-    let newer = as_a_newer_version(written, version);
+    let newer = as_a_newer_version(written);
     assert_eq!(&decode(version, &newer).expect("what may be ignored is"), recorded);
 }
 
 /// The record with flags, a longer header and extensions, all of which this version has to ignore. How many follows from
-/// its checksum, which is as good as chance.
-fn as_a_newer_version(mut record: Vec<u8>, version: u64) -> Vec<u8> {
-    let [flags, in_header, extensions] = [record[0], record[1], record[2]].map(|byte| byte & 0x0f);
-    record[5] = flags;
-    record[6] += in_header;
-    record[30] = extensions;
+/// a checksum of it, which is as good as chance.
+fn as_a_newer_version(mut record: Vec<u8>) -> Vec<u8> {
+    let [flags, in_header, extensions, _] = crc32fast::hash(&record).to_le_bytes().map(|byte| byte & 0x0f);
+    record[1] = flags;
+    record[2] += in_header;
+    record[10] = extensions;
     let ignored = vec![TEXT_END; usize::from(in_header + extensions)];
     record.splice(HEADER_LEN..HEADER_LEN, ignored);
-    sealed(version, &record[CHECKSUM_LEN..])
-}
-
-/// A record with the right checksum in front of what it covers.
-fn sealed(version: u64, rest: &[u8]) -> Vec<u8> {
-    [&record::checksum(version, &[rest]).to_le_bytes(), rest].concat()
-}
-
-/// A record whose checksum is right is wrong at any other version, and with any other bit.
-fn check_damage(version: u64, record: &[u8]) {
-    let mut damaged = record.to_vec();
-    let bit = version as usize % (8 * record.len());
-    damaged[bit / 8] ^= 1 << (bit % 8);
-    let at_wrong_place = version.wrapping_add(1);
-    for (version, record) in [(version, damaged.as_slice()), (at_wrong_place, record)] {
-        assert!(decode(version, record).is_err_and(|error| is_corrupt(&error, version)));
-    }
+    record
 }
 
 fn is_corrupt(error: &Error, version: u64) -> bool {
     matches!(error, Error::Corrupt { version: Some(at), .. } if at.get() == version)
 }
 
-/// The bytes of a key; and at the same time two numbers, big-endian, and two texts with `fe` between them, of which keys
-/// are made.
+/// The bytes of a key, and of an entry's value; and at the same time two numbers, big-endian, and two texts with `fe`
+/// between them, of which keys are made.
 pub fn key(input: &[u8]) {
     check_any_key(input);
+    check_any_value(input);
     let Some((one, rest)) = input.split_first_chunk() else { return };
     let Some((other, rest)) = rest.split_first_chunk() else { return };
     let numbers = [one, other].map(|number| u64::from_be_bytes(*number));
@@ -135,6 +119,26 @@ fn check_any_key(key: &[u8]) {
         behind.as_slice() > key || key.first().is_none_or(|&byte| byte == 0xff),
         "{behind:?} is not behind {key:?}"
     );
+}
+
+/// Versions that are read ascend, are written in no more bytes, and read again. A block has as many revisions.
+fn check_any_value(value: &[u8]) {
+    let (mut versions, mut again, mut written) = (Vec::new(), Vec::new(), Vec::new());
+    let is_sound = keys::read_versions(value, &mut versions);
+    if is_sound {
+        assert!(versions.first().is_some_and(|first| *first > 0) && versions.is_sorted_by(|one, next| one < next));
+        keys::write_versions(&mut written, versions.iter().copied());
+        assert!(written.len() <= value.len());
+        assert!(keys::read_versions(&written, &mut again) && again == versions);
+    }
+    let last = value.first().map_or(0, |&byte| u64::from(byte));
+    again.clear();
+    let block = Block::read(&aggregate_key("a", last), value, &mut again);
+    assert_eq!(block.is_some(), is_sound && versions.len() as u64 <= last);
+    if let Some(block) = block {
+        assert_eq!((block.last, block.last + 1 - block.first), (last, versions.len() as u64));
+        assert_eq!(block.versions, versions);
+    }
 }
 
 fn check_versions([one, other]: [u64; 2]) {

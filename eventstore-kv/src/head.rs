@@ -1,10 +1,10 @@
-//! How far the log was synced, told by a file beside the engine's.
+//! How far the log was synced, told by a file beside it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use eventstore_api::{Error, Result, Version};
+use eventstore_api::{Result, Version};
 
 use crate::StoreDirectory;
 use crate::directory::cannot_open;
@@ -16,8 +16,8 @@ const LEN: usize = 2 * size_of::<u64>();
 
 /// Writes the version up to which the log is synced.
 ///
-/// An engine that finds the end of its log damaged or gone takes that for the traces of a power cut, and drops it without a
-/// word: it cannot know that the end had been synced. Here it stands.
+/// A log whose end is damaged or gone looks as after a power cut: that it had been synced cannot be seen in it. Here it
+/// stands.
 ///
 /// The file is written after each sync, and not synced itself: what it says may be old, and is never too much.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl HeadFile {
             && !std::mem::replace(&mut self.has_failed, true)
         {
             let path = self.path.display();
-            tracing::warn!(%path, %error, "it could not be written; events that the engine loses may go unnoticed");
+            tracing::warn!(%path, %error, "it could not be written; if the log loses its end, that may go unnoticed");
         }
     }
 
@@ -55,42 +55,34 @@ impl HeadFile {
 }
 
 impl StoreDirectory {
-    /// Fails if the log was synced further than to `newest`, the newest version that the engine has now.
+    /// The version up to which the log was synced, or an earlier one.
     ///
     /// # Errors
     ///
-    /// `Corrupt` with the first version that is lost; `Open` if the file that tells cannot be read.
-    pub fn check_synced_head(&self, newest: Version) -> Result<()> {
+    /// `Open` if the file that tells cannot be read.
+    pub(crate) fn synced_head(&self) -> Result<Version> {
         let path = path_in(self.path());
-        let synced = match fs::read(&path) {
-            Ok(bytes) => version_in(&bytes).unwrap_or(Version::ZERO),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Version::ZERO,
-            Err(error) => return Err(cannot_open(&path, "it cannot be read", error)),
-        };
-        if synced <= newest {
-            return Ok(());
+        match fs::read(&path) {
+            Ok(bytes) => Ok(version_in(&bytes).unwrap_or(Version::ZERO)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Version::ZERO),
+            Err(error) => Err(cannot_open(&path, "it cannot be read", error)),
         }
-        Err(Error::Corrupt {
-            version: Some(newest.next()),
-            reason: format!(
-                "it and all behind it are lost, though the log was synced up to {synced}: the engine found its end damaged \
-                 or missing, and dropped it; what is left opens without the file {HEAD_FILE}"
-            ),
-        })
     }
 
-    /// Accepts what [`check_synced_head`](Self::check_synced_head) refuses, from now on.
+    /// Accepts from now on that the log ends earlier, and says so if there is a file that tells how far it was synced.
     ///
     /// # Errors
     ///
-    /// `Open` if the file cannot be deleted.
-    pub fn forget_synced_head(&self) -> Result<()> {
+    /// `Open` if the file cannot be moved.
+    pub(crate) fn forget_synced_head(&self) -> Result<Option<String>> {
+        let synced = self.synced_head()?;
         let path = path_in(self.path());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(cannot_open(&path, "it cannot be deleted", error))
+        match fs::rename(&path, path.with_extension("head.old")) {
+            Ok(()) => {
+                Ok(Some(format!("forgot that the log was synced up to version {synced}: its end is taken as it is")))
             }
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(cannot_open(&path, "it cannot be moved", error)),
         }
     }
 }
@@ -123,21 +115,19 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_ends_before_its_synced_end_is_corrupt_until_that_is_accepted() {
+    fn it_tells_what_was_written_last_until_that_is_forgotten() {
         let temporary = tempfile::tempdir().expect("a directory");
         let directory = directory(temporary.path());
-        directory.check_synced_head(Version::ZERO).expect("nothing is known yet");
+        let synced = || directory.synced_head().expect("read").get();
+        assert_eq!(synced(), 0, "nothing is known yet");
         let mut head = HeadFile::new(&directory);
         for version in [7, 300, 299] {
             head.write(Version::new(version));
+            assert_eq!(synced(), version);
         }
-        directory.check_synced_head(Version::new(299)).expect("all is there");
-        directory.check_synced_head(Version::new(1000)).expect("what was not synced may be there");
-        let lost = directory.check_synced_head(Version::new(298));
-        assert!(matches!(lost, Err(Error::Corrupt { version: Some(at), .. }) if at.get() == 299), "{lost:?}");
-        directory.forget_synced_head().expect("forgotten");
-        directory.check_synced_head(Version::new(298)).expect("accepted");
-        directory.forget_synced_head().expect("there is nothing to forget");
+        assert!(directory.forget_synced_head().expect("moved").is_some());
+        assert_eq!(synced(), 0);
+        assert!(directory.forget_synced_head().expect("there is nothing to forget").is_none());
     }
 
     #[test]

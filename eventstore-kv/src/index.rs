@@ -1,9 +1,8 @@
 //! Where the events with an id or of an aggregate are.
 //!
-//! Only the log has to be synced before an append is answered. What leads to the newest events is kept in memory, and
-//! goes into the engine's index tables later, sorted, a slice with each group: an index that is written in the order of
-//! its keys costs a fraction of one that is written as the events come. A mark in the table `meta` says how far the tables
-//! reach. Opening reads the log behind it, which is bounded.
+//! Only the log has to be synced before an append is answered. What leads to the newest events is kept in memory, and goes
+//! into the engine's tables later, sorted, on a thread of its own (see [`Indexer`](crate::indexer::Indexer)). A mark in the
+//! table `meta` says how far the tables reach. Opening reads the log behind it, which is bounded.
 //!
 //! ```text
 //!   versions   1 ──────────────────── mark ────────── older ────────── newer ──── head
@@ -14,17 +13,17 @@
 //! The older events stay in memory until the newer ones become the older. A view takes what is in memory first and the
 //! snapshot after it: what has left memory by then is in the snapshot.
 
+use std::cell::OnceCell;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use eventstore_api::{Direction, Durability, Error, Result};
+use eventstore_api::{Direction, Error, Result};
 
-use crate::engine::{Engine, KeyRange, Snapshot, Table, WriteBatch};
-use crate::recent::{KeyOrder, Recent, Written};
+use crate::engine::{Engine, KeyRange, Snapshot, Table};
+use crate::keys;
+use crate::recent::Recent;
 use crate::record::corrupt;
-use crate::rows::{End, read_rows};
-use crate::sync::{OnceLock, PoisonError, RwLock, thread};
-use crate::{StoreOptions, keys, reader, record};
+use crate::sync::{PoisonError, RwLock};
 
 /// What is in memory, for readers and the writer.
 pub(crate) struct Index {
@@ -35,8 +34,14 @@ pub(crate) struct Index {
 #[derive(Clone)]
 struct Generations {
     /// No more events come to it. Once the tables lead to all of them, they are here for speed alone.
-    older: Option<Arc<Recent>>,
+    older: Option<Older>,
     newer: Arc<Recent>,
+}
+
+#[derive(Clone)]
+struct Older {
+    recent: Arc<Recent>,
+    is_written: bool,
 }
 
 /// The log is damaged behind the mark, so that nobody knows what leads to this version and those behind it.
@@ -52,61 +57,13 @@ impl Incomplete {
     }
 }
 
-/// The index of a store that is opened.
-pub(crate) struct Opened {
-    pub(crate) index: Index,
-    /// Bytes of the records behind the mark.
-    pub(crate) recent_bytes: u64,
-    /// Aggregates whose first event is one of them.
-    pub(crate) recent_aggregates: u64,
-}
-
-impl Opened {
-    /// Reads the log behind the mark, up to the newest event.
-    ///
-    /// # Errors
-    ///
-    /// Those of the engine. Damage leaves the index incomplete.
-    pub(crate) fn read<E: Engine>(engine: &E, mark: u64, newest: u64) -> Result<Self> {
-        let recent = Recent::new(mark + 1);
-        let (mut next, mut bytes, mut key, mut incomplete) = (mark + 1, 0, Vec::new(), None);
-        while next <= newest && incomplete.is_none() {
-            let (rows, end) = read_rows(&engine.snapshot()?, next..newest + 1);
-            let before = next;
-            for (version, range) in rows.ranges {
-                let len = range.len() as u64;
-                let damage = match record::decode(version, &rows.bytes, range) {
-                    _ if version != next => Some("it is missing from the log".to_owned()),
-                    Ok(recorded) => {
-                        keys::write_id(&mut key, recorded.event.id());
-                        recent.push(&key, recorded.event.aggregate_id(), recorded.revision);
-                        None
-                    }
-                    Err(Error::Corrupt { reason, .. }) => Some(reason),
-                    Err(other) => return Err(other),
-                };
-                if let Some(reason) = damage {
-                    incomplete = Some(Incomplete { version: next, reason });
-                    break;
-                }
-                (next, bytes) = (version + 1, bytes + len);
-            }
-            if incomplete.is_none() && next == before {
-                let reason = match end {
-                    End::Unreadable(reason) => reason,
-                    End::Full | End::Range => "it is missing from the log".to_owned(),
-                };
-                incomplete = Some(Incomplete { version: next, reason });
-            }
-        }
-        let recent_aggregates = recent.new_aggregates();
-        let generations = RwLock::new(Generations { older: None, newer: Arc::new(recent) });
-        let index = Index { generations, incomplete: incomplete.map(Arc::new) };
-        Ok(Opened { index, recent_bytes: bytes, recent_aggregates })
-    }
-}
-
 impl Index {
+    /// The tables lead to everything before the first of these events.
+    pub(crate) fn new(recent: Recent, incomplete: Option<Incomplete>) -> Self {
+        let generations = RwLock::new(Generations { older: None, newer: Arc::new(recent) });
+        Index { generations, incomplete: incomplete.map(Arc::new) }
+    }
+
     fn generations(&self) -> Generations {
         self.generations.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -121,37 +78,62 @@ impl Index {
         self.generations.read().unwrap_or_else(PoisonError::into_inner).newer.clone()
     }
 
+    /// The older events, if the tables do not lead to them yet.
+    pub(crate) fn unwritten(&self) -> Option<Arc<Recent>> {
+        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        generations.older.as_ref().filter(|older| !older.is_written).map(|older| older.recent.clone())
+    }
+
     /// The events behind `head` were not committed.
     pub(crate) fn take_back(&self, head: u64) {
-        self.newer().truncate(head + 1);
+        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+        generations.newer.truncate(head + 1);
+        // Older events of which some were not committed become the newer ones again.
+        if let Some(older) = generations.older.take_if(|older| older.recent.end() > head + 1) {
+            older.recent.truncate(head + 1);
+            generations.newer = older.recent;
+        }
     }
 
     /// All of the index, as of now or later.
-    pub(crate) fn view<'e, E: Engine>(&self, engine: &'e E) -> Result<View<E::Snapshot<'e>>> {
-        let recent = self.generations(); // before the snapshot
-        Ok(View { recent, incomplete: self.incomplete.clone(), snapshot: engine.snapshot()? })
+    pub(crate) fn view<'e, E: Engine>(&self, engine: &'e E) -> View<'e, E> {
+        View { recent: self.generations(), incomplete: self.incomplete.clone(), engine, snapshot: OnceCell::new() }
     }
 
-    /// The newer events become the older ones.
-    fn freeze(&self) -> Arc<Recent> {
+    /// The newer events become the older ones. Those before them are in the tables.
+    pub(crate) fn freeze(&self) {
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
         let next = Arc::new(Recent::behind(&generations.newer));
         let frozen = std::mem::replace(&mut generations.newer, next);
-        generations.older = Some(frozen.clone());
-        frozen
+        generations.older = Some(Older { recent: frozen, is_written: false });
+    }
+
+    /// The tables lead to the older events.
+    pub(crate) fn written(&self) {
+        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(older) = &mut generations.older {
+            older.is_written = true;
+        }
     }
 }
 
-/// The index at one moment, and a snapshot of the engine for everything else.
-pub(crate) struct View<S> {
+/// The index at one moment.
+pub(crate) struct View<'e, E: Engine> {
     recent: Generations,
     incomplete: Option<Arc<Incomplete>>,
-    snapshot: S,
+    engine: &'e E,
+    /// Taken when it is needed first: what is in memory often is enough.
+    snapshot: OnceCell<E::Snapshot<'e>>,
 }
 
-impl<S: Snapshot> View<S> {
-    pub(crate) fn snapshot(&self) -> &S {
-        &self.snapshot
+impl<'e, E: Engine> View<'e, E> {
+    /// The tables.
+    pub(crate) fn snapshot(&self) -> Result<&E::Snapshot<'e>> {
+        if let Some(snapshot) = self.snapshot.get() {
+            return Ok(snapshot);
+        }
+        let snapshot = self.engine.snapshot()?;
+        Ok(self.snapshot.get_or_init(|| snapshot))
     }
 
     /// Where the index ends, if that is not behind this version.
@@ -160,7 +142,7 @@ impl<S: Snapshot> View<S> {
     }
 
     fn generations(&self) -> impl DoubleEndedIterator<Item = &Recent> {
-        self.recent.older.iter().chain([&self.recent.newer]).map(|recent| &**recent)
+        self.recent.older.iter().map(|older| &older.recent).chain([&self.recent.newer]).map(|recent| &**recent)
     }
 
     /// The version of the event whose id has this key, if it is in memory.
@@ -170,8 +152,14 @@ impl<S: Snapshot> View<S> {
 
     /// The version of the event whose id has this key, if the table has it.
     pub(crate) fn find_id_in_table(&self, id_key: &[u8]) -> Result<Option<u64>> {
-        self.find_in_table(Table::Ids, id_key, || {
-            format!("the index entry of event {:?} has a wrong size", keys::read_id(id_key).unwrap_or_default())
+        let mut value = Vec::with_capacity(size_of::<u64>());
+        if !self.snapshot()?.get(Table::Ids, id_key, &mut value)? {
+            return Ok(None);
+        }
+        let version = keys::read_version(&value).map(Some);
+        version.ok_or_else(|| {
+            let id = keys::read_id(id_key).unwrap_or_default();
+            Error::Corrupt { version: None, reason: format!("the index entry of event {id:?} has a wrong size") }
         })
     }
 
@@ -181,15 +169,6 @@ impl<S: Snapshot> View<S> {
             Some(version) => Ok(Some(version)),
             None => self.find_id_in_table(id_key),
         }
-    }
-
-    fn find_in_table(&self, table: Table, key: &[u8], damage: impl FnOnce() -> String) -> Result<Option<u64>> {
-        let mut value = Vec::with_capacity(size_of::<u64>());
-        if !self.snapshot.get(table, key, &mut value)? {
-            return Ok(None);
-        }
-        let version = keys::read_version(&value);
-        version.map(Some).ok_or_else(|| Error::Corrupt { version: None, reason: damage() })
     }
 
     /// The newest revision of an aggregate and its version: before `before` if it is in memory, where what is not committed
@@ -202,57 +181,56 @@ impl<S: Snapshot> View<S> {
     }
 
     fn newest_revision_in_table(&self, aggregate_id: &str) -> Result<Option<(u64, u64)>> {
-        let (mut first, mut last) = (Vec::new(), Vec::new());
-        keys::write_aggregate(&mut first, aggregate_id, 0);
-        keys::write_aggregate(&mut last, aggregate_id, u64::MAX);
         let mut newest = None;
-        let range = KeyRange { first: &first, last: &last };
-        self.snapshot.scan(Table::Aggregates, range, Direction::Backward, |key, value| {
-            newest = Some(keys::read_revision(key).zip(keys::read_version(value)));
+        self.scan_blocks(aggregate_id, 1, u64::MAX, Direction::Backward, |block| {
+            newest = block.versions.last().map(|&version| (block.last, version));
             ControlFlow::Break(())
         })?;
-        match newest {
-            None => Ok(None),
-            Some(Some(found)) => Ok(Some(found)),
-            Some(None) => Err(damage_of(aggregate_id, "has an entry of a wrong size")),
-        }
+        Ok(newest)
     }
 
     /// The version of a revision, which exists.
-    pub(crate) fn version_of(&self, aggregate_id: &str, revision: u64, key: &mut Vec<u8>) -> Result<u64> {
-        let mut found = Vec::new();
-        for recent in self.generations() {
-            recent.versions_of(aggregate_id, &(revision..revision + 1), Direction::Forward, &mut found, 1);
+    pub(crate) fn version_of(&self, aggregate_id: &str, revision: u64) -> Result<u64> {
+        let revisions = revision..revision + 1;
+        let mut found = self.versions_of(aggregate_id, revisions.clone(), Direction::Forward, 1)?;
+        if found.is_empty() {
+            // The tables may be younger than what is in memory here, and the only ones that lead to it.
+            self.versions_in_table(aggregate_id, &revisions, Direction::Forward, 1, &mut found)?;
         }
-        if let Some(&version) = found.first() {
-            return Ok(version);
+        found.first().copied().ok_or_else(|| damage_of(aggregate_id, "has gaps"))
+    }
+
+    /// The version of a revision, in the tables alone or also in memory; `None` if they do not lead to it.
+    pub(crate) fn version_of_revision(&self, aggregate_id: &str, revision: u64, in_table: bool) -> Result<Option<u64>> {
+        let revisions = revision..revision.saturating_add(1);
+        if !in_table {
+            return Ok(self.versions_of(aggregate_id, revisions, Direction::Forward, 1)?.first().copied());
         }
-        keys::write_aggregate(key, aggregate_id, revision);
-        let has_gaps = || format!("the index of aggregate {aggregate_id:?} has gaps");
-        let found = self.find_in_table(Table::Aggregates, key, has_gaps)?;
-        found.ok_or_else(|| damage_of(aggregate_id, "has gaps"))
+        let mut versions = Vec::new();
+        self.versions_in_table(aggregate_id, &revisions, Direction::Forward, 1, &mut versions)?;
+        Ok(versions.first().copied())
     }
 
     /// The versions of an aggregate's first events, those before `before` and up to `most` of them.
     pub(crate) fn first_versions(&self, aggregate_id: &str, before: u64, most: usize) -> Result<(Vec<u64>, Listed)> {
-        let oldest_recent = self.generations().find_map(|recent| recent.oldest_revision(aggregate_id));
-        let last_in_table = oldest_recent.map_or(u64::MAX, |oldest| oldest - 1);
+        let end_of_table = self.end_of_table(aggregate_id);
         let (mut versions, mut has_gap) = (Vec::new(), false);
         let is_enough = |versions: &[u64]| versions.len() > most || versions.last().is_some_and(|&last| last >= before);
-        if last_in_table > 0 {
-            let (mut first, mut last) = (Vec::new(), Vec::new());
-            keys::write_aggregate(&mut first, aggregate_id, 1);
-            keys::write_aggregate(&mut last, aggregate_id, last_in_table);
-            let range = KeyRange { first: &first, last: &last };
-            self.snapshot.scan(Table::Aggregates, range, Direction::Forward, |key, value| {
-                let is_next = keys::read_revision(key) == Some(versions.len() as u64 + 1);
-                versions.extend(keys::read_version(value).filter(|_| is_next));
-                has_gap = !is_next || keys::read_version(value).is_none();
-                if has_gap || is_enough(&versions) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if end_of_table > 1 {
+            let mut next = 1;
+            self.scan_blocks(aggregate_id, 1, u64::MAX, Direction::Forward, |block| {
+                has_gap = block.first > next;
+                if has_gap {
+                    return block.look_further_for(next);
+                }
+                versions.extend(block.ascending(next..end_of_table));
+                next = next.max(block.last + 1);
+                let is_done = next >= end_of_table || is_enough(&versions);
+                if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
         }
-        if !has_gap && !is_enough(&versions) && oldest_recent.is_some() {
-            has_gap = versions.len() as u64 != last_in_table;
+        if !has_gap && !is_enough(&versions) && end_of_table < u64::MAX {
+            has_gap = versions.len() as u64 + 1 != end_of_table;
             if !has_gap {
                 for recent in self.generations() {
                     recent.versions_of(aggregate_id, &(1..u64::MAX), Direction::Forward, &mut versions, most + 1);
@@ -262,7 +240,7 @@ impl<S: Snapshot> View<S> {
         let listed = match versions.iter().position(|&version| version >= before) {
             Some(place) => {
                 versions.truncate(place);
-                Listed::All
+                if place > most { Listed::Most } else { Listed::All }
             }
             None if versions.len() > most => Listed::Most,
             None if has_gap => Listed::UpToGap,
@@ -272,35 +250,38 @@ impl<S: Snapshot> View<S> {
         Ok((versions, listed))
     }
 
-    /// The versions of the first `most` of these revisions in a direction, which exist; fewer if the table has gaps. A
-    /// damaged entry is version 0.
+    /// The versions of the first `most` of these revisions in a direction, which exist; fewer if the table has gaps.
     pub(crate) fn versions_of(
         &self,
         aggregate_id: &str,
-        revisions: &Range<u64>,
+        revisions: Range<u64>,
         direction: Direction,
         most: usize,
     ) -> Result<Vec<u64>> {
-        let mut versions = Vec::with_capacity(most);
-        let oldest_recent = self.generations().find_map(|recent| recent.oldest_revision(aggregate_id));
-        let in_table = revisions.start..revisions.end.min(oldest_recent.unwrap_or(u64::MAX));
+        let mut versions = Vec::new();
+        let in_table = revisions.start..revisions.end.min(self.end_of_table(aggregate_id));
         match direction {
             Direction::Forward => {
                 self.versions_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
                 if versions.len() as u64 >= in_table.end.saturating_sub(in_table.start) {
                     for recent in self.generations() {
-                        recent.versions_of(aggregate_id, revisions, direction, &mut versions, most);
+                        recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
                     }
                 }
             }
             Direction::Backward => {
                 for recent in self.generations().rev() {
-                    recent.versions_of(aggregate_id, revisions, direction, &mut versions, most);
+                    recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
                 }
                 self.versions_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
             }
         }
         Ok(versions)
+    }
+
+    /// The revision from which on an aggregate's events are in memory.
+    fn end_of_table(&self, aggregate_id: &str) -> u64 {
+        self.generations().find_map(|recent| recent.oldest_revision(aggregate_id)).unwrap_or(u64::MAX)
     }
 
     fn versions_in_table(
@@ -311,24 +292,76 @@ impl<S: Snapshot> View<S> {
         most: usize,
         versions: &mut Vec<u64>,
     ) -> Result<()> {
-        if revisions.is_empty() || versions.len() >= most {
+        let mut taken = Taken { left: revisions.clone(), most, versions };
+        if taken.is_done() {
             return Ok(());
         }
-        let (mut first, mut last) = (Vec::new(), Vec::new());
-        keys::write_aggregate(&mut first, aggregate_id, revisions.start);
-        keys::write_aggregate(&mut last, aggregate_id, revisions.end - 1);
-        let range = KeyRange { first: &first, last: &last };
-        self.snapshot.scan(Table::Aggregates, range, direction, |_, value| {
-            versions.push(keys::read_version(value).unwrap_or(0));
-            if versions.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
+        if direction == Direction::Forward {
+            return self.scan_blocks(aggregate_id, revisions.start, u64::MAX, direction, |block| taken.forward(&block));
+        }
+        while !taken.is_done() {
+            let end = taken.left.end;
+            // The block that has the last of the revisions ends with it or behind it.
+            self.scan_blocks(aggregate_id, end - 1, u64::MAX, Direction::Forward, |block| {
+                if block.first >= end {
+                    return block.look_further_for(end - 1);
+                }
+                let _ = taken.backward(&block);
+                ControlFlow::Break(())
+            })?;
+            if taken.left.end == end {
+                break; // a gap
+            }
+            if !taken.is_done() {
+                let (first, last) = (taken.left.start, taken.left.end - 1);
+                self.scan_blocks(aggregate_id, first, last, direction, |block| taken.backward(&block))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits the blocks of an aggregate's events that end with the revisions from `first` to `last`.
+    fn scan_blocks(
+        &self,
+        aggregate_id: &str,
+        first: u64,
+        last: u64,
+        direction: Direction,
+        mut visit: impl FnMut(Block<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let (mut first_key, mut last_key) = (Vec::new(), Vec::new());
+        keys::write_aggregate(&mut first_key, aggregate_id, first);
+        keys::write_aggregate(&mut last_key, aggregate_id, last);
+        let range = KeyRange { first: &first_key, last: &last_key };
+        let (mut versions, mut is_damaged) = (Vec::new(), false);
+        self.snapshot()?.scan(Table::Aggregates, range, direction, |key, value| {
+            versions.clear();
+            match Block::read(key, value, &mut versions) {
+                Some(block) => visit(block),
+                None => {
+                    is_damaged = true;
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if is_damaged { Err(damage_of(aggregate_id, "has a damaged entry")) } else { Ok(()) }
     }
 
     /// The greatest key of each kind of ids; empty if there is none.
     pub(crate) fn greatest_ids(&self) -> Result<[Vec<u8>; keys::ID_KINDS]> {
-        let mut greatest = reader::greatest_ids(&self.snapshot)?;
+        let mut greatest: [Vec<u8>; keys::ID_KINDS] = Default::default();
+        for (kind, greatest) in keys::ID_KIND_BYTES.into_iter().zip(&mut greatest) {
+            let range = KeyRange { first: &[kind], last: &[kind + 1] };
+            self.snapshot()?.scan(Table::Ids, range, Direction::Backward, |key, _| {
+                if key.first() != Some(&kind) {
+                    return ControlFlow::Continue(()); // a damaged key of this one byte
+                }
+                greatest.extend_from_slice(key);
+                ControlFlow::Break(())
+            })?;
+        }
         for recent in self.generations() {
-            recent.for_each_id(|key| {
+            recent.for_each_id_behind(0, |key| {
                 let greatest = &mut greatest[keys::id_kind(key)];
                 if key > greatest.as_slice() {
                     greatest.clear();
@@ -337,6 +370,78 @@ impl<S: Snapshot> View<S> {
             });
         }
         Ok(greatest)
+    }
+}
+
+/// The versions of some revisions of an aggregate, one behind the other: one entry of the table.
+///
+/// Blocks may overlap: an index whose mark was lost in a crash gets the entries behind it again, in other blocks, and need not
+/// have all of the first ones.
+pub(crate) struct Block<'a> {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) versions: &'a [u64],
+}
+
+impl<'a> Block<'a> {
+    /// Reads an entry of the table, with `versions` to keep what it has; `None` if it is damaged.
+    pub(crate) fn read(key: &[u8], value: &[u8], versions: &'a mut Vec<u64>) -> Option<Self> {
+        let last = keys::read_revision(key)?;
+        if !keys::read_versions(value, versions) {
+            return None;
+        }
+        let before = last.checked_sub(versions.len() as u64)?;
+        (last < u64::MAX).then_some(Block { first: before + 1, last, versions })
+    }
+
+    /// A revision is not in this block, which begins behind it. Whether it may be in one that ends later.
+    fn look_further_for(&self, revision: u64) -> ControlFlow<()> {
+        let is_far = self.last - revision >= keys::MOST_VERSIONS as u64 - 1;
+        if is_far { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// The versions of those of the revisions that it has.
+    fn ascending(&self, revisions: Range<u64>) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
+        let place = |revision: u64| revision.clamp(self.first, self.last + 1) - self.first;
+        let places = place(revisions.start) as usize..place(revisions.end).max(place(revisions.start)) as usize;
+        self.versions[places].iter().copied()
+    }
+}
+
+/// What was taken of wanted revisions, and what is left.
+struct Taken<'a> {
+    left: Range<u64>,
+    most: usize,
+    versions: &'a mut Vec<u64>,
+}
+
+impl Taken<'_> {
+    fn forward(&mut self, block: &Block<'_>) -> ControlFlow<()> {
+        if block.first > self.left.start {
+            return block.look_further_for(self.left.start);
+        }
+        let room = self.most - self.versions.len();
+        self.versions.extend(block.ascending(self.left.clone()).take(room));
+        self.left.start = self.left.start.max(block.last + 1);
+        self.goes_on()
+    }
+
+    fn backward(&mut self, block: &Block<'_>) -> ControlFlow<()> {
+        if block.last + 1 < self.left.end {
+            return ControlFlow::Break(()); // a gap, or it is in a block that ends later
+        }
+        let room = self.most - self.versions.len();
+        self.versions.extend(block.ascending(self.left.clone()).rev().take(room));
+        self.left.end = self.left.end.min(block.first);
+        self.goes_on()
+    }
+
+    fn is_done(&self) -> bool {
+        self.left.is_empty() || self.versions.len() >= self.most
+    }
+
+    fn goes_on(&self) -> ControlFlow<()> {
+        if self.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -351,214 +456,34 @@ pub(crate) enum Listed {
     UpToGap,
 }
 
-/// The version up to which the tables lead to every event.
-///
-/// # Errors
-///
-/// `Corrupt` if a store does not say so, which every store of this format does.
-pub(crate) fn mark<S: Snapshot>(snapshot: &S) -> Result<u64> {
-    let mut value = Vec::new();
-    let found = snapshot.get(Table::Meta, keys::META_INDEXED, &mut value)?;
-    let mark = found.then(|| keys::read_version(&value)).flatten();
-    mark.ok_or_else(|| Error::Corrupt {
-        version: None,
-        reason: "it does not say how far its index tables reach".to_owned(),
-    })
-}
-
 /// An index entry of an aggregate that cannot be.
 pub(crate) fn damage_of(aggregate_id: &str, what: &str) -> Error {
     Error::Corrupt { version: None, reason: format!("the index of aggregate {aggregate_id:?} {what}") }
-}
-
-/// What the writer still has to put into the index tables.
-pub(crate) struct Debt {
-    run_events: u64,
-    run_bytes: u64,
-    /// Bytes of the records of the newer events.
-    newer_bytes: u64,
-    run: Option<Run>,
-}
-
-/// The older events, whose entries are being written.
-struct Run {
-    recent: Arc<Recent>,
-    order: Sorted,
-    /// Entries of all of them.
-    entries: u64,
-    written: Written,
-    /// With the batch that is being committed.
-    writing: Written,
-    /// Entries that should have been written, and were not yet.
-    due: u64,
-}
-
-/// The order of the keys of older events. That of many is made on a thread of its own: no append waits for it.
-struct Sorted {
-    order: Arc<OnceLock<KeyOrder>>,
-    sorting: Option<thread::JoinHandle<()>>,
-}
-
-/// So many events are sorted at once.
-const FEW_EVENTS: usize = 2048;
-
-impl Sorted {
-    fn begin(recent: &Arc<Recent>) -> Self {
-        let order = Arc::new(OnceLock::new());
-        let sort = {
-            let (recent, order) = (recent.clone(), order.clone());
-            move || drop(order.set(recent.key_order()))
-        };
-        let thread = || thread::Builder::new().name("eventstore-sort".to_owned());
-        let sorting = match recent.len() {
-            ..=FEW_EVENTS => None,
-            _ => thread().spawn(sort).ok(),
-        };
-        let mut sorted = Sorted { order, sorting };
-        if sorted.sorting.is_none() {
-            sorted.wait(recent);
-        }
-        sorted
-    }
-
-    fn get(&self) -> Option<&KeyOrder> {
-        self.order.get()
-    }
-
-    /// Waits until there is one.
-    fn wait(&mut self, recent: &Recent) {
-        if let Some(sorting) = self.sorting.take() {
-            let _ = sorting.join();
-        }
-        self.order.get_or_init(|| recent.key_order());
-    }
-}
-
-/// Fewer entries are not worth a place in a batch: neighbours share a page.
-const FEWEST_ENTRIES: u64 = 128;
-
-/// Entries that are written together when nobody appends.
-const LARGEST_SLICE: usize = 16_384;
-
-impl Run {
-    /// Puts a slice into the batch, and the mark with the last; nothing while the keys are being sorted.
-    fn put_some(&mut self, batch: &mut WriteBatch, most: usize) {
-        let Some(order) = self.order.get() else { return };
-        self.writing = self.recent.put_some(order, self.written, most, batch);
-        if order.is_done(self.writing) {
-            batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(self.recent.end() - 1));
-        }
-    }
-}
-
-impl Debt {
-    /// Of a store that was opened with so many bytes of records behind the mark.
-    pub(crate) fn new(options: &StoreOptions, newer_bytes: u64) -> Self {
-        let (run_events, run_bytes) = (options.index_events as u64, options.index_bytes as u64);
-        Debt { run_events, run_bytes, newer_bytes, run: None }
-    }
-
-    /// Before a group is staged: if the newer events are many, they become the older ones.
-    pub(crate) fn begin_group(&mut self, index: &Index) {
-        let newer = index.newer().len() as u64;
-        match &mut self.run {
-            None if newer >= self.run_events || self.newer_bytes >= self.run_bytes => self.begin_run(index),
-            // However busy the processors are, what is in memory does not grow for ever.
-            Some(run) if newer >= 2 * self.run_events => run.order.wait(&run.recent),
-            _ => {}
-        }
-    }
-
-    fn begin_run(&mut self, index: &Index) {
-        let events = index.newer().len() as u64;
-        if self.run.is_some() || events == 0 {
-            return;
-        }
-        let recent = index.freeze();
-        let order = Sorted::begin(&recent);
-        self.newer_bytes = 0;
-        let written = Written::default();
-        self.run = Some(Run { recent, order, entries: 2 * events, written, writing: written, due: 0 });
-    }
-
-    /// Puts a slice of what is due into the batch of a group that has `events` new ones, in `bytes` of records. It is so
-    /// large that all of the older events are done before the newer ones are many.
-    pub(crate) fn pay(&mut self, batch: &mut WriteBatch, events: u64, bytes: u64) {
-        let Some(run) = &mut self.run else { return };
-        let share = |of: u64, all: u64| (run.entries * of).div_ceil(all.max(1)) * 5 / 4 + 1;
-        run.due += share(events, self.run_events).max(share(bytes, self.run_bytes));
-        if run.due >= FEWEST_ENTRIES.min(run.entries) {
-            run.put_some(batch, usize::try_from(run.due).unwrap_or(usize::MAX));
-        }
-    }
-
-    /// Whether there is more than a store that is open ever has. It was killed again and again then, each time before it had
-    /// written all that was due.
-    pub(crate) fn is_overdue(&self, index: &Index) -> bool {
-        index.newer().len() as u64 > 4 * self.run_events || self.newer_bytes > 4 * self.run_bytes
-    }
-
-    /// Writes all that is left, while nobody appends. Nothing is lost if it fails: the next opening reads more of the log.
-    ///
-    /// # Errors
-    ///
-    /// Those of a commit.
-    pub(crate) fn settle<E: Engine>(&mut self, index: &Index, engine: &E) -> Result<()> {
-        let mut batch = WriteBatch::new();
-        self.begin_run(index);
-        while let Some(run) = &mut self.run {
-            run.order.wait(&run.recent);
-            run.put_some(&mut batch, LARGEST_SLICE);
-            engine.commit(&batch, Durability::Sync)?;
-            self.paid(0);
-            batch.clear();
-            self.begin_run(index);
-        }
-        Ok(())
-    }
-
-    /// The batch was committed.
-    pub(crate) fn paid(&mut self, bytes: u64) {
-        self.newer_bytes += bytes;
-        let Some(run) = &mut self.run else { return };
-        if run.writing != run.written {
-            (run.written, run.due) = (run.writing, 0);
-        }
-        if run.order.get().is_some_and(|order| order.is_done(run.written)) {
-            self.run = None; // the older events stay in memory for as long as there is room, which is faster
-        }
-    }
-
-    /// The batch was not committed.
-    pub(crate) fn not_paid(&mut self) {
-        if let Some(run) = &mut self.run {
-            run.writing = run.written;
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use eventstore_api::{Event, Version};
+    use eventstore_api::Version;
+    use eventstore_log::{Known, Log, MemoryDirectory, Options};
+    use proptest::prelude::*;
 
     use super::*;
-    use crate::MemoryEngine;
-    use crate::record::Micros;
-    use crate::transfer::put_indexes;
+    use crate::engine::Entries;
+    use crate::keys::MOST_VERSIONS;
+    use crate::{MemoryEngine, reader};
 
-    /// A store of events `id-1`, `id-2` and so on, all of whose index entries are known, in a table or in memory.
+    /// An index of events with ids `id-1`, `id-2` and so on, in the tables or in memory.
     struct Fixture {
         engine: MemoryEngine,
         index: Index,
-        debt: Debt,
+        mark: u64,
         head: u64,
-        revisions: BTreeMap<String, u64>,
-    }
-
-    fn options(index_events: usize) -> StoreOptions {
-        StoreOptions { index_events, ..StoreOptions::default() }
+        /// The aggregate of each version.
+        aggregate_of: fn(u64) -> String,
+        /// What is there, by aggregate.
+        versions: BTreeMap<String, Vec<u64>>,
     }
 
     fn id_key(version: u64) -> Vec<u8> {
@@ -567,237 +492,592 @@ mod tests {
         key
     }
 
-    /// Which aggregate a version belongs to: some have many events, some one.
-    fn aggregate_of(version: u64) -> String {
+    /// Some have many events, some one.
+    fn some_have_many(version: u64) -> String {
         if version.is_multiple_of(7) { format!("rare-{version}") } else { format!("aggregate-{}", version % 3) }
     }
 
-    fn event(version: u64) -> Event {
-        let builder = Event::builder("Tested", aggregate_of(version)).id(format!("id-{version}"));
-        builder.data(vec![7; 20]).build().expect("valid")
+    fn all_of_one(_: u64) -> String {
+        "a".to_owned()
     }
 
     impl Fixture {
-        fn new(index_events: usize) -> Self {
-            let engine = MemoryEngine::default();
-            let mut batch = WriteBatch::new();
-            batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(0));
-            engine.commit(&batch, Durability::Sync).expect("committed");
-            let index = Opened::read(&engine, 0, 0).expect("read").index;
-            let debt = Debt::new(&options(index_events), 0);
-            Fixture { engine, index, debt, head: 0, revisions: BTreeMap::new() }
+        fn new(aggregate_of: fn(u64) -> String) -> Self {
+            let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None));
+            Fixture { engine, index, mark: 0, head: 0, aggregate_of, versions: BTreeMap::new() }
         }
 
-        /// As the writer does it.
-        fn append(&mut self, events: u64, is_committed: bool) {
-            self.debt.begin_group(&self.index);
-            let mut batch = WriteBatch::new();
-            let mut revisions = self.revisions.clone();
-            for version in self.head + 1..=self.head + events {
-                let event = event(version);
-                let revision = revisions.entry(event.aggregate_id().to_owned()).or_default();
+        /// As the writer does it. What is not committed is there until it is taken back.
+        fn stage(&mut self, events: u64) {
+            let mut revisions: BTreeMap<String, u64> = BTreeMap::new();
+            let first = self.index.newer().end();
+            for version in first..first + events {
+                let aggregate_id = (self.aggregate_of)(version);
+                let known = || self.revisions_before(&aggregate_id, first);
+                let revision = revisions.entry(aggregate_id.clone()).or_insert_with(known);
                 *revision += 1;
-                let header = record::header(&event, version, *revision, Micros::now());
-                batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
-                self.index.newer().push(&id_key(version), event.aggregate_id(), *revision);
+                self.index.newer().push(&id_key(version), &aggregate_id, *revision);
             }
-            let bytes = batch.len_bytes() as u64;
-            self.debt.pay(&mut batch, events, bytes);
-            if is_committed {
-                self.engine.commit(&batch, Durability::Sync).expect("committed");
-                self.debt.paid(bytes);
-                (self.head, self.revisions) = (self.head + events, revisions);
-            } else {
-                self.index.take_back(self.head);
-                self.debt.not_paid();
+        }
+
+        fn revisions_before(&self, aggregate_id: &str, version: u64) -> u64 {
+            let of_version = |version: &u64| (self.aggregate_of)(*version) == aggregate_id;
+            (self.head + 1..version).filter(of_version).count() as u64
+                + self.versions.get(aggregate_id).map_or(0, Vec::len) as u64
+        }
+
+        fn commit(&mut self) {
+            for version in self.head + 1..self.index.newer().end() {
+                self.versions.entry((self.aggregate_of)(version)).or_default().push(version);
             }
+            self.head = self.index.newer().end() - 1;
+        }
+
+        fn append(&mut self, events: u64) {
+            self.stage(events);
+            self.commit();
+        }
+
+        fn entries(&self) -> Entries {
+            let mut entries = Entries::new();
+            if let Some(older) = self.index.unwritten() {
+                older.put_all(&mut entries);
+            }
+            entries
+        }
+
+        fn write(&mut self) {
+            if let Some(older) = self.index.unwritten() {
+                self.engine.write(&self.entries()).expect("written");
+                self.index.written();
+                self.mark = older.end() - 1;
+            }
+        }
+
+        /// Ends in the middle of writing: some entries are there, and no mark.
+        fn write_some(&mut self, mut is_there: impl FnMut() -> bool) {
+            let (all, mut some) = (self.entries(), Entries::new());
+            for table in [Table::Ids, Table::Aggregates] {
+                all.of(table).filter(|_| is_there()).for_each(|(key, value)| some.put(table, key, value));
+            }
+            self.engine.write(&some).expect("written");
+            self.reopen();
+        }
+
+        fn reopen(&mut self) {
+            let recent = Recent::new(self.mark + 1);
+            for (aggregate_id, version, revision) in self.events() {
+                if version > self.mark {
+                    recent.push(&id_key(version), &aggregate_id, revision);
+                }
+            }
+            self.index = Index::new(recent, None);
+        }
+
+        /// Aggregate, version and revision of each event, in order.
+        fn events(&self) -> Vec<(String, u64, u64)> {
+            let of_one = |(id, versions): (&String, &Vec<u64>)| {
+                let id = id.clone();
+                versions.clone().into_iter().zip(1..).map(move |(version, revision)| (id.clone(), version, revision))
+            };
+            let mut events: Vec<_> = self.versions.iter().flat_map(of_one).collect();
+            events.sort_unstable_by_key(|event| event.1);
+            events
+        }
+
+        fn view(&self) -> View<'_, MemoryEngine> {
+            self.index.view(&self.engine)
         }
 
         /// The index leads to every event, in all of its ways.
         fn check(&self) {
-            let view = self.index.view(&self.engine).expect("view");
-            let mut key = Vec::new();
-            let mut versions: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+            let view = self.view();
             for version in 1..=self.head {
                 assert_eq!(view.find_id(&id_key(version)).expect("read"), Some(version));
-                versions.entry(aggregate_of(version)).or_default().push(version);
+                let in_table = view.find_id_in_table(&id_key(version)).expect("read");
+                assert!(in_table == Some(version) || in_table.is_none() && version > self.mark, "{version}");
             }
-            assert_eq!(view.find_id(&id_key(self.head + 1)).expect("read"), None);
-            for (aggregate_id, versions) in versions {
-                let newest = (versions.len() as u64, *versions.last().expect("one at least"));
-                assert_eq!(view.newest_revision(&aggregate_id, u64::MAX).expect("read"), Some(newest));
+            assert_eq!(view.find_id(&id_key(self.index.newer().end())).expect("read"), None);
+            assert_eq!(view.newest_revision("nobody", u64::MAX).expect("read"), None);
+            for (aggregate_id, versions) in &self.versions {
+                let len = versions.len() as u64;
+                let newest = (len, *versions.last().expect("one at least"));
+                assert_eq!(view.newest_revision(aggregate_id, self.head + 1).expect("read"), Some(newest));
                 for (&version, revision) in versions.iter().zip(1..) {
-                    assert_eq!(view.version_of(&aggregate_id, revision, &mut key).expect("read"), version);
+                    assert_eq!(view.version_of(aggregate_id, revision).expect("read"), version);
+                    let in_table = view.version_of_revision(aggregate_id, revision, true).expect("read");
+                    assert!(in_table == Some(version) || in_table.is_none() && version > self.mark);
                 }
-                for (before, most) in [(u64::MAX, 1000), (u64::MAX, 3), (newest.1, 2), (newest.1, 1000), (1, 1)] {
-                    let mut expected: Vec<_> = versions.iter().copied().filter(|&version| version < before).collect();
-                    let listed = if expected.len() > most { Listed::Most } else { Listed::All };
-                    expected.truncate(most);
-                    let first = view.first_versions(&aggregate_id, before, most).expect("read");
-                    assert_eq!(first, (expected, listed), "{aggregate_id}, {most} before {before}");
+                assert_eq!(view.version_of_revision(aggregate_id, len + 1, true).expect("read"), None);
+                for (before, most) in [(u64::MAX, 1000), (self.head + 1, 3), (newest.1, 2), (newest.1, 1000), (1, 1)] {
+                    self.check_first(&view, aggregate_id, before.min(self.head + 1), most);
                 }
-                for (start, end, most) in [(1, newest.0 + 1, 1000), (2, newest.0 + 1, 3), (1, newest.0, 2), (3, 6, 9)] {
-                    let Some(expected) = versions.get(start as usize - 1..end as usize - 1) else { continue };
-                    let read =
-                        |direction| view.versions_of(&aggregate_id, &(start..end), direction, most).expect("read");
-                    let forward: Vec<_> = expected.iter().copied().take(most).collect();
-                    assert_eq!(read(Direction::Forward), forward, "{aggregate_id} {start}..{end}");
-                    let backward: Vec<_> = expected.iter().rev().copied().take(most).collect();
-                    assert_eq!(read(Direction::Backward), backward, "{aggregate_id} {start}..{end}");
+                for (start, end, most) in
+                    [(1, len + 1, 1000), (2, len + 1, 3), (1, len, 2), (3, 6, 9), (len, len + 1, 1)]
+                {
+                    if 0 < start && start <= end && end <= len + 1 {
+                        self.check_versions(&view, aggregate_id, start..end, most);
+                    }
                 }
             }
         }
 
-        fn mark(&self) -> u64 {
-            mark(&self.engine.snapshot().expect("snapshot")).expect("there")
+        fn check_first(&self, view: &View<'_, MemoryEngine>, aggregate_id: &str, before: u64, most: usize) {
+            let versions = self.versions[aggregate_id].iter().copied();
+            let mut expected: Vec<_> = versions.filter(|&version| version < before).collect();
+            let listed = if expected.len() > most { Listed::Most } else { Listed::All };
+            expected.truncate(most);
+            let first = view.first_versions(aggregate_id, before, most).expect("read");
+            assert_eq!(first, (expected, listed), "{aggregate_id}, {most} before {before}");
         }
 
-        fn reopen(&mut self, index_events: usize) {
-            let opened = Opened::read(&self.engine, self.mark(), self.head).expect("read");
-            assert!(opened.index.incomplete().is_none());
-            self.debt = Debt::new(&options(index_events), opened.recent_bytes);
-            self.index = opened.index;
+        fn check_versions(
+            &self,
+            view: &View<'_, MemoryEngine>,
+            aggregate_id: &str,
+            revisions: Range<u64>,
+            most: usize,
+        ) {
+            let all = &self.versions[aggregate_id][revisions.start as usize - 1..revisions.end as usize - 1];
+            let read = |direction| view.versions_of(aggregate_id, revisions.clone(), direction, most).expect("read");
+            let forward: Vec<_> = all.iter().copied().take(most).collect();
+            assert_eq!(read(Direction::Forward), forward, "{aggregate_id} {revisions:?}, {most}");
+            let backward: Vec<_> = all.iter().rev().copied().take(most).collect();
+            assert_eq!(read(Direction::Backward), backward, "{aggregate_id} {revisions:?}, {most}, backward");
         }
     }
 
     #[test]
     fn it_leads_to_every_event_at_every_moment() {
-        for index_events in [1, 2, 10, 100, 1000] {
-            let mut fixture = Fixture::new(index_events);
+        for events_in_memory in [1, 2, 10, 100, 1000] {
+            let mut fixture = Fixture::new(some_have_many);
             for group in 0..60 {
                 if group % 5 == 3 {
-                    fixture.append(group % 4 + 1, false);
+                    fixture.stage(group % 4 + 1);
+                    fixture.index.take_back(fixture.head);
                     fixture.check();
                 }
-                fixture.append(group * 7 % 11 + 1, true);
+                fixture.append(group * 7 % 11 + 1);
                 fixture.check();
+                if fixture.index.unwritten().is_some() && group % 2 == 0 {
+                    fixture.write();
+                    fixture.check();
+                } else if fixture.index.unwritten().is_none() && fixture.index.newer().len() >= events_in_memory {
+                    fixture.index.freeze();
+                    fixture.check();
+                }
                 if group % 13 == 12 {
-                    fixture.reopen(index_events);
+                    fixture.reopen();
                     fixture.check();
                 }
             }
-            fixture.debt.settle(&fixture.index, &fixture.engine).expect("committed");
+            fixture.write();
+            fixture.index.freeze();
+            fixture.write();
             fixture.check();
-            assert_eq!((fixture.mark(), fixture.index.newer().len()), (fixture.head, 0));
+            assert_eq!((fixture.mark, fixture.index.newer().len()), (fixture.head, 0));
         }
     }
 
     #[test]
-    fn what_is_in_memory_is_bounded() {
-        for (index_events, group) in [(1, 1), (10, 3), (100, 1), (100, 70), (300, 7), (3000, 100)] {
-            let mut fixture = Fixture::new(index_events);
-            for _ in 0..(6 * index_events as u64).max(2000) / group {
-                fixture.append(group, true);
-                let in_memory = fixture.head - fixture.mark();
-                // While the keys of many are sorted, twice so many may come.
-                let generations = if index_events > FEW_EVENTS { 3 } else { 2 };
-                let most = generations * (index_events as u64 + group);
-                assert!(in_memory <= most, "{in_memory} of {index_events}, {group}");
-                assert!(!fixture.debt.is_overdue(&fixture.index));
-            }
-        }
-        // A store that is always killed before it has written what is due.
-        let mut fixture = Fixture::new(100);
-        while !fixture.debt.is_overdue(&fixture.index) {
-            fixture.append(50, true);
-            fixture.reopen(100);
-        }
-        assert_eq!((fixture.head, fixture.mark()), (450, 0));
-        fixture.debt.settle(&fixture.index, &fixture.engine).expect("committed");
-        assert_eq!(fixture.mark(), 450);
+    fn older_events_that_were_not_committed_are_newer_ones_again() {
+        let mut fixture = Fixture::new(some_have_many);
+        fixture.append(20);
+        fixture.index.freeze();
+        fixture.write();
+        fixture.append(10);
+        fixture.stage(5);
+        // Frozen while the group is on its way, with another one staged behind it.
+        fixture.index.freeze();
+        fixture.stage(3);
+        assert_eq!(fixture.index.unwritten().expect("frozen").end(), 36);
+        fixture.index.take_back(30);
+        assert!(fixture.index.unwritten().is_none());
+        assert_eq!((fixture.index.newer().first(), fixture.index.newer().end()), (21, 31));
+        fixture.check();
+        fixture.append(4);
+        fixture.check();
+        // What is committed stays frozen.
+        fixture.index.freeze();
+        fixture.stage(2);
+        fixture.index.take_back(34);
+        assert_eq!(fixture.index.unwritten().expect("frozen").end(), 35);
+        fixture.write();
+        fixture.index.take_back(34);
         fixture.check();
     }
 
     #[test]
-    fn the_tables_are_those_that_would_be_written_at_once() {
-        let mut fixture = Fixture::new(10);
-        (0..40).for_each(|_| fixture.append(3, true));
-        fixture.debt.settle(&fixture.index, &fixture.engine).expect("committed");
-        let mut batch = WriteBatch::new();
-        let at_once = MemoryEngine::default();
-        let mut revisions: BTreeMap<String, u64> = BTreeMap::new();
-        for version in 1..=fixture.head {
-            let revision = revisions.entry(aggregate_of(version)).or_default();
-            *revision += 1;
-            put_indexes(&mut batch, &mut Vec::new(), &event(version), version, *revision);
+    fn what_is_staged_counts_only_for_those_who_ask_for_it() {
+        let mut fixture = Fixture::new(all_of_one);
+        fixture.append(3);
+        fixture.stage(2);
+        assert_eq!(fixture.view().newest_revision("a", u64::MAX).expect("read"), Some((5, 5)));
+        assert_eq!(fixture.view().newest_revision("a", 4).expect("read"), Some((3, 3)));
+        assert_eq!(fixture.view().first_versions("a", 4, 9).expect("read"), (vec![1, 2, 3], Listed::All));
+        fixture.check_first(&fixture.view(), "a", 3, 2);
+    }
+
+    #[test]
+    fn a_view_leads_to_all_that_was_there_whatever_becomes_of_memory() {
+        let mut fixture = Fixture::new(some_have_many);
+        fixture.append(100);
+        let engine = MemoryEngine::default();
+        let view = fixture.index.view(&engine);
+        for _ in 0..3 {
+            fixture.index.freeze();
+            let mut entries = fixture.entries();
+            engine.write(&entries).expect("written");
+            entries.clear();
+            fixture.write();
+            fixture.append(100);
         }
-        at_once.commit(&batch, Durability::Sync).expect("committed");
-        let content = |engine: &MemoryEngine, table| {
-            let mut content = Vec::new();
-            let range = KeyRange { first: keys::FIRST_KEY, last: keys::LAST_KEY };
-            let snapshot = engine.snapshot().expect("snapshot");
-            let scanned = snapshot.scan(table, range, Direction::Forward, |key, value| {
-                content.push((key.to_vec(), value.to_vec()));
-                ControlFlow::Continue(())
+        for version in 1..=100 {
+            assert_eq!(view.find_id(&id_key(version)).expect("read"), Some(version));
+        }
+        for (aggregate_id, versions) in &fixture.versions {
+            let first: Vec<_> = versions.iter().copied().filter(|&version| version <= 100).collect();
+            if !first.is_empty() {
+                assert_eq!(view.first_versions(aggregate_id, 101, 1000).expect("read"), (first, Listed::All));
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_has_a_block_of_versions_up_to_its_key() {
+        let mut fixture = Fixture::new(all_of_one);
+        let most = MOST_VERSIONS as u64;
+        fixture.append(2 * most + 5);
+        fixture.index.freeze();
+        fixture.write();
+        fixture.append(1);
+        fixture.index.freeze();
+        fixture.write();
+        let mut blocks = Vec::new();
+        let scanned = fixture.view().scan_blocks("a", 1, u64::MAX, Direction::Forward, |block| {
+            blocks.push((block.first, block.last));
+            assert!(block.versions.iter().copied().eq(block.first..=block.last));
+            ControlFlow::Continue(())
+        });
+        scanned.expect("read");
+        assert_eq!(
+            blocks,
+            [(1, most), (most + 1, 2 * most), (2 * most + 1, 2 * most + 5), (2 * most + 6, 2 * most + 6)]
+        );
+        fixture.check();
+        let mut key = Vec::new();
+        keys::write_aggregate(&mut key, "a", 3);
+        for (revision, value, is_sound) in
+            [(3, &[1, 1, 1][..], true), (2, &[1, 1, 1], false), (3, &[], false), (u64::MAX, &[1], false)]
+        {
+            keys::write_aggregate(&mut key, "a", revision);
+            assert_eq!(Block::read(&key, value, &mut Vec::new()).is_some(), is_sound, "{revision} {value:?}");
+        }
+        assert!(Block::read(b"short", &[1], &mut Vec::new()).is_none());
+    }
+
+    /// Every range of revisions, with every limit.
+    fn check_all(fixture: &Fixture) {
+        let len = fixture.versions["a"].len() as u64;
+        let view = fixture.view();
+        for start in 1..=len {
+            for end in start..=len + 1 {
+                for most in [1, 2, 7, 1000] {
+                    fixture.check_versions(&view, "a", start..end, most);
+                }
+            }
+            for most in [1, 2, 7, 1000] {
+                fixture.check_first(&view, "a", start, most);
+            }
+        }
+    }
+
+    #[test]
+    fn every_part_of_an_aggregate_is_listed_in_both_directions() {
+        let mut fixture = Fixture::new(all_of_one);
+        for events in [1, 4, 9, 2, 5] {
+            fixture.index.freeze();
+            fixture.write();
+            fixture.append(events);
+            check_all(&fixture);
+        }
+    }
+
+    #[test]
+    fn blocks_that_a_crash_left_behind_the_mark_do_no_harm() {
+        // Blocks of the first try, with holes, and behind it those of the next.
+        for mask in 0..8u32 {
+            let mut fixture = Fixture::new(all_of_one);
+            fixture.append(5);
+            fixture.index.freeze();
+            fixture.write();
+            let mut nth = 0;
+            for events in [6, 10] {
+                fixture.append(events);
+                fixture.index.freeze();
+                fixture.write_some(|| {
+                    nth += 1;
+                    mask >> (nth % 3) & 1 != 0
+                });
+                check_all(&fixture);
+            }
+            fixture.append(1);
+            fixture.index.freeze();
+            fixture.write();
+            check_all(&fixture);
+            fixture.append(3);
+            check_all(&fixture);
+        }
+    }
+
+    #[test]
+    fn a_block_with_a_hole_before_it_hides_nothing_of_a_longer_one() {
+        let most = MOST_VERSIONS as u64;
+        for (first_try, kept) in [(2 * most + 30, 0), (2 * most + 30, 1), (2 * most + 30, 2), (most + 12, 1)] {
+            let mut fixture = Fixture::new(all_of_one);
+            fixture.append(first_try);
+            fixture.index.freeze();
+            let mut nth = 0;
+            fixture.write_some(|| {
+                nth += 1;
+                nth > first_try && nth - first_try - 1 == kept
             });
-            scanned.expect("scanned");
-            content
-        };
-        for table in [Table::Ids, Table::Aggregates] {
-            assert_eq!(content(&fixture.engine, table), content(&at_once, table), "{table:?}");
+            // Now in blocks that begin and end elsewhere.
+            for events in [10, 50] {
+                fixture.index = Index::new(Recent::new(fixture.mark + 1), None);
+                for version in fixture.mark + 1..=fixture.mark + events {
+                    fixture.index.newer().push(&id_key(version), "a", version);
+                }
+                fixture.index.freeze();
+                fixture.write();
+            }
+            fixture.reopen();
+            fixture.check();
+            fixture.append(60);
+            fixture.index.freeze();
+            fixture.write();
+            fixture.check();
+            fixture.reopen(); // with nothing in memory
+            fixture.check();
+            let (view, len) = (fixture.view(), fixture.head);
+            for start in (1..=len).step_by(13) {
+                for end in (start..=len + 1).step_by(7) {
+                    fixture.check_versions(&view, "a", start..end, 1000);
+                    fixture.check_versions(&view, "a", start..end, 3);
+                }
+            }
         }
+    }
+
+    fn put(engine: &MemoryEngine, aggregate_id: &str, last: u64, value: &[u8]) {
+        let (mut entries, mut key) = (Entries::new(), Vec::new());
+        keys::write_aggregate(&mut key, aggregate_id, last);
+        entries.put(Table::Aggregates, &key, value);
+        engine.write(&entries).expect("written");
     }
 
     #[test]
     fn a_gap_in_an_aggregate_is_told_from_its_end() {
         let engine = MemoryEngine::default();
-        let mut batch = WriteBatch::new();
-        let mut put = |aggregate_id: &str, revision: u64, value: &[u8]| {
-            let mut key = Vec::new();
-            keys::write_aggregate(&mut key, aggregate_id, revision);
-            batch.put(Table::Aggregates, &key, value);
-        };
-        for revision in [1, 2, 4] {
-            put("gap", revision, &keys::version_bytes(revision * 10));
+        for (aggregate_id, last, value) in [
+            ("gap", 2, &[10, 10][..]),
+            ("gap", 4, &[40]),
+            ("gap", 5, &[50]),
+            ("damaged", 1, &[10]),
+            ("damaged", 2, &[0x80]),
+            ("begins late", 2, &[20]),
+            ("goes on later", 1, &[10]),
+            ("goes on", 1, &[10]),
+        ] {
+            put(&engine, aggregate_id, last, value);
         }
-        put("damaged", 1, &keys::version_bytes(10));
-        put("damaged", 2, b"short");
-        put("begins late", 2, &keys::version_bytes(20));
-        put("goes on later", 1, &keys::version_bytes(10));
-        put("goes on", 1, &keys::version_bytes(10));
-        engine.commit(&batch, Durability::Sync).expect("committed");
-        let index = Opened::read(&engine, 99, 99).expect("read").index;
+        let index = Index::new(Recent::new(100), None);
         index.newer().push(&id_key(100), "goes on later", 3);
         index.newer().push(&id_key(101), "goes on", 2);
-        let view = index.view(&engine).expect("view");
+        let view = index.view(&engine);
         let first = |aggregate_id, before| view.first_versions(aggregate_id, before, 9).expect("read");
         assert_eq!(first("gap", u64::MAX), (vec![10, 20], Listed::UpToGap));
         assert_eq!(first("gap", 20), (vec![10], Listed::All), "what lies behind is nobody's concern");
-        assert_eq!(first("damaged", u64::MAX), (vec![10], Listed::UpToGap));
+        assert!(matches!(view.first_versions("damaged", u64::MAX, 9), Err(Error::Corrupt { .. })));
         assert_eq!(first("begins late", u64::MAX), (vec![], Listed::UpToGap));
         assert_eq!(first("goes on later", u64::MAX), (vec![10], Listed::UpToGap));
         assert_eq!(first("goes on", u64::MAX), (vec![10, 101], Listed::All));
         assert_eq!(first("goes on", 101), (vec![10], Listed::All));
         assert_eq!(first("nobody", u64::MAX), (vec![], Listed::All));
-    }
-
-    #[test]
-    fn damage_behind_the_mark_leaves_it_incomplete_and_says_so() {
-        for value in [&b"damaged"[..], b""] {
-            let mut fixture = Fixture::new(1000);
-            fixture.append(20, true);
-            let mut batch = WriteBatch::new();
-            batch.put(Table::Events, &keys::version_bytes(9), value);
-            fixture.engine.commit(&batch, Durability::Sync).expect("committed");
-            let opened = Opened::read(&fixture.engine, 0, 20).expect("read");
-            let incomplete = opened.index.incomplete().expect("it is damaged");
-            assert_eq!(incomplete.version, 9);
-            let view = opened.index.view(&fixture.engine).expect("view");
-            let find = |version: u64| reader::find(&view, &format!("id-{version}"), Version::new(20));
-            assert!(find(8).expect("read").is_some());
-            for unknown in [9, 10, 20, 99] {
-                assert!(matches!(find(unknown), Err(Error::Corrupt { .. })), "{unknown}");
-            }
-            assert!(matches!(reader::revision_at(&view, "aggregate-1", Version::new(20)), Err(Error::Corrupt { .. })));
-            assert_eq!(reader::revision_at(&view, "aggregate-1", Version::new(8)).expect("all of it is known"), 2);
+        let listed =
+            |aggregate_id, revisions, direction| view.versions_of(aggregate_id, revisions, direction, 9).expect("read");
+        assert_eq!(listed("gap", 1..6, Direction::Forward), [10, 20]);
+        assert_eq!(listed("gap", 1..6, Direction::Backward), [50, 40]);
+        assert_eq!(listed("gap", 3..4, Direction::Backward), [0; 0]);
+        assert_eq!(listed("gap", 3..4, Direction::Forward), [0; 0]);
+        assert_eq!(listed("goes on later", 1..4, Direction::Forward), [10]);
+        for revision in [1, 2] {
+            let is_there = view.version_of("begins late", revision).is_ok();
+            assert_eq!(is_there, revision == 2);
         }
     }
 
     #[test]
-    fn a_gap_behind_the_mark_is_damage() {
-        let mut fixture = Fixture::new(1000);
-        fixture.append(5, true);
-        let opened = Opened::read(&fixture.engine, 0, 7).expect("read");
-        assert_eq!(opened.index.incomplete().map(|incomplete| incomplete.version), Some(6));
+    fn ids_of_a_wrong_size_are_damage() {
+        let engine = MemoryEngine::default();
+        let mut entries = Entries::new();
+        entries.put(Table::Ids, &id_key(1), b"seven b");
+        engine.write(&entries).expect("written");
+        let index = Index::new(Recent::new(5), None);
+        let found = index.view(&engine).find_id(&id_key(1));
+        assert!(matches!(&found, Err(Error::Corrupt { reason, .. }) if reason.contains("id-1")), "{found:?}");
+    }
+
+    #[test]
+    fn the_greatest_id_of_each_kind_is_known_wherever_it_is() {
+        let key = |id: &str| {
+            let mut key = Vec::new();
+            keys::write_id(&mut key, id);
+            key
+        };
+        let uuid = |nth: u64| format!("0190a2b4-0000-7000-8000-{nth:012x}");
+        let engine = MemoryEngine::default();
+        let greatest = |index: &Index| index.view(&engine).greatest_ids().expect("read");
+        assert!(greatest(&Index::new(Recent::new(1), None)).concat().is_empty());
+        let index = Index::new(Recent::new(1), None);
+        index.newer().push(&key("text-9"), "a", 1);
+        index.newer().push(&key(&uuid(5)), "a", 2);
+        index.freeze();
+        let mut entries = Entries::new();
+        index.unwritten().expect("frozen").put_all(&mut entries);
+        engine.write(&entries).expect("written");
+        index.newer().push(&key("text-5"), "a", 3);
+        index.newer().push(&key(&uuid(7)), "a", 4);
+        assert_eq!(greatest(&index), [key(&uuid(7)), key("text-9")]);
+        assert_eq!(greatest(&Index::new(Recent::new(3), None)), [key(&uuid(5)), key("text-9")], "in the tables alone");
+    }
+
+    #[test]
+    fn what_an_incomplete_index_could_miss_is_corrupt_and_not_missing() {
+        let fixture = Fixture::new(|version| format!("aggregate-{}", version % 3));
+        let recent = Recent::new(1);
+        for version in 1..=8 {
+            recent.push(&id_key(version), &(fixture.aggregate_of)(version), version.div_ceil(3));
+        }
+        let incomplete = Incomplete { version: 9, reason: "its checksum is wrong".to_owned() };
+        let index = Index::new(recent, Some(incomplete));
+        let view = index.view(&fixture.engine);
+        let files = std::sync::Arc::new(MemoryDirectory::default());
+        let log =
+            Log::open(files, [0; 16], &Options::default(), Known { synced: 0 }, 0, &mut |_, _| {}).expect("opened").log;
+        for (id, head, is_known) in [(9, 20, false), (99, 20, false), (9, 9, false), (9, 8, true), (99, 8, true)] {
+            let found = reader::find(&log, &view, &format!("id-{id}"), Version::new(head));
+            assert_eq!(matches!(found, Ok(None)), is_known, "{id} up to {head}: {found:?}");
+            assert_eq!(matches!(found, Err(Error::Corrupt { version: Some(at), .. }) if at.get() == 9), !is_known);
+        }
+        assert!(matches!(reader::revision_at(&view, "aggregate-1", Version::new(20)), Err(Error::Corrupt { .. })));
+        assert_eq!(reader::revision_at(&view, "aggregate-1", Version::new(8)).expect("all of it is known"), 3);
+        assert!(index.incomplete().is_some());
+    }
+
+    /// What may happen to an index.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Append(u64),
+        Lose(u64),
+        /// Freezes while a group is on its way, which is committed or not.
+        FreezeInFlight(u64, bool),
+        Freeze,
+        Write,
+        /// Some of the entries get through, by these bits.
+        Crash(u64),
+        Reopen,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1..60u64).prop_map(Step::Append),
+            1 => (1..9u64).prop_map(Step::Lose),
+            1 => (1..9u64, any::<bool>()).prop_map(|(events, is_committed)| Step::FreezeInFlight(events, is_committed)),
+            3 => Just(Step::Freeze),
+            2 => Just(Step::Write),
+            2 => any::<u64>().prop_map(Step::Crash),
+            1 => Just(Step::Reopen),
+        ]
+    }
+
+    impl Fixture {
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Append(events) => self.append(events),
+                Step::Lose(events) => {
+                    self.stage(events);
+                    self.index.take_back(self.head);
+                }
+                Step::FreezeInFlight(events, is_committed) if self.index.unwritten().is_none() => {
+                    self.stage(events);
+                    self.index.freeze();
+                    if is_committed { self.commit() } else { self.index.take_back(self.head) }
+                }
+                Step::Freeze if self.index.unwritten().is_none() => self.index.freeze(),
+                Step::FreezeInFlight(..) | Step::Freeze => {}
+                Step::Write => self.write(),
+                Step::Crash(bits) => {
+                    let mut nth = 0;
+                    self.write_some(|| {
+                        nth = (nth + 1) % 64;
+                        bits >> nth & 1 != 0
+                    });
+                }
+                Step::Reopen => self.reopen(),
+            }
+        }
+    }
+
+    #[test]
+    fn tables_that_are_younger_than_what_is_in_memory_show_no_gap() {
+        let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None));
+        let append = |version: u64| index.newer().push(&id_key(version), "a", version);
+        let write = || {
+            index.freeze();
+            let mut entries = Entries::new();
+            index.unwritten().expect("just frozen").put_all(&mut entries);
+            engine.write(&entries).expect("written");
+            index.written();
+        };
+        let head = Version::new(2);
+        for versions in [1..3, 3..5] {
+            versions.for_each(append);
+            write();
+        }
+        (5..7).for_each(append);
+        // Taken now is what is in memory, and the snapshot when all the rest is in the tables.
+        let view = index.view(&engine);
+        write();
+        (7..40).for_each(append);
+        write();
+        assert_eq!(reader::revision_at(&view, "a", head).expect("read"), 2);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn whatever_happens_it_leads_to_every_event(
+            steps in proptest::collection::vec(step(), 1..40),
+            is_one: bool,
+            parts in proptest::collection::vec((0.0..1.0f64, 0.0..1.0f64, 1..200usize), 20),
+        ) {
+            let mut fixture = Fixture::new(if is_one { all_of_one } else { some_have_many });
+            for step in steps {
+                fixture.take(step);
+            }
+            fixture.check();
+            let view = fixture.view();
+            for (aggregate_id, versions) in &fixture.versions {
+                let len = versions.len() as f64;
+                for &(start, part, most) in &parts {
+                    let start = 1 + (start * len) as u64;
+                    let end = start + (part * (len + 1.0 - start as f64)).round() as u64;
+                    fixture.check_versions(&view, aggregate_id, start..end, most);
+                    fixture.check_first(&view, aggregate_id, (part * fixture.head as f64) as u64 + 1, most);
+                }
+            }
+        }
     }
 }

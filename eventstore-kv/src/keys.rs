@@ -11,11 +11,8 @@ const UUID_ID: u8 = 1;
 /// Begins the key of any other id, which is kept as its text.
 const TEXT_ID: u8 = 2;
 
-/// Key of [`Table::Meta`](crate::Table::Meta): the format of keys and records, a u32.
-pub(crate) const META_FORMAT: &[u8] = b"format";
-
-/// Key of [`Table::Meta`](crate::Table::Meta): the version up to which the index tables lead to every event.
-pub(crate) const META_INDEXED: &[u8] = b"indexed";
+/// Key of [`Table::Meta`](crate::Table::Meta): how far the index reaches, a [`Mark`](crate::mark::Mark).
+pub(crate) const META_MARK: &[u8] = b"mark";
 
 /// Smaller than every key of the index tables.
 pub(crate) const FIRST_KEY: &[u8] = &[0];
@@ -23,7 +20,7 @@ pub(crate) const FIRST_KEY: &[u8] = &[0];
 /// Greater than every key of the index tables: ids begin with 1 or 2, aggregates with UTF-8.
 pub(crate) const LAST_KEY: &[u8] = &[AGGREGATE_END];
 
-/// The version as a key of [`Table::Events`](crate::Table::Events), and as the value of the two index tables.
+/// The version as the value of an id.
 pub(crate) fn version_bytes(version: u64) -> [u8; 8] {
     version.to_be_bytes()
 }
@@ -31,6 +28,45 @@ pub(crate) fn version_bytes(version: u64) -> [u8; 8] {
 /// Reads what [`version_bytes`] wrote; `None` if it is damaged.
 pub(crate) fn read_version(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// The events of an aggregate that one entry leads to, at most.
+pub(crate) const MOST_VERSIONS: usize = 128;
+
+/// Writes the value of an aggregate's entry: its versions, which ascend, each as its distance from the one before, seven
+/// bits a byte.
+pub(crate) fn write_versions(value: &mut Vec<u8>, versions: impl Iterator<Item = u64>) {
+    value.clear();
+    let mut before = 0;
+    for version in versions {
+        let mut distance = version - before;
+        while distance >= 0x80 {
+            value.push(distance as u8 | 0x80);
+            distance >>= 7;
+        }
+        value.push(distance as u8);
+        before = version;
+    }
+}
+
+/// Reads what [`write_versions`] wrote, behind what `versions` holds; false if it is damaged.
+pub(crate) fn read_versions(value: &[u8], versions: &mut Vec<u64>) -> bool {
+    let (mut before, mut distance, mut shift) = (0u64, 0u64, 0);
+    for &byte in value {
+        let bits = u64::from(byte & 0x7f);
+        if shift > 63 || (bits << shift) >> shift != bits {
+            return false;
+        }
+        distance |= bits << shift;
+        if byte & 0x80 != 0 {
+            shift += 7;
+            continue;
+        }
+        let Some(version) = before.checked_add(distance).filter(|_| distance > 0) else { return false };
+        versions.push(version);
+        (before, distance, shift) = (version, 0, 0);
+    }
+    shift == 0 && !value.is_empty()
 }
 
 /// Writes the key of an event id into `key`.
@@ -71,7 +107,7 @@ fn canonical_uuid(id: &str) -> Option<Uuid> {
     (uuid.hyphenated().encode_lower(&mut canonical) == id).then_some(uuid)
 }
 
-/// Writes the key of an aggregate's revision into `key`.
+/// Writes the key of an aggregate's entry into `key`: that of the newest revision that it leads to.
 pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u64) {
     key.clear();
     key.extend_from_slice(aggregate_id.as_bytes());
@@ -136,12 +172,41 @@ mod tests {
     #[test]
     fn keys_are_these_bytes() {
         assert_eq!(version_bytes(0x0102), [0, 0, 0, 0, 0, 0, 1, 2]);
+        let mut value = Vec::new();
+        write_versions(&mut value, [1, 2, 300].into_iter());
+        assert_eq!(value, [1, 1, 0xaa, 2]);
         assert_eq!(id_key("evt-1"), b"\x02evt-1");
         assert_eq!(
             id_key("0190a2b4-0000-7000-8000-0000000000ff"),
             b"\x01\x01\x90\xa2\xb4\x00\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\xff"
         );
         assert_eq!(aggregate_key("a\0b", 3), b"a\0b\xff\x00\x00\x00\x00\x00\x00\x00\x03");
+    }
+
+    #[test]
+    fn versions_are_read_as_they_were_written_and_damage_is_told() {
+        let (mut value, mut read) = (Vec::new(), Vec::new());
+        for versions in [vec![1], vec![u64::MAX], vec![7, 8, 9, 1000, 1 << 40, u64::MAX]] {
+            write_versions(&mut value, versions.iter().copied());
+            read.clear();
+            assert!(read_versions(&value, &mut read));
+            assert_eq!(read, versions);
+        }
+        let longest: Vec<u64> = (1..=MOST_VERSIONS as u64).map(|nth| nth << 50).collect();
+        write_versions(&mut value, longest.into_iter());
+        assert!(value.len() <= 2048, "the longest value fits every engine");
+        for damaged in [
+            &[][..],
+            &[0],
+            &[1, 0],
+            &[0x80],
+            &[1, 0x81],
+            &[0xff; 11],
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 1],
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2],
+        ] {
+            assert!(!read_versions(damaged, &mut Vec::new()), "{damaged:?}");
+        }
     }
 
     #[test]

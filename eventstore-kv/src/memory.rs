@@ -1,13 +1,16 @@
 //! A store in memory: for tests, and for programs that want no files. Its content ends with it.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
+use std::path::Path;
+use std::sync::Arc;
 
-use eventstore_api::{Direction, Durability, Error, Gc, Result};
+use eventstore_api::{Direction, Error, Result};
+use eventstore_log::MemoryDirectory;
 
-use crate::engine::{CommitError, Engine, KeyRange, Snapshot, Table, WriteBatch};
+use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
 use crate::sync::{PoisonError, RwLock, RwLockReadGuard};
-use crate::{KvStore, StoreDirectory, StoreOptions, Task};
+use crate::{KvStore, StoreOptions, Task};
 
 /// An event store in memory.
 pub type MemoryStore = KvStore<MemoryEngine>;
@@ -18,7 +21,7 @@ pub type MemoryStore = KvStore<MemoryEngine>;
 ///
 /// [`InvalidOption`](eventstore_api::Error::InvalidOption).
 pub fn open(options: StoreOptions) -> Result<MemoryStore> {
-    KvStore::open(MemoryEngine::default(), options)
+    KvStore::over(Arc::new(MemoryDirectory::default()), (), options)
 }
 
 type Tables = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];
@@ -30,38 +33,28 @@ pub struct MemoryEngine {
 }
 
 impl Engine for MemoryEngine {
+    const NAME: &'static str = "memory";
+    type Options = ();
     type Snapshot<'a> = MemorySnapshot<'a>;
 
-    fn name(&self) -> &'static str {
-        "memory"
+    fn open(_: &Path, (): &()) -> Result<Self> {
+        Ok(MemoryEngine::default())
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
         Ok(MemorySnapshot(self.tables.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    fn commit(&self, batch: &WriteBatch, _: Durability) -> Result<(), CommitError> {
+    fn write(&self, entries: &Entries) -> Result<()> {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         for table in Table::ALL {
-            tables[table.index()].extend(batch.puts(table).map(|(key, value)| (key.to_vec(), value.to_vec())));
+            tables[table.index()].extend(entries.of(table).map(|(key, value)| (key.to_vec(), value.to_vec())));
         }
         Ok(())
     }
 
-    fn sync(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn directory(&self) -> Option<&StoreDirectory> {
-        None
-    }
-
-    fn run_gc(&self, _: Gc, _: &Task<'_>) -> Result<Vec<String>> {
+    fn compact(&self, _: &Task<'_>) -> Result<Vec<String>> {
         Ok(vec!["nothing to do: a store in memory has no garbage".to_owned()])
-    }
-
-    fn backup(&self, _: StoreDirectory, _: &Task<'_>) -> Result<Self> {
-        Err(no_files())
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
@@ -76,7 +69,7 @@ pub(crate) fn no_files() -> Error {
     }
 }
 
-/// A view of a [`MemoryEngine`]; commits wait while it is alive.
+/// A view of a [`MemoryEngine`]; writes wait while it is alive.
 #[derive(Debug)]
 pub struct MemorySnapshot<'a>(RwLockReadGuard<'a, Tables>);
 
@@ -93,8 +86,11 @@ impl Snapshot for MemorySnapshot<'_> {
     where
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
-        let mut entries = self.0[table.index()]
-            .range::<[u8], _>((std::ops::Bound::Included(range.first), std::ops::Bound::Included(range.last)));
+        if range.first > range.last {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(range.first), Bound::Included(range.last));
+        let mut entries = self.0[table.index()].range::<[u8], _>(bounds);
         while let Some((key, value)) = match direction {
             Direction::Forward => entries.next(),
             Direction::Backward => entries.next_back(),

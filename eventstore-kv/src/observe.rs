@@ -127,11 +127,11 @@ impl Observer {
 /// A group that was committed.
 pub(crate) struct Committed {
     pub(crate) events: u64,
-    /// Of keys and values.
+    /// Of its records.
     pub(crate) bytes: usize,
     pub(crate) head: u64,
     pub(crate) durability: Durability,
-    /// In the engine, with the sync.
+    /// In the log, with the sync.
     pub(crate) took: Duration,
 }
 
@@ -143,9 +143,9 @@ fn describe() {
     );
     describe_histogram!(APPEND_SECONDS, Unit::Seconds, "From the call of an append to its answer");
     describe_histogram!(QUEUE_SECONDS, Unit::Seconds, "Time of an append in the queue");
-    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The engine's commit of a group, with its sync");
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "The commit of a group to the log, with its sync");
     describe_histogram!(GROUP_EVENTS, Unit::Count, "Events committed together");
-    describe_histogram!(GROUP_BYTES, Unit::Bytes, "Bytes of keys and values committed together");
+    describe_histogram!(GROUP_BYTES, Unit::Bytes, "Bytes of records committed together");
     describe_counter!(EVENTS_WRITTEN, Unit::Count, "Events written");
     describe_gauge!(LATEST_VERSION, Unit::Count, "The version of the newest event written since the store was opened");
     describe_gauge!(FENCED, Unit::Count, "1 if appends fail until the store is reopened");

@@ -1,8 +1,11 @@
+use std::fmt;
+use std::str::FromStr;
+
 use eventstore_api::{Durability, Error, Result};
 
 use crate::url::UrlOptions;
 
-/// How a store queues and groups appends: the same for every engine.
+/// How a store queues and groups appends, keeps its log, and when its index follows: the same for every engine.
 ///
 /// The defaults are right for most programs. In a URL they have the names of the fields, such as
 /// `lmdb:./data?durability=buffered&queue_bytes=16MiB`.
@@ -29,6 +32,57 @@ pub struct StoreOptions {
     pub index_events: usize,
     /// The same, in bytes of records. Default: 16 MiB, at least 1, at most 1 GiB.
     pub index_bytes: usize,
+    /// Bytes of memory for the filter that tells which event ids are certainly new; without one, or beyond about ten bits an
+    /// id, more of them are looked up in the index. Default: 16 MiB, at least 64 KiB, at most 16 GiB.
+    pub id_filter: usize,
+    /// Bytes of a segment of the log. The first is 64 KiB long, and each next one twice as long as the one before, up to
+    /// this. Default: 256 MiB, at least 64 KiB, at most 2 GiB.
+    pub segment_size: usize,
+    /// Bytes of the log that are made ahead of its end, so that no append has to make the file longer: at most so many, and
+    /// no more than the log has. Given back when the store is closed. Default: 16 MiB, at most 1 GiB; 0 for none.
+    pub space_ahead: usize,
+    /// Bytes of the log's blocks that are kept in memory, for events that are read one by one. All stores of a process share
+    /// them: the largest number counts. Default: 128 MiB, at most 1 TiB.
+    pub log_cache: usize,
+    /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
+    /// [`Compression::None`]. What is compressed is read whatever it is.
+    pub compression: Compression,
+}
+
+/// How segments of the log are compressed to which nothing more is appended. In a URL: `none`, `zstd`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// With Zstandard, in blocks of 64 KiB. Needs the feature `zstd`.
+    Zstd,
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    /// Reads `none` or `zstd`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Compression::None),
+            "zstd" => Ok(Compression::Zstd),
+            _ => Err(Error::InvalidOption {
+                option: "compression".to_owned(),
+                reason: format!("{text:?} is not one of none, zstd"),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::None => "none",
+            Compression::Zstd => "zstd",
+        })
+    }
 }
 
 impl Default for StoreOptions {
@@ -41,6 +95,11 @@ impl Default for StoreOptions {
             group_bytes: 4 << 20,
             index_events: 32_768,
             index_bytes: 16 << 20,
+            id_filter: 16 << 20,
+            segment_size: 256 << 20,
+            space_ahead: 16 << 20,
+            log_cache: 128 << 20,
+            compression: Compression::None,
         }
     }
 }
@@ -59,6 +118,11 @@ impl StoreOptions {
         url.take_bytes("group_bytes", &mut self.group_bytes)?;
         url.take_number("index_events", &mut self.index_events)?;
         url.take_bytes("index_bytes", &mut self.index_bytes)?;
+        url.take_bytes("id_filter", &mut self.id_filter)?;
+        url.take_bytes("segment_size", &mut self.segment_size)?;
+        url.take_bytes("space_ahead", &mut self.space_ahead)?;
+        url.take_bytes("log_cache", &mut self.log_cache)?;
+        url.take_parsed("compression", &mut self.compression)?;
         Ok(())
     }
 
@@ -73,7 +137,24 @@ impl StoreOptions {
         check_range("group_events", self.group_events, 1, 1 << 20)?;
         check_range("group_bytes", self.group_bytes, 1, 1 << 30)?;
         check_range("index_events", self.index_events, 1, 1 << 20)?;
-        check_range("index_bytes", self.index_bytes, 1, 1 << 30)
+        check_range("index_bytes", self.index_bytes, 1, 1 << 30)?;
+        check_range("id_filter", self.id_filter, 64 << 10, 16 << 30)?;
+        check_range("segment_size", self.segment_size, 64 << 10, 2 << 30)?;
+        check_range("space_ahead", self.space_ahead, 0, 1 << 30)?;
+        check_range("log_cache", self.log_cache, 0, 1 << 40)
+    }
+
+    /// Those of the log.
+    pub(crate) fn log(&self) -> eventstore_log::Options {
+        eventstore_log::Options {
+            segment_size: self.segment_size as u64,
+            space_ahead: self.space_ahead as u64,
+            cache_size: self.log_cache,
+            compression: match self.compression {
+                Compression::None => eventstore_log::Compression::None,
+                Compression::Zstd => eventstore_log::Compression::Zstd,
+            },
+        }
     }
 }
 

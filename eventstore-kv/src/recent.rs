@@ -6,7 +6,7 @@ use eventstore_api::Direction;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 
-use crate::engine::{Table, WriteBatch};
+use crate::engine::{Entries as TableEntries, Table};
 use crate::keys;
 use crate::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -57,23 +57,6 @@ impl Text {
     }
 }
 
-/// The order in which the entries of a [`Recent`] are written: that of their keys.
-pub(crate) struct KeyOrder {
-    /// Places of events, by the keys of their ids.
-    ids: Vec<u32>,
-    /// Places of aggregates, by their ids as they stand in keys.
-    aggregates: Vec<u32>,
-}
-
-/// How far the entries of a [`Recent`] are written, in a [`KeyOrder`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Written {
-    ids: usize,
-    aggregates: usize,
-    /// Events of the aggregate that comes next.
-    revisions: usize,
-}
-
 impl Recent {
     /// Of events from this version on.
     pub(crate) fn new(first: u64) -> Self {
@@ -102,6 +85,11 @@ impl Recent {
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
         self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The version of the first event.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
     }
 
     /// The version behind the last event.
@@ -177,61 +165,36 @@ impl Recent {
         self.read().aggregates.iter().filter(|aggregate| aggregate.first_revision == 1).count() as u64
     }
 
-    /// Visits the key of each id.
-    pub(crate) fn for_each_id(&self, visit: impl FnMut(&[u8])) {
+    /// Visits the key of the id of each event behind `version`.
+    pub(crate) fn for_each_id_behind(&self, version: u64, visit: impl FnMut(&[u8])) {
         let entries = self.read();
-        entries.events.iter().map(|entry| &entries.text[entry.id.range()]).for_each(visit);
+        let known = (version + 1).saturating_sub(self.first());
+        let known = usize::try_from(known).unwrap_or(usize::MAX).min(entries.events.len());
+        entries.events[known..].iter().map(|entry| &entries.text[entry.id.range()]).for_each(visit);
     }
 
-    /// The order of its keys, once no more events are added.
-    pub(crate) fn key_order(&self) -> KeyOrder {
+    /// The entries of all its events, in the order of their keys.
+    pub(crate) fn put_all(&self, into: &mut TableEntries) {
         let entries = self.read();
         let Entries { events, aggregates, text, .. } = &*entries;
         let mut ids: Vec<u32> = (0..).take(events.len()).collect();
         ids.sort_unstable_by_key(|&place| &text[events[place as usize].id.range()]);
+        for place in ids {
+            let version = keys::version_bytes(self.first + u64::from(place));
+            into.put_parts(Table::Ids, &[&text[events[place as usize].id.range()]], &[&version]);
+        }
         let mut by_key: Vec<u32> = (0..).take(aggregates.len()).collect();
         by_key.sort_unstable_by_key(|&place| &text[aggregates[place as usize].id.range()]);
-        KeyOrder { ids, aggregates: by_key }
-    }
-
-    /// Puts up to `most` entries into a batch that come after those that are written, and says how far they are then.
-    pub(crate) fn put_some(
-        &self,
-        order: &KeyOrder,
-        mut written: Written,
-        most: usize,
-        batch: &mut WriteBatch,
-    ) -> Written {
-        let entries = self.read();
-        let ids = order.ids[written.ids..].iter().take(most);
-        for &place in ids.clone() {
-            let version = keys::version_bytes(self.first + u64::from(place));
-            batch.put(Table::Ids, &entries.text[entries.events[place as usize].id.range()], &version);
-        }
-        written.ids += ids.len();
-        let mut left = most - ids.len();
-        while let Some(&place) = order.aggregates.get(written.aggregates).filter(|_| left > 0) {
-            let aggregate = &entries.aggregates[place as usize];
-            let some = aggregate.events[written.revisions..].iter().take(left);
-            for (&event, revision) in some.clone().zip(aggregate.first_revision + written.revisions as u64..) {
-                let id = &entries.text[aggregate.id.range()];
-                let version = keys::version_bytes(self.first + u64::from(event));
-                batch.put_all_parts(Table::Aggregates, &[id, &revision.to_be_bytes()], &[&version]);
-            }
-            left -= some.len();
-            written.revisions += some.len();
-            if written.revisions == aggregate.events.len() {
-                (written.aggregates, written.revisions) = (written.aggregates + 1, 0);
+        let mut value = Vec::new();
+        for place in by_key {
+            let aggregate = &aggregates[place as usize];
+            let mut newest = aggregate.first_revision - 1;
+            for places in aggregate.events.chunks(keys::MOST_VERSIONS) {
+                newest += places.len() as u64;
+                keys::write_versions(&mut value, places.iter().map(|&place| self.first + u64::from(place)));
+                into.put_parts(Table::Aggregates, &[&text[aggregate.id.range()], &newest.to_be_bytes()], &[&value]);
             }
         }
-        written
-    }
-}
-
-impl KeyOrder {
-    /// Whether all of it is written.
-    pub(crate) fn is_done(&self, written: Written) -> bool {
-        written.ids == self.ids.len() && written.aggregates == self.aggregates.len()
     }
 }
 

@@ -1,18 +1,15 @@
-//! The stored form of an event: a header of 40 bytes, then the event's own bytes. `docs/format.md` has the table.
+//! The stored form of an event, the content of one record of the log: a header of 32 bytes, then the event's own bytes.
+//! `docs/format.md` has the table.
 //!
-//! The version is not in the record but in its key; since the checksum covers it, a record at a wrong place is found.
+//! The log keeps the version, the length and a checksum over all of it, so none of them is here.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crc32fast::Hasher;
 use eventstore_api::{Bytes, Error, Event, Layout, RecordedEvent, Result, Version};
 
-use crate::keys;
-
 const FORMAT: u8 = 1;
-pub(crate) const CHECKSUM_LEN: usize = 4;
-pub(crate) const HEADER_LEN: usize = 40;
+pub(crate) const HEADER_LEN: usize = 32;
 const MUST_UNDERSTAND: u8 = 0xf0;
 
 /// A time as records keep it: microseconds since 1970; times before that are 1970.
@@ -32,77 +29,110 @@ impl From<SystemTime> for Micros {
     }
 }
 
-/// The header that makes a record of this event at its place. The event's bytes follow it.
-pub(crate) fn header(event: &Event, version: u64, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
+/// The header that makes a record of this event at its place in its aggregate. The event's bytes follow it.
+pub(crate) fn header(event: &Event, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
     let layout = event.layout();
     let mut header = [0; HEADER_LEN];
-    header[4] = FORMAT;
-    header[6..8].copy_from_slice(&(HEADER_LEN as u16).to_le_bytes());
-    header[8..16].copy_from_slice(&revision.to_le_bytes());
-    header[16..24].copy_from_slice(&recorded_at.0.to_le_bytes());
-    header[24..26].copy_from_slice(&layout.id_len.to_le_bytes());
-    header[26..28].copy_from_slice(&layout.type_len.to_le_bytes());
-    header[28..30].copy_from_slice(&layout.aggregate_id_len.to_le_bytes());
-    header[32..36].copy_from_slice(&layout.metadata_len.to_le_bytes());
-    header[36..40].copy_from_slice(&(event.data().len() as u32).to_le_bytes());
-    let checksum = checksum(version, &[&header[CHECKSUM_LEN..], event.bytes()]);
-    header[..CHECKSUM_LEN].copy_from_slice(&checksum.to_le_bytes());
+    header[0] = FORMAT;
+    header[2..4].copy_from_slice(&(HEADER_LEN as u16).to_le_bytes());
+    header[4..6].copy_from_slice(&layout.id_len.to_le_bytes());
+    header[6..8].copy_from_slice(&layout.type_len.to_le_bytes());
+    header[8..10].copy_from_slice(&layout.aggregate_id_len.to_le_bytes());
+    header[12..16].copy_from_slice(&layout.metadata_len.to_le_bytes());
+    header[16..24].copy_from_slice(&revision.to_le_bytes());
+    header[24..32].copy_from_slice(&recorded_at.0.to_le_bytes());
     header
 }
 
-/// Reads the record that was stored under `version` and lies at `range` of `page`. The event is a slice of the page.
+/// What a record says of its event, before the event is made.
+struct Header {
+    revision: u64,
+    recorded_at: SystemTime,
+    layout: Layout,
+    /// Where the event's bytes begin.
+    event_start: usize,
+}
+
+impl Header {
+    /// Reads the header of a record whose checksum is right.
+    fn read(version: u64, record: &[u8]) -> Result<Self> {
+        let corrupt = |reason| corrupt(version, reason);
+        let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
+            return Err(corrupt("its record is cut short"));
+        };
+        let mut fields = Fields(header);
+        let (format, flags, header_len) = (fields.u8(), fields.u8(), usize::from(fields.u16()));
+        if format != FORMAT || flags & MUST_UNDERSTAND != 0 {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "the event at version {version} was written by a newer version (record format {format}, flags \
+                     {flags:#04x}; this one reads format {FORMAT}); upgrade eventstore"
+                ),
+            });
+        }
+        let (id_len, type_len, aggregate_id_len) = (fields.u16(), fields.u16(), fields.u16());
+        let event_start = header_len + usize::from(fields.u16());
+        let layout = Layout { id_len, type_len, aggregate_id_len, metadata_len: fields.u32() };
+        let (revision, micros) = (fields.u64(), fields.u64());
+        if header_len < HEADER_LEN || event_start + layout.data_start() > record.len() {
+            return Err(corrupt("the lengths in its header do not add up"));
+        }
+        // Some systems' clocks end before the last time that fits the header, which nobody writes.
+        let recorded_at = UNIX_EPOCH
+            .checked_add(Duration::from_micros(micros))
+            .ok_or_else(|| corrupt("its time of recording is beyond this system's clock"))?;
+        Ok(Header { revision, recorded_at, layout, event_start })
+    }
+}
+
+/// Reads the record of a version that lies at `range` of `page`, and whose checksum is right. The event is a slice of the page.
 ///
 /// # Errors
 ///
 /// `Corrupt` if anything does not fit, `Unsupported` if it is sound but was written by a newer version.
 pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<RecordedEvent> {
-    let corrupt = |reason| corrupt(version, reason);
-    let record = &page[range.clone()];
-    let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
-        return Err(corrupt("its record is cut short"));
-    };
-    let mut fields = Fields(header);
-    if fields.u32() != checksum(version, &[&record[CHECKSUM_LEN..]]) {
-        return Err(corrupt("its checksum does not match its content"));
-    }
-    // From here on the record is what some version of this library wrote.
-    let (format, flags, header_len) = (fields.u8(), fields.u8(), usize::from(fields.u16()));
-    if format != FORMAT || flags & MUST_UNDERSTAND != 0 {
-        return Err(Error::Unsupported {
-            what: format!(
-                "the event at version {version} was written by a newer version (record format {format}, flags \
-                 {flags:#04x}; this one reads format {FORMAT}); upgrade eventstore"
-            ),
-        });
-    }
-    let (revision, micros) = (fields.u64(), fields.u64());
-    let (id_len, type_len, aggregate_id_len) = (fields.u16(), fields.u16(), fields.u16());
-    let event_start = header_len + usize::from(fields.u16());
-    let layout = Layout { id_len, type_len, aggregate_id_len, metadata_len: fields.u32() };
-    let data_len = fields.u32() as usize;
-    if header_len < HEADER_LEN || event_start + layout.data_start() + data_len != record.len() {
-        return Err(corrupt("the lengths in its header do not add up"));
-    }
-    let event = Event::from_stored(page.slice(range.start + event_start..range.end), layout)
-        .ok_or_else(|| corrupt("its text is not UTF-8, or the lengths in its header do not fit it"))?;
-    // Some systems' clocks end before the last time that fits the header, which nobody writes.
-    let recorded_at = UNIX_EPOCH
-        .checked_add(Duration::from_micros(micros))
-        .ok_or_else(|| corrupt("its time of recording is beyond this system's clock"))?;
+    let Header { revision, recorded_at, layout, event_start } = Header::read(version, &page[range.clone()])?;
+    let event =
+        Event::from_stored(page.slice(range.start + event_start..range.end), layout).ok_or_else(|| no_text(version))?;
     Ok(RecordedEvent::new(Version::new(version), revision, recorded_at, event))
+}
+
+/// What leads to the event of a record.
+pub(crate) struct Leads<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) aggregate_id: &'a str,
+    pub(crate) revision: u64,
+}
+
+impl<'a> Leads<'a> {
+    /// Reads it from the record of a version, whose checksum is right.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`decode`].
+    pub(crate) fn read(version: u64, record: &'a [u8]) -> Result<Self> {
+        let Header { revision, layout, event_start, .. } = Header::read(version, record)?;
+        let (id, rest) = record[event_start..].split_at(usize::from(layout.id_len));
+        let aggregate_id = rest.get(usize::from(layout.type_len)..).unwrap_or_default();
+        let aggregate_id = aggregate_id.get(..usize::from(layout.aggregate_id_len)).unwrap_or_default();
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| no_text(version));
+        Ok(Leads { id: text(id)?, aggregate_id: text(aggregate_id)?, revision })
+    }
+}
+
+/// Whether the record of a version, whose checksum is right, is that of this event.
+pub(crate) fn is_of(version: u64, record: &[u8], event: &Event) -> Result<bool> {
+    let Header { layout, event_start, .. } = Header::read(version, record)?;
+    Ok(layout == event.layout() && record[event_start..] == event.bytes()[..])
+}
+
+fn no_text(version: u64) -> Error {
+    corrupt(version, "its text is not UTF-8, or the lengths in its header do not fit it")
 }
 
 /// The event at this version is damaged.
 pub(crate) fn corrupt(version: u64, reason: &str) -> Error {
     Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() }
-}
-
-/// Of the version and of everything in the record behind the checksum.
-pub(crate) fn checksum(version: u64, parts: &[&[u8]]) -> u32 {
-    let mut checksum = Hasher::new();
-    checksum.update(&keys::version_bytes(version));
-    parts.iter().for_each(|part| checksum.update(part));
-    checksum.finalize()
 }
 
 /// Reads header fields one behind the other.
@@ -147,95 +177,78 @@ mod tests {
             .expect("valid")
     }
 
-    fn encode(event: &Event, version: u64, revision: u64, micros: u64) -> Vec<u8> {
-        [&header(event, version, revision, Micros(micros)), event.bytes().as_ref()].concat()
+    fn encode(event: &Event, revision: u64, micros: u64) -> Vec<u8> {
+        [&header(event, revision, Micros(micros)), event.bytes().as_ref()].concat()
     }
 
     fn decode(version: u64, record: &[u8]) -> Result<RecordedEvent> {
         super::decode(version, &Bytes::copy_from_slice(record), 0..record.len())
     }
 
-    /// Makes the checksum of a changed record right again.
-    fn resealed(mut record: Vec<u8>, version: u64) -> Vec<u8> {
-        let checksum = checksum(version, &[&record[CHECKSUM_LEN..]]);
-        record[..CHECKSUM_LEN].copy_from_slice(&checksum.to_le_bytes());
-        record
+    fn changed(at: usize, value: u8) -> Result<RecordedEvent> {
+        let mut record = encode(&event(), 3, 1_000_000);
+        record[at] = value;
+        decode(7, &record)
     }
 
     /// Stores on disk have these bytes. If this fails, the change breaks them: it needs a new format number.
     #[test]
     fn the_format_is_these_bytes() {
         let golden: &[&[u8]] = &[
-            &[0x91, 0x9b, 0x80, 0xed],
-            &[1, 0, 40, 0],
+            &[1, 0, 32, 0],
+            &[5, 0, 11, 0, 8, 0, 0, 0, 16, 0, 0, 0],
             &[3, 0, 0, 0, 0, 0, 0, 0],
             &[0x40, 0x42, 0x0f, 0, 0, 0, 0, 0],
-            &[5, 0, 11, 0, 8, 0, 0, 0, 16, 0, 0, 0, 12, 0, 0, 0],
             b"evt-1OrderPlacedorder-42{\"source\":\"web\"}{\"total\":12}",
         ];
-        assert_eq!(encode(&event(), 7, 3, 1_000_000), golden.concat());
+        assert_eq!(encode(&event(), 3, 1_000_000), golden.concat());
     }
 
     #[test]
     fn what_was_written_is_read() {
-        let read = decode(7, &encode(&event(), 7, 3, 1_000_000)).expect("sound");
+        let record = encode(&event(), 3, 1_000_000);
+        let read = decode(7, &record).expect("sound");
         assert_eq!(read.version, Version::new(7));
         assert_eq!(read.revision, 3);
         assert_eq!(read.recorded_at, UNIX_EPOCH + Duration::from_secs(1));
         assert_eq!(read.event, event());
+        let leads = Leads::read(7, &record).expect("sound");
+        assert_eq!((leads.id, leads.aggregate_id, leads.revision), ("evt-1", "order-42", 3));
+        assert!(is_of(7, &record, &event()).expect("sound"));
+        let other =
+            Event::builder("OrderPlaced", "order-42").id("evt-1").data("{\"total\":13}").build().expect("valid");
+        assert!(!is_of(7, &record, &other).expect("sound"));
     }
 
     #[test]
-    fn every_flipped_bit_is_found() {
-        let record = encode(&event(), 7, 3, 1_000_000);
-        for bit in 0..record.len() * 8 {
-            let mut damaged = record.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            let result = decode(7, &damaged);
-            let seven = Version::new(7);
-            assert!(matches!(result, Err(Error::Corrupt { version: Some(at), .. }) if at == seven), "bit {bit}");
-        }
-    }
-
-    #[test]
-    fn a_record_cut_anywhere_or_at_a_wrong_place_is_found() {
-        let record = encode(&event(), 7, 3, 1_000_000);
-        for len in 0..record.len() {
+    fn a_record_that_is_too_short_is_damaged() {
+        let record = encode(&event(), 3, 1_000_000);
+        for len in 0..record.len() - event().data().len() {
             assert!(matches!(decode(7, &record[..len]), Err(Error::Corrupt { .. })), "{len} bytes");
+            assert!(Leads::read(7, &record[..len]).is_err(), "{len} bytes");
         }
-        assert!(matches!(decode(8, &record), Err(Error::Corrupt { .. })));
     }
 
     #[test]
     fn a_newer_record_is_refused_unless_it_may_be_ignored() {
-        let newer = |at: usize, value: u8| {
-            let mut record = encode(&event(), 7, 3, 1_000_000);
-            record[at] = value;
-            decode(7, &resealed(record, 7))
-        };
-        assert!(matches!(newer(4, 2), Err(Error::Unsupported { .. })));
-        assert!(matches!(newer(5, 0x10), Err(Error::Unsupported { .. })));
-        assert_eq!(newer(5, 0x01).expect("an ignorable flag").event, event());
+        assert!(matches!(changed(0, 2), Err(Error::Unsupported { .. })));
+        assert!(matches!(changed(1, 0x10), Err(Error::Unsupported { .. })));
+        assert_eq!(changed(1, 0x01).expect("an ignorable flag").event, event());
     }
 
     #[test]
     fn a_longer_header_and_extensions_are_skipped() {
-        let mut record = encode(&event(), 7, 3, 1_000_000);
-        record[6] = 44;
-        record[30] = 3;
+        let mut record = encode(&event(), 3, 1_000_000);
+        record[2] = 36;
+        record[10] = 3;
         record.splice(HEADER_LEN..HEADER_LEN, *b"newrext");
-        assert_eq!(decode(7, &resealed(record, 7)).expect("sound").event, event());
+        assert_eq!(decode(7, &record).expect("sound").event, event());
     }
 
     #[test]
     fn sound_checksums_do_not_excuse_wrong_lengths() {
-        let with = |at: usize, value: u8| {
-            let mut record = encode(&event(), 7, 3, 1_000_000);
-            record[at] = value;
-            decode(7, &resealed(record, 7))
-        };
-        for at in [6, 24, 26, 28, 30, 32, 36] {
-            assert!(matches!(with(at, 0xee), Err(Error::Corrupt { .. })), "length at {at}");
+        for at in [2, 4, 6, 8, 10, 12] {
+            assert!(matches!(changed(at, 0xee), Err(Error::Corrupt { .. })), "length at {at}");
         }
     }
 
@@ -246,14 +259,18 @@ mod tests {
             data: Vec<u8>, version: u64, revision: u64, micros in 0..u64::MAX / 2,
         ) {
             let event = Event::builder(event_type, aggregate_id).id(id).data(data).build().expect("valid");
-            let read = decode(version, &encode(&event, version, revision, micros)).expect("sound");
+            let record = encode(&event, revision, micros);
+            let read = decode(version, &record).expect("sound");
             prop_assert_eq!(&read.event, &event);
             prop_assert_eq!((read.version.get(), read.revision), (version, revision));
+            let leads = Leads::read(version, &record).expect("sound");
+            prop_assert_eq!((leads.id, leads.aggregate_id), (event.id(), event.aggregate_id()));
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, version: u64) {
-            prop_assert!(decode(version, &bytes).is_err());
+            let _ = decode(version, &bytes);
+            let _ = Leads::read(version, &bytes);
         }
     }
 }

@@ -1,21 +1,34 @@
 //! What the handles, the readers and the writer of one store have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use eventstore_api::{Error, Result, Version};
+use eventstore_log::Log;
 
-use crate::Task;
+use crate::digests::Digests;
 use crate::engine::Engine;
-use crate::index::{Index, Opened};
+use crate::index::Index;
+use crate::indexer::Indexer;
 use crate::observe::Observer;
-use crate::reader;
-use crate::sync::{AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, watch};
+use crate::open::{INDEX, open_again};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, thread, watch};
+use crate::{StoreDirectory, Task, reader};
 
-pub(crate) struct Shared<E> {
+pub(crate) struct Shared<E: Engine> {
+    /// Of the store, and of every copy of it.
+    pub(crate) id: [u8; 16],
+    pub(crate) log: Log,
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
     /// are being read and for nothing else.
-    engine: RwLock<Option<E>>,
+    parts: RwLock<Option<Parts<E>>>,
+    /// To open the engine again.
+    engine_options: E::Options,
     pub(crate) index: Index,
+    pub(crate) indexer: Indexer,
+    /// Whether the log is being compressed.
+    pub(crate) is_compressing: AtomicBool,
+    pub(crate) digests: Arc<Digests>,
     progress: watch::Sender<Progress>,
     fence: OnceLock<String>,
     pub(crate) observer: Observer,
@@ -25,7 +38,53 @@ pub(crate) struct Shared<E> {
     pub(crate) largest_group: AtomicU64,
     /// How many requests the newest group had.
     pub(crate) newest_group: AtomicU64,
+    /// How many callers wait for the answer to an append.
+    pub(crate) waiting: AtomicU64,
+    /// The thread that commits beside the writer, while there is one.
+    committing: Mutex<Option<thread::ThreadId>>,
     aggregates: Aggregates,
+}
+
+/// What is released when the store is closed.
+pub(crate) struct Parts<E> {
+    // Fields drop in this order: the engine is closed before the directory is unlocked.
+    /// `None` if it failed and could not be opened again.
+    engine: Option<E>,
+    /// The directory with its files, which it keeps locked; `None` if it has none.
+    pub(crate) directory: Option<StoreDirectory>,
+}
+
+impl<E> Parts<E> {
+    pub(crate) fn new(engine: E, directory: Option<StoreDirectory>) -> Self {
+        Parts { engine: Some(engine), directory }
+    }
+
+    /// # Errors
+    ///
+    /// If it failed and could not be opened again.
+    pub(crate) fn engine(&self) -> Result<&E> {
+        self.engine.as_ref().ok_or_else(|| {
+            Error::engine(
+                "use the index",
+                "a write to it failed, and it could not be opened again; open the store anew",
+            )
+        })
+    }
+}
+
+/// A store that was opened, before anybody uses it.
+pub(crate) struct Opened<E: Engine> {
+    pub(crate) parts: Parts<E>,
+    pub(crate) engine_options: E::Options,
+    pub(crate) id: [u8; 16],
+    pub(crate) log: Log,
+    pub(crate) index: Index,
+    pub(crate) indexer: Indexer,
+    pub(crate) digests: Digests,
+    /// The tables lead to the events up to this version.
+    pub(crate) mark: Version,
+    /// Aggregates whose first event is behind that.
+    pub(crate) recent_aggregates: u64,
 }
 
 /// How many aggregates there are. Those that were there when the store was opened are counted when somebody asks for the
@@ -56,23 +115,32 @@ pub(crate) enum Phase {
 }
 
 impl<E: Engine> Shared<E> {
-    pub(crate) fn new(engine: E, head: Version, mark: Version, opened: Opened) -> Self {
-        let Opened { index, recent_aggregates, .. } = opened;
+    pub(crate) fn new(opened: Opened<E>) -> Self {
+        let Opened { parts, engine_options, id, log, index, indexer, digests, mark, recent_aggregates } = opened;
         let fence = OnceLock::new();
         if let Some(incomplete) = index.incomplete() {
             let _ = fence.set(incomplete.error().to_string());
         }
+        let head = Version::new(log.last());
         Shared {
-            observer: Observer::new(engine.name()),
-            engine: RwLock::new(Some(engine)),
+            id,
+            log,
+            parts: RwLock::new(Some(parts)),
+            engine_options,
             index,
+            indexer,
+            is_compressing: AtomicBool::new(false),
+            digests: Arc::new(digests),
             progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
             fence,
+            observer: Observer::new(E::NAME),
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
             largest_group: AtomicU64::new(0),
             newest_group: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            committing: Mutex::new(None),
             aggregates: Aggregates {
                 mark_at_opening: mark,
                 recent_at_opening: recent_aggregates,
@@ -81,10 +149,41 @@ impl<E: Engine> Shared<E> {
         }
     }
 
-    /// Runs one short piece of engine work. It blocks; see `store.rs` for where it may be called.
-    pub(crate) fn with_engine<T>(&self, work: impl FnOnce(&E) -> Result<T>) -> Result<T> {
-        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
-        work(engine.as_ref().ok_or(Error::Closed)?)
+    /// A thread begins or ends to commit beside the writer.
+    pub(crate) fn set_committing(&self, thread: Option<thread::ThreadId>) {
+        *self.committing.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+    }
+
+    /// Whether this very thread commits beside the writer, who may wait for it.
+    pub(crate) fn is_committing_here(&self) -> bool {
+        *self.committing.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id())
+    }
+
+    /// Runs one short piece of work with what closing releases. It blocks; see `store.rs` for where it may be called.
+    pub(crate) fn with_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Result<T> {
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        work(parts.as_ref().ok_or(Error::Closed)?)
+    }
+
+    /// Opens the engine again, whose writes fail: some do so for ever after a disk has failed once. Readers wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening it. It is not there then, until this is tried again.
+    pub(crate) fn reopen_engine(&self) -> Result<()> {
+        let reaches = self.index.unwritten().map_or(self.log.last(), |older| older.first() - 1);
+        let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
+        let Parts { engine, directory } = parts.as_mut().ok_or(Error::Closed)?;
+        *engine = None; // its files are closed first
+        let path = directory.as_ref().map(|directory| directory.path().join(INDEX));
+        let opened = open_again(path.as_deref(), &self.engine_options, self.id, &self.log, &self.digests, reaches)?;
+        *engine = Some(opened);
+        Ok(())
+    }
+
+    /// Whether the store has files.
+    pub(crate) fn has_files(&self) -> bool {
+        self.with_parts(|parts| Ok(parts.directory.is_some())).unwrap_or_default()
     }
 
     /// The published head, for a new read.
@@ -145,11 +244,11 @@ impl<E: Engine> Shared<E> {
         self.progress.borrow().phase != Phase::Open
     }
 
-    /// Drops the engine, which releases its files, once the pages that are being read are done.
+    /// Releases the files, once the pages that are being read are done.
     pub(crate) fn finish_closing(&self, error: Option<Error>) {
-        let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        let parts = self.parts.write().unwrap_or_else(PoisonError::into_inner).take();
         // Whoever waits for the end has to be woken, also if the engine panics.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(engine)));
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(parts)));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
             tell(|| tracing::error!(error = with_causes(error), "the store did not close as it should"));

@@ -7,11 +7,14 @@ use eventstore_api::{Error, Event, Result, StoreOutcome, Stored, Version};
 use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
-use crate::engine::{Snapshot, Table, WriteBatch};
+use eventstore_log::{Group, Log};
+
+use crate::engine::{Engine, Snapshot, Table};
+use crate::filter::Filter;
 use crate::index::View;
 use crate::queue::Request;
 use crate::recent::Recent;
-use crate::record::{self, Micros};
+use crate::record::{self, Leads, Micros};
 use crate::{keys, reader};
 
 /// What becomes of one request.
@@ -25,26 +28,48 @@ pub(crate) enum Decision {
     Refused(Error),
 }
 
-/// What the writer knows of the store without reading, because nobody else writes to it.
-#[derive(Debug)]
+/// What the writer knows of the store's ids without reading, because nobody else writes to it.
 pub(crate) struct Known {
     /// No key of the id index is greater than that of its kind here; `None` if they are not known. Ids in time order are
     /// greater than all before them, and so known to be new.
     greatest_ids: Option<[Vec<u8>; keys::ID_KINDS]>,
+    /// Of the events that were there when the store was opened; `None` until it is loaded or made.
+    older: Option<Filter>,
+    /// Of those that came since.
+    newer: Filter,
 }
 
 impl Known {
     /// What one look at a store tells. If that fails, everything is looked up, and fails then.
-    pub(crate) fn new<S: Snapshot>(view: &View<S>) -> Self {
-        Known { greatest_ids: view.greatest_ids().ok() }
+    pub(crate) fn new<E: Engine>(view: &View<'_, E>, filter_bytes: usize) -> Self {
+        Known { greatest_ids: view.greatest_ids().ok(), older: None, newer: Filter::new(filter_bytes) }
+    }
+
+    /// The ids of the events that were there when the store was opened.
+    pub(crate) fn learn(&mut self, older: Filter) {
+        self.older = Some(older);
+    }
+
+    pub(crate) fn knows_all(&self) -> bool {
+        self.older.is_some()
+    }
+
+    /// A filter of all ids, if there is one.
+    pub(crate) fn into_filter(self) -> Option<Filter> {
+        let mut filter = self.older?;
+        filter.merge_newer(self.newer);
+        Some(filter)
     }
 
     /// Whether no event of the store has this key in the id index, as far as that is known.
     fn is_new_id(&self, key: &[u8]) -> bool {
-        self.greatest_ids.as_ref().is_some_and(|greatest| key > greatest[keys::id_kind(key)].as_slice())
+        let is_greatest = |greatest: &[Vec<u8>; keys::ID_KINDS]| key > greatest[keys::id_kind(key)].as_slice();
+        self.greatest_ids.as_ref().is_some_and(is_greatest)
+            || self.older.as_ref().is_some_and(|older| !older.may_have(key)) && !self.newer.may_have(key)
     }
 
     fn note_id(&mut self, key: &[u8]) {
+        self.newer.add(key);
         if let Some(greatest) = self.greatest_ids.as_mut().map(|greatest| &mut greatest[keys::id_kind(key)])
             && key > greatest.as_slice()
         {
@@ -54,16 +79,16 @@ impl Known {
     }
 }
 
-/// The keys of the ids of a group's events, one behind the other.
+/// The keys of the ids of some requests' events, one behind the other.
 pub(crate) struct IdKeys {
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
 
 impl IdKeys {
-    pub(crate) fn of(group: &[Request]) -> Self {
+    pub(crate) fn of(requests: &[Request]) -> Self {
         let (mut bytes, mut ends, mut key) = (Vec::new(), Vec::new(), Vec::new());
-        for event in group.iter().flat_map(|request| &request.events) {
+        for event in requests.iter().flat_map(|request| &request.events) {
             keys::write_id(&mut key, event.id());
             bytes.extend_from_slice(&key);
             ends.push(bytes.len());
@@ -82,32 +107,33 @@ impl IdKeys {
     }
 }
 
-/// One group on its way into one write batch. Each request is checked against what is stored and what this group has
-/// staged before it, so a group gives the same result as its requests one by one.
-pub(crate) struct Staging<'g, S> {
-    view: View<S>,
+/// What is stored, and what is on its way.
+pub(crate) struct Ground<'g, 'e, E: Engine> {
+    pub(crate) view: View<'e, E>,
+    pub(crate) log: &'g Log,
+    /// The newest version before the group.
+    pub(crate) base: u64,
+    /// Returns when the group before this one is committed, or has failed.
+    pub(crate) wait_for_commit: &'g dyn Fn(),
     /// Where what is staged is noted.
-    recent: Arc<Recent>,
-    batch: &'g mut WriteBatch,
-    head: u64,
+    pub(crate) recent: Arc<Recent>,
+}
+
+/// Requests on their way into a group. Each is checked against what is stored and what the group, and the one before it,
+/// have staged, so a group gives the same result as its requests one by one.
+pub(crate) struct Staging<'g, 'e, E: Engine> {
+    ground: Ground<'g, 'e, E>,
+    group: &'g mut Group,
     new_aggregates: u64,
     recorded_at: Micros,
-    /// The events of the group, by version.
-    staged: Vec<StagedEvent<'g>>,
-    /// The newest revisions of its aggregates.
+    /// The newest revisions of the requests' aggregates.
     revisions: HashMap<&'g str, u64>,
     known: &'g mut Known,
     id_keys: &'g IdKeys,
     /// How many events the requests had that were decided.
     decided: usize,
-    /// The keys of the group's ids that the store has; `None` if they were not looked up all at once.
+    /// The keys of the requests' ids that the store has; `None` if they were not looked up all at once.
     stored_ids: Option<HashSet<&'g [u8]>>,
-}
-
-#[derive(Clone, Copy)]
-struct StagedEvent<'g> {
-    event: &'g Event,
-    revision: u64,
 }
 
 /// An event of a request, after it was looked up.
@@ -118,24 +144,19 @@ enum Lookup {
     Stored(Stored),
 }
 
-impl<'g, S: Snapshot> Staging<'g, S> {
-    /// Begins a group behind `head`, the newest version that is committed.
+impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
+    /// Begins behind what the group has.
     pub(crate) fn new(
-        view: View<S>,
-        recent: Arc<Recent>,
-        batch: &'g mut WriteBatch,
+        ground: Ground<'g, 'e, E>,
+        group: &'g mut Group,
         known: &'g mut Known,
         id_keys: &'g IdKeys,
-        head: u64,
     ) -> Self {
         Staging {
-            view,
-            recent,
-            batch,
-            head,
+            ground,
+            group,
             new_aggregates: 0,
             recorded_at: Micros::now(),
-            staged: Vec::new(),
             revisions: HashMap::new(),
             known,
             id_keys,
@@ -144,28 +165,33 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         }
     }
 
-    /// Looks up the ids of a whole group in the table at once, which is faster than one by one. If that fails, each is
+    /// Looks up the ids of all requests in the table at once, which is faster than one by one. If that fails, each is
     /// looked up by itself, and fails alone.
     pub(crate) fn look_ahead(&mut self) {
         let mut keys: Vec<&[u8]> = self.id_keys.iter().filter(|key| !self.known.is_new_id(key)).collect();
+        if keys.is_empty() {
+            return;
+        }
         keys.sort_unstable();
         keys.dedup();
         let mut stored = HashSet::new();
-        let found = self.view.snapshot().get_many(Table::Ids, &keys, |place, _| {
-            stored.insert(keys[place]);
-            ControlFlow::Continue(())
+        let found = self.ground.view.snapshot().and_then(|snapshot| {
+            snapshot.get_many(Table::Ids, &keys, |place, _| {
+                stored.insert(keys[place]);
+                ControlFlow::Continue(())
+            })
         });
         self.stored_ids = found.is_ok().then_some(stored);
-    }
-
-    /// The newest version with everything that is staged.
-    pub(crate) fn head(&self) -> u64 {
-        self.head
     }
 
     /// How many aggregates get their first event.
     pub(crate) fn new_aggregates(&self) -> u64 {
         self.new_aggregates
+    }
+
+    /// The newest version with everything that is staged.
+    fn head(&self) -> u64 {
+        self.group.next() - 1
     }
 
     pub(crate) fn decide(&mut self, request: &'g Request) -> Decision {
@@ -188,7 +214,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         for (event, _) in new_events {
             self.revision(event.aggregate_id())?;
         }
-        let latest = Version::new(self.head);
+        let latest = Version::new(self.head());
         if !request.expected.holds(revision, latest) {
             let about_aggregate = request.expected.is_about_aggregate();
             return Err(Error::VersionConflict {
@@ -218,7 +244,9 @@ impl<'g, S: Snapshot> Staging<'g, S> {
             match in_request.entry(event.id()) {
                 Entry::Occupied(first) => {
                     let first = *first.get();
-                    require_identical(&events[first], event, None)?;
+                    if events[first] != *event {
+                        return Err(Error::DuplicateEvent { id: event.id().to_owned(), version: None });
+                    }
                     lookups.push(Lookup::Repeats(first));
                 }
                 Entry::Vacant(vacant) => {
@@ -235,28 +263,36 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         if self.known.is_new_id(key) {
             return Ok(Lookup::New);
         }
-        let already = |version, revision| Lookup::Stored(Stored::new(version, revision, StoreOutcome::AlreadyStored));
-        let committed = self.head - self.staged.len() as u64;
-        let found = match self.view.find_recent_id(key) {
-            Some(version) if version > committed => {
-                let first = &self.staged[(version - committed - 1) as usize];
-                let version = Version::new(version);
-                require_identical(first.event, event, Some(version))?;
-                return Ok(already(version, first.revision));
+        let found = match self.ground.view.find_recent_id(key) {
+            Some(version) if version > self.ground.base => {
+                return self.look_up_staged(event, version).map(Lookup::Stored);
             }
             Some(version) => Some(version),
             None if self.stored_ids.as_ref().is_some_and(|stored| !stored.contains(key)) => None,
-            None => self.view.find_id_in_table(key)?,
+            None => self.ground.view.find_id_in_table(key)?,
         };
         let Some(version) = found else { return Ok(Lookup::New) };
-        let newest = Version::new(u64::MAX);
-        match reader::read_found(self.view.snapshot(), event.id(), version, newest)? {
-            Some(first) => {
-                require_identical(&first.event, event, Some(first.version))?;
-                Ok(already(first.version, first.revision))
-            }
-            None => Ok(Lookup::New),
+        if version > self.ground.log.last() {
+            // It is in the group that is being committed. What becomes of it decides this one as well.
+            (self.ground.wait_for_commit)();
         }
+        if version > self.ground.log.last() {
+            return Err(Error::OutcomeUnknown {
+                reason: format!("the commit of the event with the id {:?} failed", event.id()),
+                source: None,
+            });
+        }
+        let first = reader::read_found(self.ground.log, event.id(), version)?;
+        require_identical(first.event == *event, event, first.version)?;
+        Ok(Lookup::Stored(Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored)))
+    }
+
+    /// The place of an event that this group has, at this version.
+    fn look_up_staged(&self, event: &Event, version: u64) -> Result<Stored> {
+        let record = self.group.content(version).unwrap_or_default();
+        let leads = Leads::read(version, record)?;
+        require_identical(record::is_of(version, record, event)?, event, Version::new(version))?;
+        Ok(Stored::new(Version::new(version), leads.revision, StoreOutcome::AlreadyStored))
     }
 
     /// The newest revision of an aggregate, with what is staged.
@@ -264,7 +300,7 @@ impl<'g, S: Snapshot> Staging<'g, S> {
         if let Some(known) = self.revisions.get(aggregate_id) {
             return Ok(*known);
         }
-        let revision = self.view.newest_revision(aggregate_id, u64::MAX)?.map_or(0, |(revision, _)| revision);
+        let revision = self.ground.view.newest_revision(aggregate_id, u64::MAX)?.map_or(0, |(revision, _)| revision);
         self.revisions.insert(aggregate_id, revision);
         Ok(revision)
     }
@@ -290,28 +326,23 @@ impl<'g, S: Snapshot> Staging<'g, S> {
     }
 
     fn stage_one(&mut self, event: &'g Event, key: &[u8], recorded_at: Micros) -> Stored {
-        self.head += 1;
-        let version = self.head;
+        let version = self.group.next();
         let revision = self.revisions.get_mut(event.aggregate_id());
         let revision = revision.expect("it was read when the request was checked");
         *revision += 1;
         let revision = *revision;
         self.new_aggregates += u64::from(revision == 1);
-
-        let header = record::header(event, version, revision, recorded_at);
-        self.batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event.bytes()]);
-        self.recent.push(key, event.aggregate_id(), revision);
+        self.group.push(&[&record::header(event, revision, recorded_at), event.bytes()]);
+        self.ground.recent.push(key, event.aggregate_id(), revision);
         self.known.note_id(key);
-
-        self.staged.push(StagedEvent { event, revision });
         Stored::new(Version::new(version), revision, StoreOutcome::Written)
     }
 }
 
 /// Rule W2: the same id is the same event or an error.
-fn require_identical(first: &Event, again: &Event, version: Option<Version>) -> Result<()> {
-    if first == again {
+fn require_identical(is_identical: bool, again: &Event, first: Version) -> Result<()> {
+    if is_identical {
         return Ok(());
     }
-    Err(Error::DuplicateEvent { id: again.id().to_owned(), version })
+    Err(Error::DuplicateEvent { id: again.id().to_owned(), version: Some(first) })
 }

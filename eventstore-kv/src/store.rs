@@ -7,28 +7,30 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
 use eventstore_api::{
-    BackupReport, Batch, CancellationToken, Context, Durability, Error, EventStore, Gc, GcReport, LoadOptions, Page,
-    PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    BackupReport, Batch, CancellationToken, Context, Digest, Durability, Error, EventStore, Gc, GcReport, LoadOptions,
+    Page, PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
 };
+use eventstore_log::Directory;
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
-use crate::engine::{Engine, Table, WriteBatch};
-use crate::head::HeadFile;
-use crate::index::{self, Debt, Opened};
-use crate::memory::no_files;
+use crate::backup::backup;
+use crate::compress;
+use crate::engine::Engine;
+use crate::filters::Filters;
+use crate::open::{Opening, Ready, open, open_directory};
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
-use crate::shared::{Phase, Shared, with_causes};
+use crate::shared::{Parts, Phase, Shared};
 use crate::sync::{AtomicU64, Ordering, is_past, mpsc, oneshot, thread};
 use crate::verify::verify;
 use crate::writer::Writer;
-use crate::{FORMAT, Snapshot, StoreDirectory, StoreOptions, Task, keys};
+use crate::{StoreDirectory, StoreOptions, Task};
 
-/// An event store over a key-value engine.
+/// An event store: a log of its own, and an index that a key-value engine keeps.
 ///
-/// It keeps the contract of [`EventStore`]: one thread writes, in groups with one sync each; reads go a page at a time
-/// and wait for nobody.
+/// It keeps the contract of [`EventStore`]: one thread decides what is written, in groups with one sync each; reads go a page
+/// at a time and wait for nobody.
 ///
 /// # Clone
 ///
@@ -38,56 +40,76 @@ pub struct KvStore<E: Engine> {
 }
 
 struct Inner<E: Engine> {
-    name: &'static str,
     shared: Arc<Shared<E>>,
     queue: mpsc::UnboundedSender<Message>,
     room: Room,
-    /// How many callers wait for the answer to an append.
-    waiting: AtomicU64,
     /// Of appends that do not choose one.
     durability: Durability,
+    engine: E::Options,
+    options: StoreOptions,
     /// Taken when the store is dropped.
     writer: Option<thread::JoinHandle<()>>,
 }
 
 /// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
 /// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long per page, and
-/// for the rows until the reader looks at the clock again.
+/// for the part that is being read then.
 const INLINE_TIME: Duration = Duration::from_micros(300);
 
+/// A page that may be larger than this is read on a thread where blocking is allowed from the beginning.
+const INLINE_BYTES: usize = 1 << 20;
+
 impl<E: Engine> KvStore<E> {
-    /// Opens the store that `engine` holds, and begins it if the engine is empty. It blocks, a few reads long.
+    /// Opens the store in a directory, and creates it if there is none and `create_if_missing` says so. It blocks: a few
+    /// reads long, and longer if the index is lost or damaged, which is made again from the log then.
     ///
     /// # Errors
     ///
-    /// `InvalidOption`; `Unsupported` for a store that a newer version wrote; `Corrupt`, `Engine` if it cannot be read.
-    pub fn open(engine: E, options: StoreOptions) -> Result<Self> {
+    /// `InvalidOption`; `Locked`; `Open` if there is no store or the directory cannot be used; `Unsupported` for a store of
+    /// another engine or one that a newer version wrote; `Corrupt` if the log has lost events; `Engine`.
+    pub fn open(path: &Path, create_if_missing: bool, engine: E::Options, options: StoreOptions) -> Result<Self> {
         options.validate()?;
-        let head = Version::new(reader::newest_version(&engine.snapshot()?)?);
-        engine.directory().map_or(Ok(()), |directory| directory.check_synced_head(head))?;
-        let mark = check_format(&engine, head)?;
-        let (name, head_file) = (engine.name(), engine.directory().map(HeadFile::new));
-        let opened = Opened::read(&engine, mark.get(), head.get())?;
-        let mut debt = Debt::new(&options, opened.recent_bytes);
-        if debt.is_overdue(&opened.index)
-            && let Err(error) = debt.settle(&opened.index, &engine)
-        {
-            tracing::warn!(error = with_causes(&error), "the index tables are behind; openings take longer");
-        }
-        let shared = Arc::new(Shared::new(engine, head, mark, opened));
+        let directory = match create_if_missing {
+            true => StoreDirectory::open(path, E::NAME)?,
+            false => StoreDirectory::open_existing(path, E::NAME)?,
+        };
+        let ctx = Context::background();
+        let ready = open_directory(directory, &engine, &options, &Task::new(&ctx, &|| Ok(())))?;
+        Self::start(ready, engine, options)
+    }
+
+    /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
+    /// again from the log each time. For stores in memory, and for tests.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](KvStore::open).
+    pub fn over(files: Arc<dyn Directory>, engine: E::Options, options: StoreOptions) -> Result<Self> {
+        let ctx = Context::background();
+        let task = Task::new(&ctx, &|| Ok(()));
+        let ready = open(Opening { files, directory: None, engine: &engine, options: &options, task: &task })?;
+        Self::start(ready, engine, options)
+    }
+
+    fn start(ready: Ready<E>, engine: E::Options, options: StoreOptions) -> Result<Self> {
+        let Ready { opened, committer, .. } = ready;
+        let (mark, directory) =
+            (opened.mark.get(), opened.parts.directory.as_ref().map(|directory| directory.path().to_owned()));
+        let shared = Arc::new(Shared::new(opened));
+        let filters = Filters::open(&shared, directory.as_deref(), mark, options.id_filter);
         let (queue, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(shared.clone(), receiver, &options, head, debt, head_file);
+        let writer = Writer::new(shared.clone(), receiver, queue.clone(), &options, committer, filters);
         let thread = thread::Builder::new()
             .name("eventstore-write".to_owned())
             .spawn(move || writer.run())
             .map_err(|error| Error::engine("start the writer thread", error))?;
         let inner = Inner {
-            name,
             shared,
             queue,
             room: Room::new(options.queue_requests, options.queue_bytes),
-            waiting: AtomicU64::new(0),
             durability: options.durability,
+            engine,
+            options,
             writer: Some(thread),
         };
         Ok(KvStore { inner: Arc::new(inner) })
@@ -95,7 +117,7 @@ impl<E: Engine> KvStore<E> {
 
     /// Queues the batch, as soon as there is room, and waits for the writer's answer.
     async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
-        let Inner { shared, queue, room, durability, waiting, .. } = &*self.inner;
+        let Inner { shared, queue, room, durability, .. } = &*self.inner;
         let bytes = batch.len_bytes();
         let place = ctx.run(room.take(bytes)).await??;
         let ticket = Arc::new(Ticket::default());
@@ -112,9 +134,10 @@ impl<E: Engine> KvStore<E> {
             reply,
             place: Some(place),
         };
+        let waiting = &shared.waiting;
+        let _waiting = Waiting::new(waiting);
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         tracing::trace!(name: "queued", bytes, "an append is in the queue");
-        let _waiting = Waiting::new(waiting);
         let is_alone = || waiting.load(Ordering::Relaxed) == 1 && shared.newest_group.load(Ordering::Relaxed) <= 1;
         match ctx.run(awake(answer, is_alone)).await {
             Ok(Ok(result)) => result,
@@ -138,21 +161,21 @@ impl<E: Engine> KvStore<E> {
     async fn run_task<T, F>(&self, operation: &'static str, ctx: &Context, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Shared<E>, &E, &Task<'_>) -> Result<T> + Send + 'static,
+        F: FnOnce(&Arc<Shared<E>>, &Parts<E>, &Task<'_>) -> Result<T> + Send + 'static,
     {
         ctx.check()?;
         self.inner.shared.head()?; // refuses when closed
         let dropped = CancellationToken::new();
         let _cancel = dropped.clone().drop_guard();
         let shared = self.inner.shared.clone();
-        let run = move |engine: &E, until: &Context| {
+        let run = move |parts: &Parts<E>, until: &Context| {
             let is_wanted = || match dropped.is_cancelled() {
                 true => Err(Error::Cancelled),
                 false => shared.head().map(drop),
             };
             let (observer, began) = (&shared.observer, Instant::now());
             observer.maintenance_span(operation).in_scope(|| {
-                let result = work(&shared, engine, &Task::new(until, &is_wanted));
+                let result = work(&shared, parts, &Task::new(until, &is_wanted));
                 observer.maintained(operation, began, &result);
                 result
             })
@@ -168,15 +191,15 @@ impl<E: Engine> KvStore<E> {
     where
         T: Send + 'static,
         C: Send + 'static,
-        F: FnOnce(&E, &C) -> Result<T> + Send + 'static,
+        F: FnOnce(&Parts<E>, &C) -> Result<T> + Send + 'static,
     {
         let shared = self.inner.shared.clone();
         match Handle::try_current() {
             Ok(runtime) => {
-                let task = runtime.spawn_blocking(move || shared.with_engine(|engine| work(engine, &callers)));
+                let task = runtime.spawn_blocking(move || shared.with_parts(|parts| work(parts, &callers)));
                 ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
             }
-            Err(_) => shared.with_engine(|engine| work(engine, &callers)),
+            Err(_) => shared.with_parts(|parts| work(parts, &callers)),
         }
     }
 }
@@ -216,41 +239,10 @@ async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
 /// How long a caller stays awake who waits for the answer to an append.
 const STAY_AWAKE: Duration = Duration::from_micros(300);
 
-/// Bytes of the engine's files, if it has any.
-fn len_bytes<E: Engine>(engine: &E) -> Result<Option<u64>> {
-    engine.directory().map(StoreDirectory::len_bytes).transpose()
+/// Bytes of the store's files, if it has any.
+fn len_bytes<E: Engine>(parts: &Parts<E>) -> Result<Option<u64>> {
+    parts.directory.as_ref().map(StoreDirectory::len_bytes).transpose()
 }
-
-/// Refuses a store of a newer format, and marks a new one, and one of an older format, with ours. Returns the version up to
-/// which the index tables reach.
-fn check_format<E: Engine>(engine: &E, head: Version) -> Result<Version> {
-    let damaged = |what: &str| Error::Corrupt { version: None, reason: what.to_owned() };
-    let mut format = Vec::new();
-    let is_marked = engine.snapshot()?.get(Table::Meta, keys::META_FORMAT, &mut format)?;
-    let mark_with = |indexed: Version| {
-        let mut batch = WriteBatch::new();
-        batch.put(Table::Meta, keys::META_FORMAT, &FORMAT.to_be_bytes());
-        batch.put(Table::Meta, keys::META_INDEXED, &keys::version_bytes(indexed.get()));
-        engine.commit(&batch, Durability::Sync)?;
-        Ok(indexed)
-    };
-    match is_marked.then(|| format.as_slice().try_into().map(u32::from_be_bytes)) {
-        None if head > Version::ZERO => Err(damaged("it has events but no format mark")),
-        None => mark_with(Version::ZERO),
-        Some(Ok(FORMAT)) => match Version::new(index::mark(&engine.snapshot()?)?) {
-            mark if mark > head => Err(damaged("its index tables are said to reach further than its log")),
-            mark => Ok(mark),
-        },
-        Some(Ok(FORMAT_WITH_WHOLE_INDEXES)) => mark_with(head),
-        Some(Ok(format)) => Err(Error::Unsupported {
-            what: format!("the store has format {format}, and this version reads format {FORMAT}; upgrade eventstore"),
-        }),
-        Some(Err(_)) => Err(damaged("its format mark has a wrong size")),
-    }
-}
-
-/// The format before this one: index entries were committed with their events.
-const FORMAT_WITH_WHOLE_INDEXES: u32 = 1;
 
 #[async_trait]
 impl<E: Engine> EventStore for KvStore<E> {
@@ -279,11 +271,13 @@ impl<E: Engine> EventStore for KvStore<E> {
         let mut read = PageRead::new(options, size, shared.head()?);
         let began = Instant::now();
         let until = began + INLINE_TIME;
-        shared.with_engine(|engine| read.run(&shared.index.view(engine)?, Some(until)))?;
+        if size.bytes <= INLINE_BYTES {
+            shared.with_parts(|parts| read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until)))?;
+        }
         if !read.is_done() {
             let shared = shared.clone();
-            let rest = move |engine: &E, (): &()| {
-                read.run(&shared.index.view(engine)?, None)?;
+            let rest = move |parts: &Parts<E>, (): &()| {
+                read.run(&shared.log, &shared.index.view(parts.engine()?), None)?;
                 Ok(read)
             };
             read = self.run_blocking(ctx, (), rest).await?;
@@ -303,7 +297,8 @@ impl<E: Engine> EventStore for KvStore<E> {
             return Err(Error::EventNotFound { id: id.to_owned() }); // and too long a key for an engine
         }
         let shared = &self.inner.shared;
-        let found = shared.with_engine(|engine| reader::find(&shared.index.view(engine)?, id, head))?;
+        let found =
+            shared.with_parts(|parts| reader::find(&shared.log, &shared.index.view(parts.engine()?), id, head))?;
         found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
     }
 
@@ -319,7 +314,7 @@ impl<E: Engine> EventStore for KvStore<E> {
             return Ok(0); // and too long a key for an engine
         }
         let shared = &self.inner.shared;
-        shared.with_engine(|engine| reader::revision_at(&shared.index.view(engine)?, aggregate_id, head))
+        shared.with_parts(|parts| reader::revision_at(&shared.index.view(parts.engine()?), aggregate_id, head))
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
@@ -333,50 +328,57 @@ impl<E: Engine> EventStore for KvStore<E> {
         }
     }
 
+    async fn digest(&self, ctx: &Context, version: Version) -> Result<Digest> {
+        self.run_task("digest", ctx, move |shared, _, task| {
+            task.check()?;
+            shared.digests.at(version.min(shared.head()?).get())
+        })
+        .await
+    }
+
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
-        self.run_task("gc", ctx, move |_, engine, task| {
+        self.run_task("gc", ctx, move |shared, parts, task| {
             let mut report = GcReport::default();
-            report.bytes_before = len_bytes(engine)?;
-            report.actions = engine.run_gc(gc, task)?;
-            report.bytes_after = len_bytes(engine)?;
+            report.bytes_before = len_bytes(parts)?;
+            task.check()?;
+            report.actions.extend(compress::run(shared, task)?);
+            match gc {
+                Gc::Full => report.actions.extend(parts.engine()?.compact(task)?),
+                _ if report.actions.is_empty() => report.actions.push(
+                    "nothing to do: the log has no garbage, and the engine collects that of its index itself"
+                        .to_owned(),
+                ),
+                _ => {}
+            }
+            report.bytes_after = len_bytes(parts)?;
             Ok(report)
         })
         .await
     }
 
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
-        let target = target.to_owned();
-        self.run_task("backup", ctx, move |_, engine, task| {
-            if engine.directory().is_none() {
-                return Err(no_files());
-            }
-            let copy = engine.backup(StoreDirectory::begin_backup(&target, engine.name())?, task)?;
-            let mut report = BackupReport::default();
-            report.latest_version = Version::new(reader::newest_version(&copy.snapshot()?)?);
-            report.bytes_on_disk = len_bytes(&copy)?.unwrap_or_default();
-            Ok(report)
-        })
-        .await
+        let (target, engine, options) = (target.to_owned(), self.inner.engine.clone(), self.inner.options.clone());
+        self.run_task("backup", ctx, move |shared, parts, task| backup(shared, parts, &target, &engine, &options, task))
+            .await
     }
 
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
-        self.run_task("verify", ctx, |shared, engine, task| verify(engine, &shared.index, shared.head()?, task)).await
+        self.run_task("verify", ctx, |shared, parts, task| verify(shared, parts.engine()?, task)).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        let Inner { name, room, .. } = &*self.inner;
-        let (requests, bytes) = room.taken();
+        let (requests, bytes) = self.inner.room.taken();
         let mut stats = Stats::default();
-        stats.backend = name;
+        stats.backend = E::NAME;
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
-        self.run_task("stats", ctx, move |shared, engine, task| {
-            (stats.latest_version, stats.aggregates) = shared.count(engine, task)?;
+        self.run_task("stats", ctx, move |shared, parts, task| {
+            (stats.latest_version, stats.aggregates) = shared.count(parts.engine()?, task)?;
             stats.commits = shared.commits.load(Ordering::Relaxed);
             stats.events_written = shared.events_written.load(Ordering::Relaxed);
             stats.largest_group = shared.largest_group.load(Ordering::Relaxed);
             stats.fenced = shared.fence_reason().map(str::to_owned);
-            stats.bytes_on_disk = len_bytes(engine)?;
-            stats.properties = engine.properties()?;
+            stats.bytes_on_disk = len_bytes(parts)?;
+            stats.properties = parts.engine()?.properties()?;
             Ok(stats)
         })
         .await
@@ -403,8 +405,11 @@ impl<E: Engine> Drop for Inner<E> {
     /// Nobody can hold a request here, so this waits for one group at most.
     fn drop(&mut self) {
         self.request_close();
-        // An executor may drop the last handle on the writer's own thread, when that wakes it.
-        if let Some(thread) = self.writer.take().filter(|writer| writer.thread().id() != thread::current().id()) {
+        // An executor may drop the last handle on the writer's own thread, or on the one that commits, when that wakes it.
+        let is_waited_for = |writer: &thread::JoinHandle<()>| {
+            writer.thread().id() == thread::current().id() || self.shared.is_committing_here()
+        };
+        if let Some(thread) = self.writer.take().filter(|writer| !is_waited_for(writer)) {
             let _ = thread.join();
         }
     }
@@ -419,63 +424,9 @@ impl<E: Engine> Clone for KvStore<E> {
 impl<E: Engine> fmt::Debug for KvStore<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KvStore")
-            .field("engine", &self.inner.name)
+            .field("engine", &E::NAME)
             .field("head", &self.inner.shared.head())
             .field("fenced", &self.inner.shared.fence_reason())
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use eventstore_api::{Event, EventStoreExt, StoreOutcome};
-
-    use super::*;
-    use crate::MemoryEngine;
-    use crate::record::{self, Micros};
-    use crate::transfer::put_indexes;
-
-    #[tokio::test]
-    async fn a_store_of_the_format_before_opens_and_becomes_one_of_this() {
-        let event = |id: &str| Event::builder("Tested", "a").id(id).build().expect("valid");
-        let engine = MemoryEngine::default();
-        let mut batch = WriteBatch::new();
-        batch.put(Table::Meta, keys::META_FORMAT, &FORMAT_WITH_WHOLE_INDEXES.to_be_bytes());
-        for (version, id) in [(1, "one"), (2, "two")] {
-            let header = record::header(&event(id), version, version, Micros::now());
-            batch.put_parts(Table::Events, &keys::version_bytes(version), &[&header, event(id).bytes()]);
-            put_indexes(&mut batch, &mut Vec::new(), &event(id), version, version);
-        }
-        engine.commit(&batch, Durability::Sync).expect("committed");
-
-        assert_eq!(check_format(&engine, Version::new(2)).expect("known"), Version::new(2));
-        assert_eq!(check_format(&engine, Version::new(2)).expect("changed"), Version::new(2));
-        let store = KvStore::open(engine, StoreOptions::default()).expect("opened");
-        let ctx = Context::background();
-        assert_eq!(store.get(&ctx, "two").await.expect("found").version, Version::new(2));
-        let again = store.store_batch(&ctx, Batch::new(vec![event("one")])).await.expect("stored");
-        assert_eq!(again[0].outcome, StoreOutcome::AlreadyStored);
-        let stored = store.store_batch(&ctx, Batch::new(vec![event("three")])).await.expect("stored");
-        assert_eq!((stored[0].version, stored[0].revision), (Version::new(3), 3));
-        assert_eq!(store.load_by_aggregate(&ctx, "a", Version::ZERO).into_vec().await.expect("read").len(), 3);
-        assert!(store.verify(&ctx).await.expect("verified").is_clean());
-    }
-
-    #[test]
-    fn what_meta_says_must_be_possible() {
-        let refused = |entries: &[(&[u8], &[u8])], head: u64| {
-            let engine = MemoryEngine::default();
-            let mut batch = WriteBatch::new();
-            entries.iter().for_each(|(key, value)| batch.put(Table::Meta, key, value));
-            engine.commit(&batch, Durability::Sync).expect("committed");
-            check_format(&engine, Version::new(head)).expect_err("it cannot be").code()
-        };
-        let format = FORMAT.to_be_bytes();
-        assert_eq!(refused(&[], 1), "corrupt", "events and no format");
-        assert_eq!(refused(&[(keys::META_FORMAT, &[1])], 0), "corrupt");
-        assert_eq!(refused(&[(keys::META_FORMAT, &(FORMAT + 1).to_be_bytes())], 0), "unsupported");
-        assert_eq!(refused(&[(keys::META_FORMAT, &format)], 0), "corrupt", "no mark");
-        let mark = keys::version_bytes(2);
-        assert_eq!(refused(&[(keys::META_FORMAT, &format), (keys::META_INDEXED, &mark)], 1), "corrupt", "beyond");
     }
 }

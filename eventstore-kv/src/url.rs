@@ -148,7 +148,7 @@ impl UrlOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::StoreOptions;
+    use crate::{Compression, StoreOptions};
 
     fn url(text: &str) -> StoreUrl {
         text.parse().expect(text)
@@ -167,16 +167,19 @@ mod tests {
 
     #[test]
     fn options_are_taken_and_unknown_ones_refused_by_name() {
-        let mut options = UrlOptions::new(&url("x:?durability=buffered&queue_bytes=16MiB&queue_requests=7"));
+        let mut options =
+            UrlOptions::new(&url("x:?durability=buffered&queue_bytes=16MiB&queue_requests=7&compression=zstd"));
         let mut store = StoreOptions::default();
         store.take_from(&mut options).expect("valid");
         options.finish().expect("all known");
         assert_eq!((store.queue_bytes, store.queue_requests), (16 << 20, 7));
+        assert_eq!((store.compression, store.compression.to_string().as_str()), (Compression::Zstd, "zstd"));
 
         for (query, named) in [
             ("queue_bytes=lots", "queue_bytes"),
             ("queue_requests=-1", "queue_requests"),
             ("durability=maybe", "durability"),
+            ("compression=lz4", "compression"),
         ] {
             let mut options = UrlOptions::new(&url(&format!("x:?{query}")));
             let error = StoreOptions::default().take_from(&mut options).expect_err(query);

@@ -1,110 +1,103 @@
-//! The one thread that writes: it takes what the queue holds, and commits it as one group with one sync.
+//! The one thread that decides what is written: it takes what the queue holds, and stages it as a group.
+//!
+//! While a group is being committed, the next one is staged behind it, in memory alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eventstore_api::{Durability, Error, Result, Version};
+use eventstore_api::{Error, Result};
 use tokio::sync::mpsc::error::TryRecvError;
 use tracing::trace;
 
 use crate::StoreOptions;
-use crate::engine::{CommitError, Engine, WriteBatch};
-use crate::head::HeadFile;
-use crate::index::Debt;
-use crate::observe::Committed;
+use crate::commit::{Committer, Desk, Outcome, Prepared};
+use crate::engine::Engine;
+use crate::filters::Filters;
 use crate::queue::{Message, Request};
-use crate::shared::{Shared, again, with_causes};
-use crate::staging::{Decision, IdKeys, Known, Staging};
+use crate::shared::{Shared, with_causes};
+use crate::staging::{Ground, IdKeys, Known, Staging};
 use crate::sync::{Ordering, is_past, mpsc, thread};
 
-pub(crate) struct Writer<E> {
+pub(crate) struct Writer<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: mpsc::UnboundedReceiver<Message>,
+    /// Whoever commits wakes the writer through it.
+    wake: mpsc::UnboundedSender<Message>,
     group_events: usize,
     group_bytes: usize,
-    head: u64,
-    /// Tells the next opening how far the log is synced.
-    head_file: Option<HeadFile>,
-    /// Something may be committed that was not synced. True at first: an earlier process may have been killed between
-    /// the two.
-    unsynced: bool,
-    /// Something of this opening was acknowledged with `Buffered` and not synced since.
-    owes_sync: bool,
-    batch: WriteBatch,
-    /// What is still to go into the index tables.
-    debt: Debt,
+    desk: Arc<Desk>,
+    /// The group before the pending one is being committed.
+    is_committing: bool,
+    /// The group that is being staged.
+    pending: Prepared,
+    /// Its buffers are used again.
+    spare: Option<Prepared>,
     /// Made with the first group.
     known: Option<Known>,
+    filters: Filters,
     /// Requests that the next group is likely to have.
     expected: usize,
-    /// How long the newest commit took.
-    commit_took: Duration,
 }
 
 impl<E: Engine> Writer<E> {
     pub(crate) fn new(
         shared: Arc<Shared<E>>,
         queue: mpsc::UnboundedReceiver<Message>,
+        wake: mpsc::UnboundedSender<Message>,
         options: &StoreOptions,
-        head: Version,
-        debt: Debt,
-        head_file: Option<HeadFile>,
+        committer: Option<Committer>,
+        filters: Filters,
     ) -> Self {
+        let mut pending = Prepared::default();
+        pending.begin(shared.log.last());
         Writer {
             shared,
             queue,
+            wake,
             group_events: options.group_events,
             group_bytes: options.group_bytes,
-            head: head.get(),
-            head_file,
-            unsynced: true,
-            owes_sync: false,
-            batch: WriteBatch::new(),
-            debt,
+            desk: Arc::new(Desk::new(committer)),
+            is_committing: false,
+            pending,
+            spare: None,
             known: None,
+            filters,
             expected: 0,
-            commit_took: Duration::ZERO,
         }
     }
 
-    /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the engine.
+    /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the files.
     pub(crate) fn run(mut self) {
         while let Some(message) = self.next_message() {
-            // A panic leaves the engine in doubt as a failed commit does. Callers whose request is dropped unanswered
-            // are told that the outcome is unknown.
-            let worked = catch_unwind(AssertUnwindSafe(|| {
-                let group = self.take_group(message);
-                let requests = group.len();
-                self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
-                self.commit_group(group);
-                self.expected = requests + self.queue.len();
-            }));
+            // A panic leaves what was staged in doubt. Callers whose request is dropped unanswered are told that the
+            // outcome is unknown.
+            let worked = catch_unwind(AssertUnwindSafe(|| self.work(message)));
             if worked.is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
+                self.pending.begin(self.shared.log.last());
             }
             if self.shared.is_closing() {
                 self.queue.close(); // what is in the queue is still received, nothing new comes in
             }
         }
-        let last_sync = catch_unwind(AssertUnwindSafe(|| {
-            let synced = self.last_sync();
-            if synced.is_ok() && self.shared.check_fence().is_ok() {
-                self.settle();
-            }
-            synced
-        }));
-        let last_sync = last_sync.unwrap_or_else(|_| Err(Error::engine("sync", "the engine panicked")));
-        self.shared.finish_closing(last_sync.err());
+        let closed = catch_unwind(AssertUnwindSafe(|| self.close()));
+        let closed = closed.unwrap_or_else(|_| Err(Error::engine("close", "the engine panicked")));
+        self.shared.finish_closing(closed.err());
     }
 
-    /// Waits for a message; `None` once the queue is closed and empty. Whoever was just answered often appends again at
-    /// once: for that long the thread stays awake, because being woken takes about as long as a sync of a fast disk.
+    /// Waits for a message; `None` once the queue is closed and empty, and nothing is pending. Whoever was just answered
+    /// often appends again at once: for that long the thread stays awake, because being woken takes about as long as a sync
+    /// of a fast disk.
     fn next_message(&mut self) -> Option<Message> {
         let awake_until = Instant::now() + STAY_AWAKE;
         loop {
             match self.queue.try_recv() {
                 Ok(message) => return Some(message),
+                Err(TryRecvError::Disconnected) if self.is_committing || !self.pending.is_empty() => {
+                    self.desk.wait();
+                    return Some(Message::Wake);
+                }
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) if !is_past(awake_until) => thread::yield_now(),
                 Err(TryRecvError::Empty) => return self.queue.blocking_recv(),
@@ -112,31 +105,43 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// # Errors
-    ///
-    /// If it fails, or must not be tried, events that were acknowledged with `Buffered` may not survive a power cut.
-    fn last_sync(&mut self) -> Result<()> {
-        trace!(name: "closing", "the queue is closed and empty");
-        match self.shared.check_fence() {
-            Ok(()) if self.unsynced => self.sync(),
-            Err(fenced) if self.owes_sync => Err(fenced),
-            _ => Ok(()),
+    /// Stages what is in the queue, and commits it unless another group is being committed.
+    fn work(&mut self, first: Message) {
+        self.take_done();
+        self.stage_waiting(Some(first));
+        self.take_done();
+        if self.is_committing && self.is_full() {
+            self.desk.wait();
+            self.take_done();
         }
-    }
-
-    /// Writes what is left for the index tables, so that the next opening has no log to read.
-    fn settle(&mut self) {
-        let Writer { shared, debt, .. } = self;
-        if let Err(error) = shared.with_engine(|engine| debt.settle(&shared.index, engine)) {
-            tracing::warn!(error = with_causes(&error), "the index tables are behind; the next opening takes longer");
+        if self.is_committing || self.pending.is_empty() {
+            return;
         }
-    }
-
-    fn take_group(&mut self, first: Message) -> Vec<Request> {
-        let mut group = Vec::new();
         self.let_callers_return();
-        let (mut events, mut bytes) = (0, 0);
-        let mut next = Some(first);
+        self.commit_pending();
+    }
+
+    /// Where several appended at once, those who were just answered are likely to append again: committing the few that are
+    /// back already would leave the others to a sync of their own. So the processor is left to them until all are back, for
+    /// a small part of the time that a commit takes at most.
+    fn let_callers_return(&mut self) {
+        let until = Instant::now() + (self.desk.commit_took() / 4).min(MOST_PATIENCE);
+        while self.pending.requests.len() < self.expected && !self.is_full() && !is_past(until) {
+            match self.queue.try_recv() {
+                Ok(message) => self.stage_waiting(Some(message)),
+                Err(_) => thread::yield_now(),
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.events >= self.group_events || self.pending.bytes >= self.group_bytes
+    }
+
+    /// Takes requests from the queue, this message first, until the group is full, and stages them.
+    fn stage_waiting(&mut self, first: Option<Message>) {
+        let mut requests = Vec::new();
+        let mut next = first;
         while let Some(message) = next {
             if let Message::Append(request) = message
                 && request.ticket.stage()
@@ -145,151 +150,158 @@ impl<E: Engine> Writer<E> {
                     // What a fenced writer refuses is no work, and a recorder that panicked does not do so again.
                     self.shared.observer.dequeued(request.queued_at.elapsed());
                 }
-                events += request.events.len();
-                bytes += request.bytes;
-                group.push(request);
+                self.pending.events += request.events.len();
+                self.pending.bytes += request.bytes;
+                requests.push(request);
             }
-            let is_full = events >= self.group_events || bytes >= self.group_bytes;
-            next = if is_full { None } else { self.queue.try_recv().ok() };
+            next = if self.is_full() { None } else { self.queue.try_recv().ok() };
         }
-        group
-    }
-
-    /// Where several appended at once, those who were just answered are likely to append again: taking the few that are
-    /// back already would leave the others to a sync of their own. So the processor is left to them until all are back, for
-    /// a small part of the time that a commit takes at most.
-    fn let_callers_return(&self) {
-        let until = Instant::now() + (self.commit_took / 4).min(MOST_PATIENCE);
-        while 1 + self.queue.len() < self.expected && !is_past(until) {
-            thread::yield_now();
+        if !requests.is_empty() {
+            trace!(name: "taken", requests = requests.len(), "took appends from the queue");
+            self.stage(requests);
+            trace!(name: "staged", head = self.pending.head(), "staged them");
         }
     }
 
-    fn commit_group(&mut self, mut group: Vec<Request>) {
-        if group.is_empty() {
-            return; // it was only a wake, or everyone has withdrawn
+    /// Decides the requests and puts what is to be written into the pending group.
+    fn stage(&mut self, mut requests: Vec<Request>) {
+        if let Err(error) = self.try_stage(&requests) {
+            for request in requests {
+                let _ = request.reply.send(Err(crate::shared::again(&error)));
+            }
+            return;
         }
-        trace!(name: "taken", requests = group.len(), "took a group from the queue");
-        let (decisions, staged) = match self.stage(&group) {
-            Ok(staged) => staged,
-            Err(error) => return refuse_all(group, &error),
-        };
-        trace!(name: "staged", head = staged.head, "staged a group");
-        // The bytes are in the batch: the places in the queue are free.
-        group.iter_mut().for_each(|request| request.place = None);
-        let rests_on_commit: Vec<bool> = decisions
-            .iter()
-            .map(|decision| match decision {
-                Decision::Staged(_) => true,
-                // Already stored is not already synced: it may have been stored with `Buffered`, or in this group.
-                Decision::AlreadyStored(_) => self.unsynced || staged.head > self.head,
-                Decision::Refused(_) => false,
-            })
-            .collect();
-        let needs_sync = group.iter().zip(&rests_on_commit).any(|(request, &rests)| rests && request.is_sync());
-        let committed = self.commit(staged, if needs_sync { Durability::Sync } else { Durability::Buffered });
-        if matches!(committed, Err(Failure::NotWritten(_))) && group.len() > 1 {
-            // One that finds no room must not take the others with it.
-            return group.into_iter().for_each(|request| self.commit_group(vec![request]));
-        }
-        if committed.is_ok() {
-            trace!(name: "published", head = self.head, "readers see a group, whose callers are answered now");
-        }
-        for ((request, decision), rests_on_commit) in group.into_iter().zip(decisions).zip(rests_on_commit) {
-            let result = match (decision, &committed) {
-                (Decision::Staged(_) | Decision::AlreadyStored(_), Err(failure)) if rests_on_commit => {
-                    Err(failure.answer())
-                }
-                (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
-                (Decision::Refused(refusal), Err(failure)) => Err(failure.answer_refused(refusal)),
-                (Decision::Refused(refusal), Ok(())) => Err(refusal),
-            };
-            let _ = request.reply.send(result); // a caller who has gone does not want it
-        }
-        trace!(name: "answered", "answered the callers of a group");
+        // The bytes are in the group: the places in the queue are free.
+        requests.iter_mut().for_each(|request| request.place = None);
+        self.pending.requests.append(&mut requests);
     }
 
-    /// Decides every request of the group, and puts what is to be written into the batch.
-    fn stage(&mut self, group: &[Request]) -> Result<(Vec<Decision>, Staged)> {
-        self.batch.clear();
+    fn try_stage(&mut self, requests: &[Request]) -> Result<()> {
         self.shared.check_fence()?;
-        let index = &self.shared.index;
-        self.debt.begin_group(index);
-        let (head, batch, known) = (self.head, &mut self.batch, &mut self.known);
-        let id_keys = IdKeys::of(group);
-        let (decisions, mut staged) = self.shared.with_engine(|engine| {
-            let view = index.view(engine)?;
-            let known = known.get_or_insert_with(|| Known::new(&view));
-            let mut staging = Staging::new(view, index.newer(), batch, known, &id_keys, head);
+        let Writer { shared, pending, known, filters, desk, .. } = self;
+        if pending.is_empty() {
+            shared.indexer.begin_group(shared, pending.head())?;
+        }
+        let id_keys = IdKeys::of(requests);
+        let base = pending.head() - pending.group.len() as u64;
+        let wait_for_commit = || desk.wait();
+        shared.with_parts(|parts| {
+            let view = shared.index.view(parts.engine()?);
+            let known = known.get_or_insert_with(|| Known::new(&view, filters.budget()));
+            filters.teach(known);
+            let recent = shared.index.newer();
+            let ground = Ground { view, log: &shared.log, base, wait_for_commit: &wait_for_commit, recent };
+            let mut staging = Staging::new(ground, &mut pending.group, known, &id_keys);
             staging.look_ahead();
-            let decisions = group.iter().map(|request| staging.decide(request)).collect();
-            let (head, new_aggregates) = (staging.head(), staging.new_aggregates());
-            Ok((decisions, Staged { head, new_aggregates, bytes: 0 }))
-        })?;
-        if staged.head > self.head {
-            staged.bytes = self.batch.len_bytes() as u64;
-            self.debt.pay(&mut self.batch, staged.head - self.head, staged.bytes);
-        }
-        Ok((decisions, staged))
+            pending.decisions.extend(requests.iter().map(|request| staging.decide(request)));
+            pending.new_aggregates += staging.new_aggregates();
+            Ok(())
+        })
     }
 
-    /// Writes the batch, if there is one, and syncs, if that is asked for and needed.
-    fn commit(&mut self, staged: Staged, durability: Durability) -> Result<(), Failure> {
-        if self.batch.is_empty() {
-            return match durability {
-                Durability::Sync if self.unsynced => self.sync().map_err(|error| self.fail(error)),
-                _ => Ok(()),
-            };
+    /// Commits the pending group: here, if nobody else is likely to append meanwhile, or on the thread that commits.
+    fn commit_pending(&mut self) {
+        let requests = self.pending.requests.len();
+        self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
+        let others_wait = self.shared.waiting.load(Ordering::Relaxed) > requests as u64;
+        if others_wait && self.shared.fence_reason().is_none() {
+            let mut next = self.spare.take().unwrap_or_default();
+            next.begin(self.pending.head());
+            let prepared = std::mem::replace(&mut self.pending, next);
+            self.is_committing = true;
+            self.expected = 0; // whoever comes meanwhile is staged meanwhile
+            self.desk.hand_over(&self.shared, prepared, &self.wake);
+            return;
         }
-        let (batch, began) = (&self.batch, Instant::now());
-        let outcome = self.shared.with_engine(|engine| Ok(engine.commit(batch, durability)));
-        let outcome = outcome.unwrap_or_else(|error| Err(CommitError::NotWritten(error)));
-        self.commit_took = began.elapsed();
+        let outcome = self.desk.commit(&self.shared, &mut self.pending);
+        self.expected = requests + self.queue.len();
         match outcome {
-            Ok(()) => {
-                trace!(name: "committed", head = staged.head, "the engine has committed a group");
-                let Staged { head, new_aggregates, bytes } = staged;
-                let events = head - self.head;
-                self.head = head;
-                self.unsynced = durability != Durability::Sync;
-                self.owes_sync = self.unsynced;
-                if !self.unsynced {
-                    self.note_synced();
-                }
-                self.debt.paid(bytes);
-                self.shared.publish(Version::new(head), events, new_aggregates);
-                let (bytes, took) = (self.batch.len_bytes(), self.commit_took);
-                self.shared.observer.committed(&Committed { events, bytes, head, durability, took });
-                Ok(())
+            Outcome::Answered => self.pending.begin(self.shared.log.last()),
+            Outcome::NotWritten(error) => self.commit_one_by_one(&error),
+        }
+    }
+
+    /// Sees what has become of the group before, if that is known.
+    fn take_done(&mut self) {
+        let Some((mut done, outcome)) = self.desk.take_done() else { return };
+        self.is_committing = false;
+        match outcome {
+            Outcome::Answered if self.shared.fence_reason().is_some() => self.refuse_pending(),
+            Outcome::Answered => {}
+            Outcome::NotWritten(error) => {
+                // What was staged behind it is staged again.
+                let behind = std::mem::replace(&mut self.pending, done);
+                done = Prepared::default();
+                self.pending.requests.extend(behind.requests);
+                self.commit_one_by_one(&error);
             }
-            Err(failure) => {
-                self.shared.index.take_back(self.head);
-                self.debt.not_paid();
-                match failure {
-                    CommitError::NotWritten(error) => Err(Failure::NotWritten(error)),
-                    CommitError::Unknown(error) => Err(self.fail(error)),
+        }
+        self.spare = Some(done);
+    }
+
+    /// The store is fenced: nothing of the pending group was written, nor will be.
+    fn refuse_pending(&mut self) {
+        let reason = self.shared.fence_reason().unwrap_or_default().to_owned();
+        self.pending.refuse(&Error::Fenced { reason });
+        self.pending.begin(self.shared.log.last());
+    }
+
+    /// A group found no room: each of its requests is tried alone, so that a large one does not take the others with it.
+    fn commit_one_by_one(&mut self, error: &Error) {
+        let requests = std::mem::take(&mut self.pending.requests);
+        let is_one = requests.len() == 1;
+        self.begin_again();
+        for request in requests {
+            if is_one {
+                let _ = request.reply.send(Err(crate::shared::again(error)));
+                continue;
+            }
+            self.pending.events += request.events.len();
+            self.pending.bytes += request.bytes;
+            self.stage(vec![request]);
+            if self.pending.is_empty() {
+                continue;
+            }
+            match self.desk.commit(&self.shared, &mut self.pending) {
+                Outcome::Answered => self.pending.begin(self.shared.log.last()),
+                Outcome::NotWritten(error) => {
+                    self.pending.refuse(&error);
+                    self.begin_again();
                 }
             }
         }
     }
 
-    fn sync(&mut self) -> Result<()> {
-        self.shared.with_engine(Engine::sync)?;
-        (self.unsynced, self.owes_sync) = (false, false);
-        self.note_synced();
-        Ok(())
+    /// Nothing that is staged was written.
+    fn begin_again(&mut self) {
+        let head = self.shared.log.last();
+        self.shared.index.take_back(head);
+        self.shared.indexer.take_back(head);
+        self.pending.begin(head);
     }
 
-    /// Everything up to the head is synced.
-    fn note_synced(&mut self) {
-        if let Some(file) = &mut self.head_file {
-            file.write(Version::new(self.head));
+    /// # Errors
+    ///
+    /// If the last sync fails. That the index is behind is none.
+    fn close(&mut self) -> Result<()> {
+        trace!(name: "closing", "the queue is closed and empty");
+        let Some(mut committer) = self.desk.clear() else {
+            // A damaged log was never written to.
+            return if self.shared.index.incomplete().is_some() { Ok(()) } else { self.shared.check_fence() };
+        };
+        let synced = committer.last_sync(&self.shared);
+        if synced.is_ok() && self.shared.check_fence().is_ok() {
+            if let Err(error) = self.shared.indexer.settle(&self.shared) {
+                let error = with_causes(&error);
+                tracing::warn!(error, "the index tables are behind; the next opening takes longer");
+            } else {
+                self.filters.save(&self.shared, self.known.take());
+            }
+        } else {
+            self.shared.indexer.wait();
         }
-    }
-
-    fn fail(&self, error: Error) -> Failure {
-        self.shared.fence(with_causes(&error));
-        Failure::Unknown(Arc::new(error))
+        committer.close();
+        synced
     }
 }
 
@@ -298,44 +310,3 @@ const STAY_AWAKE: Duration = Duration::from_micros(100);
 
 /// How long the writer waits for callers to come back, however long a commit takes.
 const MOST_PATIENCE: Duration = Duration::from_micros(50);
-
-/// What the store is once the staged group is committed.
-#[derive(Clone, Copy)]
-struct Staged {
-    head: u64,
-    new_aggregates: u64,
-    /// Bytes of the records.
-    bytes: u64,
-}
-
-/// Why a group was not committed, to be told to each of its callers.
-enum Failure {
-    NotWritten(Error),
-    Unknown(Arc<Error>),
-}
-
-impl Failure {
-    /// For an append whose events were to be written.
-    fn answer(&self) -> Error {
-        match self {
-            Failure::NotWritten(error) => again(error),
-            Failure::Unknown(error) => {
-                Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(Box::new(error.clone())) }
-            }
-        }
-    }
-
-    /// For one that was refused, perhaps because of events of its group, of which nobody knows now.
-    fn answer_refused(&self, refusal: Error) -> Error {
-        match self {
-            Failure::NotWritten(_) => refusal,
-            Failure::Unknown(error) => Error::Fenced { reason: with_causes(&**error) },
-        }
-    }
-}
-
-fn refuse_all(group: Vec<Request>, error: &Error) {
-    for request in group {
-        let _ = request.reply.send(Err(again(error)));
-    }
-}

@@ -11,16 +11,19 @@ use metrics::{
     with_local_recorder,
 };
 
-/// Panics on the writer's thread: at each append, and when the store is fenced.
-struct Broken;
+/// Panics wherever this metric is told, and when the store is fenced.
+struct Broken(&'static str);
 
-impl HistogramFn for Broken {
+/// A metric that panics.
+struct Panics;
+
+impl HistogramFn for Panics {
     fn record(&self, _: f64) {
         panic!("this recorder panics, as the test wants it to");
     }
 }
 
-impl GaugeFn for Broken {
+impl GaugeFn for Panics {
     fn increment(&self, _: f64) {}
 
     fn decrement(&self, _: f64) {}
@@ -42,14 +45,11 @@ impl Recorder for Broken {
     }
 
     fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(Arc::new(Broken))
+        Gauge::from_arc(Arc::new(Panics))
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        match key.name() {
-            "eventstore_queue_seconds" => Histogram::from_arc(Arc::new(Broken)),
-            _ => Histogram::noop(),
-        }
+        if key.name() == self.0 { Histogram::from_arc(Arc::new(Panics)) } else { Histogram::noop() }
     }
 }
 
@@ -59,7 +59,8 @@ fn event() -> Event {
 
 #[tokio::test]
 async fn a_recorder_that_panics_fences_and_the_store_still_closes() {
-    let store = with_local_recorder(&Broken, || memory::open(StoreOptions::default())).expect("opened");
+    let recorder = Broken("eventstore_queue_seconds"); // told by the writer, about what it has taken
+    let store = with_local_recorder(&recorder, || memory::open(StoreOptions::default())).expect("opened");
     let ctx = Context::background();
     let first = store.store(&ctx, event(), Expected::Any).await;
     assert!(matches!(first, Err(Error::OutcomeUnknown { .. })), "{first:?}");
@@ -67,6 +68,26 @@ async fn a_recorder_that_panics_fences_and_the_store_still_closes() {
     assert!(matches!(second, Err(Error::Fenced { .. })), "{second:?}");
     let closed = tokio::time::timeout(Duration::from_secs(30), store.close()).await;
     closed.expect("whoever closes is woken").expect("nothing was owed");
+}
+
+#[tokio::test]
+async fn a_recorder_that_panics_behind_a_commit_stops_nobody() {
+    let recorder = Broken("eventstore_commit_seconds"); // told before the callers are answered
+    let store = with_local_recorder(&recorder, || memory::open(StoreOptions::default())).expect("opened");
+    // Those who append at once are committed on another thread than the one who appends alone.
+    for round in 0..10 {
+        let appends: Vec<_> = (0..5)
+            .map(|n| {
+                let store = store.clone();
+                let event = Event::builder("Tested", "a").id(format!("{round}-{n}")).build().expect("valid");
+                tokio::spawn(async move { store.store(&Context::background(), event, Expected::Any).await })
+            })
+            .collect();
+        for append in appends {
+            append.await.expect("no panic here").expect("it is committed, whoever listens");
+        }
+    }
+    store.close().await.expect("closed");
 }
 
 /// The last handle of a store, and then the end of a channel.

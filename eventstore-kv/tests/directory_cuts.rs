@@ -4,7 +4,7 @@
 #![cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -67,7 +67,7 @@ fn a_power_cut_while_a_store_is_made_leaves_one_that_opens() {
     at_each_call(
         "a_power_cut_while_a_store_is_made_leaves_one_that_opens",
         |directory| {
-            let mut made = StoreDirectory::open(&directory.join("a/store"), "one").unwrap();
+            let made = StoreDirectory::open(&directory.join("a/store"), "one").unwrap();
             fs::write(made.path().join("data"), "the engine's").unwrap();
             made.mark().unwrap();
         },
@@ -83,9 +83,14 @@ fn a_power_cut_amid_a_backup_leaves_nothing_that_opens_as_a_whole_one() {
     at_each_call(
         "a_power_cut_amid_a_backup_leaves_nothing_that_opens_as_a_whole_one",
         |directory| {
-            let mut made = StoreDirectory::begin_backup(&directory.join("a/backup"), "one").unwrap();
-            fs::create_dir(made.path().join("parts")).unwrap();
-            fs::write(made.path().join("parts/data"), "whole").unwrap();
+            let made = StoreDirectory::begin_backup(&directory.join("a/backup"), "one", [7; 16]).unwrap();
+            let parts = made.path().join("parts");
+            fs::create_dir(&parts).unwrap();
+            fs::write(parts.join("data"), "whole").unwrap();
+            // Whoever fills a backup syncs what it puts there.
+            for synced in [parts.join("data"), parts] {
+                File::open(synced).unwrap().sync_all().unwrap();
+            }
             made.mark().unwrap();
         },
         |directory, is_done| {

@@ -109,7 +109,7 @@ async fn every_metric_of_the_documentation_is_told() {
     assert_eq!(sum("eventstore_queue_seconds").1, 3);
     assert_eq!(sum("eventstore_commit_seconds").1, 1);
     assert_eq!(sum("eventstore_group_events"), (2.0, 1));
-    assert!(sum("eventstore_group_bytes").0 > 100.0);
+    assert!(sum("eventstore_group_bytes").0 > 60.0);
     assert_eq!(sum("eventstore_events_written_total"), (2.0, 1));
     assert_eq!(sum("eventstore_latest_version"), (2.0, 1));
     assert_eq!(sum("eventstore_fenced"), (0.0, 1));

@@ -10,12 +10,16 @@ use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
-use crate::disk::{Fate, append, cancelled_at_some_time, event, ids, join, open, open_narrow, spawn, version};
+use crate::disk::{
+    Fate, Journal, Store, append, cancelled_at_some_time, event, ids, join, open, open_narrow, open_pipelined, spawn,
+    version,
+};
 use crate::sync::thread;
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("closing::after_close_nothing_is_accepted_and_all_that_was_is_answered", close_and_append),
+        some_orders("closing::after_close_nothing_is_accepted_and_all_that_was_is_answered", || close_and_append(open)),
+        some_orders("closing::the_same_while_a_group_is_staged_behind_another", || close_and_append(open_pipelined)),
         some_orders("closing::closing_a_full_queue_answers_those_inside_and_refuses_those_outside", close_full_queue),
         some_orders("closing::two_closers_return_the_same", two_closers),
         some_orders("closing::a_closer_and_one_who_drops_both_return", closer_and_dropper),
@@ -24,45 +28,55 @@ pub(crate) fn models() -> Vec<Trial> {
         some_orders("closing::closing_wakes_who_waits_for_events", close_and_wait),
         some_orders("closing::closing_waits_for_reads_and_refuses_new_ones", close_and_read),
         some_orders("closing::closing_ends_maintenance", close_and_verify),
-        some_orders("closing::closing_after_a_failure_returns_as_well", close_after_failure),
+        some_orders("closing::closing_after_a_failure_returns_as_well", || close_after_failure(open, Fate::Panics)),
+        some_orders("closing::closing_after_a_failure_behind_which_a_group_is_staged_returns_as_well", || {
+            close_after_failure(open_pipelined, Fate::Panics)
+        }),
+        some_orders("closing::closing_when_there_was_no_room_for_a_group_returns_as_well", || {
+            close_after_failure(open_pipelined, Fate::Full)
+        }),
         some_orders(
             "closing::the_last_handle_may_be_dropped_where_the_writer_wakes_its_task",
             dropped_on_writers_thread,
+        ),
+        some_orders(
+            "closing::the_last_handle_may_be_dropped_where_a_commit_beside_the_writer_wakes_its_task",
+            dropped_on_committing_thread,
         ),
     ]
 }
 
 /// Fails if the writer is not woken, or before it can see that the store is closing, if it does not close its queue, or
 /// leaves without emptying it, and if the end is announced before the engine is dropped.
-fn close_and_append() {
-    let (store, log) = open(&[]);
-    let appenders = ["a", "b"].map(|id| {
+fn close_and_append(open: fn(&[Fate]) -> (Store, Journal)) {
+    let (store, journal) = open(&[]);
+    let appenders = ["a", "b", "d"].map(|id| {
         let store = store.clone();
         spawn(move || async move { append(&store, &Context::background(), id).await })
     });
     block_on(store.close()).expect("closed");
     let done = {
-        let log = log.look();
-        assert!(log.is_dropped, "rule L1: the store cannot be opened again yet");
-        log.done
+        let journal = journal.look();
+        assert!(journal.is_dropped, "rule L1: the store cannot be opened again yet");
+        journal.done
     };
     let after = block_on(append(&store, &Context::background(), "c"));
     assert!(matches!(after, Err(Error::Closed)), "rule L1: {after:?}");
     assert_accepted(&appenders.map(join), done);
-    assert_eq!(log.look().done, done, "something was written after the end");
+    assert_eq!(journal.look().done, done, "something was written after the end");
 }
 
 /// The same with a queue that has room for one, so that some are still outside.
 fn close_full_queue() {
-    let (store, log) = open_narrow(&[]);
+    let (store, journal) = open_narrow(&[]);
     let appenders = ["a", "b", "c"].map(|id| {
         let store = store.clone();
         spawn(move || async move { append(&store, &Context::background(), id).await })
     });
     block_on(store.close()).expect("closed");
-    let done = log.look().done;
+    let done = journal.look().done;
     assert_accepted(&appenders.map(join), done);
-    assert_eq!(log.look().done, done, "something was written after the end");
+    assert_eq!(journal.look().done, done, "something was written after the end");
 }
 
 fn assert_accepted(results: &[Result<Stored>], done: u64) {
@@ -72,7 +86,7 @@ fn assert_accepted(results: &[Result<Stored>], done: u64) {
 
 /// Fails if the error goes to the first who asks, and if the end is announced without waking.
 fn two_closers() {
-    let (store, log) = open(&[Fate::Done, Fate::Lost]);
+    let (store, journal) = open(&[Fate::Done, Fate::Lost]);
     let buffered = Batch::new(vec![event("kept")]).durability(Durability::Buffered);
     block_on(store.store_batch(&Context::background(), buffered)).expect("stored");
     block_on(append(&store, &Context::background(), "lost")).expect_err("as planned");
@@ -80,7 +94,7 @@ fn two_closers() {
     let other = store.clone();
     let closer = spawn(move || async move { other.close().await.map_err(|error| error.to_string()) });
     let mine = block_on(store.close()).map_err(|error| error.to_string());
-    assert!(log.look().is_dropped);
+    assert!(journal.look().is_dropped);
     assert!(mine.is_err());
     assert_eq!(join(closer), mine);
     assert_eq!(block_on(store.close()).map_err(|error| error.to_string()), mine, "and whoever comes later");
@@ -88,7 +102,7 @@ fn two_closers() {
 
 /// Fails if dropping does not wait for the writer.
 fn drop_all_handles() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     let droppers = ["a", "b"].map(|id| {
         let store = store.clone();
         spawn(move || async move {
@@ -97,14 +111,14 @@ fn drop_all_handles() {
     });
     drop(store);
     droppers.into_iter().for_each(join);
-    let log = log.look();
-    assert!(log.is_dropped, "rule L1: the last handle is dropped, and the store cannot be opened again yet");
-    assert_eq!(log.done, 2);
+    let journal = journal.look();
+    assert!(journal.is_dropped, "rule L1: the last handle is dropped, and the store cannot be opened again yet");
+    assert_eq!(journal.done, 2);
 }
 
 /// Fails if the writer is not woken by whoever comes first, or not waited for by each.
 fn closer_and_dropper() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     let other = store.clone();
     let dropper = spawn(move || async move {
         let result = append(&other, &Context::background(), "a").await;
@@ -117,14 +131,14 @@ fn closer_and_dropper() {
     });
     join(closer);
     let result = join(dropper);
-    let log = log.look();
-    assert!(log.is_dropped);
-    assert_accepted(&[result], log.done);
+    let journal = journal.look();
+    assert!(journal.is_dropped);
+    assert_accepted(&[result], journal.done);
 }
 
 /// Fails if closing begins only when its future is waited for, or goes on only then.
 fn closer_leaves() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     let (until, canceller) = cancelled_at_some_time();
     let other = store.clone();
     let leaving = spawn(move || async move { until.run(other.close()).await });
@@ -134,7 +148,7 @@ fn closer_leaves() {
     join(canceller);
     let late = block_on(append(&store, &Context::background(), "late"));
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
-    while !log.look().is_dropped {
+    while !journal.look().is_dropped {
         thread::yield_now(); // nobody waits for it, and it comes
     }
 }
@@ -161,14 +175,14 @@ fn close_and_wait() {
 
 /// Fails if a read takes for granted that the engine is there.
 fn close_and_read() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     block_on(append(&store, &Context::background(), "a")).expect("stored");
     let readers = [0, 1].map(|_| {
         let store = store.clone();
         spawn(move || async move { ids(&store).await })
     });
     block_on(store.close()).expect("closed");
-    assert!(log.look().is_dropped);
+    assert!(journal.look().is_dropped);
     for reader in readers {
         match join(reader) {
             Ok(ids) => assert_eq!(ids, ["a"]),
@@ -180,27 +194,37 @@ fn close_and_read() {
 
 /// Fails if maintenance is told anything but that the store is closed.
 fn close_and_verify() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     block_on(append(&store, &Context::background(), "a")).expect("stored");
     let other = store.clone();
     let verifying = spawn(move || async move { other.verify(&Context::background()).await });
     block_on(store.close()).expect("closed");
-    assert!(log.look().is_dropped);
+    assert!(journal.look().is_dropped);
     match join(verifying) {
         Ok(report) => assert!(report.is_clean()),
         Err(error) => assert!(matches!(error, Error::Closed), "{error}"),
     }
 }
 
-/// Fails if a panic of the engine ends the writer.
-fn close_after_failure() {
-    let (store, log) = open(&[Fate::Panics]);
-    let other = store.clone();
-    let appender = spawn(move || async move { append(&other, &Context::background(), "a").await });
-    let _ = block_on(store.close());
-    let result = join(appender);
-    assert!(matches!(result, Err(Error::OutcomeUnknown { .. } | Error::Closed)), "{result:?}");
-    assert!(log.look().is_dropped);
+/// Fails if a panic ends the writer or whoever commits beside it, and if the writer leaves what it has staged.
+fn close_after_failure(open: fn(&[Fate]) -> (Store, Journal), fate: Fate) {
+    let (store, journal) = open(&[fate]);
+    let appenders = ["a", "b", "c"].map(|id| {
+        let store = store.clone();
+        spawn(move || async move { append(&store, &Context::background(), id).await })
+    });
+    block_on(store.close()).expect("nothing is owed");
+    let results = appenders.map(join);
+    for result in &results {
+        match (fate, result) {
+            (_, Err(Error::Closed)) => {}
+            (Fate::Full, Ok(_) | Err(Error::Full { .. })) => {}
+            (Fate::Panics, Err(Error::OutcomeUnknown { .. } | Error::Fenced { .. })) => {}
+            _ => panic!("{results:?}"),
+        }
+    }
+    assert!(journal.look().is_dropped);
+    assert_eq!(journal.left().len(), results.iter().flatten().count());
 }
 
 /// Fails if dropping waits for the writer on the writer's own thread.
@@ -211,6 +235,24 @@ fn dropped_on_writers_thread() {
         drop(store);
     });
     // The model ends when its threads have, the writer among them.
+}
+
+/// Fails if dropping waits for the writer on a thread for which the writer waits.
+fn dropped_on_committing_thread() {
+    let (store, _) = open_pipelined(&[]);
+    let (until, canceller) = cancelled_at_some_time();
+    let other = store.clone();
+    // While he waits, the commit of the other is left to another thread.
+    let leaving = spawn(move || async move {
+        let ctx = Context::background();
+        let _ = until.run(append(&other, &ctx, "b")).await;
+    });
+    InPlace::run(async move {
+        append(&store, &Context::background(), "a").await.expect("stored");
+        drop(store);
+    });
+    join(leaving);
+    join(canceller);
 }
 
 /// An executor without a thread: whoever wakes its task also polls it.

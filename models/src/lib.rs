@@ -1,9 +1,9 @@
 //! Model checks: the store's own sources, run in many orders of their threads and tasks.
 //!
-//! `eventstore-kv` and LMDB's gate take everything in which threads meet from their module `sync`. Here the same source
-//! files are compiled once more over another `sync`, in which [`shuttle`] decides at each step who goes on. A model is a
-//! small program over these sources; it is run with thousands of schedules, and where it is small enough with all of them.
-//! A schedule in which everybody waits is a failure like any other, so a lost wake-up cannot hide.
+//! `eventstore-kv` takes everything in which threads meet from its module `sync`. Here the same source files are compiled
+//! once more over another `sync`, in which [`shuttle`] decides at each step who goes on. A model is a small program over
+//! these sources; it is run with thousands of schedules, and where it is small enough with all of them. A schedule in which
+//! everybody waits is a failure like any other, so a lost wake-up cannot hide.
 //!
 //! ```console
 //! $ cargo test -p models                              # every model, as a test of its name
@@ -14,18 +14,22 @@
 //!
 //! # What is modelled
 //!
-//! The queue with its room and its tickets, the writer with its groups, what it shares with handles and readers, the
-//! append, reading, waiting, closing and dropping of `KvStore`, and the gate around LMDB's map. A step is one use of a lock,
-//! an atomic, a channel, a semaphore or a thread. Locks, atomics and threads are shuttle's. Tokio's channels and semaphore
-//! are the real ones with a step in front: what happens inside them is Tokio's to check, and it does. Clocks do not run:
-//! whether an instant has passed is drawn anew each time.
+//! The queue with its room and its tickets, the writer with its groups, the thread that commits beside it, the jobs that
+//! write the index, what they share with handles and readers, and the append, reading, waiting, closing and dropping of
+//! `KvStore`. A step is one use of a lock, an atomic, a channel, a semaphore or a thread, and the beginning and end of a
+//! write and of a sync of the log, and of a write to the index. Locks, atomics and threads are shuttle's, and each job in
+//! the background has a thread of its own. Tokio's channels and semaphore are the real ones with a step in front: what
+//! happens inside them is Tokio's to check, and it does. Clocks do not run: whether an instant has passed is drawn anew
+//! each time.
 //!
 //! # What is not
 //!
 //! Weak memory: each step is seen by all others at once. The atomics of the store do not depend on more: a ticket decides
 //! by one exchange and publishes nothing else, and the counters of [`Stats`](eventstore_api::Stats) are only added to.
-//! Deadlines and blocking threads of a Tokio runtime: a model has none, so a page is read where its caller runs. Engines:
-//! the one here keeps its tables in memory, and does at its commits what the model plans.
+//! Deadlines and blocking threads of a Tokio runtime: a model has none, so a page is read where its caller runs. The log:
+//! it is the real one, over a disk in memory that does at its writes and syncs what the model plans. Its own locks are taken
+//! in one step, but for that of a sync, for which others wait outside. Engines: the one here keeps its tables in memory, and
+//! fails as planned.
 
 #![forbid(unsafe_code)]
 // The sources are used in part, and what is public there is not here.
@@ -39,28 +43,47 @@ mod appends;
 mod check;
 mod closing;
 mod disk;
-mod passes;
+mod indexing;
+mod log;
 mod queueing;
 mod reading;
 mod steps;
 mod sync;
 
+#[path = "../../eventstore-kv/src/backup.rs"]
+mod backup;
+#[path = "../../eventstore-kv/src/commit.rs"]
+mod commit;
+#[path = "../../eventstore-kv/src/compress.rs"]
+mod compress;
+#[path = "../../eventstore-kv/src/digests.rs"]
+mod digests;
 #[path = "../../eventstore-kv/src/directory.rs"]
 mod directory;
 #[path = "../../eventstore-kv/src/engine.rs"]
 mod engine;
-#[path = "../../backend-lmdb/src/gate.rs"]
-mod gate;
+#[path = "../../eventstore-kv/src/error.rs"]
+mod error;
+#[path = "../../eventstore-kv/src/filter.rs"]
+mod filter;
+#[path = "../../eventstore-kv/src/filters.rs"]
+mod filters;
 #[path = "../../eventstore-kv/src/head.rs"]
 mod head;
 #[path = "../../eventstore-kv/src/index.rs"]
 mod index;
+#[path = "../../eventstore-kv/src/indexer.rs"]
+mod indexer;
 #[path = "../../eventstore-kv/src/keys.rs"]
 mod keys;
+#[path = "../../eventstore-kv/src/mark.rs"]
+mod mark;
 #[path = "../../eventstore-kv/src/memory.rs"]
 mod memory;
 #[path = "../../eventstore-kv/src/observe.rs"]
 mod observe;
+#[path = "../../eventstore-kv/src/open.rs"]
+mod open;
 #[path = "../../eventstore-kv/src/options.rs"]
 mod options;
 #[path = "../../eventstore-kv/src/queue.rs"]
@@ -71,8 +94,6 @@ mod reader;
 mod recent;
 #[path = "../../eventstore-kv/src/record.rs"]
 mod record;
-#[path = "../../eventstore-kv/src/rows.rs"]
-mod rows;
 #[path = "../../eventstore-kv/src/shared.rs"]
 mod shared;
 #[path = "../../eventstore-kv/src/staging.rs"]
@@ -81,6 +102,8 @@ mod staging;
 mod store;
 #[path = "../../eventstore-kv/src/task.rs"]
 mod task;
+#[path = "../../eventstore-kv/src/transfer.rs"]
+mod transfer;
 #[path = "../../eventstore-kv/src/url.rs"]
 mod url;
 #[path = "../../eventstore-kv/src/verify.rs"]
@@ -90,12 +113,13 @@ mod writer;
 
 // What those sources expect in the root of their crate.
 use directory::StoreDirectory;
-use engine::Snapshot;
 use options::StoreOptions;
 use store::KvStore;
 use task::Task;
 
-const FORMAT: u32 = 2;
+// And in that of the log's.
+extern crate self as eventstore_log;
+pub(crate) use log::*;
 
 /// Runs the models that the command line names, or all of them.
 #[must_use]
@@ -106,7 +130,7 @@ pub fn run() -> ExitCode {
         appends::models(),
         reading::models(),
         closing::models(),
-        passes::models(),
+        indexing::models(),
     ];
     libtest_mimic::run(&Arguments::from_args(), models.into_iter().flatten().collect()).exit_code()
 }

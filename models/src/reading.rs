@@ -5,21 +5,23 @@ use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
-use crate::disk::{append, cancelled_at_some_time, ids, join, open, open_indexing, spawn, version};
+use crate::disk::{
+    Fate, Journal, Store, append, cancelled_at_some_time, ids, join, open, open_pipelined, spawn, version,
+};
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
-        some_orders("reading::nobody_sees_a_head_whose_commit_is_not_done", head_is_committed),
+        some_orders("reading::nobody_sees_a_head_whose_commit_is_not_done", || head_is_committed(open)),
+        some_orders("reading::nobody_sees_one_while_the_next_group_is_staged", || head_is_committed(open_pipelined)),
         some_orders("reading::nobody_who_waits_misses_a_head", waiters_are_woken),
         some_orders("reading::a_cancelled_waiter_leaves_and_the_others_stay", cancelled_waiter),
-        some_orders("reading::what_was_published_is_found_while_its_index_moves", index_moves),
         some_orders("reading::stats_count_events_and_aggregates_of_one_moment", stats_agree),
     ]
 }
 
 /// Fails if the head is published before the commit, or after the answer.
-fn head_is_committed() {
-    let (store, log) = open(&[]);
+fn head_is_committed(open: fn(&[Fate]) -> (Store, Journal)) {
+    let (store, journal) = open(&[]);
     let appenders = ["a", "b"].map(|id| {
         let store = store.clone();
         spawn(move || async move {
@@ -30,16 +32,16 @@ fn head_is_committed() {
         })
     });
     let reader = {
-        let (store, log) = (store.clone(), log.clone());
+        let (store, journal) = (store.clone(), journal.clone());
         spawn(move || async move {
             let mut before = Version::ZERO;
             for _ in 0..3 {
                 let head = store.latest_version(&Context::background()).await.expect("open");
-                assert!(head.get() <= log.look().done, "a head whose commit is not done");
+                assert!(head.get() <= journal.look().done, "a head whose commit is not done");
                 assert!(head >= before, "rule O7: it went back");
                 before = head;
                 let there = ids(&store).await.expect("read");
-                assert!(there.len() as u64 <= log.look().done, "events of a commit that is not done");
+                assert!(there.len() as u64 <= journal.look().done, "events of a commit that is not done");
                 assert!(there.len() as u64 >= head.get(), "less than the head that was shown");
             }
         })
@@ -50,15 +52,15 @@ fn head_is_committed() {
 
 /// Fails if the head is changed without waking, or after waking, and if a waiter looks before he listens and not after.
 fn waiters_are_woken() {
-    let (store, log) = open(&[]);
+    let (store, journal) = open(&[]);
     let waiters = [0, 1].map(|_| {
-        let (store, log) = (store.clone(), log.clone());
+        let (store, journal) = (store.clone(), journal.clone());
         spawn(move || async move {
             let mut seen = Version::ZERO;
             while seen < version(2) {
                 let head = store.wait_for_events(&Context::background(), seen).await.expect("open");
                 assert!(head > seen, "woken for nothing");
-                assert!(head.get() <= log.look().done, "a head whose commit is not done");
+                assert!(head.get() <= journal.look().done, "a head whose commit is not done");
                 seen = head;
             }
         })
@@ -84,35 +86,6 @@ fn cancelled_waiter() {
     assert_eq!(join(stayed).expect("open"), version(1));
     join(stored).expect("stored");
     join(canceller);
-}
-
-/// Fails if what is set aside is taken from memory before the tables have it, and if a reader looks into memory twice.
-fn index_moves() {
-    const IDS: [&str; 4] = ["a", "b", "c", "d"];
-    let (store, _) = open_indexing(&[]);
-    let appending = store.clone();
-    let appender = spawn(move || async move {
-        for id in IDS {
-            append(&appending, &Context::background(), id).await.expect("stored");
-        }
-    });
-    let reader = spawn(move || async move {
-        let ctx = Context::background();
-        for _ in 0..3 {
-            let head = store.latest_version(&ctx).await.expect("open").get();
-            for (id, version) in IDS.into_iter().zip(1..=head) {
-                assert_eq!(store.get(&ctx, id).await.expect("rule O6: not found").version.get(), version);
-                assert_eq!(store.aggregate_revision(&ctx, id).await.expect("open"), 1, "rule O8: {id}");
-            }
-            // One that may be on its way.
-            if let Some(id) = IDS.get(head as usize) {
-                let found = store.get(&ctx, id).await;
-                assert!(matches!(found, Ok(_) | Err(Error::EventNotFound { .. })), "{id}: {found:?}");
-            }
-        }
-    });
-    join(appender);
-    join(reader);
 }
 
 /// Fails if the two are counted one after the other: each event here is the first of its aggregate.

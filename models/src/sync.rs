@@ -15,7 +15,8 @@ use shuttle::future::block_on;
 use shuttle::rand::Rng;
 use tokio::sync as tokio_sync;
 
-pub(crate) use shuttle::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+pub(crate) use shuttle::sync::mpsc::{Receiver, SyncSender, sync_channel};
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use shuttle::thread;
 
@@ -29,6 +30,15 @@ pub(crate) fn step() {
 
 fn real_panicking() -> bool {
     std::thread::panicking()
+}
+
+/// As `eventstore_log::background`, as far as it is used: each job has a thread of its own, which ends with it.
+pub(crate) mod background {
+    use super::thread;
+
+    pub(crate) fn spawn(_: &'static str, job: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+        thread::spawn(job)
+    }
 }
 
 /// Whether the clock has come to this instant: nobody can know.
@@ -137,6 +147,12 @@ pub(crate) mod mpsc {
     pub(crate) struct UnboundedSender<T> {
         _step: StepOnDrop,
         sender: mpsc::UnboundedSender<T>,
+    }
+
+    impl<T> Clone for UnboundedSender<T> {
+        fn clone(&self) -> Self {
+            UnboundedSender { _step: StepOnDrop, sender: self.sender.clone() }
+        }
     }
 
     impl<T> UnboundedSender<T> {

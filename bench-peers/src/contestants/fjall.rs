@@ -13,7 +13,7 @@ use super::raw::{ENGINE, Engine};
 use crate::raw::{Pages, Raw, aggregate_key, id_key};
 
 pub(super) const CONTESTANT: Contestant = Contestant {
-    name: "fjall",
+    name: "raw-fjall",
     settings: "three keyspaces with defaults, 128 MiB of cache; a write batch with PersistMode::SyncData, which is fdatasync",
     open: |path| Ok(Engine::new(RawFjall::open(path)?)),
     ..ENGINE

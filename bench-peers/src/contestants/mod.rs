@@ -3,7 +3,7 @@
 //! | file | contestants |
 //! |---|---|
 //! | `eventstore.rs` | eventstore on each of its engines |
-//! | `raw.rs` | the engines themselves: the floors, and fjall and redb in the same way (`fjall.rs`, `redb.rs`) |
+//! | `raw.rs` | the engines themselves: the floors, `fjall.rs` among them, and redb in the same way (`redb.rs`) |
 //! | `tephra.rs`, `umadb.rs`, `sqlite.rs` | the peers |
 //! | `blocking.rs`, `tasks.rs` | appenders as threads, for those whose calls block, and as tasks |
 
@@ -33,7 +33,7 @@ pub(crate) fn all() -> Vec<Contestant> {
     let mut all = raw::floors().to_vec();
     all.extend(eventstore::all());
     all.extend([tephra::BLOCKING, tephra::ASYNC, umadb::CONTESTANT, sqlite::CONTESTANT]);
-    all.extend([fjall::CONTESTANT, redb::CONTESTANT]);
+    all.push(redb::CONTESTANT);
     all
 }
 
@@ -48,10 +48,19 @@ pub(crate) struct Contestant {
     pub(crate) settings: &'static str,
     /// The contestant that is this one's engine itself.
     pub(crate) floor: Option<&'static str>,
+    /// Whether it runs when nobody asks for it.
+    pub(crate) by_default: bool,
+    /// The directory of what it makes again from the rest if it is lost.
+    pub(crate) index: Option<&'static str>,
     /// Opens the store in an existing directory, or creates it there.
     #[serde(skip)]
-    pub(crate) open: fn(&Path) -> Result<Box<dyn Store>>,
+    pub(crate) open: Open,
+    /// The same with small caches, if it has any.
+    #[serde(skip)]
+    pub(crate) open_small: Option<Open>,
 }
+
+type Open = fn(&Path) -> Result<Box<dyn Store>>;
 
 /// An open store.
 pub(crate) trait Store: Send + Sync {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Appended, Batches, Contestant, Scan, Store, Work};
+use super::{Appended, Batches, Contestant, Scan, Store, Work, fjall};
 use crate::events::Sample;
 use crate::raw::Raw;
 use crate::raw_lmdb::RawLmdb;
@@ -21,13 +21,16 @@ pub(super) const ENGINE: Contestant = Contestant {
             that wait into one commit, without handing anything over",
     settings: "",
     floor: None,
+    by_default: true,
+    index: None,
     open: |_| Err(anyhow::anyhow!("it has a name to be opened by")),
+    open_small: None,
 };
 
 /// sled has one tree for all: this prefix stands for the ids in it.
 const SLED_IDS: &[u8] = &[2];
 
-pub(super) fn floors() -> [Contestant; 3] {
+pub(super) fn floors() -> [Contestant; 4] {
     [
         Contestant {
             name: "raw-lmdb",
@@ -37,12 +40,14 @@ pub(super) fn floors() -> [Contestant; 3] {
         },
         Contestant {
             name: "raw-rocksdb",
-            settings: "three column families with the backend's settings; WriteOptions::sync",
+            settings: "three column families with memtables of 32 MiB, 128 MiB of cache, LZ4, filters of ids; WriteOptions::sync",
             open: |path| Ok(Engine::new(RawRocksDb::open(path))),
             ..ENGINE
         },
+        fjall::CONTESTANT,
         Contestant {
             name: "raw-sled",
+            by_default: false,
             settings: "one tree with three prefixes, 128 MiB of cache; flush, then fdatasync of its file, as flush does no sync",
             open: |path| Ok(Engine::with_prefix(RawSled::open(path), SLED_IDS)),
             ..ENGINE

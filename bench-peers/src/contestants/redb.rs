@@ -15,6 +15,7 @@ use crate::raw::{Pages, Raw, aggregate_key, id_key};
 
 pub(super) const CONTESTANT: Contestant = Contestant {
     name: "redb",
+    by_default: false,
     settings: "three tables, 128 MiB of cache; Durability::Immediate with one phase and without quick repair, the defaults",
     open: |path| Ok(Engine::new(RawRedb::open(path)?)),
     ..ENGINE

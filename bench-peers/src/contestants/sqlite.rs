@@ -20,7 +20,10 @@ pub(super) const CONTESTANT: Contestant = Contestant {
     settings: "journal_mode=WAL, synchronous=FULL, 128 MiB of cache, prepared statements, one transaction a batch, one \
                connection that writes and one that reads",
     floor: None,
+    by_default: false,
+    index: None,
     open,
+    open_small: None,
 };
 
 const SCHEMA: &str = "

@@ -25,7 +25,10 @@ pub(super) const BLOCKING: Contestant = Contestant {
     settings: "segments of 256 MiB as in its documentation, WriterConfig::default(), the aggregate as a tag, no condition, \
                append of one thread an appender",
     floor: None,
+    by_default: true,
+    index: None,
     open: |path| open(path, None),
+    open_small: None,
 };
 
 pub(super) const ASYNC: Contestant = Contestant {

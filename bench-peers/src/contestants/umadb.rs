@@ -29,7 +29,10 @@ pub(super) const CONTESTANT: Contestant = Contestant {
                events, the aggregate as a tag, one thread an appender, no condition; scans in pages of 5,000, the largest \
                that the server reads",
     floor: None,
+    by_default: false,
+    index: None,
     open,
+    open_small: None,
 };
 
 const QUEUE: usize = 1024;

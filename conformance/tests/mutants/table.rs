@@ -175,7 +175,7 @@ pub(crate) const FINDS: &[(&str, Fault)] = &[
     ("maintenance::m2_a_target_that_is_not_empty_is_refused_and_not_touched", Fault::BackupOverwrites),
     ("maintenance::m2_a_backup_that_is_ended_leaves_nothing_that_opens", Fault::BackupLeavesHalf),
     ("maintenance::m2_a_backup_that_is_ended_leaves_nothing_that_opens", Fault::EndedIsAnEngineError),
-    ("maintenance::m2_of_backups_into_one_directory_at_once_one_succeeds", Fault::BackupOverwrites),
+    ("maintenance::m2_of_backups_into_one_directory_at_once_one_is_complete", Fault::BackupOverwrites),
     ("maintenance::m3_a_sound_store_has_no_findings", Fault::VerifyCountsTwice),
     ("maintenance::m3_a_sound_store_has_no_findings", Fault::HasOnlyRequiredMethods),
     ("maintenance::m3_a_store_that_is_written_to_has_no_findings", Fault::VerifyFindsWriters),

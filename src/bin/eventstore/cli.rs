@@ -79,7 +79,7 @@ pub(crate) enum Command {
     Verify,
     /// Write a copy of the store, which can be opened as it is, to a directory
     Backup {
-        /// Where to: a directory that is missing or empty
+        /// Where to: a directory that is missing or empty, or an earlier backup of the store
         directory: PathBuf,
     },
     /// Make a new store of a backup, and verify it. `--store` names the new store; the backup stays as it is
@@ -99,7 +99,7 @@ pub(crate) enum Command {
     /// at the end; `--store` names an engine and, if it matters where, an empty directory
     #[command(after_help = BENCH)]
     Bench(BenchArgs),
-    /// Mend what a crash left and the engine refuses to open. What is in the way is moved aside, and nothing is deleted
+    /// Make the index anew from the log, and accept it if the log has lost its end. What is in the way is put aside
     Repair,
 }
 
@@ -222,7 +222,7 @@ A URL without a directory, such as lmdb: or rocksdb:?block_cache=1GiB, measures 
 Examples:
   eventstore bench --store lmdb:
   eventstore bench --store lmdb: --against rocksdb: --against sled: --report ./report
-  eventstore bench --store rocksdb: --against 'rocksdb:?compression=zstd' --format json";
+  eventstore bench --store rocksdb: --against 'rocksdb:?table_compression=zstd' --format json";
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {

@@ -43,11 +43,10 @@ pub(crate) fn url(input: &[u8]) {
     #[cfg(feature = "lmdb")]
     options_come_back(&url, eventstore::lmdb::Options::from_url, |options| {
         format!(
-            "create_if_missing={}&map_size={}&max_map_size={}&max_readers={}&read_ahead={}&{}",
+            "create_if_missing={}&map_size={}&max_map_size={}&read_ahead={}&{}",
             options.create_if_missing,
             options.map_size,
             options.max_map_size,
-            options.max_readers,
             options.read_ahead,
             store_options(&options.store)
         )
@@ -65,8 +64,19 @@ fn store_options(options: &StoreOptions) -> String {
         _ => "sync",
     };
     format!(
-        "durability={durability}&queue_requests={}&queue_bytes={}&group_events={}&group_bytes={}",
-        options.queue_requests, options.queue_bytes, options.group_events, options.group_bytes
+        "durability={durability}&queue_requests={}&queue_bytes={}&group_events={}&group_bytes={}&index_events={}\
+         &index_bytes={}&id_filter={}&segment_size={}&space_ahead={}&log_cache={}&compression={}",
+        options.queue_requests,
+        options.queue_bytes,
+        options.group_events,
+        options.group_bytes,
+        options.index_events,
+        options.index_bytes,
+        options.id_filter,
+        options.segment_size,
+        options.space_ahead,
+        options.log_cache,
+        options.compression
     )
 }
 

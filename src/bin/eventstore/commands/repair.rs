@@ -1,17 +1,16 @@
-//! `repair`: what a crash left and the engine refuses to open.
+//! `repair`: the index made anew from the log, and a lost end of the log accepted.
 
-use super::Ending;
+use super::{Ending, interruptible};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    let actions = eventstore::repair(url).await?;
+    let Some(actions) = interruptible("events", async |ctx| eventstore::repair(ctx, url).await).await? else {
+        return Ok(Ending::Interrupted);
+    };
     let mut output = Output::stdout();
     for action in &actions {
         output.field("done", action)?;
-    }
-    if actions.is_empty() {
-        output.text("nothing to repair: the store opens")?;
     }
     output.flush()?;
     Ok(Ending::Finished)

@@ -1,0 +1,63 @@
+//! What the errors of `lsm-tree` mean for a caller.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use eventstore_api::{Error, Result};
+use eventstore_kv::damaged_index;
+
+/// Runs a call into `lsm-tree`, which does `operation`. That asserts what its files say in places, instead of checking it.
+pub(crate) fn guard<T>(operation: &'static str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| engine_error(operation, error)),
+        Err(panic) => Err(damage(operation, &message_of(&*panic))),
+    }
+}
+
+fn engine_error(operation: &'static str, error: lsm_tree::Error) -> Error {
+    match error {
+        lsm_tree::Error::Io(error) => io_error(operation, error),
+        damaged => damage(operation, &damaged),
+    }
+}
+
+/// An error of reading or writing a file of the index: it is damaged if it is missing or too short.
+pub(crate) fn io_error(operation: &'static str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => damage(operation, &error),
+        _ => Error::engine(operation, error),
+    }
+}
+
+fn damage(operation: &'static str, what: &dyn std::fmt::Display) -> Error {
+    damaged_index(format!("fjall found damage while it was to {operation}: {what}"))
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("it did not say why").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_engine_error_has_a_meaning() {
+        let code = |error| engine_error("read", error).code();
+        assert_eq!(code(lsm_tree::Error::Unrecoverable), "corrupt");
+        assert_eq!(code(lsm_tree::Error::InvalidTrailer), "corrupt");
+        assert_eq!(code(lsm_tree::Error::Io(io::ErrorKind::UnexpectedEof.into())), "corrupt");
+        assert_eq!(code(lsm_tree::Error::Io(io::ErrorKind::NotFound.into())), "corrupt");
+        assert_eq!(code(lsm_tree::Error::Io(io::ErrorKind::StorageFull.into())), "engine");
+    }
+
+    #[test]
+    fn a_panic_is_damage() {
+        let error =
+            guard("read", || -> lsm_tree::Result<()> { panic!("assertion {}", "failed") }).expect_err("panicked");
+        assert!(matches!(&error, Error::Corrupt { reason, .. } if reason.contains("assertion failed")), "{error}");
+    }
+}

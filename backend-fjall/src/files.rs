@@ -1,0 +1,195 @@
+//! The files of an index: the mark, and a look at those of `lsm-tree` before it reads them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crc32c::crc32c;
+use eventstore_api::{Error, Result};
+use eventstore_kv::damaged_index;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::error::io_error;
+
+/// The entries of [`Table::Meta`](eventstore_kv::Table::Meta).
+pub(crate) type Mark = BTreeMap<Vec<u8>, Vec<u8>>;
+
+const MARK: &str = "mark";
+const NEW_MARK: &str = "mark-new";
+
+/// The file of a tree that names its version and has the checksum of that.
+const CURRENT: &str = "current";
+
+/// The end of a table: a magic number, a version, the kind of the checksum, the checksum of the table of contents, its place
+/// and its length.
+const TRAILER: usize = 4 + 1 + 1 + 16 + 8 + 8;
+
+/// More than any table of contents has.
+const MOST_CONTENTS: u64 = 64 << 10;
+
+/// Whether there is nothing in a directory yet.
+pub(crate) fn is_empty(directory: &Path) -> Result<bool> {
+    let mut entries = fs::read_dir(directory).map_err(|error| Error::engine("list the index's files", error))?;
+    Ok(entries.next().is_none())
+}
+
+pub(crate) fn read_mark(directory: &Path) -> Result<Mark> {
+    let bytes = read(&directory.join(MARK))?;
+    decode_mark(&bytes).ok_or_else(|| damaged_index("the file mark of fjall's index is damaged"))
+}
+
+/// Replaces the mark, so that after a power cut the one or the other is there.
+pub(crate) fn write_mark(directory: &Path, mark: &Mark) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let new = directory.join(NEW_MARK);
+        let mut file = File::create(&new)?;
+        file.write_all(&encode_mark(mark))?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(MARK))?;
+        sync_directory(directory)
+    };
+    write().map_err(|error| Error::engine("write the mark", error))
+}
+
+#[cfg(unix)]
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_directory(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// The keys and values, each behind its length, and a checksum of them all.
+fn encode_mark(mark: &Mark) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in mark.iter().flat_map(|(key, value)| [key, value]) {
+        bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(part);
+    }
+    bytes.extend_from_slice(&crc32c(&bytes).to_le_bytes());
+    bytes
+}
+
+fn decode_mark(bytes: &[u8]) -> Option<Mark> {
+    let (mut rest, checksum) = bytes.split_last_chunk()?;
+    if crc32c(rest) != u32::from_le_bytes(*checksum) {
+        return None;
+    }
+    let mut mark = Mark::new();
+    while !rest.is_empty() {
+        let mut part = || -> Option<Vec<u8>> {
+            let (len, behind) = rest.split_first_chunk()?;
+            let (part, behind) = behind.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+            rest = behind;
+            Some(part.to_vec())
+        };
+        mark.insert(part()?, part()?);
+    }
+    Some(mark)
+}
+
+/// Checks what `lsm-tree` believes of a tree's files when it opens them: which tables there are, and the table of contents of
+/// each. It checks everything else itself.
+///
+/// A table whose end is not sound is deleted. It is either one that nothing leads to yet, or `lsm-tree` misses it.
+pub(crate) fn check_tree(tree: &Path) -> Result<()> {
+    let current = read(&tree.join(CURRENT))?;
+    let is_sound = |current: &[u8]| -> Option<Result<bool>> {
+        let (id, rest) = current.split_first_chunk()?;
+        let (checksum, kind) = rest.split_first_chunk()?;
+        let version = read(&tree.join(format!("v{}", u64::from_le_bytes(*id))));
+        Some(version.map(|version| kind == [0] && xxh3_128(&version) == u128::from_le_bytes(*checksum)))
+    };
+    if !is_sound(&current).unwrap_or(Ok(false))? {
+        return Err(damaged_index(format!("the list of tables of {} is damaged", tree.display())));
+    }
+    let look = || -> io::Result<()> {
+        for entry in fs::read_dir(tree.join("tables"))? {
+            let path = entry?.path();
+            if !has_sound_end(&path)? {
+                tracing::warn!(path = %path.display(), "a table that was not written to its end is deleted");
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    };
+    look().map_err(|error| io_error("look at its tables", error))?;
+    delete_leftovers(tree).map_err(|error| io_error("delete temporary files", error))
+}
+
+/// Deletes the temporary files that a kill has left.
+fn delete_leftovers(tree: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(tree)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(".tmp") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the table of contents at the end of a table is what was written there. `lsm-tree` would take as much memory as that
+/// says before it looks at its checksum.
+fn has_sound_end(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let Some(end) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(false) };
+    let mut trailer = [0; TRAILER];
+    file.seek(SeekFrom::Start(end))?;
+    file.read_exact(&mut trailer)?;
+    let (Some((_, checksum)), Some((_, place))) = (trailer[..22].split_last_chunk(), trailer[..30].split_last_chunk())
+    else {
+        return Ok(false);
+    };
+    let place = u64::from_le_bytes(*place);
+    if place > end || end - place > MOST_CONTENTS {
+        return Ok(false);
+    }
+    let mut contents = Vec::new();
+    file.seek(SeekFrom::Start(place))?;
+    file.take(end - place).read_to_end(&mut contents)?;
+    Ok(xxh3_128(&contents) == u128::from_le_bytes(*checksum))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => damaged_index(format!("{} is missing", path.display())),
+        _ => Error::engine("read the index's files", error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        let entries = [("head", "1234"), ("empty", ""), ("id", "0123456789abcdef")];
+        entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
+    }
+
+    #[test]
+    fn the_mark_is_read_as_it_was_written() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(read_mark(directory.path()).expect_err("missing").code(), "corrupt");
+        for mark in [Mark::new(), mark()] {
+            write_mark(directory.path(), &mark).expect("written");
+            assert_eq!(read_mark(directory.path()).expect("read"), mark);
+        }
+    }
+
+    #[test]
+    fn damage_of_the_mark_is_found_at_any_place() {
+        let sound = encode_mark(&mark());
+        assert_eq!(decode_mark(&sound), Some(mark()));
+        for bit in 0..sound.len() * 8 {
+            let mut damaged = sound.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_mark(&damaged), None, "bit {bit}");
+        }
+        for len in 0..sound.len() {
+            assert_eq!(decode_mark(&sound[..len]), None, "{len} bytes");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The file that is there while sled's files are whole and closed, and says what they are.
+//!
+//! sled believes much of what its files say: it takes a damaged end of its log for a torn one, passes over damaged
+//! segments on the way, and panics or waits at others. So it gets to see no files but those that it closed itself, byte
+//! for byte. After any other end the index is made again.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write as _};
+use std::path::Path;
+
+use eventstore_api::Result;
+use eventstore_kv::damaged_index;
+
+use crate::error::cannot_open;
+
+/// Its name.
+pub(crate) const SEAL_FILE: &str = "clean";
+
+/// Where sled would keep values that are much larger than those of an index.
+const BLOBS: &str = "blobs";
+
+/// Fails unless the directory is empty, or its files are as they were when they were sealed. The seal is taken away.
+pub(crate) fn open(directory: &Path) -> Result<()> {
+    let failed = |error| cannot_open(directory, error);
+    if fs::read_dir(directory).map_err(failed)?.next().is_none() {
+        return Ok(());
+    }
+    let sealed = match fs::read(directory.join(SEAL_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(damaged_index("it was not closed cleanly, and sled's files are not used then"));
+        }
+        read => read.map_err(failed)?,
+    };
+    if describe(directory).map_err(failed)?.as_bytes() != sealed {
+        return Err(damaged_index("sled's files are not as they were when it was closed"));
+    }
+    fs::remove_file(directory.join(SEAL_FILE)).and_then(|()| sync_directory(directory)).map_err(failed)
+}
+
+/// Makes the files durable, and then the seal. sled must have closed them.
+pub(crate) fn seal(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            File::options().write(true).open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(directory)?;
+    let content = describe(directory)?;
+    let mut file = File::create_new(directory.join(SEAL_FILE))?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()?;
+    sync_directory(directory)
+}
+
+/// The name, length and checksum of each of sled's files.
+fn describe(directory: &Path) -> io::Result<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name == BLOBS && fs::read_dir(directory.join(BLOBS))?.next().is_none() {
+            continue;
+        }
+        if name != SEAL_FILE {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    let mut description = String::new();
+    let mut buffer = vec![0; 1 << 20];
+    for name in names {
+        let mut file = File::open(directory.join(&name))?;
+        let (mut len, mut checksum) = (0, crc32fast::Hasher::new());
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => {
+                    checksum.update(&buffer[..read]);
+                    len += read;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let _ = writeln!(description, "{name} {len} {:08x}", checksum.finalize()); // into a string, which does not fail
+    }
+    Ok(description)
+}
+
+/// Makes the names in a directory durable, where the system can.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_holds_for_these_very_files_and_once() {
+        let made = tempfile::tempdir().expect("directory");
+        let directory = made.path();
+        open(directory).expect("an empty one is new");
+        fs::write(directory.join("db"), [7; 3000]).expect("written");
+        let reason = |opened: Result<()>| opened.expect_err("not sealed").to_string();
+        assert!(reason(open(directory)).contains("not closed cleanly"));
+        seal(directory).expect("sealed");
+        open(directory).expect("sealed");
+        assert!(reason(open(directory)).contains("not closed cleanly"), "it was opened before");
+        let damages: [fn(&Path); 4] = [
+            |directory| fs::write(directory.join("db"), [7; 2999]).expect("written"),
+            |directory| fs::write(directory.join("snap"), []).expect("written"),
+            |directory| fs::remove_file(directory.join("db")).expect("removed"),
+            |directory| fs::write(directory.join(SEAL_FILE), "db").expect("written"),
+        ];
+        for damage in damages {
+            seal(directory).expect("sealed");
+            damage(directory);
+            assert!(reason(open(directory)).contains("not as they were"));
+            fs::remove_file(directory.join(SEAL_FILE)).expect("removed");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Errors of the log as the contract has them.
+
+use eventstore_api::{Error, Version};
+use eventstore_log as log;
+
+pub(crate) fn log_error(error: log::Error) -> Error {
+    match error {
+        log::Error::Corrupt { record, reason } => Error::Corrupt { version: record.map(Version::new), reason },
+        log::Error::Full { reason } => Error::Full { reason },
+        log::Error::Unsupported { what } => Error::Unsupported { what },
+        log::Error::Fenced => Error::Fenced { reason: "an earlier write or sync of the log failed".to_owned() },
+        other => Error::engine("use the log", other),
+    }
+}
