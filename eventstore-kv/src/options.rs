@@ -36,10 +36,10 @@ pub struct StoreOptions {
     /// id, more of them are looked up in the index. Default: 16 MiB, at least 64 KiB, at most 16 GiB.
     pub id_filter: usize,
     /// Bytes of a segment of the log. The first is 64 KiB long, and each next one twice as long as the one before, up to
-    /// this. Default: 256 MiB, at least 64 KiB, at most 2 GiB.
+    /// this. Default: 64 MiB, at least 64 KiB, at most 2 GiB.
     pub segment_size: usize,
     /// Bytes of the log that are made ahead of its end, so that no append has to make the file longer: at most so many, and
-    /// no more than the log has. Given back when the store is closed. Default: 16 MiB, at most 1 GiB; 0 for none.
+    /// no more than the log has. Given back when the store is closed. Default: 128 MiB, at most 1 GiB; 0 for none.
     pub space_ahead: usize,
     /// Bytes of the log's blocks that are kept in memory, for events that are read one by one. All stores of a process share
     /// them: the largest number counts. Default: 128 MiB, at most 1 TiB.
@@ -96,8 +96,8 @@ impl Default for StoreOptions {
             index_events: 32_768,
             index_bytes: 16 << 20,
             id_filter: 16 << 20,
-            segment_size: 256 << 20,
-            space_ahead: 16 << 20,
+            segment_size: 64 << 20,
+            space_ahead: 128 << 20,
             log_cache: 128 << 20,
             compression: Compression::None,
         }

@@ -4,9 +4,9 @@ use crate::{Error, Result, codec};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The size up to which segments grow. The first has 64 KiB, and each as much again as the one before. One group that
-    /// is larger gets a segment of its own. Default: 256 MiB, at least 64 KiB, at most 4 GiB - 1.
+    /// is larger gets a segment of its own. Default: 64 MiB, at least 64 KiB, at most 4 GiB - 1.
     pub segment_size: u64,
-    /// At most this much is made ready ahead of the end, in the background. 0: none. Default: 16 MiB.
+    /// At most this much is made ready ahead of the end, in the background. 0: none. Default: 128 MiB.
     pub space_ahead: u64,
     /// The process's block cache has at least this many bytes. Default: 128 MiB.
     pub cache_size: usize,
@@ -32,8 +32,8 @@ pub(crate) const FIRST_SEGMENT: u64 = 64 << 10;
 impl Default for Options {
     fn default() -> Self {
         Options {
-            segment_size: 256 << 20,
-            space_ahead: 16 << 20,
+            segment_size: 64 << 20,
+            space_ahead: 128 << 20,
             cache_size: 128 << 20,
             compression: Compression::None,
         }

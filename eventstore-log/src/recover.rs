@@ -675,7 +675,9 @@ impl Opening {
         }
         let position = Log(Arc::clone(&self.shared)).position();
         let segments = self.shared.segments();
-        let log_len = segments.iter().map(|segment| segment.state().end).sum();
+        // What is made ahead grows with what is appended from now on: who appends once does not wait for much.
+        let log_len: u64 = segments.iter().map(|segment| segment.state().end).sum();
+        let log_len = log_len.min(1 << 20);
         let last = self.parts.last().zip(self.newest.as_ref());
         let newest = segments.last().zip(last).map(|(segment, (part, file))| {
             let filled = if is_cut { position.offset } else { part.len.max(position.offset) };

@@ -10,8 +10,10 @@ use crate::format;
 use crate::log::{Shared, lock};
 use crate::{Error, File, Result};
 
-/// So many zeros are written at once: an append that needs more waits for no more than these.
+/// So many zeros are written at once.
 const CHUNK: usize = 256 << 10;
+/// So much is made before it is synced: an append that needs more waits for no more than this.
+const PIECE: usize = 1 << 20;
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 /// Space is made in units of this many bytes.
@@ -189,16 +191,23 @@ impl Shared {
 
     fn fill_ahead(&self, newest: &Newest) -> Result<()> {
         let target = newest.target(self.options.space_ahead);
+        let mut synced = true;
         loop {
             let mut fill = lock(&self.space.fill);
             // The log may have moved on, or have filled it itself.
             let Some(file) = fill.file.clone().filter(|_| fill.segment == newest.segment) else { return Ok(()) };
-            let (from, to) = (fill.filled, target.min(fill.filled + CHUNK as u64));
-            if from >= to {
+            let (from, to) = (fill.filled, target.min(fill.filled + PIECE as u64));
+            // A piece at a time: what is not synced of it is synced with the next group, which is not to wait for long.
+            if !std::mem::replace(&mut synced, true) || from >= to {
                 let name = fill.name.clone();
                 drop(fill);
-                return self.sync_ahead(&name);
+                self.sync_ahead(&name)?;
+                if from >= to {
+                    return Ok(());
+                }
+                continue;
             }
+            synced = false;
             if let Err(error) = fill_zeros(&*file, from, to) {
                 return Err(self.not_filled(&*file, from, error));
             }
@@ -237,10 +246,14 @@ impl Shared {
         if self.is_memory {
             return Ok(Made { number, name, file, len: 0 });
         }
-        if let Err(error) = fill_zeros(&*file, 0, len) {
-            let error = self.not_filled(&*file, 0, error);
-            let _ = self.files.remove(&name);
-            return Err(error);
+        // A piece at a time, as the syncs of groups wait for what the disk has to do for this.
+        for from in (0..len).step_by(PIECE) {
+            if let Err(error) = fill_zeros(&*file, from, len.min(from + PIECE as u64)) {
+                let error = self.not_filled(&*file, 0, error);
+                let _ = self.files.remove(&name);
+                return Err(error);
+            }
+            self.sync_file(|| file.sync_data(), &name)?;
         }
         self.sync_file(|| file.sync_all(), &name)?;
         self.sync_file(|| self.files.sync(), "the directory")?;
