@@ -364,6 +364,7 @@ impl Opening {
     }
 
     fn run(mut self, visitor: &mut Visitor<'_>) -> Result<Opened> {
+        self.drop_torn_footer()?;
         self.judge_tail()?;
         self.look_for_synced();
         self.drop_begun()?;
@@ -396,6 +397,26 @@ impl Opening {
         };
         let is_usable = index >= sealed && is_within(tail, &self.parts[index]);
         if is_usable { Start { part: index, tail: Some(tail.clone()) } } else { at_segment }
+    }
+
+    /// A footer is synced before the next one is written, so the newest may have got through in part: its end, which says
+    /// what it is, and not what is in front of that. Then the segment is one without footer, and gets it again.
+    fn drop_torn_footer(&mut self) -> Result<()> {
+        let Some(part) = self.parts.iter_mut().rev().find(|part| part.footer.is_some()) else { return Ok(()) };
+        let Some(footer) = part.footer.as_ref().filter(|_| !part.header.is_compressed) else { return Ok(()) };
+        let file = part.open(&*self.shared.files)?;
+        let is_whole = |at: u64, len: usize, crc: u32| {
+            let mut bytes = Vec::new();
+            let read = file.read_at(&mut bytes, at, len);
+            read.map_err(|error| Error::io("read", &part.name, error))?;
+            Ok::<_, Error>(bytes.len() == len && crc32fast::hash(&bytes) == crc)
+        };
+        let anchors = is_whole(footer.end, footer.anchors as usize * anchors::LEN, footer.anchors_crc)?;
+        if !anchors || !is_whole(footer.blob_at(), footer.blob as usize, footer.blob_crc)? {
+            tracing::warn!(name = part.name, "the footer got through in part, and is made again");
+            part.footer = None;
+        }
+        Ok(())
     }
 
     /// A checkpoint of another history of the log is none.

@@ -628,6 +628,29 @@ fn a_checkpoint_at_the_beginning_of_a_segment_is_bound_to_its_header() {
 }
 
 #[test]
+fn a_footer_that_got_through_in_part_is_made_again() {
+    let (sound, last) = large(true);
+    let name = segment(3);
+    let footer = sound[&name].len() - 96 - "blob".len();
+    // The anchors, or the blob, in front of the sector with the end.
+    for torn in [footer - 64..footer, footer..footer + 4] {
+        let mut files = sound.clone();
+        files.get_mut(&name).unwrap()[torn].fill(0);
+        files.remove("tail");
+        let opened = try_open(&files, last).0.unwrap();
+        assert_eq!((opened.log.last(), opened.damage.is_none()), (last, true));
+        let mut found = Vec::new();
+        opened.log.checkpoint(opened.log.position(), b"tail", &mut |_| b"blob".to_vec()).unwrap();
+        for number in 1..=4 {
+            let note = &mut |record, reason| found.push((record, reason));
+            opened.log.check_segment(number, &mut |_, _| {}, note, &mut |_| true).unwrap();
+        }
+        assert_eq!(found, []);
+        assert_eq!(opened.log.segment_blob(last / 2 + 1).unwrap().unwrap(), b"blob");
+    }
+}
+
+#[test]
 fn a_checkpoint_at_the_end_of_a_sealed_segment_is_bound_to_its_footer() {
     let (mut sound, _) = large(true);
     sound.remove(&segment(4));
