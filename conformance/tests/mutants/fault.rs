@@ -8,6 +8,7 @@ pub(crate) enum Fault {
     AggregateByPrefix,
     AggregateIsCutWhenBusy,
     BackupForgetsIds,
+    BackupHalvesTheEarlier,
     BackupHasADigestOfItsOwn,
     BackupLagsBehind,
     BackupLeavesHalf,

@@ -323,7 +323,7 @@ impl EventStore for Mutant {
             Fault::OneBackupAtATime => Some(self.alone()?),
             _ => None,
         };
-        lock(&self.common.backups).insert(target.to_owned());
+        let is_the_first = lock(&self.common.backups).insert(target.to_owned());
         match self.fault {
             Fault::BackupTellsNothing => {
                 return self.inner.backup(&ctx.clone().with_progress(Progress::none()), target).await;
@@ -339,6 +339,7 @@ impl EventStore for Mutant {
                 return Err(Error::Unsupported { what: "backups".to_owned() });
             }
             Fault::BackupWantsEvents if latest == 0 => return Err(Error::invalid_event("backup", "it is empty")),
+            Fault::BackupHalvesTheEarlier if !is_the_first => self.inner.write_copy(target, latest / 2),
             Fault::BackupLeavesHalf => self.inner.write_copy(target, latest / 2),
             Fault::BackupOverwrites => {
                 self.inner.write_copy(target, latest);
