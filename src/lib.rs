@@ -80,6 +80,7 @@
 //! | `fjall` | `fjall:PATH` | no | fjall's tables: as RocksDB, in Rust alone |
 //! | `sled` | `sled:PATH` | no | sled: a beta engine, made again from the log after a crash |
 //! | `full` | | no | every backend |
+//! | `zstd` | | yes | not the index, but the log: the option `compression=zstd`; builds with a C compiler |
 //! | `cli` | | yes | the `eventstore` command; a library user can turn it off |
 
 #![forbid(unsafe_code)]

@@ -88,7 +88,7 @@ pub(crate) enum Command {
         /// The backup
         directory: PathBuf,
     },
-    /// Give unused space back to the file system, where the engine can
+    /// Compress what is left to be compressed, and give unused space of the engine back
     Gc {
         /// Everything that makes the files smaller, up to writing them anew: as long as reading and writing the whole
         /// store takes, with as much space again meanwhile
