@@ -253,9 +253,8 @@ impl Shared {
                 let _ = self.files.remove(&name);
                 return Err(error);
             }
-            self.sync_file(|| file.sync_data(), &name)?;
+            self.sync_file(|| file.sync_all(), &name)?;
         }
-        self.sync_file(|| file.sync_all(), &name)?;
         self.sync_file(|| self.files.sync(), "the directory")?;
         Ok(Made { number, name, file, len })
     }
