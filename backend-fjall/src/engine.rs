@@ -184,9 +184,7 @@ pub struct FjallSnapshot<'a> {
 impl Snapshot for FjallSnapshot<'_> {
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         let Some(tree) = self.engine.tree(table) else {
-            let mark = self.engine.mark.read().unwrap_or_else(PoisonError::into_inner);
-            mark.get(key).inspect(|value| out.extend_from_slice(value));
-            return Ok(mark.contains_key(key));
+            return Ok(self.engine.mark().get(key).inspect(|value| out.extend_from_slice(value)).is_some());
         };
         let value = guard("read", || tree.get(key, SeqNo::MAX))?;
         if let Some(value) = &value {
