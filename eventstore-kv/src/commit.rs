@@ -97,9 +97,8 @@ impl Committer {
             Decision::AlreadyStored(_) => is_behind || !prepared.group.is_empty(),
             Decision::Refused(_) => false,
         };
-        let mut decided = prepared.requests.iter().zip(&prepared.decisions);
-        let needs_sync = decided.any(|(request, decision)| rests_on_commit(decision) && request.is_sync());
         let rests: Vec<bool> = prepared.decisions.iter().map(rests_on_commit).collect();
+        let needs_sync = prepared.requests.iter().zip(&rests).any(|(request, rests)| *rests && request.is_sync());
         let committed = self.write(shared, prepared, needs_sync);
         let failure = match committed {
             Ok(()) => None,

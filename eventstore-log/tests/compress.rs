@@ -4,18 +4,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{Every, Fault, SimDisk, by_chance};
+use common::{Every, Fault, Files, SimDisk, by_chance, directory, files};
 use eventstore_log::{
     Compression, Directory, DiskDirectory, Error, Group, Known, Log, MemoryDirectory, Opened, Options, Page, Shrunk,
 };
 
 const ID: [u8; 16] = [5; 16];
-type Files = BTreeMap<String, Vec<u8>>;
 
 fn options() -> Options {
     Options { segment_size: 128 << 10, space_ahead: 0, compression: Compression::Zstd, ..Options::default() }
@@ -77,23 +75,6 @@ fn records(log: &Log) -> Vec<Vec<u8>> {
         log.read(page.records.len() as u64 + 1..u64::MAX, 1 << 20, usize::MAX, &mut page).expect("read");
     }
     page.contents().map(|(_, content)| content.to_vec()).collect()
-}
-
-fn files(directory: &MemoryDirectory) -> Files {
-    let read = |name: String| {
-        let mut bytes = Vec::new();
-        directory.open(&name).ok()?.read_at(&mut bytes, 0, usize::MAX / 2).unwrap();
-        Some((name, bytes))
-    };
-    directory.list().unwrap().into_iter().filter_map(read).collect()
-}
-
-fn directory(files: &Files) -> MemoryDirectory {
-    let directory = MemoryDirectory::default();
-    for (name, bytes) in files {
-        directory.create(name).unwrap().write_at(bytes, 0).unwrap();
-    }
-    directory
 }
 
 /// A segment has one generation.

@@ -1,34 +1,18 @@
 //! Damage of every kind is told, and no record is ever wrong.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::sync::Arc;
 
+use common::{Files, directory, files};
 use eventstore_log::{Directory, Error, Group, Known, Log, MemoryDirectory, Opened, Options, Page};
 
 const ID: [u8; 16] = [5; 16];
-type Files = BTreeMap<String, Vec<u8>>;
 type Records = Vec<(u64, Vec<u8>)>;
 
 fn options() -> Options {
     Options { segment_size: 64 << 10, ..Options::default() }
-}
-
-fn directory(files: &Files) -> MemoryDirectory {
-    let directory = MemoryDirectory::default();
-    for (name, bytes) in files {
-        directory.create(name).unwrap().write_at(bytes, 0).unwrap();
-    }
-    directory
-}
-
-fn files(directory: &MemoryDirectory) -> Files {
-    let read = |name: String| {
-        let mut bytes = Vec::new();
-        directory.open(&name).ok()?.read_at(&mut bytes, 0, usize::MAX / 2).unwrap();
-        Some((name, bytes))
-    };
-    directory.list().unwrap().into_iter().filter_map(read).collect()
 }
 
 fn segment(number: u64) -> String {

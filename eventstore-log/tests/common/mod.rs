@@ -1,4 +1,4 @@
-//! A disk that remembers what is not synced.
+//! A disk that remembers what is not synced, and files in memory by their names.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use eventstore_log::{Directory, File};
+use eventstore_log::{Directory, File, MemoryDirectory};
 
 const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];
@@ -483,4 +483,24 @@ impl Every {
         }
         self.is_over = true;
     }
+}
+
+/// Files by their names.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+pub fn files(directory: &MemoryDirectory) -> Files {
+    let read = |name: String| {
+        let mut bytes = Vec::new();
+        directory.open(&name).ok()?.read_at(&mut bytes, 0, usize::MAX / 2).unwrap();
+        Some((name, bytes))
+    };
+    directory.list().unwrap().into_iter().filter_map(read).collect()
+}
+
+pub fn directory(files: &Files) -> MemoryDirectory {
+    let directory = MemoryDirectory::default();
+    for (name, bytes) in files {
+        directory.create(name).unwrap().write_at(bytes, 0).unwrap();
+    }
+    directory
 }
