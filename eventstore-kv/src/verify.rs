@@ -52,11 +52,7 @@ pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>)
         let log = log.join().unwrap_or_else(|_| Err(Error::engine("verify", "the thread that reads the log panicked")));
         (log, index)
     });
-    let (log, index) = match (log, index) {
-        // The one who stopped the other has the reason.
-        (Err(Error::Cancelled), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
-        (Ok(log), Ok(index)) => (log, index),
-    };
+    let (log, index) = (log?, index?);
     let mut report = VerifyReport::default();
     report.events = head;
     report.aggregates = log.aggregates;
@@ -97,6 +93,8 @@ struct LogCheck<'a, E: Engine> {
     /// To the one who asks the index.
     sender: SyncSender<Vec<RecordedEvent>>,
     batch: Vec<RecordedEvent>,
+    /// Whoever asks the index has ended: it failed, or has enough to report.
+    is_alone: bool,
     findings: Findings,
     aggregates: u64,
     digest: Digest,
@@ -112,6 +110,7 @@ impl<'a, E: Engine> LogCheck<'a, E> {
             head,
             sender,
             batch: Vec::new(),
+            is_alone: false,
             findings: Findings::default(),
             aggregates: 0,
             digest: Digest::EMPTY,
@@ -123,7 +122,7 @@ impl<'a, E: Engine> LogCheck<'a, E> {
     fn run(mut self, task: &Task<'_>) -> Result<CheckedLog> {
         let log = &self.shared.log;
         for segment in log.segments() {
-            if segment.records.start > self.head || self.findings.is_enough {
+            if segment.records.start > self.head || self.is_over() {
                 break;
             }
             match self.shared.digests.marks_of(&segment) {
@@ -153,12 +152,12 @@ impl<'a, E: Engine> LogCheck<'a, E> {
                 Err(other) => return Err(log_error(other)),
             }
         }
-        self.send()?;
+        self.send();
         Ok(CheckedLog { findings: self.findings, aggregates: self.aggregates })
     }
 
     fn event(&mut self, version: u64, content: &[u8]) {
-        if version > self.head || self.findings.is_enough {
+        if version > self.head || self.is_over() {
             return;
         }
         let recorded = match record::decode(version, &Bytes::copy_from_slice(content), 0..content.len()) {
@@ -169,7 +168,7 @@ impl<'a, E: Engine> LogCheck<'a, E> {
         self.chain(&recorded);
         self.batch.push(recorded);
         if self.batch.len() == ROWS {
-            let _ = self.send(); // whoever asks the index has ended, and says why
+            self.send();
         }
     }
 
@@ -192,9 +191,12 @@ impl<'a, E: Engine> LogCheck<'a, E> {
         }
     }
 
-    fn send(&mut self) -> Result<()> {
-        let batch = std::mem::take(&mut self.batch);
-        self.sender.send(batch).map_err(|_| Error::Cancelled)
+    fn send(&mut self) {
+        self.is_alone = self.sender.send(std::mem::take(&mut self.batch)).is_err();
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_alone || self.findings.is_enough
     }
 }
 
@@ -882,11 +884,13 @@ mod tests {
 
     #[test]
     fn it_ends_when_there_is_enough_to_report() {
-        let aggregates = vec!["a"; VerifyReport::MOST_FINDINGS * 2];
-        let store = with_entries(&log_of(&aggregates), |table, _| table == Table::Aggregates);
-        let report = verified(&store);
-        assert!(report.is_cut_short);
-        assert_eq!(report.findings.len(), VerifyReport::MOST_FINDINGS);
+        // Also if the log is not read to its end when the index was asked for the first events.
+        for events in [VerifyReport::MOST_FINDINGS * 2, ROWS * (BATCHES_AHEAD + 4)] {
+            let store = with_entries(&log_of(&vec!["a"; events]), |table, _| table == Table::Aggregates);
+            let report = verified(&store);
+            assert!(report.is_cut_short);
+            assert_eq!(report.findings.len(), VerifyReport::MOST_FINDINGS);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{iovec, off_t, size_t, ssize_t};
 
@@ -16,7 +16,7 @@ use crate::disk::{self, Disk, Verdict};
 use crate::{Call, kill};
 
 /// Their addresses: whoever looks at them keeps the linker from taking the C library's.
-pub(crate) fn addresses() -> [*const (); 16] {
+pub(crate) fn addresses() -> [*const (); 17] {
     [
         write as *const (),
         writev as *const (),
@@ -26,6 +26,7 @@ pub(crate) fn addresses() -> [*const (); 16] {
         pwritev64 as *const (),
         fsync as *const (),
         fdatasync as *const (),
+        close as *const (),
         sync_file_range as *const (),
         ftruncate as *const (),
         ftruncate64 as *const (),
@@ -55,6 +56,58 @@ pub(crate) fn fail(error: c_int) -> c_int {
 
 pub(crate) fn error_number() -> c_int {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// The descriptors that have yet to be told of a failed sync of their file: each that was open then is told once, by its next
+/// sync, and none that is opened later.
+struct ToBeTold(Vec<(c_int, c_int)>);
+
+/// Locked by itself, for a moment, because descriptors are closed with the disk locked.
+fn to_be_told() -> MutexGuard<'static, ToBeTold> {
+    static TO_BE_TOLD: Mutex<ToBeTold> = Mutex::new(ToBeTold(Vec::new()));
+    TO_BE_TOLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ToBeTold {
+    /// A sync through this descriptor has failed: all others of the same file are to be told.
+    fn add_all_but(&mut self, failed: c_int, error: c_int) {
+        let Some(file) = regular_file(failed) else { return };
+        let (mut fd, mut unused) = (0, 0);
+        // Descriptors are small numbers: the smallest that is free is the next.
+        while unused < MOST_UNUSED {
+            match regular_file(fd) {
+                Some(other) if other == file && fd != failed => {
+                    self.take(fd);
+                    self.0.push((fd, error));
+                    unused = 0;
+                }
+                Some(_) => unused = 0,
+                None => unused += 1,
+            }
+            fd += 1;
+        }
+    }
+
+    /// The error of which this descriptor was to be told.
+    fn take(&mut self, fd: c_int) -> Option<c_int> {
+        let place = self.0.iter().position(|(other, _)| *other == fd)?;
+        Some(self.0.swap_remove(place).1)
+    }
+}
+
+/// Behind so many descriptors that are no files none is looked for.
+const MOST_UNUSED: u32 = 1024;
+
+/// The device and inode of the file behind a descriptor, if there is one and it is no directory.
+fn regular_file(fd: c_int) -> Option<(libc::dev_t, libc::ino_t)> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: Any number may be asked for, and there is room for the answer.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: It was filled.
+    let stat = unsafe { stat.assume_init() };
+    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then_some((stat.st_dev, stat.st_ino))
 }
 
 /// The disk, if this descriptor is of a watched file or directory.
@@ -222,7 +275,13 @@ fn synced(fd: c_int, make: impl FnOnce() -> c_int) -> c_int {
     let newest = disk.log.newest();
     // SAFETY: It is open for as long as the caller's call lasts.
     let handle = unsafe { BorrowedFd::borrow_raw(fd) };
+    let told = to_be_told().take(fd);
     if let Verdict::Fail(error) = verdict {
+        disk.log.synced(handle, newest, false);
+        to_be_told().add_all_but(fd, error);
+        return fail(error);
+    }
+    if let Some(error) = told {
         disk.log.synced(handle, newest, false);
         return fail(error);
     }
@@ -245,6 +304,14 @@ unsafe extern "C" fn fsync(fd: c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
     synced(fd, || kernel!(SYS_fdatasync, fd) as c_int)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close(fd: c_int) -> c_int {
+    if disk::is_watching() {
+        to_be_told().take(fd);
+    }
+    kernel!(SYS_close, fd) as c_int
 }
 
 #[unsafe(no_mangle)]

@@ -70,9 +70,23 @@ impl Disk {
 
     /// Takes back what was not synced and ends the process. Called with the disk locked, so that no other thread writes.
     fn cut_power(&mut self, surviving: Surviving) -> ! {
+        hold_up_readers_of_maps();
         self.log.undo(surviving);
         kill()
     }
+}
+
+/// A thread that reads a map beyond what is left of its file waits for the end of the process, which it would be otherwise,
+/// before everything is taken back.
+fn hold_up_readers_of_maps() {
+    extern "C" fn wait(_: libc::c_int) {
+        loop {
+            // SAFETY: It waits for a signal, and may be called by a handler of one.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: The handler touches no memory and never returns.
+    unsafe { libc::signal(libc::SIGBUS, wait as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
 /// The disk, if the file at this path is watched, or the directory, of which the watched one is the first.

@@ -18,7 +18,8 @@
 //! * A write is safe once a `fsync` or `fdatasync` of its file, begun after it, has succeeded, or if the file was opened
 //!   with `O_SYNC` or `O_DSYNC`. `sync_file_range` makes nothing safe.
 //! * After a sync of a file has failed, what it was to make safe never is, whatever a later sync says: the kernel may have
-//!   dropped it. If more of the file was synced behind it, it reads as zeros.
+//!   dropped it. If more of the file was synced behind it, it reads as zeros. Each other descriptor of the file that is open
+//!   then is told once, by its next sync, as Linux does it; one that is opened later is not.
 //! * Inside a file each sector of 512 bytes survives by itself, in any order: it has the content that it was synced with, or
 //!   one that it had after a later write, and never a part of that ([`Surviving::Some`], [`Surviving::Holes`]). That is so
 //!   also where the file was made ahead and synced as zeros. Or the first of the file's writes survive, and of the next

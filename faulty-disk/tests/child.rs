@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -97,6 +98,37 @@ fn a_power_cut_takes_what_was_not_synced() {
     assert_eq!(left, b"one ");
 }
 
+/// A map of a file that the cut makes shorter is the end of those who read it, but not before everything is taken back.
+#[test]
+fn a_power_cut_is_whole_while_others_read_a_map() {
+    const OTHERS: usize = 200;
+    let left = in_child("a_power_cut_is_whole_while_others_read_a_map", true, |directory| {
+        let mut file = create(directory);
+        file.write_all(b"kept").unwrap();
+        file.sync_all().unwrap();
+        let mapped = File::options().read(true).write(true).create_new(true).open(directory.join("mapped")).unwrap();
+        mapped.set_len(4096).unwrap();
+        file.write_all(b" and lost").unwrap();
+        for nth in 0..OTHERS {
+            fs::write(directory.join(nth.to_string()), vec![1; 64 << 10]).unwrap();
+        }
+        // SAFETY: A new map of a file that is open, at a place that the system chooses.
+        let map = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, mapped.as_raw_fd(), 0)
+        };
+        assert_ne!(map, libc::MAP_FAILED);
+        let address = map as usize;
+        std::thread::spawn(move || {
+            loop {
+                // SAFETY: The map is never unmapped.
+                unsafe { std::ptr::read_volatile(address as *const u8) };
+            }
+        });
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"kept");
+}
+
 #[test]
 fn a_power_cut_at_a_sync_comes_before_it() {
     let left = in_child("a_power_cut_at_a_sync_comes_before_it", true, |directory| {
@@ -139,6 +171,27 @@ fn what_a_failed_sync_was_to_save_is_lost_for_ever() {
         cut_power(Surviving::None);
     });
     assert_eq!(left, b"One ");
+}
+
+#[test]
+fn each_open_descriptor_is_told_once_of_a_failed_sync() {
+    let left = in_child("each_open_descriptor_is_told_once_of_a_failed_sync", false, |directory| {
+        let open = || OpenOptions::new().write(true).open(directory.join("file")).unwrap();
+        let (mut one, two, closed) = (create(directory), open(), open());
+        let (other, reused) = (File::create(directory.join("other")).unwrap(), closed.as_raw_fd());
+        one.write_all(b"text").unwrap();
+        arm(at(Call::Sync, 1), Fault::FailOnce(libc::EIO));
+        one.sync_data().unwrap_err();
+        drop(closed);
+        let later = open();
+        assert_eq!(later.as_raw_fd(), reused);
+        later.sync_data().unwrap();
+        other.sync_data().unwrap();
+        one.sync_data().unwrap();
+        assert_eq!(two.sync_data().unwrap_err().raw_os_error(), Some(libc::EIO));
+        two.sync_data().unwrap();
+    });
+    assert_eq!(left, b"text");
 }
 
 #[test]
