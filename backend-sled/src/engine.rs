@@ -3,12 +3,12 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Direction, Error, Result};
-use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, damaged_index};
 use sled::{Batch, Db, IVec};
 
 use crate::error::{Failure, cannot_open, engine_error, guard, open_error};
@@ -32,6 +32,8 @@ pub struct SledEngine {
     file: File,
     directory: PathBuf,
     cache_capacity: usize,
+    /// How many were written, but for those of `Meta`. Each has a key of its own.
+    entries: AtomicU64,
     /// Something failed, so these files are not used again.
     has_failed: AtomicBool,
 }
@@ -81,7 +83,7 @@ impl Drop for SledEngine {
             .map_err(|failure| engine_error("close", failure))
             .and_then(|()| {
                 self.wait_until_closed()
-                    .and_then(|()| seal::seal(&self.directory))
+                    .and_then(|()| seal::seal(&self.directory, self.entries.load(Ordering::Relaxed)))
                     .map_err(|error| Error::engine("close", error))
             });
         if let Err(error) = sealed {
@@ -95,6 +97,11 @@ fn key_of(table: Table, key: &[u8]) -> Vec<u8> {
     [&[table.index() as u8], key].concat()
 }
 
+/// How many entries there are, but for those of `Meta`, which are the first.
+fn count(db: &Db) -> std::result::Result<u64, Failure> {
+    guard(|| db.range(key_of(Table::Ids, &[])..).try_fold(0, |count, entry| entry.map(|_| count + 1)))
+}
+
 impl Engine for SledEngine {
     const NAME: &'static str = "sled";
 
@@ -103,19 +110,24 @@ impl Engine for SledEngine {
     type Snapshot<'a> = SledSnapshot<'a>;
 
     fn open(directory: &Path, options: &Options) -> Result<Self> {
-        seal::open(directory)?;
+        let sealed = seal::open(directory)?;
         let config = sled::Config::new()
             .path(directory)
             .cache_capacity(options.cache_capacity as u64)
             // Its own thread would only write what each write writes anyway; and if it panics, sled cannot be closed.
             .flush_every_ms(None);
         let db = guard(|| config.open()).map_err(|failure| open_error(directory, failure))?;
+        let entries = count(&db).map_err(|failure| open_error(directory, failure))?;
+        if entries != sealed {
+            return Err(damaged_index(format!("sled has {entries} entries, and had {sealed} when it was closed")));
+        }
         let file = File::options().read(true).write(true).open(directory.join(DB_FILE));
         Ok(SledEngine {
             db: Some(db),
             file: file.map_err(|error| cannot_open(directory, error))?,
             directory: directory.to_owned(),
             cache_capacity: options.cache_capacity,
+            entries: AtomicU64::new(entries),
             has_failed: AtomicBool::new(false),
         })
     }
@@ -142,7 +154,10 @@ impl Engine for SledEngine {
         }
         batches.push(batch);
         flush::write(self.db()?, batches).map_err(|failure| self.failed("write", failure))?;
-        self.file.sync_data().map_err(|error| self.failed("sync", Failure::Error(error.into())))
+        self.file.sync_data().map_err(|error| self.failed("sync", Failure::Error(error.into())))?;
+        let new = entries.of(Table::Ids).len() + entries.of(Table::Aggregates).len();
+        self.entries.fetch_add(new as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
@@ -204,5 +219,30 @@ impl Snapshot for SledSnapshot<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_has_lost_an_entry_is_damaged() {
+        let directory = tempfile::tempdir().expect("directory");
+        let open = || SledEngine::open(directory.path(), &Options::new("elsewhere"));
+        for round in 0..3_u8 {
+            let engine = open().expect("opened");
+            let mut entries = Entries::new();
+            for table in [Table::Ids, Table::Aggregates] {
+                (0..200).for_each(|n| entries.put(table, &[round, n], b"value"));
+            }
+            entries.put(Table::Meta, b"mark", &[round]);
+            engine.write(&entries).expect("written");
+        }
+        let engine = open().expect("all are there");
+        engine.db().and_then(|db| Ok(db.remove(key_of(Table::Ids, &[1, 1])).expect("removed"))).expect("open");
+        drop(engine);
+        let reason = open().expect_err("one is missing").to_string();
+        assert!(reason.contains("has 1199 entries, and had 1200"), "{reason}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! sled believes much of what its files say: it takes a damaged end of its log for a torn one, passes over damaged
 //! segments on the way, and panics or waits at others. So it gets to see no files but those that it closed itself, byte
-//! for byte. After any other end the index is made again.
+//! for byte. After any other end the index is made again. Rarely it loses entries even then, so the seal says how many there
+//! are.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -20,11 +21,12 @@ pub(crate) const SEAL_FILE: &str = "clean";
 /// Where sled would keep values that are much larger than those of an index.
 const BLOBS: &str = "blobs";
 
-/// Fails unless the directory is empty, or its files are as they were when they were sealed. The seal is taken away.
-pub(crate) fn open(directory: &Path) -> Result<()> {
+/// Fails unless the directory is empty, or its files are as they were when they were sealed. The seal is taken away. Returns
+/// how many entries there have to be.
+pub(crate) fn open(directory: &Path) -> Result<u64> {
     let failed = |error| cannot_open(directory, error);
     if fs::read_dir(directory).map_err(failed)?.next().is_none() {
-        return Ok(());
+        return Ok(0);
     }
     let sealed = match fs::read(directory.join(SEAL_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -32,14 +34,17 @@ pub(crate) fn open(directory: &Path) -> Result<()> {
         }
         read => read.map_err(failed)?,
     };
-    if describe(directory).map_err(failed)?.as_bytes() != sealed {
+    let entries = std::str::from_utf8(&sealed).ok().and_then(|sealed| sealed.lines().next()?.parse().ok());
+    let Some(entries) = entries.filter(|&entries| describe(directory, entries).is_ok_and(|now| now.as_bytes() == sealed))
+    else {
         return Err(damaged_index("sled's files are not as they were when it was closed"));
-    }
-    fs::remove_file(directory.join(SEAL_FILE)).and_then(|()| sync_directory(directory)).map_err(failed)
+    };
+    fs::remove_file(directory.join(SEAL_FILE)).and_then(|()| sync_directory(directory)).map_err(failed)?;
+    Ok(entries)
 }
 
-/// Makes the files durable, and then the seal. sled must have closed them.
-pub(crate) fn seal(directory: &Path) -> io::Result<()> {
+/// Makes the files durable, which have so many entries, and then the seal. sled must have closed them.
+pub(crate) fn seal(directory: &Path, entries: u64) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
@@ -47,15 +52,15 @@ pub(crate) fn seal(directory: &Path) -> io::Result<()> {
         }
     }
     sync_directory(directory)?;
-    let content = describe(directory)?;
+    let content = describe(directory, entries)?;
     let mut file = File::create_new(directory.join(SEAL_FILE))?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
     sync_directory(directory)
 }
 
-/// The name, length and checksum of each of sled's files.
-fn describe(directory: &Path) -> io::Result<String> {
+/// The number of entries, and the name, length and checksum of each of sled's files.
+fn describe(directory: &Path, entries: u64) -> io::Result<String> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -67,7 +72,7 @@ fn describe(directory: &Path) -> io::Result<String> {
         }
     }
     names.sort_unstable();
-    let mut description = String::new();
+    let mut description = format!("{entries}\n");
     let mut buffer = vec![0; 1 << 20];
     for name in names {
         let mut file = File::open(directory.join(&name))?;
@@ -101,21 +106,25 @@ mod tests {
     fn a_seal_holds_for_these_very_files_and_once() {
         let made = tempfile::tempdir().expect("directory");
         let directory = made.path();
-        open(directory).expect("an empty one is new");
+        assert_eq!(open(directory).expect("an empty one is new"), 0);
         fs::write(directory.join("db"), [7; 3000]).expect("written");
-        let reason = |opened: Result<()>| opened.expect_err("not sealed").to_string();
+        let reason = |opened: Result<u64>| opened.expect_err("not sealed").to_string();
         assert!(reason(open(directory)).contains("not closed cleanly"));
-        seal(directory).expect("sealed");
-        open(directory).expect("sealed");
+        seal(directory, 12).expect("sealed");
+        assert_eq!(open(directory).expect("sealed"), 12);
         assert!(reason(open(directory)).contains("not closed cleanly"), "it was opened before");
-        let damages: [fn(&Path); 4] = [
+        let damages: [fn(&Path); 5] = [
             |directory| fs::write(directory.join("db"), [7; 2999]).expect("written"),
             |directory| fs::write(directory.join("snap"), []).expect("written"),
             |directory| fs::remove_file(directory.join("db")).expect("removed"),
             |directory| fs::write(directory.join(SEAL_FILE), "db").expect("written"),
+            |directory| {
+                let sealed = fs::read_to_string(directory.join(SEAL_FILE)).expect("read");
+                fs::write(directory.join(SEAL_FILE), sealed.replacen("12", "012", 1)).expect("written");
+            },
         ];
         for damage in damages {
-            seal(directory).expect("sealed");
+            seal(directory, 12).expect("sealed");
             damage(directory);
             assert!(reason(open(directory)).contains("not as they were"));
             fs::remove_file(directory.join(SEAL_FILE)).expect("removed");

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use eventstore_api::{Direction, Error, Result};
 
+use crate::aggregates::{Aggregates, Epoch};
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::keys;
 use crate::recent::Recent;
@@ -29,6 +30,7 @@ use crate::sync::{PoisonError, RwLock};
 pub(crate) struct Index {
     generations: RwLock<Generations>,
     incomplete: Option<Arc<Incomplete>>,
+    aggregates: Arc<Aggregates>,
 }
 
 #[derive(Clone)]
@@ -58,10 +60,12 @@ impl Incomplete {
 }
 
 impl Index {
-    /// The tables lead to everything before the first of these events.
-    pub(crate) fn new(recent: Recent, incomplete: Option<Incomplete>) -> Self {
+    /// The tables lead to everything before the first of these events. What they have of aggregates is kept in a cache of so
+    /// many bytes.
+    pub(crate) fn new(recent: Recent, incomplete: Option<Incomplete>, cache_bytes: usize) -> Self {
         let generations = RwLock::new(Generations { older: None, newer: Arc::new(recent) });
-        Index { generations, incomplete: incomplete.map(Arc::new) }
+        let aggregates = Arc::new(Aggregates::new(cache_bytes));
+        Index { generations, incomplete: incomplete.map(Arc::new), aggregates }
     }
 
     fn generations(&self) -> Generations {
@@ -97,7 +101,14 @@ impl Index {
 
     /// All of the index, as of now or later.
     pub(crate) fn view<'e, E: Engine>(&self, engine: &'e E) -> View<'e, E> {
-        View { recent: self.generations(), incomplete: self.incomplete.clone(), engine, snapshot: OnceCell::new() }
+        View {
+            epoch: self.aggregates.epoch(), // before what is in memory
+            recent: self.generations(),
+            incomplete: self.incomplete.clone(),
+            aggregates: self.aggregates.clone(),
+            engine,
+            snapshot: OnceCell::new(),
+        }
     }
 
     /// The newer events become the older ones. Those before them are in the tables.
@@ -110,17 +121,22 @@ impl Index {
 
     /// The tables lead to the older events.
     pub(crate) fn written(&self) {
-        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(older) = &mut generations.older {
-            older.is_written = true;
-        }
+        let Some(older) = self.unwritten() else { return };
+        self.aggregates.written(&older, || {
+            let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(older) = &mut generations.older {
+                older.is_written = true;
+            }
+        });
     }
 }
 
 /// The index at one moment.
 pub(crate) struct View<'e, E: Engine> {
+    epoch: Epoch,
     recent: Generations,
     incomplete: Option<Arc<Incomplete>>,
+    aggregates: Arc<Aggregates>,
     engine: &'e E,
     /// Taken when it is needed first: what is in memory often is enough.
     snapshot: OnceCell<E::Snapshot<'e>>,
@@ -181,6 +197,9 @@ impl<'e, E: Engine> View<'e, E> {
     }
 
     fn newest_revision_in_table(&self, aggregate_id: &str) -> Result<Option<(u64, u64)>> {
+        if let Some(versions) = self.aggregates.get(aggregate_id) {
+            return Ok(versions.last().map(|&version| (versions.len() as u64, version)));
+        }
         let mut newest = None;
         self.scan_blocks(aggregate_id, 1, u64::MAX, Direction::Backward, |block| {
             newest = block.versions.last().map(|&version| (block.last, version));
@@ -213,29 +232,37 @@ impl<'e, E: Engine> View<'e, E> {
 
     /// The versions of an aggregate's first events, those before `before` and up to `most` of them.
     pub(crate) fn first_versions(&self, aggregate_id: &str, before: u64, most: usize) -> Result<(Vec<u64>, Listed)> {
-        let end_of_table = self.end_of_table(aggregate_id);
-        let (mut versions, mut has_gap) = (Vec::new(), false);
         let is_enough = |versions: &[u64]| versions.len() > most || versions.last().is_some_and(|&last| last >= before);
-        if end_of_table > 1 {
-            let mut next = 1;
-            self.scan_blocks(aggregate_id, 1, u64::MAX, Direction::Forward, |block| {
-                has_gap = block.first > next;
-                if has_gap {
-                    return block.look_further_for(next);
+        let (mut versions, mut has_gap) = (Vec::new(), false);
+        match self.aggregates.get(aggregate_id) {
+            Some(kept) => versions.extend_from_slice(&kept),
+            None => {
+                let end_of_table = self.end_of_table(aggregate_id);
+                let mut next = 1;
+                let mut scan = |block: Block<'_>| {
+                    has_gap = block.first > next;
+                    if has_gap {
+                        return block.look_further_for(next);
+                    }
+                    versions.extend(block.ascending(next..end_of_table));
+                    next = next.max(block.last + 1);
+                    let is_done = next >= end_of_table || is_enough(&versions);
+                    if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                };
+                if end_of_table > 1 {
+                    self.scan_blocks(aggregate_id, 1, u64::MAX, Direction::Forward, &mut scan)?;
                 }
-                versions.extend(block.ascending(next..end_of_table));
-                next = next.max(block.last + 1);
-                let is_done = next >= end_of_table || is_enough(&versions);
-                if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-        }
-        if !has_gap && !is_enough(&versions) && end_of_table < u64::MAX {
-            has_gap = versions.len() as u64 + 1 != end_of_table;
-            if !has_gap {
-                for recent in self.generations() {
-                    recent.versions_of(aggregate_id, &(1..u64::MAX), Direction::Forward, &mut versions, most + 1);
+                let is_whole = !has_gap && !is_enough(&versions);
+                has_gap |= is_whole && end_of_table < u64::MAX && versions.len() as u64 + 1 != end_of_table;
+                if is_whole && !has_gap {
+                    let written = self.recent.older.as_ref().filter(|older| older.is_written);
+                    written.inspect(|older| older.recent.add_versions(aggregate_id, &mut versions, usize::MAX));
+                    self.aggregates.insert(self.epoch, aggregate_id, &versions);
                 }
             }
+        }
+        if !has_gap && !is_enough(&versions) {
+            self.generations().for_each(|recent| recent.add_versions(aggregate_id, &mut versions, most + 1));
         }
         let listed = match versions.iter().position(|&version| version >= before) {
             Some(place) => {
@@ -262,7 +289,7 @@ impl<'e, E: Engine> View<'e, E> {
         let in_table = revisions.start..revisions.end.min(self.end_of_table(aggregate_id));
         match direction {
             Direction::Forward => {
-                self.versions_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
+                self.kept_or_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
                 if versions.len() as u64 >= in_table.end.saturating_sub(in_table.start) {
                     for recent in self.generations() {
                         recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
@@ -273,7 +300,7 @@ impl<'e, E: Engine> View<'e, E> {
                 for recent in self.generations().rev() {
                     recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
                 }
-                self.versions_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
+                self.kept_or_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
             }
         }
         Ok(versions)
@@ -282,6 +309,27 @@ impl<'e, E: Engine> View<'e, E> {
     /// The revision from which on an aggregate's events are in memory.
     fn end_of_table(&self, aggregate_id: &str) -> u64 {
         self.generations().find_map(|recent| recent.oldest_revision(aggregate_id)).unwrap_or(u64::MAX)
+    }
+
+    fn kept_or_in_table(
+        &self,
+        aggregate_id: &str,
+        revisions: &Range<u64>,
+        direction: Direction,
+        most: usize,
+        versions: &mut Vec<u64>,
+    ) -> Result<()> {
+        let mut taken = Taken { left: revisions.clone(), most, versions };
+        let kept = if taken.is_done() { None } else { self.aggregates.get(aggregate_id) };
+        let Some(kept) = kept.filter(|kept| revisions.end <= kept.len() as u64 + 1) else {
+            return self.versions_in_table(aggregate_id, revisions, direction, most, versions);
+        };
+        let all = Block { first: 1, last: kept.len() as u64, versions: &kept };
+        let _ = match direction {
+            Direction::Forward => taken.forward(&all),
+            Direction::Backward => taken.backward(&all),
+        };
+        Ok(())
     }
 
     fn versions_in_table(
@@ -470,9 +518,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::aggregates::MOST_EVENTS as MOST_KEPT;
     use crate::engine::Entries;
     use crate::keys::MOST_VERSIONS;
     use crate::{MemoryEngine, reader};
+
+    const CACHE: usize = 1 << 20;
 
     /// An index of events with ids `id-1`, `id-2` and so on, in the tables or in memory.
     struct Fixture {
@@ -503,7 +554,7 @@ mod tests {
 
     impl Fixture {
         fn new(aggregate_of: fn(u64) -> String) -> Self {
-            let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None));
+            let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None, CACHE));
             Fixture { engine, index, mark: 0, head: 0, aggregate_of, versions: BTreeMap::new() }
         }
 
@@ -571,7 +622,7 @@ mod tests {
                     recent.push(&id_key(version), &aggregate_id, revision);
                 }
             }
-            self.index = Index::new(recent, None);
+            self.index = Index::new(recent, None, CACHE);
         }
 
         /// Aggregate, version and revision of each event, in order.
@@ -676,6 +727,69 @@ mod tests {
             fixture.write();
             fixture.check();
             assert_eq!((fixture.mark, fixture.index.newer().len()), (fixture.head, 0));
+        }
+    }
+
+    /// The versions of an aggregate, first to last.
+    fn first(view: &View<'_, MemoryEngine>, aggregate_id: &str) -> Vec<u64> {
+        view.first_versions(aggregate_id, u64::MAX, 1000).expect("read").0
+    }
+
+    #[test]
+    fn an_aggregate_that_was_loaded_asks_nothing_of_the_engine_when_it_is_loaded_again() {
+        let mut fixture = Fixture::new(all_of_one);
+        let mut expected = Vec::new();
+        for events in [10, 7, 300, 1] {
+            fixture.append(events);
+            expected.extend(expected.len() as u64 + 1..=expected.len() as u64 + events);
+            assert_eq!(first(&fixture.view(), "a"), expected);
+            fixture.index.freeze();
+            fixture.write();
+            assert_eq!(first(&fixture.view(), "a"), expected);
+            // Written and in memory, and then in the tables alone.
+            for _ in 0..2 {
+                let nothing = MemoryEngine::default();
+                let view = fixture.index.view(&nothing);
+                let len = expected.len() as u64;
+                assert_eq!(first(&view, "a"), expected);
+                assert_eq!(view.newest_revision("a", u64::MAX).expect("read"), Some((len, len)));
+                assert_eq!(view.versions_of("a", 2..len, Direction::Backward, 1).expect("read"), [len - 1]);
+                assert_eq!(view.version_of_revision("a", 1, true).expect("read"), None, "not for who asks the tables");
+                fixture.index.freeze();
+                fixture.write();
+            }
+        }
+        let many = MOST_KEPT as u64;
+        fixture.append(many);
+        fixture.index.freeze();
+        fixture.write();
+        fixture.index.freeze();
+        assert!(first(&fixture.index.view(&MemoryEngine::default()), "a").is_empty(), "it has become too long");
+        fixture.check();
+    }
+
+    #[test]
+    fn what_was_read_before_the_tables_changed_is_not_kept() {
+        for is_read_before in [false, true] {
+            let mut fixture = Fixture::new(all_of_one);
+            fixture.append(10);
+            fixture.index.freeze();
+            let tables_before = MemoryEngine::default();
+            tables_before.write(&fixture.entries()).expect("written");
+            fixture.write();
+            fixture.append(5);
+            fixture.index.freeze();
+            let Fixture { index, engine, .. } = &fixture;
+            let early = index.view(&tables_before);
+            if is_read_before {
+                assert_eq!(first(&early, "a").len(), 15);
+            }
+            engine.write(&fixture.entries()).expect("written");
+            index.written();
+            assert_eq!(first(&early, "a").len(), 15);
+            index.freeze();
+            assert_eq!(first(&early, "a").len(), 15);
+            assert_eq!(first(&index.view(engine), "a").len(), 15);
         }
     }
 
@@ -844,7 +958,7 @@ mod tests {
             });
             // Now in blocks that begin and end elsewhere.
             for events in [10, 50] {
-                fixture.index = Index::new(Recent::new(fixture.mark + 1), None);
+                fixture.index = Index::new(Recent::new(fixture.mark + 1), None, CACHE);
                 for version in fixture.mark + 1..=fixture.mark + events {
                     fixture.index.newer().push(&id_key(version), "a", version);
                 }
@@ -891,7 +1005,7 @@ mod tests {
         ] {
             put(&engine, aggregate_id, last, value);
         }
-        let index = Index::new(Recent::new(100), None);
+        let index = Index::new(Recent::new(100), None, CACHE);
         index.newer().push(&id_key(100), "goes on later", 3);
         index.newer().push(&id_key(101), "goes on", 2);
         let view = index.view(&engine);
@@ -923,7 +1037,7 @@ mod tests {
         let mut entries = Entries::new();
         entries.put(Table::Ids, &id_key(1), b"seven b");
         engine.write(&entries).expect("written");
-        let index = Index::new(Recent::new(5), None);
+        let index = Index::new(Recent::new(5), None, CACHE);
         let found = index.view(&engine).find_id(&id_key(1));
         assert!(matches!(&found, Err(Error::Corrupt { reason, .. }) if reason.contains("id-1")), "{found:?}");
     }
@@ -938,8 +1052,8 @@ mod tests {
         let uuid = |nth: u64| format!("0190a2b4-0000-7000-8000-{nth:012x}");
         let engine = MemoryEngine::default();
         let greatest = |index: &Index| index.view(&engine).greatest_ids().expect("read");
-        assert!(greatest(&Index::new(Recent::new(1), None)).concat().is_empty());
-        let index = Index::new(Recent::new(1), None);
+        assert!(greatest(&Index::new(Recent::new(1), None, CACHE)).concat().is_empty());
+        let index = Index::new(Recent::new(1), None, CACHE);
         index.newer().push(&key("text-9"), "a", 1);
         index.newer().push(&key(&uuid(5)), "a", 2);
         index.freeze();
@@ -949,7 +1063,7 @@ mod tests {
         index.newer().push(&key("text-5"), "a", 3);
         index.newer().push(&key(&uuid(7)), "a", 4);
         assert_eq!(greatest(&index), [key(&uuid(7)), key("text-9")]);
-        assert_eq!(greatest(&Index::new(Recent::new(3), None)), [key(&uuid(5)), key("text-9")], "in the tables alone");
+        assert_eq!(greatest(&Index::new(Recent::new(3), None, CACHE)), [key(&uuid(5)), key("text-9")], "in the tables alone");
     }
 
     #[test]
@@ -960,7 +1074,7 @@ mod tests {
             recent.push(&id_key(version), &(fixture.aggregate_of)(version), version.div_ceil(3));
         }
         let incomplete = Incomplete { version: 9, reason: "its checksum is wrong".to_owned() };
-        let index = Index::new(recent, Some(incomplete));
+        let index = Index::new(recent, Some(incomplete), CACHE);
         let view = index.view(&fixture.engine);
         let files = std::sync::Arc::new(MemoryDirectory::default());
         let log =
@@ -1031,7 +1145,7 @@ mod tests {
 
     #[test]
     fn tables_that_are_younger_than_what_is_in_memory_show_no_gap() {
-        let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None));
+        let (engine, index) = (MemoryEngine::default(), Index::new(Recent::new(1), None, CACHE));
         let append = |version: u64| index.newer().push(&id_key(version), "a", version);
         let write = || {
             index.freeze();

@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aggregates;
 mod backup;
 mod commit;
 mod compress;

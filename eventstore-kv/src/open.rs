@@ -153,7 +153,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         parts: Parts::new(made, directory),
         engine_options: engine.clone(),
         id,
-        index: Index::new(recent, incomplete),
+        index: Index::new(recent, incomplete, options.aggregate_cache),
         indexer: Indexer::new(options, bytes),
         digests,
         log,

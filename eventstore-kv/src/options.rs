@@ -44,6 +44,9 @@ pub struct StoreOptions {
     /// Bytes of the log's blocks that are kept in memory, for events that are read one by one. All stores of a process share
     /// them: the largest number counts. Default: 128 MiB, at most 1 TiB.
     pub log_cache: usize,
+    /// Bytes of memory for where the events of aggregates are, so that one that is loaded again asks nothing of the engine: about
+    /// 100 bytes an aggregate and 8 an event. Default: 16 MiB, at most 1 TiB.
+    pub aggregate_cache: usize,
     /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
     /// [`Compression::None`]. What is compressed is read whatever it is.
     pub compression: Compression,
@@ -99,6 +102,7 @@ impl Default for StoreOptions {
             segment_size: 64 << 20,
             space_ahead: 128 << 20,
             log_cache: 128 << 20,
+            aggregate_cache: 16 << 20,
             compression: Compression::None,
         }
     }
@@ -122,6 +126,7 @@ impl StoreOptions {
         url.take_bytes("segment_size", &mut self.segment_size)?;
         url.take_bytes("space_ahead", &mut self.space_ahead)?;
         url.take_bytes("log_cache", &mut self.log_cache)?;
+        url.take_bytes("aggregate_cache", &mut self.aggregate_cache)?;
         url.take_parsed("compression", &mut self.compression)?;
         Ok(())
     }
@@ -141,7 +146,8 @@ impl StoreOptions {
         check_range("id_filter", self.id_filter, 64 << 10, 16 << 30)?;
         check_range("segment_size", self.segment_size, 64 << 10, 2 << 30)?;
         check_range("space_ahead", self.space_ahead, 0, 1 << 30)?;
-        check_range("log_cache", self.log_cache, 0, 1 << 40)
+        check_range("log_cache", self.log_cache, 0, 1 << 40)?;
+        check_range("aggregate_cache", self.aggregate_cache, 0, 1 << 40)
     }
 
     /// Those of the log.

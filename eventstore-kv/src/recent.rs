@@ -160,6 +160,23 @@ impl Recent {
         }
     }
 
+    /// Appends the versions of an aggregate's events behind those that are in `versions`, which are all before, until it has
+    /// `most`.
+    pub(crate) fn add_versions(&self, aggregate_id: &str, versions: &mut Vec<u64>, most: usize) {
+        let revisions = versions.len() as u64 + 1..u64::MAX;
+        self.versions_of(aggregate_id, &revisions, Direction::Forward, versions, most);
+    }
+
+    /// Visits each aggregate, with the revision of its first event here and the versions of all of them.
+    pub(crate) fn for_each_aggregate(&self, mut visit: impl FnMut(&str, u64, &mut dyn ExactSizeIterator<Item = u64>)) {
+        let entries = self.read();
+        for aggregate in &entries.aggregates {
+            let Ok(id) = std::str::from_utf8(id_of(&entries.text, aggregate)) else { continue };
+            let mut versions = aggregate.events.iter().map(|&place| self.first + u64::from(place));
+            visit(id, aggregate.first_revision, &mut versions);
+        }
+    }
+
     /// How many aggregates have their first event here.
     pub(crate) fn new_aggregates(&self) -> u64 {
         self.read().aggregates.iter().filter(|aggregate| aggregate.first_revision == 1).count() as u64

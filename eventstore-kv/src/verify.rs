@@ -619,8 +619,8 @@ mod tests {
             keys::write_id(&mut key, &format!("id-{number}"));
             recent.push(&key, aggregate_id, revision);
         }
-        let missing = crate::index::Index::new(crate::recent::Recent::new(4), None);
-        for (index, is_sound) in [(crate::index::Index::new(recent, None), true), (missing, false)] {
+        let missing = crate::index::Index::new(crate::recent::Recent::new(4), None, 0);
+        for (index, is_sound) in [(crate::index::Index::new(recent, None, 0), true), (missing, false)] {
             let mut store = store_of(&SOUND[..3]);
             store.index = index;
             let whole = store_of(&SOUND);

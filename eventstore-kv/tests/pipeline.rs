@@ -874,7 +874,9 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
         store.store_batch(&background(), events.into()).await.expect("written");
         control.disk.after_power_cut()
     };
-    let (store, control) = reopen(left);
+    let mut options = options();
+    options.aggregate_cache = 0; // the engine is asked each time
+    let (store, control) = reopen_with(left, Arc::default(), options).expect("opened");
     control.engine.is_slow.store(true, Ordering::SeqCst);
     let all = LoadOptions::all().aggregate("aggregate");
     let page = store.load_page(&background(), &all, PageSize::LARGEST).await.expect("read");

@@ -50,6 +50,8 @@ mod reading;
 mod steps;
 mod sync;
 
+#[path = "../../eventstore-kv/src/aggregates.rs"]
+mod aggregates;
 #[path = "../../eventstore-kv/src/backup.rs"]
 mod backup;
 #[path = "../../eventstore-kv/src/commit.rs"]

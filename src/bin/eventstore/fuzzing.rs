@@ -65,7 +65,7 @@ fn store_options(options: &StoreOptions) -> String {
     };
     format!(
         "durability={durability}&queue_requests={}&queue_bytes={}&group_events={}&group_bytes={}&index_events={}\
-         &index_bytes={}&id_filter={}&segment_size={}&space_ahead={}&log_cache={}&compression={}",
+         &index_bytes={}&id_filter={}&segment_size={}&space_ahead={}&log_cache={}&aggregate_cache={}&compression={}",
         options.queue_requests,
         options.queue_bytes,
         options.group_events,
@@ -76,6 +76,7 @@ fn store_options(options: &StoreOptions) -> String {
         options.segment_size,
         options.space_ahead,
         options.log_cache,
+        options.aggregate_cache,
         options.compression
     )
 }
