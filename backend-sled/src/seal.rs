@@ -35,7 +35,8 @@ pub(crate) fn open(directory: &Path) -> Result<u64> {
         read => read.map_err(failed)?,
     };
     let entries = std::str::from_utf8(&sealed).ok().and_then(|sealed| sealed.lines().next()?.parse().ok());
-    let Some(entries) = entries.filter(|&entries| describe(directory, entries).is_ok_and(|now| now.as_bytes() == sealed))
+    let Some(entries) =
+        entries.filter(|&entries| describe(directory, entries).is_ok_and(|now| now.as_bytes() == sealed))
     else {
         return Err(damaged_index("sled's files are not as they were when it was closed"));
     };

@@ -18,7 +18,7 @@ pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>) {
         return;
     }
     let shared = shared.clone();
-    let _ = background::spawn("eventstore-compress", move || {
+    let _ = background::spawn_low("eventstore-compress", move || {
         // Closing waits for it, since it keeps the directory's lock.
         let compress = || shared.with_parts(|_| shared.log.compress(&mut || !shared.is_closing()).map_err(log_error));
         match catch_unwind(AssertUnwindSafe(compress)) {

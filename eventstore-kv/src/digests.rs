@@ -110,7 +110,7 @@ impl Digests {
             return;
         }
         let this = self.clone();
-        let _ = background::spawn("eventstore-digest", move || {
+        let _ = background::spawn_low("eventstore-digest", move || {
             this.events_behind.store(0, Ordering::Relaxed);
             this.bytes_behind.store(0, Ordering::Relaxed);
             let followed = this.at(this.log.last());

@@ -54,6 +54,11 @@ impl Binding {
     }
 }
 
+/// What an id is to a filter, by its key in the id index.
+pub(crate) fn hash(id_key: &[u8]) -> u64 {
+    xxh3_64(id_key)
+}
+
 /// Which ids a store may have: one that it does not have in it is certainly new.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
@@ -86,9 +91,9 @@ impl Filter {
         Filter { layers: Vec::new(), budget, ids: 0, open: 0 }
     }
 
-    /// Adds an id, by its key. When the budget is used up it goes into the last layer all the same: then more and more new ids
+    /// Adds an id, by the [`hash`] of its key. When the budget is used up it goes into the last layer all the same: then more and more new ids
     /// look as if they were there, and still no id that is there looks new.
-    pub(crate) fn add(&mut self, id_key: &[u8]) {
+    pub(crate) fn add(&mut self, hash: u64) {
         self.ids += 1;
         while self.layers.get(self.open).is_none_or(|layer| layer.load >= layer.full) {
             if self.open + 1 < self.layers.len() {
@@ -101,16 +106,15 @@ impl Filter {
             }
         }
         if let Some(layer) = self.layers.get_mut(self.open) {
-            layer.add(xxh3_64(id_key));
+            layer.add(hash);
         }
     }
 
-    /// Whether the id with this key may have been added; if not, it certainly was not.
-    pub(crate) fn may_have(&self, id_key: &[u8]) -> bool {
+    /// Whether the id whose key has this hash may have been added; if not, it certainly was not.
+    pub(crate) fn may_have(&self, hash: u64) -> bool {
         if self.layers.is_empty() {
             return self.ids > 0;
         }
-        let hash = xxh3_64(id_key);
         let mask = Block::of(hash);
         // Half of all ids are in the last one.
         self.layers.iter().rev().any(|layer| layer.blocks[layer.block(hash)].has(&mask))
@@ -404,15 +408,15 @@ mod tests {
 
     const BINDING: Binding = Binding { store: [7; 16], version: 42, digest: [9; 32] };
 
-    fn key(id: u64) -> [u8; 9] {
+    fn hash_of(id: u64) -> u64 {
         let mut key = [2; 9];
         key[1..].copy_from_slice(&id.to_be_bytes());
-        key
+        hash(&key)
     }
 
     fn filter(budget: usize, ids: std::ops::Range<u64>) -> Filter {
         let mut filter = Filter::new(budget);
-        ids.for_each(|id| filter.add(&key(id)));
+        ids.for_each(|id| filter.add(hash_of(id)));
         filter
     }
 
@@ -427,12 +431,12 @@ mod tests {
     }
 
     fn has_all(filter: &Filter, ids: std::ops::Range<u64>) -> bool {
-        ids.into_iter().all(|id| filter.may_have(&key(id)))
+        ids.into_iter().all(|id| filter.may_have(hash_of(id)))
     }
 
     /// Of ids that are not in it, the share that looks as if it were, in thousandths of a percent.
     fn false_positives(filter: &Filter) -> u64 {
-        (1 << 40..(1 << 40) + 100_000).filter(|&id| filter.may_have(&key(id))).count() as u64
+        (1 << 40..(1 << 40) + 100_000).filter(|&id| filter.may_have(hash_of(id))).count() as u64
     }
 
     /// Whether the next id that is added begins a new layer or overfills the last.
@@ -448,7 +452,7 @@ mod tests {
             let mut filter = Filter::new(budget);
             let mut id = 0;
             while !(is_full(&filter) && filter.next_layer_bytes().is_none()) {
-                filter.add(&key(id));
+                filter.add(hash_of(id));
                 id += 1;
             }
             assert_eq!(filter.len(), id);
@@ -475,15 +479,15 @@ mod tests {
     #[test]
     fn without_room_for_a_block_nothing_is_certain() {
         let mut nothing = Filter::new(63);
-        assert!(!nothing.may_have(&key(1)), "there is nothing at all");
-        nothing.add(&key(1));
+        assert!(!nothing.may_have(hash_of(1)), "there is nothing at all");
+        nothing.add(hash_of(1));
         assert_eq!((nothing.len(), nothing.len_bytes()), (1, 0));
-        assert!(nothing.may_have(&key(1)) && nothing.may_have(&key(2)));
+        assert!(nothing.may_have(hash_of(1)) && nothing.may_have(hash_of(2)));
         assert!(read_back(&written(&nothing), 63).is_none());
         let mut some = filter(1 << 20, 0..10);
         some.merge_newer(nothing);
         assert!(has_all(&some, 0..100));
-        some.add(&key(3));
+        some.add(hash_of(3));
         assert!(has_all(&some, 0..100));
     }
 
@@ -498,7 +502,7 @@ mod tests {
             assert_eq!(written(&after), bytes);
             // It goes on where it was.
             let mut on = before.clone();
-            (ids..2 * ids).for_each(|id| [&mut on, &mut after].into_iter().for_each(|filter| filter.add(&key(id))));
+            (ids..2 * ids).for_each(|id| [&mut on, &mut after].into_iter().for_each(|filter| filter.add(hash_of(id))));
             assert_eq!(written(&on), written(&after));
         }
     }
@@ -613,7 +617,7 @@ mod tests {
             if budget >= FIRST_LAYER_BYTES && newer_budget >= FIRST_LAYER_BYTES && newer_budget <= budget {
                 prop_assert!(all.len_bytes() <= budget, "{} of {budget}", all.len_bytes());
             }
-            (second..last).for_each(|id| all.add(&key(id)));
+            (second..last).for_each(|id| all.add(hash_of(id)));
             prop_assert_eq!(all.len(), last);
             prop_assert!(has_all(&all, 0..last));
             let bytes = written(&all);

@@ -12,7 +12,7 @@ use eventstore_log::Page;
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::error::log_error;
-use crate::filter::{Binding, Filter};
+use crate::filter::{self, Binding, Filter};
 use crate::keys;
 use crate::record::Leads;
 use crate::shared::Shared;
@@ -42,7 +42,7 @@ impl Filters {
             return filters;
         }
         let (shared, directory, made) = (shared.clone(), filters.directory.clone(), filters.made.clone());
-        let _ = background::spawn("eventstore-filter", move || {
+        let _ = background::spawn_low("eventstore-filter", move || {
             match make(&shared, directory.as_deref(), mark, head, budget) {
                 Ok(filter) => *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(filter),
                 Err(Error::Closed) => {}
@@ -123,7 +123,7 @@ fn make<E: Engine>(
         shared.log.read(next..head + 1, 256 << 10, ROWS, &mut page).map_err(log_error)?;
         for (version, range) in &page.records {
             keys::write_id(&mut key, Leads::read(*version, &page.bytes[range.clone()])?.id);
-            filter.add(&key);
+            filter.add(filter::hash(&key));
             next = version + 1;
         }
         if page.records.is_empty() {
@@ -156,7 +156,7 @@ fn of_table<E: Engine>(shared: &Shared<E>, budget: usize) -> Result<Filter> {
         shared.with_parts(|parts| {
             let range = KeyRange { first: &from, last: keys::LAST_KEY };
             parts.engine()?.snapshot()?.scan(Table::Ids, range, Direction::Forward, |key, _| {
-                filter.add(key);
+                filter.add(filter::hash(key));
                 rows += 1;
                 if rows < ROWS {
                     return ControlFlow::Continue(());

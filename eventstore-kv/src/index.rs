@@ -111,12 +111,14 @@ impl Index {
         }
     }
 
-    /// The newer events become the older ones. Those before them are in the tables.
-    pub(crate) fn freeze(&self) {
+    /// The newer events become the older ones. Those before them, which are in the tables, are given away: dropping them takes
+    /// time.
+    pub(crate) fn freeze(&self) -> Option<Arc<Recent>> {
+        let next = Arc::new(Recent::behind(&self.newer()));
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
-        let next = Arc::new(Recent::behind(&generations.newer));
         let frozen = std::mem::replace(&mut generations.newer, next);
-        generations.older = Some(Older { recent: frozen, is_written: false });
+        let before = generations.older.replace(Older { recent: frozen, is_written: false });
+        before.map(|older| older.recent)
     }
 
     /// The tables lead to the older events.
@@ -1063,7 +1065,11 @@ mod tests {
         index.newer().push(&key("text-5"), "a", 3);
         index.newer().push(&key(&uuid(7)), "a", 4);
         assert_eq!(greatest(&index), [key(&uuid(7)), key("text-9")]);
-        assert_eq!(greatest(&Index::new(Recent::new(3), None, CACHE)), [key(&uuid(5)), key("text-9")], "in the tables alone");
+        assert_eq!(
+            greatest(&Index::new(Recent::new(3), None, CACHE)),
+            [key(&uuid(5)), key("text-9")],
+            "in the tables alone"
+        );
     }
 
     #[test]
@@ -1128,7 +1134,7 @@ mod tests {
                     self.index.freeze();
                     if is_committed { self.commit() } else { self.index.take_back(self.head) }
                 }
-                Step::Freeze if self.index.unwritten().is_none() => self.index.freeze(),
+                Step::Freeze if self.index.unwritten().is_none() => drop(self.index.freeze()),
                 Step::FreezeInFlight(..) | Step::Freeze => {}
                 Step::Write => self.write(),
                 Step::Crash(bits) => {

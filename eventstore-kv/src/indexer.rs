@@ -17,6 +17,7 @@ use crate::engine::{Engine, Entries, Table};
 use crate::error::log_error;
 use crate::keys;
 use crate::mark::Mark;
+use crate::recent::Recent;
 use crate::shared::{Parts, Shared, with_causes};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, background};
 
@@ -34,6 +35,8 @@ struct State {
     newer_bytes: u64,
     /// The last of the older events, until the tables lead to them.
     frozen: Option<u64>,
+    /// Those before them, which nobody needs any more.
+    spent: Option<Arc<Recent>>,
     is_running: bool,
     failed: Option<Failed>,
 }
@@ -78,7 +81,7 @@ impl Indexer {
             let is_due = newer >= self.run_events || state.newer_bytes >= self.run_bytes;
             if state.frozen.is_none() {
                 if is_due && newer > 0 {
-                    shared.index.freeze();
+                    state.spent = shared.index.freeze();
                     (state.frozen, state.newer_bytes) = (Some(staged), 0);
                     drop(self.start_if_ready(state, shared, shared.log.position()));
                 }
@@ -137,10 +140,11 @@ impl Indexer {
             return state;
         }
         state.is_running = true;
-        let has_failed = state.failed.is_some();
+        let (has_failed, spent) = (state.failed.is_some(), state.spent.take());
         drop(state); // without a thread to be had, the job runs here
         let shared = shared.clone();
-        let _ = background::spawn("eventstore-index", move || {
+        let _ = background::spawn_low("eventstore-index", move || {
+            drop(spent);
             let mut written = write_older_safely(&shared, position);
             if written.is_err() && has_failed {
                 // Once more: some engines write nothing more after a failure, until they are opened again.
@@ -185,7 +189,7 @@ impl Indexer {
                 if shared.index.newer().len() == 0 {
                     return Ok(());
                 }
-                shared.index.freeze();
+                drop(shared.index.freeze());
             }
             write_older_safely(shared, shared.log.position())?;
             let mut state = self.lock();

@@ -10,7 +10,7 @@ use hashbrown::{HashMap, HashSet};
 use eventstore_log::{Group, Log};
 
 use crate::engine::{Engine, Snapshot, Table};
-use crate::filter::Filter;
+use crate::filter::{self, Filter};
 use crate::index::View;
 use crate::queue::Request;
 use crate::recent::Recent;
@@ -35,14 +35,21 @@ pub(crate) struct Known {
     greatest_ids: Option<[Vec<u8>; keys::ID_KINDS]>,
     /// Of the events that were there when the store was opened; `None` until it is loaded or made.
     older: Option<Filter>,
-    /// Of those that came since.
+    /// Of those that came since, but for the newest.
     newer: Filter,
+    /// Hashes of the newest, which are still to be added: that can wait until the writer has time.
+    newest: Vec<u64>,
 }
 
 impl Known {
     /// What one look at a store tells. If that fails, everything is looked up, and fails then.
     pub(crate) fn new<E: Engine>(view: &View<'_, E>, filter_bytes: usize) -> Self {
-        Known { greatest_ids: view.greatest_ids().ok(), older: None, newer: Filter::new(filter_bytes) }
+        Known {
+            greatest_ids: view.greatest_ids().ok(),
+            older: None,
+            newer: Filter::new(filter_bytes),
+            newest: Vec::new(),
+        }
     }
 
     /// The ids of the events that were there when the store was opened.
@@ -55,21 +62,32 @@ impl Known {
     }
 
     /// A filter of all ids, if there is one.
-    pub(crate) fn into_filter(self) -> Option<Filter> {
+    pub(crate) fn into_filter(mut self) -> Option<Filter> {
+        self.settle();
         let mut filter = self.older?;
         filter.merge_newer(self.newer);
         Some(filter)
     }
 
+    /// Adds the newest ids to their filter.
+    pub(crate) fn settle(&mut self) {
+        self.newest.drain(..).for_each(|hash| self.newer.add(hash));
+    }
+
     /// Whether no event of the store has this key in the id index, as far as that is known.
-    fn is_new_id(&self, key: &[u8]) -> bool {
+    fn is_new_id(&mut self, key: &[u8]) -> bool {
         let is_greatest = |greatest: &[Vec<u8>; keys::ID_KINDS]| key > greatest[keys::id_kind(key)].as_slice();
-        self.greatest_ids.as_ref().is_some_and(is_greatest)
-            || self.older.as_ref().is_some_and(|older| !older.may_have(key)) && !self.newer.may_have(key)
+        if self.greatest_ids.as_ref().is_some_and(is_greatest) {
+            return true;
+        }
+        self.settle();
+        let Some(older) = &self.older else { return false };
+        let hash = filter::hash(key);
+        !older.may_have(hash) && !self.newer.may_have(hash)
     }
 
     fn note_id(&mut self, key: &[u8]) {
-        self.newer.add(key);
+        self.newest.push(filter::hash(key));
         if let Some(greatest) = self.greatest_ids.as_mut().map(|greatest| &mut greatest[keys::id_kind(key)])
             && key > greatest.as_slice()
         {
@@ -259,7 +277,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
     }
 
     /// Looks up the event that has this key in the id index.
-    fn look_up_one(&self, event: &Event, key: &[u8]) -> Result<Lookup> {
+    fn look_up_one(&mut self, event: &Event, key: &[u8]) -> Result<Lookup> {
         if self.known.is_new_id(key) {
             return Ok(Lookup::New);
         }

@@ -138,7 +138,9 @@ impl<E: Engine> KvStore<E> {
         let _waiting = Waiting::new(waiting);
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         tracing::trace!(name: "queued", bytes, "an append is in the queue");
-        let is_alone = || waiting.load(Ordering::Relaxed) == 1 && shared.newest_group.load(Ordering::Relaxed) <= 1;
+        let is_alone = || {
+            bytes <= SHORT && waiting.load(Ordering::Relaxed) == 1 && shared.newest_group.load(Ordering::Relaxed) <= 1
+        };
         match ctx.run(awake(answer, is_alone)).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::OutcomeUnknown {
@@ -238,6 +240,9 @@ async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
 
 /// How long a caller stays awake who waits for the answer to an append.
 const STAY_AWAKE: Duration = Duration::from_micros(300);
+
+/// What is longer takes longer to stage, write and sync than staying awake is worth.
+const SHORT: usize = 16 << 10;
 
 /// Bytes of the store's files, if it has any.
 fn len_bytes<E: Engine>(parts: &Parts<E>) -> Result<Option<u64>> {

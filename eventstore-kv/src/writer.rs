@@ -17,7 +17,7 @@ use crate::filters::Filters;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, with_causes};
 use crate::staging::{Ground, IdKeys, Known, Staging};
-use crate::sync::{Ordering, is_past, mpsc, thread};
+use crate::sync::{Ordering, is_past, linger, mpsc, thread};
 
 pub(crate) struct Writer<E: Engine> {
     shared: Arc<Shared<E>>,
@@ -38,6 +38,10 @@ pub(crate) struct Writer<E: Engine> {
     filters: Filters,
     /// Requests that the next group is likely to have.
     expected: usize,
+    /// The newest message came soon after the writer had begun to wait for it.
+    is_quick: bool,
+    /// The newest group had one request alone.
+    is_for_one: bool,
 }
 
 impl<E: Engine> Writer<E> {
@@ -64,6 +68,8 @@ impl<E: Engine> Writer<E> {
             known: None,
             filters,
             expected: 0,
+            is_quick: false,
+            is_for_one: false,
         }
     }
 
@@ -87,22 +93,26 @@ impl<E: Engine> Writer<E> {
     }
 
     /// Waits for a message; `None` once the queue is closed and empty, and nothing is pending. Whoever was just answered
-    /// often appends again at once: for that long the thread stays awake, because being woken takes about as long as a sync
-    /// of a fast disk.
+    /// often appends again at once, and being woken takes about as long as a sync of a fast disk. So the thread stays awake for
+    /// a while, if the message before came within that time. It gives way to callers, if there are several.
     fn next_message(&mut self) -> Option<Message> {
-        let awake_until = Instant::now() + STAY_AWAKE;
-        loop {
+        let began = Instant::now();
+        let awake_until = began + if self.is_quick { STAY_AWAKE } else { Duration::ZERO };
+        let message = loop {
             match self.queue.try_recv() {
-                Ok(message) => return Some(message),
+                Ok(message) => break Some(message),
                 Err(TryRecvError::Disconnected) if self.is_committing || !self.pending.is_empty() => {
                     self.desk.wait();
-                    return Some(Message::Wake);
+                    break Some(Message::Wake);
                 }
-                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Disconnected) => break None,
+                Err(TryRecvError::Empty) if !is_past(awake_until) && self.is_for_one => linger(),
                 Err(TryRecvError::Empty) if !is_past(awake_until) => thread::yield_now(),
-                Err(TryRecvError::Empty) => return self.queue.blocking_recv(),
+                Err(TryRecvError::Empty) => break self.queue.blocking_recv(),
             }
-        }
+        };
+        self.is_quick = !is_past(began + STAY_AWAKE);
+        message
     }
 
     /// Stages what is in the queue, and commits it unless another group is being committed.
@@ -119,6 +129,9 @@ impl<E: Engine> Writer<E> {
         }
         self.let_callers_return();
         self.commit_pending();
+        if let Some(known) = &mut self.known {
+            known.settle(); // while callers come back
+        }
     }
 
     /// Where several appended at once, those who were just answered are likely to append again: committing the few that are
@@ -203,6 +216,7 @@ impl<E: Engine> Writer<E> {
     fn commit_pending(&mut self) {
         let requests = self.pending.requests.len();
         self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
+        self.is_for_one = requests <= 1;
         let others_wait = self.shared.waiting.load(Ordering::Relaxed) > requests as u64;
         if others_wait && self.shared.fence_reason().is_none() {
             let mut next = self.spare.take().unwrap_or_default();
@@ -306,7 +320,7 @@ impl<E: Engine> Writer<E> {
 }
 
 /// How long the writer waits for a message before it sleeps.
-const STAY_AWAKE: Duration = Duration::from_micros(100);
+const STAY_AWAKE: Duration = Duration::from_micros(200);
 
 /// How long the writer waits for callers to come back, however long a commit takes.
 const MOST_PATIENCE: Duration = Duration::from_micros(50);

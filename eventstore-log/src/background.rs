@@ -1,7 +1,8 @@
 //! The process's threads for work that no caller waits for.
 //!
 //! They are started as work comes, and end when there has been none for a second: a process with a thousand idle logs has
-//! no thread for any of them.
+//! no thread for any of them. Work of low priority has threads of its own, which on Linux give way to all others: whoever
+//! waits for an append is not kept waiting by what comes after it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,12 +14,18 @@ use std::time::Duration;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(1);
 
-static POOL: Pool =
-    Pool { queue: Mutex::new(Queue { jobs: VecDeque::new(), threads: 0, idle: 0 }), wake: Condvar::new() };
+static NORMAL: Pool = Pool::new("eventstore-work", 0);
+static LOW: Pool = Pool::new("eventstore-low", NICENESS);
+
+/// Beside a thread of normal priority one of low priority gets about a tenth of the processor.
+const NICENESS: i32 = 10;
 
 struct Pool {
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Of its threads.
+    name: &'static str,
+    niceness: i32,
 }
 
 struct Queue {
@@ -65,48 +72,76 @@ impl Handle {
 
 /// Lets a job run on another thread, soon. Its name is for what is logged about it.
 pub fn spawn(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
-    let done = Arc::<Done>::default();
-    let mut queue = lock(&POOL.queue);
-    queue.jobs.push_back(Job { name, work: Box::new(job), done: Arc::clone(&done) });
-    if queue.idle >= queue.jobs.len() {
-        POOL.wake.notify_one();
-    } else {
-        // Without a limit: a commit may wait for the space that another job makes.
-        start_thread(queue);
-    }
-    Handle(done)
+    NORMAL.spawn(name, job)
 }
 
-fn start_thread(mut queue: MutexGuard<'_, Queue>) {
-    queue.threads += 1;
-    drop(queue);
-    if let Err(error) = thread::Builder::new().name("eventstore-work".to_owned()).spawn(run) {
-        tracing::warn!(%error, "no thread could be started; work is done by those there are");
-        let mut queue = lock(&POOL.queue);
-        queue.threads -= 1;
-        let is_alone = queue.threads == 0;
-        let job = if is_alone { queue.jobs.pop_front() } else { None };
-        drop(queue);
-        job.into_iter().for_each(Job::run);
-    }
+/// The same for a job that gives way to all other work of the machine.
+pub fn spawn_low(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
+    LOW.spawn(name, job)
 }
 
-fn run() {
-    let mut queue = lock(&POOL.queue);
-    loop {
-        if let Some(job) = queue.jobs.pop_front() {
-            drop(queue);
-            job.run();
-            queue = lock(&POOL.queue);
-            continue;
+impl Pool {
+    const fn new(name: &'static str, niceness: i32) -> Self {
+        let queue = Mutex::new(Queue { jobs: VecDeque::new(), threads: 0, idle: 0 });
+        Pool { queue, wake: Condvar::new(), name, niceness }
+    }
+
+    fn spawn(&'static self, name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
+        let done = Arc::<Done>::default();
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(Job { name, work: Box::new(job), done: Arc::clone(&done) });
+        if queue.idle >= queue.jobs.len() {
+            self.wake.notify_one();
+        } else {
+            // Without a limit: a commit may wait for the space that another job makes.
+            self.start_thread(queue);
         }
-        queue.idle += 1;
-        let (woken, timeout) = POOL.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
-        queue = woken;
-        queue.idle -= 1;
-        if timeout.timed_out() && queue.jobs.is_empty() {
+        Handle(done)
+    }
+
+    fn start_thread(&'static self, mut queue: MutexGuard<'_, Queue>) {
+        queue.threads += 1;
+        drop(queue);
+        if let Err(error) = thread::Builder::new().name(self.name.to_owned()).spawn(|| self.run()) {
+            tracing::warn!(%error, "no thread could be started; work is done by those there are");
+            let mut queue = lock(&self.queue);
             queue.threads -= 1;
-            return;
+            let is_alone = queue.threads == 0;
+            let job = if is_alone { queue.jobs.pop_front() } else { None };
+            drop(queue);
+            job.into_iter().for_each(Job::run);
+        }
+    }
+
+    fn run(&self) {
+        self.give_way();
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                job.run();
+                queue = lock(&self.queue);
+                continue;
+            }
+            queue.idle += 1;
+            let (woken, timeout) = self.wake.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+            queue = woken;
+            queue.idle -= 1;
+            if timeout.timed_out() && queue.jobs.is_empty() {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Sets this thread's priority, where the system has one for each.
+    fn give_way(&self) {
+        #[cfg(target_os = "linux")]
+        if self.niceness > 0 {
+            // Its number is that of a process to the kernel. If this fails, it is only as any other thread.
+            let thread = Some(rustix::thread::gettid());
+            let is = rustix::process::getpriority_process(thread).unwrap_or(0);
+            let _ = rustix::process::setpriority_process(thread, is + self.niceness);
         }
     }
 }
@@ -139,6 +174,18 @@ mod tests {
         spawn("second", move || to_first.send(7).expect("sent")).wait();
         waits.wait();
         assert_eq!(second.recv(), Ok(7));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_of_low_priority_give_way_and_others_do_not() {
+        let niceness = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).expect("it is there");
+        let (send, receive) = mpsc::channel();
+        let (also_send, here) = (send.clone(), niceness());
+        spawn("normal", move || send.send(niceness()).expect("waited for")).wait();
+        assert_eq!(receive.recv(), Ok(here));
+        spawn_low("low", move || also_send.send(niceness()).expect("waited for")).wait();
+        assert_eq!(receive.recv(), Ok((here + NICENESS).min(19)));
     }
 
     #[test]

@@ -113,9 +113,8 @@ fn a_power_cut_is_whole_while_others_read_a_map() {
             fs::write(directory.join(nth.to_string()), vec![1; 64 << 10]).unwrap();
         }
         // SAFETY: A new map of a file that is open, at a place that the system chooses.
-        let map = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, mapped.as_raw_fd(), 0)
-        };
+        let map =
+            unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, mapped.as_raw_fd(), 0) };
         assert_ne!(map, libc::MAP_FAILED);
         let address = map as usize;
         std::thread::spawn(move || {

@@ -39,11 +39,20 @@ pub(crate) mod background {
     pub(crate) fn spawn(_: &'static str, job: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
         thread::spawn(job)
     }
+
+    pub(crate) fn spawn_low(name: &'static str, job: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+        spawn(name, job)
+    }
 }
 
 /// Whether the clock has come to this instant: nobody can know.
 pub(crate) fn is_past(_: Instant) -> bool {
     shuttle::rand::thread_rng().r#gen()
+}
+
+/// Lets others go on.
+pub(crate) fn linger() {
+    thread::yield_now();
 }
 
 /// A field that is dropped before those behind it, with a step.
