@@ -214,12 +214,10 @@ impl PageRead {
         let mut rest = versions;
         while !rest.is_empty() {
             let before = self.page.records.len();
-            // Few at first, as nobody knows yet how large they are.
-            let average = self.bytes / before.max(1);
-            let fitting = if before == 0 { FIRST_AT_ONCE } else { (self.size.bytes - self.bytes) / average.max(1) + 1 };
-            let (some, behind) = rest.split_at(fitting.min(MOST_AT_ONCE).min(rest.len()));
+            let (some, behind) = rest.split_at(MOST_AT_ONCE.min(rest.len()));
             let in_order = self.count_in_order(some);
-            log.read_many(&some[..in_order], &mut self.page).map_err(log_error)?;
+            let bytes = self.size.bytes.saturating_sub(self.bytes);
+            log.read_many(&some[..in_order], bytes, &mut self.page).map_err(log_error)?;
             let read = self.page.records.len() - before;
             for nth in before..self.page.records.len() {
                 if self.is_full() {
@@ -229,7 +227,7 @@ impl PageRead {
                 self.take_up(nth);
             }
             if read < in_order {
-                // The next page begins with the damage.
+                // The next page begins with the damage, or there was no room for more.
                 return if read == 0 { Err(missing(some[0])) } else { Ok(false) };
             }
             if in_order < some.len() {
@@ -290,8 +288,7 @@ impl PageRead {
 const MOST_EVENTS: usize = 65_536;
 const MOST_BYTES: usize = 64 << 20;
 
-/// How many events of an aggregate are read together.
-const FIRST_AT_ONCE: usize = 4;
+/// How many events of an aggregate are read before the time is looked at.
 const MOST_AT_ONCE: usize = 64;
 
 /// How many versions of an aggregate are listed before their events are read.

@@ -141,12 +141,13 @@ fn check_opened(opened: Opened, visited: &[(u64, Vec<u8>)], directory: &MemoryDi
 
 /// Every way to read a record gives what was scanned, or nothing.
 fn check_record(log: &Log, number: u64, visited: &[(u64, Vec<u8>)]) {
-    let mut pages = [(); 3].map(|()| Page::default());
-    let [forward, backward, one] = &mut pages;
+    let mut pages = [(); 4].map(|()| Page::default());
+    let [forward, backward, one, many] = &mut pages;
     let read = [
         log.read(number..number + 1, 0, 1, forward),
         log.read_backward(number..number + 1, 0, 1, backward),
         log.read_one(number, one),
+        log.read_many(&[number], 0, many),
     ];
     for (read, page) in read.iter().zip(&pages) {
         match read {

@@ -1,33 +1,56 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::anchors::{self, Anchor};
 use crate::format::{self, LAST_FLAG, RECORD_HEADER};
+use crate::log::Shared;
 use crate::read::Unit;
 use crate::segment::Segment;
-use crate::{Error, Log, Page, Result, anchors, cache, walk};
+use crate::{Error, Log, Page, Result, cache, walk};
 
-/// So many records are found before their contents are copied: the processor waits for several of them at once.
+/// So many records are found together.
 const AT_ONCE: usize = 32;
 
+/// What the processor takes from memory at once.
+const LINE: usize = 64;
+
+/// So many lines of a record are touched; the processor looks ahead for the rest.
+const MOST_LINES: usize = 8;
+
 impl Log {
-    /// Appends records to the page, in the order of their numbers here, which may be any: as [`read_one`](Self::read_one) of
-    /// each, but faster.
+    /// Appends records to the page, in the order of their numbers here, which may be any, until `bytes` bytes were appended, but
+    /// at least one: as [`read_one`](Self::read_one) of each, but faster.
     ///
     /// It ends before the first that is not there.
     ///
     /// # Errors
     ///
     /// `Corrupt` if the first is damaged. If another one is, those before it are appended.
-    pub fn read_many(&self, records: &[u64], page: &mut Page) -> Result<()> {
+    pub fn read_many(&self, records: &[u64], bytes: usize, page: &mut Page) -> Result<()> {
         let begin = page.records.len();
+        let most = page.bytes.len().saturating_add(bytes);
         let mut finder = Finder { log: self, segment: None, block: None };
         for some in records.chunks(AT_ONCE) {
-            let mut found: [Option<Found>; AT_ONCE] = [const { None }; AT_ONCE];
-            for (found, &record) in found.iter_mut().zip(some) {
-                *found = finder.find(record)?;
+            let mut near: [Option<Near>; AT_ONCE] = [const { None }; AT_ONCE];
+            for (near, &record) in near.iter_mut().zip(some) {
+                *near = finder.find(record)?;
             }
+            let near = &near[..some.len()];
+            touch(near.iter().flatten().map(|near| (&near.block, near.at)));
+            let mut found: [Option<Found<'_>>; AT_ONCE] = [const { None }; AT_ONCE];
+            for ((found, near), &record) in found.iter_mut().zip(near).zip(some) {
+                *found = near.as_ref().and_then(|near| near.go_to(record));
+            }
+            touch(found.iter().flatten().flat_map(Found::lines));
+            let len: usize = found.iter().flatten().map(Found::len).sum();
+            page.bytes.reserve(len.min(bytes));
+            page.records.reserve(some.len());
             for (found, &record) in found.iter().zip(some) {
+                if page.bytes.len() >= most && page.records.len() > begin {
+                    return Ok(());
+                }
                 if let Some(content) = found.as_ref().and_then(|found| found.content(record)) {
                     let start = page.bytes.len();
                     page.bytes.extend_from_slice(content);
@@ -47,25 +70,61 @@ impl Log {
     }
 }
 
+/// Looks at a byte of each of these blocks. What is not in the processor's cache comes from memory at the same time, and not
+/// when it is needed, one after the other.
+fn touch<'a>(places: impl Iterator<Item = (&'a Bytes, usize)>) {
+    let bytes = places.map(|(block, at)| block.get(at).copied().unwrap_or_default());
+    std::hint::black_box(bytes.fold(0_u8, u8::wrapping_add));
+}
+
 /// Looks for records in blocks of the cache.
 struct Finder<'a> {
     log: &'a Log,
     /// That of the record before.
-    segment: Option<Arc<Segment>>,
+    segment: Option<InSegment>,
     /// The block that was used last.
     block: Option<(u64, Bytes)>,
 }
 
-/// A record in a block that has all of it.
-struct Found {
+/// A segment, as it is at first.
+struct InSegment {
+    segment: Arc<Segment>,
+    records: Range<u64>,
+    /// Blocks before it are whole.
+    end: u64,
+    unit: Unit,
+    /// If they are in the cache.
+    anchors: Option<Arc<Vec<Anchor>>>,
+}
+
+/// A block that has a record, and where one before it or itself begins.
+struct Near {
     block: Bytes,
+    /// Where the block begins in the segment.
+    base: u64,
+    at: usize,
+    number: u64,
+}
+
+/// A record in a block that has all of it.
+struct Found<'a> {
+    block: &'a Bytes,
     /// Where the content begins in it.
     start: usize,
     flags_len: u32,
     crc: u32,
 }
 
-impl Found {
+impl Found<'_> {
+    fn len(&self) -> usize {
+        walk::content_len(self.flags_len).unwrap_or_default()
+    }
+
+    /// A place in each of the first lines of memory that the content takes.
+    fn lines(&self) -> impl Iterator<Item = (&Bytes, usize)> {
+        (self.start..self.start + self.len().min(MOST_LINES * LINE)).step_by(LINE).map(|at| (self.block, at))
+    }
+
     /// The content, if it is sound.
     fn content(&self, record: u64) -> Option<&[u8]> {
         let len = walk::content_len(self.flags_len)?;
@@ -75,25 +134,25 @@ impl Found {
 }
 
 impl Finder<'_> {
-    /// `None` if it is not in a whole block, or does not lie in one alone.
-    fn find(&mut self, record: u64) -> Result<Option<Found>> {
+    /// `None` if it is not in a whole block of the cache.
+    fn find(&mut self, record: u64) -> Result<Option<Near>> {
         let log = &self.log.0;
         if log.is_memory || record == 0 || record > log.last() {
             return Ok(None);
         }
-        let is_in = |segment: &Arc<Segment>| segment.header.first <= record && record < segment.state().next;
-        if !self.segment.as_ref().is_some_and(is_in) {
-            (self.segment, self.block) = (log.segment_of(record), None);
+        if !self.segment.as_ref().is_some_and(|segment| segment.records.contains(&record)) {
+            (self.segment, self.block) = (log.segment_of(record).map(|segment| InSegment::new(log, segment)), None);
         }
-        let Some(segment) = &self.segment else { return Ok(None) };
-        let first = segment.header.first;
-        let end = segment.state().end;
-        let anchor = segment.with_anchors(log, |anchors| anchors::at_or_before(anchors, record - first))?;
+        let Some(InSegment { segment, records, end, unit, anchors }) = &self.segment else { return Ok(None) };
+        let place = record - records.start;
+        let anchor = match anchors {
+            Some(anchors) => anchors::at_or_before(anchors, place),
+            None => segment.with_anchors(log, |anchors| anchors::at_or_before(anchors, place))?,
+        };
         let Some(anchor) = anchor else { return Ok(None) };
-        let unit = Unit::of(segment);
         let number = unit.block(u64::from(anchor.offset));
-        if !segment.header.is_compressed && unit.start(number + 1) > end {
-            return Ok(None); // it is not whole yet
+        if !segment.header.is_compressed && unit.start(number + 1) > *end {
+            return Ok(None);
         }
         let block = match self.block.take().filter(|(held, _)| *held == number) {
             Some((_, block)) => block,
@@ -102,26 +161,41 @@ impl Finder<'_> {
                 None => return Ok(None), // read and kept when it is read alone
             },
         };
+        self.block = Some((number, block.clone()));
         let base = unit.start(number);
         let at = (u64::from(anchor.offset) - base) as usize;
-        let found = in_block(&block, at, first + u64::from(anchor.number), record, base);
-        self.block = Some((number, block));
-        Ok(found)
+        Ok(Some(Near { block, base, at, number: records.start + u64::from(anchor.number) }))
     }
 }
 
-/// Goes from the record with this number to another one. All of them are in the block, which begins at `base`.
-fn in_block(block: &Bytes, mut at: usize, mut number: u64, record: u64, base: u64) -> Option<Found> {
-    loop {
-        let (crc, flags_len) = (format::u32_at(block, at)?, format::u32_at(block, at + 4)?);
-        let start = at + RECORD_HEADER;
-        if number == record {
-            return Some(Found { block: block.clone(), start, flags_len, crc });
+impl InSegment {
+    fn new(log: &Shared, segment: Arc<Segment>) -> Self {
+        let (next, end) = {
+            let state = segment.state();
+            (state.next, state.end)
+        };
+        let records = segment.header.first..next;
+        let anchors = cache::anchors(segment.key(log));
+        InSegment { unit: Unit::of(&segment), segment, records, end, anchors }
+    }
+}
+
+impl Near {
+    /// Goes on to a record. `None` if it does not lie in this block alone.
+    fn go_to(&self, record: u64) -> Option<Found<'_>> {
+        let Near { block, base, .. } = self;
+        let (mut at, mut number) = (self.at, self.number);
+        loop {
+            let (crc, flags_len) = (format::u32_at(block, at)?, format::u32_at(block, at + 4)?);
+            let start = at + RECORD_HEADER;
+            if number == record {
+                return Some(Found { block, start, flags_len, crc });
+            }
+            at = start + walk::content_len(flags_len)?;
+            if flags_len & LAST_FLAG != 0 {
+                at = (format::align(base + at as u64) - base) as usize + format::FRAME_HEADER;
+            }
+            number += 1;
         }
-        at = start + walk::content_len(flags_len)?;
-        if flags_len & LAST_FLAG != 0 {
-            at = (format::align(base + at as u64) - base) as usize + format::FRAME_HEADER;
-        }
-        number += 1;
     }
 }

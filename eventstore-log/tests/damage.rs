@@ -99,8 +99,22 @@ fn unreadable(opened: &Opened, last: u64, len: impl Fn(u64) -> usize) -> Vec<u64
             Err(_) => lost_one.push(number),
         }
     }
+    let mut lost_many = Vec::new();
+    let mut rest: Vec<u64> = (0..last).map(|number| number * 7919 % last + 1).collect();
+    while !rest.is_empty() {
+        let mut page = Page::default();
+        let read = opened.log.read_many(&rest, 20_000, &mut page);
+        check(&page);
+        assert!(page.contents().map(|(number, _)| number).eq(rest.drain(..page.records.len())), "in their order");
+        if page.records.is_empty() {
+            lost_many.push(rest.remove(0));
+        } else {
+            read.unwrap();
+        }
+    }
     lost_backward.reverse();
-    assert_eq!((&lost_backward, &lost_one), (&lost, &lost));
+    lost_many.sort_unstable();
+    assert_eq!((&lost_backward, &lost_one, &lost_many), (&lost, &lost, &lost));
     lost
 }
 

@@ -69,6 +69,27 @@ fn check_one(log: &Log, number: u64) {
     assert!(page.contents().eq([(number, content(number, len_of(number)).as_slice())]), "{number}");
 }
 
+/// Reads records from all over the log together.
+fn check_many(log: &Log, bytes: usize) {
+    let last = log.last();
+    let mut rest: Vec<u64> = (1..=last).map(|number| number * 7919 % last + 1).collect();
+    let mut page = Page::default();
+    while !rest.is_empty() {
+        page.clear();
+        log.read_many(&rest, bytes, &mut page).expect("read");
+        let count = page.records.len();
+        assert!(page.contents().map(|(number, _)| number).eq(rest.drain(..count)));
+        for (number, got) in page.contents() {
+            assert_eq!(got, content(number, len_of(number)));
+        }
+        let before_last = page.records[..count - 1].last().map_or(0, |(_, range)| range.end);
+        assert!(before_last < bytes.max(1), "it ends with the one that reaches {bytes}");
+        assert!(page.bytes.len() >= bytes || rest.is_empty());
+    }
+    log.read_many(&[1, last + 1, 2], 10_000, &mut page).expect("read");
+    assert_eq!(page.records.pop().map(|(number, _)| number), Some(1), "the next is not there");
+}
+
 fn write_and_read(files: &Arc<dyn Directory>, options: &Options) {
     let mut opened = open(files, options);
     let mut positions = Vec::new();
@@ -82,6 +103,7 @@ fn write_and_read(files: &Arc<dyn Directory>, options: &Options) {
         check(&opened.log, 1..last + 1, 3000, 5);
         check(&opened.log, 17..last - 3, 0, 1);
         (1..=last).for_each(|number| check_one(&opened.log, number));
+        [0, 3000, 1 << 20].into_iter().for_each(|bytes| check_many(&opened.log, bytes));
     }
     let mut sealed = Vec::new();
     let blob_of = |range: Range<u64>| format!("{range:?}").into_bytes();
@@ -116,6 +138,7 @@ fn write_and_read(files: &Arc<dyn Directory>, options: &Options) {
     let ranges = |segments: &[eventstore_log::Segment]| segments.iter().map(|s| s.records.clone()).collect::<Vec<_>>();
     assert_eq!(ranges(&again.log.segments()), ranges(&segments));
     check(&again.log, 1..last + 1, 1 << 20, usize::MAX);
+    check_many(&again.log, 100_000);
     (1..=last).for_each(|number| check_one(&again.log, number));
     append(&mut again, 3, true);
     check(&again.log, 1..last + 4, 1 << 20, usize::MAX);
