@@ -94,10 +94,10 @@ impl<E: Engine> Writer<E> {
 
     /// Waits for a message; `None` once the queue is closed and empty, and nothing is pending. Whoever was just answered
     /// often appends again at once, and being woken takes about as long as a sync of a fast disk. So the thread stays awake for
-    /// a while, if the message before came within that time. It gives way to callers, if there are several.
+    /// a while: for one caller if the message before came within that time, for several in any case, giving way to them.
     fn next_message(&mut self) -> Option<Message> {
         let began = Instant::now();
-        let awake_until = began + if self.is_quick { STAY_AWAKE } else { Duration::ZERO };
+        let awake_until = began + if self.is_quick || !self.is_for_one { STAY_AWAKE } else { Duration::ZERO };
         let message = loop {
             match self.queue.try_recv() {
                 Ok(message) => break Some(message),
@@ -320,7 +320,7 @@ impl<E: Engine> Writer<E> {
 }
 
 /// How long the writer waits for a message before it sleeps.
-const STAY_AWAKE: Duration = Duration::from_micros(200);
+const STAY_AWAKE: Duration = Duration::from_micros(150);
 
 /// How long the writer waits for callers to come back, however long a commit takes.
 const MOST_PATIENCE: Duration = Duration::from_micros(50);

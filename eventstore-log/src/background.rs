@@ -17,8 +17,8 @@ const IDLE: Duration = Duration::from_secs(1);
 static NORMAL: Pool = Pool::new("eventstore-work", 0);
 static LOW: Pool = Pool::new("eventstore-low", NICENESS);
 
-/// Beside a thread of normal priority one of low priority gets about a tenth of the processor.
-const NICENESS: i32 = 10;
+/// Beside a thread of normal priority one of low priority gets about a third of the processor.
+const NICENESS: i32 = 4;
 
 struct Pool {
     queue: Mutex<Queue>,
