@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use eventstore_api::{Error, Result};
+use eventstore_kv::give_way;
 use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, CompactionStrategy, Factory, ItemAccessor, MoveDown, PullDown, Verdict};
 use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
@@ -99,7 +100,11 @@ impl Merging {
         let mut merging = Merging { shared, threads: Vec::new() };
         for place in 0..LEVELS.len() {
             let shared = Arc::clone(&merging.shared);
-            let thread = thread::Builder::new().name("fjall-merging".to_owned()).spawn(move || shared.run(place));
+            let merge = move || {
+                give_way();
+                shared.run(place);
+            };
+            let thread = thread::Builder::new().name("fjall-merging".to_owned()).spawn(merge);
             merging.threads.push(thread.map_err(|error| Error::engine("start a thread that merges", error))?);
         }
         Ok(merging)

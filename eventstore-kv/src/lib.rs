@@ -52,6 +52,7 @@ mod writer;
 
 pub use directory::StoreDirectory;
 pub use engine::{Engine, Entries, KeyRange, Snapshot, Table, damaged_index};
+pub use eventstore_log::background::give_way;
 pub use memory::{MemoryEngine, MemoryStore};
 pub use open::repair;
 pub use options::{Compression, StoreOptions, check_range};

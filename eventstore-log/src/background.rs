@@ -14,10 +14,11 @@ use std::time::Duration;
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(1);
 
-static NORMAL: Pool = Pool::new("eventstore-work", 0);
-static LOW: Pool = Pool::new("eventstore-low", NICENESS);
+static NORMAL: Pool = Pool::new("eventstore-work", false);
+static LOW: Pool = Pool::new("eventstore-low", true);
 
 /// Beside a thread of normal priority one of low priority gets about a third of the processor.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 4;
 
 struct Pool {
@@ -25,7 +26,7 @@ struct Pool {
     wake: Condvar,
     /// Of its threads.
     name: &'static str,
-    niceness: i32,
+    gives_way: bool,
 }
 
 struct Queue {
@@ -81,9 +82,9 @@ pub fn spawn_low(name: &'static str, job: impl FnOnce() + Send + 'static) -> Han
 }
 
 impl Pool {
-    const fn new(name: &'static str, niceness: i32) -> Self {
+    const fn new(name: &'static str, gives_way: bool) -> Self {
         let queue = Mutex::new(Queue { jobs: VecDeque::new(), threads: 0, idle: 0 });
-        Pool { queue, wake: Condvar::new(), name, niceness }
+        Pool { queue, wake: Condvar::new(), name, gives_way }
     }
 
     fn spawn(&'static self, name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
@@ -114,7 +115,9 @@ impl Pool {
     }
 
     fn run(&self) {
-        self.give_way();
+        if self.gives_way {
+            give_way();
+        }
         let mut queue = lock(&self.queue);
         loop {
             if let Some(job) = queue.jobs.pop_front() {
@@ -133,16 +136,16 @@ impl Pool {
             }
         }
     }
+}
 
-    /// Sets this thread's priority, where the system has one for each.
-    fn give_way(&self) {
-        #[cfg(target_os = "linux")]
-        if self.niceness > 0 {
-            // Its number is that of a process to the kernel. If this fails, it is only as any other thread.
-            let thread = Some(rustix::thread::gettid());
-            let is = rustix::process::getpriority_process(thread).unwrap_or(0);
-            let _ = rustix::process::setpriority_process(thread, is + self.niceness);
-        }
+/// Lowers the priority of this thread, where the system has one for each: to that of [`spawn_low`], for good.
+pub fn give_way() {
+    #[cfg(target_os = "linux")]
+    {
+        // Its number is that of a process to the kernel. If this fails, it is only as any other thread.
+        let thread = Some(rustix::thread::gettid());
+        let is = rustix::process::getpriority_process(thread).unwrap_or(0);
+        let _ = rustix::process::setpriority_process(thread, is + NICENESS);
     }
 }
 

@@ -1,17 +1,19 @@
 //! The jobs that write the index, beside appends, readers and the end.
 
-use eventstore_api::{Batch, Context, Durability, Error, EventStore, Result, Stored};
+use eventstore_api::{Batch, Context, Durability, Error, EventStore, LoadOptions, PageSize, Result, Stored};
 use libtest_mimic::Trial;
 use shuttle::future::block_on;
 
 use crate::check::some_orders;
 use crate::disk::{
-    Fate, IndexFate, Store, append, append_batch, event, ids, join, open_indexing, open_pipelined_and_indexing, spawn,
+    Fate, IndexFate, Store, append, append_batch, event, event_of, ids, join, open_indexing,
+    open_pipelined_and_indexing, spawn,
 };
 
 pub(crate) fn models() -> Vec<Trial> {
     vec![
         some_orders("indexing::what_was_published_is_found_while_its_index_moves", moves),
+        some_orders("indexing::an_aggregate_is_whole_while_its_index_moves", aggregate_moves),
         some_orders("indexing::the_index_is_not_ahead_of_the_log_that_is_synced", not_ahead),
         some_orders("indexing::the_index_of_a_group_without_room_is_not_written", without_room),
         some_orders("indexing::an_index_that_fails_stops_nobody_and_loses_nothing", || fails(IndexFate::Fails)),
@@ -41,6 +43,34 @@ fn moves() {
     });
     join(appender);
     join(reader);
+}
+
+/// Fails if what is known of an aggregate is not what the tables have and what is in memory: if it is kept although the tables
+/// have changed meanwhile, or if what is written is not added.
+fn aggregate_moves() {
+    let (store, _) = open_indexing(&[], &[]);
+    let appending = store.clone();
+    let appender = spawn(move || async move {
+        for id in IDS {
+            let batch = Batch::new(vec![event_of("all", id)]);
+            append_batch(&appending, &Context::background(), batch).await.expect("stored");
+        }
+    });
+    let readers = [store.clone(), store].map(|store| {
+        spawn(move || async move {
+            for _ in 0..3 {
+                let ctx = Context::background();
+                let head = store.latest_version(&ctx).await.expect("open").get();
+                let page = store.load_page(&ctx, &LoadOptions::all().aggregate("all"), PageSize::LARGEST).await;
+                let page = page.expect("rule O8: gaps");
+                let versions: Vec<u64> = page.events.iter().map(|event| event.version.get()).collect();
+                assert!(versions.iter().copied().eq(1..=versions.len() as u64), "{versions:?}");
+                assert!(versions.len() as u64 >= head, "{versions:?} at {head}");
+            }
+        })
+    });
+    join(appender);
+    readers.into_iter().for_each(join);
 }
 
 /// What was published is found, and what is behind it may be.
