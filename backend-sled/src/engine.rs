@@ -240,7 +240,7 @@ mod tests {
             engine.write(&entries).expect("written");
         }
         let engine = open().expect("all are there");
-        engine.db().and_then(|db| Ok(db.remove(key_of(Table::Ids, &[1, 1])).expect("removed"))).expect("open");
+        engine.db().map(|db| db.remove(key_of(Table::Ids, &[1, 1])).expect("removed")).expect("open");
         drop(engine);
         let reason = open().expect_err("one is missing").to_string();
         assert!(reason.contains("has 1199 entries, and had 1200"), "{reason}");
