@@ -1,4 +1,4 @@
-//! A program may change its working directory while a store with a relative path is open.
+//! A program may change its working directory while a store with a relative path is open, or lose it before.
 //!
 //! Alone in its process, because the working directory belongs to all threads.
 
@@ -7,7 +7,7 @@
 use std::env;
 use std::fs;
 
-use eventstore::{Batch, Context, Event, EventStore, Gc, Version};
+use eventstore::{Batch, Context, Error, Event, EventStore, Gc, Version};
 
 const BACKENDS: &[&str] = &[
     #[cfg(feature = "lmdb")]
@@ -53,6 +53,12 @@ async fn maintenance_stays_with_the_store_that_was_opened() {
             assert!(store.verify(&ctx).await.unwrap().is_clean(), "{backend} {name}");
             store.close().await.unwrap();
         }
+        let deleted = directory.path().join("deleted");
+        fs::create_dir(&deleted).unwrap();
+        env::set_current_dir(&deleted).unwrap();
+        fs::remove_dir(&deleted).unwrap();
+        let refused = eventstore::open(&format!("{backend}:./some/where")).await;
+        assert!(matches!(refused, Err(Error::Open { .. })), "{backend}: {:?}", refused.map(drop));
         env::set_current_dir("/").unwrap();
     }
 }

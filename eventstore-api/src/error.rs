@@ -110,7 +110,7 @@ pub enum Error {
     /// An earlier commit failed, so the writer accepts nothing more; nothing of this append was written (rule F1).
     ///
     /// Mend the cause, then close and reopen the store. Reads go on until then.
-    #[error("the writer is fenced since a commit failed ({reason}); mend the cause, then close and reopen the store")]
+    #[error("the writer is fenced ({reason}); mend the cause, then close and reopen the store")]
     Fenced {
         /// What failed.
         reason: String,

@@ -103,10 +103,9 @@ impl Committer {
         let failure = match committed {
             Ok(()) => None,
             Err(CommitError::NotWritten(error)) => {
-                let is_fenced = matches!(error, eventstore_log::Error::Fenced);
                 let error = log_error(error);
-                if is_fenced {
-                    shared.fence(with_causes(&error)); // something in the background has failed
+                if let Error::Fenced { reason } = &error {
+                    shared.fence(reason.clone()); // something in the background has failed
                 }
                 return Outcome::NotWritten(error);
             }

@@ -379,12 +379,23 @@ fn len_of_files(path: &Path) -> io::Result<u64> {
 
 /// Creates a directory and what is missing above it, and makes each new entry durable.
 fn create_dir(path: &Path) -> io::Result<()> {
+    match create_one_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
+            // There are places with a parent in which nothing can be created, such as below /proc.
+            if !parent.is_dir() {
+                create_dir(parent)?;
+            }
+            create_one_dir(path) // somebody else may be creating it too
+        }
+        created => created,
+    }
+}
+
+/// Creates a directory whose parent is there, unless it is there itself.
+fn create_one_dir(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => sync_dir(parent_of(path)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create_dir(parent_of(path))?;
-            create_dir(path) // somebody else may be creating it too
-        }
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a directory"))
@@ -458,6 +469,24 @@ mod tests {
         fs::create_dir(&damaged).expect("created");
         fs::write(damaged.join(MARK_FILE), "{").expect("written");
         assert!(matches!(StoreDirectory::open(&damaged, "one"), Err(Error::Open { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn where_nothing_can_be_created_nothing_is_opened() {
+        for path in ["/proc/x", "/proc/x/y/z", "/proc/self/fd/x", "/dev/fd/x/y", "/sys/x", "/dev/null/x"] {
+            let path = Path::new(path);
+            assert!(matches!(StoreDirectory::open(path, "one"), Err(Error::Open { .. })), "{path:?}");
+            assert!(matches!(StoreDirectory::begin_backup(path, "one", ID), Err(Error::Open { .. })), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn directories_are_created_with_those_above_them() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("a/b/../c/./d");
+        drop(StoreDirectory::open(&path, "one").expect("created"));
+        assert!(temporary.path().join("a/c/d").join(LOCK_FILE).exists());
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub(crate) fn log_error(error: log::Error) -> Error {
         log::Error::Corrupt { record, reason } => Error::Corrupt { version: record.map(Version::new), reason },
         log::Error::Full { reason } => Error::Full { reason },
         log::Error::Unsupported { what } => Error::Unsupported { what },
-        log::Error::Fenced => Error::Fenced { reason: "an earlier write or sync of the log failed".to_owned() },
+        log::Error::Fenced { reason } => Error::Fenced { reason },
         other => Error::engine("use the log", other),
     }
 }

@@ -93,6 +93,15 @@ impl Filters {
     }
 }
 
+/// Takes the filter away that was made beside an index which is not trusted any more: ids that were hidden there may be
+/// missing.
+pub(crate) fn forget(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(FILTER_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A filter of fewer events is not saved: small stores stay small, but for those of tests.
 const FEWEST_TO_SAVE: u64 = if cfg!(test) { 1 } else { 10_000 };
 
@@ -113,7 +122,8 @@ fn make<E: Engine>(
     let saved = directory.and_then(|directory| load(shared, &directory.join(FILTER_FILE), head, budget));
     let (reached, mut filter) = match saved {
         Some((version, filter)) if head - version <= MOST_FROM_LOG || version >= mark => (version, filter),
-        _ => (mark, of_table(shared, budget)?),
+        // A damaged table may have too few of them. The log has all.
+        _ => of_table(shared, mark, budget)?.map_or((0, Filter::new(budget)), |filter| (mark, filter)),
     };
     let mut next = reached + 1;
     let mut key = Vec::new();
@@ -145,9 +155,10 @@ fn load<E: Engine>(shared: &Shared<E>, path: &Path, head: u64, budget: usize) ->
     Some((binding.version, filter))
 }
 
-/// The filter of all ids in the table.
-fn of_table<E: Engine>(shared: &Shared<E>, budget: usize) -> Result<Filter> {
+/// The filter of all ids in the table; `None` if it has fewer than there are events up to the mark.
+fn of_table<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<Option<Filter>> {
     let mut filter = Filter::new(budget);
+    let mut all = 0;
     let mut from = keys::FIRST_KEY.to_vec();
     loop {
         shared.head()?; // `Closed` if the store is being closed
@@ -165,8 +176,9 @@ fn of_table<E: Engine>(shared: &Shared<E>, budget: usize) -> Result<Filter> {
                 ControlFlow::Break(())
             })
         })?;
+        all += rows as u64;
         if rows < ROWS {
-            return Ok(filter);
+            return Ok((all >= mark).then_some(filter));
         }
         from = last;
         from.push(0); // the smallest key behind it

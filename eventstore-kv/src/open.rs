@@ -14,6 +14,7 @@ use crate::digests::Digests;
 use crate::directory::{StoreDirectory, sync_dir};
 use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
 use crate::error::log_error;
+use crate::filters;
 use crate::head::HeadFile;
 use crate::index::{Incomplete, Index};
 use crate::indexer::{Indexer, MOST_RUNS};
@@ -137,6 +138,11 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         }
     };
     if behind.mark == 0 && log.last() > 0 || behind.is_too_much {
+        if let Some(directory) = &directory
+            && behind.mark == 0
+        {
+            filters::forget(directory.path()).map_err(|error| Error::engine("remove the filter", error))?;
+        }
         let reached = make_index(&made, &log, id, &digests, behind.mark, task)?;
         actions.push(format!("made the index of {} events from the log", reached - behind.mark));
         behind = Behind::new(reached, options);
@@ -256,9 +262,11 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        let directory = index.parent().unwrap_or(Path::new("."));
+        filters::forget(directory)?;
         fs::rename(index, &aside)?;
         fs::create_dir(index)?;
-        sync_dir(index.parent().unwrap_or(Path::new(".")))
+        sync_dir(directory)
     };
     moved().map_err(|error| Error::engine("put the index aside", error))?;
     tracing::warn!(aside = %aside.display(), reason, "the index is made again from the log");
@@ -446,10 +454,8 @@ pub fn repair<E: Engine>(
             // The index that was there knows of the end whose loss was accepted.
             Some(damage) => (damage, !has_accepted_loss),
         },
-        Err(error) => {
-            let is_corrupt = matches!(error, Error::Corrupt { .. });
-            (error, is_corrupt)
-        }
+        // Such as a full disk.
+        Err(error) => (error, true),
     };
     if had_index && puts_back {
         put_back(&StoreDirectory::open_existing(path, E::NAME)?)?;
@@ -501,6 +507,9 @@ pub(crate) mod tests {
 
     const FILE: &str = "entries";
 
+    /// While the store's directory has this file, nothing is written.
+    const FULL_DISK: &str = "full";
+
     impl Engine for FileEngine {
         const NAME: &'static str = "file";
         type Options = ();
@@ -529,6 +538,13 @@ pub(crate) mod tests {
         }
 
         fn write(&self, entries: &Entries) -> Result<()> {
+            for table in Table::ALL {
+                let keys: Vec<_> = entries.of(table).map(|(key, _)| key).collect();
+                assert!(keys.is_sorted_by(|one, next| one < next), "engines get each key once");
+            }
+            if self.file.ancestors().nth(2).is_some_and(|store| store.join(FULL_DISK).exists()) {
+                return Err(Error::Full { reason: "a test says so".to_owned() });
+            }
             self.memory.write(entries)?;
             let bytes = write_entries(&self.memory.snapshot()?)?;
             fs::write(&self.file, bytes).map_err(|error| Error::engine("write", error))
@@ -710,6 +726,21 @@ pub(crate) mod tests {
 
         fn put(&self, entries: &Entries) {
             self.engine().write(entries).expect("written");
+        }
+
+        /// As a damaged page of an engine without checksums does it.
+        fn hide_id(&self, id: &str) {
+            let file = self.path().join(INDEX).join(FILE);
+            let (mut hidden, mut kept) = (Vec::new(), Entries::new());
+            keys::write_id(&mut hidden, id);
+            let entries = read_entries(&fs::read(&file).expect("read")).expect("sound");
+            for table in Table::ALL {
+                let rest = entries.of(table).filter(|(key, _)| *key != hidden.as_slice());
+                rest.for_each(|(key, value)| kept.put(table, key, value));
+            }
+            let engine = MemoryEngine::default();
+            engine.write(&kept).expect("written");
+            fs::write(file, write_entries(&engine.snapshot().expect("read")).expect("read")).expect("written");
         }
 
         pub(crate) fn segment(&self, number: u64) -> PathBuf {
@@ -1173,5 +1204,69 @@ pub(crate) mod tests {
             assert!(store.verify(&ctx()).await.expect("verified").is_clean());
             store.close().await.expect("closed");
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_opens_that_has_an_id_twice() {
+        let mut events = events(1..=40, 20);
+        let closed = Closed::new(&events).await;
+        closed.remove(filters::FILTER_FILE);
+        closed.hide_id("id-7");
+        let again = [events[6].clone()];
+        closed.append(&again).await; // nobody knows it
+        events.extend(again);
+        for is_repaired in [false, true] {
+            if is_repaired {
+                closed.repair().expect("the index is made");
+            } else {
+                closed.remove(INDEX);
+            }
+            let store = closed.open().expect("opened");
+            let all = store.load(&ctx(), Version::ZERO).into_vec().await.expect("read");
+            assert!(all.iter().map(|recorded| &recorded.event).eq(&events));
+            assert_eq!(store.get(&ctx(), "id-7").await.expect("found").version.get(), 7);
+            let report = store.verify(&ctx()).await.expect("verified");
+            let named: Vec<_> = report.findings.iter().map(|finding| finding.version.map(Version::get)).collect();
+            assert_eq!(named, [Some(41)], "{:?}", report.findings);
+            let stored = store.store_batch(&ctx(), vec![events[6].clone()].into()).await.expect("it is there");
+            assert_eq!((stored[0].version.get(), stored[0].outcome), (7, StoreOutcome::AlreadyStored));
+            store.close().await.expect("closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_filter_has_ids_that_the_index_has_hidden() {
+        let events = events(1..=40, 20);
+        let closed = Closed::new(&events).await;
+        let file = closed.path().join(INDEX).join(FILE);
+        let sound = fs::read(&file).expect("read");
+        closed.hide_id("id-7");
+        closed.remove(filters::FILTER_FILE);
+        // It is saved if it was made before the last append.
+        for number in 1000.. {
+            closed.append(&[event(number, "other", 5)]).await;
+            if closed.path().join(filters::FILTER_FILE).exists() {
+                break;
+            }
+        }
+        fs::write(file, sound).expect("written");
+        let store = closed.open().expect("opened");
+        for _ in 0..100 {
+            let again = store.store_batch(&ctx(), vec![events[6].clone()].into()).await.expect("it is there");
+            assert_eq!(again[0].outcome, StoreOutcome::AlreadyStored);
+        }
+        store.close().await.expect("closed");
+        closed.repair().expect("the index is made");
+        assert!(!closed.path().join(filters::FILTER_FILE).exists(), "a filter goes with the index it was made beside");
+    }
+
+    #[tokio::test]
+    async fn a_repair_that_finds_no_room_changes_nothing() {
+        let events = events(1..=40, 20);
+        let closed = Closed::new(&events).await;
+        fs::write(closed.path().join(FULL_DISK), "").expect("written");
+        assert!(matches!(closed.repair(), Err(Error::Full { .. })));
+        closed.remove(FULL_DISK);
+        closed.check_opens(&events, false).await;
     }
 }

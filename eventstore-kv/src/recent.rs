@@ -190,12 +190,14 @@ impl Recent {
         entries.events[known..].iter().map(|entry| &entries.text[entry.id.range()]).for_each(visit);
     }
 
-    /// The entries of all its events, in the order of their keys.
+    /// The entries of all its events, in the order of their keys, each once: of an id that is there twice that of the first.
     pub(crate) fn put_all(&self, into: &mut TableEntries) {
         let entries = self.read();
         let Entries { events, aggregates, text, .. } = &*entries;
         let mut ids: Vec<u32> = (0..).take(events.len()).collect();
-        ids.sort_unstable_by_key(|&place| &text[events[place as usize].id.range()]);
+        let key = |place: &u32| &text[events[*place as usize].id.range()];
+        ids.sort_unstable_by(|one, other| key(one).cmp(key(other)).then(one.cmp(other)));
+        ids.dedup_by(|next, first| key(next) == key(first)); // a damaged index may have let an id in twice
         for place in ids {
             let version = keys::version_bytes(self.first + u64::from(place));
             into.put_parts(Table::Ids, &[&text[events[place as usize].id.range()]], &[&version]);

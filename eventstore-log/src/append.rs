@@ -156,7 +156,7 @@ impl Appender {
             (None, Some((segment, file, _))) => {
                 (position.segment, file, segment.header.salt, position.offset, position.offset)
             }
-            (None, None) => return Err(CommitError::NotWritten(Error::Fenced)),
+            (None, None) => return Err(CommitError::NotWritten(Error::without_segment())),
         };
         let header = begun.map(|begun| begun.header.encode());
         let about = (salt, self.log.0.synced(), position.chain);

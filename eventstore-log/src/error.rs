@@ -38,8 +38,11 @@ pub enum Error {
         what: String,
     },
     /// An earlier write or sync failed, so that nothing more may be promised until the log is opened again.
-    #[error("an earlier write or sync failed; the log has to be opened again")]
-    Fenced,
+    #[error("{reason}; the log has to be opened again")]
+    Fenced {
+        /// What failed.
+        reason: String,
+    },
 }
 
 /// How a commit failed.
@@ -54,6 +57,24 @@ pub enum CommitError {
 }
 
 impl Error {
+    /// The process or the system has no file descriptor left, or no memory, so that nothing was done. It may have some later.
+    pub(crate) fn is_scarcity(&self) -> bool {
+        match self {
+            #[cfg(unix)]
+            Error::Io { source, .. } => {
+                use rustix::io::Errno;
+                let error = Errno::from_io_error(source);
+                error.is_some_and(|error| [Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&error))
+            }
+            _ => false,
+        }
+    }
+
+    /// The log has no segment that could be written.
+    pub(crate) fn without_segment() -> Self {
+        Error::Fenced { reason: "it has no segment that is written".to_owned() }
+    }
+
     pub(crate) fn io(operation: &'static str, name: &str, source: io::Error) -> Self {
         if is_full(&source) {
             return Error::Full { reason: format!("cannot {operation} {name:?}: {source}") };

@@ -1,6 +1,6 @@
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::cache::SegmentKey;
@@ -71,7 +71,8 @@ pub(crate) struct Shared {
     /// The last record that is in its file. The group that is on its way may be there already.
     written: AtomicU64,
     synced: AtomicU64,
-    is_poisoned: AtomicBool,
+    /// What failed, so that the log takes nothing more.
+    poison: OnceLock<String>,
     /// The file that has all records that are not synced.
     active: Mutex<Option<Arc<dyn File>>>,
     /// One sync at a time: who waits for it is often synced by the one before.
@@ -98,7 +99,7 @@ impl Shared {
             last: AtomicU64::new(0),
             written: AtomicU64::new(0),
             synced: AtomicU64::new(0),
-            is_poisoned: AtomicBool::new(false),
+            poison: OnceLock::new(),
             active: Mutex::new(None),
             syncing: Mutex::new(()),
             space: Space::default(),
@@ -172,7 +173,7 @@ impl Shared {
 
     /// No commit and no sync succeeds any more.
     pub(crate) fn poison(&self, why: &Error) {
-        if !self.is_poisoned.swap(true, Ordering::AcqRel) {
+        if self.poison.set(with_cause(why)).is_ok() {
             tracing::error!(
                 error = why as &dyn std::error::Error,
                 "the log takes nothing more until it is opened again"
@@ -181,7 +182,7 @@ impl Shared {
     }
 
     pub(crate) fn check_poison(&self) -> Result<()> {
-        if self.is_poisoned.load(Ordering::Acquire) { Err(Error::Fenced) } else { Ok(()) }
+        self.poison.get().map_or(Ok(()), |reason| Err(Error::Fenced { reason: reason.clone() }))
     }
 
     /// Syncs at least up to this record, which is written. This is the one place where records are synced.
@@ -273,5 +274,12 @@ impl Log {
     pub fn len_bytes(&self) -> u64 {
         let segments: u64 = self.segments().iter().map(|segment| segment.bytes).sum();
         segments + self.0.space.next_len()
+    }
+}
+
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }

@@ -360,7 +360,7 @@ impl Opening {
     }
 
     fn newest(&self) -> Result<Arc<dyn File>> {
-        self.newest.clone().ok_or(Error::Fenced)
+        self.newest.clone().ok_or_else(Error::without_segment)
     }
 
     fn run(mut self, visitor: &mut Visitor<'_>) -> Result<Opened> {

@@ -185,6 +185,13 @@ impl Shared {
                 tracing::warn!(reason, "no room ahead of the end of the log");
                 self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
             }
+            Err(error) if error.is_scarcity() => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no space was made ahead of the end of the log"
+                );
+                self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
+            }
             Err(error) => self.poison(&error),
         }
     }
@@ -238,7 +245,7 @@ impl Shared {
         let name = format::segment_name(number, 0);
         let file = self.files.create(&name).map_err(|error| {
             let error = Error::io("create", &name, error);
-            if !matches!(error, Error::Full { .. }) {
+            if !matches!(error, Error::Full { .. }) && !error.is_scarcity() {
                 self.poison(&error);
             }
             error

@@ -286,7 +286,7 @@ impl Model {
         let mut empty = Group::default();
         empty.begin(0);
         let appender = self.opened.as_mut().unwrap().appender.as_mut().unwrap();
-        if matches!(appender.commit(&mut empty, false), Err(CommitError::NotWritten(Error::Fenced))) {
+        if matches!(appender.commit(&mut empty, false), Err(CommitError::NotWritten(Error::Fenced { .. }))) {
             self.has_failed = true;
         }
     }

@@ -5,6 +5,7 @@ mod common;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{Fault, SimDisk};
@@ -85,7 +86,10 @@ fn no_room_in_the_middle_of_a_group_takes_all_of_it_away() {
             } else if committed.is_err() {
                 failed += 1;
                 let fenced = commit(&mut opened, 10, false);
-                assert!(matches!(fenced, Err(CommitError::NotWritten(Error::Fenced))), "{committed:?} {fenced:?}");
+                assert!(
+                    matches!(fenced, Err(CommitError::NotWritten(Error::Fenced { .. }))),
+                    "{committed:?} {fenced:?}"
+                );
             }
         }
     }
@@ -104,11 +108,11 @@ fn a_failed_sync_fences_for_ever_and_reads_go_on() {
     assert!(matches!(unknown, Err(CommitError::Unknown(Error::Io { .. }))), "{unknown:?}");
     for sync in [true, false] {
         let fenced = commit(&mut opened, 10, sync);
-        assert!(matches!(fenced, Err(CommitError::NotWritten(Error::Fenced))), "{fenced:?}");
-        assert!(matches!(opened.log.sync(), Err(Error::Fenced)));
+        assert!(matches!(fenced, Err(CommitError::NotWritten(Error::Fenced { .. }))), "{fenced:?}");
+        assert!(matches!(opened.log.sync(), Err(Error::Fenced { .. })));
     }
     let checkpoint = opened.log.checkpoint(opened.log.position(), b"", &mut |_| Vec::new());
-    assert!(matches!(checkpoint, Err(Error::Fenced)));
+    assert!(matches!(checkpoint, Err(Error::Fenced { .. })));
     check_records(&opened.log, 2);
     assert_eq!(opened.log.synced(), 1);
     let files = disk.files();
@@ -125,7 +129,63 @@ fn a_failed_sync_of_another_thread_fences_the_appender() {
     let log = opened.log.clone();
     let failed = thread::spawn(move || log.sync()).join().unwrap();
     assert!(matches!(failed, Err(Error::Io { .. })), "{failed:?}");
-    assert!(matches!(commit(&mut opened, 10, false), Err(CommitError::NotWritten(Error::Fenced))));
+    assert!(matches!(commit(&mut opened, 10, false), Err(CommitError::NotWritten(Error::Fenced { .. }))));
+}
+
+/// As long as the process has no file descriptor left.
+#[derive(Debug)]
+struct NoMoreFiles(MemoryDirectory, AtomicBool);
+
+impl NoMoreFiles {
+    fn check(&self) -> io::Result<()> {
+        let is_over = self.1.load(Ordering::SeqCst);
+        if is_over { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) } // EMFILE
+    }
+}
+
+impl Directory for NoMoreFiles {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.check().and_then(|()| self.0.open(name))
+    }
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.check().and_then(|()| self.0.create(name))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+        self.0.subdirectory(name)
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn without_file_descriptors_the_log_waits_for_some() {
+    for space_ahead in [0, 1 << 20] {
+        let files = Arc::new(NoMoreFiles(MemoryDirectory::default(), AtomicBool::new(false)));
+        let mut opened = open(files.clone(), space_ahead);
+        commit(&mut opened, 100, true).expect("committed");
+        files.1.store(true, Ordering::SeqCst);
+        let mut refused = None;
+        while refused.is_none() {
+            refused = commit(&mut opened, 10_000, true).err(); // until the segment is full
+        }
+        let is_told = matches!(&refused, Some(CommitError::NotWritten(Error::Io { operation: "create", .. })));
+        assert!(is_told, "{refused:?}");
+        let last = opened.log.last();
+        files.1.store(false, Ordering::SeqCst);
+        commit(&mut opened, 10_000, true).expect("there are some again");
+        check_records(&opened.log, last + 1);
+    }
 }
 
 /// Files that the log did not make itself cannot be synced: those that the background opens.
@@ -186,7 +246,7 @@ fn a_failed_sync_of_space_ahead_fences_as_any_other() {
     commit(&mut opened, 100, true).expect("committed");
     // That waits for the background.
     opened.appender.take().unwrap().close();
-    assert!(matches!(opened.log.sync(), Err(Error::Fenced)));
+    assert!(matches!(opened.log.sync(), Err(Error::Fenced { .. })));
 }
 
 #[test]
