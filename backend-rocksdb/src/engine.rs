@@ -85,6 +85,7 @@ fn database_options(options: &Options, is_new: bool) -> rocksdb::Options {
     database.set_atomic_flush(true);
     database.set_max_background_jobs(clamped(options.background_jobs));
     database.set_max_open_files(clamped(options.open_files));
+    database.set_manifest_preallocation_size(64 << 10); // or an idle store takes megabytes
     database.set_bytes_per_sync(1 << 20); // so that a sync does not wait for all of a merged table
     database.set_stats_dump_period_sec(0);
     database.set_stats_persist_period_sec(0);
