@@ -249,7 +249,10 @@ pub(crate) fn open_again<E: Engine>(
     };
     put_aside(index, &reason)?;
     let engine = E::open(path, options)?;
-    make_index(&engine, log, id, digests, 0, &Task::new(&Context::background(), &|| Ok(())))?;
+    let reached = make_index(&engine, log, id, digests, 0, &Task::new(&Context::background(), &|| Ok(())))?;
+    if reached < reaches {
+        return Err(Error::Corrupt { version: Some(Version::new(reached + 1)), reason: MISSING.to_owned() });
+    }
     Ok(engine)
 }
 
