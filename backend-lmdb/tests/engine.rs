@@ -10,19 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use backend_lmdb::{LmdbEngine, Options};
-use engine_suite::{Rows, content, entries, expected, get, is_corrupt};
+use engine_suite::{Rows, content, copied, entries, expected, get, is_corrupt};
 use eventstore_api::{Context, Error, Result};
 use eventstore_kv::{Engine, Entries, Table, Task};
 use tempfile::TempDir;
 
 fn open(directory: &Path) -> Result<LmdbEngine> {
     LmdbEngine::open(directory, &Options::new("elsewhere"))
-}
-
-fn copy(from: &Path) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    engine_suite::copy(from, copy.path());
-    copy
 }
 
 fn written(rounds: u64) -> TempDir {
@@ -179,7 +173,7 @@ fn a_copy_of_the_open_files_is_whole() {
     let engine = open(directory.path()).unwrap();
     for round in 2..6 {
         engine.write(&entries(round)).unwrap();
-        let copy = copy(directory.path());
+        let copy = copied(directory.path());
         let copied = open(copy.path()).unwrap();
         assert_eq!(content(&copied).unwrap(), expected(round + 1), "as after a kill");
         copied.write(&entries(round + 1)).unwrap();
@@ -212,7 +206,7 @@ fn lost_and_cut_files_are_told() {
     let directory = written(3);
     let sound = fs::read(directory.path().join("data.mdb")).unwrap();
     let opened = |bytes: Option<&[u8]>| {
-        let copy = copy(directory.path());
+        let copy = copied(directory.path());
         let path = copy.path().join("data.mdb");
         match bytes {
             Some(bytes) => fs::write(path, bytes).unwrap(),
@@ -227,7 +221,7 @@ fn lost_and_cut_files_are_told() {
     }
     // LMDB's lock file means nothing after the end of the process.
     for content in [None, Some(vec![]), Some(vec![0xff; 100]), Some(vec![0xff; 100_000])] {
-        let copy = copy(directory.path());
+        let copy = copied(directory.path());
         match content {
             Some(content) => fs::write(copy.path().join("lock.mdb"), content).unwrap(),
             None => fs::remove_file(copy.path().join("lock.mdb")).unwrap(),

@@ -34,12 +34,12 @@ pub(crate) fn open(directory: &Path) -> Result<u64> {
         }
         read => read.map_err(failed)?,
     };
+    let changed = || damaged_index("sled's files are not as they were when it was closed");
     let entries = std::str::from_utf8(&sealed).ok().and_then(|sealed| sealed.lines().next()?.parse().ok());
-    let Some(entries) =
-        entries.filter(|&entries| describe(directory, entries).is_ok_and(|now| now.as_bytes() == sealed))
-    else {
-        return Err(damaged_index("sled's files are not as they were when it was closed"));
-    };
+    let entries = entries.ok_or_else(changed)?;
+    if describe(directory, entries).map_err(failed)?.as_bytes() != sealed {
+        return Err(changed());
+    }
     fs::remove_file(directory.join(SEAL_FILE)).and_then(|()| sync_directory(directory)).map_err(failed)?;
     Ok(entries)
 }

@@ -7,19 +7,13 @@ use std::path::Path;
 use std::thread;
 
 use backend_sled::{Options, SledEngine};
-use engine_suite::{content, entries, expected, is_corrupt};
+use engine_suite::{content, copied, entries, expected, is_corrupt};
 use eventstore_api::{Context, Error, Result};
 use eventstore_kv::{Engine, Entries, Table, Task};
 use tempfile::TempDir;
 
 fn open(directory: &Path) -> Result<SledEngine> {
     SledEngine::open(directory, &Options::new("elsewhere"))
-}
-
-fn copy(from: &Path) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    engine_suite::copy(from, copy.path());
-    copy
 }
 
 fn written(rounds: u64) -> TempDir {
@@ -69,7 +63,7 @@ fn an_end_that_was_not_clean_is_told() {
     let directory = written(2);
     let engine = open(directory.path()).unwrap();
     engine.write(&entries(2)).unwrap();
-    assert!(is_corrupt(open(copy(directory.path()).path())), "as after a kill");
+    assert!(is_corrupt(open(copied(directory.path()).path())), "as after a kill");
     assert!(is_corrupt(open(directory.path())));
     std::mem::forget(engine);
     assert!(is_corrupt(open(directory.path())));
@@ -87,7 +81,7 @@ fn damage_of_any_file_is_told() {
         files += 1;
         let sound = fs::read(&path).unwrap();
         let damaged = |bytes: Option<&[u8]>| {
-            let copy = copy(directory.path());
+            let copy = copied(directory.path());
             let path = copy.path().join(path.file_name().unwrap());
             match bytes {
                 Some(bytes) => fs::write(&path, bytes).unwrap(),

@@ -112,7 +112,7 @@ pub fn written<E: Engine>(open: impl Fn(&Path) -> Result<E>, rounds: u64) -> Tem
 }
 
 /// Copies a directory with all that is in it.
-pub fn copy(from: &Path, to: &Path) {
+fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
@@ -121,6 +121,13 @@ pub fn copy(from: &Path, to: &Path) {
             false => drop(fs::copy(&path, to.join(name)).unwrap()),
         }
     }
+}
+
+/// A new directory with all that is in another one.
+pub fn copied(from: &Path) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    copy(from, directory.path());
+    directory
 }
 
 /// The files in a directory and those in it, by their paths from there.
@@ -297,9 +304,8 @@ pub fn what_was_written_is_there_after_a_drop_and_a_kill<E: Engine>(open: impl F
         write(&engine, number).unwrap();
         assert_eq!(assert_sound(&engine).unwrap(), number + 1);
         // What a kill would leave.
-        let killed = tempfile::tempdir().unwrap();
         compact(&engine); // no file changes while it is copied
-        copy(directory.path(), killed.path());
+        let killed = copied(directory.path());
         assert_eq!(assert_sound(&open(killed.path()).unwrap()).unwrap(), number + 1);
     }
     assert_eq!(assert_sound(&open(directory.path()).unwrap()).unwrap(), BATCHES);
@@ -437,8 +443,7 @@ pub fn a_file_that_is_damaged_or_missing_is_never_believed<E: Engine>(
     let mut found = 0;
     let mut changes = 0;
     let mut check = |file: &Path, what: &str, change: &dyn Fn(&Path)| {
-        let directory = tempfile::tempdir().unwrap();
-        copy(original.path(), directory.path());
+        let directory = copied(original.path());
         change(&directory.path().join(file));
         changes += 1;
         let (done, outcome) = mpsc::channel();

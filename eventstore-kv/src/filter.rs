@@ -91,8 +91,8 @@ impl Filter {
         Filter { layers: Vec::new(), budget, ids: 0, open: 0 }
     }
 
-    /// Adds an id, by the [`hash`] of its key. When the budget is used up it goes into the last layer all the same: then more and more new ids
-    /// look as if they were there, and still no id that is there looks new.
+    /// Adds an id, by the [`hash`] of its key. When the budget is used up it goes into the last layer all the same: then more and
+    /// more new ids look as if they were there, and still no id that is there looks new.
     pub(crate) fn add(&mut self, hash: u64) {
         self.ids += 1;
         while self.layers.get(self.open).is_none_or(|layer| layer.load >= layer.full) {

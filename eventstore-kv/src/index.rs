@@ -216,7 +216,7 @@ impl<'e, E: Engine> View<'e, E> {
         let mut found = self.versions_of(aggregate_id, revisions.clone(), Direction::Forward, 1)?;
         if found.is_empty() {
             // The tables may be younger than what is in memory here, and the only ones that lead to it.
-            self.versions_in_table(aggregate_id, &revisions, Direction::Forward, 1, &mut found)?;
+            self.versions_in_table(aggregate_id, Direction::Forward, Taken::new(revisions, 1, &mut found))?;
         }
         found.first().copied().ok_or_else(|| damage_of(aggregate_id, "has gaps"))
     }
@@ -228,7 +228,7 @@ impl<'e, E: Engine> View<'e, E> {
             return Ok(self.versions_of(aggregate_id, revisions, Direction::Forward, 1)?.first().copied());
         }
         let mut versions = Vec::new();
-        self.versions_in_table(aggregate_id, &revisions, Direction::Forward, 1, &mut versions)?;
+        self.versions_in_table(aggregate_id, Direction::Forward, Taken::new(revisions, 1, &mut versions))?;
         Ok(versions.first().copied())
     }
 
@@ -291,7 +291,7 @@ impl<'e, E: Engine> View<'e, E> {
         let in_table = revisions.start..revisions.end.min(self.end_of_table(aggregate_id));
         match direction {
             Direction::Forward => {
-                self.kept_or_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
+                self.kept_or_in_table(aggregate_id, direction, Taken::new(in_table.clone(), most, &mut versions))?;
                 if versions.len() as u64 >= in_table.end.saturating_sub(in_table.start) {
                     for recent in self.generations() {
                         recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
@@ -302,7 +302,7 @@ impl<'e, E: Engine> View<'e, E> {
                 for recent in self.generations().rev() {
                     recent.versions_of(aggregate_id, &revisions, direction, &mut versions, most);
                 }
-                self.kept_or_in_table(aggregate_id, &in_table, direction, most, &mut versions)?;
+                self.kept_or_in_table(aggregate_id, direction, Taken::new(in_table.clone(), most, &mut versions))?;
             }
         }
         Ok(versions)
@@ -313,18 +313,11 @@ impl<'e, E: Engine> View<'e, E> {
         self.generations().find_map(|recent| recent.oldest_revision(aggregate_id)).unwrap_or(u64::MAX)
     }
 
-    fn kept_or_in_table(
-        &self,
-        aggregate_id: &str,
-        revisions: &Range<u64>,
-        direction: Direction,
-        most: usize,
-        versions: &mut Vec<u64>,
-    ) -> Result<()> {
-        let mut taken = Taken { left: revisions.clone(), most, versions };
+    /// Takes what is wanted from what is kept of the aggregate, or from the table.
+    fn kept_or_in_table(&self, aggregate_id: &str, direction: Direction, mut taken: Taken<'_>) -> Result<()> {
         let kept = if taken.is_done() { None } else { self.aggregates.get(aggregate_id) };
-        let Some(kept) = kept.filter(|kept| revisions.end <= kept.len() as u64 + 1) else {
-            return self.versions_in_table(aggregate_id, revisions, direction, most, versions);
+        let Some(kept) = kept.filter(|kept| taken.left.end <= kept.len() as u64 + 1) else {
+            return self.versions_in_table(aggregate_id, direction, taken);
         };
         let all = Block { first: 1, last: kept.len() as u64, versions: &kept };
         let _ = match direction {
@@ -334,20 +327,13 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(())
     }
 
-    fn versions_in_table(
-        &self,
-        aggregate_id: &str,
-        revisions: &Range<u64>,
-        direction: Direction,
-        most: usize,
-        versions: &mut Vec<u64>,
-    ) -> Result<()> {
-        let mut taken = Taken { left: revisions.clone(), most, versions };
+    fn versions_in_table(&self, aggregate_id: &str, direction: Direction, mut taken: Taken<'_>) -> Result<()> {
         if taken.is_done() {
             return Ok(());
         }
         if direction == Direction::Forward {
-            return self.scan_blocks(aggregate_id, revisions.start, u64::MAX, direction, |block| taken.forward(&block));
+            let first = taken.left.start;
+            return self.scan_blocks(aggregate_id, first, u64::MAX, direction, |block| taken.forward(&block));
         }
         while !taken.is_done() {
             let end = taken.left.end;
@@ -465,7 +451,12 @@ struct Taken<'a> {
     versions: &'a mut Vec<u64>,
 }
 
-impl Taken<'_> {
+impl<'a> Taken<'a> {
+    /// The first `most` of these revisions are wanted.
+    fn new(left: Range<u64>, most: usize, versions: &'a mut Vec<u64>) -> Self {
+        Taken { left, most, versions }
+    }
+
     fn forward(&mut self, block: &Block<'_>) -> ControlFlow<()> {
         if block.first > self.left.start {
             return block.look_further_for(self.left.start);

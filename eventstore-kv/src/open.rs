@@ -138,12 +138,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         }
     };
     if behind.mark == 0 && log.last() > 0 || behind.is_too_much {
-        if let Some(directory) = &directory
-            && behind.mark == 0
-        {
-            filters::forget(directory.path()).map_err(|error| Error::engine("remove the filter", error))?;
-        }
-        let reached = make_index(&made, &log, id, &digests, behind.mark, task)?;
+        let reached = make_index(&made, index.as_deref(), &log, id, &digests, behind.mark, task)?;
         actions.push(format!("made the index of {} events from the log", reached - behind.mark));
         behind = Behind::new(reached, options);
     }
@@ -249,7 +244,8 @@ pub(crate) fn open_again<E: Engine>(
     };
     put_aside(index, &reason)?;
     let engine = E::open(path, options)?;
-    let reached = make_index(&engine, log, id, digests, 0, &Task::new(&Context::background(), &|| Ok(())))?;
+    let ctx = Context::background();
+    let reached = make_index(&engine, index, log, id, digests, 0, &Task::new(&ctx, &|| Ok(())))?;
     if reached < reaches {
         return Err(Error::Corrupt { version: Some(Version::new(reached + 1)), reason: MISSING.to_owned() });
     }
@@ -265,11 +261,9 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let directory = index.parent().unwrap_or(Path::new("."));
-        filters::forget(directory)?;
         fs::rename(index, &aside)?;
         fs::create_dir(index)?;
-        sync_dir(directory)
+        sync_dir(index.parent().unwrap_or(Path::new(".")))
     };
     moved().map_err(|error| Error::engine("put the index aside", error))?;
     tracing::warn!(aside = %aside.display(), reason, "the index is made again from the log");
@@ -282,6 +276,7 @@ const EVENTS_AT_ONCE: usize = 500_000;
 /// Makes the index of all events of a log behind `mark`, up to the first damage, and returns how far it reaches.
 fn make_index<E: Engine>(
     engine: &E,
+    index: Option<&Path>,
     log: &Log,
     id: [u8; 16],
     digests: &Digests,
@@ -291,6 +286,11 @@ fn make_index<E: Engine>(
     let last = log.last();
     if log.synced() < last {
         log.sync().map_err(log_error)?;
+    }
+    if let Some(directory) = index.and_then(Path::parent)
+        && mark == 0
+    {
+        filters::forget(directory).map_err(|error| Error::engine("remove the filter", error))?;
     }
     let mut reached = mark;
     let mut entries = Entries::new();

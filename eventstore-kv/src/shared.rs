@@ -149,6 +149,11 @@ impl<E: Engine> Shared<E> {
         }
     }
 
+    /// Whether the newest group had one request alone, or there was none yet.
+    pub(crate) fn serves_one(&self) -> bool {
+        self.newest_group.load(Ordering::Relaxed) <= 1
+    }
+
     /// A thread begins or ends to commit beside the writer.
     pub(crate) fn set_committing(&self, thread: Option<thread::ThreadId>) {
         *self.committing.lock().unwrap_or_else(PoisonError::into_inner) = thread;

@@ -138,9 +138,7 @@ impl<E: Engine> KvStore<E> {
         let _waiting = Waiting::new(waiting);
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
         tracing::trace!(name: "queued", bytes, "an append is in the queue");
-        let is_alone = || {
-            bytes <= SHORT && waiting.load(Ordering::Relaxed) == 1 && shared.newest_group.load(Ordering::Relaxed) <= 1
-        };
+        let is_alone = || bytes <= SHORT && waiting.load(Ordering::Relaxed) == 1 && shared.serves_one();
         match ctx.run(awake(answer, is_alone)).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::OutcomeUnknown {

@@ -40,8 +40,6 @@ pub(crate) struct Writer<E: Engine> {
     expected: usize,
     /// The newest message came soon after the writer had begun to wait for it.
     is_quick: bool,
-    /// The newest group had one request alone.
-    is_for_one: bool,
 }
 
 impl<E: Engine> Writer<E> {
@@ -69,7 +67,6 @@ impl<E: Engine> Writer<E> {
             filters,
             expected: 0,
             is_quick: false,
-            is_for_one: false,
         }
     }
 
@@ -96,8 +93,8 @@ impl<E: Engine> Writer<E> {
     /// often appends again at once, and being woken takes about as long as a sync of a fast disk. So the thread stays awake for
     /// a while: for one caller if the message before came within that time, for several in any case, giving way to them.
     fn next_message(&mut self) -> Option<Message> {
-        let began = Instant::now();
-        let awake_until = began + if self.is_quick || !self.is_for_one { STAY_AWAKE } else { Duration::ZERO };
+        let (began, is_for_one) = (Instant::now(), self.shared.serves_one());
+        let awake_until = began + if self.is_quick || !is_for_one { STAY_AWAKE } else { Duration::ZERO };
         let message = loop {
             match self.queue.try_recv() {
                 Ok(message) => break Some(message),
@@ -106,7 +103,7 @@ impl<E: Engine> Writer<E> {
                     break Some(Message::Wake);
                 }
                 Err(TryRecvError::Disconnected) => break None,
-                Err(TryRecvError::Empty) if !is_past(awake_until) && self.is_for_one => linger(),
+                Err(TryRecvError::Empty) if !is_past(awake_until) && is_for_one => linger(),
                 Err(TryRecvError::Empty) if !is_past(awake_until) => thread::yield_now(),
                 Err(TryRecvError::Empty) => break self.queue.blocking_recv(),
             }
@@ -216,7 +213,6 @@ impl<E: Engine> Writer<E> {
     fn commit_pending(&mut self) {
         let requests = self.pending.requests.len();
         self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
-        self.is_for_one = requests <= 1;
         let others_wait = self.shared.waiting.load(Ordering::Relaxed) > requests as u64;
         if others_wait && self.shared.fence_reason().is_none() {
             let mut next = self.spare.take().unwrap_or_default();

@@ -57,9 +57,10 @@ pub enum CommitError {
 }
 
 impl Error {
-    /// The process or the system has no file descriptor left, or no memory, so that nothing was done. It may have some later.
-    pub(crate) fn is_scarcity(&self) -> bool {
+    /// There is no room, no file descriptor left, or no memory, so that nothing was done. There may be some later.
+    pub(crate) fn is_shortage(&self) -> bool {
         match self {
+            Error::Full { .. } => true,
             #[cfg(unix)]
             Error::Io { source, .. } => {
                 use rustix::io::Errno;

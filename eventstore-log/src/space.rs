@@ -181,15 +181,8 @@ impl Shared {
         let made = if newest.wants_next(filled, ahead) { self.make_next(&newest) } else { self.fill_ahead(&newest) };
         match made {
             Ok(()) => tracing::trace!(name: "space", segment = newest.segment, "space made"),
-            Err(Error::Full { reason }) => {
-                tracing::warn!(reason, "no room ahead of the end of the log");
-                self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
-            }
-            Err(error) if error.is_scarcity() => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "no space was made ahead of the end of the log"
-                );
+            Err(error) if error.is_shortage() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "no space ahead of the end of the log");
                 self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
             }
             Err(error) => self.poison(&error),
@@ -245,7 +238,7 @@ impl Shared {
         let name = format::segment_name(number, 0);
         let file = self.files.create(&name).map_err(|error| {
             let error = Error::io("create", &name, error);
-            if !matches!(error, Error::Full { .. }) && !error.is_scarcity() {
+            if !error.is_shortage() {
                 self.poison(&error);
             }
             error

@@ -132,38 +132,47 @@ fn a_failed_sync_of_another_thread_fences_the_appender() {
     assert!(matches!(commit(&mut opened, 10, false), Err(CommitError::NotWritten(Error::Fenced { .. }))));
 }
 
-/// As long as the process has no file descriptor left.
-#[derive(Debug)]
-struct NoMoreFiles(MemoryDirectory, AtomicBool);
+/// Files in memory of which some cannot be had or synced.
+#[derive(Debug, Default)]
+struct Faulty {
+    files: MemoryDirectory,
+    /// The process has no file descriptor left.
+    is_without_descriptors: AtomicBool,
+    /// Files that the log did not make itself cannot be synced: those that the background opens.
+    opened_ones_fail: bool,
+}
 
-impl NoMoreFiles {
+impl Faulty {
     fn check(&self) -> io::Result<()> {
-        let is_over = self.1.load(Ordering::SeqCst);
+        let is_over = self.is_without_descriptors.load(Ordering::SeqCst);
         if is_over { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) } // EMFILE
     }
 }
 
-impl Directory for NoMoreFiles {
+impl Directory for Faulty {
     fn list(&self) -> io::Result<Vec<String>> {
-        self.0.list()
+        self.files.list()
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.check().and_then(|()| self.0.open(name))
+        self.check()?;
+        let file = self.files.open(name)?;
+        Ok(if self.opened_ones_fail { Arc::new(NoSync(file)) } else { file })
     }
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.check().and_then(|()| self.0.create(name))
+        self.check()?;
+        self.files.create(name)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
+        self.files.rename(from, to)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
+        self.files.remove(name)
     }
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
-        self.0.subdirectory(name)
+        self.files.subdirectory(name)
     }
 }
 
@@ -171,10 +180,10 @@ impl Directory for NoMoreFiles {
 #[test]
 fn without_file_descriptors_the_log_waits_for_some() {
     for space_ahead in [0, 1 << 20] {
-        let files = Arc::new(NoMoreFiles(MemoryDirectory::default(), AtomicBool::new(false)));
+        let files = Arc::new(Faulty::default());
         let mut opened = open(files.clone(), space_ahead);
         commit(&mut opened, 100, true).expect("committed");
-        files.1.store(true, Ordering::SeqCst);
+        files.is_without_descriptors.store(true, Ordering::SeqCst);
         let mut refused = None;
         while refused.is_none() {
             refused = commit(&mut opened, 10_000, true).err(); // until the segment is full
@@ -182,42 +191,14 @@ fn without_file_descriptors_the_log_waits_for_some() {
         let is_told = matches!(&refused, Some(CommitError::NotWritten(Error::Io { operation: "create", .. })));
         assert!(is_told, "{refused:?}");
         let last = opened.log.last();
-        files.1.store(false, Ordering::SeqCst);
+        files.is_without_descriptors.store(false, Ordering::SeqCst);
         commit(&mut opened, 10_000, true).expect("there are some again");
         check_records(&opened.log, last + 1);
     }
 }
 
-/// Files that the log did not make itself cannot be synced: those that the background opens.
-#[derive(Debug)]
-struct NoSyncAhead(MemoryDirectory);
-
 #[derive(Debug)]
 struct NoSync(Arc<dyn File>);
-
-impl Directory for NoSyncAhead {
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.0.list()
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(NoSync(self.0.open(name)?)))
-    }
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.0.create(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
-        self.0.subdirectory(name)
-    }
-}
 
 impl File for NoSync {
     fn len(&self) -> io::Result<u64> {
@@ -242,7 +223,7 @@ impl File for NoSync {
 
 #[test]
 fn a_failed_sync_of_space_ahead_fences_as_any_other() {
-    let mut opened = open(Arc::new(NoSyncAhead(MemoryDirectory::default())), 1 << 20);
+    let mut opened = open(Arc::new(Faulty { opened_ones_fail: true, ..Faulty::default() }), 1 << 20);
     commit(&mut opened, 100, true).expect("committed");
     // That waits for the background.
     opened.appender.take().unwrap().close();

@@ -10,7 +10,6 @@ use crate::check::some_orders;
 use crate::disk::{
     Fate, IndexFate, Store, append, append_batch, event, ids, join, open_indexing, open_pipelined_and_indexing, spawn,
 };
-
 use crate::engine::{Engine, Entries};
 use crate::index::{Index, Listed};
 use crate::memory::MemoryEngine;
