@@ -184,3 +184,23 @@ fn of_table<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<O
         from.push(0); // the smallest key behind it
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::tests::{log_of, with_entries};
+
+    #[test]
+    fn of_a_table_that_has_too_few_ids_no_filter_is_made() {
+        let aggregates = ["a", "b", "c", "d"];
+        for hidden in 0..=aggregates.len() {
+            let shared = with_entries(&log_of(&aggregates), |table, nth| (table, nth) != (Table::Ids, hidden));
+            let filter = make(&shared, None, 4, 4, 1 << 20).expect("made");
+            for id in ["id-1", "id-2", "id-3", "id-4"] {
+                let mut key = Vec::new();
+                keys::write_id(&mut key, id);
+                assert!(filter.may_have(filter::hash(&key)), "{id}, {hidden}");
+            }
+        }
+    }
+}

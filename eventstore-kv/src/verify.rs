@@ -521,7 +521,7 @@ impl<E: Engine> IndexCheck<'_, E> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashMap;
     use std::sync::{Arc, Mutex};
 
@@ -536,10 +536,10 @@ mod tests {
     use crate::memory::MemoryEngine;
     use crate::open::{Opening, open};
 
-    type Tested = Shared<MemoryEngine>;
+    pub(crate) type Tested = Shared<MemoryEngine>;
 
     /// Events of these aggregates, one behind the other, with ids `id-1`, `id-2`, and so on, in a group each.
-    fn log_of(aggregates: &[&str]) -> MemoryDirectory {
+    pub(crate) fn log_of(aggregates: &[&str]) -> MemoryDirectory {
         log_with(aggregates, |number, aggregate_id| event(number, aggregate_id, 2))
     }
 
@@ -758,7 +758,7 @@ mod tests {
     }
 
     /// A store whose index has only these entries of each table, and the mark.
-    fn with_entries(files: &MemoryDirectory, mut is_there: impl FnMut(Table, usize) -> bool) -> Tested {
+    pub(crate) fn with_entries(files: &MemoryDirectory, mut is_there: impl FnMut(Table, usize) -> bool) -> Tested {
         let (whole, store) = (store_over(files), store_over(files));
         let mut entries = Entries::new();
         let scanned = whole.with_parts(|parts| {
