@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crc32c::crc32c;
 use eventstore_api::{Error, Result};
-use eventstore_kv::damaged_index;
+use eventstore_kv::{damaged_index, tell};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::io_error;
@@ -110,7 +110,7 @@ pub(crate) fn check_tree(tree: &Path) -> Result<()> {
         for entry in fs::read_dir(tree.join("tables"))? {
             let path = entry?.path();
             if !has_sound_end(&path)? {
-                tracing::warn!(path = %path.display(), "a table that was not written to its end is deleted");
+                tell!(warn, path = %path.display(), "a table that was not written to its end is deleted");
                 fs::remove_file(&path)?;
             }
         }

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use eventstore_api::{Error, Result};
-use eventstore_kv::give_way;
+use eventstore_kv::{give_way, tell};
 use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, CompactionStrategy, Factory, ItemAccessor, MoveDown, PullDown, Verdict};
 use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
@@ -150,7 +150,7 @@ impl Drop for Merging {
         self.wake();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                tracing::error!("a thread that merges fjall's tables has panicked");
+                tell!(error, "a thread that merges fjall's tables has panicked");
             }
         }
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use eventstore_api::{Direction, Error, Result};
-use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, tell};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, PutFlags, RoTxn, WithoutTls};
 
@@ -140,14 +140,14 @@ impl LmdbEngine {
                 reason: format!("the system does not let it map {new_size} bytes; raise the limit (ulimit -v)"),
             });
         }
-        tracing::trace!(name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
+        tell!(trace, name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
         // SAFETY: No transaction may be alive, and nothing else may look into the map. Whatever does holds the lock to
         // read, and this holds it to write. If moving fails, the map is gone, and so is the environment.
         if let Err(error) = unsafe { env.resize(new_size) } {
             *environment = None;
             return Err(engine_error("grow the map", error));
         }
-        tracing::info!(name: "grown", old_size, new_size, "the map is full and was grown");
+        tell!(info, name: "grown", old_size, new_size, "the map is full and was grown");
         Ok(())
     }
 }
@@ -220,7 +220,7 @@ impl Engine for LmdbEngine {
             if check_moment(directory, snapshot.txn.id() as u64, looks)? {
                 return Ok(());
             }
-            tracing::debug!("the check of all pages begins again: it was in the way of the writer, or behind it");
+            tell!(debug, "the check of all pages begins again: it was in the way of the writer, or behind it");
         }
         Err(Error::engine("check the pages", "the writer needed the pages that a check keeps from being used again"))
     }

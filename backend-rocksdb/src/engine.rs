@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use eventstore_api::{Direction, Error, Result};
-use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, tell};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
     DBCompressionType, DBRawIterator, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, InfoLogger, ReadOptions,
@@ -103,10 +103,10 @@ fn database_options(options: &Options, is_new: bool) -> rocksdb::Options {
 fn log(level: rocksdb::LogLevel, message: &str) {
     let message = message.trim_end();
     match level {
-        rocksdb::LogLevel::Debug => tracing::debug!(target: "rocksdb", "{message}"),
-        rocksdb::LogLevel::Info | rocksdb::LogLevel::Header => tracing::info!(target: "rocksdb", "{message}"),
-        rocksdb::LogLevel::Warn => tracing::warn!(target: "rocksdb", "{message}"),
-        rocksdb::LogLevel::Error | rocksdb::LogLevel::Fatal => tracing::error!(target: "rocksdb", "{message}"),
+        rocksdb::LogLevel::Debug => tell!(debug, target: "rocksdb", "{message}"),
+        rocksdb::LogLevel::Info | rocksdb::LogLevel::Header => tell!(info, target: "rocksdb", "{message}"),
+        rocksdb::LogLevel::Warn => tell!(warn, target: "rocksdb", "{message}"),
+        rocksdb::LogLevel::Error | rocksdb::LogLevel::Fatal => tell!(error, target: "rocksdb", "{message}"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Direction, Error, Result};
-use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, damaged_index};
+use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, damaged_index, tell};
 use sled::{Batch, Db, IVec};
 
 use crate::error::{Failure, cannot_open, engine_error, guard, open_error};
@@ -87,7 +87,7 @@ impl Drop for SledEngine {
                     .map_err(|error| Error::engine("close", error))
             });
         if let Err(error) = sealed {
-            tracing::warn!(%error, "sled was not closed cleanly; the index is made again when the store is opened");
+            tell!(warn, %error, "sled was not closed cleanly; the index is made again when the store is opened");
         }
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS, RECORDED_AT_END};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS, RECORDED_AT_END, clamp_recorded_at};
 use crate::{Error, Event, RecordedEvent, Result, Version};
 
 /// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
@@ -177,13 +177,14 @@ impl Batch {
     }
 
     /// A batch that repeats what another store holds: these events with their times, if this store ends where they begin.
-    /// If it holds what the other one held before them, they get the same versions and revisions.
+    /// If it holds what the other one held before them, they get the same versions and revisions. A time that cannot be recorded
+    /// becomes the nearest one that can.
     #[must_use]
     pub fn copy_of(recorded: &[RecordedEvent]) -> Self {
         let before = recorded.first().map_or(0, |first| first.version.get().saturating_sub(1));
         Batch::new(recorded.iter().map(|recorded| recorded.event.clone()).collect())
             .expected(Expected::LatestVersion(Version::new(before)))
-            .recorded_at(recorded.iter().map(|recorded| recorded.recorded_at).collect())
+            .recorded_at(recorded.iter().map(|recorded| clamp_recorded_at(recorded.recorded_at)).collect())
     }
 
     /// Sets the times of recording, one for each event, for copies of events that were recorded elsewhere.

@@ -82,8 +82,8 @@ pub enum Error {
     /// The append may or may not be in the store (rules C3, F1).
     ///
     /// Append the same events again, the same [`Event`](crate::Event) values with the same ids: by rule W2 that returns
-    /// the first result if they are there and writes them if they are not. Use a context that has not ended. If the
-    /// store answers [`Error::Fenced`], reopen it first.
+    /// the first result if they are there and writes them if they are not. Use a context that has not ended. A store that
+    /// is fenced by the failure can only say so again, with [`Error::Fenced`] as the source: reopen it first.
     #[error("the outcome is unknown: {reason}; append the same events again to learn it")]
     OutcomeUnknown {
         /// What interrupted the append.
@@ -107,7 +107,8 @@ pub enum Error {
         path: String,
     },
 
-    /// An earlier commit failed, so the writer accepts nothing more; nothing of this append was written (rule F1).
+    /// An earlier commit failed, so the writer accepts nothing more. Nothing of this append was written, nor was it by an
+    /// earlier attempt (rule F1).
     ///
     /// Mend the cause, then close and reopen the store. Reads go on until then.
     #[error("the writer is fenced ({reason}); mend the cause, then close and reopen the store")]
@@ -207,13 +208,17 @@ impl Error {
     ///
     /// | retryable | not retryable |
     /// |---|---|
-    /// | `DeadlineExceeded`, `OutcomeUnknown`, `Locked` | everything else |
+    /// | `DeadlineExceeded`, `Locked`, `OutcomeUnknown` unless its source is `Fenced` | everything else |
     ///
     /// `VersionConflict` is not: the same expectation fails again, the caller has to decide anew. `Cancelled` is not:
     /// somebody wanted the call to end. `Fenced`, `Full` and `Closed` need a hand first.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::DeadlineExceeded | Error::OutcomeUnknown { .. } | Error::Locked { .. })
+        let is_fenced = |source: &BoxError| matches!(source.downcast_ref(), Some(Error::Fenced { .. }));
+        match self {
+            Error::OutcomeUnknown { source, .. } => !source.as_ref().is_some_and(is_fenced),
+            _ => matches!(self, Error::DeadlineExceeded | Error::Locked { .. }),
+        }
     }
 
     /// An [`Error::InvalidEvent`] with this field and reason.

@@ -3,7 +3,7 @@
 //! All lengths are in bytes of UTF-8 or of data, not in characters. Going over one of them is
 //! [`Error::InvalidEvent`](crate::Error::InvalidEvent), found before anything is queued (rule W5).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The longest event id: 255 bytes. An id has at least one byte.
 pub const MAX_ID_LEN: usize = 255;
@@ -28,3 +28,36 @@ pub const MAX_BATCH_BYTES: usize = 64 << 20;
 
 /// The times of recording that an append may name end here, counted from 1970: with the year 9999.
 pub const RECORDED_AT_END: Duration = Duration::from_secs(253_402_300_800);
+
+/// The nearest time that can be recorded, in whole microseconds of the years 1970 to 9999: what a store takes from a clock that
+/// is wrong (rule W7).
+#[must_use]
+pub fn clamp_recorded_at(time: SystemTime) -> SystemTime {
+    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let last = RECORDED_AT_END - Duration::from_micros(1);
+    let micros = since_1970.min(last).as_micros();
+    // They are at most `last`, which fits.
+    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_cannot_be_recorded_become_the_nearest_ones() {
+        let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        let end = SystemTime::UNIX_EPOCH + RECORDED_AT_END;
+        let last = at(253_402_300_799_999_999);
+        for (time, expected) in [
+            (SystemTime::UNIX_EPOCH - Duration::from_secs(1), at(0)),
+            (SystemTime::UNIX_EPOCH, at(0)),
+            (at(7) + Duration::from_nanos(999), at(7)),
+            (last, last),
+            (end, last),
+            (end + RECORDED_AT_END, last),
+        ] {
+            assert_eq!(clamp_recorded_at(time), expected, "{time:?}");
+        }
+    }
+}

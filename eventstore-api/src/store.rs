@@ -48,7 +48,8 @@ use crate::{
 /// - **W5** Empty or over-long ids, over-size events and batches, and conditions that do not fit the batch are
 ///   `InvalidEvent` before anything is queued. The store stays usable.
 /// - **W6** Data and metadata come back byte for byte.
-/// - **W7** Times of recording that an append names come back, to the microsecond. Otherwise it is the time of the append.
+/// - **W7** Times of recording that an append names come back, to the microsecond. Otherwise it is the time of the append, or
+///   the nearest that can be recorded if the clock is outside of the years 1970 to 9999.
 ///
 /// ## Context
 ///
@@ -73,9 +74,11 @@ use crate::{
 /// ## Faults
 ///
 /// - **F1** After a failed write or sync of events the outcome is unknown and the writer is fenced: appends fail with `Fenced`
-///   until the store is reopened; reads go on, if the disk allows it. A failed sync is never retried, because the second one
-///   may succeed without having written anything. An index that cannot be written fences nothing: appends go on until too
-///   many events are missing from it, and are `Full` then.
+///   until the store is reopened; reads go on, if the disk allows it. An append that repeats one whose outcome is unknown is
+///   `OutcomeUnknown` again, and one that repeats what is stored gets the first result: so `Fenced` means that no attempt has
+///   written it. A failed sync is never retried, because the second one may succeed without having written anything. An
+///   index that cannot be written fences nothing: appends go on until too many events are missing from it, and are `Full`
+///   then.
 /// - **F2** After a kill at any point: every event acknowledged with `Sync` is there, no batch is there in part, and
 ///   indexes agree with the log.
 /// - **F3** Every record carries a checksum. A damaged one is `Corrupt`, never a wrong event and never a panic. A damaged index

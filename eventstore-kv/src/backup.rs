@@ -31,7 +31,7 @@ pub(crate) fn backup<E: Engine>(
     // What is full is sealed before it travels: in the copy it would get another footer, and travel again.
     let sealed = shared.log.sync().map_err(log_error).and_then(|()| checkpoint(shared, shared.log.position()));
     if let Err(error) = sealed {
-        tracing::warn!(error = with_causes(&error), "what is full of the log could not be sealed before a backup");
+        tell!(warn, error = with_causes(&error), "what is full of the log could not be sealed before a backup");
     }
     let directory = match StoreDirectory::is_store(target) {
         true => earlier_backup::<E>(shared, source, target)?,

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::{Durability, Error, Result, Version};
 use eventstore_log::{Appender, CommitError, Group};
-use tracing::trace;
 
+use crate::StoreDirectory;
 use crate::engine::Engine;
 use crate::error::log_error;
 use crate::head::HeadFile;
 use crate::observe::Committed;
+use crate::place::Place;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, again, with_causes};
 use crate::staging::Decision;
@@ -80,15 +81,39 @@ pub(crate) struct Committer {
     head_file: Option<HeadFile>,
     /// Something of this opening was acknowledged with `Buffered` and not synced since.
     owes_sync: bool,
+    /// Where the store has to be, if it has files, and when that is looked at next.
+    place: Option<(Place, Instant)>,
 }
 
+/// Between two looks at whether the store's directory is still where it was.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
 impl Committer {
-    pub(crate) fn new(appender: Appender, head_file: Option<HeadFile>) -> Self {
-        Committer { appender, head_file, owes_sync: false }
+    /// The one who writes to the log of the store in this directory, if it has one.
+    pub(crate) fn new(appender: Appender, directory: Option<&StoreDirectory>) -> Self {
+        let place = directory.map(|directory| (directory.place().clone(), Instant::now()));
+        Committer { appender, head_file: directory.map(HeadFile::new), owes_sync: false, place }
+    }
+
+    /// Fences the store if its directory is not where it was: what is appended would come into nothing, or into another store.
+    fn check_place<E: Engine>(&mut self, shared: &Shared<E>) -> Result<()> {
+        let Some((place, next_look)) = &mut self.place else { return Ok(()) };
+        if !is_past(*next_look) {
+            return Ok(());
+        }
+        *next_look = Instant::now() + BETWEEN_LOOKS;
+        place.check().map_err(|left| {
+            let reason = with_causes(&left);
+            shared.fence(reason.clone());
+            Error::Fenced { reason }
+        })
     }
 
     /// Commits a group, shows it to readers, and answers its callers.
     pub(crate) fn commit<E: Engine>(&mut self, shared: &Arc<Shared<E>>, prepared: &mut Prepared) -> Outcome {
+        if let Err(fenced) = self.check_place(shared) {
+            return Outcome::NotWritten(fenced);
+        }
         let before = shared.log.last();
         let is_behind = shared.log.synced() < before;
         let rests_on_commit = |decision: &Decision| match decision {
@@ -111,12 +136,13 @@ impl Committer {
             }
             Err(CommitError::Unknown(error)) => {
                 let error = Arc::new(log_error(error));
+                shared.doubt(prepared.head());
                 shared.fence(with_causes(&*error));
                 Some(Failure(error))
             }
         };
         if failure.is_none() {
-            trace!(name: "published", head = prepared.head(), "readers see a group, whose callers are answered now");
+            tell!(trace, name: "published", head = prepared.head(), "readers see a group, whose callers are answered now");
         }
         let decided = prepared.requests.drain(..).zip(prepared.decisions.drain(..));
         for ((request, decision), rests_on_commit) in decided.zip(rests) {
@@ -130,7 +156,7 @@ impl Committer {
             };
             let _ = request.reply.send(result); // a caller who has gone does not want it
         }
-        trace!(name: "answered", "answered the callers of a group");
+        tell!(trace, name: "answered", "answered the callers of a group");
         Outcome::Answered
     }
 
@@ -152,7 +178,7 @@ impl Committer {
         let (events, bytes, began) = (group.len() as u64, group.bytes(), Instant::now());
         let position = self.appender.commit(group, sync)?;
         let head = position.record();
-        trace!(name: "committed", head, "a group is in the log");
+        tell!(trace, name: "committed", head, "a group is in the log");
         self.owes_sync = !sync;
         if sync {
             self.note_synced(shared);
@@ -164,8 +190,7 @@ impl Committer {
             shared.digests.follow(events, bytes as u64);
         }
         let took = began.elapsed();
-        let told = Committed { events, bytes, head, durability, took };
-        let _ = catch_unwind(AssertUnwindSafe(|| shared.observer.committed(&told)));
+        shared.observer.committed(&Committed { events, bytes, head, durability, took });
         Ok(())
     }
 
@@ -181,7 +206,7 @@ impl Committer {
     ///
     /// If it fails, or must not be tried, events that were acknowledged with `Buffered` may not survive a power cut.
     pub(crate) fn last_sync<E: Engine>(&mut self, shared: &Shared<E>) -> Result<()> {
-        match shared.check_fence() {
+        let synced = match shared.check_fence() {
             Ok(()) if shared.log.synced() < shared.log.last() => {
                 shared.log.sync().map_err(log_error)?;
                 self.note_synced(shared);
@@ -189,7 +214,11 @@ impl Committer {
             }
             Err(fenced) if self.owes_sync && shared.log.synced() < shared.log.last() => Err(fenced),
             _ => Ok(()),
+        };
+        if let Some((_, next_look)) = &mut self.place {
+            *next_look = Instant::now();
         }
+        synced.and(self.check_place(shared)) // nothing more is made by path then
     }
 
     /// Gives back what the log has made ahead.
@@ -273,6 +302,7 @@ impl Desk {
         // that the outcome is unknown.
         let outcome = catch_unwind(AssertUnwindSafe(|| committer.commit(shared, prepared)));
         let outcome = outcome.unwrap_or_else(|_| {
+            shared.doubt(prepared.head());
             shared.fence("a commit panicked; its message is in the log".to_owned());
             prepared.requests.clear();
             Outcome::Answered

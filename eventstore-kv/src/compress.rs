@@ -20,11 +20,11 @@ pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>) {
     let shared = shared.clone();
     let _ = background::spawn_low("eventstore-compress", move || {
         // Closing waits for it, since it keeps the directory's lock.
-        let compress = || shared.with_parts(|_| shared.log.compress(&mut || !shared.is_closing()).map_err(log_error));
+        let compress = || shared.keep_parts(|_| shared.log.compress(&mut || !shared.is_closing()).map_err(log_error));
         match catch_unwind(AssertUnwindSafe(compress)) {
             Ok(Ok(_) | Err(Error::Closed)) => {}
-            Ok(Err(error)) => tracing::warn!(error = with_causes(&error), "the log could not be compressed"),
-            Err(_) => tracing::error!("compressing the log panicked"),
+            Ok(Err(error)) => tell!(warn, error = with_causes(&error), "the log could not be compressed"),
+            Err(_) => tell!(error, "compressing the log panicked"),
         }
         shared.is_compressing.store(false, Ordering::Release);
     });

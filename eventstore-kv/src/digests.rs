@@ -116,7 +116,7 @@ impl Digests {
             let followed = this.at(this.log.last());
             this.is_following.store(false, Ordering::Release);
             if let Err(error) = followed {
-                tracing::warn!(%error, "the digest does not follow the log");
+                tell!(warn, %error, "the digest does not follow the log");
             }
         });
     }

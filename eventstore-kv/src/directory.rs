@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::filters::FILTER_FILE;
 use crate::head::HEAD_FILE;
+use crate::place::Place;
 
 const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
@@ -22,10 +23,10 @@ const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
 /// engine.
 #[derive(Debug)]
 pub struct StoreDirectory {
-    path: PathBuf,
     id: [u8; 16],
     /// Locked as long as it is open.
     _lock: File,
+    place: Place,
     state: Mutex<State>,
 }
 
@@ -96,11 +97,9 @@ impl StoreDirectory {
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Before anything is put into it, and once more under the lock.
         refuse_strangers(path)?;
-        let lock = lock(path)?;
+        let (lock, place) = lock(path)?;
         let (state, id) = check_mark(path, engine)?;
-        // A program may change its working directory; what is locked stays where it is.
-        let path = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
-        Ok(StoreDirectory { path, id: id.into_bytes(), _lock: lock, state: Mutex::new(state) })
+        Ok(StoreDirectory { id: id.into_bytes(), _lock: lock, place, state: Mutex::new(state) })
     }
 
     /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark) it does not open
@@ -138,7 +137,12 @@ impl StoreDirectory {
     /// Where it is, as an absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.directory()
+    }
+
+    /// Where it was when it was locked.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
@@ -167,7 +171,7 @@ impl StoreDirectory {
     ///
     /// [`Error::Engine`].
     pub fn delete_unfinished(&self, name: &str) -> Result<()> {
-        let path = self.path.join(name);
+        let path = self.path().join(name);
         if self.state() != State::New || !path.exists() {
             return Ok(());
         }
@@ -188,13 +192,13 @@ impl StoreDirectory {
             State::Backup => BACKUP_MARK_FILE,
         };
         let finish = || -> io::Result<()> {
-            sync_dir(&self.path)?;
-            fs::rename(self.path.join(unmarked), self.path.join(MARK_FILE))?;
-            sync_dir(&self.path)?;
+            sync_dir(self.path())?;
+            fs::rename(self.path().join(unmarked), self.path().join(MARK_FILE))?;
+            sync_dir(self.path())?;
             // Whoever created the directory may have been killed before its entry was durable.
-            sync_dir(parent_of(&self.path))
+            sync_dir(parent_of(self.path()))
         };
-        finish().map_err(|error| cannot_open(&self.path, "it cannot be written", error))?;
+        finish().map_err(|error| cannot_open(self.path(), "it cannot be written", error))?;
         self.set_state(State::Marked);
         Ok(())
     }
@@ -205,7 +209,7 @@ impl StoreDirectory {
     ///
     /// [`Error::Engine`].
     pub fn len_bytes(&self) -> Result<u64> {
-        len_of_files(&self.path).map_err(|error| Error::engine("measure the store's files", error))
+        len_of_files(self.path()).map_err(|error| Error::engine("measure the store's files", error))
     }
 }
 
@@ -216,24 +220,26 @@ impl Drop for StoreDirectory {
             return;
         }
         let delete = || -> io::Result<()> {
-            for entry in content_of(&self.path)? {
+            for entry in content_of(self.path())? {
                 if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
             }
-            fs::remove_file(self.path.join(BACKUP_MARK_FILE))?;
-            fs::remove_file(self.path.join(LOCK_FILE))
+            fs::remove_file(self.path().join(BACKUP_MARK_FILE))?;
+            fs::remove_file(self.path().join(LOCK_FILE))
         };
         if let Err(error) = delete() {
-            let path = self.path.display();
-            tracing::warn!(%path, %error, "a backup that was not finished could not be deleted; delete its directory");
+            let path = self.path().display();
+            tell!(warn, %path, %error, "a backup that was not finished could not be deleted; delete its directory");
         }
     }
 }
 
 /// Locks a directory by its lock file, which is made if it is missing.
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path) -> Result<(File, Place)> {
     let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
     let unwritable = "its lock file cannot be written; give this user write access, which reading needs as well";
-    let lock_path = path.join(LOCK_FILE);
+    // A program may change its working directory; what is locked stays where it is.
+    let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
+    let lock_path = absolute.join(LOCK_FILE);
     loop {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(|error| failed(unwritable, error))?;
@@ -242,28 +248,10 @@ fn lock(path: &Path) -> Result<File> {
             TryLockError::Error(error) => failed("its lock file cannot be locked", error),
         })?;
         // Whoever had it before may have taken back a backup, and deleted it meanwhile.
-        if is_at(&lock, &lock_path).map_err(|error| failed(unwritable, error))? {
-            return Ok(lock);
+        let place = Place::of(&lock, lock_path.clone()).map_err(|error| failed(unwritable, error))?;
+        if place.is_kept().map_err(|error| failed(unwritable, error))? {
+            return Ok((lock, place));
         }
-    }
-}
-
-/// Whether this open file is the one at the path.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        match path.metadata() {
-            Ok(metadata) => Ok(identity(metadata) == identity(file.metadata()?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = (file, path);
-        Ok(true) // there, an open file is not deleted
     }
 }
 
@@ -487,18 +475,6 @@ mod tests {
         let path = temporary.path().join("a/b/../c/./d");
         drop(StoreDirectory::open(&path, "one").expect("created"));
         assert!(temporary.path().join("a/c/d").join(LOCK_FILE).exists());
-    }
-
-    #[test]
-    fn a_lock_file_that_was_deleted_meanwhile_locks_nothing() {
-        let temporary = tempfile::tempdir().expect("temporary directory");
-        let path = temporary.path().join(LOCK_FILE);
-        let old = File::create(&path).expect("created");
-        assert!(is_at(&old, &path).expect("looked at"));
-        fs::remove_file(&path).expect("deleted");
-        assert!(!is_at(&old, &path).expect("looked at"));
-        let _new = File::create(&path).expect("created");
-        assert!(!is_at(&old, &path).expect("looked at"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How the filter of known ids comes back when a store is opened: from the file that closing left, or from the index. No
+//! How the filter of known ids and aggregates comes back when a store is opened: from the file that closing left, or from the index. No
 //! opening waits for it: until it is there, ids are looked up.
 
 use std::fs::{self, File};
@@ -46,7 +46,7 @@ impl Filters {
             match make(&shared, directory.as_deref(), mark, head, budget) {
                 Ok(filter) => *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(filter),
                 Err(Error::Closed) => {}
-                Err(error) => tracing::warn!(%error, "the filter of known ids could not be made; ids are looked up"),
+                Err(error) => tell!(warn, %error, "the filter of known ids could not be made; ids are looked up"),
             }
         });
         filters
@@ -88,7 +88,7 @@ impl Filters {
             fs::rename(new, directory.join(FILTER_FILE))
         };
         if let Err(error) = save() {
-            tracing::warn!(%error, "the filter of known ids could not be saved; the next opening makes it again");
+            tell!(warn, %error, "the filter of known ids could not be saved; the next opening makes it again");
         }
     }
 }
@@ -111,7 +111,7 @@ const MOST_FROM_LOG: u64 = 500_000;
 /// Rows between two looks at whether the store is being closed.
 const ROWS: usize = 4096;
 
-/// The filter of all ids up to `head`.
+/// The filter of all ids and aggregates up to `head`.
 fn make<E: Engine>(
     shared: &Shared<E>,
     directory: Option<&Path>,
@@ -123,7 +123,7 @@ fn make<E: Engine>(
     let (reached, mut filter) = match saved {
         Some((version, filter)) if head - version <= MOST_FROM_LOG || version >= mark => (version, filter),
         // A damaged table may have too few of them. The log has all.
-        _ => of_table(shared, mark, budget)?.map_or((0, Filter::new(budget)), |filter| (mark, filter)),
+        _ => of_tables(shared, mark, budget)?.map_or((0, Filter::new(budget)), |filter| (mark, filter)),
     };
     let mut next = reached + 1;
     let mut key = Vec::new();
@@ -132,8 +132,12 @@ fn make<E: Engine>(
         let mut page = Page::default();
         shared.log.read(next..head + 1, 256 << 10, ROWS, &mut page).map_err(log_error)?;
         for (version, range) in &page.records {
-            keys::write_id(&mut key, Leads::read(*version, &page.bytes[range.clone()])?.id);
+            let leads = Leads::read(*version, &page.bytes[range.clone()])?;
+            keys::write_id(&mut key, leads.id);
             filter.add(filter::hash(&key));
+            if leads.revision == 1 {
+                filter.add(filter::hash_of_aggregate(leads.aggregate_id));
+            }
             next = version + 1;
         }
         if page.records.is_empty() {
@@ -155,10 +159,27 @@ fn load<E: Engine>(shared: &Shared<E>, path: &Path, head: u64, budget: usize) ->
     Some((binding.version, filter))
 }
 
-/// The filter of all ids in the table; `None` if it has fewer than there are events up to the mark.
-fn of_table<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<Option<Filter>> {
+/// The filter of all ids and aggregates in the tables; `None` if they have fewer ids than there are events up to the mark.
+fn of_tables<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<Option<Filter>> {
     let mut filter = Filter::new(budget);
-    let mut all = 0;
+    let mut ids = 0;
+    walk(shared, Table::Ids, |key| {
+        filter.add(filter::hash(key));
+        ids += 1;
+    })?;
+    let mut newest = String::new();
+    walk(shared, Table::Aggregates, |key| {
+        // Of an aggregate with many events there are several.
+        if let Some((id, _)) = keys::read_aggregate(key).filter(|(id, _)| *id != newest) {
+            filter.add(filter::hash_of_aggregate(id));
+            id.clone_into(&mut newest);
+        }
+    })?;
+    Ok((ids >= mark).then_some(filter))
+}
+
+/// Visits every key of a table.
+fn walk<E: Engine>(shared: &Shared<E>, table: Table, mut visit: impl FnMut(&[u8])) -> Result<()> {
     let mut from = keys::FIRST_KEY.to_vec();
     loop {
         shared.head()?; // `Closed` if the store is being closed
@@ -166,8 +187,8 @@ fn of_table<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<O
         let mut last = Vec::new();
         shared.with_parts(|parts| {
             let range = KeyRange { first: &from, last: keys::LAST_KEY };
-            parts.engine()?.snapshot()?.scan(Table::Ids, range, Direction::Forward, |key, _| {
-                filter.add(filter::hash(key));
+            parts.engine()?.snapshot()?.scan(table, range, Direction::Forward, |key, _| {
+                visit(key);
                 rows += 1;
                 if rows < ROWS {
                     return ControlFlow::Continue(());
@@ -176,9 +197,8 @@ fn of_table<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<O
                 ControlFlow::Break(())
             })
         })?;
-        all += rows as u64;
         if rows < ROWS {
-            return Ok((all >= mark).then_some(filter));
+            return Ok(());
         }
         from = last;
         from.push(0); // the smallest key behind it
@@ -200,6 +220,9 @@ mod tests {
                 let mut key = Vec::new();
                 keys::write_id(&mut key, id);
                 assert!(filter.may_have(filter::hash(&key)), "{id}, {hidden}");
+            }
+            for id in aggregates {
+                assert!(filter.may_have(filter::hash_of_aggregate(id)), "{id}, {hidden}");
             }
         }
     }

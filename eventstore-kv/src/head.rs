@@ -8,6 +8,7 @@ use eventstore_api::{Result, Version};
 
 use crate::StoreDirectory;
 use crate::directory::cannot_open;
+use crate::place::Place;
 
 /// The file's name, in the store's directory.
 pub(crate) const HEAD_FILE: &str = "eventstore.head";
@@ -23,6 +24,7 @@ const LEN: usize = 2 * size_of::<u64>();
 #[derive(Debug)]
 pub(crate) struct HeadFile {
     path: PathBuf,
+    place: Place,
     /// Opened with the first version.
     file: Option<File>,
     has_failed: bool,
@@ -30,7 +32,8 @@ pub(crate) struct HeadFile {
 
 impl HeadFile {
     pub(crate) fn new(directory: &StoreDirectory) -> Self {
-        HeadFile { path: path_in(directory.path()), file: None, has_failed: false }
+        let (path, place) = (path_in(directory.path()), directory.place().clone());
+        HeadFile { path, place, file: None, has_failed: false }
     }
 
     /// The log is synced up to this version.
@@ -40,14 +43,17 @@ impl HeadFile {
             && !std::mem::replace(&mut self.has_failed, true)
         {
             let path = self.path.display();
-            tracing::warn!(%path, %error, "it could not be written; if the log loses its end, that may go unnoticed");
+            tell!(warn, %path, %error, "it could not be written; if the log loses its end, that may go unnoticed");
         }
     }
 
     fn try_write(&mut self, version: Version) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?),
+            none => {
+                self.place.check().map_err(io::Error::other)?;
+                none.insert(OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?)
+            }
         };
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&bytes_of(version))

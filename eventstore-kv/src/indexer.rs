@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use eventstore_api::{Error, Result};
 use eventstore_log::Position;
-use tracing::trace;
 
 use crate::StoreOptions;
 use crate::compress;
@@ -162,7 +161,7 @@ impl Indexer {
             Ok(()) => (state.frozen, state.failed) = (None, None),
             Err(error) => {
                 let reason = with_causes(&error);
-                tracing::warn!(error = reason, "the index could not be written; it is tried again");
+                tell!(warn, error = reason, "the index could not be written; it is tried again");
                 state.failed = Some(Failed { reason, newer: shared.index.newer().len() as u64 });
             }
         }
@@ -221,15 +220,16 @@ fn write_older<E: Engine>(shared: &Arc<Shared<E>>, parts: &Parts<E>, position: P
     let mut entries = Entries::new();
     older.put_all(&mut entries);
     entries.put(Table::Meta, keys::META_MARK, &mark.to_bytes());
+    parts.check_place()?;
     parts.engine()?.write(&entries)?;
     shared.index.written();
-    trace!(name: "indexed", version, "the index tables reach further");
+    tell!(trace, name: "indexed", version, "the index tables reach further");
     // Openings would only take longer without it.
     match checkpoint(shared, position) {
         Ok(()) => compress::start(shared),
         Err(error) => {
             let error = with_causes(&error);
-            tracing::warn!(error, "a checkpoint of the log could not be written; openings take longer");
+            tell!(warn, error, "a checkpoint of the log could not be written; openings take longer");
         }
     }
     Ok(())

@@ -14,6 +14,9 @@
 
 #![forbid(unsafe_code)]
 
+#[macro_use(tell)]
+extern crate eventstore_log;
+
 mod aggregates;
 mod backup;
 mod commit;
@@ -22,6 +25,7 @@ mod digests;
 mod directory;
 mod engine;
 mod error;
+mod fenced;
 mod filter;
 mod filters;
 #[cfg(any(test, fuzzing))]
@@ -36,10 +40,12 @@ pub mod memory;
 mod observe;
 mod open;
 mod options;
+mod place;
 mod queue;
 mod reader;
 mod recent;
 mod record;
+mod revisions;
 mod shared;
 mod staging;
 mod store;
@@ -53,6 +59,8 @@ mod writer;
 pub use directory::StoreDirectory;
 pub use engine::{Engine, Entries, KeyRange, Snapshot, Table, damaged_index};
 pub use eventstore_log::background::give_way;
+#[doc(hidden)]
+pub use eventstore_log::tell;
 pub use memory::{MemoryEngine, MemoryStore};
 pub use open::repair;
 pub use options::{Compression, StoreOptions, check_range};

@@ -1,5 +1,6 @@
 //! What a store tells about its work: metrics through the `metrics` facade, logs and spans through `tracing`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Batch, Durability, Result, StoreOutcome, Stored};
@@ -59,7 +60,8 @@ impl Observer {
 
     /// A span around one append. What it tells is only counted for somebody who listens.
     pub(crate) fn append_span(&self, batch: &Batch) -> Span {
-        tracing::debug_span!("append", backend = self.backend, events = batch.events.len(), bytes = batch.len_bytes())
+        let (events, bytes) = (batch.events.len(), batch.len_bytes());
+        span(|| tracing::debug_span!("append", backend = self.backend, events, bytes))
     }
 
     /// An append was answered, with or without success.
@@ -70,58 +72,73 @@ impl Observer {
             Ok(_) => "already_stored",
             Err(error) => error.code(),
         };
-        counter!(APPENDS, "backend" => self.backend, "outcome" => outcome).increment(1);
-        self.append_seconds.record(took);
-        tracing::debug!(outcome, ?took, "answered an append");
+        record(|| {
+            counter!(APPENDS, "backend" => self.backend, "outcome" => outcome).increment(1);
+            self.append_seconds.record(took);
+        });
+        tell!(debug, outcome, ?took, "answered an append");
     }
 
     /// An append was taken out of the queue, after this time in it.
     pub(crate) fn dequeued(&self, waited: Duration) {
-        self.queue_seconds.record(waited);
+        record(|| self.queue_seconds.record(waited));
     }
 
     /// A group was committed.
     pub(crate) fn committed(&self, group: &Committed) {
         let Committed { events, bytes, head, durability, took } = *group;
-        self.commit_seconds.record(took);
-        self.group_events.record(events as f64);
-        self.group_bytes.record(bytes as f64);
-        self.events_written.increment(events);
-        self.latest_version.set(head as f64);
-        tracing::debug!(backend = self.backend, events, bytes, head, ?durability, ?took, "committed a group");
+        record(|| {
+            self.commit_seconds.record(took);
+            self.group_events.record(events as f64);
+            self.group_bytes.record(bytes as f64);
+            self.events_written.increment(events);
+            self.latest_version.set(head as f64);
+        });
+        tell!(debug, backend = self.backend, events, bytes, head, ?durability, ?took, "committed a group");
     }
 
     /// The writer was fenced.
     pub(crate) fn fenced(&self, reason: &str) {
-        self.fenced.set(1.0);
-        tracing::error!(
-            backend = self.backend,
-            reason,
-            "the writer is fenced: appends fail until the store is reopened"
-        );
+        record(|| self.fenced.set(1.0));
+        tell!(error, backend = self.backend, reason, "the writer is fenced: appends fail until the store is reopened");
     }
 
     /// A page was read, or found damaged.
     pub(crate) fn read(&self, began: Instant, events: Option<usize>) {
         let took = began.elapsed();
-        self.page_seconds.record(took);
-        self.events_read.increment(events.unwrap_or(0) as u64);
-        tracing::trace!(backend = self.backend, events, ?took, "read a page");
+        record(|| {
+            self.page_seconds.record(took);
+            self.events_read.increment(events.unwrap_or(0) as u64);
+        });
+        tell!(trace, backend = self.backend, events, ?took, "read a page");
     }
 
     /// A span around maintenance.
     pub(crate) fn maintenance_span(&self, operation: &'static str) -> Span {
-        tracing::debug_span!("maintenance", backend = self.backend, operation)
+        span(|| tracing::debug_span!("maintenance", backend = self.backend, operation))
     }
 
     /// Maintenance came to its end.
     pub(crate) fn maintained<T>(&self, operation: &'static str, began: Instant, result: &Result<T>) {
         let took = began.elapsed();
         let outcome = result.as_ref().map_or_else(eventstore_api::Error::code, |_| "done");
-        histogram!(MAINTENANCE_SECONDS, "backend" => self.backend, "operation" => operation, "outcome" => outcome)
-            .record(took);
-        tracing::debug!(outcome, ?took, "finished {operation}");
+        let backend = self.backend;
+        record(|| {
+            histogram!(MAINTENANCE_SECONDS, "backend" => backend, "operation" => operation, "outcome" => outcome)
+                .record(took);
+        });
+        tell!(debug, outcome, ?took, "finished {operation}");
     }
+}
+
+/// Records metrics. A recorder that panics harms nobody.
+fn record(record: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(record));
+}
+
+/// A span, or none if the subscriber panics.
+fn span(begin: impl FnOnce() -> Span) -> Span {
+    catch_unwind(AssertUnwindSafe(begin)).unwrap_or_else(|_| Span::none())
 }
 
 /// A group that was committed.

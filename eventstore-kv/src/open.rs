@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Context, Direction, Error, Result, Version};
-use eventstore_log::{Appender, Directory, DiskDirectory, Known, Log, Page};
+use eventstore_log::{Appender, Directory, Known, Log, Page};
 
 use crate::commit::Committer;
 use crate::digests::Digests;
@@ -15,10 +15,10 @@ use crate::directory::{StoreDirectory, sync_dir};
 use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
 use crate::error::log_error;
 use crate::filters;
-use crate::head::HeadFile;
 use crate::index::{Incomplete, Index};
 use crate::indexer::{Indexer, MOST_RUNS};
 use crate::mark::Mark;
+use crate::place::KeptDirectory;
 use crate::recent::Recent;
 use crate::record::Leads;
 use crate::shared::{Opened, Parts, reason};
@@ -77,11 +77,11 @@ pub(crate) fn open_directory<E: Engine>(
     }
     sync_dir(directory.path()).map_err(|error| Error::engine("create a directory", error))?;
     let is_new = !directory.is_marked();
-    let files: Arc<dyn Directory> = Arc::new(DiskDirectory::new(&log));
+    let files: Arc<dyn Directory> = Arc::new(KeptDirectory::new(&log, directory.place().clone()));
     if !directory.is_unfinished_backup() {
         directory.mark()?;
     }
-    tracing::debug!(is_new, path = %directory.path().display(), "opening a store");
+    tell!(debug, is_new, path = %directory.path().display(), "opening a store");
     open(Opening { files, directory: Some(directory), engine, options, task })
 }
 
@@ -113,7 +113,8 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         return Err(Error::Corrupt { version: Some(Version::new(damage.record)), reason: lost_end(&damage.reason) });
     }
     if let Some(aside) = &recovery.aside {
-        tracing::warn!(
+        tell!(
+            warn,
             aside,
             bytes = recovery.torn_bytes,
             "an append that was cut short was removed from the end of the log"
@@ -146,10 +147,9 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     behind.end(&log, damage.map(|damage| (damage.record, damage.reason)));
     let Behind { mark, recent, bytes, incomplete, .. } = behind;
     let recent_aggregates = recent.new_aggregates();
-    let committer = appender.filter(|_| incomplete.is_none()).map(|appender: Appender| {
-        let head_file = directory.as_ref().map(HeadFile::new);
-        Committer::new(appender, head_file)
-    });
+    let committer = appender
+        .filter(|_| incomplete.is_none())
+        .map(|appender: Appender| Committer::new(appender, directory.as_ref()));
     let opened = Opened {
         parts: Parts::new(made, directory),
         engine_options: engine.clone(),
@@ -266,7 +266,7 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
         sync_dir(index.parent().unwrap_or(Path::new(".")))
     };
     moved().map_err(|error| Error::engine("put the index aside", error))?;
-    tracing::warn!(aside = %aside.display(), reason, "the index is made again from the log");
+    tell!(warn, aside = %aside.display(), reason, "the index is made again from the log");
     Ok(format!("put the index aside as {DAMAGED_INDEX}: {reason}"))
 }
 
@@ -313,7 +313,7 @@ fn make_index<E: Engine>(
         entries.put(Table::Meta, keys::META_MARK, &mark.to_bytes());
         engine.write(&entries)?;
         entries.clear();
-        tracing::info!(events = reached, of = last, "making the index from the log");
+        tell!(info, events = reached, of = last, "making the index from the log");
     }
     Ok(reached)
 }

@@ -6,13 +6,14 @@
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use eventstore_api::limits::clamp_recorded_at;
 use eventstore_api::{Bytes, Error, Event, Layout, RecordedEvent, Result, Version};
 
 const FORMAT: u8 = 1;
 pub(crate) const HEADER_LEN: usize = 32;
 const MUST_UNDERSTAND: u8 = 0xf0;
 
-/// A time as records keep it: microseconds since 1970; times before that are 1970.
+/// A time as records keep it: microseconds since 1970, up to the year 9999. Other times become the nearest one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Micros(u64);
 
@@ -24,8 +25,8 @@ impl Micros {
 
 impl From<SystemTime> for Micros {
     fn from(time: SystemTime) -> Self {
-        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Micros(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))
+        let since_epoch = clamp_recorded_at(time).duration_since(UNIX_EPOCH).unwrap_or_default();
+        Micros(u64::try_from(since_epoch.as_micros()).unwrap_or_default())
     }
 }
 
@@ -164,6 +165,8 @@ impl Fields<'_> {
 
 #[cfg(test)]
 mod tests {
+    use eventstore_api::Batch;
+    use eventstore_api::limits::RECORDED_AT_END;
     use proptest::prelude::*;
 
     use super::*;
@@ -202,6 +205,24 @@ mod tests {
             b"evt-1OrderPlacedorder-42{\"source\":\"web\"}{\"total\":12}",
         ];
         assert_eq!(encode(&event(), 3, 1_000_000), golden.concat());
+    }
+
+    #[test]
+    fn whatever_the_clock_says_it_can_be_copied() {
+        let end = UNIX_EPOCH + RECORDED_AT_END;
+        for (clock, recorded_at) in [
+            (UNIX_EPOCH - Duration::from_secs(1), UNIX_EPOCH),
+            (end, end - Duration::from_micros(1)),
+            (end + RECORDED_AT_END, end - Duration::from_micros(1)),
+        ] {
+            let record = [&header(&event(), 1, clock.into())[..], event().bytes()].concat();
+            let read = decode(1, &record).expect("sound");
+            assert_eq!(read.recorded_at, recorded_at);
+            Batch::copy_of(&[read]).validate().expect("a copy may name its time");
+        }
+        // As earlier versions may have written it.
+        let read = decode(7, &encode(&event(), 3, (RECORDED_AT_END.as_micros() + 1) as u64)).expect("sound");
+        Batch::copy_of(&[read]).validate().expect("a copy may name its time");
     }
 
     #[test]

@@ -12,7 +12,9 @@ use crate::index::Index;
 use crate::indexer::Indexer;
 use crate::observe::Observer;
 use crate::open::{INDEX, open_again};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, OnceLock, Ordering, PoisonError, RwLock, thread, watch};
+use crate::sync::{
+    AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, RwLock, thread, watch,
+};
 use crate::{StoreDirectory, Task, reader};
 
 pub(crate) struct Shared<E: Engine> {
@@ -20,8 +22,11 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) id: [u8; 16],
     pub(crate) log: Log,
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
-    /// are being read and for nothing else.
-    parts: RwLock<Option<Parts<E>>>,
+    /// are being read.
+    parts: RwLock<Option<Arc<Parts<E>>>>,
+    /// The threads whose work is long, and keeps the parts without the lock. Closing waits for them as well.
+    keepers: Mutex<Vec<thread::ThreadId>>,
+    left: Condvar,
     /// To open the engine again.
     engine_options: E::Options,
     pub(crate) index: Index,
@@ -31,6 +36,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) digests: Arc<Digests>,
     progress: watch::Sender<Progress>,
     fence: OnceLock<String>,
+    /// Events behind the log's end, up to this version, were in a commit that failed: nobody knows whether they are there.
+    doubtful: AtomicU64,
     pub(crate) observer: Observer,
     closing_error: Mutex<Option<Error>>,
     pub(crate) commits: AtomicU64,
@@ -57,6 +64,13 @@ pub(crate) struct Parts<E> {
 impl<E> Parts<E> {
     pub(crate) fn new(engine: E, directory: Option<StoreDirectory>) -> Self {
         Parts { engine: Some(engine), directory }
+    }
+
+    /// # Errors
+    ///
+    /// `Open` if the directory is not where it was.
+    pub(crate) fn check_place(&self) -> Result<()> {
+        self.directory.as_ref().map_or(Ok(()), |directory| directory.place().check())
     }
 
     /// # Errors
@@ -125,7 +139,9 @@ impl<E: Engine> Shared<E> {
         Shared {
             id,
             log,
-            parts: RwLock::new(Some(parts)),
+            parts: RwLock::new(Some(Arc::new(parts))),
+            keepers: Mutex::new(Vec::new()),
+            left: Condvar::new(),
             engine_options,
             index,
             indexer,
@@ -133,6 +149,7 @@ impl<E: Engine> Shared<E> {
             digests: Arc::new(digests),
             progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
             fence,
+            doubtful: AtomicU64::new(0),
             observer: Observer::new(E::NAME),
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
@@ -170,15 +187,37 @@ impl<E: Engine> Shared<E> {
         work(parts.as_ref().ok_or(Error::Closed)?)
     }
 
+    /// Runs long work with what closing releases. Meanwhile the store may be closed, as far as reading it goes, and the work
+    /// may call what reads it.
+    pub(crate) fn keep_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Result<T> {
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        let opened = parts.as_ref().ok_or(Error::Closed)?;
+        let _keeper = Keeper::new(self); // leaves when the parts are given back
+        let opened = opened.clone();
+        drop(parts);
+        work(&opened)
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, Vec<thread::ThreadId>> {
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether closing waits for this very thread.
+    pub(crate) fn is_kept_here(&self) -> bool {
+        self.keepers().contains(&thread::current().id())
+    }
+
     /// Opens the engine again, whose writes fail: some do so for ever after a disk has failed once. Readers wait.
     ///
     /// # Errors
     ///
-    /// Those of opening it. It is not there then, until this is tried again.
+    /// Those of opening it. It is not there then, until this is tried again. `Engine` while maintenance uses it.
     pub(crate) fn reopen_engine(&self) -> Result<()> {
         let reaches = self.index.unwritten().map_or(self.log.last(), |older| older.first() - 1);
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
-        let Parts { engine, directory } = parts.as_mut().ok_or(Error::Closed)?;
+        let parts = Arc::get_mut(parts.as_mut().ok_or(Error::Closed)?);
+        let in_use = || Error::engine("open the index again", "maintenance is using it");
+        let Parts { engine, directory } = parts.ok_or_else(in_use)?;
         *engine = None; // its files are closed first
         let path = directory.as_ref().map(|directory| directory.path().join(INDEX));
         let opened = open_again(path.as_deref(), &self.engine_options, self.id, &self.log, &self.digests, reaches)?;
@@ -249,14 +288,19 @@ impl<E: Engine> Shared<E> {
         self.progress.borrow().phase != Phase::Open
     }
 
-    /// Releases the files, once the pages that are being read are done.
+    /// Releases the files, once the pages that are being read are done, and the long work.
     pub(crate) fn finish_closing(&self, error: Option<Error>) {
         let parts = self.parts.write().unwrap_or_else(PoisonError::into_inner).take();
+        let mut keepers = self.keepers();
+        while !keepers.is_empty() {
+            keepers = self.left.wait(keepers).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(keepers);
         // Whoever waits for the end has to be woken, also if the engine panics.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(parts)));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
-            tell(|| tracing::error!(error = with_causes(error), "the store did not close as it should"));
+            tell!(error, error = with_causes(error), "the store did not close as it should");
         }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);
@@ -274,7 +318,16 @@ impl<E: Engine> Shared<E> {
     pub(crate) fn fence(&self, reason: String) {
         // An earlier reason stays: it is the cause of what came after.
         let _ = self.fence.set(reason.clone());
-        tell(|| self.observer.fenced(&reason));
+        self.observer.fenced(&reason);
+    }
+
+    /// The commit of the events up to this version has failed, and nobody knows what of it is there.
+    pub(crate) fn doubt(&self, last: u64) {
+        self.doubtful.store(last, Ordering::Release);
+    }
+
+    pub(crate) fn doubtful(&self) -> u64 {
+        self.doubtful.load(Ordering::Acquire)
     }
 
     pub(crate) fn fence_reason(&self) -> Option<&str> {
@@ -289,9 +342,25 @@ impl<E: Engine> Shared<E> {
     }
 }
 
-/// Tells whoever listens to logs and metrics. If that panics, the writer goes on.
-fn tell(telling: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(telling));
+/// A thread with long work that closing waits for.
+struct Keeper<'a, E: Engine>(&'a Shared<E>);
+
+impl<'a, E: Engine> Keeper<'a, E> {
+    fn new(shared: &'a Shared<E>) -> Self {
+        shared.keepers().push(thread::current().id());
+        Keeper(shared)
+    }
+}
+
+impl<E: Engine> Drop for Keeper<'_, E> {
+    fn drop(&mut self) {
+        let this = thread::current().id();
+        let mut keepers = self.0.keepers();
+        if let Some(place) = keepers.iter().position(|keeper| *keeper == this) {
+            keepers.swap_remove(place);
+        }
+        self.0.left.notify_all();
+    }
 }
 
 /// The same error for another caller. Its source cannot be shared, so it becomes text.

@@ -15,6 +15,7 @@ use crate::index::View;
 use crate::queue::Request;
 use crate::recent::Recent;
 use crate::record::{self, Leads, Micros};
+use crate::revisions::Revisions;
 use crate::{keys, reader};
 
 /// What becomes of one request.
@@ -39,16 +40,18 @@ pub(crate) struct Known {
     newer: Filter,
     /// Hashes of the newest, which are still to be added: that can wait until the writer has time.
     newest: Vec<u64>,
+    revisions: Revisions,
 }
 
 impl Known {
     /// What one look at a store tells. If that fails, everything is looked up, and fails then.
-    pub(crate) fn new<E: Engine>(view: &View<'_, E>, filter_bytes: usize) -> Self {
+    pub(crate) fn new<E: Engine>(view: &View<'_, E>, filter_bytes: usize, revision_bytes: usize) -> Self {
         Known {
             greatest_ids: view.greatest_ids().ok(),
             older: None,
             newer: Filter::new(filter_bytes),
             newest: Vec::new(),
+            revisions: Revisions::new(revision_bytes),
         }
     }
 
@@ -84,6 +87,28 @@ impl Known {
         let Some(older) = &self.older else { return false };
         let hash = filter::hash(key);
         !older.may_have(hash) && !self.newer.may_have(hash)
+    }
+
+    /// The newest revision of an aggregate with all that is staged, if it is remembered or certainly none.
+    fn revision(&mut self, aggregate_id: &str) -> Option<u64> {
+        self.revisions.get(aggregate_id).or_else(|| self.is_new_aggregate(aggregate_id).then_some(0))
+    }
+
+    /// Whether the store has no event of this aggregate, as far as that is known.
+    fn is_new_aggregate(&mut self, aggregate_id: &str) -> bool {
+        self.settle();
+        let Some(older) = &self.older else { return false };
+        let hash = filter::hash_of_aggregate(aggregate_id);
+        !older.may_have(hash) && !self.newer.may_have(hash)
+    }
+
+    /// Something that was staged was not written.
+    pub(crate) fn forget_revisions(&mut self) {
+        self.revisions.clear();
+    }
+
+    fn note_aggregate(&mut self, aggregate_id: &str) {
+        self.newest.push(filter::hash_of_aggregate(aggregate_id));
     }
 
     fn note_id(&mut self, key: &[u8]) {
@@ -202,8 +227,13 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         self.stored_ids = found.is_ok().then_some(stored);
     }
 
-    /// How many aggregates get their first event.
-    pub(crate) fn new_aggregates(&self) -> u64 {
+    /// All requests were decided. Returns how many aggregates get their first event.
+    pub(crate) fn finish(self) -> u64 {
+        for (aggregate_id, revision) in self.revisions {
+            if revision > 0 {
+                self.known.revisions.put(aggregate_id, revision);
+            }
+        }
         self.new_aggregates
     }
 
@@ -318,7 +348,10 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         if let Some(known) = self.revisions.get(aggregate_id) {
             return Ok(*known);
         }
-        let revision = self.ground.view.newest_revision(aggregate_id, u64::MAX)?.map_or(0, |(revision, _)| revision);
+        let revision = match self.known.revision(aggregate_id) {
+            Some(revision) => revision,
+            None => self.ground.view.newest_revision(aggregate_id, u64::MAX)?.map_or(0, |(revision, _)| revision),
+        };
         self.revisions.insert(aggregate_id, revision);
         Ok(revision)
     }
@@ -349,7 +382,10 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         let revision = revision.expect("it was read when the request was checked");
         *revision += 1;
         let revision = *revision;
-        self.new_aggregates += u64::from(revision == 1);
+        if revision == 1 {
+            self.new_aggregates += 1;
+            self.known.note_aggregate(event.aggregate_id());
+        }
         self.group.push(&[&record::header(event, revision, recorded_at), event.bytes()]);
         self.ground.recent.push(key, event.aggregate_id(), revision);
         self.known.note_id(key);

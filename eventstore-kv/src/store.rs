@@ -137,7 +137,7 @@ impl<E: Engine> KvStore<E> {
         let waiting = &shared.waiting;
         let _waiting = Waiting::new(waiting);
         queue.send(Message::Append(request)).map_err(|_| Error::Closed)?;
-        tracing::trace!(name: "queued", bytes, "an append is in the queue");
+        tell!(trace, name: "queued", bytes, "an append is in the queue");
         let is_alone = || bytes <= SHORT && waiting.load(Ordering::Relaxed) == 1 && shared.serves_one();
         match ctx.run(awake(answer, is_alone)).await {
             Ok(Ok(result)) => result,
@@ -168,14 +168,17 @@ impl<E: Engine> KvStore<E> {
         let dropped = CancellationToken::new();
         let _cancel = dropped.clone().drop_guard();
         let shared = self.inner.shared.clone();
-        let run = move |parts: &Parts<E>, until: &Context| {
+        let run = move |until: &Context| {
             let is_wanted = || match dropped.is_cancelled() {
                 true => Err(Error::Cancelled),
                 false => shared.head().map(drop),
             };
             let (observer, began) = (&shared.observer, Instant::now());
             observer.maintenance_span(operation).in_scope(|| {
-                let result = work(&shared, parts, &Task::new(until, &is_wanted));
+                let result = shared.keep_parts(|parts| {
+                    parts.check_place()?;
+                    work(&shared, parts, &Task::new(until, &is_wanted))
+                });
                 observer.maintained(operation, began, &result);
                 result
             })
@@ -191,15 +194,14 @@ impl<E: Engine> KvStore<E> {
     where
         T: Send + 'static,
         C: Send + 'static,
-        F: FnOnce(&Parts<E>, &C) -> Result<T> + Send + 'static,
+        F: FnOnce(&C) -> Result<T> + Send + 'static,
     {
-        let shared = self.inner.shared.clone();
         match Handle::try_current() {
             Ok(runtime) => {
-                let task = runtime.spawn_blocking(move || shared.with_parts(|parts| work(parts, &callers)));
+                let task = runtime.spawn_blocking(move || work(&callers));
                 ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
             }
-            Err(_) => shared.with_parts(|parts| work(parts, &callers)),
+            Err(_) => work(&callers),
         }
     }
 }
@@ -256,7 +258,6 @@ impl<E: Engine> EventStore for KvStore<E> {
         if batch.events.is_empty() {
             return Ok(Vec::new());
         }
-        self.inner.shared.check_fence()?;
         let (observer, began) = (&self.inner.shared.observer, Instant::now());
         let span = observer.append_span(&batch);
         async {
@@ -279,8 +280,8 @@ impl<E: Engine> EventStore for KvStore<E> {
         }
         if !read.is_done() {
             let shared = shared.clone();
-            let rest = move |parts: &Parts<E>, (): &()| {
-                read.run(&shared.log, &shared.index.view(parts.engine()?), None)?;
+            let rest = move |(): &()| {
+                shared.with_parts(|parts| read.run(&shared.log, &shared.index.view(parts.engine()?), None))?;
                 Ok(read)
             };
             read = self.run_blocking(ctx, (), rest).await?;
@@ -389,6 +390,11 @@ impl<E: Engine> EventStore for KvStore<E> {
 
     async fn close(&self) -> Result<()> {
         self.inner.request_close();
+        if self.inner.shared.is_kept_here() {
+            let why =
+                "it was called where the progress of maintenance is told, which ends first; the store closes then";
+            return Err(Error::engine("wait until the store is closed", why));
+        }
         let mut progress = self.inner.shared.watch();
         // The sender lives in what this handle holds, so it cannot be gone.
         let _ = progress.wait_for(|progress| progress.phase == Phase::Closed).await;
@@ -408,9 +414,12 @@ impl<E: Engine> Drop for Inner<E> {
     /// Nobody can hold a request here, so this waits for one group at most.
     fn drop(&mut self) {
         self.request_close();
-        // An executor may drop the last handle on the writer's own thread, or on the one that commits, when that wakes it.
+        // An executor may drop the last handle on the writer's own thread, or on the one that commits, when that wakes it; and
+        // whoever is told the progress of maintenance may do so.
         let is_waited_for = |writer: &thread::JoinHandle<()>| {
-            writer.thread().id() == thread::current().id() || self.shared.is_committing_here()
+            writer.thread().id() == thread::current().id()
+                || self.shared.is_committing_here()
+                || self.shared.is_kept_here()
         };
         if let Some(thread) = self.writer.take().filter(|writer| !is_waited_for(writer)) {
             let _ = thread.join();

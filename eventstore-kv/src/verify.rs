@@ -36,12 +36,12 @@ const LARGEST_KEY: [u8; 489] = [0xff; 489];
 pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>) -> Result<VerifyReport> {
     let head = shared.head()?.get();
     let mut findings = Findings::default();
-    let is_index_sound = match engine.check_files(task) {
-        Err(damage @ Error::Corrupt { .. }) => {
-            findings.add(None, format!("the index is damaged: {}", reason(&damage)));
+    let is_index_sound = match damage_of(engine.check_files(task))? {
+        Err(damage) => {
+            findings.add(None, format!("the index is damaged: {damage}"));
             false
         }
-        checked => checked.map(|()| true)?,
+        Ok(()) => true,
     };
     let (sender, receiver) = sync_channel(BATCHES_AHEAD);
     let (log, index) = thread::scope(|scope| {
@@ -64,6 +64,16 @@ pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>)
         report.is_cut_short = true;
     }
     Ok(report)
+}
+
+/// What was read, or why it is damaged. What cannot be read for another reason, such as too few file descriptors, is nothing
+/// that is wrong with the store: the verification fails.
+fn damage_of<T>(read: Result<T>) -> Result<Result<T, String>> {
+    match read {
+        Ok(read) => Ok(Ok(read)),
+        Err(damage @ Error::Corrupt { .. }) => Ok(Err(reason(&damage))),
+        Err(other) => Err(other),
+    }
 }
 
 #[derive(Default)]
@@ -125,9 +135,9 @@ impl<'a, E: Engine> LogCheck<'a, E> {
             if segment.records.start > self.head || self.is_over() {
                 break;
             }
-            match self.shared.digests.marks_of(&segment) {
+            match damage_of(self.shared.digests.marks_of(&segment))? {
                 Ok(marks) => self.marks = marks.into_iter().peekable(),
-                Err(error) => self.findings.add(Some(segment.records.start), reason(&error)),
+                Err(damage) => self.findings.add(Some(segment.records.start), damage),
             }
             let (mut ended, mut damages) = (None, Vec::new());
             let this = &mut self;
@@ -273,20 +283,19 @@ impl<E: Engine> IndexCheck<'_, E> {
     }
 
     fn run(mut self, receiver: &Receiver<Vec<RecordedEvent>>) -> Result<Findings> {
-        self.mark = match self.read_mark() {
+        self.mark = match damage_of(self.read_mark())? {
             Ok(mark) => mark.min(self.head),
-            Err(damage @ Error::Corrupt { .. }) => {
-                self.findings.add(None, reason(&damage));
+            Err(damage) => {
+                self.findings.add(None, damage);
                 self.head
             }
-            Err(other) => return Err(other),
         };
         let mut expected = [0, 0];
         while let Ok(batch) = receiver.recv() {
             let view = self.shared.index.view(self.engine);
             for recorded in &batch {
                 for (index, expected) in [Index::Ids, Index::Aggregates].into_iter().zip(&mut expected) {
-                    let leads_to = self.leads_to(&view, index, recorded);
+                    let leads_to = self.leads_to(&view, index, recorded)?;
                     *expected += u64::from(leads_to && recorded.version.get() <= self.mark);
                 }
             }
@@ -324,7 +333,7 @@ impl<E: Engine> IndexCheck<'_, E> {
     }
 
     /// Whether the index leads to the event; notes why if it does not.
-    fn leads_to(&mut self, view: &View<'_, E>, index: Index, to: &RecordedEvent) -> bool {
+    fn leads_to(&mut self, view: &View<'_, E>, index: Index, to: &RecordedEvent) -> Result<bool> {
         let version = to.version.get();
         let found = match index {
             Index::Ids => {
@@ -335,14 +344,14 @@ impl<E: Engine> IndexCheck<'_, E> {
             Index::Aggregates => view.version_of_revision(to.event.aggregate_id(), to.revision, version <= self.mark),
         };
         let (name, place) = (index.name(), || index.describe(&to.event, to.revision));
-        let what = match found {
-            Ok(Some(found)) if found == version => return true,
+        let what = match damage_of(found)? {
+            Ok(Some(found)) if found == version => return Ok(true),
             Ok(Some(other)) => format!("{name} leads from its {} to version {other}", place()),
             Ok(None) => format!("{name} has no entry for its {}", place()),
-            Err(error) => format!("{name} cannot be read for its {}: {}", place(), reason(&error)),
+            Err(damage) => format!("{name} cannot be read for its {}: {damage}", place()),
         };
         self.findings.add(Some(version), what);
-        false
+        Ok(false)
     }
 
     /// Counts the ids in the table that lead to events up to the mark.
@@ -370,7 +379,7 @@ impl<E: Engine> IndexCheck<'_, E> {
             let Some(version) = keys::read_version(value).filter(|version| (1..=this.mark).contains(version)) else {
                 return Ok(());
             };
-            if let Some(recorded) = this.event(version) {
+            if let Some(recorded) = this.event(version)? {
                 keys::write_id(&mut own, recorded.event.id());
                 if own != key {
                     this.other_event(Index::Ids, key, version);
@@ -454,10 +463,11 @@ impl<E: Engine> IndexCheck<'_, E> {
             let Some((aggregate_id, _)) = keys::read_aggregate(key) else { return Ok(()) };
             let Some(block) = Block::read(key, value, &mut versions) else { return Ok(()) };
             for (&version, revision) in block.versions.iter().zip(block.first..) {
-                if version <= this.mark
-                    && let Some(recorded) = this.event(version)
-                    && (recorded.event.aggregate_id() != aggregate_id || recorded.revision != revision)
-                {
+                let recorded = if version <= this.mark { this.event(version)? } else { None };
+                let is_its = |recorded: &RecordedEvent| {
+                    recorded.event.aggregate_id() == aggregate_id && recorded.revision == revision
+                };
+                if recorded.is_some_and(|recorded| !is_its(&recorded)) {
                     this.other_event(Index::Aggregates, key, version);
                 }
             }
@@ -466,11 +476,14 @@ impl<E: Engine> IndexCheck<'_, E> {
     }
 
     /// The event at a version, if it is sound.
-    fn event(&self, version: u64) -> Option<RecordedEvent> {
+    fn event(&self, version: u64) -> Result<Option<RecordedEvent>> {
         let mut page = Page::default();
-        self.shared.log.read_one(version, &mut page).ok()?;
-        let (_, range) = page.records.pop()?;
-        record::decode(version, &page.bytes.into(), range).ok()
+        let read = damage_of(self.shared.log.read_one(version, &mut page).map_err(log_error))?;
+        let recorded = read.ok().and_then(|_| {
+            let (_, range) = page.records.pop()?;
+            record::decode(version, &page.bytes.into(), range).ok()
+        });
+        Ok(recorded)
     }
 
     fn no_event(&mut self, index: Index, key: &[u8], version: u64) {
@@ -503,8 +516,8 @@ impl<E: Engine> IndexCheck<'_, E> {
             for (key, value) in &entries {
                 visit(self, key, value)?;
             }
-            if let Err(error) = scanned {
-                self.findings.add(None, format!("{} cannot be read further: {}", index.name(), reason(&error)));
+            if let Err(damage) = damage_of(scanned)? {
+                self.findings.add(None, format!("{} cannot be read further: {damage}", index.name()));
                 break;
             }
             self.goes_on(entries.len())?;

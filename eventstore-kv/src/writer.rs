@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::{Error, Result};
 use tokio::sync::mpsc::error::TryRecvError;
-use tracing::trace;
 
 use crate::StoreOptions;
 use crate::commit::{Committer, Desk, Outcome, Prepared};
 use crate::engine::Engine;
+use crate::fenced;
 use crate::filters::Filters;
 use crate::queue::{Message, Request};
 use crate::shared::{Shared, with_causes};
-use crate::staging::{Ground, IdKeys, Known, Staging};
+use crate::staging::{Decision, Ground, IdKeys, Known, Staging};
 use crate::sync::{Ordering, is_past, linger, mpsc, thread};
 
 pub(crate) struct Writer<E: Engine> {
@@ -36,6 +36,8 @@ pub(crate) struct Writer<E: Engine> {
     /// Made with the first group.
     known: Option<Known>,
     filters: Filters,
+    /// Bytes of memory for what is known of aggregates.
+    revision_cache: usize,
     /// Requests that the next group is likely to have.
     expected: usize,
     /// The newest message came soon after the writer had begun to wait for it.
@@ -65,6 +67,7 @@ impl<E: Engine> Writer<E> {
             spare: None,
             known: None,
             filters,
+            revision_cache: options.revision_cache,
             expected: 0,
             is_quick: false,
         }
@@ -157,7 +160,7 @@ impl<E: Engine> Writer<E> {
                 && request.ticket.stage()
             {
                 if self.shared.fence_reason().is_none() {
-                    // What a fenced writer refuses is no work, and a recorder that panicked does not do so again.
+                    // What a fenced writer refuses is no work.
                     self.shared.observer.dequeued(request.queued_at.elapsed());
                 }
                 self.pending.events += request.events.len();
@@ -167,14 +170,18 @@ impl<E: Engine> Writer<E> {
             next = if self.is_full() { None } else { self.queue.try_recv().ok() };
         }
         if !requests.is_empty() {
-            trace!(name: "taken", requests = requests.len(), "took appends from the queue");
+            tell!(trace, name: "taken", requests = requests.len(), "took appends from the queue");
             self.stage(requests);
-            trace!(name: "staged", head = self.pending.head(), "staged them");
+            tell!(trace, name: "staged", head = self.pending.head(), "staged them");
         }
     }
 
     /// Decides the requests and puts what is to be written into the pending group.
     fn stage(&mut self, mut requests: Vec<Request>) {
+        if self.shared.fence_reason().is_some() {
+            self.desk.wait(); // what is being committed may be what is repeated
+            return requests.into_iter().for_each(|request| self.answer_fenced(request));
+        }
         if let Err(error) = self.try_stage(&requests) {
             for request in requests {
                 let _ = request.reply.send(Err(crate::shared::again(&error)));
@@ -186,9 +193,13 @@ impl<E: Engine> Writer<E> {
         self.pending.requests.append(&mut requests);
     }
 
+    fn answer_fenced(&self, request: Request) {
+        let answer = fenced::answer(&self.shared, &request);
+        let _ = request.reply.send(answer); // a caller who has gone does not want it
+    }
+
     fn try_stage(&mut self, requests: &[Request]) -> Result<()> {
-        self.shared.check_fence()?;
-        let Writer { shared, pending, known, filters, desk, .. } = self;
+        let Writer { shared, pending, known, filters, desk, revision_cache, .. } = self;
         if pending.is_empty() {
             shared.indexer.begin_group(shared, pending.head())?;
         }
@@ -197,14 +208,14 @@ impl<E: Engine> Writer<E> {
         let wait_for_commit = || desk.wait();
         shared.with_parts(|parts| {
             let view = shared.index.view(parts.engine()?);
-            let known = known.get_or_insert_with(|| Known::new(&view, filters.budget()));
+            let known = known.get_or_insert_with(|| Known::new(&view, filters.budget(), *revision_cache));
             filters.teach(known);
             let recent = shared.index.newer();
             let ground = Ground { view, log: &shared.log, base, wait_for_commit: &wait_for_commit, recent };
             let mut staging = Staging::new(ground, &mut pending.group, known, &id_keys);
             staging.look_ahead();
             pending.decisions.extend(requests.iter().map(|request| staging.decide(request)));
-            pending.new_aggregates += staging.new_aggregates();
+            pending.new_aggregates += staging.finish();
             Ok(())
         })
     }
@@ -227,6 +238,7 @@ impl<E: Engine> Writer<E> {
         self.expected = requests + self.queue.len();
         match outcome {
             Outcome::Answered => self.pending.begin(self.shared.log.last()),
+            Outcome::NotWritten(_) if self.shared.fence_reason().is_some() => self.refuse_pending(),
             Outcome::NotWritten(error) => self.commit_one_by_one(&error),
         }
     }
@@ -236,7 +248,10 @@ impl<E: Engine> Writer<E> {
         let Some((mut done, outcome)) = self.desk.take_done() else { return };
         self.is_committing = false;
         match outcome {
-            Outcome::Answered if self.shared.fence_reason().is_some() => self.refuse_pending(),
+            _ if self.shared.fence_reason().is_some() => {
+                self.refuse(&mut done);
+                self.refuse_pending();
+            }
             Outcome::Answered => {}
             Outcome::NotWritten(error) => {
                 // What was staged behind it is staged again.
@@ -249,11 +264,22 @@ impl<E: Engine> Writer<E> {
         self.spare = Some(done);
     }
 
-    /// The store is fenced: nothing of the pending group was written, nor will be.
+    /// The store is fenced: nothing of the pending group was written, nor will be. It stays in memory, with the group of which
+    /// nobody knows.
     fn refuse_pending(&mut self) {
-        let reason = self.shared.fence_reason().unwrap_or_default().to_owned();
-        self.pending.refuse(&Error::Fenced { reason });
-        self.pending.begin(self.shared.log.last());
+        let mut pending = std::mem::take(&mut self.pending);
+        self.refuse(&mut pending);
+        pending.begin(self.shared.log.last());
+        self.pending = pending;
+    }
+
+    fn refuse(&self, prepared: &mut Prepared) {
+        for (request, decision) in prepared.requests.drain(..).zip(prepared.decisions.drain(..)) {
+            match decision {
+                Decision::Refused(unknown @ Error::OutcomeUnknown { .. }) => drop(request.reply.send(Err(unknown))),
+                _ => self.answer_fenced(request),
+            }
+        }
     }
 
     /// A group found no room: each of its requests is tried alone, so that a large one does not take the others with it.
@@ -287,6 +313,9 @@ impl<E: Engine> Writer<E> {
         let head = self.shared.log.last();
         self.shared.index.take_back(head);
         self.shared.indexer.take_back(head);
+        if let Some(known) = &mut self.known {
+            known.forget_revisions();
+        }
         self.pending.begin(head);
     }
 
@@ -294,7 +323,7 @@ impl<E: Engine> Writer<E> {
     ///
     /// If the last sync fails. That the index is behind is none.
     fn close(&mut self) -> Result<()> {
-        trace!(name: "closing", "the queue is closed and empty");
+        tell!(trace, name: "closing", "the queue is closed and empty");
         let Some(mut committer) = self.desk.clear() else {
             // A damaged log was never written to.
             return if self.shared.index.incomplete().is_some() { Ok(()) } else { self.shared.check_fence() };
@@ -303,7 +332,7 @@ impl<E: Engine> Writer<E> {
         if synced.is_ok() && self.shared.check_fence().is_ok() {
             if let Err(error) = self.shared.indexer.settle(&self.shared) {
                 let error = with_causes(&error);
-                tracing::warn!(error, "the index tables are behind; the next opening takes longer");
+                tell!(warn, error, "the index tables are behind; the next opening takes longer");
             } else {
                 self.filters.save(&self.shared, self.known.take());
             }

@@ -1,39 +1,62 @@
-//! What callers bring with them stops nobody: recorders that panic, listeners that hold the store.
+//! What callers bring with them stops nobody: recorders and subscribers that panic, listeners that hold the store.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Progress};
+use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Progress, Version};
 use eventstore_kv::{MemoryStore, StoreOptions, memory};
 use metrics::{
-    Counter, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
     with_local_recorder,
 };
+use tokio::runtime::Handle;
+use tracing::span;
 
-/// Panics wherever this metric is told, and when the store is fenced.
-struct Broken(&'static str);
+const MESSAGE: &str = "it panics, as the test wants it to";
 
-/// A metric that panics.
+/// Panics whatever it is told, but for the values of a store that opens.
 struct Panics;
+
+impl Panics {
+    fn now(&self) {
+        panic!("{MESSAGE}");
+    }
+}
+
+impl CounterFn for Panics {
+    fn increment(&self, _: u64) {
+        self.now();
+    }
+
+    fn absolute(&self, _: u64) {
+        self.now();
+    }
+}
 
 impl HistogramFn for Panics {
     fn record(&self, _: f64) {
-        panic!("this recorder panics, as the test wants it to");
+        self.now();
     }
 }
 
 impl GaugeFn for Panics {
-    fn increment(&self, _: f64) {}
+    fn increment(&self, _: f64) {
+        self.now();
+    }
 
-    fn decrement(&self, _: f64) {}
+    fn decrement(&self, _: f64) {
+        self.now();
+    }
 
     fn set(&self, value: f64) {
-        assert_eq!(value, 0.0, "this recorder panics, as the test wants it to");
+        if value > 0.0 {
+            self.now();
+        }
     }
 }
 
-impl Recorder for Broken {
+impl Recorder for Panics {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -41,16 +64,43 @@ impl Recorder for Broken {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::noop()
+        Counter::from_arc(Arc::new(Panics))
     }
 
     fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
         Gauge::from_arc(Arc::new(Panics))
     }
 
-    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        if key.name() == self.0 { Histogram::from_arc(Arc::new(Panics)) } else { Histogram::noop() }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Panics))
     }
+}
+
+impl tracing::Subscriber for Panics {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        self.now();
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {
+        self.now();
+    }
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.now();
+    }
+
+    fn enter(&self, _: &span::Id) {
+        self.now();
+    }
+
+    fn exit(&self, _: &span::Id) {}
 }
 
 fn event() -> Event {
@@ -58,22 +108,18 @@ fn event() -> Event {
 }
 
 #[tokio::test]
-async fn a_recorder_that_panics_fences_and_the_store_still_closes() {
-    let recorder = Broken("eventstore_queue_seconds"); // told by the writer, about what it has taken
-    let store = with_local_recorder(&recorder, || memory::open(StoreOptions::default())).expect("opened");
+async fn recorders_and_subscribers_that_panic_stop_nobody() {
+    tracing::subscriber::set_global_default(Panics).expect("the only one");
+    let tell_others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // There are hundreds of those.
+        if panic.payload_as_str() != Some(MESSAGE) {
+            tell_others(panic);
+        }
+    }));
+    let store = with_local_recorder(&Panics, || memory::open(StoreOptions::default())).expect("opened");
     let ctx = Context::background();
-    let first = store.store(&ctx, event(), Expected::Any).await;
-    assert!(matches!(first, Err(Error::OutcomeUnknown { .. })), "{first:?}");
-    let second = store.store(&ctx, event(), Expected::Any).await;
-    assert!(matches!(second, Err(Error::Fenced { .. })), "{second:?}");
-    let closed = tokio::time::timeout(Duration::from_secs(30), store.close()).await;
-    closed.expect("whoever closes is woken").expect("nothing was owed");
-}
-
-#[tokio::test]
-async fn a_recorder_that_panics_behind_a_commit_stops_nobody() {
-    let recorder = Broken("eventstore_commit_seconds"); // told before the callers are answered
-    let store = with_local_recorder(&recorder, || memory::open(StoreOptions::default())).expect("opened");
+    store.store(&ctx, event(), Expected::Any).await.expect("stored");
     // Those who append at once are committed on another thread than the one who appends alone.
     for round in 0..10 {
         let appends: Vec<_> = (0..5)
@@ -87,7 +133,64 @@ async fn a_recorder_that_panics_behind_a_commit_stops_nobody() {
             append.await.expect("no panic here").expect("it is committed, whoever listens");
         }
     }
+    assert_eq!(store.load(&ctx, Version::ZERO).into_vec().await.expect("read").len(), 51);
+    store.get(&ctx, "1").await.expect("read");
+    assert!(store.verify(&ctx).await.expect("verified").is_clean());
+    store.run_gc(&ctx, Gc::Quick).await.expect("collected");
+    assert_eq!(store.stats(&ctx).await.expect("counted").fenced, None);
     store.close().await.expect("closed");
+}
+
+#[test]
+fn a_listener_may_read_the_store_and_close_it() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let store = memory::open(StoreOptions::default()).expect("opened");
+    let ctx = Context::background();
+    runtime.block_on(store.store(&ctx, event(), Expected::Any)).expect("stored");
+    let (heard, hears) = channel();
+    let (listening, heard) = (store.clone(), Mutex::new(heard));
+    let listener = Progress::new(move |_, _| {
+        let ctx = Context::background();
+        let read = Handle::current().block_on(listening.get(&ctx, "1")).map(drop);
+        let closed = Handle::current().block_on(listening.close());
+        let _ = heard.lock().expect("not poisoned").send((read, closed));
+    });
+    let verifying = runtime.spawn({
+        let store = store.clone();
+        async move { store.verify(&ctx.with_progress(listener)).await }
+    });
+    let (read, closed) = hears.recv_timeout(Duration::from_secs(30)).expect("the listener comes to its end");
+    read.expect("it is there");
+    assert!(matches!(closed, Err(Error::Engine { .. })), "it would wait for itself: {closed:?}");
+    let verified = runtime.block_on(verifying).expect("no panic");
+    assert!(matches!(verified, Ok(_) | Err(Error::Closed)), "{verified:?}");
+    runtime.block_on(store.close()).expect("closed");
+}
+
+#[test]
+fn a_listener_may_drop_the_last_handle() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let store = memory::open(StoreOptions::default()).expect("opened");
+    let ctx = Context::background();
+    runtime.block_on(store.store(&ctx, event(), Expected::Any)).expect("stored");
+    let (last, (dropped, drops)) = (Mutex::new(Some(store.clone())), channel());
+    let (begun, begins) = channel();
+    let (go_on, goes_on) = channel::<()>();
+    let (goes_on, dropped) = (Mutex::new(goes_on), Mutex::new(dropped));
+    let listener = Progress::new(move |_, _| {
+        let _ = begun.send(());
+        let _ = goes_on.lock().expect("not poisoned").recv(); // until the other end is dropped
+        drop(last.lock().expect("not poisoned").take());
+        let _ = dropped.lock().expect("not poisoned").send(());
+    });
+    let verifying = runtime.spawn(async move { store.verify(&ctx.with_progress(listener)).await });
+    begins.recv().expect("it tells how far it has come");
+    verifying.abort();
+    runtime.block_on(verifying).expect_err("its future is dropped, and with it all other handles");
+    drop(go_on);
+    let dropped = drops.recv_timeout(Duration::from_secs(30));
+    runtime.shutdown_background();
+    dropped.expect("the listener waits for the work that it is told of");
 }
 
 /// The last handle of a store, and then the end of a channel.

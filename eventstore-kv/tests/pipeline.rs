@@ -215,10 +215,13 @@ async fn f1_when_a_sync_fails_what_rests_on_it_is_of_unknown_outcome_and_the_res
             let told = answer(append).await;
             assert!(matches!(told, Err(Error::OutcomeUnknown { .. })), "{failure:?}: {told:?}");
         }
-        for append in [new, conflict, early_duplicate, known, unsynced] {
+        for append in [new, conflict, unsynced] {
             let told = answer(append).await;
             assert!(matches!(told, Err(Error::Fenced { .. })), "{failure:?}: {told:?}");
         }
+        // What rests on nothing of that is as true as before.
+        assert!(matches!(answer(early_duplicate).await, Err(Error::DuplicateEvent { .. })), "{failure:?}");
+        assert_eq!(answer(known).await.expect("it is there")[0].outcome, StoreOutcome::AlreadyStored, "{failure:?}");
         assert_eq!(ids(&store).await, ["first"], "reads go on and show what was acknowledged");
         assert!(control.log.is_quiet().await, "nothing more is written");
         store.close().await.expect("nothing is owed");
@@ -328,6 +331,15 @@ async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
         assert!(matches!(answer(in_queue).await, Err(Error::Fenced { .. })), "{row}");
         let after = store.store(&background(), event("after"), Expected::Any).await;
         assert!(matches!(after, Err(Error::Fenced { reason }) if reason.contains("fire")), "{row}");
+        // Whoever is told that nothing was written has to be able to rely on it, also if it is the second attempt.
+        let twice = store.store_batch(&background(), vec![event("failing-1"), event("failing-2")].into()).await;
+        let twice = twice.expect_err("nobody knows");
+        assert!(matches!(&twice, Error::OutcomeUnknown { .. }), "{row}: {twice:?}");
+        assert!(unknown.is_retryable() && !twice.is_retryable(), "{row}: the store has to be opened again");
+        let next = store.store(&background(), event("refused"), Expected::Any).await;
+        assert!(matches!(next, Err(Error::Fenced { .. })), "{row}: {next:?}");
+        let stored = store.store(&background(), event("first"), Expected::Any).await;
+        assert_eq!(stored.expect("it is there").outcome, StoreOutcome::AlreadyStored, "{row}");
         assert!(store.stats(&background()).await.expect("stats").fenced.is_some(), "{row}");
         assert_eq!(ids(&store).await, ["first"], "{row}: reads go on and show what was acknowledged");
         store.close().await.expect("closed without another sync");
@@ -888,6 +900,39 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
     assert!(polled(&mut read).await.is_none());
     token.cancel();
     assert!(matches!(read.await, Err(Error::Cancelled)));
+}
+
+#[tokio::test]
+async fn an_append_to_a_known_or_a_new_aggregate_asks_nothing_of_the_engine() {
+    let mut options = options();
+    options.index_events = 1;
+    let (store, control) = open_with(options.clone());
+    control.log.open();
+    let tables = control.engine.clone();
+    let in_order = |numbers: std::ops::Range<u64>| {
+        let of = |n: u64| Event::builder("Tested", format!("aggregate-{}", n % 40)).id(format!("{n:03}")).build();
+        numbers.map(move |n| of(n).expect("valid"))
+    };
+    let looks = |control: &Control| control.engine.looks_of_writer.load(Ordering::SeqCst);
+    let mut at_first = None;
+    for event in in_order(0..100) {
+        store.store(&background(), event, Expected::Any).await.expect("stored");
+        let known = *at_first.get_or_insert_with(|| looks(&control));
+        assert_eq!(looks(&control), known, "it has opened with nothing, and knows all");
+    }
+    store.close().await.expect("closed");
+    drop(store);
+    let left = control.let_go().after_kill();
+    let (store, control) = reopen_with(left, tables, options).expect("opened");
+    for events in [100..140, 140..180] {
+        let before = looks(&control);
+        for event in in_order(events.clone()) {
+            let revision = store.aggregate_revision(&background(), event.aggregate_id()).await.expect("read");
+            let stored = store.store(&background(), event, Expected::Any).await.expect("stored");
+            assert_eq!(stored.revision, revision + 1);
+        }
+        assert!(events.start == 100 || looks(&control) == before, "it remembers what it has looked up");
+    }
 }
 
 /// How far an append has come.

@@ -69,7 +69,7 @@ impl Appender {
         let position = self.write(group, begun.as_ref())?;
         let file = begun.as_ref().map(|begun| &begun.made.file);
         self.log.0.set_written(last, file);
-        tracing::trace!(name: "written", record = last, "written");
+        tell!(trace, name: "written", record = last, "written");
         if sync {
             self.log.0.sync_to(last).map_err(CommitError::Unknown)?;
         }
@@ -227,7 +227,7 @@ impl Appender {
             cache::put_file(segment.key(shared), file);
         }
         let Begun { header, made, capacity } = begun;
-        tracing::trace!(name: "moved_on", segment = header.number, "a new segment begun");
+        tell!(trace, name: "moved_on", segment = header.number, "a new segment begun");
         shared.space.begin((header.number, &made.name), &made.file, made.len);
         let segment = Arc::new(Segment::new(header.clone(), State::new(&header)));
         shared.add_segment(Arc::clone(&segment));

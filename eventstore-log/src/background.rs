@@ -104,7 +104,7 @@ impl Pool {
         queue.threads += 1;
         drop(queue);
         if let Err(error) = thread::Builder::new().name(self.name.to_owned()).spawn(|| self.run()) {
-            tracing::warn!(%error, "no thread could be started; work is done by those there are");
+            tell!(warn, %error, "no thread could be started; work is done by those there are");
             let mut queue = lock(&self.queue);
             queue.threads -= 1;
             let is_alone = queue.threads == 0;
@@ -152,7 +152,7 @@ pub fn give_way() {
 impl Job {
     fn run(self) {
         if catch_unwind(AssertUnwindSafe(self.work)).is_err() {
-            tracing::error!(name = self.name, "work in the background panicked");
+            tell!(error, name = self.name, "work in the background panicked");
         }
         *lock(&self.done.is_done) = true;
         self.done.wake.notify_all();

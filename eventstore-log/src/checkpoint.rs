@@ -44,7 +44,7 @@ impl Log {
             }
         }
         write_tail(&*shared.files, &tail(shared, &segments, at, blob)?)?;
-        tracing::trace!(name: "checkpointed", record = at.record(), "checkpointed");
+        tell!(trace, name: "checkpointed", record = at.record(), "checkpointed");
         Ok(())
     }
 
@@ -107,7 +107,7 @@ fn seal(shared: &Shared, segment: &Segment, segment_blob: &mut dyn FnMut(Range<u
     if let Some(anchors) = anchors {
         cache::put_anchors(segment.key(shared), Arc::new(anchors));
     }
-    tracing::trace!(name: "sealed", segment = number, "sealed");
+    tell!(trace, name: "sealed", segment = number, "sealed");
     Ok(())
 }
 
@@ -169,13 +169,13 @@ pub(crate) fn read_tail(files: &dyn Directory, id: [u8; 16]) -> Option<TailFile>
         Ok(bytes) => {
             let tail = TailFile::decode(&bytes).filter(|tail| tail.id == id);
             if tail.is_none() {
-                tracing::warn!("the checkpoint is damaged or of another log");
+                tell!(warn, "the checkpoint is damaged or of another log");
             }
             tail
         }
         Err(error) => {
             if io::Error::kind(&error) != io::ErrorKind::NotFound {
-                tracing::warn!(%error, "the checkpoint cannot be read");
+                tell!(warn, %error, "the checkpoint cannot be read");
             }
             None
         }

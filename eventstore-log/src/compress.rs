@@ -182,7 +182,7 @@ impl<'a> Compressing<'a> {
         }
         file.write_at(&out, done).map_err(self.failed("write"))?;
         file.sync_all().map_err(self.failed("sync"))?;
-        tracing::trace!(name: "compressed", segment = self.header.number, "compressed");
+        tell!(trace, name: "compressed", segment = self.header.number, "compressed");
         Ok(Written::All(summary))
     }
 
@@ -232,7 +232,7 @@ impl<'a> Compressing<'a> {
         }
         let is_sound = (scanner.at, scanner.next, scanner.chain) == (footer.end, footer.last + 1, footer.chain);
         if !is_sound {
-            tracing::warn!(name = self.old.name, "a segment is damaged, and is not compressed");
+            tell!(warn, name = self.old.name, "a segment is damaged, and is not compressed");
         }
         Ok(Some(is_sound && new.has_table() && new.fault(true).is_none()))
     }
@@ -247,7 +247,7 @@ impl<'a> Compressing<'a> {
             self.old.is_incompressible.store(true, Ordering::Relaxed);
             return Err(self.failed("rename")(error));
         }
-        tracing::trace!(name: "renamed", segment = self.header.number, "a new generation of a segment");
+        tell!(trace, name: "renamed", segment = self.header.number, "a new generation of a segment");
         // Whoever is about to read the old one finds it open.
         self.old.state_mut().file = Some(Arc::clone(&self.old_file));
         let state = {
@@ -258,9 +258,9 @@ impl<'a> Compressing<'a> {
         let new = Arc::new(Segment::new(self.header.clone(), state));
         self.shared.replace_segment(self.old, new);
         if let Err(error) = files.remove(&self.old.name).and_then(|()| files.sync()) {
-            tracing::warn!(%error, name = self.old.name, "a segment that was compressed is left until the log is opened again");
+            tell!(warn, %error, name = self.old.name, "a segment that was compressed is left until the log is opened again");
         }
-        tracing::trace!(name: "replaced", segment = self.header.number, "the old generation is removed");
+        tell!(trace, name: "replaced", segment = self.header.number, "the old generation is removed");
         Ok(Outcome::Shrunk { before: self.old_len, after })
     }
 }

@@ -38,6 +38,16 @@
 
 #![forbid(unsafe_code)]
 
+/// Tells whoever listens to logs: `tell!(warn, …)` is `tracing::warn!(…)`, of which a panic harms nobody.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tell {
+    ($level:ident, $($what:tt)*) => {{
+        let tell = || tracing::$level!($($what)*);
+        let _ = ::std::panic::catch_unwind(::std::panic::AssertUnwindSafe(tell));
+    }};
+}
+
 mod anchors;
 mod append;
 pub mod background;

@@ -413,7 +413,7 @@ impl Opening {
         };
         let anchors = is_whole(footer.end, footer.anchors as usize * anchors::LEN, footer.anchors_crc)?;
         if !anchors || !is_whole(footer.blob_at(), footer.blob as usize, footer.blob_crc)? {
-            tracing::warn!(name = part.name, "the footer got through in part, and is made again");
+            tell!(warn, name = part.name, "the footer got through in part, and is made again");
             part.footer = None;
         }
         Ok(())
@@ -425,10 +425,10 @@ impl Opening {
         match self.origin(&tail)? {
             Origin::This => self.tail = Some(tail),
             Origin::Other => {
-                tracing::warn!(record = tail.next - 1, "the checkpoint is of another history of the log");
+                tell!(warn, record = tail.next - 1, "the checkpoint is of another history of the log");
             }
             Origin::Unknown => {
-                tracing::warn!(record = tail.next - 1, "the frame before the checkpoint is missing or damaged");
+                tell!(warn, record = tail.next - 1, "the frame before the checkpoint is missing or damaged");
                 self.doubtful = Some(tail);
             }
         }
@@ -673,7 +673,7 @@ impl Opening {
         let mut appender = None;
         if let Some(damage) = &self.damage {
             let _ = self.shared.damage.set(damage.clone());
-            tracing::error!(record = damage.record, reason = damage.reason, "damaged; the log is opened for reading");
+            tell!(error, record = damage.record, reason = damage.reason, "damaged; the log is opened for reading");
         } else {
             let tip = self.clear_end(end)?;
             remove_replaced(&*self.shared.files, &self.replaced);
@@ -735,7 +735,7 @@ impl Opening {
         }
         if !pieces.is_empty() {
             let (aside, bytes) = cut::set_aside(files, &pieces)?;
-            tracing::warn!(aside, bytes, "a group that did not get through is taken off the end of the log");
+            tell!(warn, aside, bytes, "a group that did not get through is taken off the end of the log");
             (self.recovery.aside, self.recovery.torn_bytes) = (Some(aside), bytes);
         }
         cut::remove(files, self.torn.iter().chain(&self.unused).map(|found| found.name.as_str()))?;
@@ -767,7 +767,7 @@ fn remove_replaced(files: &dyn Directory, replaced: &[String]) {
     let removed = files.sync().map_err(|error| Error::io("sync", "the directory", error));
     let removed = removed.and_then(|()| cut::remove(files, replaced.iter().chain(&left).map(String::as_str)));
     if let Err(error) = removed {
-        tracing::warn!(%error, "what others have taken the place of is left in the log");
+        tell!(warn, %error, "what others have taken the place of is left in the log");
     }
 }
 

@@ -142,7 +142,7 @@ impl Segment {
         if is_sound {
             return Ok(anchors);
         }
-        tracing::warn!(name = self.name, "the footer is damaged; the segment is scanned");
+        tell!(warn, name = self.name, "the footer is damaged; the segment is scanned");
         scan::anchors_of(file, &self.name, &self.header, footer.end)
     }
 

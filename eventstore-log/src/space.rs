@@ -180,9 +180,9 @@ impl Shared {
         let (filled, ahead) = (self.space.filled(), self.options.space_ahead);
         let made = if newest.wants_next(filled, ahead) { self.make_next(&newest) } else { self.fill_ahead(&newest) };
         match made {
-            Ok(()) => tracing::trace!(name: "space", segment = newest.segment, "space made"),
+            Ok(()) => tell!(trace, name: "space", segment = newest.segment, "space made"),
             Err(error) if error.is_shortage() => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "no space ahead of the end of the log");
+                tell!(warn, error = &error as &dyn std::error::Error, "no space ahead of the end of the log");
                 self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
             }
             Err(error) => self.poison(&error),
@@ -269,12 +269,12 @@ impl Shared {
         if let Some(next) = fill.next.take()
             && let Err(error) = self.files.remove(&next.name)
         {
-            tracing::warn!(%error, name = next.name, "a segment that was made ahead is left");
+            tell!(warn, %error, name = next.name, "a segment that was made ahead is left");
         }
         if let Some(file) = fill.file.take().filter(|_| fill.filled > end) {
             match file.set_len(end) {
                 Ok(()) => self.space.set_filled(&mut fill, end),
-                Err(error) => tracing::warn!(%error, "the space ahead of the end of the log is left"),
+                Err(error) => tell!(warn, %error, "the space ahead of the end of the log is left"),
             }
         }
     }

@@ -35,6 +35,9 @@
 // The sources are used in part, and what is public there is not here.
 #![allow(dead_code, unreachable_pub)]
 
+#[macro_use(tell)]
+extern crate real_log;
+
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
@@ -66,6 +69,8 @@ mod directory;
 mod engine;
 #[path = "../../eventstore-kv/src/error.rs"]
 mod error;
+#[path = "../../eventstore-kv/src/fenced.rs"]
+mod fenced;
 #[path = "../../eventstore-kv/src/filter.rs"]
 mod filter;
 #[path = "../../eventstore-kv/src/filters.rs"]
@@ -88,6 +93,8 @@ mod observe;
 mod open;
 #[path = "../../eventstore-kv/src/options.rs"]
 mod options;
+#[path = "../../eventstore-kv/src/place.rs"]
+mod place;
 #[path = "../../eventstore-kv/src/queue.rs"]
 mod queue;
 #[path = "../../eventstore-kv/src/reader.rs"]
@@ -96,6 +103,8 @@ mod reader;
 mod recent;
 #[path = "../../eventstore-kv/src/record.rs"]
 mod record;
+#[path = "../../eventstore-kv/src/revisions.rs"]
+mod revisions;
 #[path = "../../eventstore-kv/src/shared.rs"]
 mod shared;
 #[path = "../../eventstore-kv/src/staging.rs"]

@@ -19,21 +19,25 @@ pub(super) fn all() -> [Contestant; 4] {
             name: "eventstore-lmdb",
             floor: Some("raw-lmdb"),
             open: |path| open("lmdb", path, ""),
-            open_small: Some(|path| open("lmdb", path, "?log_cache=1MiB&aggregate_cache=1MiB")),
+            open_small: Some(|path| open("lmdb", path, "?log_cache=1MiB&aggregate_cache=1MiB&revision_cache=1MiB")),
             ..ANY
         },
         Contestant {
             name: "eventstore-rocksdb",
             floor: Some("raw-rocksdb"),
             open: |path| open("rocksdb", path, ""),
-            open_small: Some(|path| open("rocksdb", path, "?log_cache=1MiB&aggregate_cache=1MiB&block_cache=8MiB")),
+            open_small: Some(|path| {
+                open("rocksdb", path, "?log_cache=1MiB&aggregate_cache=1MiB&revision_cache=1MiB&block_cache=8MiB")
+            }),
             ..ANY
         },
         Contestant {
             name: "eventstore-fjall",
             floor: Some("raw-fjall"),
             open: |path| open("fjall", path, ""),
-            open_small: Some(|path| open("fjall", path, "?log_cache=1MiB&aggregate_cache=1MiB&block_cache=8MiB")),
+            open_small: Some(|path| {
+                open("fjall", path, "?log_cache=1MiB&aggregate_cache=1MiB&revision_cache=1MiB&block_cache=8MiB")
+            }),
             ..ANY
         },
         Contestant {
@@ -41,7 +45,9 @@ pub(super) fn all() -> [Contestant; 4] {
             floor: Some("raw-sled"),
             by_default: false,
             open: |path| open("sled", path, ""),
-            open_small: Some(|path| open("sled", path, "?log_cache=1MiB&aggregate_cache=1MiB&cache_capacity=8MiB")),
+            open_small: Some(|path| {
+                open("sled", path, "?log_cache=1MiB&aggregate_cache=1MiB&revision_cache=1MiB&cache_capacity=8MiB")
+            }),
             ..ANY
         },
     ]
@@ -53,7 +59,7 @@ const ANY: Contestant = Contestant {
     guarantees: "durable when acknowledged; atomic batches; unique ids, repeatable appends; versions and revisions without \
                  gaps; conditions; checksums; fail-stop",
     lacks: "no tags: an event is of one aggregate, a condition about one aggregate or the whole store",
-    settings: "defaults; appends that wait share a commit. Small caches: `log_cache` and `aggregate_cache` of 1 MiB, and 8 MiB of the engine's cache, \
+    settings: "defaults; appends that wait share a commit. Small caches: `log_cache`, `aggregate_cache` and `revision_cache` of 1 MiB, and 8 MiB of the engine's cache, \
                which LMDB has not; `id_filter` remains at 16 MiB",
     floor: None,
     by_default: true,

@@ -328,9 +328,10 @@ impl Child {
         self.tell(&Line::Tried { batch: number });
         match store.store_batch(&background(), batch).await {
             Ok(stored) => {
-                ensure!(!was_fenced, "batch {number} was accepted after an unknown outcome or a fence (F1)");
                 let is_new = |stored: &Stored| stored.outcome == StoreOutcome::Written;
                 let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
+                let is_written = was_fenced && stored.iter().any(is_new);
+                ensure!(!is_written, "batch {number} was accepted after an unknown outcome or a fence (F1)");
                 let mixed = stored.iter().any(is_new) && !stored.iter().all(is_new);
                 ensure!(!mixed, "of the repeated batch {number} some events were there (W1): {stored:?}");
                 self.tell(&Line::Stored { batch: number, sync, places });
@@ -349,7 +350,8 @@ impl Child {
             return difference("Ok, or VersionConflict for a condition");
         }
         match &error {
-            Error::OutcomeUnknown { .. } if was_fenced => {
+            // One that cannot be looked up may be there since its first time, as far as the store knows.
+            Error::OutcomeUnknown { .. } if was_fenced && error.is_retryable() => {
                 return difference("Fenced, because an earlier outcome was unknown (F1)");
             }
             Error::OutcomeUnknown { .. } => {
@@ -358,9 +360,9 @@ impl Child {
             }
             Error::Fenced { .. } | Error::Full { .. } | Error::Engine { .. } => {
                 self.is_fenced.fetch_or(matches!(error, Error::Fenced { .. }), Ordering::SeqCst);
-                // A repeated one may be there since its first time.
-                let line = if is_repeated { Line::Unknown { batch: number } } else { Line::Refused { batch: number } };
-                self.tell(&line);
+                // After another error a repeated one may be there since its first time.
+                let is_unknown = is_repeated && !matches!(error, Error::Fenced { .. });
+                self.tell(&if is_unknown { Line::Unknown { batch: number } } else { Line::Refused { batch: number } });
             }
             _ => return difference("OutcomeUnknown, Fenced, Full or Engine"),
         }
@@ -388,6 +390,10 @@ impl Child {
         match (is_fenced, outcome) {
             // Also where only maintenance has seen the failure, and the engine cannot say in `stats` that it is fenced.
             (_, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
+            // It could not be looked up.
+            (true, Err(error @ Error::OutcomeUnknown { .. })) if !error.is_retryable() => {
+                self.tell(&Line::Unknown { batch: number });
+            }
             (true, other) => {
                 let what = format_args!("an append after a failed commit, when the disk is whole again (F1)");
                 return Err(Failure::difference(what, "Err(Fenced)", &format!("{other:?}")));

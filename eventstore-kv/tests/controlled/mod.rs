@@ -387,6 +387,8 @@ pub(crate) struct Tables {
     reached: AtomicU64,
     /// They led to an event that was not synced.
     was_ahead: AtomicBool,
+    /// How often the writer has looked into them.
+    pub(crate) looks_of_writer: AtomicU64,
 }
 
 impl Tables {
@@ -420,6 +422,7 @@ impl Engine for Controlled {
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
         let Means { tables, disk } = &self.0;
         if thread::current().name() == Some("eventstore-write") {
+            tables.looks_of_writer.fetch_add(1, Ordering::SeqCst);
             disk.gates.staging.pass(Call::Stage);
         }
         Ok(ControlledSnapshot { memory: tables.memory.snapshot()?, is_slow: tables.is_slow.load(Ordering::SeqCst) })

@@ -1,0 +1,80 @@
+//! What cannot be done for want of resources is an error, and no word about the store.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![cfg(all(unix, feature = "cli"))]
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+/// The backends of this build that have files.
+const BACKENDS: &[&str] = &[
+    #[cfg(feature = "lmdb")]
+    "lmdb",
+    #[cfg(feature = "rocksdb")]
+    "rocksdb",
+    #[cfg(feature = "fjall")]
+    "fjall",
+    #[cfg(feature = "sled")]
+    "sled",
+];
+
+/// Runs the command with at most so many file descriptors.
+fn run(url: &str, args: &[&str], descriptors: u32) -> Output {
+    let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_eventstore"), "--store", url]).args(args);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// A store with several segments, and an index that was written in many parts.
+fn fill(url: &str) {
+    for part in 0..20 {
+        let mut import = Command::new(env!("CARGO_BIN_EXE_eventstore"));
+        import.args(["--store", url, "import", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut import = import.spawn().unwrap();
+        let mut lines = String::new();
+        for n in 0..100 {
+            let data = "x".repeat(300);
+            lines +=
+                &format!("{{\"id\":\"{part}-{n}\",\"type\":\"T\",\"aggregate_id\":\"a-{n}\",\"data\":\"{data}\"}}\n");
+        }
+        import.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(import.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn with_too_few_file_descriptors_a_sound_store_is_not_called_damaged() {
+    for backend in BACKENDS {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("store");
+        let url = format!("{backend}:{}?segment_size=64KiB&index_events=50", path.display());
+        fill(&url);
+        let (mut has_failed, mut has_succeeded) = (false, false);
+        // The runtime takes seven. Sometimes there are enough for opening and too few for what comes then.
+        for descriptors in (8..40).chain([48, 64, 256]) {
+            for args in [&["verify"][..], &["get", "19-99"]] {
+                let output = run(&url, args, descriptors);
+                let (told, error) = (text(&output.stdout), text(&output.stderr));
+                let what = format!("{backend}, {args:?} with {descriptors}: {told}{error}");
+                assert!(!error.contains("panicked") && output.status.code().is_some(), "{what}");
+                if output.status.success() {
+                    has_succeeded = true;
+                    continue;
+                }
+                has_failed = true;
+                assert!(error.contains("error[") && !error.contains("error[corrupt]") && told.is_empty(), "{what}");
+            }
+            // sled's is made again after each end that was not clean.
+            let is_aside = path.join("index.damaged").exists();
+            assert!(*backend == "sled" || !is_aside, "{backend}: the index is put aside with {descriptors}");
+        }
+        assert!(has_failed && has_succeeded, "{backend}");
+        let output = run(&url, &["verify"], 256);
+        assert!(output.status.success(), "{backend}: {}", text(&output.stderr));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
