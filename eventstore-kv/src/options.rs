@@ -50,6 +50,9 @@ pub struct StoreOptions {
     /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
     /// [`Compression::None`]. What is compressed is read whatever it is.
     pub compression: Compression,
+    /// What the label `store` of this store's metrics says. Default: empty, which stands for the name of its directory, without
+    /// the path; `memory` without a directory. At most 255 bytes.
+    pub metrics_label: String,
 }
 
 /// How segments of the log are compressed to which nothing more is appended. In a URL: `none`, `zstd`.
@@ -104,6 +107,7 @@ impl Default for StoreOptions {
             log_cache: 128 << 20,
             aggregate_cache: 16 << 20,
             compression: Compression::None,
+            metrics_label: String::new(),
         }
     }
 }
@@ -128,6 +132,7 @@ impl StoreOptions {
         url.take_bytes("log_cache", &mut self.log_cache)?;
         url.take_bytes("aggregate_cache", &mut self.aggregate_cache)?;
         url.take_parsed("compression", &mut self.compression)?;
+        url.take_text("metrics_label", &mut self.metrics_label)?;
         Ok(())
     }
 
@@ -147,7 +152,14 @@ impl StoreOptions {
         check_range("segment_size", self.segment_size, 64 << 10, 2 << 30)?;
         check_range("space_ahead", self.space_ahead, 0, 1 << 30)?;
         check_range("log_cache", self.log_cache, 0, 1 << 40)?;
-        check_range("aggregate_cache", self.aggregate_cache, 0, 1 << 40)
+        check_range("aggregate_cache", self.aggregate_cache, 0, 1 << 40)?;
+        match self.metrics_label.len() {
+            ..=255 => Ok(()),
+            len => Err(Error::InvalidOption {
+                option: "metrics_label".to_owned(),
+                reason: format!("it has {len} bytes, more than 255"),
+            }),
+        }
     }
 
     /// Those of the log.
