@@ -4,7 +4,7 @@ use std::path::Path;
 
 use eventstore_kv::{StoreDirectory, StoreUrl};
 
-use crate::open::no_backend;
+use crate::open::{no_backend, parse};
 use crate::{Context, Error, Result};
 
 /// Makes a new store at `url` of the backup in the directory `backup`, which stays as it is.
@@ -25,7 +25,7 @@ use crate::{Context, Error, Result};
 ///
 /// Dropping the future does not stop it; the context does.
 pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
-    let url: StoreUrl = url.parse()?;
+    let url = parse(url)?;
     let engine = StoreDirectory::engine_of(backup)?;
     if engine != url.scheme {
         let (backup, path) = (backup.display(), url.path.display());
@@ -70,7 +70,7 @@ fn check_options(url: &StoreUrl) -> Result<()> {
 /// `Open` if there is no store; `Corrupt` if the log is damaged before its end: restore a backup then, or load what comes
 /// before the damage and after it; `Locked`; `Cancelled`, `DeadlineExceeded`; `Unsupported` for `memory:`.
 pub async fn repair(ctx: &Context, url: &str) -> Result<Vec<String>> {
-    let url: StoreUrl = url.parse()?;
+    let url = parse(url)?;
     let ctx = ctx.clone();
     match url.scheme.as_str() {
         #[cfg(feature = "lmdb")]

@@ -22,7 +22,7 @@ use crate::{Error, EventStore, Result};
 /// `Unsupported` for an unknown scheme, or for a backend that this build leaves out, which names the feature to enable.
 /// `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend.
 pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
-    open_url(&url.parse()?).await
+    open_url(&parse(url)?).await
 }
 
 /// As [`open`], but a store that is not there is an error: for those who only want to read, or have a path from somebody
@@ -33,7 +33,7 @@ pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
 /// Those of [`open`], and `Open` if there is no store.
 pub async fn open_existing(url: &str) -> Result<Arc<dyn EventStore>> {
     const OPTION: &str = "create_if_missing";
-    let mut url: StoreUrl = url.parse()?;
+    let mut url = parse(url)?;
     if url.scheme != MEMORY && url.options.iter().all(|(name, _)| name != OPTION) {
         url.options.push((OPTION.to_owned(), false.to_string()));
     }
@@ -57,14 +57,41 @@ async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
     }
 }
 
+/// The engines, and whether this build has them.
+const ENGINES: [(&str, bool); 5] = [
+    (MEMORY, true),
+    ("lmdb", cfg!(feature = "lmdb")),
+    ("rocksdb", cfg!(feature = "rocksdb")),
+    ("fjall", cfg!(feature = "fjall")),
+    ("sled", cfg!(feature = "sled")),
+];
+
+/// Reads a URL. Its scheme comes first: how to write a path better is no help with an engine that there is not.
+pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
+    match url.split_once(':') {
+        Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
+        _ => url.parse(),
+    }
+}
+
 /// Why a scheme opens nothing in this build.
 pub(crate) fn no_backend(scheme: &str) -> Error {
-    let what = match scheme {
-        "lmdb" | "rocksdb" | "fjall" | "sled" => format!(
+    let names = |are_there: bool| -> Vec<&str> {
+        ENGINES.iter().filter(|(_, is_there)| *is_there == are_there).map(|(engine, _)| *engine).collect()
+    };
+    let (there, left_out) = (names(true).join(", "), names(false));
+    let what = if left_out.contains(&scheme) {
+        format!(
             "this build leaves the {scheme} backend out; build eventstore with the feature `{scheme}` (cargo build \
              --features {scheme})"
-        ),
-        unknown => format!("the scheme {unknown:?} names no backend; there are memory, lmdb, rocksdb, fjall and sled"),
+        )
+    } else if left_out.is_empty() {
+        format!("{scheme:?} is no engine of this library; it has {there}")
+    } else {
+        format!(
+            "{scheme:?} is no engine of this library; this build has {there}, and others are features: {}",
+            left_out.join(", ")
+        )
     };
     Error::Unsupported { what }
 }

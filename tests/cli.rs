@@ -427,19 +427,6 @@ fn a_reader_that_leaves_ends_a_load_quietly() {
     assert_eq!(shell.run(&["latest"]).succeeded().stdout, "4000\n");
 }
 
-#[test]
-fn a_reader_that_leaves_ends_an_append_quietly() {
-    let shell = Shell::new();
-    let (child, mut stdin, stdout) = shell.converse(&["append", "--concurrency", "8"]);
-    drop(stdout);
-    // It stops to read, so the rest of the input may find nobody.
-    stdin.write_all(many_lines().as_bytes()).ok();
-    drop(stdin);
-    Done::of(child).succeeded();
-    let latest: usize = shell.run(&["latest"]).succeeded().stdout.trim().parse().unwrap();
-    assert!((1..4000).contains(&latest), "{latest}");
-}
-
 #[cfg(unix)]
 #[test]
 fn an_interrupted_append_has_stored_what_it_answered() {

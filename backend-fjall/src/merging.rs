@@ -29,6 +29,9 @@ const MOST_TABLES: usize = 24;
 /// With so many runs in another level a checkpoint waits. A tree can have 255.
 const MOST_RUNS: usize = 100;
 
+/// Tables below this size at the mean are small.
+const SMALL_TABLE: u64 = 1 << 20;
+
 /// Event ids and aggregates.
 const TREES: usize = 2;
 
@@ -193,7 +196,8 @@ impl Shared {
     /// Moves or merges tables, and says whether it has.
     fn step(&self, tree: &AnyTree, level: u8, merged_runs: usize) -> lsm_tree::Result<bool> {
         // Tables that do not overlap are one run, however many and small they are.
-        let runs = if level <= 2 { tables_of(tree, level) } else { runs_of(tree, level) };
+        let is_counted = level <= 2 || are_small(tree, level);
+        let runs = if is_counted { tables_of(tree, level) } else { runs_of(tree, level) };
         if runs < merged_runs {
             return Ok(false);
         }
@@ -211,6 +215,13 @@ impl Shared {
 
 fn tables_of(tree: &AnyTree, level: u8) -> usize {
     tree.level_table_count(level.into()).unwrap_or_default()
+}
+
+/// Whether the tables of a level are so small that they are merged although they do not overlap: of ascending keys, and a few at
+/// each opening, there would become more and more of them. Merging rewrites a level of small ones alone.
+fn are_small(tree: &AnyTree, level: u8) -> bool {
+    let size = tree.current_version().level(level.into()).map_or(0, |level| level.size());
+    size < SMALL_TABLE * tables_of(tree, level) as u64
 }
 
 fn runs_of(tree: &AnyTree, level: u8) -> usize {

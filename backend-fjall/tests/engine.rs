@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use backend_fjall::{FjallEngine, Options};
-use eventstore_api::Result;
-use eventstore_kv::Engine;
+use eventstore_api::{Context, Result};
+use eventstore_kv::{Engine, Entries, Table, Task};
 
 fn open(directory: &Path) -> Result<FjallEngine> {
     FjallEngine::open(directory, &Options::new(""))
@@ -26,4 +26,28 @@ fn many_openings_leave_few_tables() {
     engine_suite::many_openings_leave_few_tables(open, |file| {
         file.parent().is_some_and(|parent| parent.ends_with("tables"))
     });
+}
+
+/// As time-ordered ids of a program that appends little and is started often.
+#[test]
+fn many_small_tables_that_do_not_overlap_become_few() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let engine = open(directory.path()).expect("opened");
+    let (ctx, is_wanted) = (Context::background(), || Ok(()));
+    let id = |number: u64| [b"\x01", &number.to_be_bytes()[..]].concat();
+    for number in 0..1024 {
+        let mut entries = Entries::new();
+        entries.put(Table::Ids, &id(number), &number.to_be_bytes());
+        engine.write(&entries).expect("written");
+        if number % 8 == 7 {
+            engine.compact(&Task::new(&ctx, &is_wanted)).expect("merged");
+        }
+    }
+    let properties = engine.properties().expect("properties");
+    let tables = properties.iter().find_map(|(name, value)| (*name == "tables").then(|| value.parse::<u64>().ok())?);
+    assert!(tables.is_some_and(|tables| tables < 20), "{tables:?}");
+    for number in 0..1024 {
+        let found = engine_suite::get(&engine, Table::Ids, &id(number)).expect("read");
+        assert_eq!(found, Some(number.to_be_bytes().to_vec()));
+    }
 }

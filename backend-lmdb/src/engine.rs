@@ -1,5 +1,5 @@
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
@@ -68,6 +68,8 @@ impl Environment {
         // when the store is verified, which is said in the documentation of the crate.
         let env = unsafe { env_options.open(directory) }.map_err(|error| open_error(directory, error))?;
         let opened = || -> heed::Result<_> {
+            #[cfg(unix)]
+            close_on_exec(&env)?;
             env.clear_stale_readers()?;
             let txn = env.write_txn()?;
             let created = env.create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
@@ -151,6 +153,42 @@ impl LmdbEngine {
         Ok(())
     }
 }
+
+/// Keeps LMDB's data file from the programs that this process starts: it alone is opened so that they get it as well. A program
+/// that another thread starts at this very moment may.
+#[cfg(unix)]
+fn close_on_exec(env: &Env<WithoutTls>) -> heed::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    // Which descriptor is LMDB's nobody tells; of which file it is can be asked.
+    let file = env.try_clone_inner_file()?.metadata()?;
+    let descriptors: Vec<i32> = match fs::read_dir("/dev/fd") {
+        Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect(),
+        Err(_) => (0..MOST_DESCRIPTORS).collect(),
+    };
+    for descriptor in descriptors {
+        // SAFETY: All of it may be zeros.
+        let mut found: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: It writes to the place that it is given, or fails if the descriptor is not open.
+        let is_open = unsafe { libc::fstat(descriptor, &raw mut found) } == 0;
+        if !is_open || !same_file(&found, &file) {
+            continue;
+        }
+        // SAFETY: It sets a flag of the descriptor. Whoever has the file open in this process is part of the store.
+        if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            return Err(io::Error::last_os_error().into());
+        }
+    }
+    return Ok(());
+
+    #[allow(clippy::unnecessary_cast, reason = "the types differ from system to system")]
+    fn same_file(found: &libc::stat, file: &fs::Metadata) -> bool {
+        (found.st_dev as u64, found.st_ino as u64) == (file.dev(), file.ino())
+    }
+}
+
+/// Descriptors that are asked where the system does not list them.
+#[cfg(unix)]
+const MOST_DESCRIPTORS: i32 = 4096;
 
 /// Whether the process could map this many bytes more. If LMDB tried in vain, it would be left without a map.
 fn address_space_is_free(len: usize) -> bool {

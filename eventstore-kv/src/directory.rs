@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::filters::FILTER_FILE;
 use crate::head::HEAD_FILE;
+use crate::open::{INDEX, LOG};
 use crate::place::Place;
 
 const LOCK_FILE: &str = "eventstore.lock";
@@ -98,6 +99,7 @@ impl StoreDirectory {
         // Before anything is put into it, and once more under the lock.
         refuse_strangers(path)?;
         let (lock, place) = lock(path)?;
+        refuse_links(path)?;
         let (state, id) = check_mark(path, engine)?;
         Ok(StoreDirectory { id: id.into_bytes(), _lock: lock, place, state: Mutex::new(state) })
     }
@@ -346,6 +348,43 @@ fn refuse_strangers(path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a store of which a part is somewhere else: another store may have the same part, such as a copy of this directory, and
+/// the lock of neither would keep the other from writing to it. The directory itself may be a link, with its lock in it.
+fn refuse_links(path: &Path) -> Result<()> {
+    for part in [LOG, INDEX].map(|name| path.join(name)) {
+        let link = link_in(&part).map_err(|error| cannot_open(path, "it cannot be read", error))?;
+        if let Some(link) = link {
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: format!(
+                    "{} is a symbolic link, and the lock of a store is for its own directory alone; put there what it leads to. \
+                     To keep a store somewhere else, link its whole directory, or mount its parts",
+                    link.strip_prefix(path).unwrap_or(&link).display()
+                ),
+                source: None,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The directory, if it is a symbolic link, or what is one in it.
+fn link_in(directory: &Path) -> io::Result<Option<PathBuf>> {
+    match directory.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => return Ok(Some(directory.to_owned())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(metadata) if metadata.is_dir() => {}
+        _ => return Ok(None),
+    }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 /// The lengths of all files in a directory and those below it. What is deleted meanwhile does not count.

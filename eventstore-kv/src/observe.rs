@@ -1,11 +1,13 @@
 //! What a store tells about its work: metrics through the `metrics` facade, logs and spans through `tracing`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use eventstore_api::{Batch, Durability, Result, StoreOutcome, Stored};
 use metrics::{
-    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Counter, Gauge, Histogram, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
 use tracing::Span;
 
@@ -13,6 +15,8 @@ use tracing::Span;
 /// `docs/metrics.md` lists them.
 pub(crate) struct Observer {
     backend: &'static str,
+    /// Of every metric: the backend, and the name of the store.
+    labels: [Label; 2],
     append_seconds: Histogram,
     queue_seconds: Histogram,
     commit_seconds: Histogram,
@@ -39,23 +43,66 @@ const PAGE_SECONDS: &str = "eventstore_page_seconds";
 const MAINTENANCE_SECONDS: &str = "eventstore_maintenance_seconds";
 
 impl Observer {
-    pub(crate) fn new(backend: &'static str) -> Self {
+    /// `store` tells the stores of a process apart.
+    pub(crate) fn new(backend: &'static str, store: String, latest: u64) -> Self {
         describe();
+        let labels = [Label::new("backend", backend), Label::new("store", store)];
         let observer = Observer {
             backend,
-            append_seconds: histogram!(APPEND_SECONDS, "backend" => backend),
-            queue_seconds: histogram!(QUEUE_SECONDS, "backend" => backend),
-            commit_seconds: histogram!(COMMIT_SECONDS, "backend" => backend),
-            group_events: histogram!(GROUP_EVENTS, "backend" => backend),
-            group_bytes: histogram!(GROUP_BYTES, "backend" => backend),
-            events_written: counter!(EVENTS_WRITTEN, "backend" => backend),
-            latest_version: gauge!(LATEST_VERSION, "backend" => backend),
-            fenced: gauge!(FENCED, "backend" => backend),
-            events_read: counter!(EVENTS_READ, "backend" => backend),
-            page_seconds: histogram!(PAGE_SECONDS, "backend" => backend),
+            append_seconds: histogram!(APPEND_SECONDS, labels.iter()),
+            queue_seconds: histogram!(QUEUE_SECONDS, labels.iter()),
+            commit_seconds: histogram!(COMMIT_SECONDS, labels.iter()),
+            group_events: histogram!(GROUP_EVENTS, labels.iter()),
+            group_bytes: histogram!(GROUP_BYTES, labels.iter()),
+            events_written: counter!(EVENTS_WRITTEN, labels.iter()),
+            latest_version: gauge!(LATEST_VERSION, labels.iter()),
+            fenced: gauge!(FENCED, labels.iter()),
+            events_read: counter!(EVENTS_READ, labels.iter()),
+            page_seconds: histogram!(PAGE_SECONDS, labels.iter()),
+            labels,
         };
-        observer.fenced.set(0.0);
+        record(|| {
+            observer.fenced.set(0.0);
+            observer.latest_version.set(latest as f64);
+        });
         observer
+    }
+
+    /// Of a store that nobody is told of, such as a backup that is being made.
+    pub(crate) fn silent(backend: &'static str) -> Self {
+        Observer {
+            backend,
+            append_seconds: Histogram::noop(),
+            queue_seconds: Histogram::noop(),
+            commit_seconds: Histogram::noop(),
+            group_events: Histogram::noop(),
+            group_bytes: Histogram::noop(),
+            events_written: Counter::noop(),
+            latest_version: Gauge::noop(),
+            fenced: Gauge::noop(),
+            events_read: Counter::noop(),
+            page_seconds: Histogram::noop(),
+            labels: [Label::new("backend", backend), Label::new("store", "")],
+        }
+    }
+
+    /// The labels of a metric that has more than the others.
+    fn labels<const N: usize>(&self, more: [(&'static str, &'static str); N]) -> Vec<Label> {
+        let more = more.map(|(key, value)| Label::from_static_parts(key, value));
+        self.labels.iter().cloned().chain(more).collect()
+    }
+
+    /// The store was opened.
+    pub(crate) fn opened(&self, path: &Path, latest: u64, mended: &[String], took: Duration) {
+        tell!(
+            info,
+            path = %path.display(),
+            backend = self.backend,
+            latest_version = latest,
+            mended = mended.join("; "),
+            ?took,
+            "opened the store"
+        );
     }
 
     /// A span around one append. What it tells is only counted for somebody who listens.
@@ -73,7 +120,7 @@ impl Observer {
             Err(error) => error.code(),
         };
         record(|| {
-            counter!(APPENDS, "backend" => self.backend, "outcome" => outcome).increment(1);
+            counter!(APPENDS, self.labels([("outcome", outcome)])).increment(1);
             self.append_seconds.record(took);
         });
         tell!(debug, outcome, ?took, "answered an append");
@@ -97,9 +144,14 @@ impl Observer {
         tell!(debug, backend = self.backend, events, bytes, head, ?durability, ?took, "committed a group");
     }
 
+    /// Appends fail, as they have since the store was opened.
+    pub(crate) fn set_fenced(&self) {
+        record(|| self.fenced.set(1.0));
+    }
+
     /// The writer was fenced.
     pub(crate) fn fenced(&self, reason: &str) {
-        record(|| self.fenced.set(1.0));
+        self.set_fenced();
         tell!(error, backend = self.backend, reason, "the writer is fenced: appends fail until the store is reopened");
     }
 
@@ -122,10 +174,8 @@ impl Observer {
     pub(crate) fn maintained<T>(&self, operation: &'static str, began: Instant, result: &Result<T>) {
         let took = began.elapsed();
         let outcome = result.as_ref().map_or_else(eventstore_api::Error::code, |_| "done");
-        let backend = self.backend;
         record(|| {
-            histogram!(MAINTENANCE_SECONDS, "backend" => backend, "operation" => operation, "outcome" => outcome)
-                .record(took);
+            histogram!(MAINTENANCE_SECONDS, self.labels([("operation", operation), ("outcome", outcome)])).record(took);
         });
         tell!(debug, outcome, ?took, "finished {operation}");
     }
@@ -164,7 +214,7 @@ fn describe() {
     describe_histogram!(GROUP_EVENTS, Unit::Count, "Events committed together");
     describe_histogram!(GROUP_BYTES, Unit::Bytes, "Bytes of records committed together");
     describe_counter!(EVENTS_WRITTEN, Unit::Count, "Events written");
-    describe_gauge!(LATEST_VERSION, Unit::Count, "The version of the newest event written since the store was opened");
+    describe_gauge!(LATEST_VERSION, Unit::Count, "The version of the newest event");
     describe_gauge!(FENCED, Unit::Count, "1 if appends fail until the store is reopened");
     describe_counter!(EVENTS_READ, Unit::Count, "Events read by loads and subscriptions");
     describe_histogram!(PAGE_SECONDS, Unit::Seconds, "The reading of a page");

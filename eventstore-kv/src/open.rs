@@ -119,6 +119,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
             bytes = recovery.torn_bytes,
             "an append that was cut short was removed from the end of the log"
         );
+        actions.push(format!("removed an append that was cut short from the end of the log; a copy is in {aside}"));
     }
     let digests = Digests::open(log.clone(), tail.as_ref().map(|tail| tail.blob.as_slice()));
     // An index of another history leads to events that are others here.

@@ -53,6 +53,9 @@ pub struct StoreOptions {
     /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
     /// [`Compression::None`]. What is compressed is read whatever it is.
     pub compression: Compression,
+    /// What the label `store` of this store's metrics says. Default: empty, which stands for the name of its directory, without
+    /// the path; `memory` without a directory. At most 255 bytes.
+    pub metrics_label: String,
 }
 
 /// How segments of the log are compressed to which nothing more is appended. In a URL: `none`, `zstd`.
@@ -108,6 +111,7 @@ impl Default for StoreOptions {
             aggregate_cache: 16 << 20,
             revision_cache: 16 << 20,
             compression: Compression::None,
+            metrics_label: String::new(),
         }
     }
 }
@@ -133,6 +137,7 @@ impl StoreOptions {
         url.take_bytes("aggregate_cache", &mut self.aggregate_cache)?;
         url.take_bytes("revision_cache", &mut self.revision_cache)?;
         url.take_parsed("compression", &mut self.compression)?;
+        url.take_text("metrics_label", &mut self.metrics_label)?;
         Ok(())
     }
 
@@ -153,7 +158,14 @@ impl StoreOptions {
         check_range("space_ahead", self.space_ahead, 0, 1 << 30)?;
         check_range("log_cache", self.log_cache, 0, 1 << 40)?;
         check_range("aggregate_cache", self.aggregate_cache, 0, 1 << 40)?;
-        check_range("revision_cache", self.revision_cache, 0, 16 << 30)
+        check_range("revision_cache", self.revision_cache, 0, 16 << 30)?;
+        match self.metrics_label.len() {
+            ..=255 => Ok(()),
+            len => Err(Error::InvalidOption {
+                option: "metrics_label".to_owned(),
+                reason: format!("it has {len} bytes, more than 255"),
+            }),
+        }
     }
 
     /// Those of the log.

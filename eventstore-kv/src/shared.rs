@@ -129,6 +129,7 @@ pub(crate) enum Phase {
 }
 
 impl<E: Engine> Shared<E> {
+    /// Nobody is told of its work, until [`told`](Shared::told) says as what.
     pub(crate) fn new(opened: Opened<E>) -> Self {
         let Opened { parts, engine_options, id, log, index, indexer, digests, mark, recent_aggregates } = opened;
         let fence = OnceLock::new();
@@ -150,7 +151,7 @@ impl<E: Engine> Shared<E> {
             progress: watch::Sender::new(Progress { head, new_aggregates: 0, phase: Phase::Open }),
             fence,
             doubtful: AtomicU64::new(0),
-            observer: Observer::new(E::NAME),
+            observer: Observer::silent(E::NAME),
             closing_error: Mutex::new(None),
             commits: AtomicU64::new(0),
             events_written: AtomicU64::new(0),
@@ -164,6 +165,24 @@ impl<E: Engine> Shared<E> {
                 at_opening: OnceLock::new(),
             },
         }
+    }
+
+    /// The same store, whose metrics have this in their label `store`; the name of its directory, if that is empty.
+    pub(crate) fn told(mut self, label: &str) -> Self {
+        let name = || {
+            let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+            let path = parts.as_ref()?.directory.as_ref()?.path().to_owned();
+            Some(path.file_name()?.to_string_lossy().into_owned())
+        };
+        let store = match label {
+            "" => name().unwrap_or_else(|| "memory".to_owned()),
+            label => label.to_owned(),
+        };
+        self.observer = Observer::new(E::NAME, store, self.log.last());
+        if self.fence.get().is_some() {
+            self.observer.set_fenced();
+        }
+        self
     }
 
     /// Whether the newest group had one request alone, or there was none yet.

@@ -69,13 +69,18 @@ impl<E: Engine> KvStore<E> {
     /// another engine or one that a newer version wrote; `Corrupt` if the log has lost events; `Engine`.
     pub fn open(path: &Path, create_if_missing: bool, engine: E::Options, options: StoreOptions) -> Result<Self> {
         options.validate()?;
+        let began = Instant::now();
         let directory = match create_if_missing {
             true => StoreDirectory::open(path, E::NAME)?,
             false => StoreDirectory::open_existing(path, E::NAME)?,
         };
         let ctx = Context::background();
         let ready = open_directory(directory, &engine, &options, &Task::new(&ctx, &|| Ok(())))?;
-        Self::start(ready, engine, options)
+        let actions = ready.actions.clone();
+        let store = Self::start(ready, engine, options)?;
+        let Shared { observer, log, .. } = &*store.inner.shared;
+        observer.opened(path, log.last(), &actions, began.elapsed());
+        Ok(store)
     }
 
     /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
@@ -95,7 +100,7 @@ impl<E: Engine> KvStore<E> {
         let Ready { opened, committer, .. } = ready;
         let (mark, directory) =
             (opened.mark.get(), opened.parts.directory.as_ref().map(|directory| directory.path().to_owned()));
-        let shared = Arc::new(Shared::new(opened));
+        let shared = Arc::new(Shared::new(opened).told(&options.metrics_label));
         let filters = Filters::open(&shared, directory.as_deref(), mark, options.id_filter);
         let (queue, receiver) = mpsc::unbounded_channel();
         let writer = Writer::new(shared.clone(), receiver, queue.clone(), &options, committer, filters);

@@ -114,6 +114,15 @@ impl UrlOptions {
         self.take(name, target, |value| value.parse().map_err(|_| format!("{value:?} is not one of true, false")))
     }
 
+    /// Takes a text as it is.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    pub fn take_text(&mut self, name: &'static str, target: &mut String) -> Result<()> {
+        self.take(name, target, |value| Ok(value.to_owned()))
+    }
+
     /// Takes a number of bytes, such as `4096`, `64KiB` or `1GiB`.
     ///
     /// # Errors

@@ -91,7 +91,9 @@ impl Recorder for Told {
 async fn every_metric_of_the_documentation_is_told() {
     let told = Told::default();
     metrics::set_global_recorder(told.clone()).unwrap_or_else(|_| panic!("another recorder is installed"));
-    let store = memory::open(StoreOptions::default()).expect("opened");
+    let mut options = StoreOptions::default();
+    options.metrics_label = "orders".to_owned();
+    let store = memory::open(options).expect("opened");
     let ctx = Context::background();
     let event = |id: &str| Event::builder("Tested", "a").id(id).build().expect("valid");
     store.store_batch(&ctx, Batch::new(vec![event("1"), event("2")])).await.expect("stored");
@@ -100,7 +102,7 @@ async fn every_metric_of_the_documentation_is_told() {
     store.load(&ctx, Version::ZERO).into_vec().await.expect("loaded");
     store.run_gc(&ctx, Gc::Quick).await.expect("collected");
 
-    let backend = "backend=memory";
+    let backend = "backend=memory,store=orders";
     for outcome in ["written", "already_stored", "version_conflict"] {
         assert_eq!(told.sum(&format!("eventstore_appends_total{{{backend},outcome={outcome}}}")), (1.0, 1));
     }
@@ -111,7 +113,7 @@ async fn every_metric_of_the_documentation_is_told() {
     assert_eq!(sum("eventstore_group_events"), (2.0, 1));
     assert!(sum("eventstore_group_bytes").0 > 60.0);
     assert_eq!(sum("eventstore_events_written_total"), (2.0, 1));
-    assert_eq!(sum("eventstore_latest_version"), (2.0, 1));
+    assert_eq!(sum("eventstore_latest_version"), (2.0, 2), "once when it was opened, and once when it was appended to");
     assert_eq!(sum("eventstore_fenced"), (0.0, 1));
     assert_eq!(sum("eventstore_events_read_total"), (2.0, 1));
     assert_eq!(sum("eventstore_page_seconds").1, 1);

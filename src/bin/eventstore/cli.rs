@@ -25,17 +25,21 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+// clap wraps a paragraph where a line of it ends: so each is one line here. Examples are wrapped by hand, to 60 columns.
 const EXAMPLES: &str = "\
 Examples:
   eventstore demo
-  echo '{\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\"}' | eventstore append
+  eventstore append orders.jsonl
   eventstore import events.jsonl.gz
   eventstore load --aggregate order-42
   eventstore copy --to lmdb:./copy
   eventstore backup ./backup
 
-Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`.
-Exit codes: 0 done, 1 error or damage, 2 wrong usage, 130 interrupted.
+Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`. A \
+command that only prints ends when its reader leaves, as in `| head`; one that writes or judges goes on to its end.
+
+Exit codes: 0 done, 1 error or damage, 2 wrong usage, 128 + N ended in good order by signal N: 130 by Ctrl-C, 143 by \
+SIGTERM, 129 by SIGHUP. A second signal ends it at once.
 
 A store belongs to one process at a time: stop the program that has it open first.";
 
@@ -60,7 +64,11 @@ pub(crate) enum Command {
     /// Print the version of the newest event, which is also the number of events
     Latest,
     /// Print the store's statistics, one `name: value` a line
-    Stats,
+    Stats {
+        /// Print them as one JSON object, numbers as numbers
+        #[arg(long)]
+        json: bool,
+    },
     /// Print one hash over all events: the same for two stores with the same events in the same order
     Digest {
         /// Only the events up to this version, to compare with a store that ends there
@@ -104,25 +112,32 @@ pub(crate) enum Command {
 }
 
 const COPY: &str = "\
-The digests of both are compared at the end. After an error or Ctrl-C, the same command goes on.
+The digests of both are compared at the end. After an error or a signal, the same command goes on.
 
 Examples:
-  eventstore --store lmdb:./data copy --to rocksdb:./data-rocksdb
-  eventstore --store sled:./old copy --to 'lmdb:./new?map_size=4GiB'";
+  eventstore --store lmdb:./data copy --to rocksdb:./data2
+  eventstore --store sled:./old copy \\
+      --to 'lmdb:./new?map_size=4GiB'";
 
 const APPEND: &str = "\
 One event a line:
-  {\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12},\"metadata\":{\"source\":\"web\"}}
-`id`, `type` and `aggregate_id` are required. `data` is any JSON and is stored byte for byte; what is not JSON goes as
-`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are ignored.
+  {\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\"}
+and with more fields, if they are wanted:
+  \"data\":{\"total\":12}          any JSON, byte for byte
+  \"data_base64\":\"/wA=\"         instead, what is not JSON
+  \"metadata\":{\"source\":\"web\"}   a JSON object
 
-Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again
-gets the same answer, so whatever was not answered can be appended again.
+`version`, `revision` and `recorded_at`, as `load` prints them, are ignored.
+
+Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again \
+gets the same answer, so whatever was not answered can be appended again. If nobody reads the answers any more it goes on; \
+if they cannot be written it ends.
 
 Examples:
   eventstore append orders.jsonl
   eventstore append --expect revision=3 change.jsonl
-  tail -f new-orders.jsonl | eventstore append --concurrency 64 --timeout 500ms";
+  tail -f new-orders.jsonl |
+      eventstore append --concurrency 64 --timeout 500ms";
 
 #[derive(Args, Debug)]
 pub(crate) struct AppendArgs {
@@ -155,13 +170,14 @@ pub(crate) struct AppendArgs {
 }
 
 const IMPORT: &str = "\
-What is stored is always a beginning of the input, in its order. After an error or Ctrl-C, import the same input again:
+What is stored is always a beginning of the input, in its order. After an error or a signal, import the same input again: \
 it continues where it stopped.
 
 Examples:
   eventstore import events.jsonl.zst
   zcat events-*.jsonl.gz | eventstore import -
-  eventstore --store lmdb:./old load | eventstore --store lmdb:./new import -";
+  eventstore --store lmdb:./old load |
+      eventstore --store lmdb:./new import -";
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
@@ -172,10 +188,14 @@ pub(crate) struct ImportArgs {
 
 const LOAD: &str = "\
 Examples:
-  eventstore load --since 1200                           what is new since version 1200
-  eventstore load --aggregate order-42                   one order's history
-  eventstore load --backward --limit 10 --format table   the newest ten, to look at
-  eventstore load --follow --limit 100                   wait until 100 events are there";
+  What is new since version 1200:
+    eventstore load --since 1200
+  One order's history:
+    eventstore load --aggregate order-42
+  The newest ten, to look at:
+    eventstore load --backward --limit 10 --format table
+  Wait until 100 events are there:
+    eventstore load --follow --limit 100";
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
@@ -195,7 +215,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, conflicts_with = "follow")]
     pub(crate) backward: bool,
 
-    /// Do not end at the newest event, but wait for more, until the limit or Ctrl-C. While this runs, no other process
+    /// Do not end at the newest event, but wait for more, until the limit or a signal. While this runs, no other process
     /// can append; a program follows its own store with `subscribe`
     #[arg(long)]
     pub(crate) follow: bool,
@@ -215,14 +235,17 @@ pub(crate) enum Format {
 }
 
 const BENCH: &str = "\
-What is measured takes turns: each engine a part of each measurement, so that whatever else the machine does meets all of
+What is measured takes turns: each engine a part of each measurement, so that whatever else the machine does meets all of \
 them. Everything is durable when it is answered, but for what is called buffered, and every result is checked.
+
 A URL without a directory, such as lmdb: or rocksdb:?block_cache=1GiB, measures in the working directory's file system.
 
 Examples:
   eventstore bench --store lmdb:
-  eventstore bench --store lmdb: --against rocksdb: --against sled: --report ./report
-  eventstore bench --store rocksdb: --against 'rocksdb:?table_compression=zstd' --format json";
+  eventstore bench --store lmdb: --against rocksdb: \\
+      --against sled: --report ./report
+  eventstore bench --store rocksdb: --format json \\
+      --against 'rocksdb:?table_compression=zstd'";
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
@@ -293,12 +316,57 @@ fn bench_events(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{Command, CommandFactory};
 
     use super::*;
 
     #[test]
     fn the_definitions_fit_together() {
         Cli::command().debug_assert();
+    }
+
+    /// The help texts of the command and of each of its own, short and long, in this width.
+    fn help_texts(width: usize) -> Vec<(String, String)> {
+        let mut command = Cli::command().term_width(width);
+        command.build();
+        let mut texts = vec![(command.get_name().to_owned(), command.render_long_help().to_string())];
+        for own in command.get_subcommands_mut().filter(|own| own.get_name() != "help") {
+            let mut own: Command = own.clone().term_width(width);
+            texts.push((own.get_name().to_owned(), own.render_help().to_string()));
+            texts.push((own.get_name().to_owned(), own.render_long_help().to_string()));
+        }
+        texts
+    }
+
+    const INDENT: &str = "  ";
+
+    #[test]
+    fn help_is_wrapped_by_the_terminal_and_examples_are_not() {
+        for width in [60, 80, 120] {
+            for (name, text) in help_texts(width) {
+                assert!(text.lines().all(|line| line.chars().count() <= width), "{name} at {width}:\n{text}");
+                // Usage, arguments and their descriptions are clap's own.
+                let Some((_, ours)) = text.split_once("-V, --version").or_else(|| text.split_once("-h, --help")) else {
+                    panic!("{name} has no option for help:\n{text}")
+                };
+                for (line, next) in ours.lines().skip(2).zip(ours.lines().skip(3)) {
+                    let is_prose = |line: &str| !line.is_empty() && !line.starts_with(INDENT) && !line.ends_with(':');
+                    let Some(word) = next.split(' ').next().filter(|_| is_prose(line) && is_prose(next)) else {
+                        continue;
+                    };
+                    let is_ragged = line.chars().count() + 1 + word.chars().count() <= width.min(110);
+                    assert!(!is_ragged, "{name} at {width} is wrapped early:\n{line}\n{next}");
+                }
+            }
+            let all: String = help_texts(width).into_iter().map(|(_, text)| text).collect();
+            for text in [EXAMPLES, COPY, APPEND, IMPORT, LOAD, BENCH] {
+                for example in text.lines().filter(|line| line.starts_with(INDENT)) {
+                    assert!(
+                        all.lines().any(|line| line == example),
+                        "{example:?} is not as it was written, at {width}"
+                    );
+                }
+            }
+        }
     }
 }

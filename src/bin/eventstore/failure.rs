@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use eventstore::Error;
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 /// The codes that are the command's own, beside those of [`Error::code`].
 const CLOSED_PIPE: &str = "closed_pipe";
@@ -21,9 +22,15 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Whoever reads the output has had enough, as in `| head`. That is no error.
+    /// Whoever reads the output of a command that only prints has had enough, as in `| head`. That is no error.
     pub(crate) fn closed_pipe() -> Self {
         Failure { code: CLOSED_PIPE, message: String::new() }
+    }
+
+    /// Nobody can see what the command finds out: standard output was closed when it began, as by `>&-`.
+    pub(crate) fn closed_stdout() -> Self {
+        let message = "standard output is closed; redirect it to a file, or to /dev/null to see nothing";
+        Failure { code: IO, message: message.to_owned() }
     }
 
     /// The operating system refused to `attempt`, a verb phrase such as `read orders.jsonl`.
@@ -69,6 +76,10 @@ impl Failure {
         &self.message
     }
 
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        self.code == CLOSED_PIPE
+    }
+
     pub(crate) fn is_malformed(&self) -> bool {
         self.code == MALFORMED_INPUT
     }
@@ -108,16 +119,23 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{}", escape_controls(text));
 }
 
-/// The text with control characters escaped, so that it stays one line and cannot steer a terminal.
+/// The text with those characters escaped that are not seen themselves but change what is: control characters, and those that
+/// turn the direction of writing, join, or begin a line. So it stays one line, in its order, and cannot steer a terminal.
 pub(crate) fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
-        match character.is_control() {
+        match is_control(character) {
             true => escaped.extend(character.escape_default()),
             false => escaped.push(character),
         }
     }
     escaped
+}
+
+fn is_control(character: char) -> bool {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    let category = || character.general_category();
+    !character.is_ascii_graphic() && matches!(category(), Control | Format | LineSeparator | ParagraphSeparator)
 }
 
 /// The error's text and, in brackets, the causes that it does not tell already.
@@ -160,5 +178,11 @@ mod tests {
     #[test]
     fn controls_are_escaped() {
         assert_eq!(escape_controls("a\nb\r\u{1b}[2J\0é"), "a\\nb\\r\\u{1b}[2J\\u{0}é");
+        // Bidirectional controls, joiners, invisible tags, a byte order mark, ends of lines, C1 controls.
+        for hidden in "\u{202a}\u{202e}\u{2066}\u{2069}\u{200e}\u{61c}\u{200b}\u{200d}\u{2060}\u{ad}\u{e0041}\u{feff}\u{2028}\u{2029}\u{85}\u{9b}".chars() {
+            assert_eq!(escape_controls(&format!("a{hidden}b")), format!("a{}b", hidden.escape_unicode()));
+        }
+        let seen = "e\u{301} 漢字 \u{3000}ｆ עברית العربية 🦀 ~\u{a0}";
+        assert_eq!(escape_controls(seen), seen);
     }
 }

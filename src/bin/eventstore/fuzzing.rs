@@ -65,7 +65,7 @@ fn store_options(options: &StoreOptions) -> String {
     };
     format!(
         "durability={durability}&queue_requests={}&queue_bytes={}&group_events={}&group_bytes={}&index_events={}\
-         &index_bytes={}&id_filter={}&segment_size={}&space_ahead={}&log_cache={}&aggregate_cache={}&revision_cache={}&compression={}",
+         &index_bytes={}&id_filter={}&segment_size={}&space_ahead={}&log_cache={}&aggregate_cache={}&revision_cache={}&compression={}&metrics_label={}",
         options.queue_requests,
         options.queue_bytes,
         options.group_events,
@@ -78,7 +78,8 @@ fn store_options(options: &StoreOptions) -> String {
         options.log_cache,
         options.aggregate_cache,
         options.revision_cache,
-        options.compression
+        options.compression,
+        options.metrics_label
     )
 }
 

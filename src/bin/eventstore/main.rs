@@ -1,6 +1,6 @@
 //! The `eventstore` command: append, import, load and look into a store from the shell.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod batches;
 mod cli;
@@ -12,9 +12,12 @@ mod input;
 mod interrupt;
 mod json;
 mod output;
+#[allow(unsafe_code, reason = "calls of the system that the standard library has not")]
+mod process;
 mod progress;
 mod table;
 
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
@@ -29,10 +32,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_understood(&error),
     };
+    // Each command prints what it did or found. Nothing is done that nobody could be told of.
+    if process::stdout_was_closed() {
+        return Failure::closed_stdout().report();
+    }
     match run(cli) {
         Ok(Ending::Finished) => ExitCode::SUCCESS,
         Ok(Ending::FoundDamage) => ExitCode::FAILURE,
-        Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
+        Ok(Ending::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(failure) => failure.report(),
     }
 }
@@ -58,9 +65,13 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
     match error.kind() {
         DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand => {
-            // Nothing is left to do if even this cannot be written.
-            let _ = error.print();
-            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+            if process::stdout_was_closed() {
+                return Failure::closed_stdout().report();
+            }
+            match error.print() {
+                Err(unwritten) if unwritten.kind() != ErrorKind::BrokenPipe => output::failure(&unwritten).report(),
+                _ => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1)),
+            }
         }
         _ => Failure::usage(error).report(),
     }

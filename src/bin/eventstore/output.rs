@@ -1,4 +1,7 @@
 //! Results on stdout: buffered, and quiet when the reader has gone.
+//!
+//! A command that only prints has done its work then, and ends. One that writes or judges goes on: its exit status says more
+//! than what it prints.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Stdout, Write};
@@ -12,17 +15,34 @@ const PIECE: usize = 64 << 10;
 pub(crate) struct Output<W = Stdout> {
     buffer: Vec<u8>,
     to: W,
+    reader: Reader,
+}
+
+/// Who reads the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Nothing is left to do when it leaves.
+    IsAllThereIs,
+    /// It may leave.
+    IsWelcome,
+    HasLeft,
 }
 
 impl Output {
-    pub(crate) fn stdout() -> Self {
-        Output::new(io::stdout())
+    /// Of a command that only prints: it ends, with [`Failure::closed_pipe`], when its reader leaves.
+    pub(crate) fn of_printing() -> Self {
+        Output::new(io::stdout(), Reader::IsAllThereIs)
+    }
+
+    /// Of a command that writes or judges: it goes on to its end when its reader leaves.
+    pub(crate) fn of_work() -> Self {
+        Output::new(io::stdout(), Reader::IsWelcome)
     }
 }
 
 impl<W: Write> Output<W> {
-    fn new(to: W) -> Self {
-        Output { buffer: Vec::with_capacity(2 * PIECE), to }
+    fn new(to: W, reader: Reader) -> Self {
+        Output { buffer: Vec::with_capacity(2 * PIECE), to, reader }
     }
 
     /// Adds one line, which `write` puts into the buffer without its end.
@@ -48,18 +68,33 @@ impl<W: Write> Output<W> {
     /// Hands everything to the operating system.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         self.write_out()?;
-        self.to.flush().map_err(|error| failure(&error))
+        let flushed = self.to.flush();
+        self.done(flushed)
     }
 
     fn write_out(&mut self) -> Result<(), Failure> {
-        let written = self.to.write_all(&self.buffer);
+        let written = match self.reader {
+            Reader::HasLeft => Ok(()),
+            _ => self.to.write_all(&self.buffer),
+        };
         // Also after an error: nothing may be written twice.
         self.buffer.clear();
-        written.map_err(|error| failure(&error))
+        self.done(written)
+    }
+
+    fn done(&mut self, written: io::Result<()>) -> Result<(), Failure> {
+        match written {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe && self.reader != Reader::IsAllThereIs => {
+                self.reader = Reader::HasLeft;
+                Ok(())
+            }
+            written => written.map_err(|error| failure(&error)),
+        }
     }
 }
 
-fn failure(error: &io::Error) -> Failure {
+/// Standard output could not be written.
+pub(crate) fn failure(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::BrokenPipe => Failure::closed_pipe(),
         _ => Failure::io("write to standard output", error),
@@ -87,7 +122,7 @@ mod tests {
     #[test]
     fn lines_are_written_when_flushed() {
         let mut written = Vec::new();
-        let mut output = Output::new(&mut written);
+        let mut output = Output::new(&mut written, Reader::IsAllThereIs);
         output.text("one").expect("buffered");
         output.text("two").expect("buffered");
         output.flush().expect("written");
@@ -95,14 +130,29 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_quiet_and_a_full_disk_is_not() {
-        let mut output = Output::new(Refuses(ErrorKind::BrokenPipe));
+    fn a_closed_pipe_ends_what_only_prints_quietly() {
+        let mut output = Output::new(Refuses(ErrorKind::BrokenPipe), Reader::IsAllThereIs);
         output.text("one").expect("buffered");
         let failure = output.flush().expect_err("closed");
         assert_eq!(failure.code(), "closed_pipe");
         assert_eq!(failure.report(), ExitCode::SUCCESS);
-        let mut output = Output::new(Refuses(ErrorKind::StorageFull));
-        output.text("one").expect("buffered");
-        assert_eq!(output.flush().expect_err("full").code(), "io");
+    }
+
+    #[test]
+    fn work_goes_on_when_its_reader_has_left() {
+        let mut output = Output::new(Refuses(ErrorKind::BrokenPipe), Reader::IsWelcome);
+        for _ in 0..3 {
+            output.text(&"long".repeat(PIECE)).expect("nobody reads it");
+            output.flush().expect("nobody reads it");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_whatever_the_command() {
+        for reader in [Reader::IsAllThereIs, Reader::IsWelcome] {
+            let mut output = Output::new(Refuses(ErrorKind::StorageFull), reader);
+            output.text("one").expect("buffered");
+            assert_eq!(output.flush().expect_err("full").code(), "io", "{reader:?}");
+        }
     }
 }

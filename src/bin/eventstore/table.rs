@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use eventstore::RecordedEvent;
+use unicode_width::UnicodeWidthStr;
 
 use crate::failure::escape_controls;
 use crate::json::rfc3339;
@@ -16,7 +17,7 @@ const MAX_WIDTH: usize = 40;
 /// The data is there to be recognized, and is cut.
 const MAX_DATA: usize = 60;
 
-/// Columns of cells, as wide as what was fitted into them so far.
+/// Columns of cells, as a terminal shows them, as wide as what was fitted into them so far.
 #[derive(Debug)]
 pub(crate) struct Columns {
     widths: Vec<usize>,
@@ -32,7 +33,7 @@ impl Columns {
     /// Makes the columns wide enough for these cells, but for their sake no wider than `limit`.
     pub(crate) fn fit(&mut self, cells: &[String], limit: usize) {
         for (width, cell) in self.widths.iter_mut().zip(cells) {
-            *width = (*width).max(cell.chars().count().min(limit));
+            *width = (*width).max(cell.width().min(limit));
         }
     }
 
@@ -40,11 +41,13 @@ impl Columns {
     pub(crate) fn write(&self, out: &mut Vec<u8>, cells: &[String]) -> io::Result<()> {
         for (index, ((cell, &width), is_right)) in cells.iter().zip(&self.widths).zip(&self.are_right).enumerate() {
             let gap = if index == 0 { "" } else { "  " };
+            // Formatting would count characters: some take two columns of a terminal, some none.
+            let fill = " ".repeat(width.saturating_sub(cell.width()));
             match is_right {
-                true => write!(out, "{gap}{cell:>width$}")?,
+                true => write!(out, "{gap}{fill}{cell}")?,
                 // Nothing follows the last one.
                 false if index + 1 == cells.len() => write!(out, "{gap}{cell}")?,
-                false => write!(out, "{gap}{cell:<width$}")?,
+                false => write!(out, "{gap}{cell}{fill}")?,
             }
         }
         Ok(())
@@ -92,21 +95,31 @@ fn cells(recorded: &RecordedEvent) -> [String; COLUMNS] {
 
 /// As much of the data as fits, or its size if it is not text.
 fn shortened(data: &[u8]) -> String {
-    // More bytes than these many characters can have; the rest need not be looked at.
+    // More bytes than these many characters have, if each takes a column; the rest need not be looked at.
     let start = &data[..data.len().min(MAX_DATA * 4 + 4)];
+    let is_cut = start.len() < data.len();
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
         // Cut inside a character is still text.
-        Err(error) if error.error_len().is_none() && start.len() < data.len() => {
+        Err(error) if error.error_len().is_none() && is_cut => {
             std::str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default()
         }
         Err(_) => return format!("({} bytes)", data.len()),
     };
     let escaped = escape_controls(text);
-    match escaped.char_indices().nth(MAX_DATA) {
-        None => escaped,
-        Some(_) => escaped.chars().take(MAX_DATA - 1).chain(['…']).collect(),
+    if !is_cut && escaped.width() <= MAX_DATA {
+        return escaped;
     }
+    let mut shown = String::new();
+    for character in escaped.chars() {
+        shown.push(character);
+        if shown.width() >= MAX_DATA {
+            shown.pop();
+            break;
+        }
+    }
+    shown.push('…');
+    shown
 }
 
 #[cfg(test)]
@@ -125,9 +138,28 @@ mod tests {
         assert_eq!(shortened("é".repeat(60).as_bytes()), "é".repeat(60));
         for character in ["é", "🦀", "ß"] {
             let text = shortened(format!("x{}", character.repeat(500)).as_bytes());
-            assert_eq!(text.chars().count(), MAX_DATA);
+            assert!((MAX_DATA - 1..=MAX_DATA).contains(&text.width()), "{text}");
             assert!(text.ends_with('…'));
         }
+        // Marks take no column of their own, and are not parted from their letter.
+        let marked = "e\u{301}".repeat(500);
+        let text = shortened(marked.as_bytes());
+        assert!(text.width() == MAX_DATA && text.ends_with("e\u{301}…"), "{text}");
+        let piled = format!("e{}", "\u{301}".repeat(500));
+        assert!(shortened(piled.as_bytes()).ends_with('…'), "there is more than is shown");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_a_terminal_shows_them() {
+        let mut columns = Columns::new(2, |_| false);
+        let rows = ["漢字", "e\u{301}e\u{301}e\u{301}", "abcd"].map(|cell| [cell.to_owned(), "end".to_owned()]);
+        rows.iter().for_each(|row| columns.fit(row, MAX_WIDTH));
+        let written = rows.each_ref().map(|row| {
+            let mut out = Vec::new();
+            columns.write(&mut out, row).expect("in memory");
+            String::from_utf8(out).expect("UTF-8")
+        });
+        assert_eq!(written, ["漢字  end", "e\u{301}e\u{301}e\u{301}   end", "abcd  end"]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure>
     // A batch over the limit of bytes is handed over as soon as it is, for the store to refuse it.
     let size = BatchSize { events: args.batch, bytes: MAX_BATCH_BYTES + 1 };
     let input = Input::open(&args.file)?;
-    let interrupted = interrupt::listen()?;
+    let interrupted = interrupt::token_of_work();
     with_store(url, async |store| {
         let batches = Batches::new(input.into_lines()?, size);
         append(store, batches, &options, args.concurrency, &interrupted).await
@@ -103,6 +103,9 @@ async fn append_batch(store: &Store, gathered: Gathered, options: &Options) -> R
     }
 }
 
+/// Of answers that could not be written.
+const UNTOLD: &str = "what has no answer may be stored: append it again to learn its place";
+
 const FENCED: &str = "fenced";
 const OUTCOME_UNKNOWN: &str = "outcome_unknown";
 
@@ -116,7 +119,7 @@ struct Answers {
 
 impl Answers {
     fn new() -> Self {
-        Answers { output: Output::stdout(), failure: None, further: BTreeMap::new() }
+        Answers { output: Output::of_work(), failure: None, further: BTreeMap::new() }
     }
 
     fn has_failed(&self) -> bool {
@@ -132,7 +135,7 @@ impl Answers {
     }
 
     fn flush(&mut self) {
-        self.output.flush().unwrap_or_else(|failure| self.fail(failure));
+        self.output.flush().unwrap_or_else(|failure| self.fail(failure.note(UNTOLD)));
     }
 
     fn fail(&mut self, failure: Failure) {

@@ -11,7 +11,7 @@ pub(crate) async fn run(url: &str, directory: &Path) -> Result<Ending, Failure> 
         let Some(report) = interruptible("bytes", async |ctx| store.backup(ctx, directory).await).await? else {
             return Ok(Ending::Interrupted);
         };
-        let mut output = Output::stdout();
+        let mut output = Output::of_work();
         output.field("latest_version", report.latest_version)?;
         output.field("bytes_on_disk", report.bytes_on_disk)?;
         output.flush()?;

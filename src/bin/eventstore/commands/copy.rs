@@ -15,7 +15,7 @@ pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
                 tell("copy to the same store again to go on");
                 return Ok(Ending::Interrupted);
             };
-            let mut output = Output::stdout();
+            let mut output = Output::of_work();
             output.field("copied", report.copied)?;
             output.field("already_there", report.already_there)?;
             output.field("latest_version", report.version)?;

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{Ending, Store};
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::output::Output;
 
 /// The engine to show: the default one, or memory if the program was built without it.
@@ -22,16 +23,24 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
         "memory" => "memory:".to_owned(),
         scheme => format!("{scheme}:{}", directory.path().join("store").display()),
     };
-    super::with_store(&url, async |store| {
-        let mut tour = Tour { store, ctx: Context::background(), output: Output::stdout(), step: 0 };
+    // The directory is removed before it ends.
+    let interrupted = interrupt::token_of_work();
+    let ending = super::with_store(&url, async |store| {
+        let ctx = Context::background().with_cancellation(interrupted.clone());
+        let mut tour = Tour { store, ctx, output: Output::of_printing(), step: 0 };
         tour.output.text(&format!("A tour of the event store, on {url}"))?;
-        tour.run().await?;
-        Ok(Ending::Finished)
+        match tour.run().await {
+            Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
+            done => done.map(|()| Ending::Finished),
+        }
     })
     .await?;
     let path = directory.path().display().to_string();
     directory.close().map_err(|error| Failure::io(format_args!("remove {path}"), &error))?;
-    let mut output = Output::stdout();
+    if ending == Ending::Interrupted {
+        return Ok(ending);
+    }
+    let mut output = Output::of_printing();
     output.text("\nThat was all; the temporary directory is removed. Next: eventstore --help")?;
     output.flush()?;
     Ok(Ending::Finished)

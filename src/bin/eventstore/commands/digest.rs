@@ -11,7 +11,7 @@ pub(crate) async fn run(url: &str, until: Option<&str>) -> Result<Ending, Failur
     with_existing(url, async |store| {
         let digest = interruptible("events", async |ctx| eventstore::digest_until(store, ctx, until).await);
         let Some(digest) = digest.await? else { return Ok(Ending::Interrupted) };
-        let mut output = Output::stdout();
+        let mut output = Output::of_printing();
         output.text(&digest.to_string())?;
         output.flush()?;
         Ok(Ending::Finished)

@@ -12,7 +12,7 @@ pub(crate) async fn run(url: &str, full: bool) -> Result<Ending, Failure> {
         let Some(report) = interruptible("steps", async |ctx| store.run_gc(ctx, gc).await).await? else {
             return Ok(Ending::Interrupted);
         };
-        let mut output = Output::stdout();
+        let mut output = Output::of_work();
         if let Some(bytes) = report.bytes_before {
             output.field("bytes_before", bytes)?;
         }

@@ -1,16 +1,15 @@
 //! `get`: one event by its id.
 
-use eventstore::Context;
-
-use super::{Ending, with_existing};
+use super::{Ending, printing, with_existing};
 use crate::failure::Failure;
 use crate::json;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, id: &str) -> Result<Ending, Failure> {
     with_existing(url, async |store| {
-        let recorded = store.get(&Context::background(), id).await?;
-        let mut output = Output::stdout();
+        let found = printing(async |ctx| store.get(ctx, id).await);
+        let Some(recorded) = found.await? else { return Ok(Ending::Interrupted) };
+        let mut output = Output::of_printing();
         output.line(|out| json::write(out, &recorded))?;
         output.flush()?;
         Ok(Ending::Finished)

@@ -19,7 +19,7 @@ const BATCH: BatchSize = BatchSize { events: 4096, bytes: 4 << 20 };
 
 pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure> {
     let input = Input::open(&args.file)?;
-    let interrupted = interrupt::listen()?;
+    let interrupted = interrupt::token_of_work();
     with_store(url, async |store| {
         let mut import = Import { store, counts: Counts::default(), progress: Progress::of(&input) };
         let started = Instant::now();
@@ -30,7 +30,7 @@ pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure>
         if ending == Ending::Interrupted {
             tell("interrupted: import the same input again to go on");
         }
-        let mut output = Output::stdout();
+        let mut output = Output::of_work();
         output.text(&counts.summary(started.elapsed()))?;
         output.flush()?;
         Ok(ending)

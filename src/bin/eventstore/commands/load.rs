@@ -17,8 +17,7 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     if args.backward {
         options = options.backward();
     }
-    // Without following there is nothing to end in good order: Ctrl-C just ends the process.
-    let interrupted = if args.follow { interrupt::listen()? } else { CancellationToken::new() };
+    let interrupted = interrupt::token();
     with_existing(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
         Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
             Ok(Ending::Interrupted)
@@ -63,7 +62,7 @@ struct Printer {
 impl Printer {
     fn new(format: Format) -> Self {
         let table = (format == Format::Table).then(Table::new);
-        Printer { output: Output::stdout(), table, has_titles: false }
+        Printer { output: Output::of_printing(), table, has_titles: false }
     }
 
     fn print(&mut self, page: &[RecordedEvent]) -> Result<(), Failure> {

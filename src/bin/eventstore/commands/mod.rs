@@ -16,9 +16,10 @@ mod restore;
 mod stats;
 mod verify;
 
+use std::future::Future;
 use std::sync::Arc;
 
-use eventstore::{Context, Error, EventStore};
+use eventstore::{CancellationToken, Context, Error, EventStore};
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, tell};
@@ -39,6 +40,7 @@ pub(crate) enum Ending {
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
+    interrupt::listen()?;
     let url = cli.store.as_str();
     match cli.command {
         Command::Demo => demo::run().await,
@@ -47,7 +49,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Load(args) => load::run(url, args).await,
         Command::Get { id } => get::run(url, &id).await,
         Command::Latest => latest::run(url).await,
-        Command::Stats => stats::run(url).await,
+        Command::Stats { json } => stats::run(url, json).await,
         Command::Gc { full } => gc::run(url, full).await,
         Command::Digest { until } => digest::run(url, until.as_deref()).await,
         Command::Backup { directory } => backup::run(url, &directory).await,
@@ -61,7 +63,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
 
 /// Opens the store or creates it, works with it, and closes it, whatever came of the work.
 async fn with_store(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
-    with_open(eventstore::open(url).await?, work).await
+    with_open(eventstore::open(url), work).await
 }
 
 /// As [`with_store`], but the store has to be there: whoever reads from a mistyped path wants to be told.
@@ -69,32 +71,52 @@ async fn with_existing(
     url: &str,
     work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
 ) -> Result<Ending, Failure> {
-    with_open(eventstore::open_existing(url).await?, work).await
+    with_open(eventstore::open_existing(url), work).await
 }
 
-async fn with_open(store: Store, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
+async fn with_open(
+    opening: impl Future<Output = eventstore::Result<Store>>,
+    work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
+    let Some(store) = interrupt::while_opening(opening).await else { return Ok(Ending::Interrupted) };
+    let store = store?;
     let result = work(&store).await;
     let closed = store.close().await;
-    let ending = result?;
-    closed?;
-    Ok(ending)
+    match result {
+        // That nobody reads any more is no reason to hide what went wrong.
+        Err(failure) if failure.is_closed_pipe() => closed.map_err(Failure::from).and(Err(failure)),
+        Ok(ending) => closed.map(|()| ending).map_err(Failure::from),
+        failed => failed,
+    }
 }
 
-/// Does work that may take long: it shows its progress, in this unit, and ends in good order with Ctrl-C, which gives
+/// Does short work whose result is printed, and ends with a signal.
+async fn printing<T>(work: impl AsyncFnOnce(&Context) -> eventstore::Result<T>) -> Result<Option<T>, Failure> {
+    let interrupted = interrupt::token();
+    unless_interrupted(work(&Context::background().with_cancellation(interrupted.clone())).await, &interrupted)
+}
+
+/// Does work that may take long: it shows its progress, in this unit, and ends in good order with a signal, which gives
 /// `None`.
 async fn interruptible<T>(
     unit: &str,
     work: impl AsyncFnOnce(&Context) -> eventstore::Result<T>,
 ) -> Result<Option<T>, Failure> {
-    let interrupted = interrupt::listen()?;
+    let interrupted = interrupt::token_of_work();
     let bar = Work::new(unit);
     let ctx = Context::background().with_cancellation(interrupted.clone()).with_progress(bar.listener());
-    match work(&ctx).await {
-        Err(Error::Cancelled) if interrupted.is_cancelled() => {
-            drop(bar);
-            tell("interrupted");
-            Ok(None)
-        }
+    let done = unless_interrupted(work(&ctx).await, &interrupted)?;
+    drop(bar);
+    if done.is_none() {
+        tell("interrupted");
+    }
+    Ok(done)
+}
+
+/// `None` if it is a signal that ended it.
+fn unless_interrupted<T>(result: eventstore::Result<T>, interrupted: &CancellationToken) -> Result<Option<T>, Failure> {
+    match result {
+        Err(Error::Cancelled) if interrupted.is_cancelled() => Ok(None),
         result => Ok(Some(result?)),
     }
 }

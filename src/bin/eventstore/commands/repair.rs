@@ -8,7 +8,7 @@ pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
     let Some(actions) = interruptible("events", async |ctx| eventstore::repair(ctx, url).await).await? else {
         return Ok(Ending::Interrupted);
     };
-    let mut output = Output::stdout();
+    let mut output = Output::of_work();
     for action in &actions {
         output.field("done", action)?;
     }

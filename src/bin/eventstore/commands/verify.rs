@@ -9,7 +9,7 @@ pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
         let Some(report) = interruptible("entries", async |ctx| store.verify(ctx).await).await? else {
             return Ok(Ending::Interrupted);
         };
-        let mut output = Output::stdout();
+        let mut output = Output::of_work();
         output.field("events", report.events)?;
         output.field("aggregates", report.aggregates)?;
         for finding in &report.findings {

@@ -39,7 +39,11 @@ impl Candidate {
     ///
     /// `Cancelled` if the user has had enough; nothing stays behind then, or after any other error.
     pub(super) async fn filled(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
-        let parsed: StoreUrl = url.parse()?;
+        let parsed: StoreUrl = match url.parse() {
+            Ok(parsed) => parsed,
+            // Whoever opens stores knows more about what is wrong.
+            Err(error) => return Err(eventstore::open(url).await.err().unwrap_or(error).into()),
+        };
         let place = match parsed.scheme.as_str() {
             MEMORY => None,
             _ => Some(Place::new(&parsed.path)?),

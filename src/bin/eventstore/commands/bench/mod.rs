@@ -47,7 +47,7 @@ pub(crate) async fn run(url: &str, args: &BenchArgs) -> Result<Ending, Failure> 
     if let Some(directory) = &args.report {
         prepare(directory)?;
     }
-    let interrupted = interrupt::listen()?;
+    let interrupted = interrupt::token_of_work();
     let mut bench = Bench::new(args, interrupted.clone());
     let urls: Vec<_> = std::iter::once(url).chain(args.against.iter().map(String::as_str)).collect();
     let measured = bench.run(&urls).await;
@@ -62,14 +62,17 @@ pub(crate) async fn run(url: &str, args: &BenchArgs) -> Result<Ending, Failure> 
     };
     removed?;
 
-    let mut output = Output::stdout();
+    // Before anything is printed, which may fail.
+    if let Some(directory) = &args.report {
+        report::write(directory, &results)?;
+    }
+    let mut output = Output::of_work();
     match args.format {
         ResultFormat::Json => output.line(|out| Ok(serde_json::to_writer(out, &results)?))?,
         ResultFormat::Table => summary::write(&mut output, &results)?,
     }
     output.flush()?;
     if let Some(directory) = &args.report {
-        report::write(directory, &results)?;
         tell(&format!("the report is {}", directory.join(report::INDEX).display()));
     }
     Ok(Ending::Finished)
