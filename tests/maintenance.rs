@@ -101,6 +101,14 @@ async fn backups_and_restores_refuse_what_is_in_the_way() {
         let mine = directory.path().join("mine");
         fs::create_dir(&mine).unwrap();
         fs::write(mine.join("thesis.txt"), "irreplaceable").unwrap();
+        for below in [path.join("backup"), path.join("log/deep/backup"), path.join("../store/index")] {
+            let error = store.backup(&ctx(), &below).await.unwrap_err();
+            assert!(
+                matches!(&error, Error::Open { reason, .. } if reason.contains("lies in it")),
+                "{backend}: {error}"
+            );
+            assert!(below.ends_with("index") || !below.exists(), "{backend}: {}", below.display());
+        }
         for target in [&mine, &path] {
             let error = store.backup(&ctx(), target).await.unwrap_err();
             assert!(matches!(error, Error::Open { .. }), "{backend}: {error}");

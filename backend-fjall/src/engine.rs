@@ -104,6 +104,7 @@ impl Engine for FjallEngine {
         if is_new {
             files::write_mark(directory, &mark)?; // with the names of the trees
         }
+        trees.iter().try_for_each(|tree| guard("open a tree", || Ok(files::share(&tree.tree_config().path)?)))?;
         let merging = Merging::start(trees.clone(), shared.seqno, shared.end)?;
         Ok(FjallEngine {
             trees,
@@ -132,7 +133,8 @@ impl Engine for FjallEngine {
                 for (key, value) in entries {
                     ingestion.write(key, value)?;
                 }
-                ingestion.finish()
+                ingestion.finish()?;
+                Ok(files::share(&tree.tree_config().path)?)
             })?;
         }
         self.merging.wake();

@@ -52,6 +52,22 @@ pub(crate) fn write_mark(directory: &Path, mark: &Mark) -> Result<()> {
     write().map_err(|error| Error::engine("write the mark", error))
 }
 
+/// Gives the file that names the version of a tree the permissions of the index's other files: `lsm-tree` makes each new one for
+/// its owner alone.
+#[cfg(unix)]
+pub(crate) fn share(tree: &Path) -> io::Result<()> {
+    let mark = tree.with_file_name(MARK);
+    match fs::metadata(mark).and_then(|mark| fs::set_permissions(tree.join(CURRENT), mark.permissions())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn share(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
 #[cfg(unix)]
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

@@ -18,6 +18,7 @@ use lsm_tree::compaction::{CompactionFilter, CompactionStrategy, Factory, ItemAc
 use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
 
 use crate::error::guard;
+use crate::files;
 
 /// So many runs of each tree become one. A look-up of an id passes most runs by, with their filters; a scan of an aggregate
 /// looks into all.
@@ -209,6 +210,7 @@ impl Shared {
         let before = tree.current_version().id();
         // Nobody reads older entries: all of a key are the same.
         tree.compact(strategy, self.seqno.get())?;
+        files::share(&tree.tree_config().path)?;
         Ok(tree.current_version().id() != before)
     }
 }

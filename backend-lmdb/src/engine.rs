@@ -50,6 +50,7 @@ struct Environment {
 impl Environment {
     fn open(directory: &Path, options: &Options) -> Result<Self> {
         check_before_opening(directory)?;
+        make_files(directory).map_err(|error| open_error(directory, error.into()))?;
         let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
         env_options
             .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or what the file has, if that is more
@@ -115,6 +116,18 @@ impl Environment {
         }
         self.env.clone().static_read_txn()
     }
+}
+
+/// Makes LMDB's files with the permissions that the umask leaves, as all files of a store are made: LMDB gives them to their
+/// owner alone. An empty file is to LMDB what none is.
+fn make_files(directory: &Path) -> io::Result<()> {
+    for name in ["data.mdb", "lock.mdb"] {
+        match File::create_new(directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl LmdbEngine {

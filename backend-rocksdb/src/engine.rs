@@ -180,6 +180,9 @@ impl Engine for RocksDbEngine {
         if !is_new {
             manifest::check(directory)?;
         }
+        // RocksDB would make it for its owner alone to write, and whoever opens the index has to write to it.
+        let lock = fs::File::options().create(true).append(true).open(directory.join("LOCK"));
+        lock.map_err(|error| Error::engine("make RocksDB's lock file", error))?;
         let cache = Cache::new_lru_cache(options.block_cache);
         let families = Table::ALL
             .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, options, &cache)));

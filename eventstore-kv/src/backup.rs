@@ -14,6 +14,7 @@ use crate::memory::no_files;
 use crate::open::{LOG, Ready, open_directory};
 use crate::options::Compression;
 use crate::shared::{Parts, Shared, with_causes};
+use crate::transfer::is_below;
 use crate::{StoreOptions, Task};
 
 /// Copies the log into a directory that is missing or empty, or that holds an earlier backup of this store, to which only
@@ -33,8 +34,11 @@ pub(crate) fn backup<E: Engine>(
     if let Err(error) = sealed {
         tell!(warn, error = with_causes(&error), "what is full of the log could not be sealed before a backup");
     }
+    if is_below(target, source.path()) {
+        return Err(refused(target, "it is the directory of the store itself, or lies in it"));
+    }
     let directory = match StoreDirectory::is_store(target) {
-        true => earlier_backup::<E>(shared, source, target)?,
+        true => earlier_backup::<E>(shared, target)?,
         false => StoreDirectory::begin_backup(target, E::NAME, shared.id)?,
     };
     let log = directory.path().join(LOG);
@@ -86,13 +90,8 @@ fn refused(target: &Path, reason: &str) -> Error {
 }
 
 /// The directory of an earlier backup of this very store.
-fn earlier_backup<E: Engine>(shared: &Shared<E>, source: &StoreDirectory, target: &Path) -> Result<StoreDirectory> {
+fn earlier_backup<E: Engine>(shared: &Shared<E>, target: &Path) -> Result<StoreDirectory> {
     let refused = |reason| refused(target, reason);
-    let is_itself =
-        target.canonicalize().is_ok_and(|target| target == source.path().canonicalize().unwrap_or_default());
-    if is_itself {
-        return Err(refused("it is the directory of the store itself"));
-    }
     if StoreDirectory::engine_of(target)? != E::NAME {
         return Err(refused("there is a store of another engine"));
     }
@@ -169,6 +168,29 @@ mod tests {
             open_directory::<FileEngine>(directory, &(), &options(), &Task::new(&ctx, &|| Ok(()))).expect("opened");
         assert!(target.join("log/tail").exists(), "opening goes on from there");
         assert!(ready.actions.is_empty() && ready.opened.index.newer().len() == 0, "{:?}", ready.actions);
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_does_not_travel() {
+        let all = events(1..=120, 2000);
+        let closed = Closed::new(&all[..60]).await;
+        let (first, into) = (closed.temporary.path().join("first"), closed.temporary.path().join("into"));
+        let store = closed.open().expect("opened");
+        backup(&store, &into).await;
+        append(&store, &all[60..]).await;
+        store.close().await.expect("closed");
+        let segments = fs::read_dir(closed.path().join(LOG)).expect("listed").count();
+        let damaged = closed.segment(segments as u64 - 3);
+        let len = fs::metadata(&damaged).expect("there").len();
+        closed.flip(&damaged, len as usize / 2);
+        let store = closed.open().expect("opened");
+        let before = content(&into);
+        for target in [&first, &into] {
+            let refused = store.backup(&ctx(), target).await;
+            assert!(matches!(refused, Err(Error::Corrupt { version: Some(_), .. })), "{refused:?}");
+        }
+        assert!(content(&first).is_empty() && content(&into) == before, "as they were");
+        check_backup(&into, &all[..60]).await;
     }
 
     #[tokio::test]

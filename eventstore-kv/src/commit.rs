@@ -13,6 +13,7 @@ use eventstore_log::{Appender, CommitError, Group};
 use crate::StoreDirectory;
 use crate::engine::Engine;
 use crate::error::log_error;
+use crate::fenced;
 use crate::head::HeadFile;
 use crate::observe::Committed;
 use crate::place::Place;
@@ -151,7 +152,9 @@ impl Committer {
                     Err(failure.answer())
                 }
                 (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
-                (Decision::Refused(refusal), Some(failure)) => Err(failure.answer_refused(refusal)),
+                (Decision::Refused(unknown @ Error::OutcomeUnknown { .. }), Some(_)) => Err(unknown),
+                // Perhaps because of events of its group, of which nobody knows now, or because it could not be looked up.
+                (Decision::Refused(_), Some(_)) => fenced::answer(shared, &request),
                 (Decision::Refused(refusal), None) => Err(refusal),
             };
             let _ = request.reply.send(result); // a caller who has gone does not want it
@@ -234,14 +237,6 @@ impl Failure {
     /// For an append whose events were to be written.
     fn answer(&self) -> Error {
         Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(Box::new(self.0.clone())) }
-    }
-
-    /// For one that was refused, perhaps because of events of its group, of which nobody knows now.
-    fn answer_refused(&self, refusal: Error) -> Error {
-        match refusal {
-            unknown @ Error::OutcomeUnknown { .. } => unknown,
-            _ => Error::Fenced { reason: with_causes(&*self.0) },
-        }
     }
 }
 

@@ -94,7 +94,7 @@ impl StoreDirectory {
                 reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
             });
         }
-        create_dir(path)
+        create_private_dir(path)
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Before anything is put into it, and once more under the lock.
         refuse_strangers(path)?;
@@ -404,24 +404,32 @@ fn len_of_files(path: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Creates a directory and what is missing above it, and makes each new entry durable.
-fn create_dir(path: &Path) -> io::Result<()> {
-    match create_one_dir(path) {
+/// Creates the directory of a store, and what is missing above it, and makes each new entry durable. The events are nobody's
+/// but its owner's, and its group's as far as the umask says so.
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
+    create_dir(path, &private)
+}
+
+fn create_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match create_one_dir(path, builder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
             // There are places with a parent in which nothing can be created, such as below /proc.
             if !parent.is_dir() {
-                create_dir(parent)?;
+                create_dir(parent, &fs::DirBuilder::new())?;
             }
-            create_one_dir(path) // somebody else may be creating it too
+            create_one_dir(path, builder) // somebody else may be creating it too
         }
         created => created,
     }
 }
 
 /// Creates a directory whose parent is there, unless it is there itself.
-fn create_one_dir(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
+fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match builder.create(path) {
         Ok(()) => sync_dir(parent_of(path)),
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

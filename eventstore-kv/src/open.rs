@@ -11,7 +11,7 @@ use eventstore_log::{Appender, Directory, Known, Log, Page};
 
 use crate::commit::Committer;
 use crate::digests::Digests;
-use crate::directory::{StoreDirectory, sync_dir};
+use crate::directory::{StoreDirectory, cannot_open, sync_dir};
 use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
 use crate::error::log_error;
 use crate::filters;
@@ -73,9 +73,10 @@ pub(crate) fn open_directory<E: Engine>(
         });
     }
     for name in [LOG, INDEX] {
-        fs::create_dir_all(directory.path().join(name)).map_err(|error| Error::engine("create a directory", error))?;
+        let path = directory.path().join(name);
+        fs::create_dir_all(&path).map_err(|error| cannot_open(&path, "it cannot be created", error))?;
     }
-    sync_dir(directory.path()).map_err(|error| Error::engine("create a directory", error))?;
+    sync_dir(directory.path()).map_err(|error| cannot_open(directory.path(), "it cannot be synced", error))?;
     let is_new = !directory.is_marked();
     let files: Arc<dyn Directory> = Arc::new(KeptDirectory::new(&log, directory.place().clone()));
     if !directory.is_unfinished_backup() {
@@ -106,7 +107,8 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     let log = Log::open(files, id, &options.log(), known, visit_behind, &mut |version, content| {
         behind.take(version, content)
     });
-    let eventstore_log::Opened { log, appender, tail, damage, recovery } = log.map_err(log_error)?;
+    let log = log.map_err(|error| log_open_error(directory.as_ref(), error));
+    let eventstore_log::Opened { log, appender, tail, damage, recovery } = log?;
     if let Some(damage) = &damage
         && damage.record > log.last()
     {
@@ -163,6 +165,19 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         recent_aggregates,
     };
     Ok(Ready { opened, committer, actions })
+}
+
+/// Why the log cannot be opened, with the path of the file that is in the way.
+fn log_open_error(directory: Option<&StoreDirectory>, error: eventstore_log::Error) -> Error {
+    match (error, directory) {
+        (eventstore_log::Error::Io { operation, name, source }, Some(directory)) => {
+            let path = directory.path().join(LOG).join(name);
+            let reason =
+                format!("the system refuses to {operation} it; check its permissions and those of its directory");
+            cannot_open(&path, &reason, source)
+        }
+        (error, _) => log_error(error),
+    }
 }
 
 fn lost_end(reason: &str) -> String {

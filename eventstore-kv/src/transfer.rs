@@ -36,8 +36,8 @@ pub fn restore(ctx: &Context, backup: &Path, target: &Path) -> Result<String> {
     Ok(engine)
 }
 
-/// Whether a path, of which the end may not be there yet, leads below a directory.
-fn is_below(path: &Path, directory: &Path) -> bool {
+/// Whether a path, of which the end may not be there yet, leads to a directory or below it.
+pub(crate) fn is_below(path: &Path, directory: &Path) -> bool {
     let Ok((path, directory)) = std::path::absolute(path).and_then(|path| Ok((path, directory.canonicalize()?))) else {
         return false; // what comes next fails
     };

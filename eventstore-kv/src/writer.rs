@@ -300,6 +300,7 @@ impl<E: Engine> Writer<E> {
             }
             match self.desk.commit(&self.shared, &mut self.pending) {
                 Outcome::Answered => self.pending.begin(self.shared.log.last()),
+                Outcome::NotWritten(_) if self.shared.fence_reason().is_some() => self.refuse_pending(),
                 Outcome::NotWritten(error) => {
                     self.pending.refuse(&error);
                     self.begin_again();

@@ -605,6 +605,9 @@ async fn the_index_is_never_ahead_of_the_log_that_is_synced() {
             assert_eq!(control.engine.reached(), 2);
         } else {
             assert!(control.index.is_quiet().await, "{order:?}");
+            while order != Order::Panic && store.stats(&background()).await.expect("stats").fenced.is_none() {
+                tokio::task::yield_now().await;
+            }
             control.staging.order(Order::Succeed);
             let second = answer(second).await;
             match order {

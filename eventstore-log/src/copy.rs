@@ -22,15 +22,15 @@ pub(crate) const NEW: &str = ".new";
 
 impl Log {
     /// Copies the log up to its end at the call, which is synced first, into another directory: an empty one, or one with an
-    /// earlier copy. Then only segments travel that are new or have grown.
+    /// earlier copy. Then only segments travel that are new or have grown. They are checked before; what is there already is not.
     ///
     /// `go_on` is asked about each MiB, with how many bytes of how many were copied. Whatever interrupts the copy, the target
     /// has a beginning of the log that is no shorter than before.
     ///
     /// # Errors
     ///
-    /// `Unsupported` if the target has something else than a beginning of this log: nothing is changed then. `Corrupt` if
-    /// this log is damaged. What reading, writing and syncing say.
+    /// `Unsupported` if the target has something else than a beginning of this log, `Corrupt` if what is to travel is damaged:
+    /// nothing is changed then. What reading, writing and syncing say.
     pub fn copy_to(&self, target: &dyn Directory, go_on: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Copied>> {
         if let Some(damage) = self.0.damage.get() {
             return Err(Error::corrupt(damage.record, damage.reason.clone()));
@@ -42,20 +42,56 @@ impl Log {
         let mut new = Vec::new();
         for source in &sources {
             let there = there.iter().find(|there| is_used(there) && there.number == source.segment.header.number);
-            if there.map_or(Ok(true), |there| source.has_more_than(&self.0, target, there))? {
-                new.push(source);
+            match there.map_or(Ok(true), |there| source.has_more_than(&self.0, target, there)) {
+                Ok(true) => new.push(source),
+                Ok(false) => {}
+                Err(refusal) => {
+                    // It may be this log's that is not as it was.
+                    self.check_source(source, &mut |_| true)?;
+                    return Err(refusal);
+                }
             }
         }
         let is_new = |name: &String| new.iter().any(|source| source.segment.name == *name);
         let others: Vec<_> = there.iter().flat_map(|there| &there.others).filter(|name| !is_new(name)).collect();
         let replaced = new.iter().map(|source| replaced_by(source, &there)).collect();
-        let mut copy = Copy { log: &self.0, target, done: 0, total: new.iter().map(|source| source.len).sum(), go_on };
+        let total = new.iter().map(|source| source.len).sum();
+        for source in &new {
+            if !self.check_source(source, &mut |_| go_on(0, total))? {
+                return Ok(None);
+            }
+        }
+        let mut copy = Copy { log: &self.0, target, done: 0, total, go_on };
         if !copy.run(&new, replaced)? {
             return Ok(None);
         }
         cut::remove(target, others.into_iter().map(String::as_str))?;
         let record = sources.last().map_or(0, |source| source.next - 1);
         Ok(Some(Copied { record, bytes: copy.done }))
+    }
+
+    /// Fails if a record of a segment is damaged. `false`: it shall not go on.
+    fn check_source(&self, source: &Source, go_on: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
+        let (mut damage, mut is_ended) = (None, false);
+        let mut records = 0;
+        self.check_segment(
+            source.segment.header.number,
+            &mut |record, _| records += u64::from(record < source.next),
+            &mut |record, reason| {
+                damage.get_or_insert((record, reason));
+            },
+            &mut |at| {
+                is_ended = !go_on(at);
+                !is_ended
+            },
+        )?;
+        match damage {
+            // Of a footer alone nothing is missed: the segment is read without it.
+            Some((record, reason)) if !is_ended && records < source.next - source.segment.header.first => {
+                Err(Error::corrupt(record, reason))
+            }
+            _ => Ok(!is_ended),
+        }
     }
 
     /// What is to be copied of each segment.

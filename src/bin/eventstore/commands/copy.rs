@@ -2,11 +2,18 @@
 
 use std::time::Instant;
 
+use eventstore::Error;
+use eventstore_kv::StoreUrl;
+
 use super::{Ending, interruptible, with_existing, with_store};
 use crate::failure::{Failure, tell};
 use crate::output::Output;
 
 pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
+    if are_one(from, to) {
+        let reason = "it is the store that is copied; name another directory".to_owned();
+        return Err(Error::Open { path: to.to_owned(), reason, source: None }.into());
+    }
     with_existing(from, async |source| {
         with_store(to, async |target| {
             let started = Instant::now();
@@ -27,4 +34,10 @@ pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
         .await
     })
     .await
+}
+
+/// Whether two URLs name the same directory, which is there.
+fn are_one(one: &str, other: &str) -> bool {
+    let directory = |url: &str| url.parse::<StoreUrl>().ok()?.path.canonicalize().ok();
+    directory(one).is_some_and(|one| directory(other) == Some(one))
 }
