@@ -138,7 +138,6 @@ fn a_flipped_bit_of_a_small_file_ends_no_opening_and_loses_nothing() {
         }
     }
     assert_eq!(counts.len(), 4, "{counts:?}");
-    println!("{counts:?}");
     assert!(counts["MANIFEST"].made_again > counts["MANIFEST"].tried / 2, "{counts:?}");
 }
 
@@ -175,6 +174,5 @@ fn what_stands_behind_the_end_of_a_small_file_ends_no_opening_and_loses_nothing(
             &mut counts,
         );
     }
-    println!("{counts:?}");
     assert!(counts.made_again > 0, "{counts:?}");
 }
