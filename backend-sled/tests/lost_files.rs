@@ -1,10 +1,10 @@
 //! sled's files are never needed: whatever becomes of them, what was acknowledged with `Sync` is there, because the log has it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and its child tells its parent")]
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -38,7 +38,7 @@ fn child(path: &Path) {
             block_on(store.store_batch(&Context::background(), batch)).unwrap();
         }
         let digest = block_on(store.digest(&Context::background(), Version::new(u64::MAX))).unwrap();
-        writeln!(std::io::stderr(), "digest {digest}").unwrap();
+        eprintln!("digest {digest}");
     };
     append(0, SYNCED, Durability::Sync);
     append(SYNCED, SYNCED + BUFFERED, Durability::Buffered);
