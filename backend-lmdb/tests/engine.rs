@@ -59,6 +59,11 @@ fn large(round: u16) -> Entries {
 }
 
 #[test]
+fn many_openings_leave_few_files() {
+    engine_suite::many_openings_leave_few_tables(open, |_| true);
+}
+
+#[test]
 fn the_longest_entries_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let engine = open(directory.path()).unwrap();

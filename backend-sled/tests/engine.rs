@@ -30,6 +30,11 @@ engine_suite::tests!(open:
 );
 
 #[test]
+fn many_openings_leave_few_files() {
+    engine_suite::many_openings_leave_few_tables(open, |_| true);
+}
+
+#[test]
 fn the_longest_entries_are_kept_in_sleds_one_file() {
     let directory = tempfile::tempdir().unwrap();
     let engine = open(directory.path()).unwrap();
