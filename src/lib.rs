@@ -93,7 +93,7 @@ mod open;
 pub use copy::{CopyReport, copy};
 pub use digest::{digest, digest_until};
 pub use files::{repair, restore};
-pub use open::{open, open_existing};
+pub use open::{open, open_existing, open_read_only};
 
 pub use eventstore_api::{
     BackupReport, Batch, BoxError, Bytes, CancellationToken, Context, Digest, Direction, Durability, Error, Event,

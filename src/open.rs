@@ -40,6 +40,38 @@ pub async fn open_existing(url: &str) -> Result<Arc<dyn EventStore>> {
     open_url(&url).await
 }
 
+/// Opens the store that `url` names to read it, and writes nothing there: not to a backup, nor to what lies on a medium that
+/// cannot be written or is somebody else's. Others may read it as well, but nobody may write to it meanwhile, and appends and
+/// collections are `Unsupported`.
+///
+/// Of LMDB and RocksDB the index is used where it is. Of fjall and sled it is copied into a temporary directory, which takes long
+/// if it is large; so is one that is missing, damaged or far behind made again there.
+///
+/// # Errors
+///
+/// Those of [`open_existing`]; `Unsupported` for `memory:`.
+pub async fn open_read_only(url: &str) -> Result<Arc<dyn EventStore>> {
+    let url = &parse(url)?;
+    match url.scheme.as_str() {
+        MEMORY => {
+            Err(Error::Unsupported { what: "a store in memory has nothing to be read when it is opened".to_owned() })
+        }
+        #[cfg(feature = "lmdb")]
+        backend_lmdb::NAME => Ok(Arc::new(backend_lmdb::open_read_only(backend_lmdb::Options::from_url(url)?).await?)),
+        #[cfg(feature = "rocksdb")]
+        backend_rocksdb::NAME => {
+            Ok(Arc::new(backend_rocksdb::open_read_only(backend_rocksdb::Options::from_url(url)?).await?))
+        }
+        #[cfg(feature = "fjall")]
+        backend_fjall::NAME => {
+            Ok(Arc::new(backend_fjall::open_read_only(backend_fjall::Options::from_url(url)?).await?))
+        }
+        #[cfg(feature = "sled")]
+        backend_sled::NAME => Ok(Arc::new(backend_sled::open_read_only(backend_sled::Options::from_url(url)?).await?)),
+        other => Err(no_backend(other)),
+    }
+}
+
 const MEMORY: &str = "memory";
 
 async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {

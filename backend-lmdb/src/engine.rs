@@ -15,7 +15,7 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, MdbError, Put
 
 use crate::Options;
 use crate::error::{engine_error, open_error};
-use crate::pages::{Looks, check_before_opening, check_moment};
+use crate::pages::{DATA_FILE, Looks, check_before_opening, check_moment};
 
 /// Map sizes are multiples of this, and so of every page size in use.
 const MAP_UNIT: usize = 64 << 10;
@@ -48,14 +48,46 @@ struct Environment {
 }
 
 impl Environment {
+    /// Opens the environment as it is; `None` if it has not all tables yet.
+    fn open_read_only(directory: &Path, options: &Options) -> Result<Option<Self>> {
+        if !directory.join(DATA_FILE).exists() {
+            return Ok(None);
+        }
+        check_before_opening(directory)?;
+        let mut env_options = env_options(options);
+        // SAFETY: Nobody writes to the file, and LMDB does not either: so readers need not be registered. The store's directory
+        // is locked against writers where it has a lock file; where it has none, that is left to the user, which is said in
+        // the documentation of the store.
+        unsafe { env_options.flags(EnvFlags::READ_ONLY | EnvFlags::NO_LOCK | EnvFlags::NO_READ_AHEAD) };
+        // SAFETY: As below, where it is opened to be written.
+        let env = match unsafe { env_options.open(directory) } {
+            Err(heed::Error::EnvAlreadyOpened) => return Ok(None), // this process reads it already
+            opened => opened.map_err(|error| open_error(directory, error))?,
+        };
+        let opened = || -> heed::Result<_> {
+            #[cfg(unix)]
+            close_on_exec(&env)?;
+            let opened = env.open_databases_and_commit(env.read_txn()?, |opener, txn| -> heed::Result<_> {
+                let open = |table: Table| opener.open_database::<Bytes, Bytes>(txn, Some(table.name()));
+                let [meta, ids, aggregates] = Table::ALL;
+                Ok(match (open(meta)?, open(ids)?, open(aggregates)?) {
+                    (Some(meta), Some(ids), Some(aggregates)) => CommitOrAbort::Commit([meta, ids, aggregates]),
+                    _ => CommitOrAbort::Abort(()),
+                })
+            })?;
+            Ok(match opened {
+                CommitOrAbort::Commit(tables) => Some(tables),
+                CommitOrAbort::Abort(()) => None,
+            })
+        };
+        let tables = opened().map_err(|error| open_error(directory, error))?;
+        Ok(tables.map(|tables| Environment { env, tables }))
+    }
+
     fn open(directory: &Path, options: &Options) -> Result<Self> {
         check_before_opening(directory)?;
         make_files(directory).map_err(|error| open_error(directory, error.into()))?;
-        let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
-        env_options
-            .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or what the file has, if that is more
-            .max_readers(MAX_READERS)
-            .max_dbs(Table::ALL.len() as u32);
+        let mut env_options = env_options(options);
         if !options.read_ahead {
             // SAFETY: The flag is an advice to the system about reading, and weakens nothing.
             unsafe { env_options.flags(EnvFlags::NO_READ_AHEAD) };
@@ -118,10 +150,19 @@ impl Environment {
     }
 }
 
+fn env_options(options: &Options) -> EnvOpenOptions<WithoutTls> {
+    let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
+    env_options
+        .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or what the file has, if that is more
+        .max_readers(MAX_READERS)
+        .max_dbs(Table::ALL.len() as u32);
+    env_options
+}
+
 /// Makes LMDB's files with the permissions that the umask leaves, as all files of a store are made: LMDB gives them to their
 /// owner alone. An empty file is to LMDB what none is.
 fn make_files(directory: &Path) -> io::Result<()> {
-    for name in ["data.mdb", "lock.mdb"] {
+    for name in [DATA_FILE, "lock.mdb"] {
         match File::create_new(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -131,6 +172,14 @@ fn make_files(directory: &Path) -> io::Result<()> {
 }
 
 impl LmdbEngine {
+    fn of(environment: Environment, options: &Options) -> Self {
+        LmdbEngine {
+            environment: RwLock::new(Some(environment)),
+            is_in_the_way: AtomicBool::new(false),
+            max_map_size: options.max_map_size.next_multiple_of(MAP_UNIT),
+        }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Option<Environment>> {
         self.environment.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -231,11 +280,12 @@ impl Engine for LmdbEngine {
     type Snapshot<'a> = LmdbSnapshot<'a>;
 
     fn open(directory: &Path, options: &Options) -> Result<Self> {
-        Ok(LmdbEngine {
-            environment: RwLock::new(Some(Environment::open(directory, options)?)),
-            is_in_the_way: AtomicBool::new(false),
-            max_map_size: options.max_map_size.next_multiple_of(MAP_UNIT),
-        })
+        Ok(LmdbEngine::of(Environment::open(directory, options)?, options))
+    }
+
+    fn open_read_only(directory: &Path, options: &Options) -> Result<Option<Self>> {
+        let opened = Environment::open_read_only(directory, options)?;
+        Ok(opened.map(|environment| LmdbEngine::of(environment, options)))
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {

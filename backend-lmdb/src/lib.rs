@@ -70,6 +70,27 @@ pub fn open_blocking(options: &Options) -> Result<LmdbStore> {
     KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
 }
 
+/// Opens a store to read it, and writes nothing there: others may read it as well, but nobody may write to it meanwhile. Must be
+/// called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
+///
+/// # Errors
+///
+/// Those of [`open`], and `Open` if there is no store.
+pub async fn open_read_only(options: Options) -> Result<LmdbStore> {
+    let opening = tokio::task::spawn_blocking(move || open_read_only_blocking(&options));
+    opening.await.map_err(|error| Error::engine("open the store", error))?
+}
+
+/// As [`open_read_only`], but it blocks the thread.
+///
+/// # Errors
+///
+/// Those of [`open_read_only`].
+pub fn open_read_only_blocking(options: &Options) -> Result<LmdbStore> {
+    options.validate()?;
+    KvStore::open_read_only(&options.path, options.clone(), options.store.clone())
+}
+
 /// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
 /// done, and blocks.
 ///

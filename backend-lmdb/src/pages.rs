@@ -18,7 +18,7 @@ use eventstore_api::{Error, Result};
 use eventstore_kv::{Table, Task, damaged_index};
 
 /// The file with LMDB's pages.
-const DATA_FILE: &str = "data.mdb";
+pub(crate) const DATA_FILE: &str = "data.mdb";
 /// Bytes of a page's header: its number, two that are unused, its kind, and two or four that depend on the kind.
 const PAGE_HEADER: usize = 16;
 /// Bytes of a node's header: the length of the data or the number of a page, flags, and the length of the key.

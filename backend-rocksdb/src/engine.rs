@@ -167,6 +167,11 @@ fn clamped(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
+fn families(options: &Options) -> [ColumnFamilyDescriptor; Table::ALL.len()] {
+    let cache = Cache::new_lru_cache(options.block_cache);
+    Table::ALL.map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, options, &cache)))
+}
+
 impl Engine for RocksDbEngine {
     const NAME: &'static str = crate::NAME;
 
@@ -183,12 +188,21 @@ impl Engine for RocksDbEngine {
         // RocksDB would make it for its owner alone to write, and whoever opens the index has to write to it.
         let lock = fs::File::options().create(true).append(true).open(directory.join("LOCK"));
         lock.map_err(|error| Error::engine("make RocksDB's lock file", error))?;
-        let cache = Cache::new_lru_cache(options.block_cache);
-        let families = Table::ALL
-            .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, options, &cache)));
-        let db = DB::open_cf_descriptors(&database_options(options, is_new), directory, families)
+        let db = DB::open_cf_descriptors(&database_options(options, is_new), directory, families(options))
             .map_err(|error| open_error(directory, error))?;
         Ok(RocksDbEngine { db, reads: ReadOptions::default(), options: options.clone() })
+    }
+
+    fn open_read_only(directory: &Path, options: &Options) -> Result<Option<Self>> {
+        let mut entries = fs::read_dir(directory).map_err(|error| Error::engine("list the index's files", error))?;
+        if entries.next().is_none() {
+            return Ok(None);
+        }
+        manifest::check(directory)?;
+        let (made, families) = (database_options(options, false), families(options));
+        let db = DB::open_cf_descriptors_read_only(&made, directory, families, false)
+            .map_err(|error| open_error(directory, error))?;
+        Ok(Some(RocksDbEngine { db, reads: ReadOptions::default(), options: options.clone() }))
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {

@@ -30,7 +30,8 @@ pub(crate) fn backup<E: Engine>(
 ) -> Result<BackupReport> {
     let Some(source) = &parts.directory else { return Err(no_files()) };
     // What is full is sealed before it travels: in the copy it would get another footer, and travel again.
-    let sealed = shared.log.sync().map_err(log_error).and_then(|()| checkpoint(shared, shared.log.position()));
+    let seal = || shared.log.sync().map_err(log_error).and_then(|()| checkpoint(shared, shared.log.position()));
+    let sealed = if shared.is_read_only() { Ok(()) } else { seal() };
     if let Err(error) = sealed {
         tell!(warn, error = with_causes(&error), "what is full of the log could not be sealed before a backup");
     }

@@ -25,8 +25,8 @@ const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
 #[derive(Debug)]
 pub struct StoreDirectory {
     id: [u8; 16],
-    /// Locked as long as it is open.
-    _lock: File,
+    /// Locked as long as it is open; `None` if there is nothing to lock.
+    _lock: Option<File>,
     place: Place,
     state: Mutex<State>,
 }
@@ -39,6 +39,8 @@ enum State {
     Backup,
     /// A store.
     Marked,
+    /// A store in which nothing is made, changed or deleted.
+    ReadOnly,
 }
 
 /// What the mark says. Unknown fields are left alone, so that later versions can add some.
@@ -101,7 +103,24 @@ impl StoreDirectory {
         let (lock, place) = lock(path)?;
         refuse_links(path)?;
         let (state, id) = check_mark(path, engine)?;
-        Ok(StoreDirectory { id: id.into_bytes(), _lock: lock, place, state: Mutex::new(state) })
+        Ok(StoreDirectory { id: id.into_bytes(), _lock: Some(lock), place, state: Mutex::new(state) })
+    }
+
+    /// Opens the directory of a store of this engine to read it. Nothing is made or changed in it, and others may read it as
+    /// well, but nobody may write to it meanwhile. Where there is no lock file, such as on a medium that cannot be written, that
+    /// is left to the user.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is no store, or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it is another
+    /// engine's.
+    pub fn open_read_only(path: &Path, engine: &str) -> Result<Self> {
+        Self::engine_of(path)?;
+        let (lock, place) = lock_shared(path)?;
+        refuse_links(path)?;
+        let mark = read_mark(path)?.ok_or_else(|| no_store(path))?;
+        check_engine(path, engine, &mark)?;
+        Ok(StoreDirectory { id: mark.id.into_bytes(), _lock: lock, place, state: Mutex::new(State::ReadOnly) })
     }
 
     /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark) it does not open
@@ -153,6 +172,11 @@ impl StoreDirectory {
         self.state() == State::Marked
     }
 
+    /// Whether nothing may be made, changed or deleted in it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.state() == State::ReadOnly
+    }
+
     /// Whether it is a backup that is being written.
     pub(crate) fn is_unfinished_backup(&self) -> bool {
         self.state() == State::Backup
@@ -189,7 +213,7 @@ impl StoreDirectory {
     /// [`Error::Open`].
     pub fn mark(&self) -> Result<()> {
         let unmarked = match self.state() {
-            State::Marked => return Ok(()),
+            State::Marked | State::ReadOnly => return Ok(()),
             State::New => NEW_MARK_FILE,
             State::Backup => BACKUP_MARK_FILE,
         };
@@ -257,6 +281,26 @@ fn lock(path: &Path) -> Result<(File, Place)> {
     }
 }
 
+/// Locks a directory by its lock file against whoever writes to it, if there is one.
+fn lock_shared(path: &Path) -> Result<(Option<File>, Place)> {
+    let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
+    let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
+    let lock_path = absolute.join(LOCK_FILE);
+    let lock = match File::open(&lock_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, Place::unknown(lock_path))),
+        opened => opened.map_err(|error| failed("its lock file cannot be read; check its permissions", error))?,
+    };
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.display().to_string() }),
+        // Some file systems that cannot be written cannot lock either.
+        Err(TryLockError::Error(_)) => Ok((None, Place::unknown(lock_path))),
+        Ok(()) => {
+            let place = Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be seen", error))?;
+            Ok((Some(lock), place))
+        }
+    }
+}
+
 /// What is in the directory of a store beside the files that all stores have.
 fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE, FILTER_FILE];
@@ -288,10 +332,15 @@ fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
             .map_err(|error| cannot_open(path, "it cannot be written", error))?;
         return Ok((State::New, id));
     };
+    check_engine(path, engine, &mark)?;
+    Ok((State::Marked, mark.id))
+}
+
+fn check_engine(path: &Path, engine: &str, mark: &Mark) -> Result<()> {
     if mark.engine == engine {
-        return Ok((State::Marked, mark.id));
+        return Ok(());
     }
-    let (path, engine) = (path.display(), mark.engine);
+    let (path, engine) = (path.display(), &mark.engine);
     Err(Error::Unsupported { what: format!("{path} holds a store of the {engine} engine; open it as {engine}:{path}") })
 }
 

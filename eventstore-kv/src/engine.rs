@@ -71,6 +71,18 @@ pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
     /// store then puts them aside and makes the index anew. Other errors keep the store from being opened.
     fn open(directory: &Path, options: &Self::Options) -> Result<Self>;
 
+    /// Opens the engine whose files are in this directory, without writing to it or to them: others may read them as well, and
+    /// they may lie on a medium that cannot be written. [`write`](Engine::write) is not called then.
+    ///
+    /// An engine that cannot do that gives `None`, as this does: a copy of its files is opened in a temporary directory then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Engine::open).
+    fn open_read_only(_directory: &Path, _options: &Self::Options) -> Result<Option<Self>> {
+        Ok(None)
+    }
+
     /// Begins a short read. It is dropped before the next [`write`](Engine::write) of the same thread.
     ///
     /// # Errors

@@ -52,6 +52,11 @@ impl Filters {
         filters
     }
 
+    /// None, for a store to which nobody appends.
+    pub(crate) fn none() -> Self {
+        Filters { budget: 0, directory: None, made: Arc::default() }
+    }
+
     fn put(&self, filter: Filter) {
         *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(filter);
     }

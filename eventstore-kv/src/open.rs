@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Context, Direction, Error, Result, Version};
-use eventstore_log::{Appender, Directory, Known, Log, Page};
+use eventstore_log::{Appender, Directory, Known, Log, OverlayDirectory, Page};
+use tempfile::TempDir;
 
 use crate::commit::Committer;
 use crate::digests::Digests;
@@ -18,10 +19,12 @@ use crate::filters;
 use crate::index::{Incomplete, Index};
 use crate::indexer::{Indexer, MOST_RUNS};
 use crate::mark::Mark;
+use crate::options::Compression;
 use crate::place::KeptDirectory;
 use crate::recent::Recent;
 use crate::record::Leads;
 use crate::shared::{Opened, Parts, reason};
+use crate::transfer::copy_for_a_while;
 use crate::{StoreOptions, Task, keys};
 
 /// Where the segments of the log are, in the store's directory.
@@ -67,10 +70,7 @@ pub(crate) fn open_directory<E: Engine>(
     directory.delete_unfinished(INDEX)?;
     let log = directory.path().join(LOG);
     if directory.is_marked() && !log.is_dir() {
-        return Err(Error::Corrupt {
-            version: Some(Version::new(1)),
-            reason: format!("it and all events are lost: the directory {} is missing; restore a backup", log.display()),
-        });
+        return Err(lost_log(&log));
     }
     for name in [LOG, INDEX] {
         let path = directory.path().join(name);
@@ -92,9 +92,8 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     options.validate()?;
     let mut actions = Vec::new();
     let id = directory.as_ref().map_or([0; 16], StoreDirectory::id);
-    let index = directory.as_ref().map(|directory| directory.path().join(INDEX));
-    let path = index.clone().unwrap_or_default();
-    let mut found = open_engine::<E>(&path, engine, id)?;
+    let mut index = IndexFiles::of(directory.as_ref());
+    let mut found = index.open::<E>(engine, id, task)?;
     let synced = match &directory {
         Some(directory) => directory.synced_head()?.get(),
         None => 0,
@@ -114,7 +113,8 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     {
         return Err(Error::Corrupt { version: Some(Version::new(damage.record)), reason: lost_end(&damage.reason) });
     }
-    if let Some(aside) = &recovery.aside {
+    let is_read_only = directory.as_ref().is_some_and(StoreDirectory::is_read_only);
+    if let Some(aside) = recovery.aside.as_ref().filter(|_| !is_read_only) {
         tell!(
             warn,
             aside,
@@ -130,19 +130,25 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     {
         found.disagrees = Some("it is the index of another history of this store".to_owned());
     }
-    let made = match found {
+    let mut unused_index = None;
+    let mut made = match found {
         Found { engine: Some(made), disagrees: None, .. } => made,
         Found { engine: opened, disagrees, .. } => {
             drop(opened);
-            if let Some(reason) = disagrees {
-                actions.push(put_aside(index.as_deref(), &reason)?);
-            }
+            actions.extend(index.begin_again(disagrees.as_deref())?);
+            unused_index = disagrees.filter(|_| is_read_only);
             behind = Behind::new(0, options);
-            E::open(&path, engine)?
+            E::open(index.path(), engine)?
         }
     };
     if behind.mark == 0 && log.last() > 0 || behind.is_too_much {
-        let reached = make_index(&made, index.as_deref(), &log, id, &digests, behind.mark, task)?;
+        if !index.is_writable() {
+            drop(made);
+            index.begin_again(None)?;
+            behind = Behind::new(0, options);
+            made = E::open(index.path(), engine)?;
+        }
+        let reached = make_index(&made, index.own(), &log, id, &digests, behind.mark, task)?;
         actions.push(format!("made the index of {} events from the log", reached - behind.mark));
         behind = Behind::new(reached, options);
     }
@@ -151,10 +157,11 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     let Behind { mark, recent, bytes, incomplete, .. } = behind;
     let recent_aggregates = recent.new_aggregates();
     let committer = appender
-        .filter(|_| incomplete.is_none())
+        .filter(|_| incomplete.is_none() && !is_read_only)
         .map(|appender: Appender| Committer::new(appender, directory.as_ref()));
     let opened = Opened {
-        parts: Parts::new(made, directory),
+        parts: Parts::new(made, directory, index.into_temporary()),
+        unused_index,
         engine_options: engine.clone(),
         id,
         index: Index::new(recent, incomplete, options.aggregate_cache),
@@ -165,6 +172,13 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         recent_aggregates,
     };
     Ok(Ready { opened, committer, actions })
+}
+
+fn lost_log(log: &Path) -> Error {
+    Error::Corrupt {
+        version: Some(Version::new(1)),
+        reason: format!("it and all events are lost: the directory {} is missing; restore a backup", log.display()),
+    }
 }
 
 /// Why the log cannot be opened, with the path of the file that is in the way.
@@ -187,6 +201,114 @@ fn lost_end(reason: &str) -> String {
     )
 }
 
+/// Opens the store in a directory to read it. Nothing is written there.
+pub(crate) fn open_read_only<E: Engine>(
+    directory: StoreDirectory,
+    engine: &E::Options,
+    options: &StoreOptions,
+    task: &Task<'_>,
+) -> Result<Ready<E>> {
+    let log = directory.path().join(LOG);
+    if !log.is_dir() {
+        return Err(lost_log(&log));
+    }
+    let files: Arc<dyn Directory> = Arc::new(OverlayDirectory::new(&log));
+    let options = StoreOptions { space_ahead: 0, compression: Compression::None, ..options.clone() };
+    open(Opening { files, directory: Some(directory), engine, options: &options, task })
+}
+
+/// Where the files of the engine are.
+enum IndexFiles {
+    /// Where the store keeps them; `None` if it has no files.
+    Own(Option<PathBuf>),
+    /// Nothing is written where the store keeps them.
+    ReadOnly {
+        own: PathBuf,
+        /// A copy of them, or what was made in their place.
+        temporary: Option<(TempDir, PathBuf)>,
+    },
+}
+
+impl IndexFiles {
+    fn of(directory: Option<&StoreDirectory>) -> Self {
+        let own = directory.map(|directory| directory.path().join(INDEX));
+        match own {
+            Some(own) if directory.is_some_and(StoreDirectory::is_read_only) => {
+                IndexFiles::ReadOnly { own, temporary: None }
+            }
+            own => IndexFiles::Own(own),
+        }
+    }
+
+    /// The store's own, if they are used and may be written.
+    fn own(&self) -> Option<&Path> {
+        match self {
+            IndexFiles::Own(own) => own.as_deref(),
+            IndexFiles::ReadOnly { .. } => None,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            IndexFiles::Own(own) => own.as_deref().unwrap_or(Path::new("")),
+            IndexFiles::ReadOnly { temporary: Some((_, path)), .. } => path,
+            IndexFiles::ReadOnly { own, temporary: None } => own,
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        !matches!(self, IndexFiles::ReadOnly { temporary: None, .. })
+    }
+
+    fn open<E: Engine>(&mut self, options: &E::Options, id: [u8; 16], task: &Task<'_>) -> Result<Found<E>> {
+        let IndexFiles::ReadOnly { own, temporary } = self else {
+            return look_into(E::open(self.path(), options), id);
+        };
+        if !own.is_dir() {
+            return Ok(Found { engine: None, mark: None, disagrees: None });
+        }
+        match E::open_read_only(own, options).transpose() {
+            Some(opened) => look_into(opened, id),
+            None => {
+                let made = temporary_directory()?;
+                copy_for_a_while(own, made.path(), task)?;
+                let path = made.path().join(INDEX);
+                let opened = E::open(&path, options);
+                *temporary = Some((made, path));
+                look_into(opened, id)
+            }
+        }
+    }
+
+    /// Makes room for a new index, and says so if there is something to tell.
+    fn begin_again(&mut self, disagrees: Option<&str>) -> Result<Option<String>> {
+        match self {
+            IndexFiles::Own(own) => disagrees.map(|reason| put_aside(own.as_deref(), reason)).transpose(),
+            IndexFiles::ReadOnly { temporary, .. } => {
+                let made = temporary_directory()?;
+                let path = made.path().join(INDEX);
+                fs::create_dir(&path).map_err(|error| cannot_open(&path, "it cannot be created", error))?;
+                *temporary = Some((made, path));
+                Ok(disagrees.map(|reason| format!("made another index in a temporary directory: {reason}")))
+            }
+        }
+    }
+
+    fn into_temporary(self) -> Option<TempDir> {
+        match self {
+            IndexFiles::ReadOnly { temporary, .. } => temporary.map(|(directory, _)| directory),
+            IndexFiles::Own(_) => None,
+        }
+    }
+}
+
+fn temporary_directory() -> Result<TempDir> {
+    tempfile::tempdir().map_err(|error| {
+        let reason = "no temporary directory can be made for an index to read the store with; set TMPDIR";
+        cannot_open(&std::env::temp_dir(), reason, error)
+    })
+}
+
 /// An engine, and what it says.
 struct Found<E> {
     /// `None` if it could not be opened.
@@ -197,8 +319,9 @@ struct Found<E> {
     disagrees: Option<String>,
 }
 
-fn open_engine<E: Engine>(path: &Path, options: &E::Options, id: [u8; 16]) -> Result<Found<E>> {
-    let engine = match E::open(path, options) {
+/// Asks an engine that was opened.
+fn look_into<E: Engine>(opened: Result<E>, id: [u8; 16]) -> Result<Found<E>> {
+    let engine = match opened {
         Ok(engine) => engine,
         Err(Error::Corrupt { reason, .. }) => {
             return Ok(Found { engine: None, mark: None, disagrees: Some(reason) });
@@ -252,7 +375,7 @@ pub(crate) fn open_again<E: Engine>(
     reaches: u64,
 ) -> Result<E> {
     let path = index.unwrap_or(Path::new(""));
-    let found = open_engine::<E>(path, options, id)?;
+    let found = look_into(E::open(path, options), id)?;
     let mark = found.mark.map_or(0, |mark| mark.version);
     let reason = match found {
         Found { engine: Some(engine), disagrees: None, .. } if mark >= reaches => return Ok(engine),

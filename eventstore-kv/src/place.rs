@@ -13,7 +13,8 @@ use eventstore_log::{Directory, DiskDirectory, File as LogFile};
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     path: PathBuf,
-    identity: Identity,
+    /// `None` if there is no such file.
+    identity: Option<Identity>,
 }
 
 #[cfg(unix)]
@@ -38,7 +39,12 @@ impl Place {
     ///
     /// Those of the operating system.
     pub(crate) fn of(file: &File, path: PathBuf) -> io::Result<Self> {
-        Ok(Place { path, identity: identity(&file.metadata()?) })
+        Ok(Place { path, identity: Some(identity(&file.metadata()?)) })
+    }
+
+    /// A place that cannot be told from others.
+    pub(crate) fn unknown(path: PathBuf) -> Self {
+        Place { path, identity: None }
     }
 
     /// The directory of the file, as an absolute path if the file's was one.
@@ -52,8 +58,9 @@ impl Place {
     ///
     /// If it cannot be seen.
     pub(crate) fn is_kept(&self) -> io::Result<bool> {
+        let Some(expected) = self.identity else { return Ok(true) };
         match fs::metadata(&self.path) {
-            Ok(metadata) => Ok(identity(&metadata) == self.identity),
+            Ok(metadata) => Ok(identity(&metadata) == expected),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use eventstore_api::{Error, Result, Version};
 use eventstore_log::Log;
+use tempfile::TempDir;
 
 use crate::digests::Digests;
 use crate::engine::Engine;
@@ -29,6 +30,10 @@ pub(crate) struct Shared<E: Engine> {
     left: Condvar,
     /// To open the engine again.
     engine_options: E::Options,
+    /// Nothing is written.
+    is_read_only: bool,
+    /// Why the index in the store's directory is not used, if it is damaged.
+    pub(crate) unused_index: Option<String>,
     pub(crate) index: Index,
     pub(crate) indexer: Indexer,
     /// Whether the log is being compressed.
@@ -59,11 +64,13 @@ pub(crate) struct Parts<E> {
     engine: Option<E>,
     /// The directory with its files, which it keeps locked; `None` if it has none.
     pub(crate) directory: Option<StoreDirectory>,
+    /// Where the engine's files are, if the store is only read and its own cannot be used for that.
+    _temporary: Option<TempDir>,
 }
 
 impl<E> Parts<E> {
-    pub(crate) fn new(engine: E, directory: Option<StoreDirectory>) -> Self {
-        Parts { engine: Some(engine), directory }
+    pub(crate) fn new(engine: E, directory: Option<StoreDirectory>, temporary: Option<TempDir>) -> Self {
+        Parts { engine: Some(engine), directory, _temporary: temporary }
     }
 
     /// # Errors
@@ -89,6 +96,8 @@ impl<E> Parts<E> {
 /// A store that was opened, before anybody uses it.
 pub(crate) struct Opened<E: Engine> {
     pub(crate) parts: Parts<E>,
+    /// Why the index in the store's directory is not used, if it is only read and that is damaged.
+    pub(crate) unused_index: Option<String>,
     pub(crate) engine_options: E::Options,
     pub(crate) id: [u8; 16],
     pub(crate) log: Log,
@@ -131,12 +140,14 @@ pub(crate) enum Phase {
 impl<E: Engine> Shared<E> {
     /// Nobody is told of its work, until [`told`](Shared::told) says as what.
     pub(crate) fn new(opened: Opened<E>) -> Self {
-        let Opened { parts, engine_options, id, log, index, indexer, digests, mark, recent_aggregates } = opened;
+        let Opened { parts, unused_index, engine_options, id, log, index, indexer, digests, mark, recent_aggregates } =
+            opened;
         let fence = OnceLock::new();
         if let Some(incomplete) = index.incomplete() {
             let _ = fence.set(incomplete.error().to_string());
         }
         let head = Version::new(log.last());
+        let is_read_only = parts.directory.as_ref().is_some_and(StoreDirectory::is_read_only);
         Shared {
             id,
             log,
@@ -144,6 +155,8 @@ impl<E: Engine> Shared<E> {
             keepers: Mutex::new(Vec::new()),
             left: Condvar::new(),
             engine_options,
+            is_read_only,
+            unused_index,
             index,
             indexer,
             is_compressing: AtomicBool::new(false),
@@ -236,12 +249,29 @@ impl<E: Engine> Shared<E> {
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
         let parts = Arc::get_mut(parts.as_mut().ok_or(Error::Closed)?);
         let in_use = || Error::engine("open the index again", "maintenance is using it");
-        let Parts { engine, directory } = parts.ok_or_else(in_use)?;
+        let Parts { engine, directory, .. } = parts.ok_or_else(in_use)?;
         *engine = None; // its files are closed first
         let path = directory.as_ref().map(|directory| directory.path().join(INDEX));
         let opened = open_again(path.as_deref(), &self.engine_options, self.id, &self.log, &self.digests, reaches)?;
         *engine = Some(opened);
         Ok(())
+    }
+
+    /// Whether nothing is written to the store.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
+    /// # Errors
+    ///
+    /// `Unsupported` if nothing is written to the store.
+    pub(crate) fn check_writable(&self, what: &str) -> Result<()> {
+        match self.is_read_only {
+            true => Err(Error::Unsupported {
+                what: format!("{what}: the store was opened to be read; close it, and open it to be written"),
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Whether the store has files.

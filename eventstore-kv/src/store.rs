@@ -18,7 +18,7 @@ use crate::backup::backup;
 use crate::compress;
 use crate::engine::Engine;
 use crate::filters::Filters;
-use crate::open::{Opening, Ready, open, open_directory};
+use crate::open::{Opening, Ready, open, open_directory, open_read_only};
 use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::reader::{self, PageRead};
 use crate::shared::{Parts, Phase, Shared};
@@ -83,6 +83,28 @@ impl<E: Engine> KvStore<E> {
         Ok(store)
     }
 
+    /// Opens the store in a directory to read it, and writes nothing there: others may read it as well, it may lie on a medium
+    /// that cannot be written, and be somebody else's. Nobody may write to it meanwhile. It blocks, as [`open`](KvStore::open).
+    ///
+    /// An index that is missing, damaged or far behind, or whose engine cannot be opened without writing, is made or copied in a
+    /// temporary directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](KvStore::open).
+    pub fn open_read_only(path: &Path, engine: E::Options, options: StoreOptions) -> Result<Self> {
+        options.validate()?;
+        let began = Instant::now();
+        let directory = StoreDirectory::open_read_only(path, E::NAME)?;
+        let ctx = Context::background();
+        let ready = open_read_only(directory, &engine, &options, &Task::new(&ctx, &|| Ok(())))?;
+        let actions = ready.actions.clone();
+        let store = Self::start(ready, engine, options)?;
+        let Shared { observer, log, .. } = &*store.inner.shared;
+        observer.opened(path, log.last(), &actions, began.elapsed());
+        Ok(store)
+    }
+
     /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
     /// again from the log each time. For stores in memory, and for tests.
     ///
@@ -101,7 +123,10 @@ impl<E: Engine> KvStore<E> {
         let (mark, directory) =
             (opened.mark.get(), opened.parts.directory.as_ref().map(|directory| directory.path().to_owned()));
         let shared = Arc::new(Shared::new(opened).told(&options.metrics_label));
-        let filters = Filters::open(&shared, directory.as_deref(), mark, options.id_filter);
+        let filters = match shared.is_read_only() {
+            true => Filters::none(),
+            false => Filters::open(&shared, directory.as_deref(), mark, options.id_filter),
+        };
         let (queue, receiver) = mpsc::unbounded_channel();
         let writer = Writer::new(shared.clone(), receiver, queue.clone(), &options, committer, filters);
         let thread = thread::Builder::new()
@@ -260,6 +285,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         ctx.check()?;
         self.inner.shared.head()?; // refuses when closed
         batch.validate()?;
+        self.inner.shared.check_writable("an append")?;
         if batch.events.is_empty() {
             return Ok(Vec::new());
         }
@@ -347,6 +373,7 @@ impl<E: Engine> EventStore for KvStore<E> {
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
         self.run_task("gc", ctx, move |shared, parts, task| {
+            shared.check_writable("a collection")?;
             let mut report = GcReport::default();
             report.bytes_before = len_bytes(parts)?;
             task.check()?;

@@ -56,12 +56,19 @@ fn private_file(path: &Path) -> io::Result<File> {
 /// Copies those of the files and directories that are there, with all that is in them, into a directory, with their
 /// permissions. The task is told the bytes of `total`, and asked at least once for each MiB. All of it is synced.
 fn copy_files(paths: impl IntoIterator<Item = PathBuf>, into: &Path, total: u64, task: &Task<'_>) -> Result<()> {
-    let mut copy = Copy { task, done: 0, total, buffer: vec![0; 1 << 20] };
+    let mut copy = Copy { task, done: 0, total, is_for_good: true, buffer: vec![0; 1 << 20] };
     paths.into_iter().filter(|path| path.exists()).try_for_each(|path| copy.copy(&path, into))
+}
+
+/// Copies a directory into another one, to be used there for a while: this user may write to it, and nothing is synced.
+pub(crate) fn copy_for_a_while(directory: &Path, into: &Path, task: &Task<'_>) -> Result<()> {
+    Copy { task, done: 0, total: 0, is_for_good: false, buffer: vec![0; 1 << 20] }.copy(directory, into)
 }
 
 struct Copy<'a> {
     task: &'a Task<'a>,
+    /// With permissions and syncs.
+    is_for_good: bool,
     done: u64,
     total: u64,
     buffer: Vec<u8>,
@@ -78,13 +85,16 @@ impl Copy<'_> {
             for entry in fs::read_dir(path).map_err(failed)? {
                 self.copy(&entry.map_err(failed)?.path(), &target)?;
             }
-            return sync_dir(&target).map_err(failed);
+            return if self.is_for_good { sync_dir(&target).map_err(failed) } else { Ok(()) };
         }
         let (mut from, mut into) = (File::open(path).map_err(failed)?, private_file(&target).map_err(failed)?);
         loop {
             self.task.report(self.done, self.total.max(self.done));
             self.task.check()?;
             let read = from.read(&mut self.buffer).map_err(failed)?;
+            if read == 0 && !self.is_for_good {
+                return Ok(());
+            }
             if read == 0 {
                 // Who may read the events stays the same.
                 let permissions = from.metadata().map_err(failed)?.permissions();

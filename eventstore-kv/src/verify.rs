@@ -36,6 +36,9 @@ const LARGEST_KEY: [u8; 489] = [0xff; 489];
 pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>) -> Result<VerifyReport> {
     let head = shared.head()?.get();
     let mut findings = Findings::default();
+    if let Some(reason) = &shared.unused_index {
+        findings.add(None, format!("the index is damaged, and another one was made to read the store: {reason}"));
+    }
     let is_index_sound = match damage_of(engine.check_files(task))? {
         Err(damage) => {
             findings.add(None, format!("the index is damaged: {damage}"));

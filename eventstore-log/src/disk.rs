@@ -102,7 +102,7 @@ impl File for DiskFile {
     }
 }
 
-fn read_all_at(file: &fs::File, out: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {
+pub(crate) fn read_all_at(file: &fs::File, out: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {
     let mut done = 0;
     out.reserve(len);
     while done < len {

@@ -11,7 +11,7 @@ use crate::sync::thread;
 
 pub(crate) use real_log::{
     Appender, CommitError, Compression, Damage, Directory, DiskDirectory, Error, File, Group, Known, MemoryDirectory,
-    Options, Page, Position, Recovery, Result, Segment, Tail,
+    Options, OverlayDirectory, Page, Position, Recovery, Result, Segment, Tail,
 };
 
 thread_local! {

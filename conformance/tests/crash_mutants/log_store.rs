@@ -180,7 +180,7 @@ impl LogStore {
             return Err(Error::Closed);
         }
         if inner.is_fenced.load(Ordering::SeqCst) {
-            return Err(Error::Fenced { reason: "a write or a sync has failed".to_owned() });
+            return inner.answer_fenced(batch);
         }
         batch.recorded_at.get_or_insert_with(|| vec![SystemTime::now(); batch.events.len()]);
         let is_buffered = batch.durability == Some(Durability::Buffered);
@@ -252,6 +252,20 @@ impl Inner {
         self.visible.append(batch)?;
         tracing::trace!(name: "published", "readers see a batch");
         Ok(stored)
+    }
+
+    /// Whoever is told that nothing was written relies on it, also if it is the second attempt (F1).
+    fn answer_fenced(&self, batch: Batch) -> Result<Vec<Stored>> {
+        let fenced = || Error::Fenced { reason: "a write or a sync has failed".to_owned() };
+        let all_in = |store: &Reference| batch.events.iter().all(|event| store.has(event.id()));
+        if all_in(&self.visible) {
+            return self.visible.append(batch);
+        }
+        if batch.events.iter().any(|event| self.planned.has(event.id()) && !self.visible.has(event.id())) {
+            let reason = "an earlier attempt has failed".to_owned();
+            return Err(Error::OutcomeUnknown { reason, source: Some(fenced().into()) });
+        }
+        Err(fenced())
     }
 
     fn planned_latest(&self) -> Version {

@@ -72,7 +72,14 @@ impl Reference {
         lock(&self.0.log).latest()
     }
 
+    /// Whether an event has this id.
+    #[allow(dead_code, reason = "not every test that has this store asks")]
+    pub(crate) fn has(&self, id: &str) -> bool {
+        lock(&self.0.log).get(id).is_some()
+    }
+
     /// Appends without a queue and without waiting.
+
     pub(crate) fn append(&self, batch: Batch) -> Result<Vec<Stored>> {
         let mut log = lock(&self.0.log);
         if self.0.head.borrow().is_none() {

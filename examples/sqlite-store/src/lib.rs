@@ -183,7 +183,6 @@ impl EventStore for SqliteStore {
         if batch.events.is_empty() {
             return Ok(Vec::new());
         }
-        self.inner.shared.check_fence()?;
         self.append(ctx, batch).await
     }
 

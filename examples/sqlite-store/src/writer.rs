@@ -1,6 +1,6 @@
 //! The one thread that writes. It takes whatever waits in the queue and commits it as one transaction with one sync.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -94,6 +94,8 @@ pub(crate) struct Writer {
     unsynced: bool,
     /// Something of this opening was acknowledged with `Buffered` and not synced since.
     owes_sync: bool,
+    /// The ids of events whose commit has failed: they may be there when the store is opened again.
+    doubtful: HashSet<String>,
     /// Pages in the log after the newest commit.
     pages_in_log: Arc<AtomicU64>,
 }
@@ -128,7 +130,16 @@ impl Writer {
             Ok(())
         }))
         .map_err(failed_to("follow the log"))?;
-        Ok(Writer { db, shared, queue, head: head.get(), unsynced: true, owes_sync: false, pages_in_log })
+        Ok(Writer {
+            db,
+            shared,
+            queue,
+            head: head.get(),
+            unsynced: true,
+            owes_sync: false,
+            doubtful: HashSet::new(),
+            pages_in_log,
+        })
     }
 
     /// Works until the store is closed and everything that was accepted is answered (L1).
@@ -191,7 +202,8 @@ impl Writer {
     fn commit_group(&mut self, group: Vec<Request>) {
         if self.shared.fence_reason().is_some() {
             for request in group {
-                request.answer(self.shared.check_fence().map(|()| Vec::new()));
+                let answer = self.answer_fenced(&request);
+                request.answer(answer);
             }
             return;
         }
@@ -223,10 +235,37 @@ impl Writer {
             }
             Err(Failure::Unknown(error)) => {
                 for request in group {
+                    self.doubtful.extend(request.batch.events.iter().map(|event| event.id().to_owned()));
                     request.answer(Err(unknown(&error)));
                 }
             }
         }
+    }
+
+    /// Nothing is written any more. Whoever is told so relies on it, also if it is the second attempt: what is stored gets its
+    /// first result, and what may be there is unknown again (F1).
+    fn answer_fenced(&self, request: &Request) -> Result<Vec<Stored>> {
+        let fenced = || Error::Fenced { reason: self.shared.fence_reason().unwrap_or_default().to_owned() };
+        let unknown = || Error::OutcomeUnknown {
+            reason: "an earlier attempt may have been written; close and reopen the store first".to_owned(),
+            source: Some(fenced().into()),
+        };
+        let events = &request.batch.events;
+        if events.iter().any(|event| self.doubtful.contains(event.id())) {
+            return Err(unknown());
+        }
+        let mut places = Vec::with_capacity(events.len());
+        for event in events {
+            match rows::find(&self.db, event.id(), Version::new(self.head)).map_err(|_| unknown())? {
+                Some(found) if found.event != *event => {
+                    return Err(Error::DuplicateEvent { id: event.id().to_owned(), version: Some(found.version) });
+                }
+                Some(_) if request.is_sync() && self.unsynced => return Err(unknown()),
+                Some(found) => places.push(Stored::new(found.version, found.revision, StoreOutcome::AlreadyStored)),
+                None => return Err(fenced()),
+            }
+        }
+        Ok(places)
     }
 
     /// Decides each request and writes what is new, in one transaction. Each one sees what those before it have staged, since
@@ -414,10 +453,12 @@ mod tests {
         let failed = store.store(&ctx, event("second"), Expected::Any).await;
         assert!(matches!(failed, Err(Error::OutcomeUnknown { source: Some(_), .. })), "{failed:?}");
         fails.store(false, Ordering::Relaxed);
-        for id in ["first", "second", "third"] {
-            let refused = store.store(&ctx, event(id), Expected::Any).await;
-            assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
-        }
+        let again = store.store(&ctx, event("first"), Expected::Any).await.expect("it is there");
+        assert_eq!(again.outcome, StoreOutcome::AlreadyStored);
+        let again = store.store(&ctx, event("second"), Expected::Any).await.expect_err("nobody knows");
+        assert!(matches!(again, Error::OutcomeUnknown { .. }) && !again.is_retryable(), "{again:?}");
+        let refused = store.store(&ctx, event("third"), Expected::Any).await;
+        assert!(matches!(refused, Err(Error::Fenced { .. })), "{refused:?}");
         assert!(store.stats(&ctx).await.expect("read").fenced.is_some());
         assert_eq!(store.get(&ctx, "first").await.expect("read").version, Version::new(1));
         store.close().await.expect("closed: nothing was owed");

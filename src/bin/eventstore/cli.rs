@@ -41,7 +41,8 @@ command that only prints ends when its reader leaves, as in `| head`; one that w
 Exit codes: 0 done, 1 error or damage, 2 wrong usage, 128 + N ended in good order by signal N: 130 by Ctrl-C, 143 by \
 SIGTERM, 129 by SIGHUP. A second signal ends it at once.
 
-A store belongs to one process at a time: stop the program that has it open first.";
+A store belongs to one process at a time: stop the program that has it open first. What only reads \
+writes nothing, so that it may be done by several at once, and to what cannot be written.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

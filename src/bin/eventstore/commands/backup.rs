@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{Ending, interruptible, with_existing};
+use super::{Ending, interruptible, reading};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, directory: &Path) -> Result<Ending, Failure> {
-    with_existing(url, async |store| {
+    reading(url, async |store| {
         let Some(report) = interruptible("bytes", async |ctx| store.backup(ctx, directory).await).await? else {
             return Ok(Ending::Interrupted);
         };

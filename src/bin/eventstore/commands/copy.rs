@@ -5,7 +5,7 @@ use std::time::Instant;
 use eventstore::Error;
 use eventstore_kv::StoreUrl;
 
-use super::{Ending, interruptible, with_existing, with_store};
+use super::{Ending, interruptible, reading, with_store};
 use crate::failure::{Failure, tell};
 use crate::output::Output;
 
@@ -14,7 +14,7 @@ pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
         let reason = "it is the store that is copied; name another directory".to_owned();
         return Err(Error::Open { path: to.to_owned(), reason, source: None }.into());
     }
-    with_existing(from, async |source| {
+    reading(from, async |source| {
         with_store(to, async |target| {
             let started = Instant::now();
             let copied = interruptible("events", async |ctx| eventstore::copy(source, target, ctx).await);

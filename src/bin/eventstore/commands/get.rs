@@ -1,12 +1,12 @@
 //! `get`: one event by its id.
 
-use super::{Ending, printing, with_existing};
+use super::{Ending, printing, reading};
 use crate::failure::Failure;
 use crate::json;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, id: &str) -> Result<Ending, Failure> {
-    with_existing(url, async |store| {
+    reading(url, async |store| {
         let found = printing(async |ctx| store.get(ctx, id).await);
         let Some(recorded) = found.await? else { return Ok(Ending::Interrupted) };
         let mut output = Output::of_printing();

@@ -1,11 +1,11 @@
 //! `latest`: the version of the newest event.
 
-use super::{Ending, printing, with_existing};
+use super::{Ending, printing, reading};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    with_existing(url, async |store| {
+    reading(url, async |store| {
         let latest = printing(async |ctx| store.latest_version(ctx).await);
         let Some(version) = latest.await? else { return Ok(Ending::Interrupted) };
         let mut output = Output::of_printing();

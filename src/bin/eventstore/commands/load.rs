@@ -2,7 +2,7 @@
 
 use eventstore::{CancellationToken, Context, Error, EventStoreExt, LoadOptions, RecordedEvent};
 
-use super::{Ending, Store, with_existing};
+use super::{Ending, Store, reading};
 use crate::cli::{Format, LoadArgs};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -18,7 +18,7 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
         options = options.backward();
     }
     let interrupted = interrupt::token();
-    with_existing(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
+    reading(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
         Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
             Ok(Ending::Interrupted)
         }

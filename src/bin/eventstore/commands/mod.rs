@@ -66,7 +66,12 @@ async fn with_store(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, 
     with_open(eventstore::open(url), work).await
 }
 
-/// As [`with_store`], but the store has to be there: whoever reads from a mistyped path wants to be told.
+/// Opens the store to read it, which writes nothing there, works with it, and closes it.
+async fn reading(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
+    with_open(eventstore::open_read_only(url), work).await
+}
+
+/// As [`with_store`], but the store has to be there: whoever mistypes a path wants to be told.
 async fn with_existing(
     url: &str,
     work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,

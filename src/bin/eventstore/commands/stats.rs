@@ -8,12 +8,12 @@ use eventstore::Stats;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Ending, printing, with_existing};
+use super::{Ending, printing, reading};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, json: bool) -> Result<Ending, Failure> {
-    with_existing(url, async |store| {
+    reading(url, async |store| {
         let stats = printing(async |ctx| store.stats(ctx).await);
         let Some(stats) = stats.await? else { return Ok(Ending::Interrupted) };
         let mut output = Output::of_printing();

@@ -1,11 +1,11 @@
 //! `verify`: everything is read, and what is wrong is named.
 
-use super::{Ending, interruptible, with_existing};
+use super::{Ending, interruptible, reading};
 use crate::failure::{Failure, tell};
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str) -> Result<Ending, Failure> {
-    with_existing(url, async |store| {
+    reading(url, async |store| {
         let Some(report) = interruptible("entries", async |ctx| store.verify(ctx).await).await? else {
             return Ok(Ending::Interrupted);
         };
