@@ -14,7 +14,7 @@ use lsm_tree::{
 
 use crate::Options;
 use crate::error::guard;
-use crate::files::{self, Mark};
+use crate::files::{self, Mark, Unsound};
 use crate::merging::{End, Merging};
 use crate::options::Compression;
 
@@ -92,15 +92,16 @@ impl Engine for FjallEngine {
             seqno: SequenceNumberCounter::default(),
             end: End::default(),
         };
-        let open = |table: Table| {
-            let path = directory.join(table.name());
-            if !is_new {
-                files::check_tree(&path)?;
-            }
-            open_tree(&path, options, &shared)
-        };
-        let [ids, aggregates] = TREES;
-        let trees = [open(ids)?, open(aggregates)?];
+        let paths = TREES.map(|table| directory.join(table.name()));
+        let mut unsound = None;
+        if !is_new {
+            // Of all trees before anything is changed: what is damaged is put aside as it was found.
+            paths.iter().try_for_each(|path| files::check_version(path))?;
+            unsound = Some(Unsound::take_out(paths.iter().map(PathBuf::as_path))?);
+        }
+        let [ids, aggregates] = &paths;
+        let trees = [open_tree(ids, options, &shared)?, open_tree(aggregates, options, &shared)?];
+        unsound.map_or(Ok(()), Unsound::delete)?;
         if is_new {
             files::write_mark(directory, &mark)?; // with the names of the trees
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
 use eventstore_api::{Error, Result};
@@ -20,6 +20,12 @@ const NEW_MARK: &str = "mark-new";
 
 /// The file of a tree that names its version and has the checksum of that.
 const CURRENT: &str = "current";
+
+/// The directory of a tree with its tables.
+const TABLES: &str = "tables";
+
+/// What the name of a table begins with that is out of its directory.
+const ASIDE: &str = "unsound-";
 
 /// The end of a table: a magic number, a version, the kind of the checksum, the checksum of the table of contents, its place
 /// and its length.
@@ -107,11 +113,8 @@ fn decode_mark(bytes: &[u8]) -> Option<Mark> {
     Some(mark)
 }
 
-/// Checks what `lsm-tree` believes of a tree's files when it opens them: which tables there are, and the table of contents of
-/// each. It checks everything else itself.
-///
-/// A table whose end is not sound is deleted. It is either one that nothing leads to yet, or `lsm-tree` misses it.
-pub(crate) fn check_tree(tree: &Path) -> Result<()> {
+/// Checks which tables there are, as `lsm-tree` believes that when it opens a tree. Nothing is changed.
+pub(crate) fn check_version(tree: &Path) -> Result<()> {
     let current = read(&tree.join(CURRENT))?;
     let is_sound = |current: &[u8]| -> Option<Result<bool>> {
         let (id, rest) = current.split_first_chunk()?;
@@ -119,21 +122,74 @@ pub(crate) fn check_tree(tree: &Path) -> Result<()> {
         let version = read(&tree.join(format!("v{}", u64::from_le_bytes(*id))));
         Some(version.map(|version| kind == [0] && xxh3_128(&version) == u128::from_le_bytes(*checksum)))
     };
-    if !is_sound(&current).unwrap_or(Ok(false))? {
-        return Err(damaged_index(format!("the list of tables of {} is damaged", tree.display())));
+    match is_sound(&current).unwrap_or(Ok(false))? {
+        true => Ok(()),
+        false => Err(damaged_index(format!("the list of tables of {} is damaged", tree.display()))),
     }
-    let look = || -> io::Result<()> {
-        for entry in fs::read_dir(tree.join("tables"))? {
-            let path = entry?.path();
+}
+
+/// Tables whose table of contents is not sound, which `lsm-tree` believes when it opens a tree. It checks everything else
+/// itself. They are either such that nothing leads to yet, or `lsm-tree` misses them, and then they are put back as they were.
+pub(crate) struct Unsound {
+    /// Where each was, and where it is meanwhile.
+    tables: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Unsound {
+    /// Takes them out of these trees.
+    pub(crate) fn take_out<'a>(trees: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
+        let mut unsound = Unsound { tables: Vec::new() };
+        for tree in trees {
+            put_all_back(tree).map_err(|error| io_error("look at its tables", error))?;
+            unsound.take_out_of(tree).map_err(|error| io_error("look at its tables", error))?;
+            delete_leftovers(tree).map_err(|error| io_error("delete temporary files", error))?;
+        }
+        Ok(unsound)
+    }
+
+    fn take_out_of(&mut self, tree: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(tree.join(TABLES))? {
+            let entry = entry?;
+            let path = entry.path();
             if !has_sound_end(&path)? {
-                tell!(warn, path = %path.display(), "a table that was not written to its end is deleted");
-                fs::remove_file(&path)?;
+                let aside = tree.join(format!("{ASIDE}{}", entry.file_name().display()));
+                fs::rename(&path, &aside)?;
+                self.tables.push((path, aside));
             }
         }
         Ok(())
-    };
-    look().map_err(|error| io_error("look at its tables", error))?;
-    delete_leftovers(tree).map_err(|error| io_error("delete temporary files", error))
+    }
+
+    /// Deletes them, once the trees are open without them.
+    pub(crate) fn delete(mut self) -> Result<()> {
+        for (path, aside) in std::mem::take(&mut self.tables) {
+            tell!(warn, path = %path.display(), "a table that was not written to its end is deleted");
+            fs::remove_file(&aside).map_err(|error| io_error("delete a table", error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unsound {
+    fn drop(&mut self) {
+        for (path, aside) in &self.tables {
+            if let Err(error) = fs::rename(aside, path) {
+                tell!(warn, path = %aside.display(), %error, "a damaged table could not be put back");
+            }
+        }
+    }
+}
+
+/// Puts back what a kill has left out.
+fn put_all_back(tree: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(tree)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(table) = name.to_str().and_then(|name| name.strip_prefix(ASIDE)) {
+            fs::rename(entry.path(), tree.join(TABLES).join(table))?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the temporary files that a kill has left.
@@ -193,6 +249,25 @@ mod tests {
             write_mark(directory.path(), &mark).expect("written");
             assert_eq!(read_mark(directory.path()).expect("read"), mark);
         }
+    }
+
+    #[test]
+    fn tables_that_are_not_sound_are_out_of_the_way_and_come_back() {
+        let tree = tempfile::tempdir().expect("temporary directory");
+        let tables = tree.path().join(TABLES);
+        fs::create_dir(&tables).expect("made");
+        let table = tables.join("7");
+        fs::write(&table, b"torn").expect("written");
+        let unsound = Unsound::take_out([tree.path()]).expect("taken out");
+        assert!(!table.exists());
+        drop(unsound); // the tree did not open without it
+        assert_eq!(fs::read(&table).expect("as it was"), b"torn");
+        std::mem::forget(Unsound::take_out([tree.path()]).expect("taken out")); // as by a kill
+        let unsound = Unsound::take_out([tree.path()]).expect("taken out again");
+        assert_eq!(unsound.tables.len(), 1);
+        unsound.delete().expect("deleted");
+        assert_eq!(fs::read_dir(tree.path()).expect("read").count(), 1, "only the directory of tables");
+        assert_eq!(fs::read_dir(&tables).expect("read").count(), 0);
     }
 
     #[test]

@@ -311,6 +311,8 @@ impl Engine for LmdbEngine {
         }
     }
 
+    fn abandon(self) {} // it closes what it has open, and knows no path
+
     fn check_files(&self, task: &Task<'_>) -> Result<()> {
         for _ in 0..CHECK_TRIES {
             task.check()?;

@@ -205,6 +205,11 @@ impl Engine for RocksDbEngine {
         Ok(Some(RocksDbEngine { db, reads: ReadOptions::default(), options: options.clone() }))
     }
 
+    fn abandon(self) {
+        self.db.cancel_all_background_work(false);
+        std::mem::forget(self); // closing deletes tables that it does not know
+    }
+
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
         Ok(RocksDbSnapshot { engine: self, families: self.families()?, iterators: Default::default() })
     }

@@ -12,7 +12,7 @@ use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, damaged_in
 use sled::{Batch, Db, IVec};
 
 use crate::error::{Failure, cannot_open, engine_error, guard, open_error};
-use crate::{Options, flush, seal};
+use crate::{Options, flush, memory, seal};
 
 /// The file with sled's log, which is also its data.
 const DB_FILE: &str = "db";
@@ -89,6 +89,7 @@ impl Drop for SledEngine {
         if let Err(error) = sealed {
             tell!(warn, %error, "sled was not closed cleanly; the index is made again when the store is opened");
         }
+        memory::give_back();
     }
 }
 
@@ -157,6 +158,7 @@ impl Engine for SledEngine {
         self.file.sync_data().map_err(|error| self.failed("sync", Failure::Error(error.into())))?;
         let new = entries.of(Table::Ids).len() + entries.of(Table::Aggregates).len();
         self.entries.fetch_add(new as u64, Ordering::Relaxed);
+        memory::give_back_now_and_then();
         Ok(())
     }
 

@@ -98,6 +98,12 @@ pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
     /// After an error some of the entries may be there, durable or not. The store writes them again, or opens the engine anew.
     fn write(&self, entries: &Entries) -> Result<()>;
 
+    /// Gives the engine up whose directory is not there any more, or is another's now: nothing is made or deleted by path. This
+    /// leaves its files open until the process ends.
+    fn abandon(self) {
+        std::mem::forget(self);
+    }
+
     /// Reads the engine's own files without trusting them, so that afterwards they can be read as usual: for an engine that
     /// otherwise takes what they say for true. One that checks whatever it reads has nothing to do here.
     ///

@@ -249,7 +249,9 @@ impl<E: Engine> Shared<E> {
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
         let parts = Arc::get_mut(parts.as_mut().ok_or(Error::Closed)?);
         let in_use = || Error::engine("open the index again", "maintenance is using it");
-        let Parts { engine, directory, .. } = parts.ok_or_else(in_use)?;
+        let parts = parts.ok_or_else(in_use)?;
+        parts.check_place()?;
+        let Parts { engine, directory, .. } = parts;
         *engine = None; // its files are closed first
         let path = directory.as_ref().map(|directory| directory.path().join(INDEX));
         let opened = open_again(path.as_deref(), &self.engine_options, self.id, &self.log, &self.digests, reaches)?;
@@ -346,7 +348,14 @@ impl<E: Engine> Shared<E> {
         }
         drop(keepers);
         // Whoever waits for the end has to be woken, also if the engine panics.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(parts)));
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(Ok(mut parts)) = parts.map(Arc::try_unwrap)
+                && parts.check_place().is_err()
+                && let Some(engine) = parts.engine.take()
+            {
+                engine.abandon();
+            }
+        }));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
             tell!(error, error = with_causes(error), "the store did not close as it should");

@@ -1,0 +1,100 @@
+//! What is found damaged is put aside as it was found: whoever looks for the cause has nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use eventstore::{Batch, Context, Event, EventStore, Version};
+
+/// The backends of this build that have files.
+const BACKENDS: &[&str] = &[
+    #[cfg(feature = "lmdb")]
+    "lmdb",
+    #[cfg(feature = "rocksdb")]
+    "rocksdb",
+    #[cfg(feature = "fjall")]
+    "fjall",
+    #[cfg(feature = "sled")]
+    "sled",
+];
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => fs::copy(entry.path(), to).map(drop).unwrap(),
+        }
+    }
+}
+
+/// The files below a directory. Lock files are made anew each time.
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            all.extend(files(&entry.path()).into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes)));
+        } else if !["LOCK", "lock.mdb"].contains(&name.as_str()) {
+            all.insert(name, fs::read(entry.path()).unwrap());
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_damaged_index_is_put_aside_as_it_was_found() {
+    let ctx = Context::background();
+    for backend in BACKENDS {
+        let directory = tempfile::tempdir().unwrap();
+        let original = directory.path().join("original");
+        for round in 0..3 {
+            let store = eventstore::open(&format!("{backend}:{}", original.display())).await.unwrap();
+            let event = |n| Event::builder("Tested", format!("a{}", n % 7)).id(format!("id-{n}")).build().unwrap();
+            let batch = Batch::new((round * 100..round * 100 + 100).map(event).collect());
+            store.store_batch(&ctx, batch).await.unwrap();
+            store.close().await.unwrap();
+        }
+        let sound = files(&original.join("index"));
+        let (mut tried, mut put_aside) = (0, 0);
+        for (file, bytes) in &sound {
+            // At its beginning, at its end and between, a piece of it.
+            for part in 0..=8 {
+                let at = (bytes.len() * part / 8).min(bytes.len().saturating_sub(4));
+                let path = directory.path().join(format!("{backend}-{tried}"));
+                copy(&original, &path);
+                let mut damaged = bytes.clone();
+                damaged[at..(at + 4).min(bytes.len())].iter_mut().for_each(|byte| *byte ^= 0x5a);
+                fs::write(path.join("index").join(file), damaged).unwrap();
+                tried += 1;
+
+                let before = files(&path.join("index"));
+                let store = eventstore::open(&format!("{backend}:{}", path.display())).await.unwrap();
+                assert_eq!(store.latest_version(&ctx).await.unwrap(), Version::new(300));
+                let aside = path.join("index.damaged");
+                if aside.exists() {
+                    put_aside += 1;
+                    let after = files(&aside);
+                    let place = format!("{backend}: {file} at byte {at} of {}", bytes.len());
+                    assert!(
+                        after.get(file) == before.get(file),
+                        "{place}: what was damaged is not there as it was found"
+                    );
+                    // An engine that was open for a moment may have files that are new, and none any more that it had no use for.
+                    // RocksDB names its new manifest in `CURRENT`.
+                    let mut others = before.iter().filter(|(name, _)| *name != "CURRENT");
+                    let changed = others.find(|(name, bytes)| after.get(*name).is_some_and(|found| found != *bytes));
+                    assert!(changed.is_none(), "{place}: {:?} has changed", changed.map(|(name, _)| name));
+                }
+                store.close().await.unwrap();
+                fs::remove_dir_all(path).unwrap();
+            }
+        }
+        assert!(put_aside > 0, "{backend}: {put_aside} of {tried}");
+    }
+}
