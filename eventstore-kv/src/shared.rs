@@ -14,7 +14,8 @@ use crate::indexer::Indexer;
 use crate::observe::Observer;
 use crate::open::{INDEX, open_again};
 use crate::sync::{
-    AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, RwLock, thread, watch,
+    AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, RwLock, TryLockError, thread,
+    watch,
 };
 use crate::{StoreDirectory, Task, reader};
 
@@ -217,6 +218,16 @@ impl<E: Engine> Shared<E> {
     pub(crate) fn with_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Result<T> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         work(parts.as_ref().ok_or(Error::Closed)?)
+    }
+
+    /// As [`with_parts`](Self::with_parts), but without waiting: `None` while the engine is opened again, or the store closes.
+    pub(crate) fn try_with_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Option<Result<T>> {
+        let parts = match self.parts.try_read() {
+            Ok(parts) => parts,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(parts.as_ref().ok_or(Error::Closed).and_then(|parts| work(parts)))
     }
 
     /// Runs long work with what closing releases. Meanwhile the store may be closed, as far as reading it goes, and the work

@@ -216,6 +216,22 @@ impl<E: Engine> KvStore<E> {
         self.run_blocking(&Context::background(), ctx.clone(), run).await
     }
 
+    /// A read of a little: where its caller runs, unless the engine is not to be had at once.
+    async fn read_little<T, F>(&self, ctx: &Context, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&Shared<E>, &Parts<E>) -> Result<T> + Send + 'static,
+    {
+        let shared = &self.inner.shared;
+        match shared.try_with_parts(|parts| read(shared, parts)) {
+            Some(done) => done,
+            None => {
+                let shared = shared.clone();
+                self.run_blocking(ctx, (), move |()| shared.with_parts(|parts| read(&shared, parts))).await
+            }
+        }
+    }
+
     /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
     ///
     /// What the work needs of the caller is dropped after it, when the engine is free: it may hold the last handle, which
@@ -307,7 +323,8 @@ impl<E: Engine> EventStore for KvStore<E> {
         let began = Instant::now();
         let until = began + INLINE_TIME;
         if size.bytes <= INLINE_BYTES {
-            shared.with_parts(|parts| read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until)))?;
+            let page = |parts: &Parts<E>| read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until));
+            shared.try_with_parts(page).unwrap_or(Ok(()))?; // or all of it where blocking is allowed
         }
         if !read.is_done() {
             let shared = shared.clone();
@@ -331,10 +348,11 @@ impl<E: Engine> EventStore for KvStore<E> {
         if id.len() > MAX_ID_LEN {
             return Err(Error::EventNotFound { id: id.to_owned() }); // and too long a key for an engine
         }
-        let shared = &self.inner.shared;
-        let found =
-            shared.with_parts(|parts| reader::find(&shared.log, &shared.index.view(parts.engine()?), id, head))?;
-        found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
+        let wanted = id.to_owned();
+        let find = move |shared: &Shared<E>, parts: &Parts<E>| {
+            reader::find(&shared.log, &shared.index.view(parts.engine()?), &wanted, head)
+        };
+        self.read_little(ctx, find).await?.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
     }
 
     async fn latest_version(&self, ctx: &Context) -> Result<Version> {
@@ -348,8 +366,11 @@ impl<E: Engine> EventStore for KvStore<E> {
         if aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
             return Ok(0); // and too long a key for an engine
         }
-        let shared = &self.inner.shared;
-        shared.with_parts(|parts| reader::revision_at(&shared.index.view(parts.engine()?), aggregate_id, head))
+        let wanted = aggregate_id.to_owned();
+        let find = move |shared: &Shared<E>, parts: &Parts<E>| {
+            reader::revision_at(&shared.index.view(parts.engine()?), &wanted, head)
+        };
+        self.read_little(ctx, find).await
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {

@@ -534,6 +534,51 @@ async fn an_index_that_cannot_be_written_stops_nobody_until_it_is_too_far_behind
     }
 }
 
+#[test]
+fn while_the_engine_is_opened_again_no_read_keeps_a_thread_of_the_runtime() {
+    let (sender, done) = std::sync::mpsc::channel();
+    // On a thread of its own, so that one that is kept does not keep the test.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (store, mut control) = open_with(indexing());
+            control.log.open();
+            control.index.shut();
+            control.engine.waits_to_open.store(true, Ordering::SeqCst);
+            let mut next = 0;
+            // The second failure in a row has the engine opened again.
+            loop {
+                let mut appended = append(&store, background(), event(&next.to_string()));
+                next += 1;
+                tokio::select! {
+                    call = control.index.call() => match call {
+                        Call::Open => break,
+                        _ => control.index.order(Order::Fail),
+                    },
+                    _ = &mut appended => {}
+                }
+            }
+            let reads = async {
+                let (ctx, all) = (background(), LoadOptions::all());
+                let page = store.load_page(&ctx, &all, PageSize::FIRST);
+                let aggregate = store.aggregate_revision(&ctx, "aggregate");
+                let (page, found, revision) = tokio::join!(page, store.get(&ctx, "0"), aggregate);
+                (page.expect("read").events.len(), found.expect("read").version.get(), revision.expect("read"))
+            };
+            let order = async {
+                tokio::task::yield_now().await; // the reads have begun
+                control.engine.waits_to_open.store(false, Ordering::SeqCst);
+                control.index.open();
+                control.index.order(Order::Succeed);
+            };
+            let (read, ()) = tokio::join!(reads, order);
+            sender.send(read).expect("somebody waits");
+        });
+    });
+    let (events, version, revision) = done.recv_timeout(Duration::from_secs(30)).expect("the reads leave their thread");
+    assert!(events >= 2 && version == 1 && revision >= 2, "{events}, {version}, {revision}");
+}
+
 #[tokio::test]
 async fn closing_with_an_index_that_cannot_be_written_loses_nothing() {
     for failure in [Order::Fail, Order::Panic] {

@@ -17,7 +17,9 @@ use tokio::sync as tokio_sync;
 
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 pub(crate) use shuttle::sync::mpsc::{Receiver, SyncSender, sync_channel};
-pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use shuttle::sync::{
+    Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 pub(crate) use shuttle::thread;
 
 /// Others may go on here.

@@ -59,6 +59,8 @@ pub(crate) enum Call {
     Stage,
     /// Entries are to be written to the index.
     Index,
+    /// The engine is opened again.
+    Open,
 }
 
 /// Where calls wait. Without a test that gives orders, everything succeeds.
@@ -387,6 +389,8 @@ pub(crate) struct Tables {
     reached: AtomicU64,
     /// They led to an event that was not synced.
     was_ahead: AtomicBool,
+    /// Opening the engine waits for an order as well.
+    pub(crate) waits_to_open: AtomicBool,
     /// How often the writer has looked into them.
     pub(crate) looks_of_writer: AtomicU64,
 }
@@ -416,6 +420,9 @@ impl Engine for Controlled {
     type Snapshot<'a> = ControlledSnapshot<'a>;
 
     fn open(_: &Path, means: &Means) -> Result<Self> {
+        if means.tables.waits_to_open.load(Ordering::SeqCst) {
+            means.disk.gates.index.pass(Call::Open);
+        }
         Ok(Controlled(means.clone()))
     }
 
