@@ -14,8 +14,8 @@ pub struct Options {
     pub path: PathBuf,
     /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of sled's page cache, by the length of the pages on disk; in memory they take more. An index takes about 150
-    /// bytes an event. Default: 64 MiB, at least 1 MiB.
+    /// Bytes of sled's page cache, by the length of the pages on disk; in memory they take five to six times as much. An index
+    /// takes about 150 bytes an event. Default: 64 MiB, at least 1 MiB.
     pub cache_capacity: usize,
     /// How the store queues and groups appends.
     pub store: StoreOptions,
