@@ -11,6 +11,8 @@ mod fuzzing;
 mod input;
 #[path = "../../src/bin/eventstore/json.rs"]
 mod json;
+#[path = "../../src/bin/eventstore/times.rs"]
+mod times;
 
 /// A store's address with its options, and other texts that are options.
 pub fn url(input: &[u8]) {

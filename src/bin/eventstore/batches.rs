@@ -1,53 +1,124 @@
 //! Events from lines, gathered into batches.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Display};
+use std::time::SystemTime;
 
-use eventstore::{Error, Event};
+use eventstore::{Batch, Context, Error, Event, EventStore};
 
 use crate::failure::Failure;
-use crate::input::{Line, Lines};
-use crate::json;
+use crate::input::{Line, Lines, Place};
+use crate::{json, rejects};
 
-/// Events that are appended together, with the lines they came from.
+/// An event, where it stands in the input, and what is to be done with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) place: Place,
+    pub(crate) event: Event,
+    /// The time of recording to store; `None` for that of the append.
+    pub(crate) recorded_at: Option<SystemTime>,
+    /// Whether the input has a time of recording that is not stored.
+    pub(crate) loses_time: bool,
+    /// The place that the event has to get in the store, as far as the input names it and somebody wants it checked.
+    pub(crate) version: Option<u64>,
+    pub(crate) revision: Option<u64>,
+    /// The line, as it was, if it may have to be written down as refused.
+    pub(crate) input: Option<Box<[u8]>>,
+}
+
+/// Events that are appended together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gathered {
-    pub(crate) events: Vec<Event>,
-    lines: Vec<u64>,
+    pub(crate) items: Vec<Item>,
+    /// What stood between them and is no event.
+    pub(crate) rejected: Vec<Rejected>,
     bytes: usize,
 }
 
+/// A line that is left out, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Rejected {
+    pub(crate) place: Place,
+    pub(crate) reason: String,
+    pub(crate) input: Box<[u8]>,
+}
+
 impl Gathered {
-    /// The line that an error is about, or all of them.
-    pub(crate) fn place_of(&self, error: &Error) -> Place {
-        let (first, last) = (self.lines.first().copied().unwrap_or(0), self.lines.last().copied().unwrap_or(0));
-        match error {
-            Error::DuplicateEvent { id, .. } => match self.events.iter().rposition(|event| event.id() == id) {
-                Some(index) => Place { first: self.lines[index], last: self.lines[index] },
-                None => Place { first, last },
-            },
-            _ => Place { first, last },
-        }
+    /// The events, to be appended.
+    pub(crate) fn batch(&self) -> Batch {
+        batch_of(&self.items)
     }
 
-    fn push(&mut self, number: u64, event: Event) {
-        self.bytes += event.len_bytes();
-        self.events.push(event);
-        self.lines.push(number);
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.rejected.is_empty()
+    }
+
+    fn push(&mut self, item: Item) {
+        self.bytes += item.event.len_bytes();
+        self.items.push(item);
+    }
+
+    fn reject(&mut self, rejected: Rejected) {
+        self.bytes += rejected.input.len();
+        self.rejected.push(rejected);
+    }
+
+    fn fills(&self, size: BatchSize) -> bool {
+        self.items.len() + self.rejected.len() >= size.events || self.bytes >= size.bytes
     }
 }
 
-/// The lines of a batch, for messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    first: u64,
-    last: u64,
+/// A batch of these events. If it has to name any time of recording it names all of them: those of events that have none
+/// are now.
+pub(crate) fn batch_of(items: &[Item]) -> Batch {
+    let batch = Batch::new(items.iter().map(|item| item.event.clone()).collect());
+    if items.iter().all(|item| item.recorded_at.is_none()) {
+        return batch;
+    }
+    let now = SystemTime::now();
+    batch.recorded_at(items.iter().map(|item| item.recorded_at.unwrap_or(now)).collect())
 }
 
-impl fmt::Display for Place {
+/// The events that a refused append was refused for, by their index in it; empty if it was not for single ones.
+pub(crate) async fn culprits(store: &impl EventStore, items: &[Item], error: &Error) -> Vec<usize> {
+    let Error::DuplicateEvent { id, .. } = error else { return Vec::new() };
+    let with_id = || items.iter().enumerate().filter(|(_, item)| item.event.id() == id);
+    // The first event with an id has it, in the store or in the batch. Others may repeat it.
+    let first = match store.get(&Context::background(), id).await {
+        Ok(recorded) => Some(recorded.event),
+        Err(_) => with_id().next().map(|(_, item)| item.event.clone()),
+    };
+    with_id().filter(|(_, item)| Some(&item.event) != first.as_ref()).map(|(index, _)| index).collect()
+}
+
+/// Says which lines of the batch an append was refused for, if it was for single ones, and otherwise all of them.
+pub(crate) async fn refused(store: &impl EventStore, items: &[Item], error: Error) -> Failure {
+    let place = |index: usize| items.get(index).map(|item| item.place);
+    let culprit = culprits(store, items, &error).await.first().copied();
+    let (first, last) = match culprit {
+        Some(index) => (place(index), place(index)),
+        None => (place(0), items.last().map(|item| item.place)),
+    };
+    match (first, last) {
+        (Some(first), Some(last)) => Failure::from(error).at(Places { first, last }),
+        _ => Failure::from(error),
+    }
+}
+
+/// The places of a batch, for messages.
+struct Places {
+    first: Place,
+    last: Place,
+}
+
+impl Display for Places {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place { first, last } if first == last => write!(f, "line {first}"),
-            Place { first, last } => write!(f, "lines {first} to {last}"),
+            Places { first, last } if first == last => write!(f, "{first}"),
+            Places { first, last } if first.element.is_none() && last.element.is_none() => {
+                write!(f, "lines {} to {}", first.line, last.line)
+            }
+            Places { first, last } => write!(f, "{first} to {last}"),
         }
     }
 }
@@ -59,16 +130,39 @@ pub(crate) struct BatchSize {
     pub(crate) bytes: usize,
 }
 
+/// How lines are read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Form {
+    pub(crate) times: Times,
+    /// Whether the places that lines name are of interest.
+    pub(crate) reads_places: bool,
+    /// Whether a line that is no event is kept as rejected, and the next one read.
+    pub(crate) skips: bool,
+    /// Whether the lines are those of a file of rejected ones, which have the lines to read inside.
+    pub(crate) from_rejects: bool,
+}
+
+/// What becomes of the times of recording that the input has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Times {
+    /// They are stored.
+    Keep,
+    /// They are not looked at.
+    #[default]
+    Ignore,
+}
+
 /// Batches of the events in some lines.
 pub(crate) struct Batches {
     lines: Lines,
     size: BatchSize,
+    form: Form,
     gathered: Gathered,
 }
 
 impl Batches {
-    pub(crate) fn new(lines: Lines, size: BatchSize) -> Self {
-        Batches { lines, size, gathered: Gathered::default() }
+    pub(crate) fn new(lines: Lines, size: BatchSize, form: Form) -> Self {
+        Batches { lines, size, form, gathered: Gathered::default() }
     }
 
     /// The next batch, or `None` after the last one. Only the last may be smaller than it could be.
@@ -84,12 +178,12 @@ impl Batches {
             if line.bytes.trim_ascii().is_empty() {
                 continue;
             }
-            self.gathered.push(line.number, parse(&line)?);
-            if self.gathered.events.len() >= self.size.events || self.gathered.bytes >= self.size.bytes {
+            self.form.read(&line, &mut self.gathered)?;
+            if self.gathered.fills(self.size) {
                 return Ok(Some(self.rest()));
             }
         }
-        Ok(Some(self.rest()).filter(|rest| !rest.events.is_empty()))
+        Ok(Some(self.rest()).filter(|rest| !rest.is_empty()))
     }
 
     /// What was gathered for the next batch.
@@ -98,12 +192,63 @@ impl Batches {
     }
 }
 
-fn parse(line: &Line<'_>) -> Result<Event, Failure> {
-    json::parse(line.bytes).map_err(|failure| {
-        let failure = match line.is_cut && failure.is_malformed() {
-            true => failure.at("the input ends in the middle of a line"),
-            false => failure,
+/// Why a line is left out: the failure's code and its message.
+pub(crate) fn reason(failure: &Failure) -> String {
+    let told = failure.to_string();
+    match told.split_once("]: ") {
+        Some((_, message)) => format!("{}: {message}", failure.code()),
+        None => told,
+    }
+}
+
+impl Form {
+    /// Adds what a line has to what was gathered.
+    fn read(&self, line: &Line<'_>, gathered: &mut Gathered) -> Result<(), Failure> {
+        let (input, item) = match self.from_rejects {
+            false => (Cow::from(line.bytes), self.item(line.place, line.bytes)),
+            true => match rejects::input_of(line.bytes) {
+                Ok(input) => {
+                    let item = self.item(line.place, &input);
+                    (Cow::from(input), item)
+                }
+                Err(failure) => (Cow::from(line.bytes), Err(failure)),
+            },
         };
-        failure.at(format_args!("line {}", line.number))
-    })
+        let failure = match item {
+            Ok(item) => {
+                gathered.push(item);
+                return Ok(());
+            }
+            Err(failure) if line.is_cut && failure.is_malformed() => {
+                failure.at("the input ends in the middle of a line")
+            }
+            Err(failure) => failure,
+        };
+        if !self.skips {
+            return Err(failure.at(line.place));
+        }
+        gathered.reject(Rejected { place: line.place, reason: reason(&failure), input: input.into() });
+        Ok(())
+    }
+
+    fn item(&self, place: Place, input: &[u8]) -> Result<Item, Failure> {
+        let entry = json::parse(input)?;
+        let recorded_at = match self.times {
+            Times::Keep => entry.recorded_at()?,
+            Times::Ignore => None,
+        };
+        let (version, revision) = match self.reads_places {
+            true => (entry.version()?, entry.revision()?),
+            false => (None, None),
+        };
+        Ok(Item {
+            place,
+            recorded_at,
+            loses_time: self.times == Times::Ignore && entry.has_time(),
+            version,
+            revision,
+            input: self.skips.then(|| input.into()),
+            event: entry.event,
+        })
+    }
 }

@@ -35,7 +35,7 @@ Examples:
   eventstore backup ./backup
 
 Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`.
-Exit codes: 0 done, 1 error or damage, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 error or damage, 2 wrong usage, 3 done but for lines that were skipped, 130 interrupted.
 
 A store belongs to one process at a time: stop the program that has it open first.";
 
@@ -114,7 +114,8 @@ const APPEND: &str = "\
 One event a line:
   {\"id\":\"o1\",\"type\":\"OrderPlaced\",\"aggregate_id\":\"order-42\",\"data\":{\"total\":12},\"metadata\":{\"source\":\"web\"}}
 `id`, `type` and `aggregate_id` are required. `data` is any JSON and is stored byte for byte; what is not JSON goes as
-`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are ignored.
+`data_base64`. `metadata` is a JSON object. `version`, `revision` and `recorded_at`, as `load` prints them, are ignored:
+an append is recorded now. `import` keeps the times.
 
 Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again
 gets the same answer, so whatever was not answered can be appended again.
@@ -156,18 +157,54 @@ pub(crate) struct AppendArgs {
 
 const IMPORT: &str = "\
 What is stored is always a beginning of the input, in its order. After an error or Ctrl-C, import the same input again:
-it continues where it stopped.
+it continues where it stopped, because events are known by their ids. One that is already there stays as it is, with the
+time it has.
+
+With --skip-invalid a line that is no event, or whose id another event has, is written to FILE as
+  {\"line\":3,\"error\":\"malformed_input: EOF while parsing\",\"input\":\"{\\\"id\\\":\"}
+and the import goes on; it ends with exit code 3. Mend each `input` there, and import FILE with --retry-skipped. Input that
+cannot be read on ends the import all the same.
 
 Examples:
   eventstore import events.jsonl.zst
   zcat events-*.jsonl.gz | eventstore import -
-  eventstore --store lmdb:./old load | eventstore --store lmdb:./new import -";
+  eventstore --store lmdb:./old load | eventstore --store lmdb:./new import --check-places -
+  eventstore import --skip-invalid rejected.jsonl events.jsonl
+  eventstore import --retry-skipped rejected.jsonl";
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
     /// The events, one JSON object a line as for `append`, plain, gzip or zstd; `-` is stdin
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+
+    /// Whether events keep the `recorded_at` that they have in the input, as a copy does, or are recorded now. Those
+    /// without one are recorded now
+    #[arg(long, value_enum, value_name = "TIMES", default_value_t = KeepTimes::Keep)]
+    pub(crate) recorded_at: KeepTimes,
+
+    /// End before the first event whose `version` or `revision` in the input is not the one that it gets, or has, in the
+    /// store; then each one looks up its id and its aggregate first, which takes longer
+    #[arg(long, conflicts_with = "skip_invalid")]
+    pub(crate) check_places: bool,
+
+    /// Leave out lines that are no events, and those that the store refuses; write them to this file, which must be missing
+    /// or empty, and go on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) skip_invalid: Option<PathBuf>,
+
+    /// The input is what --skip-invalid has written, mended
+    #[arg(long)]
+    pub(crate) retry_skipped: bool,
+}
+
+/// What becomes of the times in an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepTimes {
+    /// They are stored
+    Keep,
+    /// They are not, and the summary tells for how many events
+    Now,
 }
 
 const LOAD: &str = "\

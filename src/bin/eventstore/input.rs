@@ -3,6 +3,7 @@
 //! A thread, because reading stdin can neither be awaited nor interrupted on every system: when the command ends, the
 //! thread is left behind in its read. What it has read and nobody took is bounded.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
@@ -90,10 +91,27 @@ pub(crate) struct Lines {
     taken: usize,
 }
 
+/// Where something stands in an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// The line that it begins in, counted from 1.
+    pub(crate) line: u64,
+    /// Which element of an array it is, counted from 1, if the input is not one event a line.
+    pub(crate) element: Option<u64>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.element {
+            None => write!(f, "line {}", self.line),
+            Some(element) => write!(f, "line {}, element {element}", self.line),
+        }
+    }
+}
+
 /// One line, without its end.
 pub(crate) struct Line<'a> {
-    /// Counted from 1.
-    pub(crate) number: u64,
+    pub(crate) place: Place,
     pub(crate) bytes: &'a [u8],
     /// Whether the input ended before the line did.
     pub(crate) is_cut: bool,
@@ -131,10 +149,10 @@ impl Chunk {
     fn line(&self, index: usize) -> Line<'_> {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let bytes = &self.bytes[start..self.ends[index]];
-        let number = self.before + index as u64 + 1;
+        let place = Place { line: self.before + index as u64 + 1, element: None };
         match bytes.strip_suffix(b"\n") {
-            Some(bytes) => Line { number, bytes, is_cut: false },
-            None => Line { number, bytes, is_cut: true },
+            Some(bytes) => Line { place, bytes, is_cut: false },
+            None => Line { place, bytes, is_cut: true },
         }
     }
 
@@ -268,7 +286,7 @@ mod tests {
         loop {
             match lines.next().await {
                 Some(Ok(line)) => {
-                    all.push((line.number, String::from_utf8_lossy(line.bytes).into_owned(), line.is_cut));
+                    all.push((line.place.line, String::from_utf8_lossy(line.bytes).into_owned(), line.is_cut));
                 }
                 Some(Err(failure)) => return (all, Some(failure)),
                 None => return (all, None),

@@ -13,7 +13,9 @@ mod interrupt;
 mod json;
 mod output;
 mod progress;
+mod rejects;
 mod table;
+mod times;
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(Ending::Finished) => ExitCode::SUCCESS,
         Ok(Ending::FoundDamage) => ExitCode::FAILURE,
+        Ok(Ending::LeftOut) => ExitCode::from(commands::LEFT_OUT),
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(failure) => failure.report(),
     }

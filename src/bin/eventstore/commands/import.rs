@@ -1,29 +1,44 @@
 //! `import`: many events from JSON lines, resumable.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
-use eventstore::{Batch, CancellationToken, Context, StoreOutcome, Stored};
+use eventstore::{CancellationToken, Context, Error, EventStore, StoreOutcome, Stored};
 use indicatif::HumanCount;
 
 use super::{Ending, Store, with_store};
-use crate::batches::{BatchSize, Batches, Gathered};
-use crate::cli::ImportArgs;
+use crate::batches::{BatchSize, Batches, Form, Gathered, Item, Rejected, Times, batch_of, culprits, reason, refused};
+use crate::cli::{ImportArgs, KeepTimes};
 use crate::failure::{Failure, tell};
 use crate::input::Input;
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::rejects::Rejects;
 
 /// Large enough that the sync of a batch costs less than the rest; small enough that several fit in memory.
 const BATCH: BatchSize = BatchSize { events: 4096, bytes: 4 << 20 };
 
 pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure> {
+    let form = Form {
+        times: match args.recorded_at {
+            KeepTimes::Keep => Times::Keep,
+            KeepTimes::Now => Times::Ignore,
+        },
+        reads_places: args.check_places,
+        skips: args.skip_invalid.is_some(),
+        from_rejects: args.retry_skipped,
+    };
     let input = Input::open(&args.file)?;
+    let rejects = args.skip_invalid.as_deref().map(Rejects::create).transpose()?;
     let interrupted = interrupt::listen()?;
     with_store(url, async |store| {
-        let mut import = Import { store, counts: Counts::default(), progress: Progress::of(&input) };
+        let progress = Progress::of(&input);
+        let mut import =
+            Import { store, checks_places: args.check_places, rejects, counts: Counts::default(), progress };
         let started = Instant::now();
-        let result = import.run(Batches::new(input.into_lines()?, BATCH), &interrupted).await;
+        let result = import.run(Batches::new(input.into_lines()?, BATCH, form), &interrupted).await;
         let Import { counts, progress, .. } = import;
         drop(progress);
         let ending = result.map_err(|failure| failure.note(format_args!("{counts} before that")))?;
@@ -33,22 +48,32 @@ pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure>
         let mut output = Output::stdout();
         output.text(&counts.summary(started.elapsed()))?;
         output.flush()?;
-        Ok(ending)
+        Ok(if counts.skipped > 0 && ending == Ending::Finished { Ending::LeftOut } else { ending })
     })
     .await
 }
 
 struct Import<'a> {
     store: &'a Store,
+    checks_places: bool,
+    /// Where to write what is left out; `None` if a bad line ends the import.
+    rejects: Option<Rejects>,
     counts: Counts,
     progress: Progress,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+struct Done {
+    counts: Counts,
+    rejected: Vec<Rejected>,
 }
 
 impl Import<'_> {
     /// Stores batch after batch, and gathers one while the other is being stored.
     ///
     /// One at a time, because with several in flight a later one could be stored although an earlier one was refused.
-    /// So what is stored is a beginning of the input, in its order, whatever happens.
+    /// So what is stored is a beginning of the input, in its order, whatever happens; less what was skipped.
     async fn run(&mut self, mut batches: Batches, interrupted: &CancellationToken) -> Result<Ending, Failure> {
         let mut gathered = next(&mut batches, interrupted).await;
         loop {
@@ -56,9 +81,13 @@ impl Import<'_> {
                 Ok(Next::Batch(batch)) => {
                     // Ends early only if the batch is refused: then nobody wants the next one.
                     let following = async { Ok(next(&mut batches, interrupted).await) };
-                    let stored;
-                    (stored, gathered) = tokio::try_join!(self.store(batch), following)?;
-                    self.count(&stored);
+                    match tokio::try_join!(self.store(batch), following) {
+                        Ok((done, following)) => {
+                            self.conclude(done)?;
+                            gathered = following;
+                        }
+                        Err(ended) => return self.end(*ended),
+                    }
                 }
                 // What was gathered before the interrupt or the bad line is as good as any.
                 Ok(Next::Ended(ending)) => return self.store_rest(&mut batches).await.map(|()| ending),
@@ -67,26 +96,129 @@ impl Import<'_> {
         }
     }
 
-    async fn store(&self, gathered: Gathered) -> Result<Vec<Stored>, Failure> {
-        match self.store.store_batch(&Context::background(), Batch::new(gathered.events.clone())).await {
-            Ok(stored) => Ok(stored),
-            Err(error) => {
-                let place = gathered.place_of(&error);
-                Err(Failure::from(error).at(place))
-            }
+    async fn store_rest(&mut self, batches: &mut Batches) -> Result<(), Failure> {
+        match self.store(batches.rest()).await {
+            Ok(done) => self.conclude(done),
+            Err(ended) => self.end(*ended),
         }
     }
 
-    async fn store_rest(&mut self, batches: &mut Batches) -> Result<(), Failure> {
-        let stored = self.store(batches.rest()).await?;
-        self.count(&stored);
+    /// Stores a batch. What is told with a failure was done all the same.
+    async fn store(&self, gathered: Gathered) -> Result<Done, Box<(Done, Failure)>> {
+        let mut done = Done { rejected: gathered.rejected, ..Done::default() };
+        let mut items = gathered.items;
+        let misplaced = match self.checks_places {
+            true => misplaced(self.store, &items).await,
+            false => Ok(None),
+        };
+        let misplaced = match misplaced {
+            Ok(None) => None,
+            Ok(Some((index, failure))) => {
+                // As before any other bad line.
+                items.truncate(index);
+                Some(failure)
+            }
+            Err(failure) => return Err(Box::new((done, failure))),
+        };
+        let stored = self.store_items(items, &mut done).await;
+        done.rejected.sort_by_key(|rejected| rejected.place);
+        match stored.err().or(misplaced) {
+            None => Ok(done),
+            Some(failure) => Err(Box::new((done, failure))),
+        }
+    }
+
+    /// Stores these events together; or, if the store refuses some of them and lines are skipped, the others.
+    async fn store_items(&self, items: Vec<Item>, done: &mut Done) -> Result<(), Failure> {
+        let mut parts = vec![items];
+        while let Some(mut items) = parts.pop() {
+            let error = match self.store.store_batch(&Context::background(), batch_of(&items)).await {
+                Ok(stored) => {
+                    done.counts.add(&items, &stored);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let is_about_events = matches!(error, Error::DuplicateEvent { .. } | Error::InvalidEvent { .. });
+            if self.rejects.is_none() || !is_about_events {
+                return Err(refused(self.store, &items, error).await);
+            }
+            let culprits = match items.len() {
+                1 => vec![0],
+                _ => culprits(self.store, &items, &error).await,
+            };
+            if culprits.is_empty() {
+                // The store does not say which one it is.
+                let second = items.split_off(items.len() / 2);
+                parts.extend([second, items]);
+                continue;
+            }
+            let reason = reason(&Failure::from(error));
+            for index in culprits.into_iter().rev() {
+                let Item { place, input, .. } = items.remove(index);
+                done.rejected.push(Rejected { place, reason: reason.clone(), input: input.unwrap_or_default() });
+            }
+            parts.push(items);
+        }
         Ok(())
     }
 
-    fn count(&mut self, stored: &[Stored]) {
-        self.counts.add(stored);
+    /// Counts what was done, and writes down what was left out.
+    fn conclude(&mut self, done: Done) -> Result<(), Failure> {
+        self.counts.written += done.counts.written;
+        self.counts.already_there += done.counts.already_there;
+        self.counts.times_lost += done.counts.times_lost;
+        for rejected in &done.rejected {
+            if let Some(rejects) = &mut self.rejects {
+                rejects.add(rejected)?;
+                self.counts.skipped += 1;
+            }
+        }
         self.progress.show(self.counts.total());
+        Ok(())
     }
+
+    fn end<T>(&mut self, (done, failure): (Done, Failure)) -> Result<T, Failure> {
+        self.conclude(done)?;
+        Err(failure)
+    }
+}
+
+/// The first event that the store would not give the place that the input names, and how to tell so.
+///
+/// It is known before the event is stored, because nobody else has the store open.
+async fn misplaced(store: &Store, items: &[Item]) -> Result<Option<(usize, Failure)>, Failure> {
+    let ctx = Context::background();
+    let mut latest = store.latest_version(&ctx).await?.get();
+    let mut revisions: HashMap<&str, u64> = HashMap::new();
+    let mut places: HashMap<&str, (u64, u64)> = HashMap::new();
+    for (index, item) in items.iter().enumerate() {
+        let (id, aggregate_id) = (item.event.id(), item.event.aggregate_id());
+        let (version, revision) = match places.entry(id) {
+            Entry::Occupied(place) => *place.get(),
+            Entry::Vacant(place) => *place.insert(match store.get(&ctx, id).await {
+                Ok(recorded) => (recorded.version.get(), recorded.revision),
+                Err(Error::EventNotFound { .. }) => {
+                    let revision = match revisions.entry(aggregate_id) {
+                        Entry::Occupied(revision) => revision.into_mut(),
+                        Entry::Vacant(revision) => revision.insert(store.aggregate_revision(&ctx, aggregate_id).await?),
+                    };
+                    (latest, *revision) = (latest + 1, *revision + 1);
+                    (latest, *revision)
+                }
+                Err(error) => return Err(error.into()),
+            }),
+        };
+        let (named_version, named_revision) = (item.version.unwrap_or(version), item.revision.unwrap_or(revision));
+        if (named_version, named_revision) != (version, revision) {
+            let reason = format!(
+                "the event has version {named_version}, revision {named_revision} in the input, and version {version}, \
+                 revision {revision} in the store; from this line on nothing is stored"
+            );
+            return Ok(Some((index, Failure::wrong_result(reason).at(item.place))));
+        }
+    }
+    Ok(None)
 }
 
 enum Next {
@@ -109,17 +241,26 @@ async fn next(batches: &mut Batches, interrupted: &CancellationToken) -> Result<
 struct Counts {
     written: u64,
     already_there: u64,
+    skipped: u64,
+    /// Events that were written with another time than the input has.
+    times_lost: u64,
 }
 
 impl Counts {
-    fn add(&mut self, stored: &[Stored]) {
-        let written = stored.iter().filter(|stored| stored.outcome == StoreOutcome::Written).count() as u64;
-        self.written += written;
-        self.already_there += stored.len() as u64 - written;
+    fn add(&mut self, items: &[Item], stored: &[Stored]) {
+        for (item, stored) in items.iter().zip(stored) {
+            match stored.outcome {
+                StoreOutcome::Written => {
+                    self.written += 1;
+                    self.times_lost += u64::from(item.loses_time);
+                }
+                StoreOutcome::AlreadyStored => self.already_there += 1,
+            }
+        }
     }
 
     fn total(self) -> u64 {
-        self.written + self.already_there
+        self.written + self.already_there + self.skipped
     }
 
     fn summary(self, elapsed: Duration) -> String {
@@ -131,7 +272,14 @@ impl Counts {
 
 impl std::fmt::Display for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} stored, {} already there", HumanCount(self.written), HumanCount(self.already_there))
+        write!(f, "{} stored, {} already there", HumanCount(self.written), HumanCount(self.already_there))?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", HumanCount(self.skipped))?;
+        }
+        if self.times_lost > 0 {
+            write!(f, ", {} with the time of the import instead of their own", HumanCount(self.times_lost))?;
+        }
+        Ok(())
     }
 }
 
@@ -141,9 +289,14 @@ mod tests {
 
     #[test]
     fn the_summary_tells_counts_time_and_rate() {
-        let counts = Counts { written: 39_303, already_there: 0 };
+        let counts = Counts { written: 39_303, ..Counts::default() };
         let summary = counts.summary(Duration::from_millis(1_230));
         assert_eq!(summary, "39,303 stored, 0 already there, in 1.23 s (31,954 events/s)");
         assert!(Counts::default().summary(Duration::ZERO).ends_with("(0 events/s)"));
+        let counts = Counts { written: 1_000, already_there: 2, skipped: 1, times_lost: 999 };
+        assert_eq!(
+            counts.to_string(),
+            "1,000 stored, 2 already there, 1 skipped, 999 with the time of the import instead of their own"
+        );
     }
 }

@@ -36,7 +36,12 @@ pub(crate) enum Ending {
     Interrupted,
     /// It did all there was to do, and found something wrong.
     FoundDamage,
+    /// It did what there was to do but for some lines of the input, which it wrote down.
+    LeftOut,
 }
+
+/// The exit code of [`Ending::LeftOut`]: neither all done nor ended early.
+pub(crate) const LEFT_OUT: u8 = 3;
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     let url = cli.store.as_str();
