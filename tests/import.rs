@@ -397,3 +397,294 @@ fn skipped_lines_are_counted_with_an_error_too() {
     assert_eq!(count(counted[0]), shell.load().len());
     assert_eq!(count(counted[2]), shell.read("r").lines().count());
 }
+
+// Files that people have.
+
+#[test]
+fn compressed_files_are_read_whole_whatever_their_name() {
+    let bzip2 = |text: &str| {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let text = fs::read_to_string(orders()).unwrap();
+    let (head, tail) = text.split_at(text.len() / 2);
+    let shell = Shell::new();
+    // Two parts, as parallel compressors write them.
+    let whole = [bzip2(head), bzip2(tail)].concat();
+    shell.write("orders", &whole);
+    shell.run(&["import", "orders"]).succeeded().told("72 stored, 0 already there");
+    shell.run_with(&["import", "-"], &whole).succeeded().told("0 stored, 72 already there");
+    shell.write("cut.jsonl.bz2", &whole[..whole.len() - 20]);
+    shell.run(&["import", "cut.jsonl.bz2"]).failed("malformed_input", &["line ", "cut.jsonl.bz2", "ends too early"]);
+    // Of one event, as the tool of that name compresses it; and twice.
+    let xz = base64(XZ);
+    shell.write("event.xz", &xz);
+    shell.write("twice.xz", xz.repeat(2));
+    shell.run(&["import", "event.xz"]).succeeded().told("1 stored, 0 already there");
+    shell.run(&["import", "twice.xz"]).succeeded().told("0 stored, 2 already there");
+    shell.write("damaged.xz", [&xz[..40], b"?", &xz[41..]].concat());
+    shell.run(&["import", "damaged.xz"]).failed("malformed_input", &["damaged.xz", "damaged: "]);
+}
+
+const XZ: &str = "/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4AA2ADVdAD2IiSaBk1OF2EVhqdT4oDO7XlqTBc11ILkzsyFWqKOMnk5b4UxaVgFCYeBE2ZDrh2Xr3xAAAAAAAAclAAlG5OWeAAFRNzF8mzsftvN9AQAAAAAEWVo=";
+
+fn base64(text: &str) -> Vec<u8> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+}
+
+#[test]
+fn an_array_is_read_as_lines_are() {
+    let text = fs::read_to_string(orders()).unwrap();
+    let values: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for array in [
+        format!("[{}]", text.trim_end().replace('\n', ",")),
+        format!("[\n  {}\n]\n", text.trim_end().replace('\n', ",\n  ")),
+        format!("\u{feff}{}", serde_json::to_string_pretty(&values).unwrap()),
+        values.iter().map(|value| serde_json::to_string_pretty(value).unwrap() + "\n").collect(),
+    ] {
+        let shell = Shell::new();
+        shell.run_with(&["import", "-"], array).succeeded().told("72 stored, 0 already there");
+        let loaded = shell.load();
+        for (event, value) in loaded.iter().zip(&values) {
+            assert_eq!((&event["id"], &event["data"]), (&value["id"], &value["data"]));
+        }
+    }
+    // What is printed over several lines has its data in one; nothing else of it changes.
+    let shell = Shell::new();
+    let printed =
+        "[{\"id\":\"e1\",\"type\":\"T\",\"aggregate_id\":\"a\",\"data\":{\n  \"b\" : 1.50,\n  \"a\":[ 1,\n 2]\n}}]";
+    shell.run_with(&["import", "-"], printed).succeeded();
+    let loaded = shell.run(&["load"]).succeeded().stdout;
+    assert!(loaded.contains(r#""data":{"b" : 1.50,"a":[ 1,2]},"#), "{loaded}");
+}
+
+#[test]
+fn an_element_that_is_no_event_is_named_and_can_be_skipped() {
+    let shell = Shell::new();
+    let array =
+        format!("[{},\n{},\n17,{}]", line("e1", "a", "1").trim(), r#"{"id":"e2"}"#, line("e3", "a", "1").trim());
+    shell.run_with(&["import", "-"], &array).failed("invalid_event", &["line 2, element 2: invalid type", "1 stored"]);
+    let done = shell.run_with(&["import", "--skip-invalid", "r", "-"], &array);
+    done.skipped("1 stored, 1 already there, 2 skipped");
+    let rejected: Vec<Value> = shell.read("r").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found: Vec<_> =
+        rejected.iter().map(|r| (r["line"].clone(), r["element"].clone(), r["input"].clone())).collect();
+    assert_eq!(found, [(json!(2), json!(2), json!(r#"{"id":"e2"}"#)), (json!(3), json!(3), json!("17"))]);
+    // Behind a place where the array itself is broken nothing can be read, skipping or not.
+    let broken = array.replace(",\n17", "\n17");
+    let done = shell.run_with(&["import", "--skip-invalid", "r2", "-"], broken);
+    done.failed("malformed_input", &["line 3: a comma or ] is expected", "1 skipped before that"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_what_it_is() {
+    let shell = Shell::new();
+    for (content, words) in [
+        (&b"PK\x03\x04rest"[..], "a zip archive or an Excel workbook"),
+        (b"PAR1\x15\x04", "a Parquet file"),
+        (b"Obj\x01\x04", "an Avro file"),
+        (b"<?xml version=\"1.0\"?>\n<feed/>\n", "XML"),
+        (b"id,type,aggregate\n1,2,3\n", "CSV with the columns id, type, aggregate"),
+    ] {
+        shell.write("file", content);
+        shell.run(&["import", "file"]).failed("malformed_input", &[words, "0 stored"]);
+    }
+}
+
+/// The fields of an event that its content consists of.
+fn content(event: &Value) -> (&str, &str, &str, &Value, &Value) {
+    let text = |field: &str| event[field].as_str().unwrap();
+    (text("id"), text("type"), text("aggregate_id"), &event["data"], &event["metadata"])
+}
+
+#[test]
+fn cloud_events_are_mapped_by_name() {
+    let events = [
+        r#"{"specversion":"1.0","id":"A1","source":"/shop","type":"order.placed","subject":"order-7","time":"2018-04-05T17:31:00+02:00","datacontenttype":"application/json","data":{"total": 12.50}}"#,
+        r#"{"specversion":"1.0","id":"A1","source":"/bank","type":"paid","data_base64":"AAH/","traceparent":"00-x"}"#,
+        r#"{"specversion":"1.0","id":"A2","source":"/bank","type":"closed","data":null}"#,
+    ];
+    for input in [events.join("\n"), format!("[{}]", events.join(",\n"))] {
+        let shell = Shell::new();
+        let import = ["import", "--map", "cloudevents", "-"];
+        shell.run_with(&import, &input).succeeded().told("3 stored, 0 already there");
+        shell.run_with(&import, &input).succeeded().told("0 stored, 3 already there");
+        let loaded = shell.load();
+        let metadata = json!({"specversion": "1.0", "id": "A1", "source": "/shop", "time": "2018-04-05T17:31:00+02:00",
+            "datacontenttype": "application/json"});
+        let data = json!({"total": 12.5});
+        assert_eq!(content(&loaded[0]), ("/shop#A1", "order.placed", "order-7", &data, &metadata));
+        assert!(shell.run(&["load"]).stdout.contains(r#""data":{"total": 12.50},"#));
+        assert_eq!(loaded[0]["recorded_at"], "2018-04-05T15:31:00.000000Z");
+        let metadata = json!({"specversion": "1.0", "id": "A1", "source": "/bank", "traceparent": "00-x"});
+        assert_eq!(content(&loaded[1]), ("/bank#A1", "paid", "/bank", &Value::Null, &metadata));
+        assert_eq!(loaded[1]["data_base64"], "AAH/");
+        assert!(loaded[2].get("data").is_none());
+        // The same without any word is told what it is.
+        let other = ["--store", "lmdb:./other", "import", "-"];
+        shell.run_with(&other, &input).failed("malformed_input", &["line 1", "CloudEvents: write --map cloudevents"]);
+    }
+}
+
+#[test]
+fn exports_and_feeds_of_kurrentdb_are_mapped_by_name() {
+    let exported = [
+        r#"{"eventId":"e-0","eventType":"Placed","streamId":"order-1","eventNumber":0,"data":{"n":1},"metadata":{"by":"x"},"created":"2024-03-01T10:00:00.1234567Z"}"#,
+        r#"{"eventId":"e-1","eventType":"Paid","streamId":"order-1","eventNumber":1,"data":{"n":2},"metadata":null,"created":"2024-03-01T10:00:01Z"}"#,
+    ];
+    // As its HTTP interface prints them: the newest first, what was JSON as texts.
+    let feed = serde_json::to_string_pretty(&json!({"title": "Event stream 'order-1'", "streamId": "order-1",
+        "headOfStream": true, "selfUrl": "http://localhost/streams/order-1", "links": [], "entries": [
+            {"eventId": "e-1", "eventType": "Paid", "eventNumber": 1, "data": "{\"n\":2}", "metaData": "",
+             "streamId": "order-1", "isJson": true, "title": "1@order-1", "updated": "2024-03-01T10:00:01Z"},
+            {"eventId": "e-0", "eventType": "Placed", "eventNumber": 0, "data": "{\"n\":1}", "metaData": "{\"by\":\"x\"}",
+             "streamId": "order-1", "isJson": true, "title": "0@order-1", "updated": "2024-03-01T10:00:00.1234567Z"}]}))
+    .unwrap();
+    let single = |event: &str| {
+        let mut event: Value = serde_json::from_str(event).unwrap();
+        let (created, stream) = (event["created"].take(), event["streamId"].take());
+        event.as_object_mut().unwrap().retain(|key, _| !matches!(key.as_str(), "created" | "streamId"));
+        event["eventStreamId"] = stream;
+        json!({"title": "x", "updated": created, "summary": event["eventType"], "content": event}).to_string()
+    };
+    for input in [exported.join("\n"), feed, exported.map(single).join("\n")] {
+        let shell = Shell::new();
+        let import = ["import", "--map", "kurrentdb", "--check-places", "-"];
+        shell.run_with(&import, &input).succeeded().told("2 stored, 0 already there");
+        let loaded = shell.load();
+        assert_eq!(content(&loaded[0]), ("e-0", "Placed", "order-1", &json!({"n": 1}), &json!({"by": "x"})));
+        assert_eq!(content(&loaded[1]), ("e-1", "Paid", "order-1", &json!({"n": 2}), &json!({})));
+        assert_eq!(loaded[0]["recorded_at"], "2024-03-01T10:00:00.123456Z");
+        let other = ["--store", "lmdb:./other", "import", "-"];
+        shell.run_with(&other, &input).failed("malformed_input", &["line 1", "write --map kurrentdb"]);
+    }
+    // A stream that does not begin at its beginning has other revisions here.
+    let shell = Shell::new();
+    let import = ["import", "--map", "kurrentdb", "--check-places", "-"];
+    shell
+        .run_with(&import, exported[1])
+        .failed("wrong_result", &["revision 2 in the input", "revision 1 in the store"]);
+    let feed = r#"{"entries":[{"eventId":"b","eventType":"T","streamId":"s"},{"eventId":"a","eventType":"T"}]}"#;
+    let import = ["import", "--map", "kurrentdb", "--skip-invalid", "r", "-"];
+    shell.run_with(&import, feed).skipped("1 stored, 0 already there, 1 skipped");
+    let rejected: Value = serde_json::from_str(&shell.read("r")).unwrap();
+    assert_eq!((&rejected["line"], &rejected["element"]), (&json!(1), &json!(2)));
+    shell.write("r", shell.read("r").replace(r#"\"T\"}"#, r#"\"T\",\"streamId\":\"s\"}"#));
+    shell.run(&["import", "--map", "kurrentdb", "--retry-skipped", "r"]).succeeded().told("1 stored, 0 already there");
+    shell.holds(&["b", "a"]);
+}
+
+#[test]
+fn gh_archive_is_mapped_by_name() {
+    let event = r#"{"id":"2489651045","type":"CreateEvent","actor":{"id":1,"login":"x"},"repo":{"id":2,"name":"x/y"},"payload":{"ref":"main","size": 1e2},"public":true,"created_at":"2015-01-01T15:00:00Z"}"#;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    writeln!(gzip, "{event}").unwrap();
+    let shell = Shell::new();
+    shell.write("2015-01-01-15.json.gz", gzip.finish().unwrap());
+    shell.run(&["import", "2015-01-01-15.json.gz"]).failed("malformed_input", &["GH Archive: write --map gharchive"]);
+    shell.run(&["import", "--map", "gharchive", "2015-01-01-15.json.gz"]).succeeded();
+    let loaded = shell.load();
+    let metadata = json!({"actor": {"id": 1, "login": "x"}, "repo": {"id": 2, "name": "x/y"}, "public": true,
+        "created_at": "2015-01-01T15:00:00Z"});
+    let data = json!({"ref": "main", "size": 100.0});
+    assert_eq!(content(&loaded[0]), ("2489651045", "CreateEvent", "x/y", &data, &metadata));
+    assert_eq!(loaded[0]["recorded_at"], "2015-01-01T15:00:00.000000Z");
+    assert!(shell.run(&["load"]).stdout.contains(r#""data":{"ref":"main","size": 1e2},"#));
+}
+
+const SALES: &str = "\u{feff}customer;sold at;amount;note\n\
+                     c-1;2024-01-01T00:00:00Z;12,50;\"said \"\"hi\"\"\ntwice\"\n\
+                     c-2;2024-01-02T00:00:00Z;3;\n";
+const SALE: &str = r#"id=sha256(.),type="Sale",aggregate_id=.customer,recorded_at=."sold at""#;
+
+#[test]
+fn the_rows_of_a_table_become_events() {
+    let shell = Shell::new();
+    shell.write("sales.csv", SALES);
+    let words = ["CSV with the columns customer, sold at, amount, note", "--map"];
+    shell.run(&["import", "sales.csv"]).failed("malformed_input", &words);
+    let import = ["import", "--map", SALE, "sales.csv"];
+    shell.run(&import).succeeded().told("2 stored, 0 already there");
+    // An id that is made from the content is the same when it is made again.
+    shell.run(&import).succeeded().told("0 stored, 2 already there");
+    let loaded = shell.load();
+    let data =
+        json!({"customer": "c-1", "sold at": "2024-01-01T00:00:00Z", "amount": "12,50", "note": "said \"hi\"\ntwice"});
+    assert_eq!((&loaded[0]["aggregate_id"], &loaded[0]["data"]), (&json!("c-1"), &data));
+    assert_eq!(loaded[1]["recorded_at"], "2024-01-02T00:00:00.000000Z");
+    assert_eq!(loaded[0]["id"].as_str().unwrap().len(), 64);
+}
+
+#[test]
+fn rows_that_do_not_fit_are_named_and_can_be_mended() {
+    let shell = Shell::new();
+    let sales = format!("{SALES}c-3;2024-01-03T00:00:00Z;1\nc-4;never;1;\n");
+    shell.run_with(&["import", "--map", SALE, "-"], &sales).failed("malformed_input", &["line 5: it has 3 columns"]);
+    let import = ["import", "--format", "csv", "--map", SALE, "--skip-invalid", "r", "-"];
+    shell.run_with(&import, &sales).skipped("0 stored, 2 already there, 2 skipped");
+    shell.write("r", shell.read("r").replace("never", "2024-01-04T00:00:00Z"));
+    // With the same options, although it is no CSV.
+    let retry = ["import", "--format", "csv", "--map", SALE, "--retry-skipped", "r"];
+    shell.run(&retry).succeeded().told("2 stored, 0 already there");
+    assert_eq!(shell.load()[3]["data"]["customer"], "c-4");
+}
+
+#[test]
+fn records_that_are_the_same_become_one_event_or_are_told_apart_by_their_number() {
+    let lines = "{\"t\":1}\n{\"t\":1}\n\n{\"t\":2}\n";
+    let shell = Shell::new();
+    let import = ["import", "--map", r#"id=sha256(.),type="T",aggregate_id="a""#, "-"];
+    shell.run_with(&import, lines).succeeded().told("2 stored, 1 already there");
+    let shell = Shell::new();
+    let import = ["import", "--map", r#"id=sha256(.)+"-"+number(),type="T",aggregate_id="a""#, "-"];
+    shell.run_with(&import, lines).succeeded().told("3 stored, 0 already there");
+    shell.run_with(&import, lines).succeeded().told("0 stored, 3 already there");
+}
+
+#[test]
+fn a_mapping_that_is_wrong_is_told_before_anything_happens() {
+    let shell = Shell::new();
+    for (map, words) in [
+        ("cloudevent", "none of cloudevents, kurrentdb, gharchive"),
+        ("id=.id", "does not say what the type is"),
+        ("id=.id,type=.t,aggregate_id=.a,when=.t", "\"when\" is none of the fields"),
+    ] {
+        let import = ["import", "--skip-invalid", "r", "--map", map, "-"];
+        shell.run(&import).failed("invalid_option", &["map", words]);
+    }
+    assert!(!shell.path("store").exists() && !shell.path("r").exists());
+    let import = ["import", "--map", "id=.id,type=.t,aggregate_id=.who.name", "-"];
+    shell
+        .run_with(&import, r#"{"id":1,"t":"T","who":"x"}"#)
+        .failed("invalid_event", &["line 1: invalid aggregate_id: .who.name is missing"]);
+    shell.holds(&[]);
+}
+
+#[test]
+fn a_dry_run_shows_the_first_events_and_stores_nothing() {
+    let shell = Shell::new();
+    let file = orders();
+    let done = shell.run(&["import", "--dry-run", file.to_str().unwrap()]);
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), "dry run: 72 events; nothing is stored\n"));
+    let first: String = fs::read_to_string(&file).unwrap().split_inclusive('\n').take(3).collect();
+    assert_eq!(done.stdout, first);
+
+    shell.write("sales.csv", SALES);
+    let done = shell.run(&["import", "--dry-run", "--map", SALE, "sales.csv"]);
+    assert_eq!((done.code, done.events().len()), (Some(0), 2));
+    assert_eq!(done.events()[0]["recorded_at"], "2024-01-01T00:00:00.000000Z");
+    let done = shell.run(&["import", "--dry-run", "--recorded-at", "now", "--map", SALE, "sales.csv"]);
+    assert!(done.events()[0].get("recorded_at").is_none());
+
+    // What is wrong further on is found as well.
+    let lines = [line("e1", "a", "1"), "x\n".to_owned(), line("e2", "a", "1")].concat();
+    let done = shell.run_with(&["import", "--dry-run", "-"], &lines);
+    let done = done.failed("malformed_input", &["line 2: ", "1 event before that"]);
+    assert_eq!(done.events()[0]["id"], "e1");
+    let done = shell.run_with(&["import", "--dry-run", "--skip-invalid", "r", "-"], &lines);
+    assert_eq!((done.code, done.stderr.as_str()), (Some(3), "dry run: 2 events, 1 skipped; nothing is stored\n"));
+    assert_eq!(shell.read("r").lines().count(), 1);
+    assert!(!shell.path("store").exists());
+}

@@ -1,6 +1,5 @@
 //! Events from lines, gathered into batches.
 
-use std::borrow::Cow;
 use std::fmt::{self, Display};
 use std::time::SystemTime;
 
@@ -8,6 +7,7 @@ use eventstore::{Batch, Context, Error, Event, EventStore};
 
 use crate::failure::Failure;
 use crate::input::{Line, Lines, Place};
+use crate::mapping::{self, Mapping, Number, Record};
 use crate::{json, rejects};
 
 /// An event, where it stands in the input, and what is to be done with it.
@@ -133,6 +133,8 @@ pub(crate) struct BatchSize {
 /// How lines are read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Form {
+    /// What is what in a line; `None` for lines as `load` prints them.
+    pub(crate) mapping: Option<Mapping>,
     pub(crate) times: Times,
     /// Whether the places that lines name are of interest.
     pub(crate) reads_places: bool,
@@ -140,6 +142,8 @@ pub(crate) struct Form {
     pub(crate) skips: bool,
     /// Whether the lines are those of a file of rejected ones, which have the lines to read inside.
     pub(crate) from_rejects: bool,
+    /// Whether an error says what a line looks like that is no event.
+    pub(crate) recognizes: bool,
 }
 
 /// What becomes of the times of recording that the input has.
@@ -204,34 +208,79 @@ pub(crate) fn reason(failure: &Failure) -> String {
 impl Form {
     /// Adds what a line has to what was gathered.
     fn read(&self, line: &Line<'_>, gathered: &mut Gathered) -> Result<(), Failure> {
-        let (input, item) = match self.from_rejects {
-            false => (Cow::from(line.bytes), self.item(line.place, line.bytes)),
-            true => match rejects::input_of(line.bytes) {
-                Ok(input) => {
-                    let item = self.item(line.place, &input);
-                    (Cow::from(input), item)
+        let (wrapped, problem) = match self.from_rejects.then(|| rejects::input_of(line.bytes)) {
+            None => (None, None),
+            Some(Ok(wrapped)) => (Some(wrapped), None),
+            Some(Err(failure)) => (None, Some(failure)),
+        };
+        let (input, number) = match &wrapped {
+            Some(wrapped) => (wrapped.input.as_slice(), wrapped.number),
+            None => (line.bytes, line.place.element.unwrap_or(line.place.line)),
+        };
+        let number = Number { record: number, inner: None };
+        let problem = problem.or_else(|| line.problem.map(Failure::malformed));
+        let read = match (problem, &self.mapping) {
+            (Some(problem), _) => Err(problem),
+            (None, None) => self.unmapped(line.place, input).map(|item| gathered.push(item)),
+            (None, Some(mapping)) => {
+                let record = Record::parse(input, number);
+                match record.and_then(|record| Ok((mapping.events_of(&record)?, record))) {
+                    Err(failure) => Err(failure),
+                    Ok((None, record)) => {
+                        self.mapped(mapping, line.place, &record, input).map(|item| gathered.push(item))
+                    }
+                    Ok((Some(events), _)) => {
+                        return self.read_each(mapping, line.place.line, number, &events, gathered);
+                    }
                 }
-                Err(failure) => (Cow::from(line.bytes), Err(failure)),
-            },
-        };
-        let failure = match item {
-            Ok(item) => {
-                gathered.push(item);
-                return Ok(());
             }
+        };
+        match read {
+            Ok(()) => Ok(()),
             Err(failure) if line.is_cut && failure.is_malformed() => {
-                failure.at("the input ends in the middle of a line")
+                self.reject(line.place, failure.at("the input ends in the middle of a line"), input, gathered)
             }
-            Err(failure) => failure,
-        };
-        if !self.skips {
-            return Err(failure.at(line.place));
+            Err(failure) => self.reject(line.place, failure, input, gathered),
         }
-        gathered.reject(Rejected { place: line.place, reason: reason(&failure), input: input.into() });
+    }
+
+    /// Adds the events that one record has inside.
+    fn read_each(
+        &self,
+        mapping: &Mapping,
+        line: u64,
+        number: Number,
+        events: &[(u64, &str)],
+        gathered: &mut Gathered,
+    ) -> Result<(), Failure> {
+        for &(element, text) in events {
+            let place = Place { line, element: Some(element) };
+            let record = Record::parse(text.as_bytes(), Number { inner: Some(element), ..number });
+            match record.and_then(|record| self.mapped(mapping, place, &record, text.as_bytes())) {
+                Ok(item) => gathered.push(item),
+                Err(failure) => self.reject(place, failure, text.as_bytes(), gathered)?,
+            }
+        }
         Ok(())
     }
 
-    fn item(&self, place: Place, input: &[u8]) -> Result<Item, Failure> {
+    /// Keeps what is no event as rejected, or ends with it.
+    fn reject(&self, place: Place, failure: Failure, input: &[u8], gathered: &mut Gathered) -> Result<(), Failure> {
+        let failure = match self.recognizes && self.mapping.is_none() {
+            true => match mapping::recognize(input) {
+                Some(what) => failure.note(what),
+                None => failure,
+            },
+            false => failure,
+        };
+        if !self.skips {
+            return Err(failure.at(place));
+        }
+        gathered.reject(Rejected { place, reason: reason(&failure), input: input.into() });
+        Ok(())
+    }
+
+    fn unmapped(&self, place: Place, input: &[u8]) -> Result<Item, Failure> {
         let entry = json::parse(input)?;
         let recorded_at = match self.times {
             Times::Keep => entry.recorded_at()?,
@@ -250,5 +299,20 @@ impl Form {
             input: self.skips.then(|| input.into()),
             event: entry.event,
         })
+    }
+
+    fn mapped(&self, mapping: &Mapping, place: Place, record: &Record<'_>, input: &[u8]) -> Result<Item, Failure> {
+        let event = mapping.event(record)?;
+        let time = mapping.recorded_at(record);
+        let (recorded_at, loses_time) = match self.times {
+            Times::Keep => (time?.map(|text| json::time(&text)).transpose()?, false),
+            Times::Ignore => (None, !matches!(time, Ok(None))),
+        };
+        let (version, revision) = match self.reads_places {
+            true => mapping.place(record)?,
+            false => (None, None),
+        };
+        let input = self.skips.then(|| input.into());
+        Ok(Item { place, event, recorded_at, loses_time, version, revision, input })
     }
 }

@@ -12,7 +12,7 @@ use eventstore_kv::{StoreUrl, UrlOptions};
 
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::json;
+use crate::{compression, json};
 
 /// Ends a text in an input. UTF-8 never contains this byte.
 const TEXT_END: u8 = 0xfe;
@@ -188,8 +188,7 @@ pub(crate) fn input(bytes: &[u8]) {
             return;
         }
     }
-    let is_compressed = bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    if !is_compressed {
+    if compression::is_plain(bytes) {
         assert!(!is_refused && taken == bytes, "the lines of an input are all of it");
     }
 }

@@ -156,6 +156,15 @@ pub(crate) fn write(out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<(
     write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(recorded.recorded_at))
 }
 
+/// Writes an event that stands nowhere yet, with its time of recording if that is known, without the line's end.
+pub(crate) fn write_new(out: &mut Vec<u8>, event: &Event, recorded_at: Option<SystemTime>) -> io::Result<()> {
+    write_fields(out, event)?;
+    match recorded_at {
+        Some(time) => write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(time)),
+        None => out.write_all(b"}"),
+    }
+}
+
 /// The beginning of a line, up to its metadata.
 fn write_fields(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     out.extend_from_slice(b"{\"id\":");

@@ -5,14 +5,17 @@
 mod batches;
 mod cli;
 mod commands;
+mod compression;
 mod failure;
 #[cfg(test)]
 mod fuzzing;
 mod input;
 mod interrupt;
 mod json;
+mod mapping;
 mod output;
 mod progress;
+mod records;
 mod rejects;
 mod table;
 mod times;

@@ -70,17 +70,26 @@ impl Rejects {
     }
 }
 
+/// What a line of such a file has inside.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Wrapped {
+    pub(crate) input: Vec<u8>,
+    /// The number of the record that it was.
+    pub(crate) number: u64,
+}
+
 /// What a line of such a file says that stood in the input.
-pub(crate) fn input_of(line: &[u8]) -> Result<Vec<u8>, Failure> {
+pub(crate) fn input_of(line: &[u8]) -> Result<Wrapped, Failure> {
     let text = json::object(line)?;
     let reject: Reject<'_> = serde_json::from_str(text).map_err(|error| {
         Failure::malformed(json::describe(&error)).note("it is no line that --skip-invalid has written")
     })?;
-    match (reject.input, reject.input_base64) {
-        (Some(text), None) => Ok(text.into_owned().into_bytes()),
-        (None, Some(base64)) => json::decode("input_base64", &base64),
-        _ => Err(Failure::malformed("it has to have either input or input_base64")),
-    }
+    let input = match (reject.input, reject.input_base64) {
+        (Some(text), None) => text.into_owned().into_bytes(),
+        (None, Some(base64)) => json::decode("input_base64", &base64)?,
+        _ => return Err(Failure::malformed("it has to have either input or input_base64")),
+    };
+    Ok(Wrapped { input, number: reject.element.unwrap_or(reject.line) })
 }
 
 #[cfg(test)]
@@ -100,7 +109,9 @@ mod tests {
         }
         let written = std::fs::read_to_string(&path).expect("UTF-8");
         let back: Vec<_> = written.lines().map(|line| input_of(line.as_bytes()).expect("was written")).collect();
-        assert_eq!(back, inputs);
+        let numbers = [1, 9, 3, 4, 5];
+        assert_eq!(back.iter().map(|wrapped| wrapped.number).collect::<Vec<_>>(), numbers);
+        assert_eq!(back.into_iter().map(|wrapped| wrapped.input).collect::<Vec<_>>(), inputs);
         assert!(written.starts_with(r#"{"line":1,"error":"because","input":"{\"id\":"}"#), "{written}");
         assert!(written.contains(r#"{"line":2,"element":9,"error":"because","input":""}"#), "{written}");
         assert!(written.contains(r#"{"line":3,"error":"because","input_base64":"/wA="}"#), "{written}");

@@ -14,6 +14,7 @@ use crate::cli::AppendArgs;
 use crate::failure::{Failure, tell};
 use crate::input::Input;
 use crate::output::Output;
+use crate::records::Wanted;
 use crate::{interrupt, json};
 
 pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure> {
@@ -27,7 +28,7 @@ pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure>
     let input = Input::open(&args.file)?;
     let interrupted = interrupt::listen()?;
     with_store(url, async |store| {
-        let batches = Batches::new(input.into_lines()?, size, Form::default());
+        let batches = Batches::new(input.into_records(Wanted::Lines)?, size, Form::default());
         append(store, batches, &options, args.concurrency, &interrupted).await
     })
     .await

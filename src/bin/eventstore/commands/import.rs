@@ -9,19 +9,25 @@ use indicatif::HumanCount;
 
 use super::{Ending, Store, with_store};
 use crate::batches::{BatchSize, Batches, Form, Gathered, Item, Rejected, Times, batch_of, culprits, reason, refused};
-use crate::cli::{ImportArgs, KeepTimes};
+use crate::cli::{ImportArgs, InputFormat, KeepTimes};
 use crate::failure::{Failure, tell};
 use crate::input::Input;
-use crate::interrupt;
+use crate::mapping::Mapping;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::records::Wanted;
 use crate::rejects::Rejects;
+use crate::{interrupt, json};
 
 /// Large enough that the sync of a batch costs less than the rest; small enough that several fit in memory.
 const BATCH: BatchSize = BatchSize { events: 4096, bytes: 4 << 20 };
 
+/// What a dry run prints.
+const EXAMPLES: usize = 3;
+
 pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure> {
     let form = Form {
+        mapping: (!args.map.is_empty()).then(|| Mapping::parse(&args.map)).transpose()?,
         times: match args.recorded_at {
             KeepTimes::Keep => Times::Keep,
             KeepTimes::Now => Times::Ignore,
@@ -29,16 +35,26 @@ pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure>
         reads_places: args.check_places,
         skips: args.skip_invalid.is_some(),
         from_rejects: args.retry_skipped,
+        recognizes: true,
+    };
+    let wanted = match args.format {
+        _ if args.retry_skipped => Wanted::Json,
+        InputFormat::Auto => Wanted::Any { is_mapped: form.mapping.is_some() },
+        InputFormat::Json => Wanted::Json,
+        InputFormat::Csv => Wanted::Csv,
     };
     let input = Input::open(&args.file)?;
     let rejects = args.skip_invalid.as_deref().map(Rejects::create).transpose()?;
+    if args.dry_run {
+        return dry_run(Batches::new(input.into_records(wanted)?, BATCH, form), rejects).await;
+    }
     let interrupted = interrupt::listen()?;
     with_store(url, async |store| {
         let progress = Progress::of(&input);
         let mut import =
             Import { store, checks_places: args.check_places, rejects, counts: Counts::default(), progress };
         let started = Instant::now();
-        let result = import.run(Batches::new(input.into_lines()?, BATCH, form), &interrupted).await;
+        let result = import.run(Batches::new(input.into_records(wanted)?, BATCH, form), &interrupted).await;
         let Import { counts, progress, .. } = import;
         drop(progress);
         let ending = result.map_err(|failure| failure.note(format_args!("{counts} before that")))?;
@@ -51,6 +67,43 @@ pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure>
         Ok(if counts.skipped > 0 && ending == Ending::Finished { Ending::LeftOut } else { ending })
     })
     .await
+}
+
+/// Prints the first events as they would be stored, and reads all others.
+async fn dry_run(mut batches: Batches, mut rejects: Option<Rejects>) -> Result<Ending, Failure> {
+    let mut output = Output::stdout();
+    let (mut events, mut skipped) = (0_u64, 0_u64);
+    let mut is_over = false;
+    let mut result = Ok(());
+    while !is_over {
+        let gathered = match batches.next().await {
+            Ok(Some(gathered)) => gathered,
+            Ok(None) => break,
+            Err(failure) => {
+                (is_over, result) = (true, Err(failure));
+                batches.rest()
+            }
+        };
+        let examples = EXAMPLES.saturating_sub(usize::try_from(events).unwrap_or(usize::MAX));
+        for item in gathered.items.iter().take(examples) {
+            output.line(|out| json::write_new(out, &item.event, item.recorded_at))?;
+        }
+        output.flush()?;
+        events += gathered.items.len() as u64;
+        for rejected in &gathered.rejected {
+            if let Some(rejects) = &mut rejects {
+                rejects.add(rejected)?;
+                skipped += 1;
+            }
+        }
+    }
+    let mut told = format!("{} event{}", HumanCount(events), if events == 1 { "" } else { "s" });
+    if skipped > 0 {
+        told = format!("{told}, {} skipped", HumanCount(skipped));
+    }
+    result.map_err(|failure| failure.note(format_args!("{told} before that")))?;
+    tell(&format!("dry run: {told}; nothing is stored"));
+    Ok(if skipped > 0 { Ending::LeftOut } else { Ending::Finished })
 }
 
 struct Import<'a> {
