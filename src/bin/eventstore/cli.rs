@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventstore::limits::MAX_BATCH_EVENTS;
+
+use crate::times;
 
 /// An embedded event store with interchangeable engines.
 #[derive(Debug, Parser)]
@@ -53,6 +55,13 @@ pub(crate) enum Command {
     /// Print events as JSON lines or as a table
     #[command(after_help = LOAD)]
     Load(LoadArgs),
+    /// List the aggregates, one JSON object a line: id, revision, and version of the newest event
+    #[command(after_help = AGGREGATES)]
+    Aggregates {
+        /// Only aggregates whose ids begin like this
+        #[arg(long, value_name = "PREFIX", allow_hyphen_values = true)]
+        prefix: Option<String>,
+    },
     /// Print the event with this id
     Get {
         /// The event's id
@@ -271,11 +280,16 @@ pub(crate) enum KeepTimes {
 }
 
 const LOAD: &str = "\
+An event is printed if everything holds that is asked of it. The store finds events by version and by aggregate; for types, \
+prefixes and times all events in question are read. Times of recording are in no certain order.
+
 Examples:
-  eventstore load --since 1200                           what is new since version 1200
+  eventstore load --since 1200                           what is new since then
   eventstore load --aggregate order-42                   one order's history
-  eventstore load --backward --limit 10 --format table   the newest ten, to look at
-  eventstore load --follow --limit 100                   wait until 100 events are there";
+  eventstore load --backward --limit 10 --format table   the newest ten
+  eventstore load --follow --limit 100                   wait for 100 events
+  eventstore load --type OrderPaid --type OrderCancelled --aggregate-prefix order-
+  eventstore load --recorded-since 2025-01-01 --recorded-until 2025-02-01";
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
@@ -287,7 +301,23 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub(crate) aggregate: Option<String>,
 
-    /// At most this many events; without it, all
+    /// Only events of aggregates whose ids begin like this
+    #[arg(long, value_name = "PREFIX", allow_hyphen_values = true, conflicts_with = "aggregate")]
+    pub(crate) aggregate_prefix: Option<String>,
+
+    /// Only events of this type; may be repeated, for events of any of these
+    #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true)]
+    pub(crate) types: Vec<String>,
+
+    /// Only events that were recorded at this time or later: 2025-01-31T12:30:00Z, any other offset, or a date in UTC
+    #[arg(long, value_name = "TIME", value_parser = times::parse_or_date)]
+    pub(crate) recorded_since: Option<SystemTime>,
+
+    /// Only events that were recorded before this time
+    #[arg(long, value_name = "TIME", value_parser = times::parse_or_date)]
+    pub(crate) recorded_until: Option<SystemTime>,
+
+    /// Print at most this many events; without it, all
     #[arg(long, value_name = "EVENTS")]
     pub(crate) limit: Option<u64>,
 
@@ -304,6 +334,13 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     pub(crate) format: Format,
 }
+
+const AGGREGATES: &str = "\
+They come in the order of their first events. All events are read, once, and the newest of each aggregate is looked up; that \
+needs no more memory for many aggregates than for few.
+
+Example:
+  eventstore aggregates --prefix order- | sort";
 
 /// How events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use eventstore::limits::RECORDED_AT_END;
-use eventstore::{Error, Event, RecordedEvent, Stored};
+use eventstore::{Error, Event, RecordedEvent, Stored, Version};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -187,6 +187,18 @@ pub(crate) fn write_place(out: &mut Vec<u8>, id: &str, stored: &Stored) -> io::R
     write!(out, ",\"version\":{},\"revision\":{}}}", stored.version, stored.revision)
 }
 
+/// Writes how far an aggregate has come on one line, without the line's end.
+pub(crate) fn write_aggregate(
+    out: &mut Vec<u8>,
+    aggregate_id: &str,
+    revision: u64,
+    version: Version,
+) -> io::Result<()> {
+    out.extend_from_slice(b"{\"aggregate_id\":");
+    serde_json::to_writer(&mut *out, aggregate_id)?;
+    write!(out, ",\"revision\":{revision},\"version\":{version}}}")
+}
+
 /// A time in RFC 3339 with microseconds. What is outside the years 1970 to 9999 is shown as the nearest end.
 pub(crate) fn rfc3339(time: SystemTime) -> humantime::Rfc3339Timestamp {
     const LAST: Duration = RECORDED_AT_END.saturating_sub(Duration::from_micros(1));
@@ -218,8 +230,6 @@ fn fits_a_line(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use eventstore::Version;
-
     use super::*;
 
     fn parsed(line: &str) -> Event {

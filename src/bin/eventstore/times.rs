@@ -28,6 +28,14 @@ pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
     time.filter(can_be_recorded).ok_or_else(out_of_range)
 }
 
+/// Reads what [`parse`] reads, or a date, which is its first moment in UTC.
+pub(crate) fn parse_or_date(text: &str) -> Result<SystemTime, String> {
+    match text.len() {
+        10 => parse(&format!("{text}T00:00:00Z")).map_err(|_| format!("{text:?} is no date of the years 1970 to 9999")),
+        _ => parse(text).map_err(|reason| format!("{reason}; a date such as 2025-01-31 will do as well")),
+    }
+}
+
 /// How far a clock is from UTC.
 enum Offset {
     Ahead(Duration),
@@ -122,6 +130,15 @@ mod tests {
         ] {
             let reason = parse(text).expect_err(text);
             assert!(reason.contains("RFC 3339"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_its_first_moment() {
+        assert_eq!(parse_or_date("2023-11-14"), parse("2023-11-14T00:00:00Z"));
+        assert_eq!(parse_or_date("2023-11-14T00:00:00+01:00"), parse("2023-11-13T23:00:00Z"));
+        for text in ["2023-13-01", "1969-01-01", "yesterday", ""] {
+            assert!(parse_or_date(text).expect_err(text).contains("date"));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+mod aggregates;
 mod append;
 mod backup;
 mod bench;
@@ -50,6 +51,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Append(args) => append::run(url, &args).await,
         Command::Import(args) => import::run(url, &args).await,
         Command::Load(args) => load::run(url, args).await,
+        Command::Aggregates { prefix } => aggregates::run(url, prefix.as_deref()).await,
         Command::Get { id } => get::run(url, &id).await,
         Command::Latest => latest::run(url).await,
         Command::Stats => stats::run(url).await,
