@@ -621,7 +621,9 @@ fn the_rows_of_a_table_become_events() {
 fn rows_that_do_not_fit_are_named_and_can_be_mended() {
     let shell = Shell::new();
     let sales = format!("{SALES}c-3;2024-01-03T00:00:00Z;1\nc-4;never;1;\n");
-    shell.run_with(&["import", "--map", SALE, "-"], &sales).failed("malformed_input", &["line 5: it has 3 columns"]);
+    shell
+        .run_with(&["import", "--map", SALE, "-"], &sales)
+        .failed("malformed_input", &["line 5: columns: 3, and titles: 4"]);
     let import = ["import", "--format", "csv", "--map", SALE, "--skip-invalid", "r", "-"];
     shell.run_with(&import, &sales).skipped("0 stored, 2 already there, 2 skipped");
     shell.write("r", shell.read("r").replace("never", "2024-01-04T00:00:00Z"));

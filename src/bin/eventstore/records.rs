@@ -395,7 +395,7 @@ impl Titles {
         }
         out.push(b'}');
         let (there, wanted) = (fields.len(), self.0.len());
-        Ok((there != wanted).then(|| format!("it has {there} columns, and the titles are {wanted}").into()))
+        Ok((there != wanted).then(|| format!("columns: {there}, and titles: {wanted}").into()))
     }
 }
 

@@ -338,7 +338,16 @@ impl std::fmt::Display for Counts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use eventstore::{
+        Batch, Event, EventStoreExt, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Stats, StoreOptions,
+        Version, memory,
+    };
+
     use super::*;
+    use crate::input::Place;
 
     #[test]
     fn the_summary_tells_counts_time_and_rate() {
@@ -351,5 +360,111 @@ mod tests {
             counts.to_string(),
             "1,000 stored, 2 already there, 1 skipped, 999 with the time of the import instead of their own"
         );
+    }
+
+    /// A store that refuses batches with an event of a certain type, and does not say which one it is.
+    #[derive(Debug)]
+    struct Particular(Store);
+
+    #[async_trait]
+    impl EventStore for Particular {
+        async fn store_batch(&self, ctx: &Context, batch: Batch) -> eventstore::Result<Vec<Stored>> {
+            match batch.events.iter().any(|event| event.event_type() == "Refused") {
+                true => Err(Error::invalid_event("type", "I do not like it")),
+                false => self.0.store_batch(ctx, batch).await,
+            }
+        }
+
+        async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> eventstore::Result<Page> {
+            self.0.load_page(ctx, options, size).await
+        }
+
+        async fn get(&self, ctx: &Context, id: &str) -> eventstore::Result<RecordedEvent> {
+            self.0.get(ctx, id).await
+        }
+
+        async fn latest_version(&self, ctx: &Context) -> eventstore::Result<Version> {
+            self.0.latest_version(ctx).await
+        }
+
+        async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> eventstore::Result<u64> {
+            self.0.aggregate_revision(ctx, aggregate_id).await
+        }
+
+        async fn wait_for_events(&self, ctx: &Context, after: Version) -> eventstore::Result<Version> {
+            self.0.wait_for_events(ctx, after).await
+        }
+
+        async fn run_gc(&self, ctx: &Context, gc: Gc) -> eventstore::Result<GcReport> {
+            self.0.run_gc(ctx, gc).await
+        }
+
+        async fn stats(&self, ctx: &Context) -> eventstore::Result<Stats> {
+            self.0.stats(ctx).await
+        }
+
+        async fn close(&self) -> eventstore::Result<()> {
+            self.0.close().await
+        }
+    }
+
+    /// The lines that are left out when these events are stored together, and the ids that are there afterwards.
+    async fn stored(events: &[(&str, &str)], skips: bool) -> (Vec<u64>, Vec<String>, Option<Failure>) {
+        let store: Store = Arc::new(Particular(Arc::new(memory::open(StoreOptions::default()).expect("in memory"))));
+        let items = (1..).zip(events).map(|(line, (id, event_type))| Item {
+            place: Place { line, element: None },
+            event: Event::builder(*event_type, "a").id(*id).build().expect("valid"),
+            recorded_at: None,
+            loses_time: false,
+            version: None,
+            revision: None,
+            input: Some(Box::default()),
+        });
+        let mut gathered = Gathered::default();
+        gathered.items = items.collect();
+        let directory = tempfile::tempdir().expect("a directory");
+        let rejects = skips.then(|| Rejects::create(&directory.path().join("rejects")).expect("a file"));
+        let progress = Progress::of(&Input::from_reader(std::io::empty()));
+        let import = Import { store: &store, checks_places: false, rejects, counts: Counts::default(), progress };
+        let (done, failure) = match import.store(gathered).await {
+            Ok(done) => (done, None),
+            Err(ended) => (ended.0, Some(ended.1)),
+        };
+        let there = store.load(&Context::background(), LoadOptions::all()).into_vec().await.expect("in memory");
+        assert_eq!(done.counts.written, there.len() as u64);
+        let lines = done.rejected.iter().map(|rejected| rejected.place.line).collect();
+        (lines, there.iter().map(|recorded| recorded.event.id().to_owned()).collect(), failure)
+    }
+
+    #[tokio::test]
+    async fn of_a_batch_that_is_refused_without_a_name_exactly_the_refused_ones_are_left_out() {
+        let events: Vec<_> = ["1", "2", "3", "4", "5", "6", "7"].map(|id| (id, "T")).to_vec();
+        for refused in 0..1_u32 << events.len() {
+            let is_refused = |index: usize| refused >> index & 1 == 1;
+            let mut events = events.clone();
+            (0..events.len()).filter(|&index| is_refused(index)).for_each(|index| events[index].1 = "Refused");
+            let (lines, there, failure) = stored(&events, true).await;
+            assert!(failure.is_none());
+            let expected: Vec<_> = (0..events.len()).filter(|&index| is_refused(index)).map(|n| n as u64 + 1).collect();
+            assert_eq!(lines, expected);
+            let expected: Vec<_> = events.iter().filter(|(_, kind)| *kind == "T").map(|(id, _)| *id).collect();
+            assert_eq!(there, expected, "in their order");
+        }
+    }
+
+    #[tokio::test]
+    async fn both_kinds_of_refusals_in_one_batch_are_left_out() {
+        let events = [("1", "T"), ("1", "U"), ("2", "Refused"), ("3", "T"), ("3", "T"), ("1", "U"), ("4", "T")];
+        let (lines, there, failure) = stored(&events, true).await;
+        assert!(failure.is_none());
+        assert_eq!((lines, there), (vec![2, 3, 6], vec!["1".to_owned(), "3".to_owned(), "4".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn without_leave_to_skip_a_refusal_ends_the_batch_with_nothing_stored() {
+        let (lines, there, failure) = stored(&[("1", "T"), ("2", "Refused"), ("3", "T")], false).await;
+        assert!(lines.is_empty() && there.is_empty());
+        let failure = failure.expect("refused");
+        assert_eq!(failure.message(), "lines 1 to 3: invalid type: I do not like it");
     }
 }
