@@ -690,3 +690,20 @@ fn a_dry_run_shows_the_first_events_and_stores_nothing() {
     assert_eq!(shell.read("r").lines().count(), 1);
     assert!(!shell.path("store").exists());
 }
+
+#[test]
+fn a_record_may_have_more_events_than_a_batch() {
+    let shell = Shell::new();
+    let events: Vec<_> = (0..25_000).map(|n| format!("{{\"n\":{n}}}")).collect();
+    let record = format!("{{\"events\":[{}]}}\n", events.join(","));
+    let map = r#"each=.events,id=.n,type="T",aggregate_id="a""#;
+    shell.run_with(&["import", "--map", map, "-"], &record).succeeded().told("25,000 stored, 0 already there");
+    let loaded = shell.load();
+    assert!((0..25_000).zip(&loaded).all(|(n, event)| event["id"] == n.to_string().as_str()), "in their order");
+    // An event that is refused in the middle stops those behind it.
+    let shell = Shell::new();
+    let record = record.replace("{\"n\":20000}", "{\"n\":1,\"other\":true}");
+    let done = shell.run_with(&["import", "--map", map, "-"], &record);
+    done.failed("duplicate_event", &["line 1, element 20001: ", " stored, 0 already there before that"]);
+    assert!(shell.load().len() <= 20_000);
+}

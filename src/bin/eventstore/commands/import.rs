@@ -183,7 +183,7 @@ impl Import<'_> {
 
     /// Stores these events together; or, if the store refuses some of them and lines are skipped, the others.
     async fn store_items(&self, items: Vec<Item>, done: &mut Done) -> Result<(), Failure> {
-        let mut parts = vec![items];
+        let mut parts = parts_of(items);
         while let Some(mut items) = parts.pop() {
             let error = match self.store.store_batch(&Context::background(), batch_of(&items)).await {
                 Ok(stored) => {
@@ -235,6 +235,21 @@ impl Import<'_> {
         self.conclude(done)?;
         Err(failure)
     }
+}
+
+/// The events in parts that the store accepts as batches, the first part last: one record may have had any number of events.
+fn parts_of(items: Vec<Item>) -> Vec<Vec<Item>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for item in items {
+        if bytes >= BATCH.bytes || parts[0].len() >= BATCH.events {
+            parts.insert(0, Vec::new());
+            bytes = 0;
+        }
+        bytes += item.event.len_bytes();
+        parts[0].push(item);
+    }
+    parts
 }
 
 /// The first event that the store would not give the place that the input names, and how to tell so.
