@@ -801,11 +801,12 @@ pub(crate) mod tests {
     impl Tested {
         /// The same store, over another engine.
         fn replace_engine(self, engine: MemoryEngine) -> Self {
-            let parts = crate::shared::Parts::new(engine, None);
+            let parts = crate::shared::Parts::new(engine, None, None);
             let Shared { id, log, index, indexer, .. } = self;
             let digests = Digests::open(log.clone(), None);
             let mark = Version::new(log.last());
             Shared::new(crate::shared::Opened {
+                unused_index: None,
                 parts,
                 engine_options: (),
                 id,

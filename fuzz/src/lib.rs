@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, unreachable_pub, reason = "the rest of the command is not here")]
 
+#[path = "../../src/bin/eventstore/compression.rs"]
+mod compression;
 #[path = "../../src/bin/eventstore/failure.rs"]
 mod failure;
 #[path = "../../src/bin/eventstore/fuzzing.rs"]
@@ -11,6 +13,10 @@ mod fuzzing;
 mod input;
 #[path = "../../src/bin/eventstore/json.rs"]
 mod json;
+#[path = "../../src/bin/eventstore/records.rs"]
+mod records;
+#[path = "../../src/bin/eventstore/times.rs"]
+mod times;
 
 /// A store's address with its options, and other texts that are options.
 pub fn url(input: &[u8]) {

@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use eventstore::limits::MAX_BATCH_EVENTS;
+
+use crate::times;
 
 /// An embedded event store with interchangeable engines.
 #[derive(Debug, Parser)]
@@ -38,7 +40,7 @@ Examples:
 Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`. A \
 command that only prints ends when its reader leaves, as in `| head`; one that writes or judges goes on to its end.
 
-Exit codes: 0 done, 1 error or damage, 2 wrong usage, 128 + N ended in good order by signal N: 130 by Ctrl-C, 143 by \
+Exit codes: 0 done, 1 error or damage, 2 wrong usage, 3 done but for lines that were skipped, 128 + N ended in good order by signal N: 130 by Ctrl-C, 143 by \
 SIGTERM, 129 by SIGHUP. A second signal ends it at once.
 
 A store belongs to one process at a time: stop the program that has it open first. What only reads \
@@ -51,12 +53,20 @@ pub(crate) enum Command {
     /// Append events from JSON lines and print the place of each one once it is durable
     #[command(after_help = APPEND)]
     Append(AppendArgs),
-    /// Import many events from JSON lines; safe to repeat: events already there are counted, not stored again
+    /// Import many events from JSON, CSV or other programs' files; safe to repeat: events already there are counted, not
+    /// stored again
     #[command(after_help = IMPORT)]
     Import(ImportArgs),
     /// Print events as JSON lines or as a table
     #[command(after_help = LOAD)]
     Load(LoadArgs),
+    /// List the aggregates, one JSON object a line: id, revision, and version of the newest event
+    #[command(after_help = AGGREGATES)]
+    Aggregates {
+        /// Only aggregates whose ids begin like this
+        #[arg(long, value_name = "PREFIX", allow_hyphen_values = true)]
+        prefix: Option<String>,
+    },
     /// Print the event with this id
     Get {
         /// The event's id
@@ -128,7 +138,7 @@ and with more fields, if they are wanted:
   \"data_base64\":\"/wA=\"         instead, what is not JSON
   \"metadata\":{\"source\":\"web\"}   a JSON object
 
-`version`, `revision` and `recorded_at`, as `load` prints them, are ignored.
+`version`, `revision` and `recorded_at`, as `load` prints them, are ignored: an append is recorded now. `import` keeps times.
 
 Each event is answered with its place, {\"id\":\"o1\",\"version\":1,\"revision\":1}, when it is durable. The same event again \
 gets the same answer, so whatever was not answered can be appended again. If nobody reads the answers any more it goes on; \
@@ -142,7 +152,7 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(crate) struct AppendArgs {
-    /// The events, one JSON object a line, plain, gzip or zstd; `-` is stdin
+    /// The events, one JSON object a line, plain or compressed; `-` is stdin
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) file: PathBuf,
 
@@ -171,23 +181,123 @@ pub(crate) struct AppendArgs {
 }
 
 const IMPORT: &str = "\
-What is stored is always a beginning of the input, in its order. After an error or a signal, import the same input again: \
-it continues where it stopped.
+What is stored is always a beginning of the input, in its order. After an error or a signal, import the same input again: it \
+continues where it stopped, because events are known by their ids. One that is already there stays as it is, with the time \
+that it has.
+
+FILE may be plain, or compressed with gzip, zstd, xz or bzip2. It holds events as `load` prints them, one a line or in an \
+array. With --map it holds what other programs write: JSON, or CSV whose first row has the titles. Each JSON object becomes an \
+event, and so does each row, as an object of texts:
+
+  --map cloudevents      CloudEvents; the aggregate is the subject, if there is
+                         one, or the source
+  --map kurrentdb        KurrentDB, EventStoreDB: exported events, or pages of
+                         an Atom feed with embed=body, the oldest page first;
+                         the aggregate is the stream
+  --map gharchive        GH Archive, from 2015 on; the aggregate is the
+                         repository
+  --map FIELD=EXPR,...   any other. It may change one of these as well:
+                         --map cloudevents,id=.id
+
+FIELD is id, type, aggregate_id, data, metadata or recorded_at; version and revision are for --check-places. Without data= it \
+is all of the record. If a record has its events in an array, each=.PATH or each=reverse(.PATH) says where. EXPR is
+
+  .a.b   .\"a key\"[0]   .  what stands there, data byte for byte; all of it
+  \"text\"   {\"a\":1}        the same for each event
+  .a+\"-\"+.b               texts and numbers, joined
+  .a//.b                  the first that is there and not null
+  sha256(.)               a hash of what stands there: an id that is the same
+                          when the record is imported again. Of records that
+                          are equal to the byte only one becomes an event
+  number()                the record's number in the input, to tell those
+                          apart: sha256(.)+\"-\"+number()
+  rest()                  as metadata or data: an object of all that no other
+                          field takes whole. Without it that is left out
+  text(.a)   base64(.a)   the characters of the text; what they are Base64 of
+  json(.a)                the same if they are an object or an array; if not,
+                          what stands there
+  unix(.a)   unix_ms(.a)  the time so many seconds or ms after 1970 began
+  next(.a)                the number plus one
+
+With --skip-invalid a record that is no event, or whose id another event has, is written to a file, as in
+  {\"line\":3,\"error\":\"malformed_input: trailing comma (column 8)\",\"input\":\"{\\\"id\\\":1,}\"}
+and the import goes on, to end with exit code 3. Mend each `input` there, and import the file with --retry-skipped and \
+otherwise the same options. An input that cannot be read on ends the import all the same.
 
 Examples:
   eventstore import events.jsonl.zst
   zcat events-*.jsonl.gz | eventstore import -
   eventstore --store lmdb:./old load |
-      eventstore --store lmdb:./new import -";
+    eventstore --store lmdb:./new import --check-places -
+  eventstore import --map gharchive --dry-run 2024-01-01-15.json.gz
+  eventstore import sales.csv --map 'id=sha256(.),type=\"Sale\",
+    aggregate_id=.customer,recorded_at=.\"sold at\"'
+  eventstore import --skip-invalid rejected.jsonl events.jsonl
+  eventstore import --retry-skipped rejected.jsonl";
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// The events, one JSON object a line as for `append`, plain, gzip or zstd; `-` is stdin
+    /// The events, as `load` prints them or as --map says; `-` is stdin
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+
+    /// What is what in the records of another program; see below. May be repeated: the last one goes first
+    #[arg(long, value_name = "MAPPING")]
+    pub(crate) map: Vec<String>,
+
+    /// What the input is
+    #[arg(long, value_enum, default_value_t = InputFormat::Auto)]
+    pub(crate) format: InputFormat,
+
+    /// Print the first three events as they would be stored, and read all others. Nothing is stored, nor is a store made, so
+    /// what the store would refuse is not known
+    #[arg(long, conflicts_with = "check_places")]
+    pub(crate) dry_run: bool,
+
+    /// Whether events keep the `recorded_at` that they have in the input, as a copy does, or are recorded now. Those
+    /// without one are recorded now
+    #[arg(long, value_enum, value_name = "TIMES", default_value_t = KeepTimes::Keep)]
+    pub(crate) recorded_at: KeepTimes,
+
+    /// End before the first event whose `version` or `revision` in the input is not the one that it gets, or has, in the
+    /// store. Each event looks up its id and its aggregate first, which takes longer
+    #[arg(long, conflicts_with = "skip_invalid")]
+    pub(crate) check_places: bool,
+
+    /// Leave out records that are no events, and those that the store refuses; write them to this file, which must be missing
+    /// or empty, and go on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) skip_invalid: Option<PathBuf>,
+
+    /// The input is what --skip-invalid has written, mended
+    #[arg(long)]
+    pub(crate) retry_skipped: bool,
+}
+
+/// What an input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputFormat {
+    /// What it looks like
+    Auto,
+    /// JSON: one object a line, an array, or objects over several lines
+    Json,
+    /// Rows with commas, semicolons, tabs or bars between the columns, and titles in the first
+    Csv,
+}
+
+/// What becomes of the times in an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepTimes {
+    /// They are stored
+    Keep,
+    /// They are not, and the summary tells for how many events
+    Now,
 }
 
 const LOAD: &str = "\
+An event is printed if everything holds that is asked of it. The store finds events by version and by aggregate; for types, \
+prefixes and times all events in question are read. Times of recording are in no certain order.
+
 Examples:
   What is new since version 1200:
     eventstore load --since 1200
@@ -196,7 +306,11 @@ Examples:
   The newest ten, to look at:
     eventstore load --backward --limit 10 --format table
   Wait until 100 events are there:
-    eventstore load --follow --limit 100";
+    eventstore load --follow --limit 100
+  Some types, of some aggregates:
+    eventstore load --type OrderPaid --aggregate-prefix order-
+  What was recorded in a month:
+    eventstore load --recorded-since 2025-01-01 --recorded-until 2025-02-01";
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
@@ -208,7 +322,23 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     pub(crate) aggregate: Option<String>,
 
-    /// At most this many events; without it, all
+    /// Only events of aggregates whose ids begin like this
+    #[arg(long, value_name = "PREFIX", allow_hyphen_values = true, conflicts_with = "aggregate")]
+    pub(crate) aggregate_prefix: Option<String>,
+
+    /// Only events of this type; may be repeated, for events of any of these
+    #[arg(long = "type", value_name = "TYPE", allow_hyphen_values = true)]
+    pub(crate) types: Vec<String>,
+
+    /// Only events that were recorded at this time or later: 2025-01-31T12:30:00Z, any other offset, or a date in UTC
+    #[arg(long, value_name = "TIME", value_parser = times::parse_or_date)]
+    pub(crate) recorded_since: Option<SystemTime>,
+
+    /// Only events that were recorded before this time
+    #[arg(long, value_name = "TIME", value_parser = times::parse_or_date)]
+    pub(crate) recorded_until: Option<SystemTime>,
+
+    /// Print at most this many events; without it, all
     #[arg(long, value_name = "EVENTS")]
     pub(crate) limit: Option<u64>,
 
@@ -225,6 +355,13 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
     pub(crate) format: Format,
 }
+
+const AGGREGATES: &str = "\
+They come in the order of their first events. All events are read, once, and the newest of each aggregate is looked up; that \
+needs no more memory for many aggregates than for few.
+
+Example:
+  eventstore aggregates --prefix order- | sort";
 
 /// How events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,12 +6,13 @@ use std::io::Cursor;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use eventstore::limits::RECORDED_AT_END;
 use eventstore::{Durability, Error, Event, Expected, Gc, RecordedEvent, StoreOptions, Version};
 use eventstore_kv::{StoreUrl, UrlOptions};
 
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::json;
+use crate::{compression, json};
 
 /// Ends a text in an input. UTF-8 never contains this byte.
 const TEXT_END: u8 = 0xfe;
@@ -121,7 +122,11 @@ fn check_failure(failure: &Failure) {
 /// them: the data, the metadata, the aggregate id, the type and the id.
 pub(crate) fn line(input: &[u8]) {
     match json::parse(input) {
-        Ok(event) => check_line(&event, input.len() as u64),
+        Ok(entry) => {
+            // Whatever stands there is a time, a number, or refused.
+            let _ = (entry.version(), entry.revision(), entry.recorded_at());
+            check_line(&entry.event, input.len() as u64);
+        }
         Err(failure) => check_failure(&failure),
     }
     let parts: Vec<_> = input.splitn(5, |&byte| byte == TEXT_END).collect();
@@ -146,8 +151,15 @@ fn check_line(event: &Event, micros: u64) {
     let line = print(event);
     assert!(!line.iter().any(|byte| matches!(byte, b'\n' | b'\r')), "it has an end of a line in it");
     let read = json::parse(&line).expect("what was printed is read");
-    assert_eq!(&read, event);
-    assert_eq!(print(&read), line);
+    assert_eq!(&read.event, event);
+    assert_eq!(print(&read.event), line);
+    let places = (read.version().expect("a number"), read.revision().expect("a number"));
+    assert_eq!(places, (Some(micros), Some(micros)));
+    let time = read.recorded_at().expect("a time that was printed is read");
+    // Those that cannot be recorded are printed as the nearest.
+    if Duration::from_micros(micros) < RECORDED_AT_END {
+        assert_eq!(time, Some(at));
+    }
 }
 
 /// No more bytes of lines are taken from one input: a few compressed bytes can be gigabytes.
@@ -163,7 +175,7 @@ pub(crate) fn input(bytes: &[u8]) {
         match line {
             Ok(line) => {
                 number += 1;
-                assert_eq!(line.number, number);
+                assert_eq!(line.place.line, number);
                 assert!(!line.bytes.contains(&b'\n'));
                 taken.extend_from_slice(line.bytes);
                 taken.extend_from_slice(if line.is_cut { b"" } else { b"\n" });
@@ -178,8 +190,7 @@ pub(crate) fn input(bytes: &[u8]) {
             return;
         }
     }
-    let is_compressed = bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    if !is_compressed {
+    if compression::is_plain(bytes) {
         assert!(!is_refused && taken == bytes, "the lines of an input are all of it");
     }
 }

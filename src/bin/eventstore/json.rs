@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use eventstore::{Error, Event, RecordedEvent, Stored};
-use serde::de::IgnoredAny;
+use eventstore::limits::RECORDED_AT_END;
+use eventstore::{Error, Event, RecordedEvent, Stored, Version};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::failure::Failure;
+use crate::times;
 
 /// The fields of a line. Whatever else it has is refused, because it would be lost.
 #[derive(Deserialize)]
@@ -28,13 +29,56 @@ struct Line<'a> {
     #[serde(borrow)]
     metadata: Option<&'a RawValue>,
     metadata_base64: Option<String>,
-    /// The three that `load` adds are read over, so that its output can be imported.
-    #[serde(rename = "version")]
-    _version: Option<IgnoredAny>,
-    #[serde(rename = "revision")]
-    _revision: Option<IgnoredAny>,
-    #[serde(rename = "recorded_at")]
-    _recorded_at: Option<IgnoredAny>,
+    /// The three that `load` adds.
+    #[serde(borrow)]
+    version: Option<&'a RawValue>,
+    #[serde(borrow)]
+    revision: Option<&'a RawValue>,
+    #[serde(borrow)]
+    recorded_at: Option<&'a RawValue>,
+}
+
+/// An event, and what its line says of where it stood and when it came there. Nobody has looked into that yet: whoever
+/// does not ask for it accepts anything.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) event: Event,
+    version: Option<&'a RawValue>,
+    revision: Option<&'a RawValue>,
+    recorded_at: Option<&'a RawValue>,
+}
+
+impl Entry<'_> {
+    pub(crate) fn version(&self) -> Result<Option<u64>, Failure> {
+        number("version", self.version)
+    }
+
+    pub(crate) fn revision(&self) -> Result<Option<u64>, Failure> {
+        number("revision", self.revision)
+    }
+
+    pub(crate) fn has_time(&self) -> bool {
+        self.recorded_at.is_some()
+    }
+
+    pub(crate) fn recorded_at(&self) -> Result<Option<SystemTime>, Failure> {
+        let Some(json) = self.recorded_at else { return Ok(None) };
+        let text: String = serde_json::from_str(json.get())
+            .map_err(|_| Error::invalid_event("recorded_at", format!("{} is not a text with a time", json.get())))?;
+        time(&text).map(Some)
+    }
+}
+
+fn number(field: &'static str, json: Option<&RawValue>) -> Result<Option<u64>, Failure> {
+    let Some(json) = json else { return Ok(None) };
+    let number = serde_json::from_str(json.get())
+        .map_err(|_| Failure::malformed(format!("the {field} {} is not a whole number", json.get())))?;
+    Ok(Some(number))
+}
+
+/// The time of recording that this text names.
+pub(crate) fn time(text: &str) -> Result<SystemTime, Failure> {
+    Ok(times::parse(text).map_err(|reason| Error::invalid_event("recorded_at", reason))?)
 }
 
 /// `"data":null` is data, the JSON `null`; only a missing field is none.
@@ -43,16 +87,8 @@ fn null_is_a_value<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result
 }
 
 /// Reads an event from one line.
-pub(crate) fn parse(line: &[u8]) -> Result<Event, Failure> {
-    let text = std::str::from_utf8(line)
-        .map_err(|error| Failure::malformed(format!("not UTF-8 from byte {} on", error.valid_up_to() + 1)))?;
-    if text.starts_with('\u{feff}') {
-        return Err(Failure::malformed("it begins with a byte order mark; remove it"));
-    }
-    // An array in the order of the fields would be read as well.
-    if !text.trim_start().starts_with('{') {
-        return Err(Failure::malformed("not a JSON object; write one event a line, as `load` prints them"));
-    }
+pub(crate) fn parse(line: &[u8]) -> Result<Entry<'_>, Failure> {
+    let text = object(line)?;
     let line: Line<'_> = serde_json::from_str(text).map_err(|error| Failure::malformed(describe(&error)))?;
 
     let id = required("id", line.id)?;
@@ -74,7 +110,21 @@ pub(crate) fn parse(line: &[u8]) -> Result<Event, Failure> {
         }
         (None, None) => event,
     };
-    Ok(event.build()?)
+    Ok(Entry { event: event.build()?, version: line.version, revision: line.revision, recorded_at: line.recorded_at })
+}
+
+/// The text of a line that may be a JSON object: it begins as one.
+pub(crate) fn object(line: &[u8]) -> Result<&str, Failure> {
+    let text = std::str::from_utf8(line)
+        .map_err(|error| Failure::malformed(format!("not UTF-8 from byte {} on", error.valid_up_to() + 1)))?;
+    if text.starts_with('\u{feff}') {
+        return Err(Failure::malformed("it begins with a byte order mark; remove it"));
+    }
+    // An array in the order of the fields would be read as well.
+    if !text.trim_start().starts_with('{') {
+        return Err(Failure::malformed("not a JSON object; write one event a line, as `load` prints them"));
+    }
+    Ok(text)
 }
 
 fn required(field: &'static str, value: Option<String>) -> Result<String, Failure> {
@@ -85,12 +135,12 @@ fn both(field: &str) -> Failure {
     Failure::malformed(format!("both {field} and {field}_base64 are there; keep one"))
 }
 
-fn decode(field: &str, base64: &str) -> Result<Vec<u8>, Failure> {
+pub(crate) fn decode(field: &str, base64: &str) -> Result<Vec<u8>, Failure> {
     BASE64.decode(base64).map_err(|error| Failure::malformed(format!("{field} is not padded standard base64: {error}")))
 }
 
 /// The error without serde_json's own line number, which is 1 for every line.
-fn describe(error: &serde_json::Error) -> String {
+pub(crate) fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     match text.strip_suffix(&place) {
@@ -101,7 +151,22 @@ fn describe(error: &serde_json::Error) -> String {
 
 /// Writes an event on one line, without the line's end.
 pub(crate) fn write(out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<()> {
-    let event = &recorded.event;
+    write_fields(out, &recorded.event)?;
+    write!(out, ",\"version\":{},\"revision\":{}", recorded.version, recorded.revision)?;
+    write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(recorded.recorded_at))
+}
+
+/// Writes an event that stands nowhere yet, with its time of recording if that is known, without the line's end.
+pub(crate) fn write_new(out: &mut Vec<u8>, event: &Event, recorded_at: Option<SystemTime>) -> io::Result<()> {
+    write_fields(out, event)?;
+    match recorded_at {
+        Some(time) => write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(time)),
+        None => out.write_all(b"}"),
+    }
+}
+
+/// The beginning of a line, up to its metadata.
+fn write_fields(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     out.extend_from_slice(b"{\"id\":");
     serde_json::to_writer(&mut *out, event.id())?;
     out.extend_from_slice(b",\"type\":");
@@ -112,8 +177,7 @@ pub(crate) fn write(out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<(
         write_value(out, "data", event.data());
     }
     write_value(out, "metadata", event.metadata().as_bytes());
-    write!(out, ",\"version\":{},\"revision\":{}", recorded.version, recorded.revision)?;
-    write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(recorded.recorded_at))
+    Ok(())
 }
 
 /// Writes where an event stands on one line, without the line's end.
@@ -123,10 +187,22 @@ pub(crate) fn write_place(out: &mut Vec<u8>, id: &str, stored: &Stored) -> io::R
     write!(out, ",\"version\":{},\"revision\":{}}}", stored.version, stored.revision)
 }
 
+/// Writes how far an aggregate has come on one line, without the line's end.
+pub(crate) fn write_aggregate(
+    out: &mut Vec<u8>,
+    aggregate_id: &str,
+    revision: u64,
+    version: Version,
+) -> io::Result<()> {
+    out.extend_from_slice(b"{\"aggregate_id\":");
+    serde_json::to_writer(&mut *out, aggregate_id)?;
+    write!(out, ",\"revision\":{revision},\"version\":{version}}}")
+}
+
 /// A time in RFC 3339 with microseconds. What is outside the years 1970 to 9999 is shown as the nearest end.
 pub(crate) fn rfc3339(time: SystemTime) -> humantime::Rfc3339Timestamp {
-    const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
-    let time = time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LAST_SECOND);
+    const LAST: Duration = RECORDED_AT_END.saturating_sub(Duration::from_micros(1));
+    let time = time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LAST);
     humantime::format_rfc3339_micros(time)
 }
 
@@ -154,12 +230,10 @@ fn fits_a_line(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use eventstore::Version;
-
     use super::*;
 
     fn parsed(line: &str) -> Event {
-        parse(line.as_bytes()).unwrap_or_else(|failure| panic!("{line}: {failure:?}"))
+        parse(line.as_bytes()).unwrap_or_else(|failure| panic!("{line}: {failure:?}")).event
     }
 
     fn refused(line: impl AsRef<[u8]>) -> String {
@@ -262,8 +336,31 @@ mod tests {
     }
 
     #[test]
+    fn places_and_times_are_looked_at_when_they_are_asked_for() {
+        let with = |more: &str| format!(r#"{{"id":"i","type":"T","aggregate_id":"a"{more}}}"#);
+        let line = with(&ADDED[..ADDED.len() - 1]);
+        let entry = parse(line.as_bytes()).expect("valid");
+        assert_eq!((entry.version().expect("a number"), entry.revision().expect("a number")), (Some(7), Some(3)));
+        let time = entry.recorded_at().expect("a time").expect("there");
+        assert_eq!(time, SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_001));
+        for nothing in ["", r#","version":null,"revision":null,"recorded_at":null"#] {
+            let line = with(nothing);
+            let entry = parse(line.as_bytes()).expect("valid");
+            assert_eq!((entry.version().expect("none"), entry.revision().expect("none")), (None, None));
+            assert!(!entry.has_time() && entry.recorded_at().expect("none").is_none());
+        }
+        let line = with(r#","version":1.5,"revision":"3","recorded_at":1700000000"#);
+        let entry = parse(line.as_bytes()).expect("nobody has asked");
+        assert!(entry.version().is_err() && entry.revision().is_err());
+        let failure = entry.recorded_at().expect_err("a number");
+        assert_eq!(failure.message(), "invalid recorded_at: 1700000000 is not a text with a time");
+    }
+
+    #[test]
     fn times_out_of_range_are_shown_as_the_nearest() {
         let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
         assert_eq!(rfc3339(before).to_string(), "1970-01-01T00:00:00.000000Z");
+        let end = SystemTime::UNIX_EPOCH + RECORDED_AT_END;
+        assert_eq!(rfc3339(end).to_string(), "9999-12-31T23:59:59.999999Z");
     }
 }

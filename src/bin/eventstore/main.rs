@@ -5,17 +5,22 @@
 mod batches;
 mod cli;
 mod commands;
+mod compression;
 mod failure;
 #[cfg(test)]
 mod fuzzing;
 mod input;
 mod interrupt;
 mod json;
+mod mapping;
 mod output;
 #[allow(unsafe_code, reason = "calls of the system that the standard library has not")]
 mod process;
 mod progress;
+mod records;
+mod rejects;
 mod table;
+mod times;
 
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(Ending::Finished) => ExitCode::SUCCESS,
         Ok(Ending::FoundDamage) => ExitCode::FAILURE,
+        Ok(Ending::LeftOut) => ExitCode::from(commands::LEFT_OUT),
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(failure) => failure.report(),
     }

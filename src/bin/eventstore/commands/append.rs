@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use eventstore::limits::MAX_BATCH_BYTES;
-use eventstore::{Batch, CancellationToken, Context, Durability, Expected, Stored};
+use eventstore::{CancellationToken, Context, Durability, Expected, Stored};
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::{Ending, Store, with_store};
-use crate::batches::{BatchSize, Batches, Gathered};
+use crate::batches::{BatchSize, Batches, Form, Gathered, refused};
 use crate::cli::AppendArgs;
 use crate::failure::{Failure, tell};
 use crate::input::Input;
 use crate::output::Output;
+use crate::records::Wanted;
 use crate::{interrupt, json};
 
 pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure> {
@@ -27,7 +28,7 @@ pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure>
     let input = Input::open(&args.file)?;
     let interrupted = interrupt::token_of_work();
     with_store(url, async |store| {
-        let batches = Batches::new(input.into_lines()?, size);
+        let batches = Batches::new(input.into_records(Wanted::Lines)?, size, Form::default());
         append(store, batches, &options, args.concurrency, &interrupted).await
     })
     .await
@@ -92,14 +93,11 @@ async fn append_batch(store: &Store, gathered: Gathered, options: &Options) -> R
     if let Some(timeout) = options.timeout {
         ctx = ctx.with_timeout(timeout);
     }
-    let mut batch = Batch::new(gathered.events.clone()).expected(options.expected);
+    let mut batch = gathered.batch().expected(options.expected);
     batch.durability = options.durability;
     match store.store_batch(&ctx, batch).await {
         Ok(stored) => Ok((gathered, stored)),
-        Err(error) => {
-            let place = gathered.place_of(&error);
-            Err(Failure::from(error).at(place))
-        }
+        Err(error) => Err(refused(store, &gathered.items, error).await),
     }
 }
 
@@ -128,8 +126,9 @@ impl Answers {
 
     fn add(&mut self, appended: Result<Appended, Failure>) {
         let written = appended.and_then(|(gathered, stored)| {
-            let mut places = gathered.events.iter().zip(&stored);
-            places.try_for_each(|(event, stored)| self.output.line(|out| json::write_place(out, event.id(), stored)))
+            let mut places = gathered.items.iter().zip(&stored);
+            places
+                .try_for_each(|(item, stored)| self.output.line(|out| json::write_place(out, item.event.id(), stored)))
         });
         written.unwrap_or_else(|failure| self.fail(failure));
     }

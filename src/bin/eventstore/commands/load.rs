@@ -1,5 +1,7 @@
 //! `load`: events as JSON lines or as a table, a page in memory at a time.
 
+use std::time::SystemTime;
+
 use eventstore::{CancellationToken, Context, Error, EventStoreExt, LoadOptions, RecordedEvent};
 
 use super::{Ending, Store, reading};
@@ -13,12 +15,22 @@ use crate::table::Table;
 pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     let mut options = LoadOptions::since(args.since.parse()?);
     options.aggregate_id = args.aggregate;
-    options.limit = args.limit;
     if args.backward {
         options = options.backward();
     }
+    let filter = Filter {
+        types: args.types,
+        aggregate_prefix: args.aggregate_prefix,
+        recorded_since: args.recorded_since,
+        recorded_until: args.recorded_until,
+    };
+    // What is counted is what is printed: the store does not know which events that will be.
+    if filter.accepts_all() {
+        options.limit = args.limit;
+    }
     let interrupted = interrupt::token();
-    reading(url, async |store| match load(store, options, args.follow, args.format, &interrupted).await {
+    let load = Load { options, filter, limit: args.limit, follow: args.follow, format: args.format };
+    reading(url, async |store| match load.run(store, &interrupted).await {
         Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
             Ok(Ending::Interrupted)
         }
@@ -27,29 +39,69 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     .await
 }
 
-async fn load(
-    store: &Store,
+/// What is printed of the events that the store gives.
+#[derive(Debug, Default)]
+struct Filter {
+    /// One of these; empty for any.
+    types: Vec<String>,
+    aggregate_prefix: Option<String>,
+    recorded_since: Option<SystemTime>,
+    /// Not this time itself, so that one period ends where the next one begins.
+    recorded_until: Option<SystemTime>,
+}
+
+impl Filter {
+    fn accepts_all(&self) -> bool {
+        let Filter { types, aggregate_prefix, recorded_since, recorded_until } = self;
+        types.is_empty() && aggregate_prefix.is_none() && recorded_since.is_none() && recorded_until.is_none()
+    }
+
+    fn accepts(&self, recorded: &RecordedEvent) -> bool {
+        let RecordedEvent { event, recorded_at, .. } = recorded;
+        (self.types.is_empty() || self.types.iter().any(|wanted| wanted == event.event_type()))
+            && self.aggregate_prefix.as_ref().is_none_or(|prefix| event.aggregate_id().starts_with(prefix))
+            && self.recorded_since.is_none_or(|since| *recorded_at >= since)
+            && self.recorded_until.is_none_or(|until| *recorded_at < until)
+    }
+}
+
+struct Load {
     options: LoadOptions,
+    filter: Filter,
+    limit: Option<u64>,
     follow: bool,
     format: Format,
-    interrupted: &CancellationToken,
-) -> Result<(), Failure> {
-    let ctx = Context::background().with_cancellation(interrupted.clone());
-    let mut events = if follow { store.subscribe(&ctx, options) } else { store.load(&ctx, options) };
-    let mut printer = Printer::new(format);
-    while let Some(page) = events.next_page().await {
-        let page = match page {
-            Ok(page) => page,
-            // What came before the error is shown all the same.
-            Err(error) => return printer.finish().and(Err(error.into())),
-        };
-        printer.print(&page)?;
-        // A page of a subscription is all that is there by now.
-        if follow {
-            printer.output.flush()?;
+}
+
+impl Load {
+    async fn run(&self, store: &Store, interrupted: &CancellationToken) -> Result<(), Failure> {
+        let ctx = Context::background().with_cancellation(interrupted.clone());
+        let options = self.options.clone();
+        let mut events = if self.follow { store.subscribe(&ctx, options) } else { store.load(&ctx, options) };
+        let mut printer = Printer::new(self.format);
+        let mut left = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        while left > 0
+            && let Some(page) = events.next_page().await
+        {
+            let mut page = match page {
+                Ok(page) => page,
+                // What came before the error is shown all the same.
+                Err(error) => return printer.finish().and(Err(error.into())),
+            };
+            page.retain(|recorded| self.filter.accepts(recorded));
+            page.truncate(left);
+            left -= page.len();
+            if page.is_empty() {
+                continue;
+            }
+            printer.print(&page)?;
+            // A page of a subscription is all that is there by now.
+            if self.follow {
+                printer.output.flush()?;
+            }
         }
+        printer.finish()
     }
-    printer.finish()
 }
 
 struct Printer {

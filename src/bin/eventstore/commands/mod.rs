@@ -1,5 +1,6 @@
 //! One file for each command.
 
+mod aggregates;
 mod append;
 mod backup;
 mod bench;
@@ -37,7 +38,12 @@ pub(crate) enum Ending {
     Interrupted,
     /// It did all there was to do, and found something wrong.
     FoundDamage,
+    /// It did what there was to do but for some lines of the input, which it wrote down.
+    LeftOut,
 }
+
+/// The exit code of [`Ending::LeftOut`]: neither all done nor ended early.
+pub(crate) const LEFT_OUT: u8 = 3;
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     interrupt::listen()?;
@@ -47,6 +53,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Append(args) => append::run(url, &args).await,
         Command::Import(args) => import::run(url, &args).await,
         Command::Load(args) => load::run(url, args).await,
+        Command::Aggregates { prefix } => aggregates::run(url, prefix.as_deref()).await,
         Command::Get { id } => get::run(url, &id).await,
         Command::Latest => latest::run(url).await,
         Command::Stats { json } => stats::run(url, json).await,
