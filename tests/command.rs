@@ -329,6 +329,35 @@ fn a_signal_leaves_no_half_backup() {
     }
 }
 
+/// An index that is made again takes as long as reading all events.
+#[test]
+fn a_signal_ends_an_opening_that_takes_long() {
+    let shell = Shell::with_events(1..100_000);
+    let index = shell.path("store/index");
+    for args in [&["latest"][..], &["verify"], &["append", "events.jsonl"]] {
+        // It may be open before the signal arrives: then once more.
+        let ended = (0..50).find_map(|_| {
+            fs::remove_dir_all(&index).unwrap();
+            let mut child = shell.command(args).spawn().unwrap();
+            let mut has_ended = false;
+            while !index.join("data.mdb").exists() && !has_ended {
+                std::thread::yield_now();
+                has_ended = child.try_wait().unwrap().is_some();
+            }
+            if !has_ended {
+                send(&child, TERMINATE);
+            }
+            let output = child.wait_with_output().unwrap();
+            // What is opened already says so when it is interrupted.
+            (!output.status.success() && output.stderr.is_empty()).then_some(output)
+        });
+        let ended = ended.expect("one was ended while it opened the store");
+        assert_eq!((ended.status.signal(), ended.status.code()), (None, Some(128 + TERMINATE)), "{args:?}: {ended:?}");
+    }
+    assert_eq!(shell.latest("lmdb:./store"), "99999");
+    assert!(shell.run(&["verify"]).status.success());
+}
+
 // Statistics.
 
 #[test]
