@@ -67,12 +67,6 @@ impl Input {
         self.position.clone()
     }
 
-    /// Starts to read lines.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn into_lines(self) -> Result<Lines, Failure> {
-        self.into_records(Wanted::Lines)
-    }
-
     /// Starts to read.
     pub(crate) fn into_records(self, wanted: Wanted) -> Result<Lines, Failure> {
         let (sender, messages) = mpsc::channel(CHUNKS);
