@@ -11,7 +11,8 @@ use eventstore::{Durability, Error, Event, Expected, Gc, RecordedEvent, StoreOpt
 use eventstore_kv::{StoreUrl, UrlOptions};
 
 use crate::failure::Failure;
-use crate::input::Input;
+use crate::input::{Input, Line, Place};
+use crate::records::Wanted;
 use crate::{compression, json};
 
 /// Ends a text in an input. UTF-8 never contains this byte.
@@ -165,34 +166,61 @@ fn check_line(event: &Event, micros: u64) {
 /// No more bytes of lines are taken from one input: a few compressed bytes can be gigabytes.
 const MOST_TAKEN: usize = 1 << 20;
 
-/// A whole input, compressed or not. Without compression, the lines are all of it.
+/// A whole input, compressed or not. Without compression, the lines are all of it. Divided by what it looks like, its records
+/// are in order, and each is one line.
 pub(crate) fn input(bytes: &[u8]) {
+    lines(bytes);
+    let mut last = None;
+    taken(bytes, Wanted::Any { is_mapped: true }, |record| {
+        let Place { line, element } = record.place;
+        let place = (element, line);
+        assert!(last.is_none_or(|last| last < place), "{last:?} comes before {place:?}");
+        last = Some(place);
+        // What is no text stays as it is.
+        assert!(record.problem.is_some() || !record.bytes.contains(&b'\n'));
+    });
+}
+
+fn lines(bytes: &[u8]) {
+    let (mut text, mut number, mut is_over) = (Vec::new(), 0, false);
+    let (is_refused, is_whole) = taken(bytes, Wanted::Lines, |line| {
+        assert!(!is_over, "nothing comes behind a line that is cut");
+        number += 1;
+        assert_eq!(line.place, Place { line: number, element: None });
+        assert!(!line.bytes.contains(&b'\n'));
+        text.extend_from_slice(line.bytes);
+        text.extend_from_slice(if line.is_cut { b"" } else { b"\n" });
+        is_over = line.is_cut;
+    });
+    if is_whole && compression::is_plain(bytes) {
+        assert!(!is_refused && text == bytes, "the lines of an input are all of it");
+    }
+}
+
+/// Takes the records of an input. Says whether it ended with a failure, and whether that was the end of it.
+fn taken(bytes: &[u8], wanted: Wanted, mut each: impl FnMut(Line<'_>)) -> (bool, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let mut lines = Input::from_reader(Cursor::new(bytes.to_vec())).into_lines().expect("a thread");
-    let (mut taken, mut number, mut is_over, mut is_refused) = (Vec::new(), 0, false, false);
+    let mut lines = Input::from_reader(Cursor::new(bytes.to_vec())).into_records(wanted).expect("a thread");
+    let (mut taken, mut is_refused) = (0, false);
     while let Some(line) = runtime.block_on(lines.next()) {
-        assert!(!is_over, "nothing comes behind a failure, or behind a line that is cut");
+        assert!(!is_refused, "nothing comes behind a failure");
         match line {
             Ok(line) => {
-                number += 1;
-                assert_eq!(line.place.line, number);
-                assert!(!line.bytes.contains(&b'\n'));
-                taken.extend_from_slice(line.bytes);
-                taken.extend_from_slice(if line.is_cut { b"" } else { b"\n" });
-                is_over = line.is_cut;
+                taken += line.bytes.len();
+                each(line);
             }
             Err(failure) => {
+                // A decompressor that panics is none.
+                assert!(!failure.to_string().contains("panic"), "{failure}");
                 check_failure(&failure);
-                (is_over, is_refused) = (true, true);
+                is_refused = true;
             }
         }
-        if taken.len() > MOST_TAKEN {
-            return;
+        if taken > MOST_TAKEN {
+            return (is_refused, false);
         }
     }
-    if compression::is_plain(bytes) {
-        assert!(!is_refused && taken == bytes, "the lines of an input are all of it");
-    }
+    (is_refused, true)
 }
 
 #[cfg(test)]

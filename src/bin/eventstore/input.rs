@@ -67,12 +67,6 @@ impl Input {
         self.position.clone()
     }
 
-    /// Starts to read lines.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn into_lines(self) -> Result<Lines, Failure> {
-        self.into_records(Wanted::Lines)
-    }
-
     /// Starts to read.
     pub(crate) fn into_records(self, wanted: Wanted) -> Result<Lines, Failure> {
         let (sender, messages) = mpsc::channel(CHUNKS);
@@ -625,6 +619,10 @@ mod tests {
                 (6, 0, r#"{"a":"1","b":"2"}"#),
             ])
         );
+        // Each row has a line of its own, also where no line feed ends it; and begins with the empty lines before it.
+        let expected = [(2, r#"{"a":"1"}"#), (3, r#"{"a":"2"}"#), (4, r#"{"a":"3"}"#), (5, r#"{"a":"4"}"#)];
+        let found = read("a\r1\r2\r3\r\n\n\n\n4", Wanted::Csv).await.expect("rows");
+        assert_eq!(found.iter().map(|(line, _, text)| (*line, text.as_str())).collect::<Vec<_>>(), expected);
         assert!(read("a,b,a\n", MAPPED).await.expect_err("twice").contains("line 1: two columns have the title \"a\""));
         assert!(read(b"a,\xff\n", MAPPED).await.expect_err("Latin-1").contains("column 2 is not UTF-8"));
         let endless = b"a,b\n\"".chain(io::repeat(b'x'));

@@ -265,6 +265,9 @@ pub(crate) fn recognize(record: &[u8]) -> Option<String> {
             "kurrentdb"
         }
         () if has(&["actor", "repo", "payload"]) => "gharchive",
+        () if !record.has("aggregate_id") => {
+            return Some("if another program wrote it, say with --map what is what in it".to_owned());
+        }
         () => return None,
     };
     let (_, called, _) = FORMATS.iter().find(|(name, ..)| *name == format)?;

@@ -328,13 +328,17 @@ fn rows(source: Source, delimiter: u8, out: &mut Out<'_>) -> Result<(), Stop> {
         csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(source);
     let mut row = ByteRecord::new();
     let mut titles = None;
+    let mut last = before;
     loop {
         reader.get_mut().left = MAX_RECORD;
         let is_there = reader.read_byte_record(&mut row).map_err(io_error)?;
         if !is_there {
             return Ok(());
         }
-        let place = Place { line: before + row.position().map_or(1, csv::Position::line), element: None };
+        let line = before + row.position().map_or(1, csv::Position::line);
+        // Empty lines before a row belong to it. A carriage return alone ends a row as well, and is not counted as a line.
+        let place = Place { line: line.max(last + 1), element: None };
+        last = place.line;
         let Some(titles) = &titles else {
             titles = Some(Titles::of(&row).map_err(|reason| Failure::malformed(reason).at(place))?);
             continue;

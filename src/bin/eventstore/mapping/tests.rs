@@ -254,7 +254,8 @@ fn formats_are_recognized() {
         (r#"{"specversion":"1.0","id":"1","source":"s","type":"t"}"#, Some("CloudEvents: write --map cloudevents")),
         (r#"{"eventId":"1","eventType":"T","data":{}}"#, Some("EventStoreDB: write --map kurrentdb")),
         (r#"{"id":"1","type":"T","actor":{},"repo":{},"payload":{}}"#, Some("GH Archive: write --map gharchive")),
-        (r#"{"id":"1","type":"T"}"#, None),
+        (r#"{"uuid":"1","kind":"T"}"#, Some("if another program wrote it, say with --map")),
+        (r#"{"id":"1","aggregate_id":"a"}"#, None),
         ("[]", None),
         ("x", None),
     ] {
