@@ -11,7 +11,7 @@ use std::io::{self, Read, Write as _};
 use std::path::Path;
 
 use eventstore_api::Result;
-use eventstore_kv::damaged_index;
+use eventstore_kv::{damaged_index, unclosed_index};
 
 use crate::error::cannot_open;
 
@@ -30,7 +30,7 @@ pub(crate) fn open(directory: &Path) -> Result<u64> {
     }
     let sealed = match fs::read(directory.join(SEAL_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(damaged_index("it was not closed cleanly, and sled's files are not used then"));
+            return Err(unclosed_index());
         }
         read => read.map_err(failed)?,
     };

@@ -29,15 +29,11 @@ pub const MAX_BATCH_BYTES: usize = 64 << 20;
 /// The times of recording that an append may name end here, counted from 1970: with the year 9999.
 pub const RECORDED_AT_END: Duration = Duration::from_secs(253_402_300_800);
 
-/// The nearest time that can be recorded, in whole microseconds of the years 1970 to 9999: what a store takes from a clock that
-/// is wrong (rule W7).
+/// The nearest time that can be recorded, of the years 1970 to 9999: what a store takes from a clock that is wrong (rule W7).
 #[must_use]
 pub fn clamp_recorded_at(time: SystemTime) -> SystemTime {
-    let since_1970 = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let last = RECORDED_AT_END - Duration::from_micros(1);
-    let micros = since_1970.min(last).as_micros();
-    // They are at most `last`, which fits.
-    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+    time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + last)
 }
 
 #[cfg(test)]
@@ -52,7 +48,7 @@ mod tests {
         for (time, expected) in [
             (SystemTime::UNIX_EPOCH - Duration::from_secs(1), at(0)),
             (SystemTime::UNIX_EPOCH, at(0)),
-            (at(7) + Duration::from_nanos(999), at(7)),
+            (at(7) + Duration::from_nanos(999), at(7) + Duration::from_nanos(999)),
             (last, last),
             (end, last),
             (end + RECORDED_AT_END, last),

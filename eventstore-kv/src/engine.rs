@@ -250,6 +250,15 @@ impl Entries {
     }
 }
 
+/// Why an engine does not use files that are not known to be damaged.
+pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, and this engine's files are not used then";
+
+/// As [`damaged_index`], of an engine that uses its files only if it was closed, and was not: no damage to be told of.
+#[must_use]
+pub fn unclosed_index() -> Error {
+    damaged_index(NOT_CLOSED)
+}
+
 /// An error of an engine about its own files, which the store answers by making the index again.
 #[must_use]
 pub fn damaged_index(reason: impl Into<String>) -> Error {

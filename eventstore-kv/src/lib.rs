@@ -57,7 +57,7 @@ mod verify;
 mod writer;
 
 pub use directory::StoreDirectory;
-pub use engine::{Engine, Entries, KeyRange, Snapshot, Table, damaged_index};
+pub use engine::{Engine, Entries, KeyRange, Snapshot, Table, damaged_index, unclosed_index};
 pub use eventstore_log::background::give_way;
 #[doc(hidden)]
 pub use eventstore_log::tell;

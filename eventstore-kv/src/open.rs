@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::commit::Committer;
 use crate::digests::Digests;
 use crate::directory::{StoreDirectory, cannot_open, sync_dir};
-use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
+use crate::engine::{Engine, Entries, KeyRange, NOT_CLOSED, Snapshot, Table};
 use crate::error::log_error;
 use crate::filters;
 use crate::index::{Incomplete, Index};
@@ -136,7 +136,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         Found { engine: opened, disagrees, .. } => {
             drop(opened);
             actions.extend(index.begin_again(disagrees.as_deref())?);
-            unused_index = disagrees.filter(|_| is_read_only);
+            unused_index = disagrees.filter(|reason| is_read_only && reason != NOT_CLOSED);
             behind = Behind::new(0, options);
             E::open(index.path(), engine)?
         }

@@ -189,38 +189,47 @@ FILE may be plain, or compressed with gzip, zstd, xz or bzip2. It holds events a
 array. With --map it holds what other programs write: JSON, or CSV whose first row has the titles. Each JSON object becomes an \
 event, and so does each row, as an object of texts:
 
-  --map cloudevents      CloudEvents; the aggregate is the subject, if there is
-                         one, or the source
-  --map kurrentdb        KurrentDB, EventStoreDB: exported events, or pages of
-                         an Atom feed with embed=body, the oldest page first;
-                         the aggregate is the stream
-  --map gharchive        GH Archive, from 2015 on; the aggregate is the
-                         repository
-  --map FIELD=EXPR,...   any other. It may change one of these as well:
-                         --map cloudevents,id=.id
+  --map cloudevents     CloudEvents; the aggregate is the
+                        subject, if there is one, or the
+                        source
+  --map kurrentdb       KurrentDB, EventStoreDB: exported
+                        events, or pages of an Atom feed
+                        with embed=body, the oldest page
+                        first; the aggregate is the stream
+  --map gharchive       GH Archive, from 2015 on; the
+                        aggregate is the repository
+  --map FIELD=EXPR,...  any other. It may change one of
+                        these: --map cloudevents,id=.id
 
 FIELD is id, type, aggregate_id, data, metadata or recorded_at; version and revision are for --check-places. Without data= it \
 is all of the record. If a record has its events in an array, each=.PATH or each=reverse(.PATH) says where. EXPR is
 
-  .a.b   .\"a key\"[0]   .  what stands there, data byte for byte; all of it
-  \"text\"   {\"a\":1}        the same for each event
-  .a+\"-\"+.b               texts and numbers, joined
-  .a//.b                  the first that is there and not null
-  sha256(.)               a hash of what stands there: an id that is the same
-                          when the record is imported again. Of records that
-                          are equal to the byte only one becomes an event
-  number()                the record's number in the input, to tell those
-                          apart: sha256(.)+\"-\"+number()
-  rest()                  as metadata or data: an object of all that no other
-                          field takes whole. Without it that is left out
-  text(.a)   base64(.a)   the characters of the text; what they are Base64 of
-  json(.a)                the same if they are an object or an array; if not,
-                          what stands there
-  unix(.a)   unix_ms(.a)  the time so many seconds or ms after 1970 began
-  next(.a)                the number plus one
+  .a.b   .\"a key\"[0]   what stands there, data byte for
+                        byte; . is all of the record
+  \"text\"   {\"a\":1}      the same for each event
+  .a+\"-\"+.b             texts and numbers, joined
+  .a//.b                the first that is there and not null
+  sha256(.)             a hash of what stands there: an id
+                        that is the same when the record is
+                        imported again. Of records that are
+                        equal to the byte only one becomes
+                        an event
+  number()              the record's number in the input, to
+                        tell those apart:
+                        sha256(.)+\"-\"+number()
+  rest()                as metadata or data: an object of
+                        all that no other field takes whole.
+                        Without it that is left out
+  text(.a)  base64(.a)  the characters of the text; what
+                        they are Base64 of
+  json(.a)              the same if they are an object or an
+                        array; if not, what stands there
+  unix(.a) unix_ms(.a)  the time so many seconds or ms after
+                        1970 began
+  next(.a)              the number plus one
 
 With --skip-invalid a record that is no event, or whose id another event has, is written to a file, as in
-  {\"line\":3,\"error\":\"malformed_input: trailing comma (column 8)\",\"input\":\"{\\\"id\\\":1,}\"}
+  {\"line\":3,\"error\":\"…\",\"input\":\"{\\\"id\\\":1,}\"}
 and the import goes on, to end with exit code 3. Mend each `input` there, and import the file with --retry-skipped and \
 otherwise the same options. An input that cannot be read on ends the import all the same.
 
@@ -229,11 +238,11 @@ Examples:
   zcat events-*.jsonl.gz | eventstore import -
   eventstore --store lmdb:./old load |
     eventstore --store lmdb:./new import --check-places -
-  eventstore import --map gharchive --dry-run 2024-01-01-15.json.gz
-  eventstore import sales.csv --map 'id=sha256(.),type=\"Sale\",
-    aggregate_id=.customer,recorded_at=.\"sold at\"'
-  eventstore import --skip-invalid rejected.jsonl events.jsonl
-  eventstore import --retry-skipped rejected.jsonl";
+  eventstore import --map gharchive --dry-run hour.json.gz
+  eventstore import sales.csv --map 'id=sha256(.),
+    type=\"Sale\",aggregate_id=.customer,recorded_at=.time'
+  eventstore import --skip-invalid bad.jsonl events.jsonl
+  eventstore import --retry-skipped bad.jsonl";
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
@@ -308,9 +317,9 @@ Examples:
   Wait until 100 events are there:
     eventstore load --follow --limit 100
   Some types, of some aggregates:
-    eventstore load --type OrderPaid --aggregate-prefix order-
-  What was recorded in a month:
-    eventstore load --recorded-since 2025-01-01 --recorded-until 2025-02-01";
+    eventstore load --type Paid --aggregate-prefix order-
+  What was recorded since then:
+    eventstore load --recorded-since 2025-01-01";
 
 #[derive(Args, Debug)]
 pub(crate) struct LoadArgs {
