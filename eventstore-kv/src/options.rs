@@ -48,7 +48,7 @@ pub struct StoreOptions {
     /// 100 bytes an aggregate and 8 an event. Default: 16 MiB, at most 1 TiB.
     pub aggregate_cache: usize,
     /// Bytes of memory for the newest revisions of aggregates, so that an append to one asks nothing of the engine: 25 to 60
-    /// bytes an aggregate. What was not appended to for long is forgotten first. Default: 16 MiB, at most 16 GiB.
+    /// bytes an aggregate. What was not appended to for long is forgotten first. Default: 32 MiB, at most 16 GiB.
     pub revision_cache: usize,
     /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
     /// [`Compression::None`]. What is compressed is read whatever it is.
@@ -109,7 +109,7 @@ impl Default for StoreOptions {
             space_ahead: 128 << 20,
             log_cache: 128 << 20,
             aggregate_cache: 16 << 20,
-            revision_cache: 16 << 20,
+            revision_cache: 32 << 20,
             compression: Compression::None,
             metrics_label: String::new(),
         }

@@ -32,6 +32,11 @@ use crate::{StoreDirectory, StoreOptions, Task};
 /// It keeps the contract of [`EventStore`]: one thread decides what is written, in groups with one sync each; reads go a page
 /// at a time and wait for nobody.
 ///
+/// # Progress
+///
+/// A listener of the progress of maintenance may read the store, drop handles, and ask the store to close; but `close` is an
+/// `Engine` error to it, at once, since the maintenance is waited for. The store closes when that has ended.
+///
 /// # Clone
 ///
 /// Cheap; clones are the same store. Dropping the last one closes it, which waits for the group that is being committed.

@@ -35,6 +35,7 @@ pub(crate) enum Fault {
     IgnoresShortWrites,
     LocksNothing,
     PanicsOnDamage,
+    RefusesWhatMayBeThere,
     RetriesFailedSyncs,
     RewritesWhenClosing,
     RewritesWhenOpening,
@@ -61,6 +62,7 @@ impl Fault {
         Fault::IgnoresShortWrites,
         Fault::LocksNothing,
         Fault::PanicsOnDamage,
+        Fault::RefusesWhatMayBeThere,
         Fault::RetriesFailedSyncs,
         Fault::RewritesWhenClosing,
         Fault::RewritesWhenOpening,
@@ -257,6 +259,9 @@ impl Inner {
     /// Whoever is told that nothing was written relies on it, also if it is the second attempt (F1).
     fn answer_fenced(&self, batch: Batch) -> Result<Vec<Stored>> {
         let fenced = || Error::Fenced { reason: "a write or a sync has failed".to_owned() };
+        if self.fault == Fault::RefusesWhatMayBeThere {
+            return Err(fenced());
+        }
         let all_in = |store: &Reference| batch.events.iter().all(|event| store.has(event.id()));
         if all_in(&self.visible) {
             return self.visible.append(batch);

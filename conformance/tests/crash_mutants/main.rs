@@ -46,6 +46,7 @@ const FINDS: &[(&str, Fault)] = &[
     ("crash::f1_a_failed_sync_fences_and_acknowledges_nothing_false", Fault::RetriesFailedSyncs),
     ("crash::f1_a_failed_sync_fences_and_acknowledges_nothing_false", Fault::IgnoresFailedWrites),
     ("crash::f1_a_failed_write_acknowledges_nothing_false", Fault::IgnoresFailedWrites),
+    ("crash::f1_a_failed_write_acknowledges_nothing_false", Fault::RefusesWhatMayBeThere),
     ("crash::f4_a_full_disk_loses_nothing_and_opens_again", Fault::IgnoresFailedWrites),
     ("crash::f4_a_write_cut_short_loses_nothing", Fault::IgnoresShortWrites),
     ("crash::f1_an_opening_with_a_failing_disk_harms_nothing", Fault::DeletesWhatCannotBeRead),
