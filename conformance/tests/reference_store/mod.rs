@@ -79,7 +79,6 @@ impl Reference {
     }
 
     /// Appends without a queue and without waiting.
-
     pub(crate) fn append(&self, batch: Batch) -> Result<Vec<Stored>> {
         let mut log = lock(&self.0.log);
         if self.0.head.borrow().is_none() {
