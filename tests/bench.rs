@@ -3,6 +3,8 @@
 #![cfg(all(feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod signals;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,6 +19,7 @@ struct Shell {
 
 impl Shell {
     fn new() -> Self {
+        signals::restore();
         Shell { directory: tempfile::tempdir().unwrap() }
     }
 

@@ -3,6 +3,8 @@
 #![cfg(all(feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod signals;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ struct Done {
 
 impl Shell {
     fn new() -> Self {
+        signals::restore();
         Shell { directory: tempfile::tempdir().unwrap() }
     }
 

@@ -3,6 +3,8 @@
 #![cfg(all(unix, feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod signals;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -19,6 +21,7 @@ struct Shell {
 
 impl Shell {
     fn new() -> Self {
+        signals::restore();
         Shell { directory: tempfile::tempdir().unwrap() }
     }
 
