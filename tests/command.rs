@@ -337,7 +337,7 @@ fn a_signal_leaves_no_half_backup() {
 fn a_signal_ends_an_opening_that_takes_long() {
     let shell = Shell::with_events(1..100_000);
     let index = shell.path("store/index");
-    for args in [&["latest"][..], &["verify"], &["append", "events.jsonl"]] {
+    for args in [&["gc"][..], &["append", "events.jsonl"]] {
         // It may be open before the signal arrives: then once more.
         let ended = (0..50).find_map(|_| {
             fs::remove_dir_all(&index).unwrap();
