@@ -6,6 +6,8 @@
 #![cfg_attr(not(feature = "cli"), allow(unused))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic and say why")]
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,19 +20,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
-type Test = fn(&'static str) -> Result<(), Failed>;
+use common::BACKENDS;
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+type Test = fn(&'static str) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -2,49 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use eventstore::{Batch, Context, Event, EventStore, Version};
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => fs::copy(entry.path(), to).map(drop).unwrap(),
-        }
-    }
-}
+use common::{BACKENDS, below, copy};
 
 /// The files below a directory. Lock files are made anew each time.
-fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            all.extend(files(&entry.path()).into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes)));
-        } else if !["LOCK", "lock.mdb"].contains(&name.as_str()) {
-            all.insert(name, fs::read(entry.path()).unwrap());
-        }
-    }
-    all
+fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let is_lock = |path: &PathBuf| ["LOCK", "lock.mdb"].iter().any(|name| path.ends_with(name));
+    let files = below(directory).into_iter().filter(|path| path.is_file() && !is_lock(path));
+    files.map(|path| (path.strip_prefix(directory).unwrap().to_owned(), fs::read(&path).unwrap())).collect()
 }
 
 #[tokio::test]
@@ -80,14 +52,14 @@ async fn a_damaged_index_is_put_aside_as_it_was_found() {
                 if aside.exists() {
                     put_aside += 1;
                     let after = files(&aside);
-                    let place = format!("{backend}: {file} at byte {at} of {}", bytes.len());
+                    let place = format!("{backend}: {} at byte {at} of {}", file.display(), bytes.len());
                     assert!(
                         after.get(file) == before.get(file),
                         "{place}: what was damaged is not there as it was found"
                     );
                     // An engine that was open for a moment may have files that are new, and none any more that it had no use for.
                     // RocksDB names its new manifest in `CURRENT`.
-                    let mut others = before.iter().filter(|(name, _)| *name != "CURRENT");
+                    let mut others = before.iter().filter(|(name, _)| name.as_path() != Path::new("CURRENT"));
                     let changed = others.find(|(name, bytes)| after.get(*name).is_some_and(|found| found != *bytes));
                     assert!(changed.is_none(), "{place}: {:?} has changed", changed.map(|(name, _)| name));
                 }

@@ -3,23 +3,15 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::fs;
 use std::process::Command;
 
 use eventstore::{Batch, Context, Event, EventStore, EventStoreExt, Version};
 use tempfile::TempDir;
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::BACKENDS;
 
 /// The files below a directory that this process has open.
 fn own_handles(directory: &str) -> Vec<String> {

@@ -3,6 +3,9 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,17 +14,7 @@ use std::sync::Arc;
 use eventstore::{Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Version};
 use tempfile::TempDir;
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::{BACKENDS, below};
 
 fn ctx() -> Context {
     Context::background()
@@ -36,21 +29,14 @@ async fn append(store: &Arc<dyn EventStore>, id: &str) {
     store.store(&ctx(), event, Expected::Any).await.unwrap();
 }
 
-/// All files below a directory, with their content. Links are not followed.
-fn content(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_symlink() {
-            files.push((path.clone(), fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()));
-        } else if path.is_dir() {
-            files.extend(content(&path));
-        } else {
-            files.push((path.clone(), fs::read(&path).unwrap()));
-        }
-    }
-    files.sort();
-    files
+/// All files below a directory, with their content, and where links lead.
+fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let content = |path: &Path| match path.is_symlink() {
+        true => fs::read_link(path).unwrap().into_os_string().into_encoded_bytes(),
+        false => fs::read(path).unwrap(),
+    };
+    let files = below(directory).into_iter().filter(|path| path.is_symlink() || !path.is_dir());
+    files.map(|path| (path.clone(), content(&path))).collect()
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(unix)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,17 +13,7 @@ use std::time::{Duration, Instant};
 
 use eventstore::{Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Version};
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::{BACKENDS, below};
 
 fn ctx() -> Context {
     Context::background()
@@ -50,17 +42,9 @@ async fn append_until_refused(store: &Arc<dyn EventStore>, backend: &str) -> u64
 }
 
 /// Every file below a directory, with its bytes.
-fn content(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut content = BTreeMap::new();
-    for entry in fs::read_dir(path).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            content.extend(self::content(&path));
-        } else {
-            content.insert(path.clone(), fs::read(path).unwrap());
-        }
-    }
-    content
+fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = below(directory).into_iter().filter(|path| !path.is_dir());
+    files.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
 #[tokio::test]

@@ -3,22 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(all(unix, feature = "cli"))]
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::{BACKENDS, below};
 
 /// Runs the command, once or several times, with this umask.
 fn run(umask: &str, arguments: &[&[&str]]) {
@@ -33,19 +25,6 @@ fn run(umask: &str, arguments: &[&[&str]]) {
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
-}
-
-/// What is in a directory, and in those below it.
-fn content(path: &Path) -> Vec<PathBuf> {
-    let mut content = Vec::new();
-    for entry in fs::read_dir(path).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            content.extend(self::content(&path));
-        }
-        content.push(path);
-    }
-    content
 }
 
 #[test]
@@ -70,7 +49,7 @@ fn the_umask_says_who_else_may_read_and_write_a_store_and_never_everybody() {
             );
             for name in ["store", "copy", "backup", "restored"] {
                 assert_eq!(mode(&path(name)), directory, "{backend}: {name} with umask {umask}");
-                let content = content(&path(name));
+                let content = below(&path(name));
                 assert!(content.iter().any(|path| path.ends_with("log")));
                 for path in content.iter().filter(|path| path.is_file()) {
                     // RocksDB gives its group no more than reading, but for the file that each opening writes to.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +12,7 @@ use std::time::SystemTime;
 
 use eventstore::{Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, Version};
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::{BACKENDS, below, copy};
 
 type Store = Arc<dyn EventStore>;
 
@@ -47,19 +39,12 @@ async fn filled(backend: &str, path: &Path) -> Store {
 }
 
 /// Everything below a directory: bytes of files, and when each was changed.
-fn content(path: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
-    let mut content = BTreeMap::new();
-    for entry in fs::read_dir(path).unwrap() {
-        let path = entry.unwrap().path();
-        let changed = fs::metadata(&path).unwrap().modified().unwrap();
-        if path.is_dir() {
-            content.extend(self::content(&path));
-            content.insert(path, (changed, Vec::new()));
-        } else {
-            content.insert(path.clone(), (changed, fs::read(path).unwrap()));
-        }
-    }
-    content
+fn content(directory: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
+    let content = |path: &Path| {
+        let bytes = if path.is_dir() { Vec::new() } else { fs::read(path).unwrap() };
+        (fs::metadata(path).unwrap().modified().unwrap(), bytes)
+    };
+    below(directory).into_iter().map(|path| (path.clone(), content(&path))).collect()
 }
 
 async fn check(store: &Store, expected: &[Event]) {
@@ -166,20 +151,6 @@ async fn what_was_not_closed_or_is_damaged_is_read_without_being_mended() {
             let store = eventstore::open(&url(backend, &harmed)).await.unwrap();
             check(&store, &all).await;
             store.close().await.unwrap();
-        }
-    }
-}
-
-/// Every file but the lock.
-fn copy(from: &Path, into: &Path) {
-    fs::create_dir_all(into).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = into.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false if path.ends_with("eventstore.lock") => {}
-            false => drop(fs::copy(&path, target).unwrap()),
         }
     }
 }

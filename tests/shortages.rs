@@ -3,20 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(all(unix, feature = "cli"))]
 
+mod common;
+
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-/// The backends of this build that have files.
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::BACKENDS;
 
 /// Runs the command with at most so many file descriptors.
 fn run(url: &str, args: &[&str], descriptors: u32) -> Output {

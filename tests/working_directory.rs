@@ -4,21 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::env;
 use std::fs;
 
 use eventstore::{Batch, Context, Error, Event, EventStore, Gc, Version};
 
-const BACKENDS: &[&str] = &[
-    #[cfg(feature = "lmdb")]
-    "lmdb",
-    #[cfg(feature = "rocksdb")]
-    "rocksdb",
-    #[cfg(feature = "fjall")]
-    "fjall",
-    #[cfg(feature = "sled")]
-    "sled",
-];
+use common::BACKENDS;
 
 fn events(count: u64) -> Batch {
     let event = |n| Event::builder("Tested", "a").data(vec![7; 500 + n as usize]).build().unwrap();
