@@ -3,126 +3,27 @@
 #![cfg(all(feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod shell;
 mod signals;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
-/// Real events of a shop: orders, their payments and their shipments.
-fn orders() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/orders.jsonl")
-}
+use shell::{Done, Shell, orders};
 
 fn orders_text() -> String {
     fs::read_to_string(orders()).unwrap()
 }
 
-/// A directory in which the command runs, with its store in `store`.
-struct Shell {
-    directory: TempDir,
-}
-
-/// What a finished command left.
-#[derive(Debug)]
-struct Done {
-    stdout: String,
-    stderr: String,
-    code: Option<i32>,
-}
-
 impl Shell {
-    fn new() -> Self {
-        signals::restore();
-        Shell { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_eventstore"));
-        command.current_dir(self.directory.path()).env("EVENTSTORE_URL", "lmdb:./store").args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Done {
-        self.run_with(args, "")
-    }
-
-    fn run_with(&self, args: &[&str], stdin: impl AsRef<[u8]>) -> Done {
-        let mut child = self.spawn(args);
-        let mut to = child.stdin.take().unwrap();
-        std::thread::scope(|scope| {
-            let stdin = stdin.as_ref();
-            // A command that has seen enough closes its stdin before the end.
-            scope.spawn(move || to.write_all(stdin).ok());
-            Done::of(child)
-        })
-    }
-
-    fn spawn(&self, args: &[&str]) -> Child {
-        let mut command = self.command(args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    }
-
     /// The command with its stdin and the lines of its stdout at hand.
     fn converse(&self, args: &[&str]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
         let mut child = self.spawn(args);
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         (child, stdin, BufReader::new(stdout))
-    }
-
-    /// The store opens and holds exactly these events.
-    #[track_caller]
-    fn holds(&self, ids: &[&str]) {
-        let loaded = self.run(&["load"]).succeeded();
-        let found: Vec<_> = loaded.events().iter().map(|event| text(event, "id")).collect();
-        assert_eq!(found, ids);
-        let versions: Vec<_> = loaded.events().iter().map(|event| event["version"].as_u64().unwrap()).collect();
-        assert_eq!(versions, (1..=ids.len() as u64).collect::<Vec<_>>(), "gapless");
-    }
-}
-
-impl Done {
-    fn of(child: Child) -> Self {
-        let output = child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Done { stdout: text(output.stdout), stderr: text(output.stderr), code: output.status.code() }
-    }
-
-    #[track_caller]
-    fn succeeded(self) -> Self {
-        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""));
-        self
-    }
-
-    /// One line on stderr with this code, and these words in it.
-    #[track_caller]
-    fn failed(self, code: &str, words: &[&str]) -> Self {
-        assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
-        assert!(self.stderr.starts_with(&format!("error[{code}]: ")), "{code}: {}", self.stderr);
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in: {}", self.stderr);
-        }
-        assert_eq!(self.code, Some(if code == "usage" { 2 } else { 1 }));
-        self
-    }
-
-    fn events(&self) -> Vec<Value> {
-        self.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 }
 

@@ -3,61 +3,19 @@
 #![cfg(all(feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod shell;
+mod signals;
+
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// A directory in which the command runs, with its store in `store`.
-struct Shell {
-    directory: TempDir,
-}
-
-/// What a finished command left.
-#[derive(Debug)]
-struct Done {
-    stdout: String,
-    stderr: String,
-    code: Option<i32>,
-}
+use shell::{Done, Shell, orders};
 
 impl Shell {
-    fn new() -> Self {
-        Shell { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        fs::write(self.path(name), content).unwrap();
-    }
-
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn run(&self, args: &[&str]) -> Done {
-        self.run_with(args, "")
-    }
-
-    fn run_with(&self, args: &[&str], stdin: impl AsRef<[u8]>) -> Done {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_eventstore"));
-        command.current_dir(self.directory.path()).env("EVENTSTORE_URL", "lmdb:./store").args(args);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut to = child.stdin.take().unwrap();
-        let output = std::thread::scope(|scope| {
-            let stdin = stdin.as_ref();
-            // A command that has seen enough closes its stdin before the end.
-            scope.spawn(move || to.write_all(stdin).ok());
-            child.wait_with_output().unwrap()
-        });
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Done { stdout: text(output.stdout), stderr: text(output.stderr), code: output.status.code() }
     }
 
     /// What `load` prints of the store.
@@ -65,23 +23,9 @@ impl Shell {
     fn load(&self) -> Vec<Value> {
         self.run(&["load"]).succeeded().events()
     }
-
-    /// The store holds events with these ids, in this order.
-    #[track_caller]
-    fn holds(&self, ids: &[&str]) {
-        let loaded = self.load();
-        let found: Vec<_> = loaded.iter().map(|event| event["id"].as_str().unwrap()).collect();
-        assert_eq!(found, ids);
-    }
 }
 
 impl Done {
-    #[track_caller]
-    fn succeeded(self) -> Self {
-        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{self:?}");
-        self
-    }
-
     /// It did all but for some lines, which it counted.
     #[track_caller]
     fn skipped(self, summary: &str) -> Self {
@@ -94,26 +38,6 @@ impl Done {
         assert!(self.stdout.starts_with(&format!("{summary}, in ")), "{}", self.stdout);
         self
     }
-
-    /// One line on stderr with this code, and these words in it.
-    #[track_caller]
-    fn failed(self, code: &str, words: &[&str]) -> Self {
-        assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
-        assert!(self.stderr.starts_with(&format!("error[{code}]: ")), "{code}: {}", self.stderr);
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in: {}", self.stderr);
-        }
-        assert_eq!(self.code, Some(if code == "usage" { 2 } else { 1 }));
-        self
-    }
-
-    fn events(&self) -> Vec<Value> {
-        self.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-    }
-}
-
-fn orders() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/orders.jsonl")
 }
 
 /// One line of input, with more fields behind the usual ones.

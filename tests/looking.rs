@@ -3,30 +3,27 @@
 #![cfg(all(feature = "cli", feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod shell;
+mod signals;
+
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// A directory in which the command runs, with its store in `store`.
-struct Shell {
-    directory: TempDir,
-}
+use shell::{Shell, orders};
 
 impl Shell {
     /// With the events of a shop: orders, their payments and their shipments.
     fn with_orders() -> Self {
-        let shell = Shell { directory: tempfile::tempdir().unwrap() };
-        let orders = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/orders.jsonl");
-        assert!(shell.run(&["import", orders.to_str().unwrap()]).status.success());
+        let shell = Shell::new();
+        shell.run(&["import", orders().to_str().unwrap()]).succeeded();
         shell
     }
 
     /// With these events: an id, a type, an aggregate and the time of recording.
     fn with_events(events: &[(&str, &str, &str, &str)]) -> Self {
-        let shell = Shell { directory: tempfile::tempdir().unwrap() };
+        let shell = Shell::new();
         let lines: String = events
             .iter()
             .map(|(id, event_type, aggregate_id, time)| {
@@ -34,28 +31,15 @@ impl Shell {
                 format!("{event}\n")
             })
             .collect();
-        std::fs::write(shell.directory.path().join("events.jsonl"), lines).unwrap();
-        assert!(shell.run(&["import", "events.jsonl"]).status.success());
+        shell.write("events.jsonl", lines);
+        shell.run(&["import", "events.jsonl"]).succeeded();
         shell
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_eventstore"));
-        command.current_dir(self.directory.path()).env("EVENTSTORE_URL", "lmdb:./store").args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
     }
 
     /// The lines that a command prints that succeeds.
     #[track_caller]
     fn lines(&self, args: &[&str]) -> Vec<Value> {
-        let output = self.run(args);
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+        self.run(args).succeeded().events()
     }
 
     /// The ids of the events that `load` finds with these arguments.
@@ -99,7 +83,7 @@ fn events_are_found_by_type_and_by_the_beginning_of_their_aggregate() {
     let expected = ids(&|event| event["aggregate_id"] == aggregate && event["type"] == first);
     assert_eq!(shell.found(&["--aggregate", aggregate, "--type", first]), expected);
     let refused = shell.run(&["load", "--aggregate", "a", "--aggregate-prefix", "a"]);
-    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(refused.code, Some(2));
 }
 
 #[test]
@@ -113,9 +97,9 @@ fn a_limit_counts_what_is_printed() {
     assert!(shell.found(&["--type", "OrderPlaced", "--limit", "0"]).is_empty());
     assert_eq!(shell.found(&["--type", "OrderPlaced", "--limit", "1000"]), all);
     let output = shell.run(&["load", "--type", "OrderPlaced", "--limit", "2", "--format", "table"]);
-    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 3, "the titles and two rows");
+    assert_eq!(output.stdout.lines().count(), 3, "the titles and two rows");
     let output = shell.run(&["load", "--type", "Nothing", "--format", "table"]);
-    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 1, "the titles alone");
+    assert_eq!(output.stdout.lines().count(), 1, "the titles alone");
 }
 
 #[test]
@@ -160,8 +144,8 @@ fn events_are_found_by_the_time_of_recording() {
     for text in ["yesterday", "2025", "2025-13-01", "1969-12-31", "2025-01-01T00:00:00"] {
         for option in ["--recorded-since", "--recorded-until"] {
             let refused = shell.run(&["load", option, text]);
-            let told = String::from_utf8(refused.stderr).unwrap();
-            assert_eq!((refused.status.code(), told.lines().count()), (Some(2), 1), "{told}");
+            let told = refused.stderr;
+            assert_eq!((refused.code, told.lines().count()), (Some(2), 1), "{told}");
             assert!(told.contains(text) && told.contains("date"), "{told}");
         }
     }
@@ -212,7 +196,7 @@ fn aggregates_of_many_events_are_listed_once() {
 fn aggregates_of_a_store_that_is_empty_or_not_there() {
     let shell = Shell { directory: tempfile::tempdir().unwrap() };
     let refused = shell.run(&["aggregates"]);
-    assert!(!refused.status.success() && String::from_utf8(refused.stderr).unwrap().contains("no store"));
+    assert!(refused.code != Some(0) && refused.stderr.contains("no store"));
     let mut append = shell.command(&["append"]).stdin(Stdio::piped()).spawn().unwrap();
     append.stdin.take().unwrap().write_all(b"").unwrap();
     assert!(append.wait().unwrap().success());
