@@ -6,6 +6,7 @@ use eventstore_api::{Error, Result, StoreOutcome, Stored, Version};
 use crate::engine::Engine;
 use crate::queue::Request;
 use crate::shared::{Shared, with_causes};
+use crate::staging::require_identical;
 use crate::{keys, reader};
 
 /// The answer to a request. Nothing is being committed.
@@ -46,10 +47,7 @@ fn look_up<E: Engine>(shared: &Shared<E>, request: &Request) -> Result<Option<Ve
         match found.map_err(failed)? {
             Some(version) if version <= stored => {
                 let first = reader::read_found(&shared.log, event.id(), version).map_err(failed)?;
-                if first.event != *event {
-                    let id = event.id().to_owned();
-                    return Err(Doubt::Duplicate(Error::DuplicateEvent { id, version: Some(first.version) }));
-                }
+                require_identical(first.event == *event, event, first.version).map_err(Doubt::Duplicate)?;
                 if request.is_sync() && shared.log.synced() < version {
                     return Err(Doubt::Unknown("it is there and not synced".to_owned()));
                 }

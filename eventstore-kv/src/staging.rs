@@ -394,7 +394,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
 }
 
 /// Rule W2: the same id is the same event or an error.
-fn require_identical(is_identical: bool, again: &Event, first: Version) -> Result<()> {
+pub(crate) fn require_identical(is_identical: bool, again: &Event, first: Version) -> Result<()> {
     if is_identical {
         return Ok(());
     }

@@ -81,11 +81,7 @@ impl<E: Engine> KvStore<E> {
         };
         let ctx = Context::background();
         let ready = open_directory(directory, &engine, &options, &Task::new(&ctx, &|| Ok(())))?;
-        let actions = ready.actions.clone();
-        let store = Self::start(ready, engine, options)?;
-        let Shared { observer, log, .. } = &*store.inner.shared;
-        observer.opened(path, log.last(), &actions, began.elapsed());
-        Ok(store)
+        Self::start_told(path, began, ready, engine, options)
     }
 
     /// Opens the store in a directory to read it, and writes nothing there: others may read it as well, it may lie on a medium
@@ -103,11 +99,7 @@ impl<E: Engine> KvStore<E> {
         let directory = StoreDirectory::open_read_only(path, E::NAME)?;
         let ctx = Context::background();
         let ready = open_read_only(directory, &engine, &options, &Task::new(&ctx, &|| Ok(())))?;
-        let actions = ready.actions.clone();
-        let store = Self::start(ready, engine, options)?;
-        let Shared { observer, log, .. } = &*store.inner.shared;
-        observer.opened(path, log.last(), &actions, began.elapsed());
-        Ok(store)
+        Self::start_told(path, began, ready, engine, options)
     }
 
     /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
@@ -121,6 +113,21 @@ impl<E: Engine> KvStore<E> {
         let task = Task::new(&ctx, &|| Ok(()));
         let ready = open(Opening { files, directory: None, engine: &engine, options: &options, task: &task })?;
         Self::start(ready, engine, options)
+    }
+
+    /// Starts a store in a directory, and tells whoever listens to logs how it was opened.
+    fn start_told(
+        path: &Path,
+        began: Instant,
+        mut ready: Ready<E>,
+        engine: E::Options,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        let actions = std::mem::take(&mut ready.actions);
+        let store = Self::start(ready, engine, options)?;
+        let Shared { observer, log, .. } = &*store.inner.shared;
+        observer.opened(path, log.last(), &actions, began.elapsed());
+        Ok(store)
     }
 
     fn start(ready: Ready<E>, engine: E::Options, options: StoreOptions) -> Result<Self> {

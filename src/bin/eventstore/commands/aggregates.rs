@@ -1,8 +1,8 @@
 //! `aggregates`: each with its revision and its newest event, in memory that does not grow with their number.
 
-use eventstore::{Context, Error, EventStore, EventStoreExt, LoadOptions, PageSize};
+use eventstore::{Context, EventStore, EventStoreExt, LoadOptions, PageSize};
 
-use super::{Ending, Store, reading};
+use super::{Ending, Store, ending, reading};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::json;
@@ -16,12 +16,7 @@ pub(crate) async fn run(url: &str, prefix: Option<&str>) -> Result<Ending, Failu
         let listed = list(store, &ctx, prefix.unwrap_or(""), &mut output).await;
         // What came before an error is shown all the same.
         output.flush()?;
-        match listed {
-            Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
-                Ok(Ending::Interrupted)
-            }
-            listed => listed.map(|()| Ending::Finished),
-        }
+        ending(listed, &interrupted)
     })
     .await
 }

@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use eventstore::{CancellationToken, Context, Error, EventStoreExt, LoadOptions, RecordedEvent};
+use eventstore::{CancellationToken, Context, EventStoreExt, LoadOptions, RecordedEvent};
 
-use super::{Ending, Store, reading};
+use super::{Ending, Store, ending, reading};
 use crate::cli::{Format, LoadArgs};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -30,13 +30,7 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     }
     let interrupted = interrupt::token();
     let load = Load { options, filter, limit: args.limit, follow: args.follow, format: args.format };
-    reading(url, async |store| match load.run(store, &interrupted).await {
-        Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
-            Ok(Ending::Interrupted)
-        }
-        result => result.map(|()| Ending::Finished),
-    })
-    .await
+    reading(url, async |store| ending(load.run(store, &interrupted).await, &interrupted)).await
 }
 
 /// What is printed of the events that the store gives.

@@ -125,6 +125,16 @@ async fn interruptible<T>(
     Ok(done)
 }
 
+/// How work ends that prints as it goes on, and that a signal may have ended.
+fn ending(result: Result<(), Failure>, interrupted: &CancellationToken) -> Result<Ending, Failure> {
+    match result {
+        Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
+            Ok(Ending::Interrupted)
+        }
+        result => result.map(|()| Ending::Finished),
+    }
+}
+
 /// `None` if it is a signal that ended it.
 fn unless_interrupted<T>(result: eventstore::Result<T>, interrupted: &CancellationToken) -> Result<Option<T>, Failure> {
     match result {
