@@ -27,17 +27,23 @@ without=()
 if ! has_libclang || ! command -v g++ >/dev/null; then
     echo "note: libclang or a C++ compiler is not installed, so RocksDB is left out (Debian, Ubuntu: apt-get install libclang-dev g++)"
     left_out+=("RocksDB is left out")
-    features=lmdb,fjall,sled without=(--exclude backend-rocksdb)
+    features=lmdb,fjall,sled without=(--exclude synckit-backend-rocksdb)
 elif command -v ccache >/dev/null; then
     export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
 else
     echo "note: ccache is not installed, so RocksDB is compiled anew in each target directory (Debian, Ubuntu: apt-get install ccache)"
 fi
-workspace=(--workspace ${without[@]+"${without[@]}"} --features "$features")
+workspace=(--workspace ${without[@]+"${without[@]}"} --features "$features,synckit-eventstore/serde")
 
 step "a plain build compiles neither RocksDB nor fjall nor sled"
 if cargo tree --quiet --edges normal,build,dev --prefix none | grep -E '^(librocksdb-sys|rocksdb|lsm-tree|sled) '; then
     echo "the default features must not depend on these" >&2
+    exit 1
+fi
+
+step "the library takes nothing that only the command needs"
+if cargo tree --quiet -p synckit-eventstore --all-features --edges normal,build --prefix none | grep -E '^(clap|csv|indicatif|plotters) '; then
+    echo "the library must not depend on these" >&2
     exit 1
 fi
 
@@ -50,32 +56,76 @@ cargo clippy "${workspace[@]}" --all-targets -- -D warnings
 step "tests and the examples in the documentation, on every backend: $features"
 cargo test "${workspace[@]}"
 
+step "the repository of cqrs-es over a store, alone: without what other crates ask of their dependencies"
+cargo test --quiet -p synckit-eventstore-cqrs
+
 step "a store of somebody else's, outside the workspace, against the suite"
 cargo test --quiet --manifest-path examples/sqlite-store/Cargo.toml
 
+step "an order service, outside the workspace, killed under load"
+cargo fmt --manifest-path examples/orders/Cargo.toml --check
+cargo clippy --quiet --manifest-path examples/orders/Cargo.toml --all-targets -- -D warnings
+cargo test --quiet --manifest-path examples/orders/Cargo.toml
+
 step "each feature alone"
-alone=("" cli zstd lmdb fjall sled lmdb,cli fjall,cli sled,cli)
-if [ "$features" = full ]; then alone+=(rocksdb rocksdb,cli full); fi
-for alone in "${alone[@]}"; do
-    echo "features: [$alone]"
-    cargo check --quiet -p eventstore --all-targets --no-default-features --features "$alone"
+alone=("" zstd lmdb fjall sled)
+if [ "$features" = full ]; then alone+=(rocksdb full); fi
+for package in synckit-eventstore synckit-eventstore-cli benches; do
+    for alone in "${alone[@]}"; do
+        echo "$package: features: [$alone]"
+        cargo check --quiet -p "$package" --all-targets --no-default-features --features "$alone"
+    done
 done
-for package in eventstore-log eventstore-kv; do
+for package in synckit-eventstore-api synckit-eventstore; do
+    echo "$package: features: [serde]"
+    cargo check --quiet -p "$package" --all-targets --no-default-features --features serde
+done
+for package in synckit-eventstore-log synckit-eventstore-kv; do
     echo "$package: features: []"
     cargo check --quiet -p "$package" --all-targets --no-default-features
 done
 for alone in "" crash; do
     echo "features of the suite: [$alone]"
-    cargo check --quiet -p conformance --lib --no-default-features --features "$alone"
+    cargo check --quiet -p synckit-conformance --lib --no-default-features --features "$alone"
 done
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet "${workspace[@]}" --no-deps
 
 step "benchmarks compile, and their results are right"
-for bench in store open memory; do
-    cargo bench --quiet --profile dev -p eventstore --features "$features" --bench "$bench" -- --test
+for bench in store open handle; do
+    cargo bench --quiet --profile dev -p benches --features "$features" --bench "$bench" -- --test
 done
+cargo bench --quiet --profile dev -p synckit-eventstore-cli --features "$features" --bench memory -- --test
+
+minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+step "the least Rust that is promised, $minimum"
+if command -v rustup >/dev/null && rustup toolchain list | grep -q "^$minimum[.-]"; then
+    # fjall asks for a newer one.
+    cargo "+$minimum" check --quiet -p synckit-eventstore -p synckit-eventstore-cli -p synckit-conformance --features lmdb,sled
+else
+    echo "left out: rustup toolchain install --profile minimal $minimum"
+    left_out+=("Rust $minimum is not tried")
+fi
+
+step "the packages that are published have all they need"
+# cargo would compile each of them, and RocksDB with it. So they are packed, and what needs no RocksDB is compiled from what
+# was packed; nothing of it has to be on crates.io, nor does the network have to be there.
+target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+packed="$target/package/unpacked"
+rm -rf "$target/package"
+cargo package --quiet --offline --allow-dirty --no-verify --workspace --exclude benches --exclude engine-suite --exclude models
+mkdir -p "$packed"
+cp Cargo.lock "$packed"
+printf '[workspace]\nresolver = "3"\nmembers = ["synckit-*"]\n[patch.crates-io]\n' >"$packed/Cargo.toml"
+for crate in "$target"/package/*.crate; do
+    # With the time of now: cargo compiles again what is newer.
+    tar -xzmf "$crate" -C "$packed"
+    crate=$(basename "$crate" .crate)
+    echo "${crate%%-[0-9]*} = { path = \"$crate\" }" >>"$packed/Cargo.toml"
+done
+cargo check --quiet --offline --manifest-path "$packed/Cargo.toml" --target-dir "$target" \
+    -p synckit-eventstore-cli -p synckit-conformance --features lmdb,fjall,sled
 
 step "licences, sources and banned dependencies"
 if command -v cargo-deny >/dev/null; then

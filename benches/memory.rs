@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use eventstore::{Batch, Context, Event, EventStoreExt, Version};
+use eventstore::backend::{Batch, Context, Event, EventStoreExt, Version};
 
 const EVENTS: u64 = 40_000;
 
@@ -90,7 +90,7 @@ fn import_with_follower(events: u64) -> u64 {
     let directory = directory();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let store = eventstore::open(&format!("lmdb:{}", directory.path().display())).await.expect("opened");
+        let store = eventstore::backend::open(&format!("lmdb:{}", directory.path().display())).await.expect("opened");
         let ctx = Context::background();
         let before = rss_anon("self").expect("readable");
         let mut follower = store.subscribe(&ctx, Version::ZERO);

@@ -1,6 +1,6 @@
 //! The `eventstore bench` command, run as its users run it, for moments: what it says, not how fast anything is.
 
-#![cfg(all(feature = "cli", feature = "lmdb"))]
+#![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod signals;
@@ -156,6 +156,14 @@ fn results_as_json_are_those_of_the_report() {
     let printed: Value = serde_json::from_str(&shell.succeed(&args)).unwrap();
     let written = fs::read_to_string(shell.path("report/results.json")).unwrap();
     assert_eq!(printed, serde_json::from_str::<Value>(&written).unwrap());
+    let features = [
+        ("lmdb", cfg!(feature = "lmdb")),
+        ("rocksdb", cfg!(feature = "rocksdb")),
+        ("fjall", cfg!(feature = "fjall")),
+        ("sled", cfg!(feature = "sled")),
+    ];
+    let compiled = features.into_iter().filter_map(|(name, is_there)| is_there.then_some(name));
+    assert_eq!(printed["program"]["backends"], Value::from_iter(["memory"].into_iter().chain(compiled)));
     assert_eq!((&printed["settings"]["events"], &printed["settings"]["seed"]), (&47.into(), &7.into()));
 }
 

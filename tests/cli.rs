@@ -1,6 +1,6 @@
 //! The `eventstore` command, run as its users run it.
 
-#![cfg(all(feature = "cli", feature = "lmdb"))]
+#![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod shell;
@@ -65,11 +65,12 @@ fn the_demo_works_and_leaves_nothing_behind() {
     assert!(output.status.success());
     let shown = String::from_utf8(output.stdout).unwrap();
     for words in [
-        "evt-1 has version 1, revision 1",
-        "evt-3 has version 3, revision 3",
+        "Placed has version 1, revision 1\n",
+        "Shipped has version 3, revision 3",
         "error[version_conflict]: ",
         "error[deadline_exceeded]: ",
-        "evt-1 has version 1, revision 1 (AlreadyStored)",
+        "refused: the order is shipped",
+        "Placed has version 1, revision 1, as it was stored before",
         "the subscriber received version 6",
     ] {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");

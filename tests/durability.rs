@@ -3,9 +3,9 @@
 //!
 //! Where `strace` is missing or not permitted, the tests that need it show as ignored.
 
-#![cfg_attr(not(feature = "cli"), allow(unused))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic and say why")]
 
+#[path = "../eventstore/tests/common/mod.rs"]
 mod common;
 
 use std::collections::HashMap;
@@ -27,7 +27,6 @@ type Test = fn(&'static str) -> Result<(), Failed>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    #[cfg(feature = "cli")]
     if !BACKENDS.is_empty() {
         let (strace, mounts) = (can_trace(), can_mount());
         if !strace {

@@ -1,6 +1,6 @@
 //! `import`, run as its users run it, with the files that they have.
 
-#![cfg(all(feature = "cli", feature = "lmdb"))]
+#![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod shell;

@@ -1,6 +1,6 @@
 //! Looking for events and aggregates with the command, run as its users run it.
 
-#![cfg(all(feature = "cli", feature = "lmdb"))]
+#![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod shell;
@@ -87,6 +87,27 @@ fn events_are_found_by_type_and_by_the_beginning_of_their_aggregate() {
 }
 
 #[test]
+fn what_an_aggregate_has_got_since_a_revision_is_found() {
+    let shell = Shell::with_orders();
+    let all = shell.lines(&["load"]);
+    let longest = all.iter().max_by_key(|event| event["revision"].as_u64()).unwrap();
+    let (aggregate, revision) = (longest["aggregate_id"].as_str().unwrap(), longest["revision"].as_u64().unwrap());
+    assert!(revision > 2);
+    let ids = |since: u64| -> Vec<_> {
+        let wanted = |event: &&Value| event["aggregate_id"] == aggregate && event["revision"].as_u64() > Some(since);
+        all.iter().filter(wanted).map(|event| event["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for since in 0..=revision + 1 {
+        let found = shell.found(&["--aggregate", aggregate, "--since-revision", &since.to_string()]);
+        assert_eq!(found, ids(since), "since revision {since}");
+    }
+    let newer = all.iter().filter(|event| event["revision"].as_u64() > Some(1)).count();
+    assert_eq!(shell.found(&["--since-revision", "1"]).len(), newer, "of all aggregates");
+    let refused = shell.run(&["load", "--aggregate", aggregate, "--since-revision", "-1"]);
+    assert_eq!(refused.code, Some(2));
+}
+
+#[test]
 fn a_limit_counts_what_is_printed() {
     let shell = Shell::with_orders();
     let all = shell.found(&["--type", "OrderPlaced"]);
@@ -165,6 +186,7 @@ fn aggregates_are_listed_with_how_far_they_have_come() {
         }
     }
     assert_eq!(expected.len(), 33);
+    expected.sort_by_key(|listed| listed["aggregate_id"].as_str().unwrap().to_owned());
     assert_eq!(shell.lines(&["aggregates"]), expected);
     expected.retain(|listed| listed["aggregate_id"].as_str().unwrap().starts_with("order-10"));
     assert!(!expected.is_empty());
@@ -180,9 +202,10 @@ fn aggregates_of_many_events_are_listed_once() {
     let shell = Shell::with_events(&events);
     let listed = shell.lines(&["aggregates"]);
     assert_eq!(listed.len(), 331);
-    for (index, aggregate) in listed.iter().enumerate() {
+    let ids: Vec<_> = listed.iter().map(|aggregate| aggregate["aggregate_id"].as_str().unwrap()).collect();
+    assert!(ids.is_sorted_by(|one, next| one < next), "in the order of their ids: {ids:?}");
+    for aggregate in &listed {
         let of = aggregate["aggregate_id"].as_str().unwrap();
-        assert_eq!(of, events[index].2, "in the order of their first events");
         let (last, _) = events.iter().enumerate().rfind(|(_, event)| event.2 == of).unwrap();
         let count = events.iter().filter(|event| event.2 == of).count() as u64;
         assert_eq!(
@@ -201,4 +224,20 @@ fn aggregates_of_a_store_that_is_empty_or_not_there() {
     append.stdin.take().unwrap().write_all(b"").unwrap();
     assert!(append.wait().unwrap().success());
     assert!(shell.lines(&["aggregates"]).is_empty());
+}
+
+#[test]
+fn what_is_behind_a_cursor_is_loaded_if_it_is_of_the_same_history() {
+    let shell = Shell::with_orders();
+    let printed = |args: &[&str]| shell.run(args).succeeded().stdout.trim().to_owned();
+    let (latest, cursor) = (printed(&["latest"]), printed(&["latest", "--cursor"]));
+    assert!(cursor.starts_with(&format!("{latest}-")) && cursor.len() == latest.len() + 9, "{cursor}");
+    shell.write("more.jsonl", json!({"id": "one more", "type": "Added", "aggregate_id": "order-1"}).to_string());
+    shell.run(&["import", "more.jsonl"]).succeeded();
+    let behind = shell.lines(&["load", "--since", &cursor]);
+    assert!(behind.len() == 1 && behind[0]["id"] == "one more", "{behind:?}");
+    let other = Shell::with_events(&[("a", "T", "a", "2024-01-01T00:00:00Z")]);
+    other.run(&["load", "--since", &cursor]).failed("history_diverged", &[&cursor, "1-"]);
+    other.run(&["load", "--follow", "--since", &cursor]).failed("history_diverged", &[&cursor]);
+    other.run(&["load", "--since", "1-00"]).failed("invalid_version", &["1-00"]);
 }

@@ -1,8 +1,9 @@
 //! Who may read and write a store: its owner, and its group as far as the umask says so, whatever the engine.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![cfg(all(unix, feature = "cli"))]
+#![cfg(unix)]
 
+#[path = "../eventstore/tests/common/mod.rs"]
 mod common;
 
 use std::fs;

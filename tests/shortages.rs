@@ -1,8 +1,9 @@
 //! What cannot be done for want of resources is an error, and no word about the store.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![cfg(all(unix, feature = "cli"))]
+#![cfg(unix)]
 
+#[path = "../eventstore/tests/common/mod.rs"]
 mod common;
 
 use std::io::Write;

@@ -13,7 +13,7 @@ use lsm_tree::{
 };
 
 use crate::Options;
-use crate::error::guard;
+use crate::error::{guard, guard_writing};
 use crate::files::{self, Mark, Unsound};
 use crate::merging::{End, Merging};
 use crate::options::Compression;
@@ -129,7 +129,7 @@ impl Engine for FjallEngine {
             if entries.len() == 0 {
                 continue; // a table has to have some
             }
-            guard("write a table", || {
+            guard_writing("write a table", || {
                 let mut ingestion = tree.ingestion()?;
                 for (key, value) in entries {
                     ingestion.write(key, value)?;

@@ -3,16 +3,30 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use eventstore_api::{Error, Result};
 use eventstore_kv::damaged_index;
+
+/// As [`guard`], of a call that writes tables, which note when they are made, in the time since 1970: there has to be some.
+pub(crate) fn guard_writing<T>(operation: &'static str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T> {
+    if SystemTime::now() < UNIX_EPOCH { Err(no_clock(operation)) } else { guard(operation, call) }
+}
 
 /// Runs a call into `lsm-tree`, which does `operation`. That asserts what its files say in places, instead of checking it.
 pub(crate) fn guard<T>(operation: &'static str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| engine_error(operation, error)),
-        Err(panic) => Err(damage(operation, &message_of(&*panic))),
+        Err(panic) => match message_of(&*panic) {
+            // The clock has gone back at this moment.
+            message if message.starts_with("time went backwards") => Err(no_clock(operation)),
+            message => Err(damage(operation, &message)),
+        },
     }
+}
+
+fn no_clock(operation: &'static str) -> Error {
+    Error::engine(operation, "the system clock is before 1970, and fjall cannot write then; set the clock")
 }
 
 fn engine_error(operation: &'static str, error: lsm_tree::Error) -> Error {
@@ -31,13 +45,13 @@ pub(crate) fn io_error(operation: &'static str, error: io::Error) -> Error {
 }
 
 fn damage(operation: &'static str, what: &dyn std::fmt::Display) -> Error {
-    damaged_index(format!("fjall found damage while it was to {operation}: {what}"))
+    damaged_index(format!("fjall found damage when it tried to {operation}: {what}"))
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("it did not say why").to_owned()
+    text.unwrap_or("for an unknown reason").to_owned()
 }
 
 #[cfg(test)]

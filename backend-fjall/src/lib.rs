@@ -1,4 +1,4 @@
-//! The fjall backend: an LSM tree in Rust, for stores much larger than memory, without a C++ compiler.
+//! The fjall backend: an LSM tree in Rust, for stores much larger than memory. It needs no C++ compiler.
 //!
 //! ```
 //! use backend_fjall::{Options, open};
@@ -14,15 +14,15 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(run(directory.path())).unwrap();
 //! ```
 //!
-//! The index that leads into the store's log is in two trees of `lsm-tree`, the part of fjall that has no log of its own: one
-//! for event ids, one for aggregates. How far they reach says a small file beside them.
+//! The index into the store's log is in two trees of `lsm-tree`, the part of fjall without a log: one for event ids,
+//! one for aggregates. A small file beside them, `mark`, records up to which version they are complete.
 //!
 //! | | |
 //! |---|---|
-//! | a checkpoint | is written to a new table of each tree, and the file `mark` is replaced when those are synced |
-//! | after a kill or a power cut | the trees have all that the mark says, and the store adds what its log has since |
-//! | damage | every block that is read is checked, and the store makes a damaged index again |
-//! | files | `mark`, and the trees `ids` and `aggregates`, whose tables one thread merges in the background |
+//! | a checkpoint | is written to a new table of each tree; `mark` is replaced once they are synced |
+//! | after a kill or a power cut | the trees are complete up to the mark; the store adds later events from its log |
+//! | damage | every block that is read is checked, and the store rebuilds a damaged index |
+//! | files | `mark`, and the trees `ids` and `aggregates`, whose tables one background thread compacts |
 
 #![forbid(unsafe_code)]
 
@@ -38,10 +38,10 @@ use eventstore_kv::KvStore;
 pub use engine::{FjallEngine, FjallSnapshot};
 pub use options::{Compression, Options};
 
-/// The backend's name: the scheme of its URLs and the mark in its directories.
+/// The backend's name: the scheme of its URLs, and the engine's name in `eventstore.json`.
 pub const NAME: &str = "fjall";
 
-/// An event store with an index in fjall's trees.
+/// An event store whose index is in fjall's trees.
 pub type FjallStore = KvStore<FjallEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -54,7 +54,7 @@ pub async fn open(options: Options) -> Result<FjallStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread.
+/// Like [`open`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -64,8 +64,8 @@ pub fn open_blocking(options: &Options) -> Result<FjallStore> {
     KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
 }
 
-/// Opens a store to read it, and writes nothing there: others may read it as well, but nobody may write to it meanwhile. Must be
-/// called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
+/// Opens a store for reading and writes nothing. Others may read it at the same time, but nobody may write to it. Must
+/// be called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub async fn open_read_only(options: Options) -> Result<FjallStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open_read_only`], but it blocks the thread.
+/// Like [`open_read_only`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -85,8 +85,8 @@ pub fn open_read_only_blocking(options: &Options) -> Result<FjallStore> {
     KvStore::open_read_only(&options.path, options.clone(), options.store.clone())
 }
 
-/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
-/// done, and blocks.
+/// Rebuilds the index of a closed store from its log, and accepts a log that has lost its end. Returns what was done.
+/// Blocks the thread.
 ///
 /// # Errors
 ///

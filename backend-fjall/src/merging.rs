@@ -17,7 +17,7 @@ use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, CompactionStrategy, Factory, ItemAccessor, MoveDown, PullDown, Verdict};
 use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
 
-use crate::error::guard;
+use crate::error::guard_writing;
 use crate::files;
 
 /// So many runs of each tree become one. A look-up of an id passes most runs by, with their filters; a scan of an aggregate
@@ -109,7 +109,7 @@ impl Merging {
                 shared.run(place);
             };
             let thread = thread::Builder::new().name("fjall-merging".to_owned()).spawn(merge);
-            merging.threads.push(thread.map_err(|error| Error::engine("start a thread that merges", error))?);
+            merging.threads.push(thread.map_err(|error| Error::engine("start a compaction thread", error))?);
         }
         Ok(merging)
     }
@@ -187,7 +187,7 @@ impl Shared {
     /// Merges what is in a level until there is not much.
     fn merge(&self, level: u8) -> Result<()> {
         for (tree, merged_runs) in self.trees.iter().zip(MERGED_RUNS) {
-            while !self.end.is_near() && guard("merge tables", || self.step(tree, level, merged_runs))? {
+            while !self.end.is_near() && guard_writing("merge tables", || self.step(tree, level, merged_runs))? {
                 self.change(|state| state.changes += 1);
             }
         }

@@ -4,37 +4,36 @@ use std::str::FromStr;
 use eventstore_api::{Error, Result};
 use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
-/// How to open a fjall store.
+/// Options of a fjall store.
 ///
-/// In a URL the options have the names of the fields: `fjall:./data?block_cache=64MiB&table_compression=none`. Those of
-/// [`StoreOptions`] may stand there as well. Each may be another one at the next opening.
+/// In a URL, each option has its field's name: `fjall:./data?block_cache=64MiB&table_compression=none`. The options of
+/// [`StoreOptions`] may be in the URL as well. Every option can be changed at the next open.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// The store's directory, created if it is missing.
     pub path: PathBuf,
-    /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
+    /// Whether to create a store if the directory has none; if false, that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of blocks of tables that are kept in memory, with their indexes and filters. Default: 32 MiB, 1 MiB to
-    /// 1 TiB.
+    /// Cache of the tables' blocks, indexes and filters, in bytes. Default: 32 MiB, 1 MiB to 1 TiB.
     pub block_cache: usize,
-    /// How tables are compressed. Default: [`Compression::Lz4`].
+    /// The compression of tables. Default: [`Compression::Lz4`].
     pub table_compression: Compression,
-    /// Bits a key of the filters that tell which tables cannot have an event id; 0 for no filters. Default: 10, up to 64.
+    /// Bits per key of the tables' Bloom filters for event ids; 0 for no filters. Default: 10, up to 64.
     pub bloom_bits: usize,
-    /// Files that are kept open. Default: 128, 8 to 1,000,000.
+    /// The number of files kept open. Default: 128, 8 to 1,000,000.
     pub open_files: usize,
-    /// How the store queues and groups appends.
+    /// Options of the store itself, the same for every engine: queue, group commit, log and caches.
     pub store: StoreOptions,
 }
 
-/// How tables are compressed. In a URL: `none`, `lz4`.
+/// The compression of tables. In a URL: `none`, `lz4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// Fast.
+    /// LZ4, fast.
     Lz4,
 }
 
@@ -52,7 +51,7 @@ impl Options {
         }
     }
 
-    /// The options that a URL names.
+    /// The options in a URL.
     ///
     /// # Errors
     ///

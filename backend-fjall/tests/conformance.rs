@@ -1,16 +1,24 @@
 //! The fjall store keeps the contract.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use backend_fjall::{Options, open};
-use conformance::Profile;
+use backend_fjall::{Options, open, open_read_only};
+use conformance::{Profile, Suite};
 use eventstore_api::EventStore;
 
+fn options(directory: PathBuf) -> Options {
+    let mut options = Options::new(directory);
+    options.store.index_events = 5; // so that the checks see all of the index's ways
+    options
+}
+
 fn main() -> ExitCode {
-    conformance::run("fjall", Profile::persistent(), |directory| async {
-        let mut options = Options::new(directory);
-        options.store.index_events = 5; // so that the checks see all of the index's ways
-        Ok(Arc::new(open(options).await?) as Arc<dyn EventStore>)
-    })
+    let suite = Suite::new("fjall", Profile::persistent(), |directory| async {
+        Ok(Arc::new(open(options(directory)).await?) as Arc<dyn EventStore>)
+    });
+    let read_only =
+        |directory| async { Ok(Arc::new(open_read_only(options(directory)).await?) as Arc<dyn EventStore>) };
+    suite.read_only(read_only).run()
 }

@@ -195,13 +195,13 @@ impl LmdbEngine {
         if new_size <= old_size {
             return Err(Error::Full {
                 reason: format!(
-                    "the index has grown to its max_map_size of {max_size} bytes; open it with a larger one"
+                    "the index has reached its max_map_size of {max_size} bytes; reopen the store with a larger one"
                 ),
             });
         }
         if !address_space_is_free(new_size) {
             return Err(Error::Full {
-                reason: format!("the system does not let it map {new_size} bytes; raise the limit (ulimit -v)"),
+                reason: format!("the system refuses to map {new_size} bytes; raise the limit (ulimit -v)"),
             });
         }
         tell!(trace, name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
@@ -325,7 +325,10 @@ impl Engine for LmdbEngine {
             }
             tell!(debug, "the check of all pages begins again: it was in the way of the writer, or behind it");
         }
-        Err(Error::engine("check the pages", "the writer needed the pages that a check keeps from being used again"))
+        Err(Error::engine(
+            "check the pages",
+            "the check pins pages that appends need; verify again when there are fewer appends",
+        ))
     }
 
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {

@@ -1,4 +1,4 @@
-//! The LMDB backend: the default, for its fast reads, instant opening and build with a C compiler alone.
+//! The LMDB backend, the default: it reads fast, opens instantly, and only needs a C compiler.
 //!
 //! ```
 //! use backend_lmdb::{Options, open};
@@ -19,13 +19,13 @@
 //! | holds | the index; the events are in the store's log |
 //! | opening | nothing to recover or replay |
 //! | writing | a transaction with two syncs: the pages, then the page that makes them visible |
-//! | growing | the map doubles when it is full, up to `max_map_size`; readers wait a moment |
-//! | space | what the file has it keeps |
+//! | growing | the map doubles when it is full, up to `max_map_size`; readers wait briefly |
+//! | space | the file never shrinks |
 //! | limits | local file systems only; one process at a time |
-//! | damage | checked before opening, in the few pages that opening reads; everywhere by `verify` |
+//! | damage | opening checks the few pages that it reads; `verify` checks all |
 //!
-//! LMDB's pages have no checksums. What is checked is whether they are whole and lead to each key, and not what a value
-//! is. Reading or writing through a damaged page that nobody checked can give a wrong answer, or end the process.
+//! LMDB's pages have no checksums. The checks cover whether pages are complete and lead to each key, not the values.
+//! Reading or writing through a damaged, unchecked page can give a wrong answer, or crash the process.
 
 #![deny(unsafe_code)]
 
@@ -44,10 +44,10 @@ use eventstore_kv::{Engine, KvStore};
 pub use engine::{LmdbEngine, LmdbSnapshot};
 pub use options::Options;
 
-/// The backend's name: the scheme of its URLs and the mark in its directories.
+/// The backend's name: the scheme of its URLs, and the engine's name in `eventstore.json`.
 pub const NAME: &str = LmdbEngine::NAME;
 
-/// An event store whose index is kept by LMDB.
+/// An event store whose index is in LMDB.
 pub type LmdbStore = KvStore<LmdbEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -60,7 +60,7 @@ pub async fn open(options: Options) -> Result<LmdbStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread, for a few reads and syncs.
+/// Like [`open`], but blocks the thread for a few reads and syncs.
 ///
 /// # Errors
 ///
@@ -70,8 +70,8 @@ pub fn open_blocking(options: &Options) -> Result<LmdbStore> {
     KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
 }
 
-/// Opens a store to read it, and writes nothing there: others may read it as well, but nobody may write to it meanwhile. Must be
-/// called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
+/// Opens a store for reading and writes nothing. Others may read it at the same time, but nobody may write to it. Must
+/// be called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ pub async fn open_read_only(options: Options) -> Result<LmdbStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open_read_only`], but it blocks the thread.
+/// Like [`open_read_only`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -91,8 +91,8 @@ pub fn open_read_only_blocking(options: &Options) -> Result<LmdbStore> {
     KvStore::open_read_only(&options.path, options.clone(), options.store.clone())
 }
 
-/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
-/// done, and blocks.
+/// Rebuilds the index of a closed store from its log, and accepts a log that has lost its end. Returns what was done.
+/// Blocks the thread.
 ///
 /// # Errors
 ///

@@ -3,28 +3,28 @@ use std::path::PathBuf;
 use eventstore_api::Result;
 use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
-/// How to open an LMDB store.
+/// Options of an LMDB store.
 ///
-/// In a URL the options have the names of the fields: `lmdb:./data?map_size=4GiB&read_ahead=false`. Those of
-/// [`StoreOptions`] may stand there as well.
+/// In a URL, each option has its field's name: `lmdb:./data?map_size=4GiB&read_ahead=false`. The options of
+/// [`StoreOptions`] may be in the URL as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// The store's directory, created if it is missing. It must be on a local file system: LMDB maps the file and
-    /// locks it, and neither works over a network.
+    /// The store's directory, created if it is missing. It must be on a local file system: LMDB maps and locks its
+    /// file, and neither works over a network.
     pub path: PathBuf,
-    /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
+    /// Whether to create a store if the directory has none; if false, that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of address space to begin with; the file is only as large as its content. It doubles by itself whenever it
-    /// is full, up to `max_map_size`. Default: 1 GiB, at least 1 MiB.
+    /// Initial address space for the index, in bytes; the file is only as large as its content. It doubles
+    /// automatically when it is full, up to `max_map_size`. Default: 1 GiB, at least 1 MiB.
     pub map_size: usize,
-    /// Bytes that the index may grow to; beyond it appends fail with `Full`. An index takes 40 bytes an event
-    /// where ids ascend, and up to 150 where they are random. Default: 1 TiB, at least `map_size`.
+    /// The maximum size of the index, in bytes; beyond it, appends fail with `Full`. The index takes 40 bytes per event
+    /// with ascending ids, and up to 150 with random ids. Default: 1 TiB, at least `map_size`.
     pub max_map_size: usize,
-    /// Whether the system reads more of the index from the disk than is asked for. It warms up sooner with it; look-ups
-    /// in an index that is larger than memory are faster without it. Default: true.
+    /// Whether the operating system reads ahead in the index. With it, the cache warms up sooner; without it, look-ups
+    /// in an index that is larger than memory are faster. Default: true.
     pub read_ahead: bool,
-    /// How the store queues and groups appends.
+    /// Options of the store itself, the same for every engine: queue, group commit, log and caches.
     pub store: StoreOptions,
 }
 
@@ -41,7 +41,7 @@ impl Options {
         }
     }
 
-    /// The options that a URL names.
+    /// The options in a URL.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Options {
 
 const MIN_MAP_SIZE: usize = 1 << 20;
 
-/// What x86-64 and AArch64 can map, with room for everything else in the process.
+/// The address space that x86-64 and AArch64 can map, less room for everything else in the process.
 const MAX_MAP_SIZE: usize = 1 << 46;
 
 #[cfg(test)]

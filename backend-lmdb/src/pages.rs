@@ -120,7 +120,7 @@ impl Stop {
         match self {
             Stop::Damage(page, what) => damaged_index(format!("page {page} of {DATA_FILE} {what}")),
             Stop::Unreadable(error) => Error::engine("check the pages", error),
-            Stop::Again => Error::engine("check the pages", "they changed meanwhile"),
+            Stop::Again => Error::engine("check the pages", "they changed during the check"),
             Stop::Unwanted(error) => error,
         }
     }
@@ -366,9 +366,9 @@ impl Pages {
 
     /// Notes that a page is in use, or free, as page `by` says.
     fn meet(&mut self, page: u64, by: u64) -> Checked {
-        sound!((META_PAGES..=self.last_page).contains(&page), by, "leads to page {page}, which does not exist");
+        sound!((META_PAGES..=self.last_page).contains(&page), by, "points to page {page}, which does not exist");
         let (word, bit) = (page as usize / 64, 1 << (page % 64));
-        sound!(self.met[word] & bit == 0, by, "leads to page {page}, and so does another");
+        sound!(self.met[word] & bit == 0, by, "points to page {page}, and so does another");
         self.met[word] |= bit;
         Ok(())
     }
@@ -744,7 +744,7 @@ mod tests {
         assert!(refused(meta + 44, 2).contains("flags"), "the flags of the free list");
         assert!(refused(meta + 94, 6).contains("levels"), "the levels of the names");
         assert!(refused(meta + META_LEN - 16, 7).contains("cut short"), "the last page");
-        assert!(refused(meta + 130, 5).contains("leads to page"), "the root of the names");
+        assert!(refused(meta + 130, 5).contains("points to page"), "the root of the names");
         assert!(refused(names + 12, 4).contains("free room"), "where the names' free room begins");
         assert!(refused(free + 10, 4).contains("of kind"), "the kind of a page of the free list");
     }

@@ -22,9 +22,7 @@ pub(crate) fn open_error(directory: &Path, error: rocksdb::Error) -> Error {
     );
     match is_missing || is_damage {
         true => damaged_index(format!("RocksDB cannot open its files: {error}")),
-        false => {
-            Error::Open { path, reason: "RocksDB cannot open its files".to_owned(), source: Some(Box::new(error)) }
-        }
+        false => Error::Open { path, reason: "RocksDB cannot open its files".to_owned(), source: Some(error.into()) },
     }
 }
 

@@ -14,14 +14,14 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(run(directory.path())).unwrap();
 //! ```
 //!
-//! RocksDB keeps the index that leads into the store's log: event ids and aggregates, each in a column family.
+//! RocksDB holds the index into the store's log: event ids and aggregates, each in a column family.
 //!
 //! | | |
 //! |---|---|
-//! | a checkpoint | is written to tables at once, of all column families together; RocksDB's own log is not used |
-//! | after a kill or a power cut | RocksDB is as it was after a checkpoint, and the store adds what its log has since |
-//! | damage | every block that is read is checked, and the store makes a damaged index again |
-//! | files | a table for each checkpoint, merged in the background as there become more of them |
+//! | a checkpoint | is written directly to tables, for all column families together; RocksDB's own log is not used |
+//! | after a kill or a power cut | RocksDB has the state of a checkpoint; the store adds later events from its log |
+//! | damage | every block that is read is checked, and the store rebuilds a damaged index |
+//! | files | a table for each checkpoint; tables are compacted in the background as their number grows |
 
 #![forbid(unsafe_code)]
 
@@ -36,10 +36,10 @@ use eventstore_kv::KvStore;
 pub use engine::{RocksDbEngine, RocksDbSnapshot};
 pub use options::{Compression, LogLevel, Options};
 
-/// The backend's name: the scheme of its URLs and the mark in its directories.
+/// The backend's name: the scheme of its URLs, and the engine's name in `eventstore.json`.
 pub const NAME: &str = "rocksdb";
 
-/// An event store with an index in RocksDB.
+/// An event store whose index is in RocksDB.
 pub type RocksDbStore = KvStore<RocksDbEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -52,7 +52,7 @@ pub async fn open(options: Options) -> Result<RocksDbStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread.
+/// Like [`open`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -62,8 +62,8 @@ pub fn open_blocking(options: &Options) -> Result<RocksDbStore> {
     KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
 }
 
-/// Opens a store to read it, and writes nothing there: others may read it as well, but nobody may write to it meanwhile. Must be
-/// called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
+/// Opens a store for reading and writes nothing. Others may read it at the same time, but nobody may write to it. Must
+/// be called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub async fn open_read_only(options: Options) -> Result<RocksDbStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open_read_only`], but it blocks the thread.
+/// Like [`open_read_only`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -83,8 +83,8 @@ pub fn open_read_only_blocking(options: &Options) -> Result<RocksDbStore> {
     KvStore::open_read_only(&options.path, options.clone(), options.store.clone())
 }
 
-/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
-/// done, and blocks.
+/// Rebuilds the index of a closed store from its log, and accepts a log that has lost its end. Returns what was done.
+/// Blocks the thread.
 ///
 /// # Errors
 ///

@@ -4,63 +4,63 @@ use std::str::FromStr;
 use eventstore_api::{Error, Result};
 use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
-/// How to open a RocksDB store.
+/// Options of a RocksDB store.
 ///
-/// In a URL the options have the names of the fields: `rocksdb:./data?block_cache=64MiB&table_compression=zstd`. Those of
-/// [`StoreOptions`] may stand there as well. Each may be another one at the next opening.
+/// In a URL, each option has its field's name: `rocksdb:./data?block_cache=64MiB&table_compression=zstd`. The options
+/// of [`StoreOptions`] may be in the URL as well. Every option can be changed at the next open.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// The store's directory, created if it is missing.
     pub path: PathBuf,
-    /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
+    /// Whether to create a store if the directory has none; if false, that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of blocks of tables that are kept in memory, with their indexes and filters. Default: 32 MiB, 1 MiB to
-    /// 1 TiB. RocksDB: `block_cache`.
+    /// Cache of the tables' blocks, indexes and filters, in bytes. Default: 32 MiB, 1 MiB to 1 TiB. RocksDB:
+    /// `block_cache`.
     pub block_cache: usize,
-    /// How tables are compressed. Default: [`Compression::Lz4`]. RocksDB: `compression`.
+    /// The compression of tables. Default: [`Compression::Lz4`]. RocksDB: `compression`.
     pub table_compression: Compression,
-    /// Bytes from which on a merged table is ended and the next one begun. Default: 64 MiB, 64 KiB to 16 GiB. RocksDB:
+    /// The target size of a compacted table, in bytes. Default: 64 MiB, 64 KiB to 16 GiB. RocksDB:
     /// `target_file_size_base`.
     pub table_size: usize,
-    /// Bits a key of the filters that tell which tables cannot have an event id; 0 for no filters. Default: 10, up to 64.
-    /// RocksDB: `filter_policy`.
+    /// Bits per key of the tables' Bloom filters for event ids; 0 for no filters. Default: 10, up to 64. RocksDB:
+    /// `filter_policy`.
     pub bloom_bits: usize,
-    /// Threads that write and merge tables. Default: half of the processors, at least 4; 1 to 1,024. RocksDB:
+    /// Threads that flush and compact tables. Default: half of the processors, at least 4; 1 to 1,024. RocksDB:
     /// `max_background_jobs`.
     pub background_jobs: usize,
-    /// Files that are kept open. Default: 128, 32 to 1,000,000. RocksDB: `max_open_files`.
+    /// The number of files kept open. Default: 128, 32 to 1,000,000. RocksDB: `max_open_files`.
     pub open_files: usize,
-    /// What RocksDB tells the log, which is `tracing` with the target `rocksdb`. Default: [`LogLevel::Warn`]. RocksDB:
-    /// `info_log_level`.
+    /// The level of RocksDB's own log, which goes to `tracing` with the target `rocksdb`. Default: [`LogLevel::Warn`].
+    /// RocksDB: `info_log_level`.
     pub log_level: LogLevel,
-    /// How the store queues and groups appends.
+    /// Options of the store itself, the same for every engine: queue, group commit, log and caches.
     pub store: StoreOptions,
 }
 
-/// How tables are compressed. In a URL: `none`, `lz4`, `zstd`.
+/// The compression of tables. In a URL: `none`, `lz4`, `zstd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// Fast.
+    /// LZ4, fast.
     Lz4,
-    /// Small.
+    /// Zstandard, smaller tables.
     Zstd,
 }
 
-/// From which level on RocksDB's messages are passed on. In a URL: `debug`, `info`, `warn`, `error`.
+/// The lowest level of RocksDB's messages that are passed on. In a URL: `debug`, `info`, `warn`, `error`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogLevel {
-    /// Everything.
+    /// All messages.
     Debug,
-    /// Each write and merge of a table as well.
+    /// Also each flush and compaction of a table.
     Info,
-    /// What may need attention.
+    /// Conditions that may need attention.
     Warn,
-    /// What failed.
+    /// Failures only.
     Error,
 }
 
@@ -81,7 +81,7 @@ impl Options {
         }
     }
 
-    /// The options that a URL names.
+    /// The options in a URL.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl Options {
     }
 }
 
-/// A value that cannot be read; whoever takes it knows the option's name.
+/// A value that cannot be parsed; the caller knows the option's name.
 fn unknown(text: &str, expected: &str) -> Error {
     Error::InvalidOption { option: String::new(), reason: format!("{text:?} is not {expected}") }
 }

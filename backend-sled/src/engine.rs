@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use eventstore_api::{Direction, Error, Result};
 use eventstore_kv::{Engine, Entries, KeyRange, Snapshot, Table, Task, damaged_index, tell};
@@ -103,6 +103,18 @@ fn count(db: &Db) -> std::result::Result<u64, Failure> {
     guard(|| db.range(key_of(Table::Ids, &[])..).try_fold(0, |count, entry| entry.map(|_| count + 1)))
 }
 
+/// sled's settings, of which one is a name that is made of the time since 1970: there has to be some.
+fn config(directory: &Path) -> Result<sled::Config> {
+    let is_there = SystemTime::now() >= UNIX_EPOCH;
+    // The clock may go back at this moment.
+    let config = if is_there { guard(|| Ok(sled::Config::new())).ok() } else { None };
+    config.ok_or_else(|| Error::Open {
+        path: directory.display().to_string(),
+        reason: "the system clock is before 1970, and sled cannot start then; set the clock".to_owned(),
+        source: None,
+    })
+}
+
 impl Engine for SledEngine {
     const NAME: &'static str = "sled";
 
@@ -111,8 +123,9 @@ impl Engine for SledEngine {
     type Snapshot<'a> = SledSnapshot<'a>;
 
     fn open(directory: &Path, options: &Options) -> Result<Self> {
+        let config = config(directory)?; // before the files are touched
         let sealed = seal::open(directory)?;
-        let config = sled::Config::new()
+        let config = config
             .path(directory)
             .cache_capacity(options.cache_capacity as u64)
             // Its own thread would only write what each write writes anyway; and if it panics, sled cannot be closed.

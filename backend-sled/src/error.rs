@@ -27,7 +27,7 @@ pub(crate) fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, Fail
 fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("it did not say why").to_owned()
+    text.unwrap_or("for an unknown reason").to_owned()
 }
 
 /// A failure while sled opened its files in this directory.
@@ -59,9 +59,9 @@ pub(crate) fn engine_error(operation: &'static str, failure: Failure) -> Error {
         }
         Failure::Error(sled::Error::Corruption { .. }) => "a damaged page".to_owned(),
         Failure::Error(error) => error.to_string(),
-        Failure::Panic(message) => format!("what it thought impossible ({message})"),
+        Failure::Panic(message) => format!("an inconsistency ({message})"),
     };
-    damaged_index(format!("sled found {found} while it was to {operation}"))
+    damaged_index(format!("sled found {found} when it tried to {operation}"))
 }
 
 #[cfg(test)]

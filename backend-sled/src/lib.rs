@@ -1,5 +1,5 @@
-//! The sled backend: pure Rust, for programs that cannot compile C. sled calls itself beta; LMDB is the better choice
-//! where it can be had.
+//! The sled backend: pure Rust, for programs that cannot compile C. sled calls itself beta; prefer LMDB if you can
+//! build it.
 //!
 //! ```
 //! use backend_sled::{Options, open};
@@ -18,11 +18,11 @@
 //! | | |
 //! |---|---|
 //! | holds | the index; the events are in the store's log |
-//! | opening | reads its files wholly; after an end that was not clean the index is made again, which takes long |
-//! | memory | what sled frees, glibc gives back to the system every ten seconds at most, and when the store is closed |
-//! | closing | reads its files wholly, to note what they are |
-//! | space | sled uses it again by itself as it writes, and never shrinks its file |
-//! | damage | found when it is opened, or by the checksums of sled's pages: the index is made again |
+//! | opening | reads all of its files; after an unclean shutdown the index is rebuilt, which takes long |
+//! | memory | glibc returns what sled frees to the system, at most every ten seconds, and when the store is closed |
+//! | closing | reads all of its files, to record their checksums |
+//! | space | sled reuses free space as it writes, but never shrinks its file |
+//! | damage | detected on open, or by the checksums of sled's pages: the index is rebuilt |
 
 #![deny(unsafe_code)]
 
@@ -40,10 +40,10 @@ use eventstore_kv::{Engine, KvStore};
 pub use engine::{SledEngine, SledSnapshot};
 pub use options::Options;
 
-/// The backend's name: the scheme of its URLs and the mark in its directories.
+/// The backend's name: the scheme of its URLs, and the engine's name in `eventstore.json`.
 pub const NAME: &str = SledEngine::NAME;
 
-/// An event store whose index is kept by sled.
+/// An event store whose index is in sled.
 pub type SledStore = KvStore<SledEngine>;
 
 /// Opens or creates a store. Must be called inside a Tokio runtime; [`open_blocking`] needs none.
@@ -56,7 +56,7 @@ pub async fn open(options: Options) -> Result<SledStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open`], but it blocks the thread while the index is read.
+/// Like [`open`], but blocks the thread while the index is read.
 ///
 /// # Errors
 ///
@@ -66,8 +66,8 @@ pub fn open_blocking(options: &Options) -> Result<SledStore> {
     KvStore::open(&options.path, options.create_if_missing, options.clone(), options.store.clone())
 }
 
-/// Opens a store to read it, and writes nothing there: others may read it as well, but nobody may write to it meanwhile. Must be
-/// called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
+/// Opens a store for reading and writes nothing. Others may read it at the same time, but nobody may write to it. Must
+/// be called inside a Tokio runtime; [`open_read_only_blocking`] needs none.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ pub async fn open_read_only(options: Options) -> Result<SledStore> {
     opening.await.map_err(|error| Error::engine("open the store", error))?
 }
 
-/// As [`open_read_only`], but it blocks the thread.
+/// Like [`open_read_only`], but blocks the thread.
 ///
 /// # Errors
 ///
@@ -87,8 +87,8 @@ pub fn open_read_only_blocking(options: &Options) -> Result<SledStore> {
     KvStore::open_read_only(&options.path, options.clone(), options.store.clone())
 }
 
-/// Makes the index of a store that is closed anew from its log, and accepts it if the log has lost its end. It tells what was
-/// done, and blocks.
+/// Rebuilds the index of a closed store from its log, and accepts a log that has lost its end. Returns what was done.
+/// Blocks the thread.
 ///
 /// # Errors
 ///

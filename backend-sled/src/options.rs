@@ -3,21 +3,21 @@ use std::path::PathBuf;
 use eventstore_api::Result;
 use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, check_range};
 
-/// How to open a sled store.
+/// Options of a sled store.
 ///
-/// In a URL the options have the names of the fields: `sled:./data?cache_capacity=1GiB&durability=buffered`. Those of
-/// [`StoreOptions`] may stand there as well.
+/// In a URL, each option has its field's name: `sled:./data?cache_capacity=1GiB&durability=buffered`. The options of
+/// [`StoreOptions`] may be in the URL as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// The store's directory, created if it is missing.
     pub path: PathBuf,
-    /// Whether to create a store if there is none in the directory; otherwise that is an error. Default: true.
+    /// Whether to create a store if the directory has none; if false, that is an error. Default: true.
     pub create_if_missing: bool,
-    /// Bytes of sled's page cache, by the length of the pages on disk; in memory they take five to six times as much. An index
-    /// takes about 150 bytes an event. Default: 64 MiB, at least 1 MiB.
+    /// The size of sled's page cache in bytes, measured by the pages' size on disk; in memory they take five to six
+    /// times as much. The index takes about 150 bytes per event. Default: 64 MiB, at least 1 MiB.
     pub cache_capacity: usize,
-    /// How the store queues and groups appends.
+    /// Options of the store itself, the same for every engine: queue, group commit, log and caches.
     pub store: StoreOptions,
 }
 
@@ -27,7 +27,7 @@ impl Options {
         Options { path: path.into(), create_if_missing: true, cache_capacity: 64 << 20, store: StoreOptions::default() }
     }
 
-    /// The options that a URL names.
+    /// The options in a URL.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Every method of the trait, for rules that are about all of them.
 
-use eventstore_api::{Context, Error, EventStore, EventStoreExt, Gc, LoadOptions, PageSize, Version};
+use eventstore_api::{AggregateOptions, Context, Error, EventStore, EventStoreExt, Gc, LoadOptions, PageSize, Version};
 
 use crate::env::{Env, Store};
 use crate::events::event;
@@ -24,7 +24,9 @@ pub(crate) async fn call_every_method(
         ),
         ("load_page", store.load_page(ctx, &all, page).await.map(drop)),
         ("load_page backward", store.load_page(ctx, &all.clone().backward(), page).await.map(drop)),
+        ("load_page with a filter", store.load_page(ctx, &all.clone().types(["T"]), page).await.map(drop)),
         ("load_page of an aggregate", store.load_page(ctx, &all.aggregate("a"), page).await.map(drop)),
+        ("list_aggregates", store.list_aggregates(ctx, &AggregateOptions::all(), 1).await.map(drop)),
         ("get", store.get(ctx, "first").await.map(drop)),
         ("latest_version", store.latest_version(ctx).await.map(drop)),
         ("aggregate_revision", store.aggregate_revision(ctx, "a").await.map(drop)),
@@ -43,4 +45,12 @@ pub(crate) async fn call_every_method(
         outcomes.push(("verify", store.verify(ctx).await.map(drop)));
     }
     outcomes
+}
+
+/// Collects garbage, if the engine has this kind.
+pub(crate) async fn collect(store: &Store, ctx: &Context, gc: Gc) -> Result<(), Error> {
+    match store.run_gc(ctx, gc).await {
+        Err(Error::Unsupported { .. }) if gc == Gc::Full => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }

@@ -2,7 +2,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::Profile;
-use crate::env::Env;
+use crate::env::{Env, Ways};
 use crate::failure::Checked;
 
 pub(crate) type Body = for<'env> fn(&'env Env) -> Pin<Box<dyn Future<Output = Checked> + 'env>>;
@@ -38,13 +38,17 @@ pub(crate) enum Needs {
     Verification,
     /// The declared absence of that.
     NoVerification,
+    /// A way to open it to be read only.
+    ReadOnly,
+    /// The declared absence of that.
+    NoReadOnly,
     /// More than one process can do through the trait.
     More(&'static str),
 }
 
 impl Needs {
-    /// Why the check does not run for a store with this profile.
-    pub(crate) fn missing(self, profile: &Profile) -> Option<&'static str> {
+    /// Why the check does not run for a store with this profile that is opened in these ways.
+    pub(crate) fn missing(self, profile: &Profile, ways: &Ways) -> Option<&'static str> {
         match self {
             Needs::Persistence if !profile.survives_closing() => Some("needs a store that survives closing"),
             Needs::NoPersistence if profile.survives_closing() => {
@@ -56,6 +60,13 @@ impl Needs {
             Needs::NoBackup if profile.takes_backups() => Some("only for a store that takes no backups"),
             Needs::Verification if !profile.verifies() => Some("needs a store that verifies"),
             Needs::NoVerification if profile.verifies() => Some("only for a store that does not verify"),
+            Needs::ReadOnly if !profile.opens_read_only() => Some("needs a store that can be opened to be read only"),
+            Needs::NoReadOnly if profile.opens_read_only() => {
+                Some("only for a store that cannot be opened to be read only")
+            }
+            Needs::ReadOnly | Needs::NoReadOnly if ways.read_only.is_none() => {
+                Some("needs a way to open the store to read only: `Suite::read_only`")
+            }
             Needs::More(reason) => Some(reason),
             _ => None,
         }

@@ -17,13 +17,30 @@ pub(crate) type Store = Arc<dyn EventStore>;
 pub(crate) type Opening = Pin<Box<dyn Future<Output = Result<Store, Error>> + Send>>;
 pub(crate) type Factory = Arc<dyn Fn(PathBuf) -> Opening + Send + Sync>;
 
+/// The ways to open a store.
+#[derive(Clone)]
+pub(crate) struct Ways {
+    pub(crate) factory: Factory,
+    /// To read only, if there is one.
+    pub(crate) read_only: Option<Factory>,
+}
+
+/// A way to open a store, for those who keep it.
+pub(crate) fn way<F, Fut>(factory: F) -> Factory
+where
+    F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
+{
+    Arc::new(move |directory| Box::pin(factory(directory)))
+}
+
 /// What a check works with: an empty directory of its own, and the way to open a store in it.
 pub(crate) struct Env {
     pub(crate) profile: Profile,
     pub(crate) seed: u64,
     /// What was done to the stores of this check, those of [`Env::fresh`] included.
     pub(crate) journal: Arc<Journal>,
-    factory: Factory,
+    ways: Ways,
     root: PathBuf,
     directory: TempDir,
     /// How many other places were given out.
@@ -34,15 +51,15 @@ pub(crate) struct Env {
 
 impl Env {
     /// One with a directory below `root`, whose owner removes it also when the check hangs.
-    pub(crate) fn new(profile: Profile, factory: Factory, seed: u64, root: PathBuf) -> Checked<Self> {
+    pub(crate) fn new(profile: Profile, ways: Ways, seed: u64, root: PathBuf) -> Checked<Self> {
         let directory = TempDir::new_in(&root)?;
         let (journal, places, steps) = (Arc::default(), AtomicU32::new(0), Arc::default());
-        Ok(Env { profile, seed, journal, factory, root, directory, places, steps })
+        Ok(Env { profile, seed, journal, ways, root, directory, places, steps })
     }
 
     /// The same with another empty directory.
     pub(crate) fn fresh(&self) -> Checked<Env> {
-        let mut fresh = Env::new(self.profile.clone(), self.factory.clone(), self.seed, self.root.clone())?;
+        let mut fresh = Env::new(self.profile.clone(), self.ways.clone(), self.seed, self.root.clone())?;
         fresh.journal = self.journal.clone();
         Ok(fresh)
     }
@@ -78,14 +95,13 @@ impl Env {
     /// Opens the store in another directory, such as a backup.
     #[track_caller]
     pub(crate) fn open_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
-        let opening = self.opening_at(directory);
-        let at = std::panic::Location::caller();
-        async move {
-            opening.await.map_err(|error| {
-                let what = format_args!("opening the store at {}:{} had to succeed", at.file(), at.line()).to_string();
-                Failure::difference(format_args!("{what}"), "Ok", &format!("Err({error:?})"))
-            })
-        }
+        opened(self.opening_at(directory), "opening the store")
+    }
+
+    /// Opens the store in a directory to read only.
+    #[track_caller]
+    pub(crate) fn read_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
+        opened(self.reading_at(directory), "opening the store to read only")
     }
 
     /// The same, when it may fail.
@@ -95,9 +111,25 @@ impl Env {
 
     /// The same in another directory.
     pub(crate) fn opening_at(&self, directory: &Path) -> Opening {
-        let (opening, journal) = ((self.factory)(directory.to_path_buf()), self.journal.clone());
+        self.told((self.ways.factory)(directory.to_path_buf()), directory, "open")
+    }
+
+    /// Opening it to read only, when it may fail.
+    pub(crate) fn reading_at(&self, directory: &Path) -> Opening {
+        let opening = match &self.ways.read_only {
+            Some(factory) => factory(directory.to_path_buf()),
+            None => {
+                Box::pin(async { Err(Error::Unsupported { what: "the suite was given no way to do that".to_owned() }) })
+            }
+        };
+        self.told(opening, directory, "open to read only")
+    }
+
+    /// An opening that the journal tells of.
+    fn told(&self, opening: Opening, directory: &Path, call: &str) -> Opening {
+        let journal = self.journal.clone();
         let number = journal.next_store();
-        let begun = journal.begin_opening(number, directory);
+        let begun = journal.begin_opening(number, call, directory);
         Box::pin(async move {
             let outcome = opening.await;
             begun.end(&outcome, |_| "opened".to_owned());
@@ -114,5 +146,17 @@ impl Env {
 
     pub(crate) fn random(&self) -> Random {
         Random::new(self.seed)
+    }
+}
+
+/// What an opening gives that has to succeed.
+#[track_caller]
+fn opened(opening: Opening, what: &'static str) -> impl Future<Output = Checked<Store>> + use<> {
+    let at = std::panic::Location::caller();
+    async move {
+        opening.await.map_err(|error| {
+            let what = format_args!("{what} at {}:{} had to succeed", at.file(), at.line()).to_string();
+            Failure::difference(format_args!("{what}"), "Ok", &format!("Err({error:?})"))
+        })
     }
 }

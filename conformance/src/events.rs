@@ -1,6 +1,6 @@
 //! The events that checks append.
 
-use eventstore_api::{Batch, Context, Event, EventStore, Expected, Stored};
+use eventstore_api::{Actual, Batch, Bytes, Context, Event, EventStore, Expected, Stored};
 
 use crate::env::Store;
 use crate::failure::Checked;
@@ -67,6 +67,24 @@ pub(crate) async fn append_history(store: &Store, count: usize) -> Checked<Vec<E
     Ok(all)
 }
 
+/// The revision or the version that a conflict found.
+pub(crate) fn found_in(actual: &Actual) -> u64 {
+    match actual {
+        Actual::Aggregate { revision, .. } => revision.get(),
+        Actual::Store { latest } => latest.get(),
+        _ => u64::MAX,
+    }
+}
+
+/// So much that reading it all takes a moment.
+pub(crate) async fn append_large(store: &Store) -> Checked {
+    let data = Bytes::from(vec![7; 16 << 10]);
+    let large = |number| Event::builder("Large", "large").id(format!("large-{number}")).data(data.clone()).build();
+    append(store, (0..300).map(large).collect::<Result<Vec<_>, _>>()?).await?;
+    append_history(store, 30).await?;
+    Ok(())
+}
+
 /// Every kind of condition, about an aggregate at this revision in a store with this latest version, and whether it
 /// holds.
 pub(crate) fn conditions(revision: u64, latest: u64) -> Vec<(Expected, bool)> {
@@ -74,10 +92,10 @@ pub(crate) fn conditions(revision: u64, latest: u64) -> Vec<(Expected, bool)> {
         (Expected::Any, true),
         (Expected::NoEvents, revision == 0),
         (Expected::Exists, revision > 0),
-        (Expected::Revision(revision), true),
-        (Expected::Revision(revision + 1), false),
-        (Expected::Revision(revision.wrapping_sub(1)), false),
-        (Expected::Revision(u64::MAX), false),
+        (Expected::Revision(revision.into()), true),
+        (Expected::Revision((revision + 1).into()), false),
+        (Expected::Revision(revision.wrapping_sub(1).into()), false),
+        (Expected::Revision((u64::MAX).into()), false),
         (Expected::LatestVersion(latest.into()), true),
         (Expected::LatestVersion((latest + 1).into()), false),
         (Expected::LatestVersion(latest.wrapping_sub(1).into()), false),

@@ -16,7 +16,7 @@ use eventstore_api::{
 };
 
 use crate::env::Store;
-use crate::events::background;
+use crate::events::{background, found_in};
 use crate::failure::{Checked, Failure};
 use crate::reading::{add_page, audit, is_prefix, select};
 use crate::tasks::polled;
@@ -105,7 +105,7 @@ impl Recorder {
         };
         let outcome = match outcome {
             Some(Ok(stored)) => Appended::Stored(stored),
-            Some(Err(Error::VersionConflict { actual, .. })) => Appended::Conflict { actual },
+            Some(Err(Error::VersionConflict { actual, .. })) => Appended::Conflict { actual: found_in(&actual) },
             Some(Err(error)) => return Err(error.into()),
             None => Appended::Unknown,
         };
@@ -155,7 +155,7 @@ impl Recorder {
 
     pub(crate) async fn revision(&self, who: &str, aggregate_id: &str) -> Checked<u64> {
         let began = self.now();
-        let revision = self.store.aggregate_revision(&background(), aggregate_id).await?;
+        let revision = self.store.aggregate_revision(&background(), aggregate_id).await?.get();
         self.record(who, began, What::Revision { aggregate_id: aggregate_id.to_owned(), revision });
         Ok(revision)
     }
@@ -394,7 +394,7 @@ impl<'h> Checker<'h> {
                 }
                 let before = first - 1;
                 let revision = self.revision_at(aggregate_id, before);
-                if !batch.expected.holds(revision, before.into()) {
+                if !batch.expected.holds(revision.into(), before.into()) {
                     wrong!(
                         "{who} won with the condition {} at version {before}, where {aggregate_id:?} has revision \
                          {revision} (W3)",
@@ -406,7 +406,7 @@ impl<'h> Checker<'h> {
                 let is_true = |version: u64| {
                     let revision = self.revision_at(aggregate_id, version);
                     let found = if batch.expected.is_about_aggregate() { revision } else { version };
-                    !batch.expected.holds(revision, version.into()) && found == *actual
+                    !batch.expected.holds(revision.into(), version.into()) && found == *actual
                 };
                 let (from, to) = (self.reached(call.began).0, self.reachable(call.ended));
                 if !(from..=to).any(is_true) {
@@ -454,14 +454,14 @@ impl<'h> Checker<'h> {
         let Some(there) = self.ids.get(id).and_then(|version| self.at(*version)) else {
             wrong!("{who} was told that {id:?} has version {version}, and it is not in the log (O1)");
         };
-        if (there.version, there.revision) != (version, place.revision) {
+        if (there.version, there.revision.get()) != (version, place.revision.get()) {
             let rule = if place.outcome == StoreOutcome::Written { "O1" } else { "W2" };
             wrong!(
                 "{who} was told that {id:?} has version {version} and revision {}, and in the log it has version {} and \
                  revision {} ({rule})",
-                place.revision,
+                place.revision.get(),
                 there.version,
-                there.revision
+                there.revision.get()
             );
         }
         if there.event != *event {
@@ -597,7 +597,7 @@ mod tests {
     use crate::events::event;
 
     fn recorded(version: u64, revision: u64, id: &str, aggregate_id: &str) -> RecordedEvent {
-        RecordedEvent::new(version.into(), revision, SystemTime::UNIX_EPOCH, event(id, aggregate_id))
+        RecordedEvent::new(version.into(), revision.into(), SystemTime::UNIX_EPOCH, event(id, aggregate_id))
     }
 
     /// `one`, and the batch of `two` and `three`, of one aggregate.
@@ -615,7 +615,7 @@ mod tests {
     }
 
     fn places(versions: &[u64], outcome: StoreOutcome) -> Appended {
-        Appended::Stored(versions.iter().map(|&version| Stored::new(version.into(), version, outcome)).collect())
+        Appended::Stored(versions.iter().map(|&version| Stored::new(version.into(), version.into(), outcome)).collect())
     }
 
     fn written(who: &str, when: (u64, u64), ids: &[&str], versions: &[u64]) -> Call {
@@ -655,8 +655,8 @@ mod tests {
             follows(&[1, 2, 3]),
             append("x", (2, 5), &["one"], Expected::NoEvents, repeated.clone()),
             append("x", (12, 13), &["one"], Expected::NoEvents, repeated),
-            append("x", (7, 14), &["x"], Expected::Revision(0), Appended::Conflict { actual: 1 }),
-            append("x", (7, 14), &["x"], Expected::Revision(0), Appended::Conflict { actual: 3 }),
+            append("x", (7, 14), &["x"], Expected::Revision(0.into()), Appended::Conflict { actual: 1 }),
+            append("x", (7, 14), &["x"], Expected::Revision(0.into()), Appended::Conflict { actual: 3 }),
             append("y", (7, 14), &["y"], Expected::Any, Appended::Unknown),
             call("r", (7, 8), What::Get { id: "two".to_owned(), found: None }),
             call("r", (7, 8), What::Revision { aggregate_id: "a".to_owned(), revision: 3 }),
@@ -704,8 +704,8 @@ mod tests {
             ),
             (
                 vec![
-                    append("w", (1, 9), &["one"], Expected::Revision(0), places(&[1], StoreOutcome::Written)),
-                    append("v", (1, 9), &["two"], Expected::Revision(0), places(&[2], StoreOutcome::Written)),
+                    append("w", (1, 9), &["one"], Expected::Revision(0.into()), places(&[1], StoreOutcome::Written)),
+                    append("v", (1, 9), &["two"], Expected::Revision(0.into()), places(&[2], StoreOutcome::Written)),
                     written("v", (1, 9), &["three"], &[3]),
                 ],
                 "w and v both won with the condition revision=0",
@@ -719,11 +719,11 @@ mod tests {
                 "v won with the condition none at version 1, where \"a\" has revision 1",
             ),
             (
-                with([append("x", (10, 11), &["x"], Expected::Revision(3), conflict(3))]),
+                with([append("x", (10, 11), &["x"], Expected::Revision(3.into()), conflict(3))]),
                 "x was refused with a conflict on revision=3 of \"a\" that found 3, which was never so",
             ),
             (
-                with([append("x", (10, 11), &["x"], Expected::Revision(0), conflict(1))]),
+                with([append("x", (10, 11), &["x"], Expected::Revision(0.into()), conflict(1))]),
                 "that found 1, which was never so while the call lasted, from version 3 to version 3",
             ),
             (with([follows(&[1, 3])]), "a subscription of s lost version 2: after it came 3 (S1)"),

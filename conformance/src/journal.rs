@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eventstore_api::{
-    BackupReport, Batch, Context, Digest, Direction, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
-    RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait,
+    AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Direction, Event, EventStore, Gc, GcReport,
+    Idempotency, LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored,
+    VerifyReport, Version, async_trait,
 };
 
 use crate::env::Store;
@@ -83,9 +84,9 @@ impl Journal {
     }
 
     /// The call of the factory that opens a store.
-    pub(crate) fn begin_opening(self: &Arc<Self>, store: u64, directory: &Path) -> Begun {
+    pub(crate) fn begin_opening(self: &Arc<Self>, store: u64, call: &str, directory: &Path) -> Begun {
         let place = directory.file_name().unwrap_or_default().display();
-        self.begin(Kind::Change, store, format!("open {place}"))
+        self.begin(Kind::Change, store, format!("{call} {place}"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Operations> {
@@ -233,7 +234,7 @@ impl EventStore for Observed {
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
         let begun = self.read(format!("get {}", quoted(id)));
         let outcome = self.store.get(ctx, id).await;
-        begun.end(&outcome, |event| format!("version {}, revision {}", event.version, event.revision));
+        begun.end(&outcome, |event| format!("version {}, revision {}", event.version, event.revision.get()));
         outcome
     }
 
@@ -244,10 +245,20 @@ impl EventStore for Observed {
         outcome
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
         let begun = self.read(format!("aggregate_revision {}", quoted(aggregate_id)));
         let outcome = self.store.aggregate_revision(ctx, aggregate_id).await;
-        begun.end(&outcome, u64::to_string);
+        begun.end(&outcome, Revision::to_string);
+        outcome
+    }
+
+    async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
+        let begun = self.read(describe_list(options, most));
+        let outcome = self.store.list_aggregates(ctx, options, most).await;
+        begun.end(&outcome, |page| {
+            let more = if page.next.is_some() { ", and more" } else { "" };
+            format!("{} aggregates, head {}{more}", page.aggregates.len(), page.head)
+        });
         outcome
     }
 
@@ -338,6 +349,9 @@ fn describe_batch(batch: &Batch) -> String {
     if let Some(durability) = batch.durability {
         let _ = write!(text, ", {durability:?}");
     }
+    if batch.idempotency != Idempotency::default() {
+        let _ = write!(text, ", repeated if the same {}", batch.idempotency);
+    }
     if let Some(times) = &batch.recorded_at {
         let _ = write!(text, ", with {} times", times.len());
     }
@@ -349,11 +363,11 @@ fn describe_stored(stored: &[Stored]) -> String {
     let mut text = String::new();
     for (at, place) in stored.iter().take(MOST).enumerate() {
         text.push_str(if at == 0 { "" } else { "; " });
-        let _ = write!(text, "version {}, revision {}", place.version, place.revision);
+        let _ = write!(text, "version {}, revision {}", place.version, place.revision.get());
         text.push_str(if place.outcome == StoreOutcome::AlreadyStored { ", was there" } else { "" });
     }
     if let Some(last) = stored.last().filter(|_| stored.len() > MOST) {
-        let _ = write!(text, "; … to version {}, revision {}", last.version, last.revision);
+        let _ = write!(text, "; … to version {}, revision {}", last.version, last.revision.get());
     }
     if text.is_empty() { "no places".to_owned() } else { text }
 }
@@ -366,11 +380,36 @@ fn describe_load(options: &LoadOptions, size: PageSize) -> String {
     if let Some(aggregate_id) = &options.aggregate_id {
         let _ = write!(text, " of {}", quoted(aggregate_id));
     }
+    if options.since_revision > Revision::ZERO {
+        let _ = write!(text, " since revision {}", options.since_revision);
+    }
+    if !options.types.is_empty() {
+        let _ = write!(text, " of types {:?}", options.types);
+    }
+    if let Some(prefix) = &options.aggregate_prefix {
+        let _ = write!(text, " with the prefix {}", quoted(prefix));
+    }
+    if let Some(time) = options.recorded_since {
+        let _ = write!(text, " recorded since {time:?}");
+    }
+    if let Some(time) = options.recorded_before {
+        let _ = write!(text, " recorded before {time:?}");
+    }
     text.push_str(if options.direction == Direction::Backward { " backward" } else { "" });
     if let Some(limit) = options.limit {
         let _ = write!(text, " limit {limit}");
     }
     let _ = write!(text, ", {} events or {} bytes", size.events, size.bytes);
+    text
+}
+
+fn describe_list(options: &AggregateOptions, most: usize) -> String {
+    let AggregateOptions { prefix, after, before, .. } = options;
+    let mut text = format!("list_aggregates with the prefix {} after {}", quoted(prefix), quoted(after));
+    if let Some(before) = before {
+        let _ = write!(text, " before {before}");
+    }
+    let _ = write!(text, ", {most} at most");
     text
 }
 
@@ -423,7 +462,7 @@ mod tests {
         let journal = Arc::new(Journal::default());
         for _ in 0..2 {
             let number = journal.next_store();
-            journal.begin_opening(number, Path::new("/some/where")).end(&Ok(()), done);
+            journal.begin_opening(number, "open", Path::new("/some/where")).end(&Ok(()), done);
         }
         assert_eq!(
             journal.to_string(),

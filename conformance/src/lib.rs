@@ -1,8 +1,8 @@
-//! The conformance suite of the event store contract: it runs against any
-//! [`EventStore`](eventstore_api::EventStore), also one of your own, and knows no backend.
+//! The conformance suite of the event store contract. It runs against any [`EventStore`](eventstore_api::EventStore),
+//! including your own, and depends on no backend.
 //!
-//! The rules are those in the documentation of the trait; each check is named after the rule it checks, as in
-//! `order::o1_versions_run_from_one_without_a_gap`. A test target with `harness = false` is all it takes:
+//! The rules are in the documentation of the trait. Each check is named after its rule, as in
+//! `order::o1_versions_run_from_one_without_a_gap`. You only need a test target with `harness = false`:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
@@ -16,9 +16,9 @@
 //! ```
 //!
 //! The command line is that of `cargo test`: a filter, `--list`, `--exact`, `--test-threads`. A rule that cannot be
-//! checked here shows as ignored, with the reason.
+//! checked here is listed as ignored, with the reason.
 //!
-//! A failure names the rule, what was expected and what came, the operations that led to it, and the seed:
+//! A failure prints the rule, the expected and the actual value, the operations that led to it, and the seed:
 //!
 //! ```text
 //! the number of aggregates that `stats` gives after a history
@@ -35,22 +35,27 @@
 //!   checked    at conformance/src/rules/maintenance.rs:644
 //! ```
 //!
-//! Of a check that hangs it tells which call has not returned. A program that shows a report of its own runs a [`Suite`]
-//! with [`Suite::run_all`].
+//! If a check hangs, the suite prints which call has not returned. To print your own report, run a [`Suite`] with
+//! [`Suite::run_all`].
 //!
-//! # What can be trusted
+//! If your store can be opened read-only, check that as well: `Suite::new("mine", profile, open)` with
+//! [`read_only`](Suite::read_only), and then [`run`](Suite::run).
 //!
-//! For each check there is a store that it refuses, in `tests/mutants`: the simplest store that keeps the contract, with
-//! one fault. What no check covers is in the last section of `docs/contract.md`, beside the checks of each rule.
+//! # How the checks are tested
+//!
+//! For each check there is a wrong store that it rejects, in `tests/mutants`: the simplest store that keeps the
+//! contract, with one bug. The last section of `docs/contract.md` lists the checks of each rule, and what no check
+//! covers.
 //!
 //! # Environment
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of everything random; a failure prints the one it ran with |
-//! | `EVENTSTORE_CONFORMANCE_CASES` | how many random programs the model check runs: by default 2,000 on a store in memory and 200 on others; `unbounded` for as many as it can until one fails |
+//! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of all random choices; a failure prints its seed |
+//! | `EVENTSTORE_CONFORMANCE_CASES` | the number of random programs in the model check: by default 2,000 on a store in memory and 200 on others; `unbounded` runs until one fails |
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[macro_use]
 mod failure;
@@ -60,6 +65,7 @@ mod check;
 pub mod crash;
 mod env;
 mod events;
+mod files;
 mod history;
 mod journal;
 mod model;

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN, MAX_TYPE_LEN, RECORDED_AT_END};
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, Expected, Gc, LoadOptions, RecordedEvent,
-    StoreOutcome, Stored, Version,
+    Actual, AggregateOptions, Batch, CancellationToken, Context, Durability, Error, Event, Expected, Gc, Idempotency,
+    LoadOptions, RecordedEvent, StoreOutcome, Stored, Version,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -36,6 +36,7 @@ pub(crate) enum Op {
         events: Vec<Small>,
         on: On,
         durability: Option<Durability>,
+        idempotency: Idempotency,
         times: Times,
     },
     /// Try to make an event that breaks the limits: it never reaches a store.
@@ -47,6 +48,10 @@ pub(crate) enum Op {
     Get(Lookup),
     Latest,
     Revision(Lookup),
+    List {
+        options: AggregateOptions,
+        most: usize,
+    },
     WaitFor(u64),
     /// Open a subscription that later steps read from.
     Subscribe(LoadOptions),
@@ -257,10 +262,11 @@ pub(crate) fn programs(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     ];
     let op = prop_oneof![
         14 => appends(),
-        5 => (bounds(), option::of(1..4_usize)).prop_map(|(options, page)| Op::Load { options, page }),
+        7 => (bounds(), option::of(1..4_usize)).prop_map(|(options, page)| Op::Load { options, page }),
         2 => lookup(EVENTS).prop_map(Op::Get),
         1 => Just(Op::Latest),
         1 => lookup(3).prop_map(Op::Revision),
+        2 => (lists(), 1..4_usize).prop_map(|(options, most)| Op::List { options, most }),
         2 => (0..30_u64).prop_map(Op::WaitFor),
         3 => subscriptions().prop_map(Op::Subscribe),
         6 => (0..4_usize, 0..8_usize).prop_map(|(subscription, events)| Op::Read { subscription, events }),
@@ -303,6 +309,11 @@ fn appends() -> impl Strategy<Value = Op> {
         1 => prop_oneof![Just(On::LastRevision), Just(On::LastVersion)],
     ];
     let durability = prop_oneof![Just(None), Just(Some(Durability::Sync)), Just(Some(Durability::Buffered))];
+    let idempotency = prop_oneof![
+        4 => Just(Idempotency::Content),
+        1 => Just(Idempotency::Data),
+        1 => Just(Idempotency::Id),
+    ];
     let times = prop_oneof![
         8 => Just(Times::None),
         4 => (1..4_000_000_000_000_000_u64).prop_map(Times::Micros),
@@ -310,12 +321,13 @@ fn appends() -> impl Strategy<Value = Op> {
             Just(Times::OneTooFew), Just(Times::OneTooMany), Just(Times::Before1970), Just(Times::After9999),
         ],
     ];
-    (vec(small, 0..5), any::<bool>(), on, durability, times).prop_map(|(mut events, one, on, durability, times)| {
+    let parts = (vec(small, 0..5), any::<bool>(), on, durability, idempotency, times);
+    parts.prop_map(|(mut events, one, on, durability, idempotency, times)| {
         if one && let [first, rest @ ..] = events.as_mut_slice() {
             // All of one aggregate, so that conditions about one fit.
             rest.iter_mut().for_each(|event| event.number = event.number - event.number % 3 + first.number % 3);
         }
-        Op::Append { events, on, durability, times }
+        Op::Append { events, on, durability, idempotency, times }
     })
 }
 
@@ -330,13 +342,71 @@ fn lookup(numbers: usize) -> impl Strategy<Value = Lookup> {
 fn bounds() -> impl Strategy<Value = LoadOptions> {
     let version = || prop_oneof![8 => 0..30_u64, 1 => Just(u64::MAX)];
     let limit = prop_oneof![8 => 0..6_u64, 1 => Just(u64::MAX)];
-    let parts = (version(), option::of(version()), option::of(limit), any::<bool>(), option::of(lookup(3)));
-    parts.prop_map(|(since, before, limit, backward, aggregate)| {
+    let parts = (version(), option::of(version()), option::of(limit), any::<bool>(), option::of(lookup(3)), filters(4));
+    parts.prop_map(|(since, before, limit, backward, aggregate, filters)| {
         let mut options = LoadOptions::since(Version::new(since));
         options.before = before.map(Version::new);
         options.limit = limit;
         options.aggregate_id = aggregate.map(Lookup::aggregate);
+        let options = filters.put_into(options);
         if backward { options.backward() } else { options }
+    })
+}
+
+/// What filters a load has.
+#[derive(Clone, Debug, Default)]
+struct Filters {
+    types: Vec<&'static str>,
+    aggregate_prefix: Option<&'static str>,
+    since_revision: u64,
+    /// In microseconds after 1970.
+    recorded_since: Option<u64>,
+    recorded_before: Option<u64>,
+}
+
+/// Some, or none with a weight of 4: of several together little is left.
+fn filters(weight: u32) -> impl Strategy<Value = Filters> {
+    let types = prop_oneof![
+        3 => Just(vec![]),
+        1 => vec(prop_oneof![4 => Just("Happened"), 1 => Just("Other"), 1 => Just("Happen"), 1 => Just("")], 1..3),
+    ];
+    let prefix = prop_oneof![
+        4 => Just(None),
+        3 => prop_oneof![Just("ab"), Just("a\0")].prop_map(Some),
+        1 => prop_oneof![Just(""), Just("a"), Just("b")].prop_map(Some),
+    ];
+    let revision = prop_oneof![8 => Just(0), 4 => 1..5_u64, 1 => Just(u64::MAX)];
+    let time = || prop_oneof![6 => Just(None), 1 => (0..4_000_000_000_000_000_u64).prop_map(Some)];
+    let parts = (types, prefix, revision, time(), time());
+    let some = parts.prop_map(|(types, aggregate_prefix, since_revision, recorded_since, recorded_before)| Filters {
+        types,
+        aggregate_prefix,
+        since_revision,
+        recorded_since,
+        recorded_before,
+    });
+    prop_oneof![4 => Just(Filters::default()), weight => some]
+}
+
+impl Filters {
+    fn put_into(self, mut options: LoadOptions) -> LoadOptions {
+        let time = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        options.types = self.types.into_iter().map(str::to_owned).collect();
+        options.aggregate_prefix = self.aggregate_prefix.map(str::to_owned);
+        options.since_revision = self.since_revision.into();
+        options.recorded_since = self.recorded_since.map(time);
+        options.recorded_before = self.recorded_before.map(time);
+        options
+    }
+}
+
+fn lists() -> impl Strategy<Value = AggregateOptions> {
+    let name = || prop_oneof![2 => Just(""), 1 => Just("a"), 1 => Just("ab"), 1 => Just("a\0"), 1 => Just("b")];
+    let before = prop_oneof![8 => 0..30_u64, 1 => Just(u64::MAX)];
+    (name(), name(), option::of(before)).prop_map(|(prefix, after, before)| {
+        let mut options = AggregateOptions::all().prefix(prefix).after(after);
+        options.before = before.map(Version::new);
+        options
     })
 }
 
@@ -344,11 +414,11 @@ fn bounds() -> impl Strategy<Value = LoadOptions> {
 fn subscriptions() -> impl Strategy<Value = LoadOptions> {
     let limit = prop_oneof![3 => Just(None), 1 => (0..6_u64).prop_map(Some)];
     let aggregate = prop_oneof![3 => Just(None), 1 => lookup(3).prop_map(Some)];
-    (0..8_u64, limit, aggregate).prop_map(|(since, limit, aggregate)| {
+    (0..8_u64, limit, aggregate, filters(1)).prop_map(|(since, limit, aggregate, filters)| {
         let mut options = LoadOptions::since(Version::new(since));
         options.limit = limit;
         options.aggregate_id = aggregate.map(Lookup::aggregate);
-        options
+        filters.put_into(options)
     })
 }
 
@@ -401,9 +471,9 @@ impl Model {
             On::Any => Expected::Any,
             On::NoEvents => Expected::NoEvents,
             On::Exists => Expected::Exists,
-            On::RevisionPlus(n) => Expected::Revision(self.revision(aggregate_id).saturating_add_signed(n)),
+            On::RevisionPlus(n) => Expected::Revision((self.revision(aggregate_id).saturating_add_signed(n)).into()),
             On::LatestPlus(n) => Expected::LatestVersion(self.latest().saturating_add_signed(n).into()),
-            On::LastRevision => Expected::Revision(u64::MAX),
+            On::LastRevision => Expected::Revision((u64::MAX).into()),
             On::LastVersion => Expected::LatestVersion(u64::MAX.into()),
         }
     }
@@ -421,12 +491,12 @@ impl Model {
             let Some(there) = self.get(event.id()) else {
                 let place = Version::new(self.latest() + 1);
                 let revision = self.revision(event.aggregate_id()) + 1;
-                stored.push(Stored::new(place, revision, StoreOutcome::Written));
-                self.events.push(RecordedEvent::new(place, revision, time, event.clone()));
+                stored.push(Stored::new(place, revision.into(), StoreOutcome::Written));
+                self.events.push(RecordedEvent::new(place, revision.into(), time, event.clone()));
                 continue;
             };
             stored.push(Stored::new(there.version, there.revision, StoreOutcome::AlreadyStored));
-            if there.event != *event {
+            if !batch.idempotency.is_same(&there.event, event) {
                 let stored = (there.version.get() <= before as u64).then_some(there.version);
                 let id = event.id().to_owned();
                 // An id that is stored, and before this in the batch as well, is a duplicate of both.
@@ -438,13 +508,10 @@ impl Model {
         }
         let latest = Version::new(before as u64);
         let is_duplicate = !refusals.is_empty();
-        if self.events.len() > before && !is_duplicate && !batch.expected.holds(revision, latest) {
-            let about_aggregate = batch.expected.is_about_aggregate();
-            refusals.push(Error::VersionConflict {
-                aggregate_id: about_aggregate.then_some(aggregate_id),
-                expected: batch.expected,
-                actual: if about_aggregate { revision } else { latest.get() },
-            });
+        let (expected, revision) = (batch.expected, revision.into());
+        if self.events.len() > before && !is_duplicate && !expected.holds(revision, latest) {
+            let actual = Actual::of(expected, &aggregate_id, revision, latest);
+            refusals.push(Error::VersionConflict { expected, actual });
         }
         if refusals.is_empty() {
             return Verdict::Accepted(stored);

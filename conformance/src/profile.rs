@@ -18,13 +18,15 @@ pub struct Profile {
     locks: bool,
     takes_backups: bool,
     verifies: bool,
+    opens_read_only: bool,
+    works_before_1970: bool,
     trusts_its_files: bool,
     time_limit: Duration,
 }
 
 impl Profile {
-    /// Everything: events survive closing, a store that is open cannot be opened again, and it can be backed up and
-    /// verified.
+    /// Everything: events survive closing, a store that is open cannot be opened again, and it can be backed up, verified,
+    /// and opened to be read only.
     #[must_use]
     pub const fn persistent() -> Self {
         Profile {
@@ -32,15 +34,24 @@ impl Profile {
             locks: true,
             takes_backups: true,
             verifies: true,
+            opens_read_only: true,
+            works_before_1970: true,
             trusts_its_files: false,
             time_limit: Duration::from_secs(60),
         }
     }
 
-    /// A store in memory: nothing survives closing, every opening is a store of its own, and there are no backups.
+    /// A store in memory: nothing survives closing, every opening is a store of its own, there are no backups, and nothing to
+    /// be opened to be read only.
     #[must_use]
     pub const fn in_memory() -> Self {
-        Profile { survives_closing: false, locks: false, takes_backups: false, ..Profile::persistent() }
+        Profile {
+            survives_closing: false,
+            locks: false,
+            takes_backups: false,
+            opens_read_only: false,
+            ..Profile::persistent()
+        }
     }
 
     /// Opts out of rule L2: the store may be opened twice at the same time, as a client of a server may.
@@ -61,6 +72,21 @@ impl Profile {
     #[must_use]
     pub const fn without_verification(mut self) -> Self {
         self.verifies = false;
+        self
+    }
+
+    /// Opts out of rule L4: opening to read only is `Unsupported`, or there is no way to ask for it.
+    #[must_use]
+    pub const fn without_read_only(mut self) -> Self {
+        self.opens_read_only = false;
+        self
+    }
+
+    /// For an engine that does not work with a clock before 1970: rule W7 is asked of later times alone, and in its place that
+    /// the store says so and harms nothing.
+    #[must_use]
+    pub const fn without_clocks_before_1970(mut self) -> Self {
+        self.works_before_1970 = false;
         self
     }
 
@@ -101,6 +127,18 @@ impl Profile {
     #[must_use]
     pub const fn verifies(&self) -> bool {
         self.verifies
+    }
+
+    /// Whether it can be opened to be read only.
+    #[must_use]
+    pub const fn opens_read_only(&self) -> bool {
+        self.opens_read_only
+    }
+
+    /// Whether a clock before 1970 keeps it from nothing.
+    #[must_use]
+    pub const fn works_before_1970(&self) -> bool {
+        self.works_before_1970
     }
 
     /// Whether damaged files may be read only after `verify`.

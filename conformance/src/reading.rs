@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use eventstore_api::limits::MAX_BATCH_BYTES;
-use eventstore_api::{Digest, Direction, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent, Version};
+use eventstore_api::{
+    AggregateInfo, AggregateOptions, Digest, Direction, EventStore, EventStoreExt, LoadOptions, PageSize,
+    RecordedEvent, VerifyReport, Version,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::env::Store;
@@ -66,6 +69,11 @@ pub(crate) fn select(all: &[RecordedEvent], options: &LoadOptions) -> Vec<Record
         event.version > options.since
             && options.before.is_none_or(|before| event.version < before)
             && options.aggregate_id.as_deref().is_none_or(|id| id == event.event.aggregate_id())
+            && event.revision > options.since_revision
+            && (options.types.is_empty() || options.types.iter().any(|wanted| wanted == event.event.event_type()))
+            && options.aggregate_prefix.as_deref().is_none_or(|begin| event.event.aggregate_id().starts_with(begin))
+            && options.recorded_since.is_none_or(|since| event.recorded_at >= since)
+            && options.recorded_before.is_none_or(|before| event.recorded_at < before)
     };
     let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let matching = all.iter().filter(matches);
@@ -73,6 +81,38 @@ pub(crate) fn select(all: &[RecordedEvent], options: &LoadOptions) -> Vec<Record
         Direction::Forward => matching.take(limit).cloned().collect(),
         Direction::Backward => matching.rev().take(limit).cloned().collect(),
     }
+}
+
+/// Lists aggregates page by page, following [`AggregatePage::next`](eventstore_api::AggregatePage::next).
+pub(crate) async fn list(store: &Store, options: AggregateOptions, most: usize) -> Checked<Vec<AggregateInfo>> {
+    let (mut listed, mut next) = (Vec::<AggregateInfo>::new(), Some(options));
+    while let Some(options) = next {
+        let page = store.list_aggregates(&background(), &options, most).await?;
+        let count = page.aggregates.len();
+        ensure!(count <= most.max(1), "a page of at most {most} aggregates has {count} (O8)");
+        ensure!(count > 0 || page.next.is_none(), "a page without aggregates is not the last (O8): {options:?}");
+        for aggregate in page.aggregates {
+            if let Some(last) = listed.last().filter(|last| last.aggregate_id >= aggregate.aggregate_id) {
+                let (id, last) = (&aggregate.aggregate_id, &last.aggregate_id);
+                return Err(Failure::new(format!("the list of aggregates gives {id:?} after {last:?} (O8)")));
+            }
+            listed.push(aggregate);
+        }
+        next = page.next;
+    }
+    Ok(listed)
+}
+
+/// What a list of aggregates with these options gives of a store with exactly these events.
+pub(crate) fn select_aggregates(all: &[RecordedEvent], options: &AggregateOptions) -> Vec<AggregateInfo> {
+    let mut aggregates: BTreeMap<&str, AggregateInfo> = BTreeMap::new();
+    for event in all.iter().filter(|event| options.before.is_none_or(|before| event.version < before)) {
+        let id = event.event.aggregate_id();
+        if id.starts_with(&options.prefix) && id.as_bytes() > options.after.as_bytes() {
+            aggregates.insert(id, AggregateInfo::new(id.to_owned(), event.revision, event.version));
+        }
+    }
+    aggregates.into_values().collect()
 }
 
 /// The first `count` events, or all if a wrong store has fewer.
@@ -115,7 +155,7 @@ pub(crate) fn is_prefix(events: &[RecordedEvent]) -> Checked {
         let revision = revisions.entry(event.event.aggregate_id()).or_default();
         *revision += 1;
         let aggregate_id = event.event.aggregate_id();
-        expect_eq!(event.revision, *revision, "the revision in {aggregate_id:?} of version {version} (O3)");
+        expect_eq!(event.revision.get(), *revision, "the revision in {aggregate_id:?} of version {version} (O3)");
         ensure!(ids.insert(event.event.id()), "the id {:?} is stored twice (W2)", event.event.id());
     }
     Ok(())
@@ -131,7 +171,7 @@ pub(crate) fn digests_of(events: &[RecordedEvent]) -> Vec<Digest> {
     let mut before = [0; 32];
     for RecordedEvent { version, revision, event, .. } in events {
         let (data, metadata) = (event.data(), event.metadata().as_bytes());
-        let mut bytes = [&before[..], &version.get().to_be_bytes(), &revision.to_be_bytes()].concat();
+        let mut bytes = [&before[..], &version.get().to_be_bytes(), &revision.get().to_be_bytes()].concat();
         for part in [event.id(), event.event_type(), event.aggregate_id()].map(str::as_bytes) {
             bytes.extend(number(part.len()));
             bytes.extend(part);
@@ -157,9 +197,12 @@ pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
         let loaded = load(store, LoadOptions::all().aggregate(aggregate_id)).await?;
         let expected = select(&all, &LoadOptions::all().aggregate(aggregate_id));
         same_events(&loaded, &expected, &format!("the events of {aggregate_id:?} are those of the log (O8)"))?;
-        let revision = store.aggregate_revision(&background(), aggregate_id).await?;
+        let revision = store.aggregate_revision(&background(), aggregate_id).await?.get();
         expect_eq!(revision, expected.len() as u64, "the revision of {aggregate_id:?} counts its events (O3)");
     }
+    let every = AggregateOptions::all();
+    let listed = list(store, every.clone(), 1000).await?;
+    expect_eq!(listed, select_aggregates(&all, &every), "the list of aggregates is that of the events (O8)");
     let digest = store.digest(&background(), NEWEST).await?;
     expect_eq!(Some(&digest), digests_of(&all).last(), "the digest is that of the events (M6)");
     // Of a long history, some.
@@ -168,6 +211,17 @@ pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
         expect_eq!(got, *event, "`get` gives the event of the log");
     }
     Ok(all)
+}
+
+/// Fails unless nothing was found, and all was read.
+#[track_caller]
+pub(crate) fn is_sound(report: &VerifyReport, all: &[RecordedEvent]) -> Checked {
+    expect_eq!(report.findings, [], "what was found in a sound store");
+    ensure!(!report.is_cut_short && report.is_clean(), "a verification without findings was cut short");
+    expect_eq!(report.events, all.len() as u64, "the number of events that were verified");
+    let aggregates: HashSet<_> = all.iter().map(|event| event.event.aggregate_id()).collect();
+    expect_eq!(report.aggregates, aggregates.len() as u64, "the number of aggregates that were verified");
+    Ok(())
 }
 
 /// The ids, for comparing what matters of a history.

@@ -14,7 +14,7 @@ use eventstore_api::{Error, EventStore};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::check::{Check, Runtimes};
-use crate::env::{Env, Factory};
+use crate::env::{self, Env, Ways};
 use crate::failure::{Checked, Failure};
 use crate::{CheckReport, Profile, Report, parallel, random, rules};
 
@@ -29,15 +29,7 @@ where
     F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
 {
-    let suite = Suite::new(name, profile, factory);
-    if let Err(failure) = check_environment() {
-        return refused(name, &failure.to_string());
-    }
-    let trials = suite.trials();
-    if trials.is_empty() {
-        return refused(name, "no check is registered");
-    }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    Suite::new(name, profile, factory).run()
 }
 
 /// Whether the variables of the environment that the suite reads can be read: a mistyped seed must not quietly become
@@ -60,7 +52,7 @@ fn refused(name: &str, reason: &str) -> ExitCode {
 pub struct Suite {
     name: String,
     profile: Profile,
-    factory: Factory,
+    ways: Ways,
     seed: u64,
     checks: Vec<Arc<Check>>,
 }
@@ -122,10 +114,47 @@ impl Suite {
         Suite {
             name: name.to_owned(),
             profile,
-            factory: Arc::new(move |directory| Box::pin(factory(directory))),
+            ways: Ways { factory: env::way(factory), read_only: None },
             seed: random::seed(),
             checks: rules::checks().into_iter().map(Arc::new).collect(),
         }
+    }
+
+    /// The same with a way to open the store to read only, as `factory` does: for rule L4, whose checks show as ignored without
+    /// it.
+    ///
+    /// ```no_run
+    /// # use std::{path::PathBuf, process::ExitCode, sync::Arc};
+    /// # use eventstore_api::{Error, EventStore};
+    /// # async fn open(_: PathBuf) -> Result<Arc<dyn EventStore>, Error> { Err(Error::Closed) }
+    /// # async fn open_read_only(_: PathBuf) -> Result<Arc<dyn EventStore>, Error> { Err(Error::Closed) }
+    /// use conformance::{Profile, Suite};
+    ///
+    /// fn main() -> ExitCode {
+    ///     Suite::new("mine", Profile::persistent(), open).read_only(open_read_only).run()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn read_only<F, Fut>(mut self, factory: F) -> Self
+    where
+        F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
+    {
+        self.ways.read_only = Some(env::way(factory));
+        self
+    }
+
+    /// Runs every check, as the `main` of a test target with `harness = false`, and reports on the terminal: see [`run`].
+    #[must_use]
+    pub fn run(&self) -> ExitCode {
+        if let Err(failure) = check_environment() {
+            return refused(&self.name, &failure.to_string());
+        }
+        let trials = self.trials();
+        if trials.is_empty() {
+            return refused(&self.name, "no check is registered");
+        }
+        libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
     }
 
     /// The same with this seed of everything random, in place of that of the environment.
@@ -154,7 +183,7 @@ impl Suite {
     }
 
     fn about(&self, check: &Check) -> CheckInfo {
-        let ignored = check.needs.missing(&self.profile).map(str::to_owned);
+        let ignored = check.needs.missing(&self.profile, &self.ways).map(str::to_owned);
         CheckInfo { ignored, ..CheckInfo::new(&check.name, &check.rule) }
     }
 
@@ -207,15 +236,15 @@ impl Suite {
     }
 
     fn outcome(&self, check: &Arc<Check>) -> Outcome {
-        outcome(check, &self.profile, &self.factory, self.seed)
+        outcome(check, &self.profile, &self.ways, self.seed)
     }
 
     fn trials(&self) -> Vec<Trial> {
         let trial = |check: &Arc<Check>| {
             let name = check.name.clone();
             let (check, profile) = (check.clone(), self.profile.clone());
-            let (factory, seed) = (self.factory.clone(), self.seed);
-            let run = move || outcome(&check, &profile, &factory, seed).into_completion();
+            let (ways, seed) = (self.ways.clone(), self.seed);
+            let run = move || outcome(&check, &profile, &ways, seed).into_completion();
             Trial::ignorable_test(name, run).with_kind(self.name.clone())
         };
         self.checks.iter().map(trial).collect()
@@ -228,8 +257,8 @@ impl fmt::Debug for Suite {
     }
 }
 
-fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) -> Outcome {
-    if let Some(reason) = check.needs.missing(profile) {
+fn outcome(check: &Arc<Check>, profile: &Profile, ways: &Ways, seed: u64) -> Outcome {
+    if let Some(reason) = check.needs.missing(profile, ways) {
         return Outcome::Ignored(reason.to_owned());
     }
     let runtimes: &[&str] = match check.runtimes {
@@ -237,7 +266,7 @@ fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) 
         Runtimes::Both => &["multi-thread", "current-thread"],
     };
     for &runtime in runtimes {
-        if let Err(failure) = run_limited(check, profile, factory, seed, runtime) {
+        if let Err(failure) = run_limited(check, profile, ways, seed, runtime) {
             let seed = failure.seed().unwrap_or(seed);
             let failure = failure.note("rule", check.rule.as_str());
             return Outcome::Failed(failure.note("runtime", runtime).note("seed", random::replay(seed)));
@@ -248,9 +277,9 @@ fn outcome(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64) 
 
 /// Runs a check on a thread of its own, so that a store that blocks its thread for ever is a failure and not a hang.
 /// The thread is then left behind; the process ends with `main`.
-fn run_limited(check: &Arc<Check>, profile: &Profile, factory: &Factory, seed: u64, runtime: &'static str) -> Checked {
+fn run_limited(check: &Arc<Check>, profile: &Profile, ways: &Ways, seed: u64, runtime: &'static str) -> Checked {
     let root = tempfile::Builder::new().prefix("eventstore-conformance-").tempdir()?;
-    let env = Env::new(profile.clone(), factory.clone(), seed, root.path().to_path_buf())?;
+    let env = Env::new(profile.clone(), ways.clone(), seed, root.path().to_path_buf())?;
     let (steps, mut seen) = (env.steps(), 0);
     let (sender, receiver) = mpsc::sync_channel(1);
     let (body, journal) = (check.body, env.journal.clone());

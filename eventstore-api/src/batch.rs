@@ -3,7 +3,7 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS, RECORDED_AT_END, clamp_recorded_at};
-use crate::{Error, Event, RecordedEvent, Result, Version};
+use crate::{Error, Event, RecordedEvent, Result, Revision, Version};
 
 /// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
 ///
@@ -11,12 +11,12 @@ use crate::{Error, Event, RecordedEvent, Result, Version};
 /// was faster.
 ///
 /// ```
-/// # use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Result, Stored, Version};
+/// # use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Result, Revision, Stored, Version};
 /// async fn withdraw<S: EventStore + Clone>(store: &S, ctx: &Context, account: &str) -> Result<Stored> {
 ///     loop {
 ///         let history = store.load_by_aggregate(ctx, account, Version::ZERO).into_vec().await?;
 ///         // … decide on the history …
-///         let seen = history.last().map_or(0, |recorded| recorded.revision);
+///         let seen = history.last().map_or(Revision::ZERO, |recorded| recorded.revision);
 ///         let event = Event::builder("MoneyWithdrawn", account).data("25").build()?;
 ///         match store.store(ctx, event, Expected::Revision(seen)).await {
 ///             Err(Error::VersionConflict { .. }) => continue, // somebody was faster
@@ -38,8 +38,8 @@ pub enum Expected {
     NoEvents,
     /// The aggregate has at least one event.
     Exists,
-    /// The aggregate's newest event has this revision. `Revision(0)` is the same as `NoEvents`.
-    Revision(u64),
+    /// The aggregate's newest event has this revision. That of [`Revision::ZERO`] is the same as `NoEvents`.
+    Revision(Revision),
     /// The store's newest event has this version: nobody appended anything since.
     LatestVersion(Version),
 }
@@ -51,14 +51,14 @@ impl Expected {
         matches!(self, Expected::NoEvents | Expected::Exists | Expected::Revision(_))
     }
 
-    /// For stores: whether the condition holds, given the aggregate's revision (0 without events) and the store's
+    /// For stores: whether the condition holds, given the aggregate's revision and the store's
     /// latest version.
     #[must_use]
-    pub fn holds(self, revision: u64, latest: Version) -> bool {
+    pub fn holds(self, revision: Revision, latest: Version) -> bool {
         match self {
             Expected::Any => true,
-            Expected::NoEvents => revision == 0,
-            Expected::Exists => revision > 0,
+            Expected::NoEvents => revision == Revision::ZERO,
+            Expected::Exists => revision > Revision::ZERO,
             Expected::Revision(expected) => revision == expected,
             Expected::LatestVersion(expected) => latest == expected,
         }
@@ -92,10 +92,7 @@ impl FromStr for Expected {
                 "exists" => Ok(Expected::Exists),
                 _ => Err(unknown()),
             },
-            Some(("revision", number)) => {
-                let number: Version = number.parse().map_err(|_| unknown())?;
-                Ok(Expected::Revision(number.get()))
-            }
+            Some(("revision", number)) => number.parse().map(Expected::Revision).map_err(|_| unknown()),
             Some(("latest", number)) => number.parse().map(Expected::LatestVersion).map_err(|_| unknown()),
             Some(_) => Err(unknown()),
         }
@@ -115,6 +112,15 @@ pub enum Durability {
     Buffered,
 }
 
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Sync => "sync",
+            Durability::Buffered => "buffered",
+        })
+    }
+}
+
 impl FromStr for Durability {
     type Err = Error;
 
@@ -126,6 +132,84 @@ impl FromStr for Durability {
             _ => Err(Error::InvalidOption {
                 option: "durability".to_owned(),
                 reason: format!("{text:?} is not one of sync, buffered"),
+            }),
+        }
+    }
+}
+
+/// Which content counts when an event is appended again: what has to be the same as that of the stored event with the same id, so
+/// that the append is a repetition and not a [`DuplicateEvent`](Error::DuplicateEvent) (rule W2).
+///
+/// The stored event stays as it is, whatever the repetition has: its place is returned, and what differs is not written.
+///
+/// ```
+/// use eventstore_api::{Batch, Event, Idempotency};
+///
+/// // Each attempt has a trace id of its own.
+/// let attempt = |trace: &str| {
+///     let event = Event::builder("OrderPlaced", "order-42").id("place-order-42").data(r#"{"total":12}"#);
+///     event.metadata(&serde_json::json!({ "trace_id": trace })).build()
+/// };
+/// let (first, second) = (attempt("4bf9")?, attempt("a3ce")?);
+/// assert!(!Idempotency::Content.is_same(&first, &second));
+/// assert!(Idempotency::Data.is_same(&first, &second));
+/// let batch = Batch::from(second).idempotency(Idempotency::Data);
+/// # assert_eq!(batch.idempotency, Idempotency::Data);
+/// # Ok::<(), eventstore_api::Error>(())
+/// ```
+///
+/// The text form is `content`, `data` or `id`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Idempotency {
+    /// Type, aggregate, data and metadata, byte for byte.
+    #[default]
+    Content,
+    /// Type, aggregate and data: metadata may differ, such as a trace id that each attempt has of its own.
+    Data,
+    /// The id alone: whoever comes first with an id has it, and everyone after is told where that event stands. Nobody is told
+    /// that it has other content, so this is for ids that are made of what happened, such as the number of a message.
+    Id,
+}
+
+impl Idempotency {
+    /// For stores: whether `again`, which has the same id, repeats `first`.
+    #[must_use]
+    pub fn is_same(self, first: &Event, again: &Event) -> bool {
+        match self {
+            Idempotency::Content => first == again,
+            Idempotency::Data => {
+                first.event_type() == again.event_type()
+                    && first.aggregate_id() == again.aggregate_id()
+                    && first.data() == again.data()
+            }
+            Idempotency::Id => true,
+        }
+    }
+}
+
+impl fmt::Display for Idempotency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Idempotency::Content => "content",
+            Idempotency::Data => "data",
+            Idempotency::Id => "id",
+        })
+    }
+}
+
+impl FromStr for Idempotency {
+    type Err = Error;
+
+    /// Reads `content`, `data` or `id`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "content" => Ok(Idempotency::Content),
+            "data" => Ok(Idempotency::Data),
+            "id" => Ok(Idempotency::Id),
+            _ => Err(Error::InvalidOption {
+                option: "idempotency".to_owned(),
+                reason: format!("{text:?} is not one of content, data, id"),
             }),
         }
     }
@@ -151,6 +235,8 @@ pub struct Batch {
     pub expected: Expected,
     /// When the append may return; `None` leaves it to the store, whose default is [`Durability::Sync`].
     pub durability: Option<Durability>,
+    /// Which content counts when an event is appended again; [`Idempotency::Content`] by default.
+    pub idempotency: Idempotency,
     /// The times of recording, one for each event, in the years 1970 to 9999; `None` for now (rule W7).
     pub recorded_at: Option<Vec<SystemTime>>,
 }
@@ -173,6 +259,13 @@ impl Batch {
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
+        self
+    }
+
+    /// Sets which content counts when an event is appended again.
+    #[must_use]
+    pub fn idempotency(mut self, idempotency: Idempotency) -> Self {
+        self.idempotency = idempotency;
         self
     }
 
@@ -219,11 +312,11 @@ impl Batch {
         if let Some(times) = &self.recorded_at
             && times.len() != count
         {
-            let reason = format!("{count} events with {} times of recording; give one for each", times.len());
+            let reason = format!("{count} events but {} recording times; give one per event", times.len());
             return Err(Error::invalid_event("recorded_at", reason));
         }
         if let Some(time) = self.recorded_at.iter().flatten().find(|time| !can_be_recorded(**time)) {
-            let reason = format!("{time:?} is before 1970 or after 9999, which cannot be recorded");
+            let reason = format!("{time:?} is not between the years 1970 and 9999");
             return Err(Error::invalid_event("recorded_at", reason));
         }
         if self.expected.is_about_aggregate()
@@ -252,6 +345,12 @@ impl From<Event> for Batch {
     }
 }
 
+impl<const N: usize> From<[Event; N]> for Batch {
+    fn from(events: [Event; N]) -> Self {
+        Batch::new(events.into())
+    }
+}
+
 impl From<Vec<Event>> for Batch {
     fn from(events: Vec<Event>) -> Self {
         Batch::new(events)
@@ -259,30 +358,56 @@ impl From<Vec<Event>> for Batch {
 }
 
 /// Where an appended event stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stored {
     /// Its version in the store.
     pub version: Version,
     /// Its revision in its aggregate.
-    pub revision: u64,
+    pub revision: Revision,
     /// Whether this call wrote it, or an earlier one had (rule W2).
     pub outcome: StoreOutcome,
 }
 
 /// Whether an append wrote the event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreOutcome {
     /// This call wrote it.
     Written,
-    /// The same event, with identical content, was there; nothing was written, and the place is that of the first.
+    /// The same event, with the same content as far as [`Idempotency`] lets it count, was there; nothing was written, and the place is that of the first.
     AlreadyStored,
+}
+
+impl fmt::Display for StoreOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StoreOutcome::Written => "written",
+            StoreOutcome::AlreadyStored => "already_stored",
+        })
+    }
+}
+
+impl FromStr for StoreOutcome {
+    type Err = Error;
+
+    /// Reads `written` or `already_stored`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "written" => Ok(StoreOutcome::Written),
+            "already_stored" => Ok(StoreOutcome::AlreadyStored),
+            _ => Err(Error::InvalidOption {
+                option: "outcome".to_owned(),
+                reason: format!("{text:?} is not one of written, already_stored"),
+            }),
+        }
+    }
 }
 
 impl Stored {
     /// For stores: the place of an event and how it came there.
     #[must_use]
-    pub fn new(version: Version, revision: u64, outcome: StoreOutcome) -> Self {
+    pub fn new(version: Version, revision: Revision, outcome: StoreOutcome) -> Self {
         Stored { version, revision, outcome }
     }
 }
@@ -292,6 +417,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::{Direction, Gc};
 
     fn event(aggregate_id: &str, data_len: usize) -> Event {
         Event::builder("T", aggregate_id).data(vec![0; data_len]).build().expect("valid")
@@ -316,13 +442,58 @@ mod tests {
     }
 
     #[test]
+    fn choices_have_a_text_form() {
+        fn read_back<T: FromStr<Err = Error> + fmt::Display + fmt::Debug + PartialEq>(values: &[T], texts: &str) {
+            assert_eq!(values.iter().map(T::to_string).collect::<Vec<_>>().join(" "), texts);
+            let read = |text: &str| text.parse::<T>().expect("one of them");
+            assert_eq!(texts.split(' ').map(read).collect::<Vec<_>>(), values);
+            for wrong in ["", "Id", "sync ", "fast"] {
+                assert!(matches!(wrong.parse::<T>(), Err(Error::InvalidOption { .. })), "{wrong:?}");
+            }
+        }
+        read_back(&[Durability::Sync, Durability::Buffered], "sync buffered");
+        read_back(&[Idempotency::Content, Idempotency::Data, Idempotency::Id], "content data id");
+        read_back(&[StoreOutcome::Written, StoreOutcome::AlreadyStored], "written already_stored");
+        read_back(&[Direction::Forward, Direction::Backward], "forward backward");
+        read_back(&[Gc::Quick, Gc::Full], "quick full");
+    }
+
+    #[test]
+    fn what_counts_in_a_repetition_is_what_its_idempotency_says() {
+        let [first, metadata, data, other_type, aggregate] = [
+            Event::builder("T", "a").data("1"),
+            Event::builder("T", "a").data("1").metadata_json("{\"trace\":1}"),
+            Event::builder("T", "a").data("2"),
+            Event::builder("U", "a").data("1"),
+            Event::builder("T", "b").data("1"),
+        ]
+        .map(|builder| builder.id("i").build().expect("valid"));
+        let same = |idempotency: Idempotency, again: &Event| idempotency.is_same(&first, again);
+        for idempotency in [Idempotency::Content, Idempotency::Data, Idempotency::Id] {
+            assert!(same(idempotency, &first.clone()));
+        }
+        assert!(!same(Idempotency::Content, &metadata) && same(Idempotency::Data, &metadata));
+        for other in [&data, &other_type, &aggregate] {
+            assert!(!same(Idempotency::Content, other) && !same(Idempotency::Data, other));
+            assert!(same(Idempotency::Id, other));
+        }
+        // What is between two parts counts to the right one.
+        let shifted = Event::builder("T", "a1").id("i").data("").build().expect("valid");
+        assert!(!same(Idempotency::Data, &shifted));
+    }
+
+    #[test]
     fn expectations_hold_for_what_they_say() {
-        let at = |revision| move |expected: Expected| expected.holds(revision, Version::new(9));
+        let at = |revision| move |expected: Expected| expected.holds(Revision::new(revision), Version::new(9));
         let (none, some) = (at(0), at(3));
         assert!(none(Expected::Any) && some(Expected::Any));
         assert!(none(Expected::NoEvents) && !some(Expected::NoEvents));
         assert!(!none(Expected::Exists) && some(Expected::Exists));
-        assert!(none(Expected::Revision(0)) && some(Expected::Revision(3)) && !some(Expected::Revision(2)));
+        assert!(
+            none(Expected::Revision(Revision::ZERO))
+                && some(Expected::Revision(Revision::new(3)))
+                && !some(Expected::Revision(Revision::new(2)))
+        );
         assert!(some(Expected::LatestVersion(Version::new(9))) && !some(Expected::LatestVersion(Version::new(8))));
     }
 
@@ -351,7 +522,7 @@ mod tests {
     #[test]
     fn a_copy_has_the_times_and_goes_where_the_events_were() {
         let time = SystemTime::UNIX_EPOCH;
-        let recorded = RecordedEvent::new(Version::new(7), 2, time, event("a", 0));
+        let recorded = RecordedEvent::new(Version::new(7), Revision::new(2), time, event("a", 0));
         let copy = Batch::copy_of(std::slice::from_ref(&recorded));
         assert_eq!(copy.expected, Expected::LatestVersion(Version::new(6)));
         assert_eq!((copy.events, copy.recorded_at), (vec![recorded.event], Some(vec![time])));

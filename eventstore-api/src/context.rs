@@ -62,11 +62,34 @@ impl Context {
         self
     }
 
-    /// Ends when this token is cancelled. It takes the place of a token set before; to obey both, pass a child token.
+    /// Ends when this token is cancelled. It takes the place of a token set before; to obey both, see [`child`](Context::child).
     #[must_use]
     pub fn with_cancellation(mut self, token: CancellationToken) -> Self {
         self.cancellation = Some(token);
         self
+    }
+
+    /// A context that ends with this one, and can be ended before: with an earlier deadline, or by the token that comes with it.
+    /// Whoever cancels that token does not end this context.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use eventstore_api::{CancellationToken, Context};
+    ///
+    /// let stop = CancellationToken::new();
+    /// let service = Context::background().with_cancellation(stop.clone());
+    /// let (request, cancel) = service.child();
+    /// let request = request.with_timeout(Duration::from_secs(5));
+    /// cancel.cancel();
+    /// assert!(request.check().is_err() && service.check().is_ok());
+    /// let (request, _) = service.child();
+    /// stop.cancel();
+    /// assert!(request.check().is_err());
+    /// ```
+    #[must_use]
+    pub fn child(&self) -> (Self, CancellationToken) {
+        let token = self.cancellation.as_ref().map_or_else(CancellationToken::new, CancellationToken::child_token);
+        (self.clone().with_cancellation(token.clone()), token)
     }
 
     /// Tells this one how far long work has come: a backup, a verification, a garbage collection.

@@ -58,7 +58,7 @@ impl Digest {
         let event = &recorded.event;
         let mut hash = Sha256::new_with_prefix(self.0);
         hash.update(recorded.version.get().to_be_bytes());
-        hash.update(recorded.revision.to_be_bytes());
+        hash.update(recorded.revision.get().to_be_bytes());
         for text in [event.id(), event.event_type(), event.aggregate_id()] {
             hash.update(length(text));
             hash.update(text);
@@ -118,11 +118,11 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::{EventBuilder, Version};
+    use crate::{EventBuilder, Revision, Version};
 
     fn recorded(version: u64, revision: u64, event: EventBuilder) -> RecordedEvent {
         let event = event.build().expect("valid");
-        RecordedEvent::new(Version::new(version), revision, SystemTime::UNIX_EPOCH, event)
+        RecordedEvent::new(Version::new(version), Revision::new(revision), SystemTime::UNIX_EPOCH, event)
     }
 
     fn event() -> EventBuilder {

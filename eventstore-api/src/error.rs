@@ -1,35 +1,123 @@
-use crate::{Expected, Version};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::{Cursor, Expected, Revision, Version};
 
 /// The result of an event store call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The cause of an error, kept as [`source`](std::error::Error::source).
+/// Any error that can become the [`Source`] of an [`Error`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// The cause of an error, from an engine, the operating system or a parser. Returned by
+/// [`source`](std::error::Error::source).
+///
+/// # Clone
+///
+/// Cheap: clones share the error.
+#[derive(Clone)]
+pub struct Source(Arc<dyn std::error::Error + Send + Sync + 'static>);
+
+impl<E: Into<BoxError>> From<E> for Source {
+    fn from(error: E) -> Self {
+        Source(Arc::from(error.into()))
+    }
+}
+
+impl Deref for Source {
+    type Target = dyn std::error::Error + Send + Sync + 'static;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The state that violated the condition of an append.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Actual {
+    /// The condition's aggregate is at this revision; [`Revision::ZERO`] if it has no events.
+    Aggregate {
+        /// Its id.
+        id: String,
+        /// Its newest revision.
+        revision: Revision,
+    },
+    /// The store is at this version.
+    Store {
+        /// The latest version.
+        latest: Version,
+    },
+}
+
+impl Actual {
+    /// For stores: what `expected`, which does not hold, found in the aggregate or in the store.
+    #[must_use]
+    pub fn of(expected: Expected, aggregate_id: &str, revision: Revision, latest: Version) -> Self {
+        match expected.is_about_aggregate() {
+            true => Actual::Aggregate { id: aggregate_id.to_owned(), revision },
+            false => Actual::Store { latest },
+        }
+    }
+}
+
+impl fmt::Display for Actual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Actual::Aggregate { id, revision: Revision::ZERO } => write!(f, "aggregate {id:?} has no events"),
+            Actual::Aggregate { id, revision } => write!(f, "aggregate {id:?} is at revision {revision}"),
+            Actual::Store { latest } => write!(f, "the store is at version {latest}"),
+        }
+    }
+}
+
+/// Whether a failed append wrote something. See [`Error::written`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// Certainly nothing.
+    Nothing,
+    /// All of it or nothing: retrying the same append resolves it.
+    Unknown,
+}
 
 /// What went wrong, and for each kind what the caller must do.
 ///
-/// The kinds follow from what a caller can do about them, not from where they happen. An engine's own error never
-/// shows as a type of its own; it is the `source` of one of these.
-#[derive(Debug, thiserror::Error)]
+/// The kinds differ in what a caller can do about them, not in where they happen. An engine's own error is the `source` of one
+/// of these.
+///
+/// # Clone
+///
+/// Cheap: clones share their source.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The condition of an append was not met, and nothing was written (rule W3).
     ///
-    /// Load what is new, decide again, and append with a new expectation.
-    #[error("version conflict: expected {expected} but {}; load what is new and decide again", describe_actual(.aggregate_id.as_deref(), *.actual))]
+    /// Load the new events, decide again, and append with a new condition.
     VersionConflict {
-        /// The aggregate that the condition was about; `None` when it was about the whole store.
-        aggregate_id: Option<String>,
         /// The condition that was asked for.
         expected: Expected,
-        /// What was found: the aggregate's revision (0: it has no events), or the store's latest version.
-        actual: u64,
+        /// What was found.
+        actual: Actual,
     },
 
-    /// An event with this id and other content is in the store, or twice in the batch; nothing was written (rule W2).
+    /// An event with this id and other content is in the store or in the same batch; nothing was written (rule W2). The compared
+    /// content depends on the batch's [`Idempotency`](crate::Idempotency).
     ///
     /// Give the new event an id of its own.
-    #[error("an event with the id {id:?} and other content {}; give the new event its own id", describe_duplicate(*.version))]
     DuplicateEvent {
         /// The id that is taken.
         id: String,
@@ -40,7 +128,6 @@ pub enum Error {
     /// No event has this id.
     ///
     /// Check the id; an event is visible to `get` as soon as its append has returned.
-    #[error("no event has the id {id:?}; check the id")]
     EventNotFound {
         /// The id that was looked up.
         id: String,
@@ -48,8 +135,7 @@ pub enum Error {
 
     /// An event, a batch or a condition breaks a rule of the contract; nothing was queued (rule W5).
     ///
-    /// Mend the input. The limits are in [`limits`](crate::limits).
-    #[error("invalid {field}: {reason}")]
+    /// Correct the input. The limits are in [`limits`](crate::limits).
     InvalidEvent {
         /// What is wrong: `id`, `type`, `aggregate_id`, `data`, `metadata`, `batch`, `recorded_at` or
         /// `expected`.
@@ -60,8 +146,7 @@ pub enum Error {
 
     /// A text is not a version.
     ///
-    /// Mend the input: a version is a decimal number from 0 to `u64::MAX`.
-    #[error("invalid version {text:?}: {reason}")]
+    /// Correct the input: a version is a decimal number from 0 to `u64::MAX`.
     InvalidVersion {
         /// The text that was read.
         text: String,
@@ -70,38 +155,33 @@ pub enum Error {
     },
 
     /// The context was cancelled before anything was staged: certainly nothing was written (rules C1, C2).
-    #[error("cancelled; nothing was written")]
     Cancelled,
 
     /// The deadline passed before anything was staged: certainly nothing was written (rules C1, C2).
     ///
-    /// Try again with more time.
-    #[error("deadline exceeded, and nothing was written; try again with more time")]
+    /// Retry with a longer deadline.
     DeadlineExceeded,
 
     /// The append may or may not be in the store (rules C3, F1).
     ///
-    /// Append the same events again, the same [`Event`](crate::Event) values with the same ids: by rule W2 that returns
-    /// the first result if they are there and writes them if they are not. Use a context that has not ended. A store that
-    /// is fenced by the failure can only say so again, with [`Error::Fenced`] as the source: reopen it first.
-    #[error("the outcome is unknown: {reason}; append the same events again to learn it")]
+    /// Retry with the same [`Event`](crate::Event) values, with the same ids: by rule W2 that returns the first result if they
+    /// are stored, and writes them if they are not. Use a context that has not ended. If the failure fenced the store, the source
+    /// is [`Error::Fenced`], and a retry only helps after the store was reopened.
     OutcomeUnknown {
         /// What interrupted the append.
         reason: String,
         /// The error of the engine, if it was the engine that failed.
-        source: Option<BoxError>,
+        source: Option<Source>,
     },
 
     /// The store was closed, here or by another handle to it.
     ///
     /// Open it again.
-    #[error("the store is closed; open it again")]
     Closed,
 
     /// Another handle or process has the store open (rule L2). Nothing was touched.
     ///
     /// Close the other one, or share its handle.
-    #[error("{path} is locked: another handle or process has it open; close that one or share its handle")]
     Locked {
         /// The directory of the store.
         path: String,
@@ -110,8 +190,7 @@ pub enum Error {
     /// An earlier commit failed, so the writer accepts nothing more. Nothing of this append was written, nor was it by an
     /// earlier attempt (rule F1).
     ///
-    /// Mend the cause, then close and reopen the store. Reads go on until then.
-    #[error("the writer is fenced ({reason}); mend the cause, then close and reopen the store")]
+    /// Fix the cause, then close and reopen the store. Until then, reads still work.
     Fenced {
         /// What failed.
         reason: String,
@@ -120,18 +199,40 @@ pub enum Error {
     /// What is stored is damaged (rule F3). No wrong event is ever returned in its place.
     ///
     /// Restore a backup. Events before and after the damaged one can still be loaded.
-    #[error("{} corrupt: {reason}; restore a backup, or load what comes before and after it", describe_damage(*.version))]
     Corrupt {
         /// The version of the damaged event, when it is one event.
         version: Option<Version>,
-        /// What does not fit.
+        /// What does not fit; and behind a semicolon what to do, if that is not to restore a backup or to load around it.
         reason: String,
     },
 
-    /// There is no room: the disk, or the store's own size limit, is full. Certainly nothing of this append was written.
+    /// The reader does not know the type of a stored event, or its data does not have the expected shape.
     ///
-    /// Make room, or raise the limit, and try again.
-    #[error("the store is full: {reason}; nothing of this append was written")]
+    /// The event is as it was appended. Add its type and shape to the reader, or skip it.
+    Decode {
+        /// Where the event stands; `None` for one that was not read from a store.
+        version: Option<Version>,
+        /// The event's type.
+        event_type: String,
+        /// What the parser says.
+        source: Source,
+    },
+
+    /// The cursor is of another history: the events read up to it are not those that the store has up to there.
+    ///
+    /// A backup was restored, or events that were appended with [`Durability::Buffered`](crate::Durability::Buffered) were lost
+    /// in a power cut and others took their place. Start again from a cursor of this history: rebuild the projection from
+    /// the first event, or restore its state as of a version that both have.
+    HistoryDiverged {
+        /// The cursor to resume from.
+        cursor: Cursor,
+        /// Where this store is: at the cursor's version, or at its newest one if it ends before.
+        found: Cursor,
+    },
+
+    /// The disk is full, or the store's own size limit is reached. Certainly nothing of this append was written.
+    ///
+    /// Free space, or raise the limit, and retry.
     Full {
         /// What is full, how large it is, and how to raise it.
         reason: String,
@@ -139,15 +240,13 @@ pub enum Error {
 
     /// The store or its engine cannot do this, or this build cannot.
     ///
-    /// The text names what would have to be enabled or chosen instead.
-    #[error("unsupported: {what}")]
+    /// The text names what to enable or choose instead.
     Unsupported {
         /// What is not supported, and what to do.
         what: String,
     },
 
     /// An option is unknown, or its value is out of range.
-    #[error("invalid option {option}: {reason}")]
     InvalidOption {
         /// The option's name.
         option: String,
@@ -156,25 +255,23 @@ pub enum Error {
     },
 
     /// The store could not be opened; nothing was damaged.
-    #[error("cannot open {path}: {reason}")]
     Open {
         /// What was to be opened.
         path: String,
         /// Why not, and what to do.
         reason: String,
         /// The error of the engine or the operating system.
-        source: Option<BoxError>,
+        source: Option<Source>,
     },
 
     /// The engine failed while reading or maintaining the store.
     ///
     /// The source tells; the store itself is as it was.
-    #[error("the engine failed to {operation}")]
     Engine {
         /// What was being done.
         operation: &'static str,
         /// The engine's error.
-        source: BoxError,
+        source: Source,
     },
 }
 
@@ -195,6 +292,8 @@ impl Error {
             Error::Locked { .. } => "locked",
             Error::Fenced { .. } => "fenced",
             Error::Corrupt { .. } => "corrupt",
+            Error::Decode { .. } => "decode",
+            Error::HistoryDiverged { .. } => "history_diverged",
             Error::Full { .. } => "full",
             Error::Unsupported { .. } => "unsupported",
             Error::InvalidOption { .. } => "invalid_option",
@@ -203,21 +302,32 @@ impl Error {
         }
     }
 
-    /// Whether the *same call with the same events*, and a context that has time left, may succeed later although
-    /// nobody mends or changes anything, and can do no harm.
+    /// Whether it is safe to retry the *same call with the same events* and a new deadline, and the retry may succeed without any
+    /// other change.
     ///
     /// | retryable | not retryable |
     /// |---|---|
     /// | `DeadlineExceeded`, `Locked`, `OutcomeUnknown` unless its source is `Fenced` | everything else |
     ///
-    /// `VersionConflict` is not: the same expectation fails again, the caller has to decide anew. `Cancelled` is not:
-    /// somebody wanted the call to end. `Fenced`, `Full` and `Closed` need a hand first.
+    /// `VersionConflict` is not: the same condition fails again, so the caller must decide again. `Cancelled` is not: somebody
+    /// wanted the call to end. `Fenced`, `Full` and `Closed` need an operator first.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        let is_fenced = |source: &BoxError| matches!(source.downcast_ref(), Some(Error::Fenced { .. }));
+        let is_fenced = |source: &Source| matches!(source.downcast_ref(), Some(Error::Fenced { .. }));
         match self {
             Error::OutcomeUnknown { source, .. } => !source.as_ref().is_some_and(is_fenced),
             _ => matches!(self, Error::DeadlineExceeded | Error::Locked { .. }),
+        }
+    }
+
+    /// Whether the append that failed with this error wrote something.
+    ///
+    /// All but [`Error::OutcomeUnknown`] say that certainly nothing was written.
+    #[must_use]
+    pub fn written(&self) -> Written {
+        match self {
+            Error::OutcomeUnknown { .. } => Written::Unknown,
+            _ => Written::Nothing,
         }
     }
 
@@ -227,16 +337,76 @@ impl Error {
     }
 
     /// An [`Error::Engine`] with this operation, a verb phrase such as `"read a page"`, and its cause.
-    pub fn engine(operation: &'static str, source: impl Into<BoxError>) -> Self {
+    pub fn engine(operation: &'static str, source: impl Into<Source>) -> Self {
         Error::Engine { operation, source: source.into() }
     }
 }
 
-fn describe_actual(aggregate_id: Option<&str>, actual: u64) -> String {
-    match (aggregate_id, actual) {
-        (Some(id), 0) => format!("aggregate {id:?} has no events"),
-        (Some(id), revision) => format!("aggregate {id:?} is at revision {revision}"),
-        (None, version) => format!("the store is at version {version}"),
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::VersionConflict { expected, actual } => {
+                write!(f, "version conflict: expected {expected}, but {actual}; load the new events and decide again")
+            }
+            Error::DuplicateEvent { id, version } => {
+                let place = describe_duplicate(*version);
+                write!(f, "the event id {id:?} {place} with other content; give the new event its own id")
+            }
+            Error::EventNotFound { id } => write!(f, "no event has the id {id:?}; check the id"),
+            Error::InvalidEvent { field, reason } => write!(f, "invalid {field}: {reason}"),
+            Error::InvalidVersion { text, reason } => write!(f, "invalid version {text:?}: {reason}"),
+            Error::Cancelled => f.write_str("cancelled; nothing was written"),
+            Error::DeadlineExceeded => {
+                f.write_str("deadline exceeded; nothing was written; retry with a longer deadline")
+            }
+            Error::OutcomeUnknown { reason, .. } => {
+                write!(f, "outcome unknown: {reason}; retry with the same event ids")
+            }
+            Error::Closed => f.write_str("the store is closed; open it again"),
+            Error::Locked { path } => {
+                write!(
+                    f,
+                    "{path} is locked: another handle or process has it open; close it there, or share its handle"
+                )
+            }
+            Error::Fenced { reason } => {
+                write!(f, "the writer is fenced ({reason}); fix the cause, then close and reopen the store")
+            }
+            Error::Corrupt { version, reason } => {
+                let (what, advice) = (describe_damage(*version), what_to_do(*version, reason));
+                write!(f, "{what} corrupt: {reason}{advice}")
+            }
+            Error::Decode { version, event_type, source } => {
+                let place = version.map_or_else(String::new, |version| format!(" at version {version}"));
+                write!(
+                    f,
+                    "the event{place} of type {event_type:?} cannot be decoded: {source}; add its shape to the reader, or \
+                     skip it"
+                )
+            }
+            Error::HistoryDiverged { cursor, found } => write!(
+                f,
+                "the cursor {cursor} is of another history: this store is at {found}; start again from a cursor of this \
+                 history"
+            ),
+            Error::Full { reason } => write!(f, "the store is full: {reason}; nothing of this append was written"),
+            Error::Unsupported { what } => write!(f, "unsupported: {what}"),
+            Error::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
+            Error::Open { path, reason, .. } => write!(f, "cannot open {path}: {reason}"),
+            Error::Engine { operation, .. } => write!(f, "the engine failed to {operation}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::OutcomeUnknown { source, .. } | Error::Open { source, .. } => {
+                source.as_ref().map(|source| -> &(dyn std::error::Error + 'static) { &**source })
+            }
+            Error::Decode { source, .. } | Error::Engine { source, .. } => Some(&**source),
+            _ => None,
+        }
     }
 }
 
@@ -254,6 +424,15 @@ fn describe_damage(version: Option<Version>) -> String {
     }
 }
 
+/// About damage whose reason does not say so itself.
+fn what_to_do(version: Option<Version>, reason: &str) -> &'static str {
+    match version {
+        _ if reason.contains("; ") => "",
+        Some(_) => "; restore a backup, or load the events before and after it",
+        None => "; restore a backup",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,7 +440,7 @@ mod tests {
     fn one_of_each() -> Vec<Error> {
         let text = String::new;
         vec![
-            Error::VersionConflict { aggregate_id: None, expected: Expected::Any, actual: 0 },
+            Error::VersionConflict { expected: Expected::Any, actual: Actual::Store { latest: Version::ZERO } },
             Error::DuplicateEvent { id: text(), version: None },
             Error::EventNotFound { id: text() },
             Error::invalid_event("id", ""),
@@ -273,12 +452,27 @@ mod tests {
             Error::Locked { path: text() },
             Error::Fenced { reason: text() },
             Error::Corrupt { version: None, reason: text() },
+            Error::Decode { version: None, event_type: text(), source: "broken".into() },
+            Error::HistoryDiverged { cursor: Cursor::START, found: Cursor::START },
             Error::Full { reason: text() },
             Error::Unsupported { what: text() },
             Error::InvalidOption { option: text(), reason: text() },
             Error::Open { path: text(), reason: text(), source: None },
             Error::engine("read", "broken"),
         ]
+    }
+
+    #[test]
+    fn damage_says_once_what_to_do() {
+        let text = |version: Option<u64>, reason: &str| {
+            Error::Corrupt { version: version.map(Version::new), reason: reason.to_owned() }.to_string()
+        };
+        assert_eq!(
+            text(Some(7), "its checksum is wrong"),
+            "the event at version 7 is corrupt: its checksum is wrong; restore a backup, or load the events before and after it"
+        );
+        assert_eq!(text(None, "a page is torn"), "the store is corrupt: a page is torn; restore a backup");
+        assert_eq!(text(None, "a page is torn; mend it"), "the store is corrupt: a page is torn; mend it");
     }
 
     #[test]
@@ -299,6 +493,8 @@ mod tests {
                 "locked",
                 "fenced",
                 "corrupt",
+                "decode",
+                "history_diverged",
                 "full",
                 "unsupported",
                 "invalid_option",
@@ -316,15 +512,29 @@ mod tests {
 
     #[test]
     fn a_conflict_says_what_was_expected_and_what_is_there() {
-        let error = Error::VersionConflict {
-            aggregate_id: Some("order-42".into()),
-            expected: Expected::Revision(3),
-            actual: 4,
+        let conflict = |expected, revision, latest| {
+            let actual = Actual::of(expected, "order-42", Revision::new(revision), Version::new(latest));
+            Error::VersionConflict { expected, actual }.to_string()
         };
         assert_eq!(
-            error.to_string(),
-            "version conflict: expected revision=3 but aggregate \"order-42\" is at revision 4; \
-             load what is new and decide again"
+            conflict(Expected::Revision(Revision::new(3)), 4, 9),
+            "version conflict: expected revision=3, but aggregate \"order-42\" is at revision 4; \
+             load the new events and decide again"
         );
+        assert!(conflict(Expected::Exists, 0, 9).contains("aggregate \"order-42\" has no events"));
+        let latest = Expected::LatestVersion(Version::new(8));
+        assert!(conflict(latest, 4, 9).contains("expected latest=8, but the store is at version 9"));
+    }
+
+    #[test]
+    fn clones_share_their_source_which_can_still_be_looked_at() {
+        let fenced = Error::Fenced { reason: "sync failed".into() };
+        let error = Error::OutcomeUnknown { reason: "sync failed".into(), source: Some(fenced.into()) };
+        let source = std::error::Error::source(&error).expect("it has one").downcast_ref();
+        assert!(matches!(source, Some(Error::Fenced { .. })));
+        let clone = error.clone();
+        let source_of = |error| std::error::Error::source(error).map(|source| std::ptr::from_ref(source).cast::<()>());
+        assert_eq!(source_of(&error), source_of(&clone));
+        assert_eq!((error.written(), Error::Cancelled.written()), (Written::Unknown, Written::Nothing));
     }
 }

@@ -1,13 +1,20 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::time::SystemTime;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use uuid::{ContextV7, Timestamp, Uuid};
 
-use crate::limits::{MAX_AGGREGATE_ID_LEN, MAX_DATA_LEN, MAX_ID_LEN, MAX_METADATA_LEN, MAX_TYPE_LEN};
-use crate::{Error, Result, Version};
+use crate::limits::{
+    MAX_AGGREGATE_ID_LEN, MAX_DATA_LEN, MAX_ID_LEN, MAX_METADATA_LEN, MAX_TYPE_LEN, clamp_recorded_at,
+};
+use crate::{Error, Result, Revision, Version};
 
 /// Something that happened: the unit that is appended, and never changed after.
 ///
@@ -31,7 +38,7 @@ use crate::{Error, Result, Version};
 /// # Clone
 ///
 /// Cheap: the bytes are shared.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Event {
     /// Id, type, aggregate id, metadata and data, one behind the other. What is read from a store is a slice of the
     /// bytes of its whole page, so that reading an event costs no allocation.
@@ -40,7 +47,7 @@ pub struct Event {
 }
 
 /// For stores: how long the texts are that [`Event::bytes`] begins with; the data are the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Bytes of the event id.
     pub id_len: u16,
@@ -81,6 +88,8 @@ impl Event {
             aggregate_id: aggregate_id.into(),
             data: Ok(Bytes::new()),
             metadata: Ok(String::new()),
+            correlation_id: None,
+            causation_id: None,
         }
     }
 
@@ -118,11 +127,6 @@ impl Event {
     #[must_use]
     pub fn data_bytes(&self) -> Bytes {
         self.bytes.slice(self.layout.data_start()..)
-    }
-
-    /// Reads the data as JSON. Fails with [`Error::InvalidEvent`] if it is not what `T` expects.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(self.data()).map_err(|e| Error::invalid_event("data", format!("not readable: {e}")))
     }
 
     /// The bytes that count towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES): texts and data.
@@ -194,9 +198,19 @@ pub struct EventBuilder {
     aggregate_id: String,
     data: Result<Bytes>,
     metadata: Result<String>,
+    correlation_id: Option<String>,
+    causation_id: Option<String>,
 }
 
 impl EventBuilder {
+    /// Of a typed event.
+    pub(crate) fn encoded(aggregate_id: String, encoded: Result<(&'static str, Vec<u8>)>) -> Self {
+        match encoded {
+            Ok((event_type, data)) => Event::builder(event_type, aggregate_id).data(data),
+            Err(error) => EventBuilder { data: Err(error), ..Event::builder("", aggregate_id) },
+        }
+    }
+
     /// The event's id. Without one it is a new UUIDv7, whose order in time keeps the id index compact and fast; give
     /// your own when the same event may be built twice and must be stored once (rule W2).
     pub fn id(mut self, id: impl Into<String>) -> Self {
@@ -228,19 +242,44 @@ impl EventBuilder {
         self
     }
 
+    /// The id of what the event belongs to, such as a request or a business process: `correlation_id` of the metadata, in the
+    /// place of one that is there.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
+    /// The id of the event or command that led to this one: `causation_id` of the metadata, in the place of one that is there.
+    pub fn causation_id(mut self, id: impl Into<String>) -> Self {
+        self.causation_id = Some(id.into());
+        self
+    }
+
+    /// This event follows from `cause`: whose id becomes the causation id, and whose correlation id goes on; the first event has
+    /// none, and gives its own id.
+    pub fn caused_by(self, cause: &Event) -> Self {
+        let correlation_id = cause.correlation_id().unwrap_or_else(|| cause.id().to_owned());
+        self.correlation_id(correlation_id).causation_id(cause.id())
+    }
+
     /// Checks everything and makes the event.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidEvent`] names the field that is empty, too long or not JSON.
     pub fn build(self) -> Result<Event> {
-        let id = self.id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let id = self.id.unwrap_or_else(|| id_at(SystemTime::now()).to_string());
         let data = self.data?;
         let mut metadata = self.metadata?;
         if metadata.is_empty() {
             metadata.push_str("{}");
         } else {
             check_metadata(&metadata)?;
+        }
+        let ids = [("correlation_id", self.correlation_id), ("causation_id", self.causation_id)];
+        for (key, id) in ids.iter().filter_map(|(key, id)| Some((key, id.as_ref()?))) {
+            metadata = with_member(&metadata, key, id).map_err(|e| not_json("metadata", &e))?;
+            check_metadata(&metadata)?; // its length
         }
         let layout = Layout {
             id_len: checked_len("id", &id, MAX_ID_LEN)?,
@@ -257,6 +296,15 @@ impl EventBuilder {
         let bytes = [id, event_type, aggregate_id, metadata, &data].concat();
         Ok(Event { bytes: bytes.into(), layout })
     }
+}
+
+/// The next id of this process, which is greater than those before it. `Uuid::now_v7` is the same, and panics if the clock is
+/// before 1970.
+fn id_at(now: SystemTime) -> Uuid {
+    static IDS: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+    let since = clamp_recorded_at(now).duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
+    Uuid::new_v7(Timestamp::from_unix(&*ids, since.as_secs(), since.subsec_nanos()))
 }
 
 fn checked_len(field: &'static str, text: &str, limit: usize) -> Result<u16> {
@@ -281,6 +329,19 @@ fn check_metadata(text: &str) -> Result<()> {
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|e| not_json("metadata", &e))
 }
 
+/// A JSON object with one more member, in the place of one with the same key. Otherwise the text stays as it is.
+fn with_member(object: &str, key: &str, value: &str) -> serde_json::Result<String> {
+    let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(object)?;
+    let member = format!("{}:{}", serde_json::to_string(key)?, serde_json::to_string(value)?);
+    if members.contains_key(key) {
+        let others: BTreeMap<_, _> = members.into_iter().filter(|(other, _)| other != key).collect();
+        return with_member(&serde_json::to_string(&others)?, key, value);
+    }
+    let (open, _) = object.trim_end().rsplit_once('}').unwrap_or((object, ""));
+    let comma = if members.is_empty() { "" } else { "," };
+    Ok(format!("{}{comma}{member}}}", open.trim_end()))
+}
+
 fn not_json(field: &'static str, error: &serde_json::Error) -> Error {
     Error::invalid_event(field, format!("it is not JSON: {error}"))
 }
@@ -291,13 +352,13 @@ fn not_json(field: &'static str, error: &serde_json::Error) -> Error {
 ///
 /// Cheap: the bytes are shared. A recorded event keeps the buffer of the whole page it was read with alive; clone the
 /// parts into owned strings if you keep a few events of many for long.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct RecordedEvent {
     /// Its position in the whole store: 1, 2, 3, … without gaps (rule O1).
     pub version: Version,
     /// Its position in its aggregate: 1, 2, 3, … without gaps (rule O3).
-    pub revision: u64,
+    pub revision: Revision,
     /// When the writer took it, by the system's clock, to the microsecond. Clocks step back: order by version.
     pub recorded_at: SystemTime,
     /// The event itself.
@@ -307,13 +368,15 @@ pub struct RecordedEvent {
 impl RecordedEvent {
     /// For stores: an event with its place.
     #[must_use]
-    pub fn new(version: Version, revision: u64, recorded_at: SystemTime, event: Event) -> Self {
+    pub fn new(version: Version, revision: Revision, recorded_at: SystemTime, event: Event) -> Self {
         RecordedEvent { version, revision, recorded_at, event }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn refused(builder: EventBuilder) -> &'static str {
@@ -321,6 +384,16 @@ mod tests {
             Err(Error::InvalidEvent { field, .. }) => field,
             other => panic!("expected InvalidEvent, got {other:?}"),
         }
+    }
+
+    #[test]
+    fn ids_rise_whatever_the_clock_says() {
+        let year = Duration::from_secs(365 * 24 * 60 * 60);
+        let now = SystemTime::now();
+        let clock = [UNIX_EPOCH - year, UNIX_EPOCH, now, now - year, now, UNIX_EPOCH - year, now + year, now];
+        let ids = clock.map(id_at);
+        assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+        id_at(UNIX_EPOCH + 20_000 * year);
     }
 
     #[test]

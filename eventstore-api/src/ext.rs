@@ -2,7 +2,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::{
-    Batch, Context, Error, Event, EventStore, EventStream, Expected, Gc, GcReport, LoadOptions, Result, Stored, Version,
+    Batch, Context, Cursor, Error, Event, EventStore, EventStream, Expected, Gc, GcReport, LoadOptions, Result, Stored,
+    Version,
 };
 
 /// What callers use most, on top of [`EventStore`]: available on every store handle that can be cloned, such as
@@ -19,13 +20,13 @@ pub trait EventStoreExt: EventStore + Clone {
         async move {
             let stored = self.store_batch(ctx, Batch::from(event).expected(expected)).await?;
             stored.into_iter().next().ok_or_else(|| Error::OutcomeUnknown {
-                reason: "the store returned no place for the event".to_owned(),
+                reason: "the store returned no position for the event".to_owned(),
                 source: None,
             })
         }
     }
 
-    /// Loads events: since a version, or as the [`LoadOptions`] say. Rules O4 to O6, O9.
+    /// Loads events: since a version, or as the [`LoadOptions`] say. Rules O4 to O6, O8, O9.
     ///
     /// Errors come through the stream. See [`EventStream`] for how it behaves when dropped.
     fn load(&self, ctx: &Context, options: impl Into<LoadOptions>) -> EventStream {
@@ -44,7 +45,8 @@ pub trait EventStoreExt: EventStore + Clone {
 
     /// Follows the store: every event after a version that is there, then each new one as it is appended. Rules S1, S2.
     ///
-    /// With [`LoadOptions`] it follows one aggregate, or ends after a number of events. It ends with `Closed` when the
+    /// With [`LoadOptions`] it follows one aggregate, or what their filters accept, or ends after a number of events. Each event
+    /// is looked at once, whether a filter accepts it or not. It ends with `Closed` when the
     /// store is closed, and with the context's error when that ends: `Err(Cancelled)` is how a subscription is stopped.
     ///
     /// A projection saves `version.get()` of the last event it has applied and subscribes from there when it starts
@@ -78,6 +80,38 @@ pub trait EventStoreExt: EventStore + Clone {
                     result => report(result),
                 }
             }
+        }
+    }
+
+    /// The place behind the event with this version: what to go on from later.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidVersion` if the store ends before this version; those of [`EventStore::digest`].
+    fn cursor_at(&self, ctx: &Context, version: Version) -> impl Future<Output = Result<Cursor>> + Send {
+        async move {
+            let latest = self.latest_version(ctx).await?;
+            if version > latest {
+                let reason = format!("the store ends at version {latest}");
+                return Err(Error::InvalidVersion { text: version.to_string(), reason });
+            }
+            Ok(Cursor::new(version, self.digest(ctx, version).await?))
+        }
+    }
+
+    /// Whether the store has the history that a cursor was taken of (rule S3).
+    ///
+    /// # Errors
+    ///
+    /// `HistoryDiverged` if it has another, or ends before the cursor; those of [`EventStore::digest`].
+    fn check_cursor(&self, ctx: &Context, cursor: Cursor) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            if cursor == Cursor::START {
+                return Ok(());
+            }
+            let latest = self.latest_version(ctx).await?;
+            let found = self.cursor_at(ctx, cursor.version().min(latest)).await?;
+            if found == cursor { Ok(()) } else { Err(Error::HistoryDiverged { cursor, found }) }
         }
     }
 

@@ -1,21 +1,33 @@
 //! The contract of an embedded event store.
 //!
 //! [`EventStore`] is the trait that every backend implements, with the rules that all of them keep; [`EventStoreExt`]
-//! adds what callers use most. An [`Event`] is appended, alone or in a [`Batch`], on a condition ([`Expected`]) and with
-//! a [`Durability`]; it is read back as a [`RecordedEvent`] with its [`Version`]. Every call takes a [`Context`] with a
-//! deadline and a cancellation, and fails with an [`Error`] that says what to do.
+//! adds what callers use most. An [`Event`] is appended, alone or in a [`Batch`], on a condition ([`Expected`]), with a
+//! [`Durability`], and idempotently ([`Idempotency`]); it is read back as a [`RecordedEvent`] with its [`Version`].
+//! Every call takes a [`Context`] with a deadline and a cancellation, and fails with an [`Error`] that says what to do.
 //!
 //! This crate has no engine, starts no runtime, and forbids unsafe code. Applications use the `eventstore` crate, which
 //! re-exports all of it; a store of your own implements [`EventStore`] and proves itself with the `conformance` crate.
 
+//!
+//! # Features
+//!
+//! `serde`, off by default: `Serialize` and `Deserialize` for versions, cursors, digests, conditions, positions, events and
+//! reports.
+//! Events have the JSON form that the command `eventstore` prints and reads; types with a text form are that text.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod aggregates;
 mod batch;
 mod context;
+mod cursor;
 mod digest;
 mod error;
 mod event;
 mod ext;
+#[cfg(feature = "serde")]
+mod json;
 pub mod limits;
 mod load;
 mod maintenance;
@@ -23,6 +35,7 @@ mod progress;
 mod stats;
 mod store;
 mod stream;
+mod typed;
 mod version;
 
 /// Implements the trait's `async` methods: put it over `impl EventStore for …`.
@@ -32,10 +45,12 @@ pub use bytes::Bytes;
 /// Cancels the calls whose [`Context`] carries it.
 pub use tokio_util::sync::CancellationToken;
 
-pub use batch::{Batch, Durability, Expected, StoreOutcome, Stored};
+pub use aggregates::{AggregateInfo, AggregateOptions, AggregatePage};
+pub use batch::{Batch, Durability, Expected, Idempotency, StoreOutcome, Stored};
 pub use context::Context;
+pub use cursor::Cursor;
 pub use digest::Digest;
-pub use error::{BoxError, Error, Result};
+pub use error::{Actual, BoxError, Error, Result, Source, Written};
 pub use event::{Event, EventBuilder, Layout, RecordedEvent};
 pub use ext::EventStoreExt;
 pub use load::{Direction, LoadOptions, Page, PageSize};
@@ -44,4 +59,4 @@ pub use progress::Progress;
 pub use stats::Stats;
 pub use store::EventStore;
 pub use stream::EventStream;
-pub use version::Version;
+pub use version::{Revision, Version};

@@ -1,4 +1,8 @@
-use crate::{RecordedEvent, Version};
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use crate::{Error, RecordedEvent, Result, Revision, Version};
 
 /// Whether a load goes from old to new or from new to old.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -10,7 +14,33 @@ pub enum Direction {
     Backward,
 }
 
-/// Which events to load: those with `since < version`, below `before` if set, of one aggregate if set.
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        })
+    }
+}
+
+impl FromStr for Direction {
+    type Err = Error;
+
+    /// Reads `forward` or `backward`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "forward" => Ok(Direction::Forward),
+            "backward" => Ok(Direction::Backward),
+            _ => Err(Error::InvalidOption {
+                option: "direction".to_owned(),
+                reason: format!("{text:?} is not one of forward, backward"),
+            }),
+        }
+    }
+}
+
+/// Which events to load: those with `since < version`, below `before` if set, of one aggregate if set, and of these those that
+/// every filter accepts.
 ///
 /// A plain [`Version`] is a load of everything after it:
 ///
@@ -21,8 +51,18 @@ pub enum Direction {
 /// assert_eq!(all_since, LoadOptions::since(Version::new(7)));
 /// let newest_ten = LoadOptions::all().backward().limit(10);
 /// assert_eq!(newest_ten.direction, Direction::Backward);
+/// let payments = LoadOptions::all().aggregate_prefix("order-").types(["OrderPaid", "OrderRefunded"]);
+/// assert_eq!(payments.types, ["OrderPaid", "OrderRefunded"]);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// # Cost
+///
+/// What is found by version or of an aggregate is found by an index, and nothing else is read. Types, a prefix and times are
+/// filters: every event between `since` and `before`, of the aggregate if there is one, is read and looked at, as a load
+/// without them reads it, and only those that match are handed out. So a filter saves the work on what does not match, not the
+/// reading of it: a store with a hundred million events is read from one end to the other for the three that match. `since`
+/// and `before` bound that, and `limit` ends it with the last event that is wanted. The memory is that of one page.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LoadOptions {
     /// Only events with a greater version. A version beyond the newest event is no error; nothing matches.
@@ -31,36 +71,96 @@ pub struct LoadOptions {
     pub before: Option<Version>,
     /// Only events of this aggregate. One without events is no error; nothing matches.
     pub aggregate_id: Option<String>,
+    /// Only events with a greater revision; [`Revision::ZERO`] is before all of them.
+    pub since_revision: Revision,
+    /// Only events of one of these types; if there are none, of every type.
+    pub types: Vec<String>,
+    /// Only events of aggregates whose ids begin with this, byte by byte.
+    pub aggregate_prefix: Option<String>,
+    /// Only events recorded at this time or later.
+    pub recorded_since: Option<SystemTime>,
+    /// Only events recorded before this time.
+    pub recorded_before: Option<SystemTime>,
     /// Which end to begin with.
     pub direction: Direction,
-    /// At most this many events.
+    /// At most this many events, of those that match.
     pub limit: Option<u64>,
 }
 
 impl LoadOptions {
-    /// Every event, oldest first.
+    /// Every event, oldest first. Reads the log, and nothing but what it hands out.
     #[must_use]
     pub fn all() -> Self {
         LoadOptions::default()
     }
 
-    /// Every event with a greater version, oldest first.
+    /// Every event with a greater version, oldest first. A seek: nothing before it is read.
     #[must_use]
     pub fn since(version: Version) -> Self {
         LoadOptions { since: version, ..LoadOptions::default() }
     }
 
-    /// Only events with a version smaller than this one.
+    /// Only events with a version smaller than this one. A seek: nothing from it on is read.
     #[must_use]
     pub fn before(mut self, version: Version) -> Self {
         self.before = Some(version);
         self
     }
 
-    /// Only events of this aggregate.
+    /// Only events of this aggregate. Uses the index: nothing of others is read.
     #[must_use]
     pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
         self.aggregate_id = Some(aggregate_id.into());
+        self
+    }
+
+    /// Only events with a revision greater than this one: with [`aggregate`](Self::aggregate), what an aggregate that was
+    /// loaded up to this revision has got since.
+    ///
+    /// With an aggregate it is a seek, if the store's index has revisions. Without one it is a filter: every event between
+    /// `since` and `before` is read.
+    #[must_use]
+    pub fn since_revision(mut self, revision: Revision) -> Self {
+        self.since_revision = revision;
+        self
+    }
+
+    /// Only events of one of these types, each a whole one. An empty list is every type.
+    ///
+    /// A filter: every event between `since` and `before`, of the aggregate if there is one, is read.
+    #[must_use]
+    pub fn types<T: Into<String>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        self.types = types.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Only events of aggregates whose ids begin with this, byte by byte.
+    ///
+    /// A filter: every event between `since` and `before` is read, also if few aggregates match. For those,
+    /// [`list_aggregates`](crate::EventStore::list_aggregates) finds them by the index, and then each is loaded by it.
+    #[must_use]
+    pub fn aggregate_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.aggregate_prefix = Some(prefix.into());
+        self
+    }
+
+    /// Only events recorded at this time or later.
+    ///
+    /// A filter: every event between `since` and `before` is read. Times need not rise with versions, since an append may name
+    /// its own and clocks are set back, so a store may seek only where it knows better.
+    #[must_use]
+    pub fn recorded_since(mut self, time: SystemTime) -> Self {
+        self.recorded_since = Some(time);
+        self
+    }
+
+    /// Only events recorded before this time. One that was recorded at it is left out, so that one period ends where the next
+    /// one begins.
+    ///
+    /// A filter, as [`recorded_since`](Self::recorded_since) is one.
+    #[must_use]
+    pub fn recorded_before(mut self, time: SystemTime) -> Self {
+        self.recorded_before = Some(time);
         self
     }
 
@@ -71,11 +171,25 @@ impl LoadOptions {
         self
     }
 
-    /// At most this many events.
+    /// At most this many events, of those that match.
     #[must_use]
     pub fn limit(mut self, events: u64) -> Self {
         self.limit = Some(events);
         self
+    }
+
+    /// For stores: whether an event is one of those that are asked for. The limit counts them.
+    #[must_use]
+    pub fn matches(&self, recorded: &RecordedEvent) -> bool {
+        let RecordedEvent { version, revision, recorded_at, event, .. } = recorded;
+        *version > self.since
+            && self.before.is_none_or(|before| *version < before)
+            && self.aggregate_id.as_deref().is_none_or(|id| id == event.aggregate_id())
+            && *revision > self.since_revision
+            && (self.types.is_empty() || self.types.iter().any(|wanted| wanted == event.event_type()))
+            && self.aggregate_prefix.as_deref().is_none_or(|prefix| event.aggregate_id().starts_with(prefix))
+            && self.recorded_since.is_none_or(|since| *recorded_at >= since)
+            && self.recorded_before.is_none_or(|before| *recorded_at < before)
     }
 }
 
@@ -87,7 +201,7 @@ impl From<Version> for LoadOptions {
 
 /// How much one page may hold. A page ends at whichever is reached first, and has at least one event if one matches.
 /// A store may end it earlier: pages larger than 65,536 events or 64 MiB are of no use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PageSize {
     /// At most this many events; 0 is taken as 1.
@@ -166,14 +280,16 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::time::Duration;
 
     use super::*;
-    use crate::Event;
+    use crate::{Event, Revision};
 
     fn events(versions: &[u64]) -> Vec<RecordedEvent> {
         let event = Event::builder("T", "a").build().expect("valid");
-        let recorded = |&version| RecordedEvent::new(Version::new(version), 1, SystemTime::UNIX_EPOCH, event.clone());
+        let recorded = |&version| {
+            RecordedEvent::new(Version::new(version), Revision::new(1), SystemTime::UNIX_EPOCH, event.clone())
+        };
         versions.iter().map(recorded).collect()
     }
 
@@ -185,6 +301,38 @@ mod tests {
         assert_eq!(page.next, Some(next.clone()));
         let page = Page::new(&next, events(&[3]), Version::new(99), false);
         assert_eq!(page.next, Some(LoadOptions::since(Version::new(3)).before(Version::new(10)).limit(2)));
+    }
+
+    #[test]
+    fn the_next_page_has_the_filters_of_the_first() {
+        let time = SystemTime::UNIX_EPOCH;
+        let options =
+            LoadOptions::all().aggregate("a").aggregate_prefix("a").types(["T"]).since_revision(Revision::new(3));
+        let options = options.recorded_since(time).recorded_before(time + Duration::from_secs(1));
+        let next = Page::new(&options, events(&[4]), Version::new(9), false).next.expect("more may match");
+        assert_eq!(LoadOptions { since: Version::ZERO, before: None, ..next }, options);
+    }
+
+    #[test]
+    fn each_filter_alone_accepts_what_it_is_about() {
+        let time = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        let event = Event::builder("Paid", "order-42").build().expect("valid");
+        let recorded = RecordedEvent::new(Version::new(7), Revision::new(3), time(5), event);
+        let every = LoadOptions::all();
+        let with = |change: fn(LoadOptions) -> LoadOptions| change(LoadOptions::all()).matches(&recorded);
+        assert!(every.matches(&recorded));
+        assert!(LoadOptions::since(6.into()).matches(&recorded) && !LoadOptions::since(7.into()).matches(&recorded));
+        assert!(with(|all| all.before(8.into())) && !with(|all| all.before(7.into())));
+        assert!(with(|all| all.aggregate("order-42")) && !with(|all| all.aggregate("order-4")));
+        assert!(with(|all| all.since_revision(Revision::new(2))) && !with(|all| all.since_revision(Revision::new(3))));
+        assert!(with(|all| all.types(["Placed", "Paid"])) && !with(|all| all.types(["Pai", "Paid2", "paid"])));
+        assert!(with(|all| all.types([""; 0])), "no type is every type");
+        assert!(with(|all| all.aggregate_prefix("")) && with(|all| all.aggregate_prefix("order-42")));
+        assert!(!with(|all| all.aggregate_prefix("rder")) && !with(|all| all.aggregate_prefix("order-421")));
+        for (at, is_since, is_before) in [(4, true, false), (5, true, false), (6, false, true)] {
+            assert_eq!(every.clone().recorded_since(time(at)).matches(&recorded), is_since, "since {at}");
+            assert_eq!(every.clone().recorded_before(time(at)).matches(&recorded), is_before, "before {at}");
+        }
     }
 
     #[test]

@@ -15,6 +15,15 @@ pub enum Gc {
     Full,
 }
 
+impl fmt::Display for Gc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Gc::Quick => "quick",
+            Gc::Full => "full",
+        })
+    }
+}
+
 impl FromStr for Gc {
     type Err = Error;
 
@@ -33,6 +42,7 @@ impl FromStr for Gc {
 
 /// What a garbage collection did.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct GcReport {
     /// Bytes on disk before; `None` for a store in memory.
@@ -45,6 +55,7 @@ pub struct GcReport {
 
 /// What a backup holds.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct BackupReport {
     /// The newest version in the backup: it has every event up to it.
@@ -55,6 +66,7 @@ pub struct BackupReport {
 
 /// What a verification found.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct VerifyReport {
     /// Events that were checked: the latest version when the verification began.
@@ -80,6 +92,7 @@ impl VerifyReport {
 
 /// One thing that is wrong with a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Finding {
     /// The version of the event that it is about, if it is about one.

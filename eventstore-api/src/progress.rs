@@ -22,8 +22,8 @@ impl Progress {
     }
 
     /// Calls `listener` with what is done and the total, in the unit that the operation names; the total may grow. It is
-    /// called on whatever thread does the work, which waits for it: it should return soon, and must not call the store, which
-    /// may wait for the work.
+    /// called on whatever thread does the work, which waits for it: it should return soon. It may wait for what others read and
+    /// append, and must not wait for the store to be closed, which waits for the work.
     #[must_use]
     pub fn new(listener: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         Progress(Some(Arc::new(listener)))

@@ -2,6 +2,7 @@ use crate::Version;
 
 /// A snapshot of a store's state.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// The name of the backend, such as `lmdb`.
@@ -25,5 +26,6 @@ pub struct Stats {
     /// Why the writer is fenced (rule F1); `None` if it is not.
     pub fenced: Option<String>,
     /// What the engine tells about itself, by name.
+    #[cfg_attr(feature = "serde", serde(rename = "engine", serialize_with = "crate::json::properties"))]
     pub properties: Vec<(&'static str, String)>,
 }

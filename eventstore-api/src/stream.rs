@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use futures_core::Stream;
+use futures_core::stream::FusedStream;
 
 use crate::{Context, Direction, Error, EventStore, LoadOptions, Page, PageSize, RecordedEvent, Result, Version};
 
 /// Events one by one, read a page at a time.
 ///
-/// It is a [`Stream`](futures_core::Stream), so the combinators of `futures` or `tokio-stream` work on it; the two
+/// It is a [`Stream`](futures_core::Stream), and a fused one, so the combinators of `futures` or `tokio-stream` work on it; the two
 /// methods here do without them. It ends after its last event, or after the first error.
 ///
 /// # Cancellation
@@ -24,6 +25,8 @@ use crate::{Context, Direction, Error, EventStore, LoadOptions, Page, PageSize, 
 pub struct EventStream {
     page: std::vec::IntoIter<RecordedEvent>,
     pages: Pin<Box<dyn Stream<Item = Result<Vec<RecordedEvent>>> + Send>>,
+    /// Nothing comes behind `page`.
+    has_ended: bool,
 }
 
 impl EventStream {
@@ -36,7 +39,13 @@ impl EventStream {
     }
 
     fn from_pages<C: Cursor>(pages: Pages<C>) -> Self {
-        EventStream { page: Vec::new().into_iter(), pages: Box::pin(pages) }
+        EventStream { page: Vec::new().into_iter(), pages: Box::pin(pages), has_ended: false }
+    }
+
+    /// The same events once `check` has succeeded; otherwise its error, and no event.
+    pub fn after(self, check: impl Future<Output = Result<()>> + Send + 'static) -> Self {
+        let pages = Box::pin(Checked { check: Some(Box::pin(check)), pages: self.pages });
+        EventStream { page: self.page, pages, has_ended: false }
     }
 
     /// The next event, or `None` after the last one.
@@ -51,7 +60,17 @@ impl EventStream {
         if rest.len() > 0 {
             return Some(Ok(rest.collect()));
         }
-        std::future::poll_fn(|cx| self.pages.as_mut().poll_next(cx)).await
+        std::future::poll_fn(|cx| self.poll_page(cx)).await
+    }
+
+    /// The next page behind the one that is here. Nothing comes behind the last one, or an error.
+    fn poll_page(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Vec<RecordedEvent>>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let page = ready!(self.pages.as_mut().poll_next(cx));
+        self.has_ended = !matches!(page, Some(Ok(_)));
+        Poll::Ready(page)
     }
 
     /// All events that are left, in memory at once. On a subscription it returns only with an error.
@@ -72,7 +91,7 @@ impl Stream for EventStream {
             if let Some(event) = self.page.next() {
                 return Poll::Ready(Some(Ok(event)));
             }
-            match ready!(self.pages.as_mut().poll_next(cx)) {
+            match ready!(self.poll_page(cx)) {
                 Some(Ok(page)) => self.page = page.into_iter(),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
@@ -85,9 +104,37 @@ impl Stream for EventStream {
     }
 }
 
+/// It has ended once it gave `None` or an error: polling it again gives `None`.
+impl FusedStream for EventStream {
+    fn is_terminated(&self) -> bool {
+        self.has_ended && self.page.len() == 0
+    }
+}
+
 impl fmt::Debug for EventStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EventStream").field("buffered", &self.page.len()).finish_non_exhaustive()
+    }
+}
+
+/// Pages that are read once a check has succeeded.
+struct Checked {
+    check: Option<Pin<Box<dyn Future<Output = Result<()>> + Send>>>,
+    pages: Pin<Box<dyn Stream<Item = Result<Vec<RecordedEvent>>> + Send>>,
+}
+
+impl Stream for Checked {
+    type Item = Result<Vec<RecordedEvent>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(check) = &mut self.check {
+            let checked = ready!(check.as_mut().poll(cx));
+            self.check = None;
+            if let Err(error) = checked {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+        self.pages.as_mut().poll_next(cx)
     }
 }
 
@@ -164,7 +211,9 @@ impl<S: EventStore> FollowCursor<S> {
     async fn next_events(&mut self, size: PageSize) -> Result<Option<Vec<RecordedEvent>>> {
         if self.options.direction == Direction::Backward || self.options.before.is_some() {
             return Err(Error::Unsupported {
-                what: "following backward or below a version; a subscription goes forward and has no end".to_owned(),
+                what:
+                    "a subscription that is backward or has an upper version; subscriptions go forward and have no end"
+                        .to_owned(),
             });
         }
         loop {
@@ -194,6 +243,59 @@ impl<S: EventStore> Cursor for FollowCursor<S> {
             Ok(Some(events)) => Some((Ok(events), Some(self))),
             Ok(None) => None,
             Err(error) => Some((Err(error), None)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::{Event, Revision};
+
+    struct Given(std::vec::IntoIter<Result<Vec<RecordedEvent>>>);
+
+    impl Cursor for Given {
+        async fn advance(mut self, _: PageSize) -> Option<(Result<Vec<RecordedEvent>>, Option<Self>)> {
+            self.0.next().map(|page| (page, Some(self)))
+        }
+    }
+
+    fn stream(pages: Vec<Result<Vec<RecordedEvent>>>) -> EventStream {
+        EventStream::from_pages(Pages::new(Given(pages.into_iter())))
+    }
+
+    fn page(versions: std::ops::Range<u64>) -> Vec<RecordedEvent> {
+        let event = Event::builder("T", "a").build().expect("valid");
+        let recorded = |version| RecordedEvent::new(version, Revision::new(1), SystemTime::UNIX_EPOCH, event.clone());
+        versions.map(Version::new).map(recorded).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_ended_behind_its_last_event() {
+        let mut stream = stream(vec![Ok(page(1..3)), Ok(page(3..4))]);
+        for version in 1..4 {
+            assert!(!stream.is_terminated());
+            let event = stream.next().await.expect("one more").expect("no error");
+            assert_eq!(event.version.get(), version);
+        }
+        assert!(!stream.is_terminated(), "nobody has looked for more");
+        assert!(stream.next().await.is_none() && stream.is_terminated());
+        assert!(stream.next().await.is_none() && stream.next_page().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_comes_behind_an_error() {
+        for checked in [false, true] {
+            let all = vec![Ok(page(1..2)), Err(Error::Closed), Ok(page(2..3))];
+            let mut stream = if checked { stream(all).after(async { Err(Error::Cancelled) }) } else { stream(all) };
+            if !checked {
+                assert!(stream.next().await.is_some_and(|event| event.is_ok()));
+            }
+            assert!(stream.next_page().await.is_some_and(|page| page.is_err()));
+            assert!(stream.is_terminated());
+            assert!(stream.next().await.is_none() && stream.next_page().await.is_none(), "{checked}");
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::Error;
 /// # Ok::<(), eventstore_api::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Version(u64);
 
 impl Version {
@@ -74,6 +75,72 @@ impl FromStr for Version {
             return Err(invalid("a version is a whole decimal number without a sign"));
         }
         text.parse().map(Version).map_err(|_| invalid("it is larger than 18446744073709551615"))
+    }
+}
+
+/// A position in one aggregate: the first event of an aggregate has revision 1, and there are no gaps (rule O3).
+///
+/// [`Revision::ZERO`] is the revision of an aggregate without events, so the revision of an aggregate is also its number of
+/// events. The text form is the plain decimal number.
+///
+/// ```
+/// use eventstore_api::{Expected, Revision};
+///
+/// let seen = Revision::new(3);
+/// assert_eq!(Expected::Revision(seen).to_string(), "revision=3");
+/// assert_eq!(seen.next(), Revision::new(4));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+pub struct Revision(u64);
+
+impl Revision {
+    /// That of an aggregate without events.
+    pub const ZERO: Revision = Revision(0);
+
+    /// The revision with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Revision(number)
+    }
+
+    /// The number of this revision.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The revision after this one; at the end of the number range it stays where it is.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Revision(self.0.saturating_add(1))
+    }
+}
+
+impl From<u64> for Revision {
+    fn from(number: u64) -> Self {
+        Revision(number)
+    }
+}
+
+impl From<Revision> for u64 {
+    fn from(revision: Revision) -> Self {
+        revision.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Reads a decimal number, as a [`Version`] does.
+impl FromStr for Revision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        text.parse().map(|version: Version| Revision(version.get()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the store needs of a key-value engine: somewhere to keep what leads into the log.
+//! What the store needs from a key-value engine: a place for the index into the log.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -257,6 +257,11 @@ pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, and this engine'
 #[must_use]
 pub fn unclosed_index() -> Error {
     damaged_index(NOT_CLOSED)
+}
+
+/// What to do about damage to an index that was found when it was read or written.
+pub(crate) fn index_advice(reason: &str) -> String {
+    format!("{reason}; close the store, and make its index anew with `eventstore repair`")
 }
 
 /// An error of an engine about its own files, which the store answers by making the index again.

@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and for programs that want no files. Its content ends with it.
+//! A store in memory: for tests, and for programs that want no files. Closing it loses its content.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -64,9 +64,7 @@ impl Engine for MemoryEngine {
 
 /// Why a store in memory takes no backups.
 pub(crate) fn no_files() -> Error {
-    Error::Unsupported {
-        what: "a store in memory has no files to back up; copy its events into another store".to_owned(),
-    }
+    Error::Unsupported { what: "a memory store has no files to back up; copy its events to another store".to_owned() }
 }
 
 /// A view of a [`MemoryEngine`]; writes wait while it is alive.

@@ -1,4 +1,4 @@
-//! What a store tells about its work: metrics through the `metrics` facade, logs and spans through `tracing`.
+//! The store's observability: metrics through the `metrics` facade, logs and spans through `tracing`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

@@ -5,61 +5,61 @@ use eventstore_api::{Durability, Error, Result};
 
 use crate::url::UrlOptions;
 
-/// How a store queues and groups appends, keeps its log, and when its index follows: the same for every engine.
+/// The options that every engine has: queue, group commit, log, index, caches.
 ///
-/// The defaults are right for most programs. In a URL they have the names of the fields, such as
+/// The defaults are right for most programs. In a URL, each option has the name of its field, such as
 /// `lmdb:./data?durability=buffered&queue_bytes=16MiB`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    /// The durability of appends that do not choose one. Default: [`Durability::Sync`].
+    /// The durability of appends that do not set one. Default: [`Durability::Sync`].
     pub durability: Durability,
-    /// At most this many appends wait in the queue; more wait outside, without memory of the store's. Default: 1,024,
+    /// At most this many appends wait in the queue; more wait outside and use none of the store's memory. Default: 1,024,
     /// at least 1.
     pub queue_requests: usize,
-    /// At most this many bytes of events wait in the queue. One larger batch alone is let in. Default: 64 MiB, at least
+    /// At most this many bytes of events wait in the queue. A single larger batch is accepted alone. Default: 64 MiB, at least
     /// 64 KiB, at most 2 GiB.
     pub queue_bytes: usize,
-    /// A group that is committed together takes no more requests once it has this many events. Default: 4,096, at
+    /// A group commit takes no more requests once it has this many events. Default: 4,096, at
     /// least 1.
     pub group_events: usize,
-    /// A group that is committed together takes no more requests once it has this many bytes. Default: 4 MiB, at least
+    /// A group commit takes no more requests once it has this many bytes. Default: 4 MiB, at least
     /// 1.
     pub group_bytes: usize,
-    /// What leads to so many of the newest events, by id and by aggregate, is kept in memory before it begins to go into
-    /// the index tables. More of them are faster to append and slower to open: opening reads up to
-    /// four times so many events, usually none after closing. Default: 32,768, at least 1, at most 1,048,576.
+    /// The number of newest events whose index entries stay in memory before they are written to the engine. A larger value makes
+    /// appends faster and opening slower: after a kill, opening reads up to four times as many events, usually none after
+    /// closing. Default: 32,768, at least 1, at most 1,048,576.
     pub index_events: usize,
     /// The same, in bytes of records. Default: 16 MiB, at least 1, at most 1 GiB.
     pub index_bytes: usize,
-    /// Bytes of memory for the filter that tells which event ids are certainly new; without one, or beyond about ten bits an
-    /// id, more of them are looked up in the index. Default: 16 MiB, at least 64 KiB, at most 16 GiB.
+    /// Bytes of memory for the filter that recognises new event ids. When it has less than about ten bits per id, more ids are
+    /// looked up in the index. Default: 16 MiB, at least 64 KiB, at most 16 GiB.
     pub id_filter: usize,
-    /// Bytes of a segment of the log. The first is 64 KiB long, and each next one twice as long as the one before, up to
-    /// this. Default: 64 MiB, at least 64 KiB, at most 2 GiB.
+    /// The largest size of a log segment, in bytes. The first has 64 KiB; each next one is twice as large, up to this size.
+    /// Default: 64 MiB, at least 64 KiB, at most 2 GiB.
     pub segment_size: usize,
-    /// Bytes of the log that are made ahead of its end, so that no append has to make the file longer: at most so many, and
-    /// no more than the log has. Given back when the store is closed. Default: 128 MiB, at most 1 GiB; 0 for none.
+    /// Bytes of log space that are preallocated, so that no append has to extend the file. Never more than the size of the log.
+    /// Closing the store frees them. Default: 128 MiB, at most 1 GiB; 0 for none.
     pub space_ahead: usize,
-    /// Bytes of the log's blocks that are kept in memory, for events that are read one by one. All stores of a process share
-    /// them: the largest number counts. Default: 128 MiB, at most 1 TiB.
+    /// Bytes of the cache of log blocks, for events that are read one by one. All stores of a process share it; the largest
+    /// value applies. Default: 128 MiB, at most 1 TiB.
     pub log_cache: usize,
-    /// Bytes of memory for where the events of aggregates are, so that one that is loaded again asks nothing of the engine: about
-    /// 100 bytes an aggregate and 8 an event. Default: 16 MiB, at most 1 TiB.
+    /// Bytes of the cache of aggregates' versions, so that loading one again does not read the engine: about 100 bytes per
+    /// aggregate and 8 per event. Default: 16 MiB, at most 1 TiB.
     pub aggregate_cache: usize,
-    /// Bytes of memory for the newest revisions of aggregates, so that an append to one asks nothing of the engine: 25 to 60
-    /// bytes an aggregate. What was not appended to for long is forgotten first. Default: 32 MiB, at most 16 GiB.
+    /// Bytes of the cache of aggregates' newest revisions, so that an append does not read the engine: 25 to 60 bytes per
+    /// aggregate. The aggregates with the oldest appends are evicted first. Default: 32 MiB, at most 16 GiB.
     pub revision_cache: usize,
-    /// Whether segments of the log to which nothing more is appended are compressed, in the background. Default:
-    /// [`Compression::None`]. What is compressed is read whatever it is.
+    /// Whether full log segments are compressed in the background. Default: [`Compression::None`]. Compressed segments are
+    /// readable with any value.
     pub compression: Compression,
-    /// What the label `store` of this store's metrics says. Default: empty, which stands for the name of its directory, without
-    /// the path; `memory` without a directory. At most 255 bytes.
+    /// The value of the label `store` in this store's metrics. Default: empty, which stands for the name of its directory,
+    /// without the path; `memory` without a directory. At most 255 bytes.
     pub metrics_label: String,
 }
 
-/// How segments of the log are compressed to which nothing more is appended. In a URL: `none`, `zstd`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How full log segments are compressed. In a URL: `none`, `zstd`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {
     /// Not at all.

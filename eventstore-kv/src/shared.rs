@@ -7,17 +7,18 @@ use eventstore_api::{Error, Result, Version};
 use eventstore_log::Log;
 use tempfile::TempDir;
 
-use crate::digests::Digests;
 use crate::engine::Engine;
-use crate::index::Index;
-use crate::indexer::Indexer;
+use crate::files::open::{INDEX, open_again};
+use crate::index::indexer::Indexer;
+use crate::index::view::Index;
 use crate::observe::Observer;
-use crate::open::{INDEX, open_again};
+use crate::read::digests::Digests;
+use crate::read::reader;
 use crate::sync::{
     AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, RwLock, TryLockError, thread,
     watch,
 };
-use crate::{StoreDirectory, Task, reader};
+use crate::{StoreDirectory, Task};
 
 pub(crate) struct Shared<E: Engine> {
     /// Of the store, and of every copy of it.
@@ -88,7 +89,7 @@ impl<E> Parts<E> {
         self.engine.as_ref().ok_or_else(|| {
             Error::engine(
                 "use the index",
-                "a write to it failed, and it could not be opened again; open the store anew",
+                "a write to it failed, and it could not be reopened; close and reopen the store",
             )
         })
     }
@@ -145,7 +146,7 @@ impl<E: Engine> Shared<E> {
             opened;
         let fence = OnceLock::new();
         if let Some(incomplete) = index.incomplete() {
-            let _ = fence.set(incomplete.error().to_string());
+            let _ = fence.set(incomplete.fence_reason());
         }
         let head = Version::new(log.last());
         let is_read_only = parts.directory.as_ref().is_some_and(StoreDirectory::is_read_only);
@@ -259,7 +260,7 @@ impl<E: Engine> Shared<E> {
         let reaches = self.index.unwritten().map_or(self.log.last(), |older| older.first() - 1);
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
         let parts = Arc::get_mut(parts.as_mut().ok_or(Error::Closed)?);
-        let in_use = || Error::engine("open the index again", "maintenance is using it");
+        let in_use = || Error::engine("reopen the index", "maintenance is using it");
         let parts = parts.ok_or_else(in_use)?;
         parts.check_place()?;
         let Parts { engine, directory, .. } = parts;
@@ -280,9 +281,9 @@ impl<E: Engine> Shared<E> {
     /// `Unsupported` if nothing is written to the store.
     pub(crate) fn check_writable(&self, what: &str) -> Result<()> {
         match self.is_read_only {
-            true => Err(Error::Unsupported {
-                what: format!("{what}: the store was opened to be read; close it, and open it to be written"),
-            }),
+            true => {
+                Err(Error::Unsupported { what: format!("{what}: the store is open read-only; open it for writing") })
+            }
             false => Ok(()),
         }
     }
@@ -377,10 +378,7 @@ impl<E: Engine> Shared<E> {
 
     /// What went wrong at the end, the same for everyone who asks.
     pub(crate) fn closing_result(&self) -> Result<()> {
-        match &*self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(again(error)),
-            None => Ok(()),
-        }
+        self.closing_error.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
     /// Accepts no more appends until the store is reopened (rule F1).
@@ -429,18 +427,6 @@ impl<E: Engine> Drop for Keeper<'_, E> {
             keepers.swap_remove(place);
         }
         self.0.left.notify_all();
-    }
-}
-
-/// The same error for another caller. Its source cannot be shared, so it becomes text.
-pub(crate) fn again(error: &Error) -> Error {
-    match error {
-        Error::Closed => Error::Closed,
-        Error::Full { reason } => Error::Full { reason: reason.clone() },
-        Error::Fenced { reason } => Error::Fenced { reason: reason.clone() },
-        Error::Corrupt { version, reason } => Error::Corrupt { version: *version, reason: reason.clone() },
-        Error::Engine { operation, source } => Error::engine(operation, with_causes(&**source)),
-        other => Error::engine("go on", with_causes(other)),
     }
 }
 

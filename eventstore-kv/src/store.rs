@@ -7,24 +7,26 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN};
 use eventstore_api::{
-    BackupReport, Batch, CancellationToken, Context, Digest, Durability, Error, EventStore, Gc, GcReport, LoadOptions,
-    Page, PageSize, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    AggregateOptions, AggregatePage, BackupReport, Batch, CancellationToken, Context, Digest, Durability, Error,
+    EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, Stored,
+    VerifyReport, Version, async_trait,
 };
 use eventstore_log::Directory;
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
-use crate::backup::backup;
-use crate::compress;
-use crate::engine::Engine;
-use crate::filters::Filters;
-use crate::open::{Opening, Ready, open, open_directory, open_read_only};
-use crate::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
-use crate::reader::{self, PageRead};
+use crate::engine::{Engine, index_advice};
+use crate::files::backup::backup;
+use crate::files::compress;
+use crate::files::open::{Opening, Ready, open, open_directory, open_read_only};
+use crate::index::filters::Filters;
+use crate::read::list::ListRead;
+use crate::read::reader::{self, PageRead};
+use crate::read::verify::verify;
 use crate::shared::{Parts, Phase, Shared};
 use crate::sync::{AtomicU64, Ordering, is_past, mpsc, oneshot, thread};
-use crate::verify::verify;
-use crate::writer::Writer;
+use crate::write::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
+use crate::write::writer::Writer;
 use crate::{StoreDirectory, StoreOptions, Task};
 
 /// An event store: a log of its own, and an index that a key-value engine keeps.
@@ -60,6 +62,9 @@ struct Inner<E: Engine> {
 /// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long per page, and
 /// for the part that is being read then.
 const INLINE_TIME: Duration = Duration::from_micros(300);
+
+/// So long is read at once where blocking is allowed.
+const SLICE: Duration = Duration::from_millis(20);
 
 /// A page that may be larger than this is read on a thread where blocking is allowed from the beginning.
 const INLINE_BYTES: usize = 1 << 20;
@@ -169,6 +174,7 @@ impl<E: Engine> KvStore<E> {
             events: batch.events,
             expected: batch.expected,
             durability: batch.durability.unwrap_or(*durability),
+            idempotency: batch.idempotency,
             recorded_at: batch.recorded_at,
             bytes,
             queued_at: Instant::now(),
@@ -182,9 +188,9 @@ impl<E: Engine> KvStore<E> {
         tell!(trace, name: "queued", bytes, "an append is in the queue");
         let is_alone = || bytes <= SHORT && waiting.load(Ordering::Relaxed) == 1 && shared.serves_one();
         match ctx.run(awake(answer, is_alone)).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(result)) => result.map_err(advised),
             Ok(Err(_)) => Err(Error::OutcomeUnknown {
-                reason: format!("the writer stopped ({})", shared.fence_reason().unwrap_or("it did not say why")),
+                reason: format!("the writer stopped ({})", shared.fence_reason().unwrap_or("for an unknown reason")),
                 source: None,
             }),
             Err(ended) if ticket.withdraw() => Err(ended),
@@ -236,12 +242,38 @@ impl<E: Engine> KvStore<E> {
     {
         let shared = &self.inner.shared;
         match shared.try_with_parts(|parts| read(shared, parts)) {
-            Some(done) => done,
+            Some(done) => done.map_err(advised),
             None => {
                 let shared = shared.clone();
                 self.run_blocking(ctx, (), move |()| shared.with_parts(|parts| read(&shared, parts))).await
             }
         }
+    }
+
+    /// A read that goes on until `step` says that it is done: where blocking is allowed, and a slice of time after the other.
+    /// Whoever closes the store, or opens its engine again, waits for one slice; and so long goes on what nobody waits for any
+    /// more.
+    async fn read_on<R, F>(&self, ctx: &Context, mut read: R, step: F) -> Result<R>
+    where
+        R: Send + 'static,
+        F: Fn(&mut R, &Shared<E>, &Parts<E>, Instant) -> Result<bool> + Send + 'static,
+    {
+        let shared = self.inner.shared.clone();
+        let dropped = CancellationToken::new();
+        let _cancel = dropped.clone().drop_guard();
+        let rest = move |until: &Context| {
+            loop {
+                if shared.with_parts(|parts| step(&mut read, &shared, parts, Instant::now() + SLICE))? {
+                    return Ok(read);
+                }
+                until.check()?;
+                shared.head()?; // refuses when closed
+                if dropped.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+            }
+        };
+        self.run_blocking(ctx, ctx.clone(), rest).await
     }
 
     /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
@@ -257,10 +289,21 @@ impl<E: Engine> KvStore<E> {
         match Handle::try_current() {
             Ok(runtime) => {
                 let task = runtime.spawn_blocking(move || work(&callers));
-                ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?
+                let done = ctx.run(task).await?.map_err(|error| Error::engine("finish a read", error))?;
+                done.map_err(advised)
             }
-            Err(_) => work(&callers),
+            Err(_) => work(&callers).map_err(advised),
         }
+    }
+}
+
+/// What a caller is told of damage to the index, which costs no event.
+fn advised(error: Error) -> Error {
+    match error {
+        Error::Corrupt { version: None, reason } if !reason.contains("; ") => {
+            Error::Corrupt { version: None, reason: index_advice(&reason) }
+        }
+        other => other,
     }
 }
 
@@ -336,20 +379,20 @@ impl<E: Engine> EventStore for KvStore<E> {
         let until = began + INLINE_TIME;
         if size.bytes <= INLINE_BYTES {
             let page = |parts: &Parts<E>| read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until));
-            shared.try_with_parts(page).unwrap_or(Ok(()))?; // or all of it where blocking is allowed
+            shared.try_with_parts(page).unwrap_or(Ok(())).map_err(advised)?; // or all of it where blocking is allowed
         }
         if !read.is_done() {
-            let shared = shared.clone();
-            let rest = move |(): &()| {
-                shared.with_parts(|parts| read.run(&shared.log, &shared.index.view(parts.engine()?), None))?;
-                Ok(read)
-            };
-            read = self.run_blocking(ctx, (), rest).await?;
+            read = self
+                .read_on(ctx, read, |read, shared, parts, until| {
+                    read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until))?;
+                    Ok(read.is_done())
+                })
+                .await?;
         } else if is_past(until) {
             // Page after page of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;
         }
-        let page = read.finish();
+        let page = read.finish().map_err(advised);
         shared.observer.read(began, page.as_ref().ok().map(|page| page.events.len()));
         page
     }
@@ -372,17 +415,35 @@ impl<E: Engine> EventStore for KvStore<E> {
         self.inner.shared.head()
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
         ctx.check()?;
         let head = self.inner.shared.head()?;
         if aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
-            return Ok(0); // and too long a key for an engine
+            return Ok(Revision::ZERO); // and too long a key for an engine
         }
         let wanted = aggregate_id.to_owned();
         let find = move |shared: &Shared<E>, parts: &Parts<E>| {
             reader::revision_at(&shared.index.view(parts.engine()?), &wanted, head)
         };
-        self.read_little(ctx, find).await
+        self.read_little(ctx, find).await.map(Revision::new)
+    }
+
+    async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
+        ctx.check()?;
+        let shared = &self.inner.shared;
+        let mut list = ListRead::new(options, most, shared.head()?);
+        let until = Instant::now() + INLINE_TIME;
+        let page = |parts: &Parts<E>| list.run(&shared.index.view(parts.engine()?), until);
+        shared.try_with_parts(page).unwrap_or(Ok(()))?; // or all of it where blocking is allowed
+        if !list.is_done() {
+            list = self
+                .read_on(ctx, list, |list, shared, parts, until| {
+                    list.run(&shared.index.view(parts.engine()?), until)?;
+                    Ok(list.is_done())
+                })
+                .await?;
+        }
+        Ok(list.finish())
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
@@ -505,5 +566,23 @@ impl<E: Engine> fmt::Debug for KvStore<E> {
             .field("head", &self.inner.shared.head())
             .field("fenced", &self.inner.shared.fence_reason())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_to_the_index_is_told_with_what_mends_it() {
+        let advised = |error| advised(error).to_string();
+        let of_index = advised(crate::damaged_index("page 7 is torn"));
+        assert_eq!(
+            of_index,
+            "the store is corrupt: page 7 is torn; close the store, and make its index anew with `eventstore repair`"
+        );
+        let of_event = Error::Corrupt { version: Some(Version::new(7)), reason: "its checksum is wrong".to_owned() };
+        let text = of_event.to_string();
+        assert_eq!(advised(of_event), text);
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use controlled::{Call, Control, Order, Store, open, open_with, options, reopen, reopen_on, reopen_with};
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions,
-    PageSize, Result, StoreOutcome, Stored, Version,
+    Actual, Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, Expected,
+    Idempotency, LoadOptions, PageSize, Result, Revision, StoreOutcome, Stored, Version,
 };
 use eventstore_kv::StoreOptions;
 
@@ -112,21 +112,23 @@ async fn a_request_that_fails_its_check_fails_alone() {
     let first = append(&store, background(), event("first"));
     control.commit().await;
     let good = append(&store, background(), event("good"));
-    let conflict = append(&store, background(), Batch::from(event("late")).expected(Expected::Revision(1)));
+    let conflict = append(&store, background(), Batch::from(event("late")).expected(Expected::Revision(1.into())));
     let duplicate = append(&store, background(), other("good"));
     let repeated = append(&store, background(), event("good"));
-    let last = append(&store, background(), Batch::from(event("last")).expected(Expected::Revision(2)));
+    let last = append(&store, background(), Batch::from(event("last")).expected(Expected::Revision(2.into())));
     queued(&store, 5).await;
     control.order(Order::Succeed);
     assert_eq!(control.commit().await, 2);
     control.order(Order::Succeed);
     answer(first).await.expect("written");
     let good = answer(good).await.expect("written");
-    assert!(matches!(answer(conflict).await, Err(Error::VersionConflict { actual: 2, .. })));
+    assert!(
+        matches!(answer(conflict).await, Err(Error::VersionConflict { actual: Actual::Aggregate { revision: at, .. }, .. }) if at.get() == 2)
+    );
     assert!(matches!(answer(duplicate).await, Err(Error::DuplicateEvent { .. })));
     let repeated = answer(repeated).await.expect("already stored");
     assert_eq!((repeated[0].version, repeated[0].outcome), (good[0].version, StoreOutcome::AlreadyStored));
-    assert_eq!(answer(last).await.expect("written")[0].revision, 3);
+    assert_eq!(answer(last).await.expect("written")[0].revision.get(), 3);
     assert_eq!(ids(&store).await, ["first", "good", "last"]);
 }
 
@@ -168,23 +170,29 @@ async fn w2_what_rests_on_a_group_that_is_being_synced_is_answered_after_it() {
     // Not one of them writes anything, or asks for a sync.
     let repeated = append(&store, background(), buffered("a-1"));
     let duplicate = append(&store, background(), Batch::from(other("a-2")).durability(Durability::Buffered));
-    let conflict = append(&store, background(), buffered("b").expected(Expected::Revision(1)));
+    let conflict = append(&store, background(), buffered("b").expected(Expected::Revision(1.into())));
     let known = append(&store, background(), buffered("first"));
-    queued(&store, 5).await;
+    let by_id = Batch::from(other("a-3")).durability(Durability::Buffered).idempotency(Idempotency::Id);
+    let by_id = append(&store, background(), by_id);
+    queued(&store, 6).await;
     assert_eq!(one_is_synced_and_the_next_decided(&mut control, first).await, 3);
     assert!(control.log.is_quiet().await);
-    let waiting = [&group, &repeated, &duplicate, &conflict, &known];
+    let waiting = [&group, &repeated, &duplicate, &conflict, &known, &by_id];
     assert!(waiting.iter().all(|append| !append.is_finished()), "nobody is answered before the sync is done");
     control.order(Order::Succeed);
     let group = answer(group).await.expect("written");
     let repeated = answer(repeated).await.expect("already stored");
     assert_eq!((repeated[0].version, repeated[0].outcome), (group[1].version, StoreOutcome::AlreadyStored));
+    let by_id = answer(by_id).await.expect("already stored");
+    assert_eq!((by_id[0].version, by_id[0].outcome), (group[3].version, StoreOutcome::AlreadyStored));
     let duplicate = answer(duplicate).await;
     assert!(
         matches!(duplicate, Err(Error::DuplicateEvent { version: Some(first), .. }) if first == group[2].version),
         "{duplicate:?}"
     );
-    assert!(matches!(answer(conflict).await, Err(Error::VersionConflict { actual: 4, .. })));
+    assert!(
+        matches!(answer(conflict).await, Err(Error::VersionConflict { actual: Actual::Aggregate { revision: at, .. }, .. }) if at.get() == 4)
+    );
     assert_eq!(answer(known).await.expect("already stored")[0].version, Version::new(1));
     assert!(control.log.is_quiet().await, "nothing is left to be written");
 }
@@ -201,7 +209,7 @@ async fn f1_when_a_sync_fails_what_rests_on_it_is_of_unknown_outcome_and_the_res
         let of_group = append(&store, background(), buffered("a-8"));
         queued(&store, 2).await;
         let new = append(&store, background(), event("new"));
-        let conflict = append(&store, background(), Batch::from(event("late")).expected(Expected::Revision(1)));
+        let conflict = append(&store, background(), Batch::from(event("late")).expected(Expected::Revision(1.into())));
         let repeated = append(&store, background(), event("a-2"));
         let mixed = append(&store, background(), vec![event("a-3"), event("mixed")]);
         let duplicate = append(&store, background(), other("a-4"));
@@ -340,6 +348,11 @@ async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
         assert!(matches!(next, Err(Error::Fenced { .. })), "{row}: {next:?}");
         let stored = store.store(&background(), event("first"), Expected::Any).await;
         assert_eq!(stored.expect("it is there").outcome, StoreOutcome::AlreadyStored, "{row}");
+        let by_id = Batch::from(other("first")).idempotency(Idempotency::Id);
+        let stored = store.store_batch(&background(), by_id).await.expect("it is there");
+        assert_eq!(stored[0].outcome, StoreOutcome::AlreadyStored, "{row}: its id is");
+        let duplicate = store.store(&background(), other("first"), Expected::Any).await;
+        assert!(matches!(duplicate, Err(Error::DuplicateEvent { .. })), "{row}: {duplicate:?}");
         assert!(store.stats(&background()).await.expect("stats").fenced.is_some(), "{row}");
         assert_eq!(ids(&store).await, ["first"], "{row}: reads go on and show what was acknowledged");
         store.close().await.expect("closed without another sync");
@@ -418,7 +431,7 @@ async fn one_that_finds_no_room_does_not_take_its_group_with_it() {
     let large = append(&store, background(), vec![event("large-1"), event("large-2")]);
     let retried = append(&store, background(), event("stored"));
     let duplicate = append(&store, background(), other("stored"));
-    let small = append(&store, background(), Batch::from(event("small")).expected(Expected::Revision(1)));
+    let small = append(&store, background(), Batch::from(event("small")).expected(Expected::Revision(1.into())));
     queued(&store, 4).await;
     control.order(Order::Succeed);
     answer(stored).await.expect("written");
@@ -431,7 +444,7 @@ async fn one_that_finds_no_room_does_not_take_its_group_with_it() {
     assert!(matches!(answer(large).await, Err(Error::Full { .. })));
     assert_eq!(answer(retried).await.expect("already stored")[0].version, Version::new(1));
     assert!(matches!(answer(duplicate).await, Err(Error::DuplicateEvent { .. })));
-    assert_eq!(answer(small).await.expect("written")[0].revision, 2);
+    assert_eq!(answer(small).await.expect("written")[0].revision.get(), 2);
 }
 
 #[tokio::test]
@@ -439,7 +452,7 @@ async fn a_group_that_finds_no_room_does_not_take_the_one_behind_it_with_it() {
     let (store, mut control, first) = open_at_work(3).await;
     let large = append(&store, background(), ["first", "large-1", "large-2"].map(event).to_vec());
     queued(&store, 1).await;
-    let small = append(&store, background(), Batch::from(event("small")).expected(Expected::Revision(1)));
+    let small = append(&store, background(), Batch::from(event("small")).expected(Expected::Revision(1.into())));
     queued(&store, 2).await;
     let repeated = append(&store, background(), event("large-1"));
     queued(&store, 3).await;
@@ -461,7 +474,7 @@ async fn a_group_that_finds_no_room_does_not_take_the_one_behind_it_with_it() {
     assert_eq!(control.commit().await, 1, "without it, the condition of the small one holds");
     control.order(Order::Succeed);
     let small = answer(small).await.expect("written");
-    assert_eq!((small[0].version, small[0].revision), (Version::new(2), 2));
+    assert_eq!((small[0].version, small[0].revision.get()), (Version::new(2), 2));
     assert_eq!(control.commit().await, 1, "what rested on the large one is new");
     control.order(Order::Succeed);
     let repeated = answer(repeated).await.expect("written");
@@ -576,7 +589,7 @@ fn while_the_engine_is_opened_again_no_read_keeps_a_thread_of_the_runtime() {
         });
     });
     let (events, version, revision) = done.recv_timeout(Duration::from_secs(30)).expect("the reads leave their thread");
-    assert!(events >= 2 && version == 1 && revision >= 2, "{events}, {version}, {revision}");
+    assert!(events >= 2 && version == 1 && revision.get() >= 2, "{events}, {version}, {revision}");
 }
 
 #[tokio::test]
@@ -916,7 +929,7 @@ async fn a_reader_never_sees_a_commit_before_it_is_published() {
         }
         assert!(ids(&store).await.is_empty());
         assert!(matches!(store.get(&background(), "a").await, Err(Error::EventNotFound { .. })));
-        assert_eq!(store.aggregate_revision(&background(), "aggregate").await.expect("read"), 0);
+        assert_eq!(store.aggregate_revision(&background(), "aggregate").await.expect("read"), Revision::ZERO);
         let of_aggregate = store.load_by_aggregate(&background(), "aggregate", Version::ZERO).into_vec().await;
         assert!(of_aggregate.expect("read").is_empty());
         let backward = store.load(&background(), LoadOptions::all().backward()).into_vec().await;
@@ -977,7 +990,7 @@ async fn an_append_to_a_known_or_a_new_aggregate_asks_nothing_of_the_engine() {
         for event in in_order(events.clone()) {
             let revision = store.aggregate_revision(&background(), event.aggregate_id()).await.expect("read");
             let stored = store.store(&background(), event, Expected::Any).await.expect("stored");
-            assert_eq!(stored.revision, revision + 1);
+            assert_eq!(stored.revision, revision.next());
         }
         assert!(events.start == 100 || looks(&control) == before, "it remembers what it has looked up");
     }

@@ -71,13 +71,19 @@ impl<'a> Check<'a> {
         let mut scanner = Scanner::new(Arc::clone(&self.file), &self.segment.name, header, self.end);
         scanner.limit = self.next;
         let Some(is_sound) = self.scan(&mut scanner, visit, found, go_on)? else { return Ok(()) };
-        if let Some(fault) = self.blocks.as_ref().and_then(|blocks| blocks.fault(is_sound)) {
-            found(header.first, format!("{fault}, in {:?}", self.segment.name));
+        let hint = |is_mended: bool| match is_sound && is_mended {
+            true => "; no record is lost with it, and a repair makes it again",
+            false => "",
+        };
+        if let Some(blocks) = &self.blocks
+            && let Some(fault) = blocks.fault(is_sound)
+        {
+            found(header.first, format!("{fault}, in {:?}{}", self.segment.name, hint(!blocks.has_table())));
         }
         if let Some(footer) = &self.footer
             && let Some(fault) = self.fault_of_footer(footer, is_sound.then_some(&scanner))?
         {
-            found(header.first, format!("{fault}, in {:?}", self.segment.name));
+            found(header.first, format!("{fault}, in {:?}{}", self.segment.name, hint(true)));
         }
         Ok(())
     }

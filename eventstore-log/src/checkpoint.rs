@@ -74,11 +74,11 @@ impl Log {
     }
 }
 
-fn seal(shared: &Shared, segment: &Segment, segment_blob: &mut dyn FnMut(Range<u64>) -> Vec<u8>) -> Result<()> {
+/// What a footer says of a segment that has none, or of which it is made again.
+pub(crate) fn summary_of(segment: &Segment) -> Summary {
     let SegmentHeader { number, first, salt, generation, .. } = segment.header;
     let end = segment.end();
-    let blob = segment_blob(first..end.next);
-    let summary = Summary {
+    Summary {
         number,
         first,
         last: end.record(),
@@ -92,7 +92,16 @@ fn seal(shared: &Shared, segment: &Segment, segment_blob: &mut dyn FnMut(Range<u
         blob_crc: 0,
         blocks: 0,
         table_crc: 0,
-    };
+    }
+}
+
+pub(crate) fn seal(
+    shared: &Shared,
+    segment: &Segment,
+    segment_blob: &mut dyn FnMut(Range<u64>) -> Vec<u8>,
+) -> Result<()> {
+    let (number, end) = (segment.header.number, segment.end());
+    let (summary, blob) = (summary_of(segment), segment_blob(segment.header.first..end.next));
     let (summary, footer) = segment.with_anchors(shared, |anchors| summary.encode(anchors, &blob))?;
     let file = segment.file(shared)?;
     if let Err(error) = write_footer(&*file, end.offset, &footer) {

@@ -75,19 +75,23 @@ fn is_due(segment: &Segment) -> bool {
     is_sealed && !segment.header.is_compressed && !segment.is_incompressible.load(Ordering::Relaxed)
 }
 
-enum Outcome {
+pub(crate) enum Outcome {
     Shrunk { before: u64, after: u64 },
     NotWorthIt,
     Ended,
 }
 
-/// A segment that is being compressed.
-struct Compressing<'a> {
+/// A segment that is being compressed, also if it is already.
+pub(crate) struct Compressing<'a> {
     shared: &'a Shared,
     old: &'a Arc<Segment>,
     old_file: Arc<dyn File>,
     old_len: u64,
+    /// No more bytes are worth it.
+    most: u64,
     old_footer: Summary,
+    /// The anchors and the blob, if they are not those of the old footer.
+    kept: Option<Vec<u8>>,
     header: SegmentHeader,
     name: String,
     new_name: String,
@@ -95,20 +99,40 @@ struct Compressing<'a> {
 
 impl<'a> Compressing<'a> {
     fn new(shared: &'a Shared, old: &'a Arc<Segment>) -> Result<Self> {
-        let old_file = old.file(shared)?;
         let (old_len, footer) = (old.state().len, old.state().footer.clone());
-        let old_footer = footer.ok_or_else(|| Error::unsupported("to compress a segment without a footer"))?;
+        let old_footer = footer.ok_or_else(|| Error::unsupported("compression of a segment without a footer"))?;
+        Self::with(shared, old, old_footer, None, old_len - old_len / 8)
+    }
+
+    /// Compresses it again, with this footer, of which these are the anchors and the blob.
+    pub(crate) fn again(shared: &'a Shared, old: &'a Arc<Segment>, footer: Summary, kept: Vec<u8>) -> Result<Self> {
+        Self::with(shared, old, footer, Some(kept), u64::MAX)
+    }
+
+    fn with(
+        shared: &'a Shared,
+        old: &'a Arc<Segment>,
+        old_footer: Summary,
+        kept: Option<Vec<u8>>,
+        most: u64,
+    ) -> Result<Self> {
+        let (old_file, old_len) = (old.file(shared)?, old.state().len);
         let generation = old.header.generation.checked_add(1);
         let generation = generation.ok_or_else(|| Error::unsupported("so many generations of a segment"))?;
         let header = SegmentHeader { generation, is_compressed: true, ..old.header.clone() };
         let name = segment_name(header.number, generation);
         let new_name = format!("{name}{NEW}");
-        Ok(Compressing { shared, old, old_file, old_len, old_footer, header, name, new_name })
+        Ok(Compressing { shared, old, old_file, old_len, most, old_footer, kept, header, name, new_name })
     }
 
-    fn run(self, go_on: &mut dyn FnMut() -> bool) -> Result<Outcome> {
-        let written = self.write(go_on).and_then(|written| match written {
-            Written::All(footer) => Ok(match self.is_right(&footer, go_on)? {
+    pub(crate) fn run(self, go_on: &mut dyn FnMut() -> bool) -> Result<Outcome> {
+        let kept = match &self.kept {
+            Some(kept) => Some(kept.clone()),
+            None => read_kept(&*self.old_file, &self.old.name, &self.old_footer)?,
+        };
+        let Some(kept) = kept else { return Ok(Outcome::NotWorthIt) };
+        let written = self.write(&kept, go_on).and_then(|written| match written {
+            Written::All(footer) => Ok(match self.is_right(&footer, &kept, go_on)? {
                 Some(true) => Written::All(footer),
                 Some(false) => Written::TooMuch,
                 None => Written::Ended,
@@ -134,7 +158,7 @@ impl<'a> Compressing<'a> {
     }
 
     /// Writes the new generation under a name of its own, and syncs it.
-    fn write(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Written> {
+    fn write(&self, kept: &[u8], go_on: &mut dyn FnMut() -> bool) -> Result<Written> {
         let files = &self.shared.files;
         let created = match files.create(&self.new_name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -143,8 +167,6 @@ impl<'a> Compressing<'a> {
             created => created,
         };
         let file = created.map_err(self.failed("create"))?;
-        let Some(footer) = self.read_footer()? else { return Ok(Written::TooMuch) };
-        let most = self.old_len - self.old_len / 8;
         let (salt, end) = (self.header.salt, self.old_footer.end);
         let mut window = Window::new(Arc::clone(&self.old_file), &self.old.name, end);
         let mut encoder = Encoder::new()?;
@@ -161,7 +183,7 @@ impl<'a> Compressing<'a> {
                 return Ok(Written::TooMuch);
             }
             blocks::encode(salt, number, plain, encoder.encode(plain), &mut out);
-            if done + out.len() as u64 > most {
+            if done + out.len() as u64 > self.most {
                 return Ok(Written::TooMuch);
             }
             offsets.push((done + out.len() as u64) as u32);
@@ -175,9 +197,9 @@ impl<'a> Compressing<'a> {
         let blocks = offsets.len() as u32 - 1;
         let summary = Summary { generation: self.header.generation, blocks, table_crc, ..self.old_footer.clone() };
         out.extend_from_slice(&table);
-        out.extend_from_slice(&footer);
+        out.extend_from_slice(kept);
         out.extend_from_slice(&summary.encode_end());
-        if done + out.len() as u64 > most {
+        if done + out.len() as u64 > self.most {
             return Ok(Written::TooMuch);
         }
         file.write_at(&out, done).map_err(self.failed("write"))?;
@@ -186,26 +208,14 @@ impl<'a> Compressing<'a> {
         Ok(Written::All(summary))
     }
 
-    /// The anchors and the blob, if they are sound.
-    fn read_footer(&self) -> Result<Option<Vec<u8>>> {
-        let footer = &self.old_footer;
-        let anchors_len = footer.anchors as usize * anchors::LEN;
-        let len = anchors_len + footer.blob as usize;
-        let mut bytes = Vec::new();
-        let read = self.old_file.read_at(&mut bytes, footer.end, len);
-        read.map_err(|error| Error::io("read", &self.old.name, error))?;
-        let is_sound = bytes.len() == len
-            && crc32fast::hash(&bytes[..anchors_len]) == footer.anchors_crc
-            && crc32fast::hash(&bytes[anchors_len..]) == footer.blob_crc;
-        Ok(is_sound.then_some(bytes))
-    }
-
     /// Whether what was written is read as what was there, and that is what it was when it was sealed. `None`: it shall not
     /// go on.
-    fn is_right(&self, footer: &Summary, go_on: &mut dyn FnMut() -> bool) -> Result<Option<bool>> {
+    fn is_right(&self, footer: &Summary, kept: &[u8], go_on: &mut dyn FnMut() -> bool) -> Result<Option<bool>> {
         let new = Arc::new(PlainFile::open(&*self.shared.files, &self.new_name, &self.header)?);
-        let len = footer.end + u64::from(footer.anchors) * anchors::LEN as u64 + u64::from(footer.blob);
-        let file = Arc::clone(&new) as Arc<dyn File>;
+        let (len, file) = (footer.end, Arc::clone(&new) as Arc<dyn File>);
+        if read_kept(&*file, &self.new_name, footer)?.as_deref() != Some(kept) {
+            return Ok(Some(false));
+        }
         let mut ours = Window::new(Arc::clone(&file), &self.new_name, len);
         let mut theirs = Window::new(Arc::clone(&self.old_file), &self.old.name, len);
         let mut at = SEGMENT_HEADER as u64;
@@ -263,6 +273,18 @@ impl<'a> Compressing<'a> {
         tell!(trace, name: "replaced", segment = self.header.number, "the old generation is removed");
         Ok(Outcome::Shrunk { before: self.old_len, after })
     }
+}
+
+/// The anchors and the blob of a footer, if they are sound.
+pub(crate) fn read_kept(file: &dyn File, name: &str, footer: &Summary) -> Result<Option<Vec<u8>>> {
+    let anchors_len = footer.anchors as usize * anchors::LEN;
+    let len = anchors_len + footer.blob as usize;
+    let mut bytes = Vec::new();
+    file.read_at(&mut bytes, footer.end, len).map_err(|error| Error::io("read", name, error))?;
+    let is_sound = bytes.len() == len
+        && crc32fast::hash(&bytes[..anchors_len]) == footer.anchors_crc
+        && crc32fast::hash(&bytes[anchors_len..]) == footer.blob_crc;
+    Ok(is_sound.then_some(bytes))
 }
 
 enum Written {

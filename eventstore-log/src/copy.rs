@@ -203,7 +203,7 @@ fn replaced_by(source: &Source, there: &[Found]) -> Option<String> {
 }
 
 fn not_ours(name: &str) -> Error {
-    Error::unsupported(format!("a copy into a directory whose {name:?} is no beginning of this log's"))
+    Error::unsupported(format!("a copy into a directory whose {name:?} is not a prefix of this log's"))
 }
 
 /// Checks that the target has no segments but the first ones of this log.

@@ -38,7 +38,7 @@ pub enum Error {
         what: String,
     },
     /// An earlier write or sync failed, so that nothing more may be promised until the log is opened again.
-    #[error("{reason}; the log has to be opened again")]
+    #[error("{reason}; reopen the log")]
     Fenced {
         /// What failed.
         reason: String,
@@ -52,7 +52,7 @@ pub enum CommitError {
     #[error("nothing was written")]
     NotWritten(#[source] Error),
     /// The group may be in the log when it is opened again. Whole or not at all.
-    #[error("it is not known whether it was written")]
+    #[error("it is unknown whether it was written")]
     Unknown(#[source] Error),
 }
 
@@ -73,7 +73,7 @@ impl Error {
 
     /// The log has no segment that could be written.
     pub(crate) fn without_segment() -> Self {
-        Error::Fenced { reason: "it has no segment that is written".to_owned() }
+        Error::Fenced { reason: "the log has no segment to write to".to_owned() }
     }
 
     pub(crate) fn io(operation: &'static str, name: &str, source: io::Error) -> Self {

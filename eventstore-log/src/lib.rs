@@ -1,19 +1,19 @@
 //! An append-only log of numbered records in segment files.
 //!
-//! The log knows records with a number, and nothing of what is in them. [`Log::open`] recovers it, the [`Appender`] writes
-//! one [`Group`] of records after the other, and a [`Log`] reads pages of records, from any number of threads.
+//! The log numbers its records, and does not interpret their content. [`Log::open`] recovers it, the [`Appender`]
+//! writes one [`Group`] of records after the other, and a [`Log`] reads pages of records, from any number of threads.
 //!
-//! # Promises
+//! # Guarantees
 //!
-//! 1. A group is in the log as a whole or not at all, after any crash.
-//! 2. What a commit or sync has answered for stays, in its place. What it has not is a beginning of what was committed.
-//! 3. A record that was damaged is never read: it is `Corrupt`. Nothing that was synced goes missing without a word, as
-//!    far as it is [`Known`] what was synced; damage to the very last groups can look as if they never had been.
-//! 4. Once a write or sync has failed nothing more is taken, until the log is opened again: that writes again whatever may
-//!    have been lost in between.
+//! 1. After any crash, a group is in the log completely or not at all.
+//! 2. Acknowledged commits and syncs stay, at their positions. Of commits that are not acknowledged, a prefix stays.
+//! 3. Reading a damaged record fails with `Corrupt`. Synced records are never silently lost, as far as it is [`Known`]
+//!    what was synced; damage to the very last groups can look as if they had never been written.
+//! 4. After a failed write or sync, the log accepts nothing more until it is reopened. Opening rewrites what may have
+//!    been lost.
 //!
-//! It rests on this: a sector that holds synced bytes has those or newer ones after a power cut, and a name that was
-//! synced stays.
+//! It assumes that after a power cut, a sector with synced bytes has those bytes or newer ones, and that a synced file
+//! name stays.
 //!
 //! # Example
 //!
@@ -38,7 +38,7 @@
 
 #![forbid(unsafe_code)]
 
-/// Tells whoever listens to logs: `tell!(warn, …)` is `tracing::warn!(…)`, of which a panic harms nobody.
+/// Logs a message: `tell!(warn, …)` is `tracing::warn!(…)`, but a panic of a subscriber is caught.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tell {
@@ -69,6 +69,7 @@ pub mod fuzzing;
 mod group;
 mod log;
 mod memory;
+mod mend;
 mod options;
 mod overlay;
 mod read;

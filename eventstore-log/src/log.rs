@@ -174,7 +174,7 @@ impl Shared {
     /// No commit and no sync succeeds any more.
     pub(crate) fn poison(&self, why: &Error) {
         if self.poison.set(with_cause(why)).is_ok() {
-            tell!(error, error = why as &dyn std::error::Error, "the log takes nothing more until it is opened again");
+            tell!(error, error = why as &dyn std::error::Error, "the log accepts nothing more until it is reopened");
         }
     }
 

@@ -1,28 +1,29 @@
 use crate::{Error, Result, codec};
 
-/// How a log is laid out, and what it may use.
+/// Options of a log: its layout, and the space and memory that it may use.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The size up to which segments grow. The first has 64 KiB, and each as much again as the one before. One group that
-    /// is larger gets a segment of its own. Default: 64 MiB, at least 64 KiB, at most 4 GiB - 1.
+    /// The largest size of a segment, in bytes. The first has 64 KiB; each next one is twice as large, up to this size.
+    /// A larger group gets a segment of its own. Default: 64 MiB, at least 64 KiB, at most 4 GiB - 1.
     pub segment_size: u64,
-    /// At most this much is made ready ahead of the end, in the background. 0: none. Default: 128 MiB.
+    /// The most space that is preallocated after the end of the log, in the background, in bytes. 0 for none. Default:
+    /// 128 MiB.
     pub space_ahead: u64,
-    /// The process's block cache has at least this many bytes. Default: 128 MiB.
+    /// The minimum size of the process's block cache, in bytes. Default: 128 MiB.
     pub cache_size: usize,
-    /// What [`Log::compress`](crate::Log::compress) does with segments to which nothing more is appended. Default:
-    /// [`Compression::None`]. Segments that are compressed are read whatever it is.
+    /// How [`Log::compress`](crate::Log::compress) compresses full segments. Default: [`Compression::None`]. Compressed
+    /// segments are readable with any value.
     pub compression: Compression,
 }
 
-/// How segments are compressed to which nothing more is appended.
+/// The compression of full segments, to which nothing more is appended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
-    /// With Zstandard, in blocks of 64 KiB. Needs the feature `zstd`.
+    /// Zstandard, in blocks of 64 KiB. Needs the feature `zstd`.
     Zstd,
 }
 
@@ -51,7 +52,7 @@ impl Options {
         Err(Error::unsupported(format!("a segment size of {} bytes", self.segment_size)))
     }
 
-    /// How large the segment of this number grows.
+    /// The size of the segment with this number, in bytes.
     pub(crate) fn capacity(&self, number: u64) -> u64 {
         let doublings = u32::try_from(number.saturating_sub(1)).unwrap_or(u32::MAX).min(32);
         (FIRST_SEGMENT << doublings).min(self.segment_size)

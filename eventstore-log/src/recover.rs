@@ -323,7 +323,7 @@ impl Opening {
             Head::Damaged => return Err(self.corrupt(number, "has a damaged header")),
         };
         if header.id != self.shared.id {
-            return Err(self.corrupt(number, "is of another log"));
+            return Err(self.corrupt(number, "belongs to another log"));
         }
         if (header.number, header.generation) != (number, generation) {
             return Err(self.corrupt(number, &format!("was segment {}-{}", header.number, header.generation)));
@@ -622,7 +622,10 @@ impl Opening {
             }
             if is_compressed {
                 // It had a footer, and nothing else says where it ends.
-                self.note_damage(scanner.next, format!("the footer of {name:?} is damaged, so it may have had more"));
+                self.note_damage(
+                    scanner.next,
+                    format!("the footer of {name:?} is damaged, so it may have had more records"),
+                );
             }
         }
         self.add_scanned(index, &mut scanner);
@@ -767,7 +770,7 @@ fn remove_replaced(files: &dyn Directory, replaced: &[String]) {
     let removed = files.sync().map_err(|error| Error::io("sync", "the directory", error));
     let removed = removed.and_then(|()| cut::remove(files, replaced.iter().chain(&left).map(String::as_str)));
     if let Err(error) = removed {
-        tell!(warn, %error, "what others have taken the place of is left in the log");
+        tell!(warn, %error, "replaced segments could not be deleted from the log");
     }
 }
 

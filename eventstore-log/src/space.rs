@@ -182,7 +182,7 @@ impl Shared {
         match made {
             Ok(()) => tell!(trace, name: "space", segment = newest.segment, "space made"),
             Err(error) if error.is_shortage() => {
-                tell!(warn, error = &error as &dyn std::error::Error, "no space ahead of the end of the log");
+                tell!(warn, error = &error as &dyn std::error::Error, "space could not be preallocated for the log");
                 self.space.retry_at.store(newest.end + (1 << 20), Ordering::Relaxed);
             }
             Err(error) => self.poison(&error),
@@ -274,7 +274,7 @@ impl Shared {
         if let Some(file) = fill.file.take().filter(|_| fill.filled > end) {
             match file.set_len(end) {
                 Ok(()) => self.space.set_filled(&mut fill, end),
-                Err(error) => tell!(warn, %error, "the space ahead of the end of the log is left"),
+                Err(error) => tell!(warn, %error, "preallocated space of the log could not be freed"),
             }
         }
     }

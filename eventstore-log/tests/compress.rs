@@ -639,3 +639,70 @@ fn a_footer_of_a_compressed_segment_can_be_done_without() {
         assert_eq!(open(Arc::new(source)).log.last(), 8);
     }
 }
+
+/// The faults that a check finds in a segment, and its blob.
+fn faults(log: &Log, number: u64) -> (usize, Vec<u8>) {
+    let mut faults = 0;
+    log.check_segment(number, &mut |_, _| {}, &mut |_, _| faults += 1, &mut |_| true).expect("read");
+    let first = log.segments()[number as usize - 1].records.start;
+    (faults, log.segment_blob(first).ok().flatten().unwrap_or_default())
+}
+
+#[test]
+fn footers_and_tables_of_compressed_segments_are_mended() {
+    let (sound, all) = small();
+    let name = "0000000001-1.seg";
+    let before = faults(&open(Arc::new(directory(&sound))).log, 1).1;
+    let len = sound[name].len();
+    // The end of a footer has 96 bytes. Before it are the blob and the anchors, and before those the table of blocks.
+    let end = len - 96;
+    let field = |at: usize| u32::from_le_bytes(sound[name][end + at..][..4].try_into().unwrap()) as usize;
+    let (anchors, blob, blocks) = (field(32), field(36), field(56));
+    assert!(anchors > 0 && blob == before.len() && blocks > 0, "{anchors} {blob} {blocks}");
+    let mut mended = 0;
+    for at in end - blob - 8 * anchors - 4 * (blocks + 1)..len {
+        let mut files = sound.clone();
+        files.get_mut(name).unwrap()[at] ^= 0x10;
+        let target = directory(&files);
+        let opened = open(Arc::new(target.clone()));
+        if faults(&opened.log, 1).0 == 0 {
+            continue; // bits that nobody minds
+        }
+        let again = |number: &str| opened.log.mend_footers(&mut |_| number.as_bytes().to_vec(), &mut || true).unwrap();
+        assert_eq!(again("made again"), [name], "byte {at} of {len}");
+        assert_eq!(again("and again"), [""; 0], "byte {at} of {len}");
+        for log in [&opened.log, &open(Arc::new(target.clone())).log] {
+            let (faults, blob) = faults(log, 1);
+            assert!(faults == 0 && (blob == before || blob == b"made again"), "byte {at} of {len}: {faults}, {blob:?}");
+            assert!(records(log) == all && log.segments()[0].is_sealed);
+        }
+        check_names(target.list().unwrap().into_iter());
+        mended += 1;
+    }
+    assert!(mended > 100, "{mended}");
+}
+
+#[test]
+fn what_is_lost_with_a_record_is_not_mended_and_what_is_ended_stays() {
+    let (sound, all) = small();
+    let name = "0000000001-1.seg";
+    let mut files = sound.clone();
+    let bytes = files.get_mut(name).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    let opened = open(Arc::new(directory(&files)));
+    let mut asked = 0;
+    let mut ends = || {
+        asked += 1;
+        asked < 2
+    };
+    assert_eq!(opened.log.mend_footers(&mut |_| Vec::new(), &mut ends).unwrap(), [""; 0]);
+    assert_eq!(faults(&opened.log, 1).0, 1);
+    assert!(records(&opened.log) == all);
+    // A block as well.
+    files.get_mut(name).unwrap()[80] ^= 1;
+    let opened = open(Arc::new(directory(&files)));
+    let outcome = opened.log.mend_footers(&mut |_| Vec::new(), &mut || true);
+    assert!(matches!(&outcome, Ok(mended) if mended.is_empty()) || matches!(outcome, Err(Error::Corrupt { .. })));
+    assert!(faults(&opened.log, 1).0 > 0);
+}

@@ -161,7 +161,7 @@ fn segments_of_other_logs_and_lives_are_refused() {
             let crc = crc32fast::hash(&bytes[..60]).to_le_bytes();
             bytes[60..64].copy_from_slice(&crc);
             let opened = try_open(&files, last).0;
-            assert!(is_corrupt(&opened, number * 18 - 17, "is of another log"), "{opened:?}");
+            assert!(is_corrupt(&opened, number * 18 - 17, "belongs to another log"), "{opened:?}");
 
             let mut files = sound.clone();
             files.insert(segment(number), other_life[&segment(number)].clone());
@@ -696,5 +696,35 @@ fn a_check_is_asked_while_it_looks_for_the_end_of_damage() {
         } else {
             assert_eq!((asked.len(), found, visited), (most, 0, 0));
         }
+    }
+}
+
+#[test]
+fn anchors_and_blobs_of_footers_are_mended() {
+    let (sound, last) = large(true);
+    let name = segment(2);
+    let opened = try_open(&sound, last).0.unwrap();
+    let info = &opened.log.segments()[1];
+    let (first, end) = (info.records.start, sound[&name].len());
+    let faults = |log: &Log| {
+        let mut faults = 0;
+        log.check_segment(2, &mut |_, _| {}, &mut |_, _| faults += 1, &mut |_| true).unwrap();
+        faults
+    };
+    // In front of the last 96 bytes are the blob and the anchors.
+    for at in end - 96 - "blob".len() - 80..end - 96 {
+        let mut damaged = sound.clone();
+        damaged.get_mut(&name).unwrap()[at] ^= 0x10;
+        let target = directory(&damaged);
+        let open =
+            || Log::open(Arc::new(target.clone()), ID, &options(), Known { synced: last }, 0, &mut |_, _| {}).unwrap();
+        let opened = open();
+        assert_eq!(faults(&opened.log), 1, "byte {at} of {end}");
+        let mended = opened.log.mend_footers(&mut |_| b"blob".to_vec(), &mut || true).unwrap();
+        assert!(mended == [name.as_str()], "byte {at} of {end}");
+        assert_eq!(faults(&opened.log), 0, "byte {at} of {end}");
+        drop(opened);
+        assert!(files(&target) == sound, "byte {at} of {end}: it is as it was");
+        assert_eq!(open().log.segment_blob(first).unwrap(), Some(b"blob".to_vec()));
     }
 }

@@ -3,19 +3,19 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, unreachable_pub, reason = "the rest of the command is not here")]
 
-#[path = "../../src/bin/eventstore/compression.rs"]
+#[path = "../../src/compression.rs"]
 mod compression;
-#[path = "../../src/bin/eventstore/failure.rs"]
+#[path = "../../src/failure.rs"]
 mod failure;
-#[path = "../../src/bin/eventstore/fuzzing.rs"]
+#[path = "../../src/fuzzing.rs"]
 mod fuzzing;
-#[path = "../../src/bin/eventstore/input.rs"]
+#[path = "../../src/input.rs"]
 mod input;
-#[path = "../../src/bin/eventstore/json.rs"]
+#[path = "../../src/json.rs"]
 mod json;
-#[path = "../../src/bin/eventstore/records.rs"]
+#[path = "../../src/records.rs"]
 mod records;
-#[path = "../../src/bin/eventstore/times.rs"]
+#[path = "../../src/times.rs"]
 mod times;
 
 /// A store's address with its options, and other texts that are options.

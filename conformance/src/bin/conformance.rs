@@ -56,7 +56,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .into());
     }
     let (name, is_memory, profile) = (address.scheme.clone(), address.is_memory(), address.profile());
+    let reads = address.clone();
     let open = move |directory: std::path::PathBuf| address.open(&directory);
+    let read_only = move |directory: std::path::PathBuf| reads.open_read_only(&directory);
     let kit = (!is_memory).then(|| Kit::new(&name, profile.clone(), open.clone()));
     if let Some(kit) = &kit
         && kit.is_child()
@@ -66,7 +68,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     check_environment().map_err(|failure| failure.to_string())?;
 
     let is_wanted = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let suite = Suite::new(&name, profile, open).only(is_wanted);
+    let suite = Suite::new(&name, profile, open).read_only(read_only).only(is_wanted);
     let kit = kit.map(|kit| kit.only(is_wanted));
     let checks = suite.checks().count() + kit.as_ref().map_or(0, |kit| kit.checks().count());
     let bar = ProgressBar::new(checks as u64)

@@ -32,6 +32,12 @@ impl Known {
         known
     }
 
+    /// The ids of the events that were acknowledged.
+    pub(crate) fn acknowledged<'k>(&'k self, witness: &'k Witness) -> impl Iterator<Item = &'k str> {
+        let is_acknowledged = |number: &u64| witness.batches.get(number).is_some_and(|batch| batch.places.is_some());
+        self.events.iter().filter(move |(_, (number, ..))| is_acknowledged(number)).map(|(id, _)| id.as_str())
+    }
+
     /// The batch of an event and its place in that, if the event is as it was appended.
     pub(crate) fn find(&self, event: &Event) -> Checked<(u64, usize)> {
         let Some((batch, nth, appended)) = self.events.get(event.id()) else {
@@ -74,7 +80,7 @@ fn are_whole_batches(all: &[RecordedEvent], witness: &Witness, known: &Known) ->
         let (batch, nth) = known.find(&event.event)?;
         let places = found.entry(batch).or_default();
         expect_eq!(nth, places.len(), "the place in its batch of version {} (O2)", event.version);
-        places.push((event.version.get(), event.revision));
+        places.push((event.version.get(), event.revision.get()));
     }
     for (number, batch) in &witness.batches {
         let there = found.get(number).map_or(&[][..], Vec::as_slice);
@@ -103,7 +109,7 @@ fn are_whole_batches(all: &[RecordedEvent], witness: &Witness, known: &Known) ->
 pub(crate) fn digest_of(events: &[RecordedEvent]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for event in events {
-        (event.version.get(), event.revision, event.recorded_at).hash(&mut hasher);
+        (event.version.get(), event.revision.get(), event.recorded_at).hash(&mut hasher);
         (event.event.id(), event.event.event_type(), event.event.aggregate_id()).hash(&mut hasher);
         (event.event.metadata(), event.event.data()).hash(&mut hasher);
     }
@@ -165,7 +171,7 @@ pub(crate) async fn audit_damaged(
     let mut check = |event: &RecordedEvent| -> Checked {
         let place = known.find(&event.event)?;
         if let Some(expected) = places.get(&place) {
-            expect_eq!((event.version.get(), event.revision), *expected, "the place of {:?}", event.event.id());
+            expect_eq!((event.version.get(), event.revision.get()), *expected, "the place of {:?}", event.event.id());
         }
         Ok(())
     };

@@ -8,21 +8,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventstore_api::{
-    Durability, Error, EventStore, EventStoreExt, Expected, Gc, LoadOptions, StoreOutcome, Stored, Version,
+    Batch, Durability, Error, EventStore, EventStoreExt, Expected, Gc, LoadOptions, PageSize, StoreOutcome, Stored,
+    Version,
 };
 
 use super::audit::{Known, audit, audit_backup, audit_damaged, is_told};
-use super::plan::{Incident, Kinds, Phase, Plan, Role, What};
+use super::plan::{Incident, Kinds, Phase, Plan, Role, What, WrongClock};
 use super::points::{Listener, Points};
+use super::shortage::{self, UsedUp};
 use super::witness::{Line, Witness};
-use super::workload;
+use super::{listeners, workload};
 use crate::Profile;
 use crate::env::{Factory, Store};
 use crate::events::background;
 use crate::failure::{Checked, Failure};
 use crate::random::Random;
-use crate::reading::load;
+use crate::reading::{load, same_events};
 use crate::tasks::all_at_once;
+
+/// If so many batches are appended, nothing is in their way.
+const MOST_BATCHES: u64 = 500;
 
 /// The name of the store's directory, beside which its backups are.
 pub(crate) const STORE: &str = "store";
@@ -34,7 +39,10 @@ pub(crate) const WITNESS_FILE: &str = "witness.jsonl";
 pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Plan) -> ExitCode {
     let points = Arc::new(Points::new(&plan.incident));
     // Whoever has a subscriber already has no points.
-    let _ = tracing::subscriber::set_global_default(Listener(points.clone()));
+    match plan.role {
+        Role::PanicWhenTold => listeners::install(),
+        _ => drop(tracing::subscriber::set_global_default(Listener(points.clone()))),
+    }
     let child = Child {
         profile: profile.clone(),
         factory: factory.clone(),
@@ -58,6 +66,15 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
                 Role::LookAtDamage => child.look_at_damage().await,
                 Role::Hold => child.hold().await,
                 Role::OpenSecond => child.open_second().await,
+                Role::WorkWithWrongClock(clock) => {
+                    faulty_disk::set_clock(clock.shows(profile));
+                    match clock {
+                        WrongClock::Before1970 if !profile.works_before_1970() => child.says_that_time_is_wrong().await,
+                        _ => child.clone().work().await,
+                    }
+                }
+                Role::RunOutOfFiles => child.run_out_of_files().await,
+                Role::PanicWhenTold => child.clone().panic_when_told().await,
             }
         });
         outcome.inspect_err(|failure| child.tell(&Line::Violation { text: failure.to_string() }))
@@ -100,6 +117,11 @@ impl Child {
         if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             std::process::exit(1);
         }
+    }
+
+    fn tell_stored(&self, batch: u64, sync: bool, stored: &[Stored]) {
+        let places = stored.iter().map(|stored| (stored.version.get(), stored.revision.get())).collect();
+        self.tell(&Line::Stored { batch, sync, places });
     }
 
     /// Does something as a phase, in which what is planned for it may happen.
@@ -164,6 +186,145 @@ impl Child {
         let (latest, digest) = audit(&store, &self.profile, &witness, &known).await?;
         self.audit_backups(&store, &witness).await?;
         self.tell(&Line::Audited { latest, digest });
+        let store = self.clone().append_and_maintain(store, &witness).await?;
+        if let Role::WorkWithWrongClock(_) = self.plan.role {
+            self.copy_elsewhere(&store).await?;
+        }
+        self.close(store).await?;
+        self.done()
+    }
+
+    /// Another store takes whatever this one has recorded, with its times (W7).
+    async fn copy_elsewhere(&self, store: &Store) -> Checked {
+        let all = load(store, LoadOptions::all()).await?;
+        let place = self.place.join("copy");
+        let copy = (self.factory)(place.clone()).await?;
+        for part in all.chunks(100) {
+            copy.store_batch(&background(), Batch::copy_of(part)).await.map_err(|error| {
+                let what = format_args!("an append of what the store has recorded to another one (W7)");
+                Failure::difference(what, "Ok", &format!("{error:?}"))
+            })?;
+        }
+        let copied = load(&copy, LoadOptions::all()).await?;
+        same_events(&copied, &all, "the copy of what was recorded when the clock was wrong (W7)")?;
+        copy.close().await?;
+        drop(copy);
+        Ok(std::fs::remove_dir_all(&place)?)
+    }
+
+    /// A store that does not work with this clock refuses to, does not call itself damaged, and goes on when the clock is right.
+    async fn says_that_time_is_wrong(&self) -> Checked {
+        let mut random = Random::new(self.plan.seed);
+        let refusal = match self.open().await {
+            Err(refusal) => Some(refusal),
+            Ok(store) => {
+                let mut refusal = None;
+                for _ in 0..MOST_BATCHES {
+                    let number = self.next_batch.fetch_add(1, Ordering::Relaxed);
+                    self.tell(&Line::Tried { batch: number });
+                    let batch = workload::batch(self.plan.events_seed, number).durability(Durability::Sync);
+                    match store.store_batch(&background(), batch).await {
+                        Ok(stored) => self.tell_stored(number, true, &stored),
+                        Err(error) => {
+                            self.tell(&Line::Refused { batch: number });
+                            refusal = Some(error);
+                            break;
+                        }
+                    }
+                }
+                faulty_disk::set_clock(&[]);
+                self.append(&store, &mut random, &[], Some(Durability::Sync)).await?;
+                store.close().await?;
+                refusal
+            }
+        };
+        match refusal {
+            Some(Error::Open { .. } | Error::Full { .. } | Error::Engine { .. }) => {}
+            other => {
+                let what =
+                    format_args!("opening, or {MOST_BATCHES} appends, of a store that opts out of clocks before 1970");
+                return Err(Failure::difference(what, "Open, Full or Engine", &format!("{other:?}")));
+            }
+        }
+        faulty_disk::set_clock(&[]);
+        self.open().await?.close().await?;
+        self.done()
+    }
+
+    async fn run_out_of_files(&self) -> Checked {
+        let witness = self.read_witness()?;
+        let known = Known::new(&witness, self.plan.events_seed);
+        for left in 0..shortage::MOST {
+            // It has few for all it does, and then few for what it does once it is open.
+            let files = UsedUp::all_but(left);
+            let opened = self.open().await;
+            let is_enough_for_all = match &opened {
+                Ok(store) => shortage::read(store, &self.profile, &witness, &known).await?,
+                Err(error) => {
+                    shortage::is_no_damage(error, "opening")?;
+                    false
+                }
+            };
+            drop(files);
+            drop(opened);
+            let store = self.open().await?;
+            let files = UsedUp::all_but(left);
+            let is_enough = shortage::read(&store, &self.profile, &witness, &known).await?;
+            drop(files);
+            let is_read = shortage::read(&store, &self.profile, &witness, &known).await?;
+            ensure!(is_read, "the store is not read when there are enough file descriptors again (M3)");
+            store.close().await?;
+            if is_enough && is_enough_for_all {
+                break;
+            }
+        }
+        self.done()
+    }
+
+    async fn panic_when_told(self: Arc<Self>) -> Checked {
+        let witness = self.read_witness()?;
+        listeners::panic(true);
+        let store = match tokio::spawn(self.open()).await {
+            Ok(Ok(opened)) => opened,
+            _ => {
+                listeners::panic(false);
+                let opened = self.open().await?;
+                listeners::panic(true);
+                opened
+            }
+        };
+        let appends = (0..6).map(|number| {
+            let (child, store) = (self.clone(), store.clone());
+            async move {
+                for nth in 0..5 {
+                    let (child, store) = (child.clone(), store.clone());
+                    let mut random = Random::new(child.plan.seed ^ (number * 5 + nth));
+                    let append = tokio::spawn(async move { child.append(&store, &mut random, &[], None).await });
+                    // It may end with the panic of who was told of it, and then nobody knows what became of it.
+                    append.await.unwrap_or(Ok(()))?;
+                }
+                Ok(())
+            }
+        });
+        all_at_once(appends.collect::<Vec<_>>()).await?;
+        for call in 0..6 {
+            let (called, target) = (store.clone(), self.place.join(format!("told-{call}")));
+            let call = async move {
+                match call {
+                    0 => called.verify(&background()).await.map(drop),
+                    1 => called.run_gc(&background(), Gc::Quick).await.map(drop),
+                    2 => called.run_gc(&background(), Gc::Full).await.map(drop),
+                    3 => called.backup(&background(), &target).await.map(drop),
+                    4 => called.load_page(&background(), &LoadOptions::all(), PageSize::LARGEST).await.map(drop),
+                    _ => called.digest(&background(), Version::new(u64::MAX)).await.map(drop),
+                }
+            };
+            // However it ends: it has to end.
+            let _ = tokio::spawn(call).await;
+        }
+        listeners::panic(false);
+        let fenced = store.stats(&background()).await?.fenced;
+        expect_eq!(fenced, None, "why the writer is fenced after {} panics of listeners (F5)", listeners::told());
         let store = self.clone().append_and_maintain(store, &witness).await?;
         self.close(store).await?;
         self.done()
@@ -329,12 +490,11 @@ impl Child {
         match store.store_batch(&background(), batch).await {
             Ok(stored) => {
                 let is_new = |stored: &Stored| stored.outcome == StoreOutcome::Written;
-                let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
                 let is_written = was_fenced && stored.iter().any(is_new);
                 ensure!(!is_written, "batch {number} was accepted after an unknown outcome or a fence (F1)");
                 let mixed = stored.iter().any(is_new) && !stored.iter().all(is_new);
                 ensure!(!mixed, "of the repeated batch {number} some events were there (W1): {stored:?}");
-                self.tell(&Line::Stored { batch: number, sync, places });
+                self.tell_stored(number, sync, &stored);
             }
             Err(Error::VersionConflict { .. }) if !is_repeated => self.tell(&Line::Refused { batch: number }),
             Err(error) => self.failed(number, is_repeated, was_fenced, error)?,
@@ -398,10 +558,7 @@ impl Child {
                 let what = format_args!("an append after a failed commit, when the disk is whole again (F1)");
                 return Err(Failure::difference(what, "Err(Fenced)", &format!("{other:?}")));
             }
-            (false, Ok(stored)) => {
-                let places = stored.iter().map(|stored| (stored.version.get(), stored.revision)).collect();
-                self.tell(&Line::Stored { batch: number, sync: true, places });
-            }
+            (false, Ok(stored)) => self.tell_stored(number, true, &stored),
             // An engine whose own work has failed may refuse what comes next in its own words.
             (false, Err(Error::OutcomeUnknown { .. })) if self.has_maintenance_failed.load(Ordering::SeqCst) => {
                 self.is_fenced.store(true, Ordering::SeqCst);

@@ -167,7 +167,17 @@ impl Life {
 
     fn spawn(&self, plan: &Plan) -> Checked<Child> {
         let stdin = if plan.role == Role::Hold { Stdio::piped() } else { Stdio::null() };
-        let child = Command::new(std::env::current_exe()?)
+        let program = std::env::current_exe()?;
+        let mut command = match plan.role {
+            Role::RunOutOfFiles => {
+                // Few enough to be used up.
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\""]).arg(program);
+                shell
+            }
+            _ => Command::new(program),
+        };
+        let child = command
             .args(std::env::args_os().skip(1))
             .env(CHILD, &self.place)
             .env(PLAN, serde_json::to_string(plan).map_err(std::io::Error::from)?)
@@ -194,6 +204,25 @@ impl Life {
         ensure!(status.success(), "the process that had the store open ended with {status}");
         // It is closed now, and opens.
         self.run(&Plan { seed: 1, first_batch: 1, ..plan(Role::Work) }, &mut learned).map(drop)
+    }
+
+    /// Lets so many children work on the store that nothing happens to, then one with this role, then another, which finds what
+    /// that has left.
+    pub(crate) fn visit(&mut self, after: usize, role: Role) -> Checked {
+        let mut learned = Learned::default();
+        for role in std::iter::repeat_n(Role::Work, after).chain([role, Role::Work]) {
+            self.cycles += 1;
+            let plan = Plan {
+                // By which the runtime of a child and other things are chosen.
+                seed: self.events_seed.wrapping_add(self.cycles),
+                events_seed: self.events_seed,
+                first_batch: self.cycles * 1_000,
+                role,
+                incident: Incident::None,
+            };
+            self.run(&plan, &mut learned).map_err(|failure| failure.note("plan", format!("{plan:?}")))?;
+        }
+        Ok(())
     }
 
     /// Whether there is something to damage, and nothing else has happened to it.

@@ -35,6 +35,9 @@
 //! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, writes that the system cuts short.
 //! * **Damage**: a flipped bit or a lost end of a file, of a store that was closed or killed before.
 //!
+//! What needs a process of its own and no incident is here as well: a second opening, a clock that is wrong, file descriptors
+//! that run out, recorders of metrics and subscribers of logs that panic.
+//!
 //! A check that has no place in a store, such as a kill amid a backup of a store that takes none, shows as ignored.
 //!
 //! # Environment
@@ -47,9 +50,11 @@
 mod audit;
 mod child;
 mod life;
+mod listeners;
 mod plan;
 mod points;
 mod scenario;
+mod shortage;
 mod torture;
 mod witness;
 mod workload;
@@ -69,7 +74,7 @@ use libtest_mimic::{Arguments, Trial};
 pub use torture::{Summary, Torture};
 
 use self::life::{Cycle, Life};
-use self::plan::{Incident, Plan};
+use self::plan::{Incident, Plan, Role, WrongClock};
 use self::scenario::{Learned, SCENARIOS, Scenario};
 use crate::env::Factory;
 use crate::failure::{Checked, Failure};
@@ -88,16 +93,45 @@ const POWER_CUT: &str = "power cut";
 /// How many incidents happen to a store. What is wrong with its making shows only in those of its first child.
 const CYCLES_OF_A_LIFE: [u64; 3] = [2, 6, 24];
 
-/// The check that needs a second process and no crash.
-const LOCKED: Named = Named {
-    name: "crash::l2_an_opening_from_another_process_is_locked",
-    rule: "L2: A second opening from another process is `Locked`, and once the first is closed the store opens.",
-};
-
-struct Named {
+/// A check that needs other processes and no crash.
+struct Other {
     name: &'static str,
     rule: &'static str,
+    /// Why it does not run for a store with this profile, here.
+    missing: fn(&Profile) -> Option<&'static str>,
+    run: fn(&mut Life) -> Checked,
 }
+
+/// Every such check.
+const OTHERS: [Other; 4] = [
+    Other {
+        name: "crash::l2_an_opening_from_another_process_is_locked",
+        rule: "L2: A second opening from another process is `Locked`, and once the first is closed the store opens.",
+        missing: |profile| (!profile.locks()).then_some("needs a store that locks"),
+        run: Life::open_twice,
+    },
+    Other {
+        name: "crash::w7_no_clock_keeps_anybody_from_appending",
+        rule: "W7: While the clock is before 1970, after 9999, or goes back, the store opens, appends, collects, is backed up and closes, and what it has recorded can be copied.",
+        missing: |_| {
+            (!faulty_disk::IS_SUPPORTED).then_some("needs Linux with the GNU C library, where a clock can be set")
+        },
+        run: |life| WrongClock::ALL.iter().try_for_each(|clock| life.visit(1, Role::WorkWithWrongClock(*clock))),
+    },
+    Other {
+        name: "crash::m3_a_store_is_not_called_damaged_for_want_of_files",
+        rule: "M3: What `verify`, and whoever opens or reads, cannot read for want of file descriptors is an error and no finding: never `Corrupt`, and never missing.",
+        missing: |_| (!cfg!(unix)).then_some("needs a Unix system, whose file descriptors can be used up"),
+        // So that there is more than one file of each kind.
+        run: |life| life.visit(6, Role::RunOutOfFiles),
+    },
+    Other {
+        name: "crash::f5_recorders_and_subscribers_that_panic_stop_nobody",
+        rule: "F5: A recorder of metrics and a subscriber of logs that panic end the calls that they are told of at most: nothing is fenced or lost, and all goes on when they panic no more.",
+        missing: |_| None,
+        run: |life| life.visit(1, Role::PanicWhenTold),
+    },
+];
 
 /// How a life ended that broke no rule.
 enum Lived {
@@ -144,7 +178,8 @@ impl Kit {
     {
         assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
         let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
-        let names = SCENARIOS.iter().map(|scenario| scenario.name).chain([LOCKED.name]).collect();
+        let names =
+            SCENARIOS.iter().map(|scenario| scenario.name).chain(OTHERS.iter().map(|other| other.name)).collect();
         Kit { name: name.to_owned(), profile, factory, env: Vec::new(), cycles: 10, names }
     }
 
@@ -199,8 +234,8 @@ impl Kit {
     /// What each check is about, also of those that are ignored for this store. All names begin with `crash::`.
     pub fn checks(&self) -> impl Iterator<Item = CheckInfo> {
         let of_scenario = |scenario: &Scenario| (scenario.name, scenario.rule, scenario.kind.missing(&self.profile));
-        let locks = (!self.profile.locks()).then_some("needs a store that locks");
-        let checks = SCENARIOS.iter().map(of_scenario).chain([(LOCKED.name, LOCKED.rule, locks)]);
+        let of_other = |other: &Other| (other.name, other.rule, (other.missing)(&self.profile));
+        let checks = SCENARIOS.iter().map(of_scenario).chain(OTHERS.iter().map(of_other));
         let wanted = checks.filter(|(name, ..)| self.names.contains(name));
         wanted.map(|(name, rule, missing)| CheckInfo {
             ignored: missing.map(str::to_owned),
@@ -219,9 +254,12 @@ impl Kit {
         if let Some(reason) = check.ignored {
             return Outcome::Ignored(reason);
         }
-        let outcome = match SCENARIOS.iter().find(|scenario| scenario.name == check.name) {
-            Some(scenario) => self.wait_for_incidents(scenario),
-            None => self.open_twice().map(|()| true),
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == check.name);
+        let other = OTHERS.iter().find(|other| other.name == check.name);
+        let outcome = match (scenario, other) {
+            (Some(scenario), _) => self.wait_for_incidents(scenario),
+            (None, Some(other)) => self.without_incident(other).map(|()| true),
+            (None, None) => Ok(false),
         };
         match outcome {
             Ok(true) => Outcome::Passed,
@@ -307,9 +345,12 @@ impl Kit {
         Ok(lived)
     }
 
-    fn open_twice(&self) -> Checked {
+    fn without_incident(&self, other: &Other) -> Checked {
         let root = tempfile::Builder::new().prefix("eventstore-crash-").tempdir()?;
-        Life::begin(self, root.path().join("life"), 1)?.open_twice()
+        (other.run)(&mut Life::begin(self, root.path().join("life"), random::seed())?).map_err(|failure| {
+            let kept = root.keep();
+            failure.note("files", format!("kept in {}", kept.display()))
+        })
     }
 
     fn be_child(&self, place: OsString) -> ExitCode {

@@ -5,6 +5,8 @@ use std::fmt;
 use faulty_disk::{Call, Calls, Fault, Surviving, Trigger};
 use serde::{Deserialize, Serialize};
 
+use crate::Profile;
+
 /// What the child is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Phase {
@@ -51,6 +53,38 @@ pub(crate) enum Role {
     Hold,
     /// It opens the store while another has it open.
     OpenSecond,
+    /// As `Work`, with a clock that is wrong.
+    WorkWithWrongClock(WrongClock),
+    /// It opens and reads the store with few file descriptors, which must not make it call a sound store damaged.
+    RunOutOfFiles,
+    /// As `Work`, after some work during which a recorder of metrics and a subscriber of logs panicked.
+    PanicWhenTold,
+}
+
+/// What is wrong with a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum WrongClock {
+    Before1970,
+    After9999,
+    /// It goes back and forth, and through all of that.
+    Jumps,
+}
+
+impl WrongClock {
+    pub(crate) const ALL: [WrongClock; 3] = [WrongClock::Before1970, WrongClock::After9999, WrongClock::Jumps];
+
+    /// What it shows, in seconds since 1970.
+    pub(crate) fn shows(self, profile: &Profile) -> &'static [i64] {
+        const YEAR: i64 = 365 * 24 * 60 * 60;
+        match self {
+            WrongClock::Before1970 => &[-10 * YEAR],
+            WrongClock::After9999 => &[10_000 * YEAR],
+            WrongClock::Jumps if profile.works_before_1970() => {
+                &[50 * YEAR, 10_000 * YEAR, 0, -10 * YEAR, 8_000 * YEAR, 1]
+            }
+            WrongClock::Jumps => &[50 * YEAR, 10_000 * YEAR, 0, 8_000 * YEAR, 1],
+        }
+    }
 }
 
 /// What happens.

@@ -155,6 +155,11 @@ impl Run {
                 if random.below(3) == 0 {
                     options = LoadOptions::all().aggregate(AGGREGATES[below(&mut random, 3)]);
                 }
+                match random.below(6) {
+                    0 => options = options.aggregate_prefix(["a", "ab"][below(&mut random, 2)]),
+                    1 => options = options.since_revision(random.below(20).into()),
+                    _ => {}
+                }
                 if random.below(2) == 0 {
                     options = options.backward();
                 }
@@ -190,11 +195,11 @@ impl Run {
                 let expected = match random.below(4) {
                     0 => Expected::LatestVersion(recorder.latest(&who).await?),
                     1 if round == 0 => Expected::NoEvents,
-                    _ => Expected::Revision(revision),
+                    _ => Expected::Revision(revision.into()),
                 };
                 let outcome = recorder.append(&who, Batch::from(new).expected(expected)).await?;
                 revision = match outcome {
-                    Appended::Stored(stored) => stored[0].revision,
+                    Appended::Stored(stored) => stored[0].revision.get(),
                     Appended::Conflict { actual } if expected.is_about_aggregate() => actual,
                     _ => recorder.revision(&who, "wanted").await?,
                 };

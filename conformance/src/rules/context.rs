@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt, EventStream, Gc,
-    LoadOptions, PageSize, StoreOutcome, Stored, Version,
+    AggregateOptions, Batch, CancellationToken, Context, Durability, Error, Event, EventStore, EventStoreExt,
+    EventStream, Gc, LoadOptions, PageSize, StoreOutcome, Stored, Version,
 };
 
 use crate::calls::call_every_method;
@@ -169,7 +169,7 @@ checks! {
         let appends: Vec<_> =
             (0..64).map(|number| append_one(&store, event(format!("last-{number}"), "last"))).collect();
         all_at_once(appends).await?;
-        let revision = store.aggregate_revision(&background(), "last").await?;
+        let revision = store.aggregate_revision(&background(), "last").await?.get();
         expect_eq!(revision, 64, "the revision after the appends behind the dropped ones");
     }
 
@@ -345,10 +345,17 @@ checks! {
             ("load_page of an aggregate", page(every.aggregate("a"))),
             ("get", read(&store, async |store, ctx| Ok(vec![store.get(&ctx, "event-7").await?.version.get()]))),
             ("latest_version", read(&store, async |store, ctx| Ok(vec![store.latest_version(&ctx).await?.get()]))),
-            ("aggregate_revision", read(&store, async |store, ctx| Ok(vec![store.aggregate_revision(&ctx, "a").await?]))),
+            ("aggregate_revision", read(&store, async |store, ctx| Ok(vec![store.aggregate_revision(&ctx, "a").await?.get()]))),
             (
                 "wait_for_events",
                 read(&store, async |store, ctx| Ok(vec![store.wait_for_events(&ctx, Version::ZERO).await?.get()])),
+            ),
+            (
+                "list_aggregates",
+                read(&store, async |store, ctx| {
+                    let page = store.list_aggregates(&ctx, &AggregateOptions::all(), 10).await?;
+                    Ok(page.aggregates.iter().map(|aggregate| aggregate.revision.get()).collect())
+                }),
             ),
             ("stats", read(&store, async |store, ctx| Ok(vec![store.stats(&ctx).await?.aggregates]))),
         ];
@@ -617,7 +624,7 @@ async fn each_did_what_it_said(env: &Env, store: Store, attempts: Vec<Attempt>) 
         let outcome = if before.is_empty() { StoreOutcome::Written } else { StoreOutcome::AlreadyStored };
         for (place, stored) in again.iter().enumerate() {
             let what = format!("the event {place} of an append repeated after {:?}", attempt.outcome);
-            expect_eq!(stored.revision, place as u64 + 1, "the revision of {what}");
+            expect_eq!(stored.revision.get(), place as u64 + 1, "the revision of {what}");
             expect_eq!(stored.outcome, outcome, "the outcome of {what}");
             if let Some(version) = before.get(place) {
                 expect_eq!(stored.version, *version, "the version of {what}");

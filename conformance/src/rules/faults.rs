@@ -2,14 +2,24 @@
 //!
 //! Little of it can be brought about through the trait, so most of the rules show here as ignored.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
-use eventstore_api::{Batch, CancellationToken, Context, Error, EventStore, Expected};
+use eventstore_api::{
+    Batch, CancellationToken, Context, Error, EventStore, Expected, Gc, LoadOptions, Progress, Version,
+};
 
+use crate::calls::collect;
 use crate::check::checks;
-use crate::events::{append_one, background, event, events};
-use crate::reading::audit;
-use crate::tasks::polled;
+use crate::env::{Env, Store};
+use crate::events::{append_large, append_one, background, event, events};
+use crate::failure::{Checked, Failure};
+use crate::reading::{NEWEST, audit, is_sound, load, pages_of};
+use crate::tasks::{all_at_once, polled};
 
 checks! {
     /// F1: After a failed commit or sync the outcome is unknown and the writer is fenced; reads go on.
@@ -58,4 +68,191 @@ checks! {
     /// F4: When the disk is full there is a clear error, nothing acknowledged is lost, and the store opens again.
     #[ignore = "needs a disk that can be filled"]
     async fn f4_a_full_disk_loses_nothing_that_was_acknowledged(_env: &Env) {}
+
+    /// F5: A listener of progress may wait for what others read and append: the work that it is told of waits for it, and nobody
+    /// else does.
+    async fn f5_a_listener_of_progress_may_wait_for_readers_and_writers(env: &Env) {
+        let store = env.open().await?;
+        append_large(&store).await?;
+        let others = Others::begin(store.clone(), env.profile.limit() / 2);
+        for work in Work::all(env) {
+            let asked = Arc::new(AtomicU64::new(0));
+            let (listening, listener) = (others.clone(), asked.clone());
+            let progress = Progress::new(move |_, _| {
+                // Of hundreds of steps, some.
+                if (listener.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
+                    listening.wait_for_all(work);
+                }
+            });
+            work.run(env, &store, &Context::background().with_progress(progress)).await?;
+            others.outcome()?;
+            if work.tells() {
+                ensure!(asked.load(Ordering::Relaxed) > 0, "{work:?} ended and told nobody how far it had come");
+            }
+        }
+        audit(&store).await?;
+    }
+
+    /// F5: A listener of progress that panics ends the call that it is told of at most: reads, appends and the next call of that
+    /// kind go on, nothing is fenced, and the store closes.
+    #[on(Both)]
+    async fn f5_a_listener_of_progress_that_panics_ends_its_own_call_alone(env: &Env) {
+        let mut store = env.open().await?;
+        append_large(&store).await?;
+        for work in Work::all(env) {
+            for at in [1, 2, 7] {
+                let told = AtomicU64::new(0);
+                let progress = Progress::new(move |_, _| {
+                    if told.fetch_add(1, Ordering::Relaxed) + 1 == at {
+                        // As a panic, but without the words on the terminal.
+                        std::panic::resume_unwind(Box::new("a listener panicked"));
+                    }
+                });
+                let (ctx, called) = (Context::background().with_progress(progress), store.clone());
+                let target = env.unused_path();
+                // The call may end well, with an error, or with the panic.
+                let _ = tokio::spawn(async move { work.call(&called, &ctx, &target).await }).await;
+                let written = event(format!("after {work:?} at {at}"), "after");
+                append_one(&store, written.clone()).await?;
+                let there = store.get(&background(), written.id()).await?;
+                expect_eq!(there.event, written, "what was appended when a listener had panicked");
+                work.run(env, &store, &background()).await?;
+            }
+            let fenced = store.stats(&background()).await?.fenced;
+            expect_eq!(fenced, None, "why the writer is fenced after a listener of {work:?} has panicked");
+        }
+        let all = audit(&store).await?;
+        if env.profile.verifies() {
+            is_sound(&store.verify(&background()).await?, &all)?;
+        }
+        if env.profile.survives_closing() {
+            store = env.reopen(store).await?;
+            expect_eq!(audit(&store).await?.len(), all.len(), "the number of events after listeners that panicked");
+        }
+        store.close().await?;
+    }
+
+    /// F5: Recorders of metrics and subscribers of logs that panic end the call that they are told of at most.
+    #[ignore = "needs a process of its own, whose recorder and subscriber they are"]
+    async fn f5_recorders_and_subscribers_that_panic_stop_nobody(_env: &Env) {}
+}
+
+/// Work that tells how far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Collection(Gc),
+    Backup,
+    Verification,
+    Digest,
+}
+
+impl Work {
+    /// All that the store does.
+    fn all(env: &Env) -> Vec<Self> {
+        let mut all = vec![Work::Collection(Gc::Quick), Work::Collection(Gc::Full), Work::Digest];
+        all.extend(env.profile.takes_backups().then_some(Work::Backup));
+        all.extend(env.profile.verifies().then_some(Work::Verification));
+        all
+    }
+
+    /// Whether it has to tell how far it has come. A collection may have nothing to do, and a digest may be there already.
+    fn tells(self) -> bool {
+        matches!(self, Work::Backup | Work::Verification)
+    }
+
+    async fn call(self, store: &Store, ctx: &Context, target: &Path) -> Result<(), Error> {
+        match self {
+            Work::Collection(gc) => collect(store, ctx, gc).await,
+            Work::Backup => store.backup(ctx, target).await.map(drop),
+            Work::Verification => store.verify(ctx).await.map(drop),
+            Work::Digest => store.digest(ctx, NEWEST).await.map(drop),
+        }
+    }
+
+    /// Does it, and looks whether it did it well.
+    async fn run(self, env: &Env, store: &Store, ctx: &Context) -> Checked {
+        let (target, before) = (env.unused_path(), store.latest_version(&background()).await?);
+        if self == Work::Verification {
+            let report = store.verify(ctx).await?;
+            expect_eq!(report.findings, [], "what was found in a sound store");
+            return Ok(());
+        }
+        self.call(store, ctx, &target).await?;
+        if self == Work::Backup {
+            let backup = env.open_at(&target).await?;
+            let kept = audit(&backup).await?.len() as u64;
+            ensure!(kept >= before.get(), "a backup that began at version {before} has {kept} events");
+            backup.close().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Somebody else, on a thread and a runtime of their own, who reads and appends when they are asked to.
+#[derive(Clone)]
+struct Others {
+    asks: Arc<Mutex<(Sender<()>, Receiver<Checked>)>>,
+    outcome: Arc<Mutex<Checked>>,
+    limit: Duration,
+}
+
+impl Others {
+    fn begin(store: Store, limit: Duration) -> Self {
+        let ((asks, asked), (answers, answered)) = (channel(), channel());
+        thread::spawn(move || {
+            let mut number = 0;
+            // Until nobody asks any more.
+            while asked.recv().is_ok() {
+                number += 1;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                let read = runtime
+                    .map_err(Failure::from)
+                    .and_then(|runtime| runtime.block_on(read_and_append(&store, number)));
+                if answers.send(read).is_err() {
+                    return;
+                }
+            }
+        });
+        Others { asks: Arc::new(Mutex::new((asks, answered))), outcome: Arc::new(Mutex::new(Ok(()))), limit }
+    }
+
+    /// Asks them to do it all, and waits, on this thread. For a listener, which cannot fail.
+    fn wait_for_all(&self, work: Work) {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcome.is_err() {
+            return;
+        }
+        let _ = asks.0.send(());
+        let answer = asks.1.recv_timeout(self.limit);
+        *outcome = answer.unwrap_or_else(|error| {
+            let text = match error {
+                RecvTimeoutError::Timeout => "wait for a listener of it that waits for them: something hangs",
+                RecvTimeoutError::Disconnected => "have ended with a panic while a listener of it waited for them",
+            };
+            Err(Failure::new(format!("beside {work:?}, those who read and append {text}")))
+        });
+    }
+
+    /// What came of it.
+    fn outcome(&self) -> Checked {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Every kind of call that others may wait for.
+async fn read_and_append(store: &Store, number: u64) -> Checked {
+    let written = event(format!("beside-{number}"), "beside");
+    let stored = append_one(store, written.clone()).await?;
+    let found = store.get(&background(), written.id()).await?;
+    expect_eq!((found.version, &found.event), (stored.version, &written), "what was appended beside other work");
+    expect_eq!(store.aggregate_revision(&background(), "beside").await?, stored.revision, "its revision");
+    store.wait_for_events(&background(), Version::new(stored.version.get() - 1)).await?;
+    ensure!(store.latest_version(&background()).await? >= stored.version, "an append is not among the events");
+    let of_one = load(store, LoadOptions::all().aggregate("beside").backward().limit(1)).await?;
+    expect_eq!(of_one, [found], "the newest event of an aggregate beside other work");
+    store.load_page(&background(), &LoadOptions::all(), pages_of(50)).await?;
+    store.stats(&background()).await?;
+    let appends = (0..3).map(|nth| append_one(store, event(format!("beside-{number}-{nth}"), "other")));
+    all_at_once(appends.collect::<Vec<_>>()).await.map(drop)
 }

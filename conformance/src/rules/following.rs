@@ -3,8 +3,8 @@
 use std::pin::pin;
 
 use eventstore_api::{
-    CancellationToken, Context, Direction, Error, EventStore, EventStoreExt, EventStream, Gc, LoadOptions,
-    RecordedEvent, Version,
+    CancellationToken, Context, Cursor, Direction, Error, Event, EventStore, EventStoreExt, EventStream, Gc,
+    LoadOptions, RecordedEvent, Version,
 };
 
 use crate::check::checks;
@@ -315,6 +315,152 @@ checks! {
             ensure!(version > Version::ZERO && version <= latest, "`wait_for_events` gives {version} of {latest}");
         }
     }
+
+    /// S3: A cursor stays good while the store is appended to and collects garbage.
+    #[on(Both)]
+    async fn s3_a_cursor_stays_good_while_the_store_goes_on(env: &Env) {
+        let store = env.open().await?;
+        goes_on(&store, &[Cursor::START], "an empty store").await?;
+        append_history(&store, 12).await?;
+        let cursors = cursors_until(&store, 12).await?;
+        expect_eq!(cursors[0], Cursor::START, "the cursor before the first event");
+        goes_on(&store, &cursors, "a store at rest").await?;
+        append(&store, events("many", "many", 1500)).await?;
+        goes_on(&store, &cursors, "a store that was appended to").await?;
+        for gc in [Gc::Quick, Gc::Full] {
+            match store.run_gc(&background(), gc).await {
+                Err(Error::Unsupported { .. }) if gc == Gc::Full => {}
+                outcome => drop(outcome?),
+            }
+            goes_on(&store, &cursors, "a store that collected garbage").await?;
+        }
+        expect_eq!(cursors_until(&store, 12).await?, cursors, "the cursors when they are taken again");
+        let writers = write(&store, 3, 40);
+        while writers.is_running() {
+            goes_on(&store, &cursors, "a store that is written to").await?;
+            tokio::task::yield_now().await;
+        }
+        writers.finish().await?;
+        let beyond = store.cursor_at(&background(), Version::new(100_000)).await;
+        expect_err!(beyond, Error::InvalidVersion { .. }, "the cursor of a version that the store has not come to");
+    }
+
+    /// S3: A cursor of another history is refused from the first event on that differs, and good before it.
+    async fn s3_a_cursor_of_another_history_is_refused(env: &Env) {
+        let (store, others) = (env.open().await?, env.fresh()?);
+        let all = append_history(&store, 40).await?;
+        let same = event(all[4].id(), all[4].aggregate_id());
+        let builder = Event::builder(same.event_type(), same.aggregate_id()).id(same.id());
+        for other in [
+            builder.data("other").build()?,
+            Event::builder(same.event_type(), same.aggregate_id())
+                .id(same.id())
+                .data(same.data_bytes())
+                .metadata_json("{\"other\":true}")
+                .build()?,
+            event("other", same.aggregate_id()),
+        ] {
+            // Only the fifth event differs, and what comes after it is the same.
+            let others = others.fresh()?;
+            let another = others.open().await?;
+            append(&another, [&all[..4], std::slice::from_ref(&other), &all[5..]].concat()).await?;
+            let (of_store, of_other) = (cursors_until(&store, 40).await?, cursors_until(&another, 40).await?);
+            goes_on(&another, &of_store[..5], "a store with the same events up to there").await?;
+            goes_on(&store, &of_other[..5], "a store with the same events up to there").await?;
+            is_another(&another, &of_store[5..], &of_other[5..]).await?;
+            is_another(&store, &of_other[5..], &of_store[5..]).await?;
+        }
+    }
+
+    /// S3: A store that ends before a cursor refuses it, and when it has come so far with other events as well.
+    async fn s3_a_cursor_beyond_the_end_is_refused(env: &Env) {
+        let (store, others) = (env.open().await?, env.fresh()?);
+        let all = append_history(&store, 20).await?;
+        let cursors = cursors_until(&store, 20).await?;
+        let shorter = others.open().await?;
+        is_another(&shorter, &cursors[1..], &[Cursor::START; 20]).await?;
+        append(&shorter, all[..8].to_vec()).await?;
+        goes_on(&shorter, &cursors[..9], "a store with the first events").await?;
+        is_another(&shorter, &cursors[9..], &[cursors[8]; 12]).await?;
+        append_one(&shorter, event("another", "a")).await?;
+        append(&shorter, all[9..].to_vec()).await?;
+        goes_on(&shorter, &cursors[..9], "a store that has gone on otherwise").await?;
+        is_another(&shorter, &cursors[9..], &cursors_until(&shorter, 20).await?[9..]).await?;
+    }
+
+    /// S3: After reopening, the store's own cursors are good and those of another history are refused.
+    #[needs(Persistence)]
+    async fn s3_cursors_are_the_same_after_reopening(env: &Env) {
+        let (mut store, others) = (env.open().await?, env.fresh()?);
+        let all = append_history(&store, 20).await?;
+        let mut another = others.open().await?;
+        append(&another, [&[event("another", "a")], &all[1..]].concat()).await?;
+        let (cursors, of_other) = (cursors_until(&store, 20).await?, cursors_until(&another, 20).await?);
+        for _ in 0..2 {
+            (store, another) = (env.reopen(store).await?, others.reopen(another).await?);
+            goes_on(&store, &cursors, "a store that was opened again").await?;
+            is_another(&another, &cursors[1..], &of_other[1..]).await?;
+            append(&store, events(&format!("more-{}", store.latest_version(&background()).await?), "a", 3)).await?;
+        }
+    }
+
+    /// S3: A backup has the history of its store, until it is restored and goes on otherwise.
+    #[needs(Backup)]
+    async fn s3_a_restored_backup_that_goes_on_has_another_history(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        let target = env.unused_path();
+        store.backup(&background(), &target).await?;
+        append(&store, events("later", "a", 10)).await?;
+        let cursors = cursors_until(&store, 20).await?;
+        let mut backup = env.open_at(&target).await?;
+        goes_on(&backup, &cursors[..11], "a backup").await?;
+        is_another(&backup, &cursors[11..], &[cursors[10]; 10]).await?;
+        append_one(&backup, event("of the backup", "a")).await?;
+        append(&backup, events("later", "a", 10)[1..].to_vec()).await?;
+        for _ in 0..2 {
+            goes_on(&backup, &cursors[..11], "a backup that has gone on").await?;
+            is_another(&backup, &cursors[11..], &cursors_until(&backup, 20).await?[11..]).await?;
+            if !env.profile.survives_closing() {
+                break;
+            }
+            backup.close().await?;
+            drop(backup);
+            backup = env.open_at(&target).await?;
+        }
+    }
+}
+
+/// The cursors of each version up to this one.
+async fn cursors_until(store: &Store, version: u64) -> Checked<Vec<Cursor>> {
+    let mut cursors = Vec::new();
+    for version in 0..=version {
+        let cursor = store.cursor_at(&background(), version.into()).await?;
+        expect_eq!(cursor.version().get(), version, "the version of the cursor that was taken at version {version}");
+        cursors.push(cursor);
+    }
+    Ok(cursors)
+}
+
+/// Fails unless the store has the history of each of these cursors.
+async fn goes_on(store: &Store, cursors: &[Cursor], what: &str) -> Checked {
+    for cursor in cursors {
+        let checked = store.check_cursor(&background(), *cursor).await;
+        ensure!(checked.is_ok(), "going on from the cursor {cursor} of its own history in {what} gives {checked:?}");
+    }
+    Ok(())
+}
+
+/// Fails unless each of the cursors is refused, with the place that the store has instead.
+async fn is_another(store: &Store, cursors: &[Cursor], places: &[Cursor]) -> Checked {
+    for (cursor, place) in cursors.iter().zip(places) {
+        expect_err!(
+            store.check_cursor(&background(), *cursor).await,
+            Error::HistoryDiverged { cursor: ref refused, ref found } if refused == cursor && found == place,
+            "going on from the cursor {cursor} in a store that has {place} there"
+        );
+    }
+    Ok(())
 }
 
 /// Writers that append pairs of events of one aggregate or of another.

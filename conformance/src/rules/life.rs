@@ -1,12 +1,17 @@
 //! L: opening, closing, and opening again.
 
-use eventstore_api::{Batch, Error, Event, EventStore, EventStoreExt, LoadOptions, Version};
+use std::fs;
+
+use eventstore_api::{
+    AggregateOptions, Batch, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, Version,
+};
 
 use crate::calls::call_every_method;
 use crate::check::checks;
 use crate::events::{append, append_history, append_one, background, event, events};
 use crate::failure::Failure;
-use crate::reading::{audit, first_of, pages_of, same_events};
+use crate::files::Content;
+use crate::reading::{audit, first_of, is_sound, pages_of, same_events};
 use crate::tasks::{Background, all_at_once, at_once, polled};
 
 checks! {
@@ -39,13 +44,17 @@ checks! {
         for options in [
             every.clone().limit(0),
             every.clone().before(Version::ZERO),
-            every.aggregate("nobody"),
+            every.clone().aggregate("nobody"),
+            every.types(["Nothing"]).recorded_before(std::time::SystemTime::UNIX_EPOCH),
             LoadOptions::since(1.into()),
             LoadOptions::since(u64::MAX.into()),
         ] {
             let page = store.load_page(&ctx, &options, pages_of(1)).await;
             expect_err!(page, Error::Closed, "a page of no event, {options:?}, after `close`");
         }
+        let nobody = AggregateOptions::all().before(Version::ZERO);
+        let listed = store.list_aggregates(&ctx, &nobody, 1).await;
+        expect_err!(listed, Error::Closed, "a list of no aggregates after `close`");
         expect_err!(store.get(&ctx, "nobody").await, Error::Closed, "getting an unknown id after `close`");
         expect_err!(store.get(&ctx, &"x".repeat(256)).await, Error::Closed, "getting an over-long id after `close`");
         expect_err!(store.aggregate_revision(&ctx, "nobody").await, Error::Closed, "an unknown aggregate after `close`");
@@ -156,7 +165,7 @@ checks! {
             let all = audit(&reopened).await?;
             if env.profile.survives_closing() {
                 for (writer, accepted) in accepted.into_iter().enumerate() {
-                    let revision = reopened.aggregate_revision(&background(), &format!("writer-{writer}")).await?;
+                    let revision = reopened.aggregate_revision(&background(), &format!("writer-{writer}")).await?.get();
                     expect_eq!(
                         revision,
                         accepted * 2,
@@ -220,7 +229,7 @@ checks! {
             drop(store);
             let store = env.open().await?;
             audit(&store).await?;
-            let revision = store.aggregate_revision(&background(), "b").await?;
+            let revision = store.aggregate_revision(&background(), "b").await?.get();
             expect_eq!(revision % 3, 0, "the number {revision} of events of dropped appends, three each, modulo three");
         }
     }
@@ -407,4 +416,147 @@ checks! {
     /// L3: Opening is bounded work: it does not grow with the number of events.
     #[ignore = "needs a large store and a clock; it is a matter of benchmarks"]
     async fn l3_opening_does_not_grow_with_the_number_of_events(_env: &Env) {}
+
+    /// L4: A store that is opened to be read only, or a backup, shows everything and refuses to be written to, and no byte of its
+    /// directory changes.
+    #[needs(ReadOnly)]
+    #[on(Both)]
+    async fn l4_a_store_that_is_only_read_stays_as_it_is(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 60).await?;
+        append(&store, events("many", "many", 1500)).await?;
+        let all = audit(&store).await?;
+        let mut places = vec![env.directory().to_owned()];
+        if env.profile.takes_backups() {
+            let target = env.unused_path();
+            store.backup(&background(), &target).await?;
+            places.push(target);
+        }
+        store.close().await?;
+        drop(store);
+        for place in places {
+            let before = Content::of(&place)?;
+            let reader = env.read_at(&place).await?;
+            same_events(&audit(&reader).await?, &all, "the events of a store that is only read")?;
+            let stats = reader.stats(&background()).await?;
+            expect_eq!((stats.latest_version.get(), stats.aggregates), (1560, 4), "what `stats` of a store tell that is only read");
+            if env.profile.verifies() {
+                is_sound(&reader.verify(&background()).await?, &all)?;
+            }
+            let (new, there) = (event("new", "a"), event("history-1", "a"));
+            for (what, batch) in [
+                ("a new event", Batch::from(new.clone())),
+                ("an event that is there", Batch::from(there.clone())),
+                ("both", Batch::new(vec![new.clone(), there])),
+                ("a new event on a condition", Batch::from(new).expected(Expected::Exists)),
+            ] {
+                let refused = reader.store_batch(&background(), batch).await;
+                expect_err!(refused, Error::Unsupported { .. }, "an append of {what} to a store that is only read");
+            }
+            for gc in [Gc::Quick, Gc::Full] {
+                let refused = reader.run_gc(&background(), gc).await;
+                expect_err!(refused, Error::Unsupported { .. }, "a collection ({gc:?}) of a store that is only read");
+            }
+            if env.profile.takes_backups() {
+                let target = env.unused_path();
+                reader.backup(&background(), &target).await?;
+                let backup = env.open_at(&target).await?;
+                same_events(&audit(&backup).await?, &all, "the events of a backup of a store that is only read")?;
+            }
+            reader.close().await?;
+            drop(reader);
+            before.is_still(&place, "the directory of a store that was only read")?;
+        }
+        let store = env.open().await?;
+        append_one(&store, event("new", "a")).await?;
+        expect_eq!(audit(&store).await?.len(), all.len() + 1, "the number of events of a store that was only read before");
+    }
+
+    /// L4: Several may read a store at the same time, and each ends without the others.
+    #[needs(ReadOnly)]
+    #[on(Both)]
+    async fn l4_several_may_read_a_store_at_once(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 60).await?;
+        let all = audit(&store).await?;
+        store.close().await?;
+        drop(store);
+        let before = Content::of(env.directory())?;
+        let readers = at_once((0..4).map(|_| env.reading_at(env.directory())).collect::<Vec<_>>()).await?;
+        let mut readers = readers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        while let Some(reader) = readers.pop() {
+            same_events(&audit(&reader).await?, &all, "the events that one of several shows who only read")?;
+            if readers.len() % 2 == 0 {
+                reader.close().await?;
+            }
+        }
+        before.is_still(env.directory(), "the directory of a store that several have read")?;
+        let store = env.open().await?;
+        append_one(&store, event("new", "a")).await?;
+    }
+
+    /// L4: Who writes to a store and who only reads it keep each other out: the later opening is `Locked` and harms nothing. A
+    /// store that opts out of L2 need not.
+    #[needs(ReadOnly)]
+    async fn l4_who_writes_and_who_reads_keep_each_other_out(env: &Env) {
+        if !env.profile.locks() {
+            return Ok(());
+        }
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        for round in 0..3 {
+            let reading = env.reading_at(env.directory()).await;
+            expect_err!(reading, Error::Locked { .. }, "opening a store to read only that is open to be written to");
+            append_one(&store, event(format!("between-{round}"), "a")).await?;
+        }
+        let all = audit(&store).await?;
+        expect_eq!(all.len(), 13, "the number of events beside openings that were refused");
+        store.close().await?;
+        drop(store);
+        let before = Content::of(env.directory())?;
+        let (one, other) = (env.read_at(env.directory()).await?, env.read_at(env.directory()).await?);
+        for reader in [one, other] {
+            for _ in 0..3 {
+                let writing = env.opening().await;
+                expect_err!(writing, Error::Locked { .. }, "opening a store to write to it that is being read");
+            }
+            same_events(&audit(&reader).await?, &all, "the events that a reader shows when a writer was refused")?;
+            reader.close().await?;
+        }
+        before.is_still(env.directory(), "the directory of a store that was only read, to which a writer was refused")?;
+        let store = env.open().await?;
+        append_one(&store, event("after", "a")).await?;
+        same_events(first_of(&audit(&store).await?, 13), &all, "the events when the readers have gone")?;
+    }
+
+    /// L4: Opening to read only makes no store: where there is none it is `Open`, and nothing is there afterwards.
+    #[needs(ReadOnly)]
+    async fn l4_what_is_not_there_is_not_made_by_reading(env: &Env) {
+        let (missing, empty) = (env.unused_path(), env.unused_path());
+        fs::create_dir(&empty)?;
+        for place in [&missing, &empty] {
+            let before = Content::of(place)?;
+            let reading = env.reading_at(place).await;
+            expect_err!(reading, Error::Open { .. }, "opening to read only where there is no store");
+            before.is_still(place, "a place without a store that was opened to read only")?;
+        }
+        let store = env.open_at(&empty).await?;
+        expect_eq!(audit(&store).await?, [], "the events of a store that begins where somebody wanted to read one");
+    }
+
+    /// L4, declared absent: opening to read only is `Unsupported`, and changes nothing.
+    #[needs(NoReadOnly)]
+    async fn l4_without_it_opening_to_read_only_is_unsupported(env: &Env) {
+        let store = env.open().await?;
+        append_history(&store, 10).await?;
+        store.close().await?;
+        drop(store);
+        let before = Content::of(env.directory())?;
+        let reading = env.reading_at(env.directory()).await;
+        expect_err!(reading, Error::Unsupported { .. }, "opening a store to read only that cannot be opened so");
+        before.is_still(env.directory(), "the directory of a store that cannot be opened to read only")?;
+        let store = env.open().await?;
+        let kept = if env.profile.survives_closing() { 10 } else { 0 };
+        expect_eq!(audit(&store).await?.len(), kept, "the number of events after an opening that is unsupported");
+    }
 }

@@ -3,6 +3,7 @@
 mod concurrency;
 mod context;
 mod faults;
+mod filtering;
 mod following;
 mod life;
 mod maintenance;
@@ -22,6 +23,7 @@ pub(crate) fn checks() -> Vec<Check> {
         life::checks,
         faults::checks,
         following::checks,
+        filtering::checks,
         maintenance::checks,
         model::checks,
     ];

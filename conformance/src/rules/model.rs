@@ -19,11 +19,11 @@ use tokio::runtime::Runtime;
 
 use crate::check::checks;
 use crate::env::{Env, Store};
-use crate::events::{append, background, event, events};
+use crate::events::{append, background, event, events, found_in};
 use crate::failure::{Checked, Failure};
 use crate::model::{AGGREGATES, Ended, Model, Op, Step, Verdict, programs};
 use crate::random::{self, Random};
-use crate::reading::{audit, digests_of, load, load_pages, pages_of, same_events, select};
+use crate::reading::{audit, digests_of, list, load, load_pages, pages_of, same_events, select, select_aggregates};
 use crate::tasks::{all_at_once, polled};
 
 checks! {
@@ -52,7 +52,7 @@ checks! {
                 return Err(Failure::new(format!("an acknowledged event is not there, or was twice: {id:?}")));
             };
             expect_eq!(stored.version.get(), *version, "the version of the acknowledged event {id:?}");
-            expect_eq!(stored.revision, *revision, "the revision of the acknowledged event {id:?}");
+            expect_eq!(stored.revision.get(), *revision, "the revision of the acknowledged event {id:?}");
         }
         expect_eq!(rest.into_keys().collect::<Vec<_>>(), [""; 0], "events that nobody was told of");
     }
@@ -213,7 +213,9 @@ impl Running<'_> {
             Op::Backup | Op::MoveToBackup => self.backup(step).await?,
             Op::Subscribe(_) | Op::Read { .. } | Op::Unsubscribe(_) => self.follow(step).await?,
             Op::Append { .. } | Op::Make(_) => self.append(step).await?,
-            Op::Load { .. } | Op::Get(_) | Op::Latest | Op::Revision(_) | Op::WaitFor(_) => self.read(step).await?,
+            Op::Load { .. } | Op::Get(_) | Op::Latest | Op::Revision(_) | Op::List { .. } | Op::WaitFor(_) => {
+                self.read(step).await?;
+            }
             Op::Gc(_) | Op::Verify | Op::Digest(_) | Op::Stats => self.maintain(step).await?,
         }
         Ok(())
@@ -224,8 +226,10 @@ impl Running<'_> {
     }
 
     async fn append(&mut self, step: &Step) -> Checked {
-        let (events, on, durability, times) = match &step.op {
-            Op::Append { events, on, durability, times } => (events, *on, *durability, *times),
+        let (events, on, durability, idempotency, times) = match &step.op {
+            Op::Append { events, on, durability, idempotency, times } => {
+                (events, *on, *durability, *idempotency, *times)
+            }
             Op::Make(bad) => {
                 let (made, of) = bad.make();
                 expect_err!(made, Error::InvalidEvent { field, .. } if field == of, "making an event");
@@ -235,7 +239,7 @@ impl Running<'_> {
         };
         let events: Vec<_> = events.iter().map(|small| small.event()).collect();
         let expected = self.model.condition(on, events.first().map_or("", |event| event.aggregate_id()));
-        let mut batch = Batch::new(events).expected(expected);
+        let mut batch = Batch::new(events).expected(expected).idempotency(idempotency);
         batch.durability = durability;
         batch.recorded_at = times.of(batch.events.len());
         let got = self.handle(step).store_batch(&step.context(), batch.clone()).await;
@@ -251,10 +255,20 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Learns the times of recording that nobody named, if these options are about them.
+    async fn learn_for(&mut self, options: &LoadOptions) -> Checked {
+        if options.recorded_since.is_some() || options.recorded_before.is_some() {
+            let all = load(&self.handles[0], LoadOptions::all()).await?;
+            self.model.learn(&all);
+        }
+        Ok(())
+    }
+
     async fn read(&mut self, step: &Step) -> Checked {
         let (store, ctx) = (self.handle(step), step.context());
         match &step.op {
             Op::Load { options, page } => {
+                self.learn_for(options).await?;
                 let loaded = match (step.ended, page) {
                     (None, Some(events)) => Ok(load_pages(&store, options.clone(), pages_of(*events)).await?),
                     (None, None) => Ok(load(&store, options.clone()).await?),
@@ -290,7 +304,16 @@ impl Running<'_> {
                 let of = of.aggregate();
                 let got = store.aggregate_revision(&ctx, &of).await;
                 let Some(revision) = unless_ended(step, got)? else { return Ok(()) };
-                expect_eq!(revision?, self.model.revision(&of), "the revision");
+                expect_eq!(revision?.get(), self.model.revision(&of), "the revision");
+                Ok(())
+            }
+            Op::List { options, most } => {
+                let listed = match step.ended {
+                    None => Ok(list(&store, options.clone(), *most).await?),
+                    Some(_) => store.list_aggregates(&ctx, options, *most).await.map(|page| page.aggregates),
+                };
+                let Some(listed) = unless_ended(step, listed)? else { return Ok(()) };
+                expect_eq!(listed?, select_aggregates(&self.model.events, options), "the list of aggregates");
                 Ok(())
             }
             Op::WaitFor(after) => {
@@ -324,6 +347,8 @@ impl Running<'_> {
             }
             Op::Read { subscription, events } if !self.subscriptions.is_empty() => {
                 let at = subscription % self.subscriptions.len();
+                let options = self.subscriptions[at].options.clone();
+                self.learn_for(&options).await?;
                 let Subscription { stream, options, given } = &mut self.subscriptions[at];
                 let expected = select(&self.model.events, options);
                 for expected in expected[*given..].iter().take(*events) {
@@ -417,6 +442,10 @@ impl Running<'_> {
 
     /// Closes through one handle, which ends what there is through the others.
     async fn close(&mut self, step: &Step) -> Checked {
+        let about_times = self.subscriptions.iter().map(|subscription| subscription.options.clone());
+        for options in about_times.collect::<Vec<_>>() {
+            self.learn_for(&options).await?;
+        }
         self.handle(step).close().await?;
         for handle in self.handles.drain(..) {
             expect_err!(handle.latest_version(&background()).await, Error::Closed, "a read through another handle");
@@ -494,23 +523,24 @@ async fn race(store: Store, writer: usize, mut random: Random) -> Checked<Vec<(S
         let aggregate = aggregate(&mut random);
         let size = usize::try_from(random.below(3)).unwrap_or_default() + 1;
         let durability = if random.below(2) == 0 { Durability::Sync } else { Durability::Buffered };
-        let mut seen = store.aggregate_revision(&background(), aggregate).await?;
+        let mut seen = store.aggregate_revision(&background(), aggregate).await?.get();
         let batch = Batch::new(events(&format!("{writer}-{number}"), aggregate, size)).durability(durability);
         let stored = loop {
-            let attempt = batch.clone().expected(Expected::Revision(seen));
+            let attempt = batch.clone().expected(Expected::Revision(seen.into()));
             match store.store_batch(&background(), attempt).await {
                 Ok(stored) => break stored,
                 Err(Error::VersionConflict { actual, .. }) => {
-                    ensure!(actual > seen, "a conflict on revision {seen} tells of revision {actual}");
-                    seen = actual;
+                    let found = found_in(&actual);
+                    ensure!(found > seen, "a conflict on revision {seen} tells of revision {found}");
+                    seen = found;
                 }
                 Err(error) => return Err(error.into()),
             }
         };
-        expect_eq!(stored[0].revision, seen + 1, "the revision after a condition on revision {seen} held");
+        expect_eq!(stored[0].revision.get(), seen + 1, "the revision after a condition on revision {seen} held");
         for (place, event) in stored.iter().zip(&batch.events) {
             expect_eq!(place.outcome, StoreOutcome::Written, "the outcome of an append that won");
-            acknowledged.push((event.id().to_owned(), place.version.get(), place.revision));
+            acknowledged.push((event.id().to_owned(), place.version.get(), place.revision.get()));
         }
         if random.below(3) == 0 {
             let again = append(&store, batch.expected(Expected::NoEvents)).await?;
@@ -519,7 +549,7 @@ async fn race(store: Store, writer: usize, mut random: Random) -> Checked<Vec<(S
         if random.below(4) == 0 {
             let plain =
                 store.store(&background(), event(format!("{writer}-{number}-any"), aggregate), Expected::Any).await?;
-            acknowledged.push((format!("{writer}-{number}-any"), plain.version.get(), plain.revision));
+            acknowledged.push((format!("{writer}-{number}-any"), plain.version.get(), plain.revision.get()));
         }
     }
     Ok(acknowledged)

@@ -4,14 +4,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use eventstore_api::limits::clamp_recorded_at;
 use eventstore_api::{
-    BackupReport, Batch, Context, Durability, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
-    RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    BackupReport, Batch, Context, Durability, Error, Event, EventStore, Finding, Gc, GcReport, LoadOptions, Page,
+    PageSize, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version, async_trait,
 };
 
 use crate::reference_store::Reference;
@@ -25,6 +27,7 @@ pub(crate) enum Fault {
     BackupIsNotSynced,
     BackupOpensHalf,
     BufferedIsNeverSynced,
+    CallsShortageDamage,
     ChecksumIsNotLookedAt,
     CollectsInPlace,
     CollectsWithoutSync,
@@ -35,11 +38,14 @@ pub(crate) enum Fault {
     IgnoresShortWrites,
     LocksNothing,
     PanicsOnDamage,
+    RecordsAnyTime,
+    RefusesAClockThatGoesBack,
     RefusesWhatMayBeThere,
     RetriesFailedSyncs,
     RewritesWhenClosing,
     RewritesWhenOpening,
     SplitsBatches,
+    SubscribersBreakIt,
     TrustsTheOrderOfSectors,
     TrustsTheLength,
 }
@@ -52,6 +58,7 @@ impl Fault {
         Fault::BackupIsNotSynced,
         Fault::BackupOpensHalf,
         Fault::BufferedIsNeverSynced,
+        Fault::CallsShortageDamage,
         Fault::ChecksumIsNotLookedAt,
         Fault::CollectsInPlace,
         Fault::CollectsWithoutSync,
@@ -62,11 +69,14 @@ impl Fault {
         Fault::IgnoresShortWrites,
         Fault::LocksNothing,
         Fault::PanicsOnDamage,
+        Fault::RecordsAnyTime,
+        Fault::RefusesAClockThatGoesBack,
         Fault::RefusesWhatMayBeThere,
         Fault::RetriesFailedSyncs,
         Fault::RewritesWhenClosing,
         Fault::RewritesWhenOpening,
         Fault::SplitsBatches,
+        Fault::SubscribersBreakIt,
         Fault::TrustsTheOrderOfSectors,
         Fault::TrustsTheLength,
     ];
@@ -102,12 +112,22 @@ struct Files {
     log: Arc<File>,
     end: Arc<File>,
     len: u64,
+    /// When something was appended the last time.
+    newest: SystemTime,
     /// Locked while the store is open.
     lock: Option<File>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells whoever listens, whatever becomes of them.
+fn tell(fault: Fault, tell: impl FnOnce()) {
+    match fault {
+        Fault::SubscribersBreakIt => tell(),
+        _ => drop(catch_unwind(AssertUnwindSafe(tell))),
+    }
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -163,7 +183,8 @@ impl LogStore {
         if fault == Fault::RewritesWhenOpening {
             rewrite(&log, len).map_err(failed("rewrite the log"))?;
         }
-        let files = Files { log: Arc::new(log), end: Arc::new(end), len, lock: Some(lock) };
+        let files =
+            Files { log: Arc::new(log), end: Arc::new(end), len, newest: SystemTime::UNIX_EPOCH, lock: Some(lock) };
         let inner = Inner {
             fault,
             directory: directory.to_owned(),
@@ -184,13 +205,13 @@ impl LogStore {
         if inner.is_fenced.load(Ordering::SeqCst) {
             return inner.answer_fenced(batch);
         }
-        batch.recorded_at.get_or_insert_with(|| vec![SystemTime::now(); batch.events.len()]);
+        inner.record_times(&mut batch, &mut files)?;
         let is_buffered = batch.durability == Some(Durability::Buffered);
         if inner.fault == Fault::SplitsBatches && batch.events.len() > 1 {
             let mut stored = Vec::new();
             for event in batch.events {
                 stored.extend(inner.write(&mut files, event.into(), is_buffered)?);
-                tracing::trace!(name: "between", "a part of the batch is written");
+                inner.tell(|| tracing::trace!(name: "between", "a part of the batch is written"));
             }
             return Ok(stored);
         }
@@ -199,8 +220,27 @@ impl LogStore {
 }
 
 impl Inner {
+    /// Names the times of recording, if the caller did not.
+    fn record_times(&self, batch: &mut Batch, files: &mut Files) -> Result<()> {
+        if batch.recorded_at.is_some() {
+            return Ok(());
+        }
+        let now = SystemTime::now();
+        if self.fault == Fault::RefusesAClockThatGoesBack && now < files.newest {
+            return Err(Error::engine("append", "the clock goes back"));
+        }
+        files.newest = now;
+        let now = if self.fault == Fault::RecordsAnyTime { now } else { clamp_recorded_at(now) };
+        batch.recorded_at = Some(vec![now; batch.events.len()]);
+        Ok(())
+    }
+
+    fn tell(&self, tell: impl FnOnce()) {
+        crate::log_store::tell(self.fault, tell);
+    }
+
     fn write(&self, files: &mut Files, mut batch: Batch, is_buffered: bool) -> Result<Vec<Stored>> {
-        batch.recorded_at.get_or_insert_with(|| vec![SystemTime::now(); batch.events.len()]);
+        self.record_times(&mut batch, files)?;
         let before = self.planned_latest();
         let stored = self.planned.append(batch.clone())?;
         if self.planned_latest() == before {
@@ -227,7 +267,7 @@ impl Inner {
                 Err(_) if fault == Fault::RetriesFailedSyncs => file.sync_data(),
                 synced => synced,
             };
-            tracing::trace!(name: "written", "a batch is in the log");
+            tell(fault, || tracing::trace!(name: "written", "a batch is in the log"));
             if syncs {
                 sync(&log)?;
             }
@@ -252,7 +292,7 @@ impl Inner {
         }
         files.len = len;
         self.visible.append(batch)?;
-        tracing::trace!(name: "published", "readers see a batch");
+        self.tell(|| tracing::trace!(name: "published", "readers see a batch"));
         Ok(stored)
     }
 
@@ -515,7 +555,7 @@ impl EventStore for LogStore {
         self.0.visible.latest_version(ctx).await
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
         self.0.visible.aggregate_revision(ctx, aggregate_id).await
     }
 
@@ -537,7 +577,20 @@ impl EventStore for LogStore {
     }
 
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
-        self.0.visible.verify(ctx).await
+        let mut report = self.0.visible.verify(ctx).await?;
+        match File::open(self.0.directory.join(LOG)) {
+            Ok(log) => {
+                let len = lock(&self.0.files).len;
+                if read_batches(&log, len, self.0.fault).is_err() {
+                    report.findings.push(Finding::new(None, "the log is damaged"));
+                }
+            }
+            Err(_) if self.0.fault == Fault::CallsShortageDamage => {
+                report.findings.push(Finding::new(None, "the log cannot be read"));
+            }
+            Err(error) => return Err(failed("read the log")(error)),
+        }
+        Ok(report)
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

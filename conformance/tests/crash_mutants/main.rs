@@ -54,6 +54,10 @@ const FINDS: &[(&str, Fault)] = &[
     ("crash::f3_a_flipped_bit_is_told_and_never_a_wrong_event", Fault::PanicsOnDamage),
     ("crash::f3_a_file_cut_short_is_told_and_never_a_wrong_event", Fault::EndIsNotLookedAt),
     ("crash::l2_an_opening_from_another_process_is_locked", Fault::LocksNothing),
+    ("crash::w7_no_clock_keeps_anybody_from_appending", Fault::RecordsAnyTime),
+    ("crash::w7_no_clock_keeps_anybody_from_appending", Fault::RefusesAClockThatGoesBack),
+    ("crash::m3_a_store_is_not_called_damaged_for_want_of_files", Fault::CallsShortageDamage),
+    ("crash::f5_recorders_and_subscribers_that_panic_stop_nobody", Fault::SubscribersBreakIt),
 ];
 
 fn kit(fault: Fault) -> Kit {

@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use eventstore_api::limits::{MAX_BATCH_BYTES, RECORDED_AT_END};
 use eventstore_api::{
-    Batch, Context, Durability, Error, Event, EventStore, Expected, Result, StoreOutcome, Stored, Version,
+    Actual, Batch, Context, Durability, Error, Event, EventStore, Expected, Idempotency, Result, Revision,
+    StoreOutcome, Stored, Version,
 };
 
 use crate::fault::Fault;
-use crate::store::Mutant;
+use crate::store::{Mutant, PANIC};
 
 impl Mutant {
     pub(crate) async fn append(&self, ctx: &Context, mut batch: Batch) -> Result<Vec<Stored>> {
@@ -26,6 +27,8 @@ impl Mutant {
         let _running = Running::new(self, &given);
         match self.fault {
             Fault::IgnoresExpectation => batch.expected = Expected::Any,
+            Fault::IgnoresIdempotency => batch.idempotency = Idempotency::default(),
+            Fault::IdCountsAlways => batch.idempotency = Idempotency::Id,
             Fault::EmptyBatchIsRefused if batch.events.is_empty() => {
                 return Err(Error::invalid_event("batch", "it is empty"));
             }
@@ -76,7 +79,7 @@ impl Mutant {
         let buffered = self.has(Fault::BufferedIsNotWritten) && batch.durability == Some(Durability::Buffered);
         if dropped || buffered {
             let next = self.inner.latest_version(ctx).await?.next();
-            return Ok(vec![Stored::new(next, 1, StoreOutcome::Written); batch.events.len()]);
+            return Ok(vec![Stored::new(next, Revision::new(1), StoreOutcome::Written); batch.events.len()]);
         }
         let several = batch.events.windows(2).any(|pair| pair[0].aggregate_id() != pair[1].aggregate_id());
         let part = match self.fault {
@@ -102,7 +105,7 @@ impl Mutant {
             batch.expected = self.checked_too_early(&batch).await?;
         }
         let _blocked = match self.fault {
-            Fault::WaitersBlockWriters => Some(self.waiting.write().await),
+            Fault::WaitersBlockWriters | Fault::VerifyHoldsWriters => Some(self.waiting.write().await),
             _ => None,
         };
         let result = self.inner.store_batch(ctx, batch).await;
@@ -118,11 +121,17 @@ impl Mutant {
                 Ok(stored)
             }
             (Fault::WrongRevision, Ok(stored)) => {
-                Ok(stored.iter().map(|s| Stored::new(s.version, s.version.get(), s.outcome)).collect())
+                Ok(stored.iter().map(|s| Stored::new(s.version, s.version.get().into(), s.outcome)).collect())
             }
             (Fault::RepeatTakesTheNewTime, Ok(stored)) => {
                 let is_repeated = stored.iter().any(|stored| stored.outcome == StoreOutcome::AlreadyStored);
                 self.happened.fetch_or(is_repeated, Ordering::Relaxed);
+                Ok(stored)
+            }
+            (Fault::RepeatTakesTheNewMetadata, Ok(stored)) => {
+                let repeated =
+                    given.events.iter().zip(&stored).filter(|(_, at)| at.outcome == StoreOutcome::AlreadyStored);
+                repeated.for_each(|(event, _)| self.inner.overwrite(event));
                 Ok(stored)
             }
             (Fault::LosesUpdates, Ok(stored)) => {
@@ -159,15 +168,17 @@ impl Mutant {
                 if stored.iter().any(|s| s.outcome == StoreOutcome::Written) || given.expected.holds(revision, latest) {
                     return Ok(stored);
                 }
-                let aggregate_id = given.expected.is_about_aggregate().then(|| aggregate_id.to_owned());
-                Err(Error::VersionConflict { aggregate_id, expected: given.expected, actual: revision })
+                let actual = Actual::of(given.expected, aggregate_id, revision, latest);
+                Err(Error::VersionConflict { expected: given.expected, actual })
             }
             (Fault::DuplicateIsIgnored, Err(Error::DuplicateEvent { version, .. })) => {
                 let version = version.unwrap_or(Version::new(1));
-                Ok(vec![Stored::new(version, 1, StoreOutcome::AlreadyStored); given.events.len()])
+                Ok(vec![Stored::new(version, Revision::new(1), StoreOutcome::AlreadyStored); given.events.len()])
             }
-            (Fault::ConflictTellsNothing, Err(Error::VersionConflict { aggregate_id, expected, .. })) => {
-                Err(Error::VersionConflict { aggregate_id, expected, actual: 0 })
+            (Fault::ConflictTellsNothing, Err(Error::VersionConflict { expected, .. })) => {
+                let aggregate_id = given.events.first().map_or("", Event::aggregate_id);
+                let actual = Actual::of(expected, aggregate_id, Revision::ZERO, Version::ZERO);
+                Err(Error::VersionConflict { expected, actual })
             }
             (Fault::BackupForgetsIds, Ok(stored)) if self.is_backup => {
                 Ok(stored.iter().map(|s| Stored::new(s.version, s.revision, StoreOutcome::Written)).collect())
@@ -193,7 +204,8 @@ impl Mutant {
                 if given.expected.holds(revision, latest) {
                     return Err(error);
                 }
-                Err(Error::VersionConflict { aggregate_id: None, expected: given.expected, actual: revision })
+                let actual = Actual::Store { latest };
+                Err(Error::VersionConflict { expected: given.expected, actual })
             }
             (Fault::InnerDuplicateHidesTheVersion, Err(Error::DuplicateEvent { id, .. })) if repeats_inside(&given) => {
                 Err(Error::DuplicateEvent { id, version: None })
@@ -229,9 +241,16 @@ impl Mutant {
                 self.happened.store(true, Ordering::Relaxed);
                 Err(error)
             }
-            (Fault::ConflictGuesses, Err(Error::VersionConflict { aggregate_id, expected, actual })) => {
-                let others = self.running.load(Ordering::Relaxed) - 1;
-                Err(Error::VersionConflict { aggregate_id, expected, actual: actual + others * 100 })
+            (Fault::ConflictGuesses, Err(Error::VersionConflict { expected, actual })) => {
+                let guess = (self.running.load(Ordering::Relaxed) - 1) * 100;
+                let actual = match actual {
+                    Actual::Aggregate { id, revision } => {
+                        Actual::Aggregate { id, revision: (revision.get() + guess).into() }
+                    }
+                    Actual::Store { latest } => Actual::Store { latest: (latest.get() + guess).into() },
+                    other => other,
+                };
+                Err(Error::VersionConflict { expected, actual })
             }
             (Fault::RefusedIsWritten, Err(error)) => {
                 let filler = Event::builder("Refused", "refused").build()?;
@@ -273,6 +292,10 @@ impl Mutant {
             Fault::FencesAfterAConflict if self.happened.load(Ordering::Relaxed) => {
                 Some(Err(Error::Fenced { reason: "there was a conflict".to_owned() }))
             }
+            Fault::FencesAfterAPanic if self.remembers(PANIC) => {
+                Some(Err(Error::Fenced { reason: "there was a panic".to_owned() }))
+            }
+            Fault::ReadersMayAppend if self.inner.0.is_read_only => Some(self.inner.append(batch.clone())),
             Fault::KnowsOneRuntime if !self.is_at_home() => {
                 Some(Err(Error::engine("find the runtime", "it is another one")))
             }
@@ -284,9 +307,9 @@ impl Mutant {
             }
             Fault::ConditionsForgetWhenReopened if self.number > 0 && batch.expected.is_about_aggregate() => {
                 let aggregate_id = batch.events.first()?.aggregate_id();
-                let forgotten = !self.remembers(aggregate_id) && !batch.expected.holds(0, Version::ZERO);
-                let (aggregate_id, expected) = (Some(aggregate_id.to_owned()), batch.expected);
-                forgotten.then_some(Err(Error::VersionConflict { aggregate_id, expected, actual: 0 }))
+                let forgotten = !self.remembers(aggregate_id) && !batch.expected.holds(Revision::ZERO, Version::ZERO);
+                let actual = Actual::of(batch.expected, aggregate_id, Revision::ZERO, Version::ZERO);
+                forgotten.then_some(Err(Error::VersionConflict { expected: batch.expected, actual }))
             }
             _ => None,
         }

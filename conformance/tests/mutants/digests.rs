@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use eventstore_api::{Context, Digest, Error, Event, EventStore, EventStoreExt, RecordedEvent, Result, Version};
+use eventstore_api::{
+    Context, Digest, Error, Event, EventStore, EventStoreExt, LoadOptions, RecordedEvent, Result, Version,
+};
 
 use crate::fault::Fault;
 use crate::store::Mutant;
@@ -14,6 +16,14 @@ impl Mutant {
         let latest = self.inner.latest_version(ctx).await?;
         let digest = match self.fault {
             Fault::DigestForgetsMetadata => self.chained(ctx, until, without_metadata).await,
+            Fault::DigestForgetsTheOlder => {
+                let events = self
+                    .inner
+                    .load(ctx, LoadOptions::all().before(until.next()).backward().limit(3))
+                    .into_vec()
+                    .await?;
+                Ok(events.iter().rev().fold(Digest::EMPTY, Digest::chain))
+            }
             Fault::DigestCountsTimes => self.chained(ctx, until, with_its_time).await,
             Fault::DigestIsAlwaysEmpty => self.inner.digest(ctx, Version::ZERO).await,
             Fault::DigestIsAlwaysOfAll => self.inner.digest(ctx, latest).await,
@@ -64,6 +74,6 @@ fn without_metadata(mut recorded: RecordedEvent) -> RecordedEvent {
 
 fn with_its_time(mut recorded: RecordedEvent) -> RecordedEvent {
     let time = recorded.recorded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    recorded.revision += time.as_micros() as u64;
+    recorded.revision = (recorded.revision.get() + time.as_micros() as u64).into();
     recorded
 }

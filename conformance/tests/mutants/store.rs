@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eventstore_api::{
-    BackupReport, Batch, Context, Digest, Error, EventStore, Finding, Gc, GcReport, LoadOptions, Page, PageSize,
-    Progress, RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Error, EventStore, Finding, Gc, GcReport,
+    LoadOptions, Page, PageSize, Progress, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
+    async_trait,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::sync::{Notify, RwLock, RwLockWriteGuard, Semaphore};
 
 use crate::fault::Fault;
 use crate::reference_store::Reference;
@@ -50,11 +51,45 @@ pub(crate) async fn open(directory: PathBuf, fault: Fault, common: Arc<Common>) 
         }
         _ => {}
     }
-    let stats = inner.stats(&Context::background()).await?;
-    if fault == Fault::EmptyStoreDoesNotOpenAgain && number > 0 && stats.latest_version == Version::ZERO {
+    if fault == Fault::EmptyStoreDoesNotOpenAgain && number > 0 && inner.latest() == Version::ZERO {
         return Err(Error::engine("open", "the file is empty"));
     }
-    let is_backup = lock(&common.backups).contains(&directory);
+    opened(&directory, inner, fault, common, number).await
+}
+
+/// Opens it to read only.
+pub(crate) async fn open_read_only(
+    directory: PathBuf,
+    fault: Fault,
+    common: Arc<Common>,
+) -> Result<Arc<dyn EventStore>> {
+    let number = common.openings.fetch_add(1, Ordering::Relaxed);
+    let inner = match (fault, Reference::open_read_only(&directory)) {
+        (Fault::HasOnlyRequiredMethods, _) => return Err(Error::Unsupported { what: "to read only".to_owned() }),
+        (Fault::OneReaderAtATime, Ok(reader)) => {
+            reader.close().await?;
+            Reference::open(&directory)?
+        }
+        (Fault::ReadersAndWritersMeet, Err(Error::Locked { .. })) => Reference::open(&directory.join("beside"))?,
+        (Fault::ReadingMakesTheStore, Err(Error::Open { .. })) => Reference::open(&directory)?,
+        (_, opened) => opened?,
+    };
+    if fault == Fault::ReadingLeavesAFile {
+        let left = std::fs::write(directory.join("read.lock"), "");
+        left.map_err(|error| Error::engine("write a file", error))?;
+    }
+    opened(&directory, inner, fault, common, number).await
+}
+
+async fn opened(
+    directory: &Path,
+    inner: Reference,
+    fault: Fault,
+    common: Arc<Common>,
+    number: u64,
+) -> Result<Arc<dyn EventStore>> {
+    let stats = inner.stats(&Context::background()).await?;
+    let is_backup = lock(&common.backups).contains(directory);
     Ok(Arc::new(Mutant {
         inner,
         fault,
@@ -165,6 +200,11 @@ impl Mutant {
         }
     }
 
+    /// What is held while work goes on of which the fault is that it keeps others waiting.
+    async fn held(&self, by: Fault) -> Option<RwLockWriteGuard<'_, ()>> {
+        if self.has(by) { Some(self.waiting.write().await) } else { None }
+    }
+
     /// The outcome of work that was ended.
     fn ended<T>(&self, outcome: Result<T>) -> Result<T> {
         match outcome {
@@ -173,6 +213,18 @@ impl Mutant {
             }
             outcome => outcome,
         }
+    }
+}
+
+/// Notes a panic that goes through it.
+struct NotesPanics<'store>(&'store Mutant);
+
+/// What is remembered of it.
+pub(crate) const PANIC: &str = "a panic";
+
+impl Drop for NotesPanics<'_> {
+    fn drop(&mut self) {
+        self.0.remember(std::thread::panicking().then(|| PANIC.to_owned()));
     }
 }
 
@@ -214,6 +266,7 @@ impl EventStore for Mutant {
         if self.has(Fault::LongIdsAreInvalid) && id.len() > 254 {
             return Err(Error::invalid_event("id", "it is long"));
         }
+        let _held = self.held(Fault::BackupHoldsReaders).await;
         let event = self.inner.get(&self.context(ctx)?, id).await?;
         if self.has(Fault::GetLagsBehind) && event.version == self.inner.latest_version(ctx).await? {
             return Err(Error::EventNotFound { id: id.to_owned() });
@@ -231,14 +284,18 @@ impl EventStore for Mutant {
         Ok(Version::new(latest.get().saturating_sub(back)))
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
-        let revision = self.inner.aggregate_revision(&self.context(ctx)?, aggregate_id).await?;
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
+        let revision = self.inner.aggregate_revision(&self.context(ctx)?, aggregate_id).await?.get();
         let ahead = match self.fault {
             Fault::RevisionRunsAhead => self.is_busy(),
             Fault::RefusedMakesTheAggregate => revision == 0 && self.remembers(aggregate_id),
             _ => false,
         };
-        Ok(revision + u64::from(ahead))
+        Ok((revision + u64::from(ahead)).into())
+    }
+
+    async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
+        self.list(ctx, options, most).await
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
@@ -323,6 +380,7 @@ impl EventStore for Mutant {
             Fault::OneBackupAtATime => Some(self.alone()?),
             _ => None,
         };
+        let _held = self.held(Fault::BackupHoldsReaders).await;
         let is_the_first = lock(&self.common.backups).insert(target.to_owned());
         match self.fault {
             Fault::BackupTellsNothing => {
@@ -363,6 +421,8 @@ impl EventStore for Mutant {
         if self.has(Fault::HasOnlyRequiredMethods) {
             return Err(Error::Unsupported { what: "verification".to_owned() });
         }
+        let _held = self.held(Fault::VerifyHoldsWriters).await;
+        let _noted = self.has(Fault::FencesAfterAPanic).then_some(NotesPanics(self));
         let before = self.inner.latest_version(ctx).await?;
         if self.has(Fault::VerifyTellsTooMuch) {
             let progress = ctx.progress().clone();

@@ -6,16 +6,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use eventstore_api::limits::clamp_recorded_at;
 use eventstore_api::{
-    BackupReport, Batch, Context, Direction, Error, Event, EventStore, Finding, Gc, GcReport, LoadOptions, Page,
-    PageSize, RecordedEvent, Result, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait,
+    Actual, BackupReport, Batch, Context, Direction, Error, Event, EventStore, Finding, Gc, GcReport, Idempotency,
+    LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, VerifyReport, Version,
+    async_trait,
 };
 use tokio::sync::watch;
 
-/// What closed stores left, by directory, and which directories are open: a disk that is as simple as the store.
-pub(crate) static DISK: Mutex<Disk> = Mutex::new((BTreeMap::new(), BTreeSet::new()));
+/// A disk that is as simple as the store.
+pub(crate) static DISK: Mutex<Disk> =
+    Mutex::new(Disk { logs: BTreeMap::new(), open: BTreeSet::new(), read: BTreeMap::new() });
 
-pub(crate) type Disk = (BTreeMap<PathBuf, Log>, BTreeSet<PathBuf>);
+/// By directory.
+pub(crate) struct Disk {
+    /// What closed stores left.
+    pub(crate) logs: BTreeMap<PathBuf, Log>,
+    /// The stores that are open.
+    pub(crate) open: BTreeSet<PathBuf>,
+    /// How many read a store that is open to nobody else.
+    pub(crate) read: BTreeMap<PathBuf, usize>,
+}
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -35,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) path: PathBuf,
     /// The queue for writing.
     turn: tokio::sync::Mutex<()>,
+    pub(crate) is_read_only: bool,
     pub(crate) log: Mutex<Log>,
     /// The latest version; `None` once the store is closed. It changes only while the log is locked.
     pub(crate) head: watch::Sender<Option<Version>>,
@@ -42,7 +54,7 @@ pub(crate) struct Inner {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
-    events: Vec<RecordedEvent>,
+    pub(crate) events: Vec<RecordedEvent>,
     /// Where in `events` an id is.
     ids: HashMap<String, usize>,
     revisions: HashMap<String, u64>,
@@ -57,13 +69,32 @@ impl Reference {
     /// Opens the store with exactly this name.
     pub(crate) fn open_as(path: &Path) -> Result<Self> {
         let mut disk = lock(&DISK);
-        if !disk.1.insert(path.to_owned()) {
+        if disk.read.contains_key(path) || !disk.open.insert(path.to_owned()) {
             return Err(Error::Locked { path: path.display().to_string() });
         }
-        let log = disk.0.get(path).cloned().unwrap_or_default();
+        let log = disk.logs.get(path).cloned().unwrap_or_default();
+        Ok(Self::of(path, log, false))
+    }
+
+    /// Opens the store in a directory to read only.
+    #[allow(dead_code, reason = "not every test that has this store asks")]
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
+        let (path, mut disk) = (place(path), lock(&DISK));
+        if disk.open.contains(&path) {
+            return Err(Error::Locked { path: path.display().to_string() });
+        }
+        let Some(log) = disk.logs.get(&path).cloned() else {
+            let path = path.display().to_string();
+            return Err(Error::Open { path, reason: "there is no store".to_owned(), source: None });
+        };
+        *disk.read.entry(path.clone()).or_default() += 1;
+        Ok(Self::of(&path, log, true))
+    }
+
+    fn of(path: &Path, log: Log, is_read_only: bool) -> Self {
         let head = watch::Sender::new(Some(log.latest()));
         let turn = tokio::sync::Mutex::default();
-        Ok(Reference(Arc::new(Inner { path: path.to_owned(), turn, log: Mutex::new(log), head })))
+        Reference(Arc::new(Inner { path: path.to_owned(), turn, is_read_only, log: Mutex::new(log), head }))
     }
 
     /// The latest version, also of a closed store.
@@ -95,6 +126,13 @@ impl Reference {
         ctx.check().map(|()| head)
     }
 
+    fn may_write(&self) -> Result<()> {
+        match self.0.is_read_only {
+            true => Err(Error::Unsupported { what: "the store is only read".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
     /// Work that can be followed and ended. Returns the latest version when it was done.
     async fn take_a_while(&self, ctx: &Context) -> Result<Version> {
         for done in 0..10 {
@@ -117,8 +155,13 @@ impl Inner {
         let log = lock(&self.log);
         if self.head.send_replace(None).is_some() {
             let mut disk = lock(&DISK);
-            disk.0.insert(self.path.clone(), log.clone());
-            disk.1.remove(&self.path);
+            if self.is_read_only {
+                let others = disk.read.remove(&self.path).unwrap_or_default().saturating_sub(1);
+                disk.read.extend((others > 0).then(|| (self.path.clone(), others)));
+                return;
+            }
+            disk.logs.insert(self.path.clone(), log.clone());
+            disk.open.remove(&self.path);
         }
     }
 }
@@ -150,7 +193,7 @@ impl Log {
             let revision = revisions.entry(event.event.aggregate_id()).or_default();
             *revision += 1;
             let is_sound = event.version.get() == at as u64 + 1
-                && event.revision == *revision
+                && event.revision.get() == *revision
                 && self.ids.get(event.event.id()) == Some(&at);
             if !is_sound {
                 report.findings.push(Finding::new(Some(event.version), "it is at a wrong place"));
@@ -167,24 +210,21 @@ impl Log {
     fn append(&mut self, batch: Batch) -> Result<Vec<Stored>> {
         let before = self.latest();
         let aggregate_id = batch.events.first().map(|event| event.aggregate_id().to_owned()).unwrap_or_default();
-        let revision = self.revision(&aggregate_id);
-        let (now, times) = (SystemTime::now(), batch.recorded_at.unwrap_or_default());
+        let revision = self.revision(&aggregate_id).into();
+        let (now, times) = (clamp_recorded_at(SystemTime::now()), batch.recorded_at.unwrap_or_default());
         let times = times.into_iter().map(Some).chain(std::iter::repeat(None));
         let events = batch.events.into_iter().zip(times);
-        let result: Result<_> =
-            events.map(|(event, time)| self.append_one(before, event, time.unwrap_or(now))).collect();
+        let append_one =
+            |(event, time): (_, Option<_>)| self.append_one(before, event, batch.idempotency, time.unwrap_or(now));
+        let result: Result<_> = events.map(append_one).collect();
         let holds = batch.expected.holds(revision, before) || self.latest() == before;
         if holds && result.is_ok() {
             return result;
         }
         self.truncate(before);
         result.and_then(|_: Vec<_>| {
-            let about_aggregate = batch.expected.is_about_aggregate();
-            Err(Error::VersionConflict {
-                actual: if about_aggregate { revision } else { before.get() },
-                aggregate_id: about_aggregate.then_some(aggregate_id),
-                expected: batch.expected,
-            })
+            let actual = Actual::of(batch.expected, &aggregate_id, revision, before);
+            Err(Error::VersionConflict { expected: batch.expected, actual })
         })
     }
 
@@ -200,9 +240,15 @@ impl Log {
         self.revisions.retain(|_, revision| *revision > 0);
     }
 
-    fn append_one(&mut self, before: Version, event: Event, recorded_at: SystemTime) -> Result<Stored> {
+    fn append_one(
+        &mut self,
+        before: Version,
+        event: Event,
+        idempotency: Idempotency,
+        recorded_at: SystemTime,
+    ) -> Result<Stored> {
         if let Some(there) = self.get(event.id()) {
-            if there.event == event {
+            if idempotency.is_same(&there.event, &event) {
                 return Ok(Stored::new(there.version, there.revision, StoreOutcome::AlreadyStored));
             }
             let version = (there.version <= before).then_some(there.version);
@@ -211,18 +257,14 @@ impl Log {
         let (version, revision) = (self.latest().next(), self.revision(event.aggregate_id()) + 1);
         self.ids.insert(event.id().to_owned(), self.events.len());
         self.revisions.insert(event.aggregate_id().to_owned(), revision);
-        self.events.push(RecordedEvent::new(version, revision, recorded_at, event));
-        Ok(Stored::new(version, revision, StoreOutcome::Written))
+        self.events.push(RecordedEvent::new(version, revision.into(), recorded_at, event));
+        Ok(Stored::new(version, revision.into(), StoreOutcome::Written))
     }
 }
 
 fn page(log: &Log, options: &LoadOptions, size: PageSize) -> Page {
     let limit = options.limit.map_or(usize::MAX, |limit| limit as usize);
-    let matching = log.events.iter().filter(|event| {
-        event.version > options.since
-            && options.before.is_none_or(|before| event.version < before)
-            && options.aggregate_id.as_ref().is_none_or(|id| id == event.event.aggregate_id())
-    });
+    let matching = log.events.iter().filter(|event| options.matches(event));
     let mut matching: Vec<_> = match options.direction {
         Direction::Forward => matching.take(limit).cloned().collect(),
         Direction::Backward => matching.rev().take(limit).cloned().collect(),
@@ -242,6 +284,7 @@ fn page(log: &Log, options: &LoadOptions, size: PageSize) -> Page {
 impl EventStore for Reference {
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         self.check(ctx)?;
+        self.may_write()?;
         batch.validate()?;
         let _turn = ctx.run(self.0.turn.lock()).await?;
         // Others get to wait, so that there is a queue.
@@ -263,8 +306,8 @@ impl EventStore for Reference {
         self.check(ctx)
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
-        self.read(ctx, |log| log.revision(aggregate_id))
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
+        self.read(ctx, |log| log.revision(aggregate_id).into())
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
@@ -275,6 +318,8 @@ impl EventStore for Reference {
     }
 
     async fn run_gc(&self, ctx: &Context, _: Gc) -> Result<GcReport> {
+        self.check(ctx)?;
+        self.may_write()?;
         self.take_a_while(ctx).await.map(|_| GcReport::default())
     }
 
@@ -284,11 +329,11 @@ impl EventStore for Reference {
         let mut log = lock(&self.0.log).clone();
         log.truncate(latest);
         let mut disk = lock(&DISK);
-        if !is_empty || disk.0.contains_key(&place(target)) || disk.1.contains(&place(target)) {
+        if !is_empty || disk.logs.contains_key(&place(target)) || disk.open.contains(&place(target)) {
             let path = target.display().to_string();
             return Err(Error::Open { path, reason: "it is not empty".to_owned(), source: None });
         }
-        disk.0.insert(place(target), log);
+        disk.logs.insert(place(target), log);
         let mut report = BackupReport::default();
         report.latest_version = latest;
         Ok(report)

@@ -37,13 +37,14 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use eventstore_api::{
-    BackupReport, Batch, CancellationToken, Context, Error, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
-    RecordedEvent, Result, Stats, Stored, VerifyReport, Version, async_trait,
+    AggregateOptions, AggregatePage, BackupReport, Batch, CancellationToken, Context, Error, EventStore, Gc, GcReport,
+    LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version, async_trait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::maintenance::Task;
+use crate::rows::{ListRead, PageRead};
 use crate::shared::{Phase, Place, Shared};
 use crate::writer::{Message, Request, Ticket, WithdrawOnDrop, Writer};
 
@@ -126,8 +127,8 @@ impl SqliteStore {
 
     /// Reads on a thread that may block, with one of a few connections: SQLite has no calls that can be awaited.
     ///
-    /// A context that ends is obeyed at once by the caller. A read that has begun goes on to its end, which is one page
-    /// away at most (C5).
+    /// A context that ends is obeyed at once by the caller. A read that has begun goes on to its end, which is one page, or
+    /// one part of a search, away at most (C5).
     async fn read<T, F>(&self, ctx: &Context, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -188,8 +189,11 @@ impl EventStore for SqliteStore {
 
     async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
         ctx.check()?;
-        let (head, options) = (self.inner.shared.head()?, options.clone());
-        self.read(ctx, move |db| rows::page(db, &options, size, head)).await
+        let mut page = PageRead::new(options, size, self.inner.shared.head()?);
+        while !page.is_done() {
+            page = self.read(ctx, move |db| page.go_on(db).map(|()| page)).await?;
+        }
+        Ok(page.finish())
     }
 
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
@@ -204,10 +208,19 @@ impl EventStore for SqliteStore {
         self.inner.shared.head()
     }
 
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<u64> {
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
         ctx.check()?;
         let (head, wanted) = (self.inner.shared.head()?, aggregate_id.to_owned());
-        self.read(ctx, move |db| rows::revision(db, &wanted, head)).await
+        self.read(ctx, move |db| rows::revision(db, &wanted, head)).await.map(Revision::from)
+    }
+
+    async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
+        ctx.check()?;
+        let mut list = ListRead::new(options, most, self.inner.shared.head()?);
+        while !list.is_done() {
+            list = self.read(ctx, move |db| list.go_on(db).map(|()| list)).await?;
+        }
+        Ok(list.finish())
     }
 
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {

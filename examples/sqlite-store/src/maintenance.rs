@@ -125,15 +125,15 @@ pub(crate) fn verify(db: &mut Connection, task: &Task) -> Result<VerifyReport> {
         for event in &events {
             let before = Version::new(event.version.get() - 1);
             match rows::revision(db, event.event.aggregate_id(), before) {
-                Ok(revision) if event.revision == revision + 1 => {}
+                Ok(revision) if event.revision.get() == revision + 1 => {}
                 Ok(revision) => {
-                    let what = format!("its revision is {}, behind revision {revision}", event.revision);
+                    let what = format!("its revision is {}, behind revision {revision}", event.revision.get());
                     report.findings.push(Finding::new(Some(event.version), what));
                 }
                 Err(Error::Corrupt { .. }) => {} // the one before is damaged, and was found
                 Err(error) => return Err(error),
             }
-            report.aggregates += u64::from(event.revision == 1);
+            report.aggregates += u64::from(event.revision.get() == 1);
             seen = event.version;
         }
     }

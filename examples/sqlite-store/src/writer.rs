@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use eventstore_api::{Batch, Durability, Error, Event, Result, StoreOutcome, Stored, Version};
+use eventstore_api::limits::clamp_recorded_at;
+use eventstore_api::{Actual, Batch, Durability, Error, Event, Result, StoreOutcome, Stored, Version};
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
@@ -257,7 +258,7 @@ impl Writer {
         let mut places = Vec::with_capacity(events.len());
         for event in events {
             match rows::find(&self.db, event.id(), Version::new(self.head)).map_err(|_| unknown())? {
-                Some(found) if found.event != *event => {
+                Some(found) if !request.batch.idempotency.is_same(&found.event, event) => {
                     return Err(Error::DuplicateEvent { id: event.id().to_owned(), version: Some(found.version) });
                 }
                 Some(_) if request.is_sync() && self.unsynced => return Err(unknown()),
@@ -279,7 +280,7 @@ impl Writer {
         let level = if with_sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
         self.db.execute_batch(level).map_err(not_written)?;
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(not_written)?;
-        let (mut head, now) = (self.head, SystemTime::now());
+        let (mut head, now) = (self.head, clamp_recorded_at(SystemTime::now()));
         let decided = group.iter().map(|request| {
             let decision = decide(&transaction, &request.batch, &mut head, now)?;
             // After some errors SQLite takes the whole transaction back by itself, also if it was only reading. What is
@@ -344,7 +345,7 @@ impl Writer {
 }
 
 fn unknown(error: &Arc<rusqlite::Error>) -> Error {
-    Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(Box::new(error.clone())) }
+    Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(error.clone().into()) }
 }
 
 /// An event of a batch, after it was looked up.
@@ -378,7 +379,7 @@ fn decide(db: &Connection, batch: &Batch, head: &mut u64, now: SystemTime) -> Re
                 let recorded_at = batch.recorded_at.as_ref().map_or(now, |times| times[nth]);
                 let at = At { version: *head, revision: *revision, recorded_at };
                 rows::insert(db, event, at).map_err(failed_to("write an event"))?;
-                Stored::new(Version::new(*head), *revision, StoreOutcome::Written)
+                Stored::new(Version::new(*head), (*revision).into(), StoreOutcome::Written)
             }
         });
     }
@@ -394,13 +395,15 @@ fn check<'b>(db: &Connection, batch: &'b Batch, head: Version) -> Result<(Vec<Lo
     for (place, event) in batch.events.iter().enumerate() {
         let first = *first_places.entry(event.id()).or_insert(place);
         lookups.push(if first < place {
-            if batch.events[first] != *event {
+            if !batch.idempotency.is_same(&batch.events[first], event) {
                 return Err(duplicate(event, None));
             }
             Lookup::Repeats(first)
         } else {
             match rows::find(db, event.id(), head)? {
-                Some(found) if found.event != *event => return Err(duplicate(event, Some(found.version))),
+                Some(found) if !batch.idempotency.is_same(&found.event, event) => {
+                    return Err(duplicate(event, Some(found.version)));
+                }
                 Some(found) => Lookup::Stored(Stored::new(found.version, found.revision, StoreOutcome::AlreadyStored)),
                 None => Lookup::New,
             }
@@ -413,13 +416,9 @@ fn check<'b>(db: &Connection, batch: &'b Batch, head: Version) -> Result<(Vec<Lo
         }
         let revision = rows::revision(db, event.aggregate_id(), head)?;
         // The condition is about the first new event's aggregate, or about the store.
-        if revisions.is_empty() && !batch.expected.holds(revision, head) {
-            let about_aggregate = batch.expected.is_about_aggregate();
-            return Err(Error::VersionConflict {
-                aggregate_id: about_aggregate.then(|| event.aggregate_id().to_owned()),
-                expected: batch.expected,
-                actual: if about_aggregate { revision } else { head.get() },
-            });
+        if revisions.is_empty() && !batch.expected.holds(revision.into(), head) {
+            let actual = Actual::of(batch.expected, event.aggregate_id(), revision.into(), head);
+            return Err(Error::VersionConflict { expected: batch.expected, actual });
         }
         revisions.insert(event.aggregate_id(), revision);
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use conformance::Profile;
-use eventstore::{EventStore, Result};
+use eventstore::backend::{EventStore, Result};
 
 /// A store's address: `scheme:directory?option=value`.
 #[derive(Clone)]
@@ -35,14 +35,26 @@ impl Address {
         match self.scheme.as_str() {
             "memory" => Profile::in_memory(),
             "lmdb" => Profile::persistent().trusting_its_files(),
+            "fjall" | "sled" => Profile::persistent().without_clocks_before_1970(),
             _ => Profile::persistent(),
         }
     }
 
     /// Opens such a store in a directory.
     pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
+        let url = self.url(directory);
+        async move { eventstore::backend::open(&url).await }
+    }
+
+    /// Opens such a store in a directory to read only.
+    #[allow(dead_code, reason = "one of the two commands does")]
+    pub(crate) fn open_read_only(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
+        let url = self.url(directory);
+        async move { eventstore::backend::open_read_only(&url).await }
+    }
+
+    fn url(&self, directory: &Path) -> String {
         let place = if self.is_memory() { String::new() } else { directory.display().to_string() };
-        let url = format!("{}:{place}?{}", self.scheme, self.options);
-        async move { eventstore::open(&url).await }
+        format!("{}:{place}?{}", self.scheme, self.options)
     }
 }

@@ -1,0 +1,160 @@
+use std::collections::BTreeMap;
+
+use crate::{Context, EventStore, LoadOptions, PageSize, Result, Revision, Version};
+
+/// How far an aggregate has come.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct AggregateInfo {
+    /// Its id.
+    pub aggregate_id: String,
+    /// The revision of its newest event, which is also its number of events: 1 at least.
+    pub revision: Revision,
+    /// The version of its newest event.
+    pub version: Version,
+}
+
+impl AggregateInfo {
+    /// For stores: an aggregate with its newest event at this place.
+    #[must_use]
+    pub fn new(aggregate_id: String, revision: Revision, version: Version) -> Self {
+        AggregateInfo { aggregate_id, revision, version }
+    }
+}
+
+/// Which aggregates to list: those whose ids begin with `prefix` and are greater than `after`, with what they have of the
+/// events below `before` if it is set.
+///
+/// ```
+/// use eventstore_api::AggregateOptions;
+///
+/// let orders = AggregateOptions::all().prefix("order-").after("order-41");
+/// assert_eq!((orders.prefix.as_str(), orders.after.as_str()), ("order-", "order-41"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct AggregateOptions {
+    /// Only aggregates whose ids begin with this, byte by byte. All of them if it is empty.
+    pub prefix: String,
+    /// Only aggregates whose ids are greater, byte by byte. All of them if it is empty, since no id is.
+    pub after: String,
+    /// Only what the events with a smaller version say: the store as it was when they were all. Aggregates that had none of
+    /// them are left out.
+    pub before: Option<Version>,
+}
+
+impl AggregateOptions {
+    /// Every aggregate.
+    #[must_use]
+    pub fn all() -> Self {
+        AggregateOptions::default()
+    }
+
+    /// Only aggregates whose ids begin with this. A seek: others are not looked at.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Only aggregates whose ids are greater than this one. A seek, as [`prefix`](Self::prefix).
+    #[must_use]
+    pub fn after(mut self, aggregate_id: impl Into<String>) -> Self {
+        self.after = aggregate_id.into();
+        self
+    }
+
+    /// Only what the events with a version smaller than this one say.
+    #[must_use]
+    pub fn before(mut self, version: Version) -> Self {
+        self.before = Some(version);
+        self
+    }
+}
+
+/// One page of a list of aggregates.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AggregatePage {
+    /// The aggregates, their ids ascending byte by byte. Empty only if there is no further one.
+    pub aggregates: Vec<AggregateInfo>,
+    /// What to ask for to get the next page, or `None` if this was the last one.
+    ///
+    /// It is bounded by the `head` of the first page, as the next page of a load is: a list shows the store as it was when it
+    /// began.
+    pub next: Option<AggregateOptions>,
+    /// The latest version when the page was read.
+    pub head: Version,
+}
+
+impl AggregatePage {
+    /// More aggregates than this are not in one page, however many are asked for.
+    pub const MOST: usize = 10_000;
+
+    /// For stores: the page that answers `options` with these aggregates, read at this head. `complete` says that there is no
+    /// further one.
+    #[must_use]
+    pub fn new(options: &AggregateOptions, aggregates: Vec<AggregateInfo>, head: Version, complete: bool) -> Self {
+        let next = aggregates.last().filter(|_| !complete).map(|last| AggregateOptions {
+            after: last.aggregate_id.clone(),
+            before: Some(options.before.map_or(head.next(), |before| before.min(head.next()))),
+            prefix: options.prefix.clone(),
+        });
+        AggregatePage { aggregates, next, head }
+    }
+}
+
+/// Lists aggregates by reading every event: the `most` with the smallest ids are all that is remembered.
+pub(crate) async fn list_by_reading<S: EventStore + ?Sized>(
+    store: &S,
+    ctx: &Context,
+    options: &AggregateOptions,
+    most: usize,
+) -> Result<AggregatePage> {
+    let most = most.clamp(1, AggregatePage::MOST);
+    let mut events = LoadOptions::all();
+    events.before = options.before;
+    events.aggregate_prefix = Some(options.prefix.clone()).filter(|prefix| !prefix.is_empty());
+    let (mut next, mut size, mut head) = (Some(events), PageSize::FIRST, None);
+    let (mut smallest, mut complete) = (BTreeMap::<String, AggregateInfo>::new(), true);
+    while let Some(events) = next {
+        let page = store.load_page(ctx, &events, size).await?;
+        head.get_or_insert(page.head); // the pages show the store as it was at the first one
+        for recorded in &page.events {
+            let aggregate_id = recorded.event.aggregate_id();
+            if let Some(known) = smallest.get_mut(aggregate_id) {
+                (known.revision, known.version) = (recorded.revision, recorded.version);
+            } else if aggregate_id > options.after.as_str() {
+                let aggregate = AggregateInfo::new(aggregate_id.to_owned(), recorded.revision, recorded.version);
+                smallest.insert(aggregate_id.to_owned(), aggregate);
+                if smallest.len() > most {
+                    smallest.pop_last(); // it is greater than all that stay, so that it does not come back
+                    complete = false;
+                }
+            }
+        }
+        (next, size) = (page.next, size.grown());
+    }
+    Ok(AggregatePage::new(options, smallest.into_values().collect(), head.unwrap_or_default(), complete))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_begins_behind_the_last_aggregate_and_stays_below_the_first_head() {
+        let aggregates = |ids: &[&str]| -> Vec<_> {
+            ids.iter().map(|id| AggregateInfo::new((*id).to_owned(), Revision::new(1), Version::new(1))).collect()
+        };
+        let options = AggregateOptions::all().prefix("o");
+        let page = AggregatePage::new(&options, aggregates(&["o1", "o2"]), Version::new(9), false);
+        let next = options.after("o2").before(Version::new(10));
+        assert_eq!(page.next, Some(next.clone()));
+        let page = AggregatePage::new(&next, aggregates(&["o3"]), Version::new(99), false);
+        assert_eq!(page.next, Some(next.clone().after("o3")));
+        assert!(AggregatePage::new(&next, aggregates(&["o4"]), Version::new(99), true).next.is_none());
+        assert!(AggregatePage::new(&next, aggregates(&[]), Version::new(99), false).next.is_none());
+    }
+}

@@ -1,0 +1,759 @@
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use eventstore_api::limits::clamp_recorded_at;
+use eventstore_api::{Error, Result, Source};
+use serde::{Deserialize, Serialize};
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::files::head::HEAD_FILE;
+use crate::files::open::{INDEX, LOG};
+use crate::files::place::Place;
+use crate::index::filters::FILTER_FILE;
+
+const LOCK_FILE: &str = "eventstore.lock";
+const MARK_FILE: &str = "eventstore.json";
+const NEW_MARK_FILE: &str = "eventstore.json.new";
+const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
+
+/// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
+/// engine whose files it holds once they are made.
+///
+/// The operating system gives the lock back when the process ends, however it ends. Drop the directory after the
+/// engine.
+#[derive(Debug)]
+pub struct StoreDirectory {
+    id: [u8; 16],
+    /// Locked as long as it is open; `None` if there is nothing to lock.
+    _lock: Option<File>,
+    place: Place,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A new store whose files are being made.
+    New,
+    /// A backup that is being written.
+    Backup,
+    /// A store.
+    Marked,
+    /// A store in which nothing is made, changed or deleted.
+    ReadOnly,
+}
+
+/// What the mark says. Unknown fields are left alone, so that later versions can add some.
+#[derive(Serialize, Deserialize)]
+struct Mark {
+    engine: String,
+    /// Of the store and of every copy of its files.
+    id: Uuid,
+}
+
+impl StoreDirectory {
+    /// Opens the directory of a store of this engine, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is none, and those of [`open`](StoreDirectory::open). Nothing is created.
+    pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
+        if !Self::is_store(path) {
+            Self::engine_of(path)?; // says what is there instead
+        }
+        Self::open(path, engine)
+    }
+
+    /// Whether there is a store in a directory.
+    pub(crate) fn is_store(path: &Path) -> bool {
+        path.join(MARK_FILE).exists()
+    }
+
+    /// The engine whose store lies in a directory.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is no store.
+    pub fn engine_of(path: &Path) -> Result<String> {
+        match read_mark(path)? {
+            Some(mark) => Ok(mark.engine),
+            None if path.is_dir() => refuse_strangers(path).and(Err(no_store(path))),
+            None => Err(no_store(path)),
+        }
+    }
+
+    /// Opens the directory of a store of this engine, and creates it if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// `Locked` if another handle or process has it; `Unsupported` if it holds another engine's store; `Open` if it is
+    /// not a directory, not writable, or holds something else than a store.
+    pub fn open(path: &Path, engine: &str) -> Result<Self> {
+        let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
+        if path.as_os_str().is_empty() {
+            return Err(Error::InvalidOption {
+                option: "path".to_owned(),
+                reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
+            });
+        }
+        create_private_dir(path)
+            .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
+        // Before anything is put into it, and once more under the lock.
+        refuse_strangers(path)?;
+        let (lock, place) = lock(path)?;
+        refuse_links(path)?;
+        let (state, id) = check_mark(path, engine)?;
+        Ok(StoreDirectory { id: id.into_bytes(), _lock: Some(lock), place, state: Mutex::new(state) })
+    }
+
+    /// Opens the directory of a store of this engine to read it. Nothing is made or changed in it, and others may read it as
+    /// well, but nobody may write to it meanwhile. Where there is no lock file, such as on a medium that cannot be written, that
+    /// is left to the user.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if there is no store, or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it is another
+    /// engine's.
+    pub fn open_read_only(path: &Path, engine: &str) -> Result<Self> {
+        Self::engine_of(path)?;
+        let (lock, place) = lock_shared(path)?;
+        refuse_links(path)?;
+        let mark = read_mark(path)?.ok_or_else(|| no_store(path))?;
+        check_engine(path, engine, &mark)?;
+        Ok(StoreDirectory { id: mark.id.into_bytes(), _lock: lock, place, state: Mutex::new(State::ReadOnly) })
+    }
+
+    /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark) it does not open
+    /// as a store; if it is dropped before, everything in it is deleted.
+    ///
+    /// # Errors
+    ///
+    /// `Open` if the directory is not empty, or cannot be made or written; `Locked` if it is being written to.
+    pub fn begin_backup(path: &Path, engine: &str, id: [u8; 16]) -> Result<Self> {
+        let failed = |error| cannot_open(path, "it cannot be written", error);
+        let not_empty = |reason: &str| Error::Open {
+            path: path.display().to_string(),
+            reason: format!("{reason}; choose a missing or empty directory"),
+            source: None,
+        };
+        if Self::is_store(path) {
+            return Err(not_empty("it already holds a store"));
+        }
+        let mut directory = Self::open(path, engine)?;
+        if directory.state() != State::New || !content_of(path).map_err(failed)?.is_empty() {
+            return Err(not_empty("it is not empty"));
+        }
+        write_mark(path, BACKUP_MARK_FILE, engine, Uuid::from_bytes(id)).map_err(failed)?;
+        fs::remove_file(path.join(NEW_MARK_FILE)).map_err(failed)?;
+        directory.set_state(State::Backup);
+        directory.id = id;
+        Ok(directory)
+    }
+
+    /// The id of the store, which every copy of its files has as well.
+    pub(crate) fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    /// Where it is, as an absolute path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.place.directory()
+    }
+
+    /// Where it was when it was locked.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.state() == State::Marked
+    }
+
+    /// Whether nothing may be made, changed or deleted in it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.state() == State::ReadOnly
+    }
+
+    /// Whether it is a backup that is being written.
+    pub(crate) fn is_unfinished_backup(&self) -> bool {
+        self.state() == State::Backup
+    }
+
+    fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_state(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// Deletes a file or directory of the engine's if it is left of a creation that was cut short, before anything was
+    /// stored. In a store it stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Engine`].
+    pub fn delete_unfinished(&self, name: &str) -> Result<()> {
+        let path = self.path().join(name);
+        if self.state() != State::New || !path.exists() {
+            return Ok(());
+        }
+        let deleted = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        deleted.map_err(|error| Error::engine("delete what is left of a creation", error))
+    }
+
+    /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
+    /// begun anew, and lost files are not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`].
+    pub fn mark(&self) -> Result<()> {
+        let unmarked = match self.state() {
+            State::Marked | State::ReadOnly => return Ok(()),
+            State::New => NEW_MARK_FILE,
+            State::Backup => BACKUP_MARK_FILE,
+        };
+        let finish = || -> io::Result<()> {
+            sync_dir(self.path())?;
+            fs::rename(self.path().join(unmarked), self.path().join(MARK_FILE))?;
+            sync_dir(self.path())?;
+            // Whoever created the directory may have been killed before its entry was durable.
+            sync_dir(parent_of(self.path()))
+        };
+        finish().map_err(|error| cannot_open(self.path(), "it cannot be written", error))?;
+        self.set_state(State::Marked);
+        Ok(())
+    }
+
+    /// Bytes that the files in the directory take on disk, by their length.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Engine`].
+    pub fn len_bytes(&self) -> Result<u64> {
+        len_of_files(self.path()).map_err(|error| Error::engine("measure the store's files", error))
+    }
+}
+
+impl Drop for StoreDirectory {
+    /// Takes back what was written of a backup that did not come to its end.
+    fn drop(&mut self) {
+        if self.state() != State::Backup {
+            return;
+        }
+        let delete = || -> io::Result<()> {
+            for entry in content_of(self.path())? {
+                if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
+            }
+            fs::remove_file(self.path().join(BACKUP_MARK_FILE))?;
+            fs::remove_file(self.path().join(LOCK_FILE))
+        };
+        if let Err(error) = delete() {
+            let path = self.path().display();
+            tell!(warn, %path, %error, "a backup that was not finished could not be deleted; delete its directory");
+        }
+    }
+}
+
+/// Locks a directory by its lock file, which is made if it is missing.
+fn lock(path: &Path) -> Result<(File, Place)> {
+    let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
+    let unwritable = "its lock file cannot be written; give this user write access, which reading needs as well";
+    // A program may change its working directory; what is locked stays where it is.
+    let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
+    let lock_path = absolute.join(LOCK_FILE);
+    loop {
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|error| failed(unwritable, error))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
+            TryLockError::Error(error) => failed("its lock file cannot be locked", error),
+        })?;
+        // Whoever had it before may have taken back a backup, and deleted it meanwhile.
+        let place = Place::of(&lock, lock_path.clone()).map_err(|error| failed(unwritable, error))?;
+        if place.is_kept().map_err(|error| failed(unwritable, error))? {
+            return Ok((lock, place));
+        }
+    }
+}
+
+/// Locks a directory by its lock file against whoever writes to it, if there is one.
+fn lock_shared(path: &Path) -> Result<(Option<File>, Place)> {
+    let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
+    let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
+    let lock_path = absolute.join(LOCK_FILE);
+    let lock = match File::open(&lock_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, Place::unknown(lock_path))),
+        opened => opened.map_err(|error| failed("its lock file cannot be read; check its permissions", error))?,
+    };
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.display().to_string() }),
+        // Some file systems that cannot be written cannot lock either.
+        Err(TryLockError::Error(_)) => Ok((None, Place::unknown(lock_path))),
+        Ok(()) => {
+            let place = Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be seen", error))?;
+            Ok((Some(lock), place))
+        }
+    }
+}
+
+/// What is in the directory of a store beside the files that all stores have.
+fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE, FILTER_FILE];
+    let mut content = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if ours.iter().all(|name| entry.file_name() != *name) {
+            content.push(entry.path());
+        }
+    }
+    Ok(content)
+}
+
+fn no_store(path: &Path) -> Error {
+    Error::Open {
+        path: path.display().to_string(),
+        reason: format!("there is no store (no {MARK_FILE}); check the path"),
+        source: None,
+    }
+}
+
+/// Whether the directory is marked as this engine's, and the id of its store. An empty one gets a mark that does not count
+/// yet.
+fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
+    let Some(mark) = read_mark(path)? else {
+        refuse_strangers(path)?;
+        let id = id_at(SystemTime::now());
+        write_mark(path, NEW_MARK_FILE, engine, id)
+            .map_err(|error| cannot_open(path, "it cannot be written", error))?;
+        return Ok((State::New, id));
+    };
+    check_engine(path, engine, &mark)?;
+    Ok((State::Marked, mark.id))
+}
+
+/// A new id. `Uuid::now_v7` panics before 1970.
+fn id_at(now: SystemTime) -> Uuid {
+    let since = clamp_recorded_at(now).duration_since(UNIX_EPOCH).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(NoContext, since.as_secs(), since.subsec_nanos()))
+}
+
+fn check_engine(path: &Path, engine: &str, mark: &Mark) -> Result<()> {
+    if mark.engine == engine {
+        return Ok(());
+    }
+    let (path, engine) = (path.display(), &mark.engine);
+    Err(Error::Unsupported { what: format!("{path} holds a store of the {engine} engine; open it as {engine}:{path}") })
+}
+
+/// The mark of a store, if there is one.
+fn read_mark(path: &Path) -> Result<Option<Mark>> {
+    match fs::read(path.join(MARK_FILE)) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(_) if path.is_file() => {
+            let reason = "it is a file, not the directory of a store; check the path".to_owned();
+            Err(Error::Open { path: path.display().to_string(), reason, source: None })
+        }
+        Err(error) => Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
+    }
+}
+
+fn write_mark(path: &Path, name: &str, engine: &str, id: Uuid) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Mark { engine: engine.to_owned(), id })?;
+    text.push(b'\n');
+    let mut file = File::create(path.join(name))?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    // A power cut must not leave the engine's files without it: then they are a stranger's.
+    sync_dir(path)
+}
+
+/// Refuses a directory that is not a store, nor the beginning of one, but holds something.
+fn refuse_strangers(path: &Path) -> Result<()> {
+    let is_store = || [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists());
+    if is_store() {
+        return Ok(());
+    }
+    if path.join(BACKUP_MARK_FILE).exists() {
+        return Err(Error::Open {
+            path: path.display().to_string(),
+            reason: "it holds an unfinished backup; delete the directory and take the backup again".to_owned(),
+            source: None,
+        });
+    }
+    let failed = |error| cannot_open(path, "it cannot be read", error);
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name != LOCK_FILE {
+            if is_store() {
+                return Ok(()); // somebody has just begun one
+            }
+            let reason = match holds_a_log(path) {
+                true => format!("its {MARK_FILE} is missing; put that of a backup of this store there"),
+                false => format!(
+                    "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); choose an empty directory",
+                    name.display()
+                ),
+            };
+            return Err(Error::Open { path: path.display().to_string(), reason, source: None });
+        }
+    }
+    Ok(())
+}
+
+/// Whether there are segments of a log: it was a store, then.
+fn holds_a_log(path: &Path) -> bool {
+    let is_segment = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| Path::new(&entry.file_name()).extension().is_some_and(|extension| extension == "seg"))
+    };
+    fs::read_dir(path.join(LOG)).is_ok_and(|mut entries| entries.any(is_segment))
+}
+
+/// Refuses a store of which a part is somewhere else: another store may have the same part, such as a copy of this directory, and
+/// the lock of neither would keep the other from writing to it. The directory itself may be a link, with its lock in it.
+fn refuse_links(path: &Path) -> Result<()> {
+    for part in [LOG, INDEX].map(|name| path.join(name)) {
+        let link = link_in(&part).map_err(|error| cannot_open(path, "it cannot be read", error))?;
+        if let Some(link) = link {
+            return Err(Error::Open {
+                path: path.display().to_string(),
+                reason: format!(
+                    "{} is a symbolic link, and the lock of a store is for its own directory alone; put there what it leads to. \
+                     To keep a store somewhere else, link its whole directory, or mount its parts",
+                    link.strip_prefix(path).unwrap_or(&link).display()
+                ),
+                source: None,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The directory, if it is a symbolic link, or what is one in it.
+fn link_in(directory: &Path) -> io::Result<Option<PathBuf>> {
+    match directory.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => return Ok(Some(directory.to_owned())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(metadata) if metadata.is_dir() => {}
+        _ => return Ok(None),
+    }
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+/// The lengths of all files in a directory and those below it. What is deleted meanwhile does not count.
+fn len_of_files(path: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let len = entry.metadata().and_then(|metadata| match metadata.is_dir() {
+            true => len_of_files(&entry.path()),
+            false => Ok(metadata.len()),
+        });
+        bytes += match len {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            len => len?,
+        };
+    }
+    Ok(bytes)
+}
+
+/// Creates the directory of a store, and what is missing above it, and makes each new entry durable. The events are nobody's
+/// but its owner's, and its group's as far as the umask says so.
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
+    create_dir(path, &private)
+}
+
+fn create_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match create_one_dir(path, builder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
+            // There are places with a parent in which nothing can be created, such as below /proc.
+            if !parent.is_dir() {
+                create_dir(parent, &fs::DirBuilder::new())?;
+            }
+            create_one_dir(path, builder) // somebody else may be creating it too
+        }
+        created => created,
+    }
+}
+
+/// Creates a directory whose parent is there, unless it is there itself.
+fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match builder.create(path) {
+        Ok(()) => sync_dir(parent_of(path)),
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a directory"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the entries of a directory durable: the names of files that were made, renamed or deleted in it.
+///
+/// # Errors
+///
+/// Those of the operating system.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<Source>) -> Error {
+    let source = source.into();
+    let reason = match (lacks_descriptors(&source), reason.split_once("; ")) {
+        // What else to do is no help then.
+        (true, what) => {
+            let what = what.map_or(reason, |(what, _)| what);
+            format!("{what}; close files, or raise the limit of how many may be open (ulimit -n)")
+        }
+        (false, _) => reason.to_owned(),
+    };
+    Error::Open { path: path.display().to_string(), reason, source: Some(source) }
+}
+
+/// Whether the process, or the system, has too many files open.
+fn lacks_descriptors(source: &Source) -> bool {
+    let number = source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    cfg!(unix) && matches!(number, Some(EMFILE | ENFILE))
+}
+
+/// The same on every Unix.
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: [u8; 16] = [7; 16];
+
+    #[test]
+    fn what_is_no_store_is_named_with_what_helps() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("store");
+        let open = |path: &Path| {
+            let opened = [
+                StoreDirectory::open_existing(path, "memory").err(),
+                StoreDirectory::open_read_only(path, "memory").err(),
+            ];
+            opened.map(|error| error.expect("there is no store").to_string())
+        };
+        fs::write(&path, "a file").expect("written");
+        assert!(open(&path).iter().all(|text| text.contains("it is a file")), "{:?}", open(&path));
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir_all(path.join(LOG)).expect("made");
+        assert!(open(&path).iter().all(|text| text.contains("choose an empty directory")), "{:?}", open(&path));
+        fs::write(path.join(LOG).join("0000000001-0.seg"), "").expect("written");
+        let of_a_store = |text: &String| text.contains("put that of a backup of this store there");
+        assert!(open(&path).iter().all(of_a_store), "{:?}", open(&path));
+        assert!(StoreDirectory::open(&path, "memory").is_err_and(|error| of_a_store(&error.to_string())));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_has_too_few_descriptors_is_not_sent_to_look_at_permissions() {
+        let text = |number| {
+            let error = io::Error::from_raw_os_error(number);
+            cannot_open(Path::new("store"), "it cannot be read; check its permissions", error).to_string()
+        };
+        assert!(text(13).contains("check its permissions"), "{}", text(13));
+        for number in [EMFILE, ENFILE] {
+            assert!(text(number).contains("ulimit -n") && !text(number).contains("permissions"), "{}", text(number));
+        }
+    }
+
+    #[test]
+    fn a_missing_store_is_created_only_if_that_is_wanted() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("store");
+        let refused = StoreDirectory::open_existing(&path, "one");
+        assert!(matches!(refused, Err(Error::Open { reason, .. }) if reason.contains("no store")));
+        assert!(!path.exists(), "no trace");
+        StoreDirectory::open(&path, "one").expect("created").mark().expect("marked");
+        StoreDirectory::open_existing(&path, "one").expect("there is one now");
+    }
+
+    #[test]
+    fn a_directory_is_created_marked_and_locked_once() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("a/b/store");
+        let first = StoreDirectory::open(&path, "one").expect("new");
+        first.mark().expect("marked");
+        assert!(matches!(StoreDirectory::open(&path, "one"), Err(Error::Locked { .. })));
+        drop(first);
+        StoreDirectory::open(&path, "one").expect("unlocked again");
+        let other = StoreDirectory::open(&path, "two");
+        assert!(matches!(other, Err(Error::Unsupported { what }) if what.contains("one:")));
+    }
+
+    #[test]
+    fn what_is_not_a_store_is_left_alone() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let file = temporary.path().join("file");
+        fs::write(&file, "mine").expect("written");
+        assert!(matches!(StoreDirectory::open(&file, "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::open(&file.join("below"), "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::open(temporary.path(), "one"), Err(Error::Open { .. })), "not empty");
+        assert!(matches!(StoreDirectory::open(Path::new(""), "one"), Err(Error::InvalidOption { .. })));
+        assert_eq!(fs::read_to_string(&file).expect("read"), "mine");
+        assert_eq!(fs::read_dir(temporary.path()).expect("read").count(), 1, "nothing was put into it");
+        let damaged = temporary.path().join("damaged");
+        fs::create_dir(&damaged).expect("created");
+        fs::write(damaged.join(MARK_FILE), "{").expect("written");
+        assert!(matches!(StoreDirectory::open(&damaged, "one"), Err(Error::Open { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn where_nothing_can_be_created_nothing_is_opened() {
+        for path in ["/proc/x", "/proc/x/y/z", "/proc/self/fd/x", "/dev/fd/x/y", "/sys/x", "/dev/null/x"] {
+            let path = Path::new(path);
+            assert!(matches!(StoreDirectory::open(path, "one"), Err(Error::Open { .. })), "{path:?}");
+            assert!(matches!(StoreDirectory::begin_backup(path, "one", ID), Err(Error::Open { .. })), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn directories_are_created_with_those_above_them() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("a/b/../c/./d");
+        drop(StoreDirectory::open(&path, "one").expect("created"));
+        assert!(temporary.path().join("a/c/d").join(LOCK_FILE).exists());
+    }
+
+    #[test]
+    fn a_creation_that_was_cut_short_is_taken_up_again() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
+        fs::write(temporary.path().join(NEW_MARK_FILE), "{\"eng").expect("written");
+        fs::write(temporary.path().join("half.made"), "").expect("written");
+        let begun = StoreDirectory::open(temporary.path(), "one").expect("opened");
+        assert!(!begun.is_marked());
+        begun.mark().expect("marked");
+        drop(begun);
+        assert!(StoreDirectory::open(temporary.path(), "one").expect("opened").is_marked());
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .expect("read")
+            .map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_backup_that_is_dropped_is_deleted_and_its_directory_can_be_used_again() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("a/backup");
+        for _ in 0..2 {
+            let begun = StoreDirectory::begin_backup(&path, "one", ID).expect("begun");
+            assert!(!begun.is_marked());
+            fs::write(begun.path().join("data"), "half").expect("written");
+            fs::create_dir(begun.path().join("parts")).expect("created");
+            fs::write(begun.path().join("parts/data"), "half").expect("written");
+            drop(begun);
+            assert_eq!(names(&path), [""; 0]);
+        }
+        StoreDirectory::open(&path, "two").expect("it is as if nothing had been there");
+    }
+
+    #[test]
+    fn a_backup_that_is_marked_stays_and_is_a_store() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let begun = StoreDirectory::begin_backup(temporary.path(), "one", ID).expect("an empty directory");
+        fs::create_dir(begun.path().join("parts")).expect("created");
+        fs::write(begun.path().join("parts/data"), "whole").expect("written");
+        begun.mark().expect("marked");
+        begun.mark().expect("marked before");
+        assert!(begun.is_marked());
+        assert!(matches!(StoreDirectory::open(temporary.path(), "one"), Err(Error::Locked { .. })));
+        drop(begun);
+        assert_eq!(names(temporary.path()), [MARK_FILE, LOCK_FILE, "parts"]);
+        let opened = StoreDirectory::open_existing(temporary.path(), "one").expect("a store");
+        assert!(opened.is_marked());
+        assert_eq!(StoreDirectory::engine_of(temporary.path()).expect("marked"), "one");
+    }
+
+    #[test]
+    fn a_backup_that_a_killed_process_left_is_no_store() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        fs::write(temporary.path().join(LOCK_FILE), "").expect("written");
+        fs::write(
+            temporary.path().join(BACKUP_MARK_FILE),
+            r#"{"engine":"one","id":"00000000-0000-0000-0000-000000000000"}"#,
+        )
+        .expect("written");
+        fs::write(temporary.path().join("data"), "half").expect("written");
+        let refused = |result: Result<StoreDirectory>| {
+            assert!(matches!(result, Err(Error::Open { reason, .. }) if reason.contains("unfinished")));
+        };
+        refused(StoreDirectory::open(temporary.path(), "one"));
+        refused(StoreDirectory::begin_backup(temporary.path(), "one", ID));
+        assert!(matches!(StoreDirectory::open_existing(temporary.path(), "one"), Err(Error::Open { .. })));
+        assert!(matches!(StoreDirectory::engine_of(temporary.path()), Err(Error::Open { .. })));
+        assert_eq!(names(temporary.path()), ["data", BACKUP_MARK_FILE, LOCK_FILE]);
+    }
+
+    #[test]
+    fn a_backup_needs_a_directory_that_is_missing_or_empty() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let (store, stranger) = (temporary.path().join("store"), temporary.path().join("stranger"));
+        StoreDirectory::open(&store, "one").expect("created").mark().expect("marked");
+        fs::create_dir(&stranger).expect("created");
+        fs::write(stranger.join("mine"), "mine").expect("written");
+        for (path, before) in [(&store, names(&store)), (&stranger, names(&stranger))] {
+            assert!(matches!(StoreDirectory::begin_backup(path, "one", ID), Err(Error::Open { .. })));
+            assert_eq!(names(path), before);
+        }
+        assert!(matches!(StoreDirectory::begin_backup(&stranger.join("mine"), "one", ID), Err(Error::Open { .. })));
+        let begun = StoreDirectory::begin_backup(&temporary.path().join("new"), "one", ID).expect("begun");
+        assert!(StoreDirectory::begin_backup(begun.path(), "one", ID).is_err(), "one at a time");
+    }
+
+    #[test]
+    fn of_openings_at_once_one_succeeds_and_the_others_are_locked() {
+        for _ in 0..50 {
+            let temporary = tempfile::tempdir().expect("temporary directory");
+            std::thread::scope(|scope| {
+                let open = || {
+                    let opened = StoreDirectory::open(temporary.path(), "one").inspect(|directory| {
+                        fs::write(directory.path().join("data"), "").expect("written");
+                        directory.mark().expect("marked");
+                    });
+                    assert!(matches!(opened, Ok(_) | Err(Error::Locked { .. })), "{opened:?}");
+                    opened
+                };
+                let opened: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                let opened: Vec<_> = opened.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+                assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 1);
+            });
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The store's directory: opening, mending, compressing, backing up and restoring what is in it.
+
+pub(crate) mod backup;
+pub(crate) mod compress;
+pub(crate) mod directory;
+pub(crate) mod head;
+pub(crate) mod open;
+pub(crate) mod place;
+pub(crate) mod transfer;

@@ -1,0 +1,155 @@
+//! Checks that the path of an open store still leads to it. If the directory was moved, deleted or replaced, files that are
+//! created by path would get lost, or end up in another store.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use eventstore_api::{Error, Result};
+use eventstore_log::{Directory, DiskDirectory, File as LogFile};
+
+/// The path of a file that is open as long as the store, so that no other gets its number, and which file it was.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    path: PathBuf,
+    /// `None` if there is no such file.
+    identity: Option<Identity>,
+}
+
+#[cfg(unix)]
+type Identity = (u64, u64);
+#[cfg(not(unix))]
+type Identity = ();
+
+#[cfg(unix)]
+fn identity(metadata: &fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+// Elsewhere an open file is not moved or deleted.
+#[cfg(not(unix))]
+fn identity(_: &fs::Metadata) -> Identity {}
+
+impl Place {
+    /// The place of an open file.
+    ///
+    /// # Errors
+    ///
+    /// Those of the operating system.
+    pub(crate) fn of(file: &File, path: PathBuf) -> io::Result<Self> {
+        Ok(Place { path, identity: Some(identity(&file.metadata()?)) })
+    }
+
+    /// A place that cannot be told from others.
+    pub(crate) fn unknown(path: PathBuf) -> Self {
+        Place { path, identity: None }
+    }
+
+    /// The directory of the file, as an absolute path if the file's was one.
+    pub(crate) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Whether the file is still there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be seen.
+    pub(crate) fn is_kept(&self) -> io::Result<bool> {
+        let Some(expected) = self.identity else { return Ok(true) };
+        match fs::metadata(&self.path) {
+            Ok(metadata) => Ok(identity(&metadata) == expected),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// # Errors
+    ///
+    /// `Open` if the file is certainly not there.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.is_kept() {
+            Ok(false) => {
+                Err(Error::Open { path: self.directory().display().to_string(), reason: LEFT.to_owned(), source: None })
+            }
+            Ok(true) | Err(_) => Ok(()),
+        }
+    }
+}
+
+const LEFT: &str =
+    "it was moved, deleted or replaced while the store was open; close the store, and open it where it is now";
+
+/// The files of a log in a directory that may be moved, deleted or replaced: then nothing is made there, nor taken away.
+#[derive(Debug)]
+pub(crate) struct KeptDirectory {
+    files: DiskDirectory,
+    place: Place,
+}
+
+impl KeptDirectory {
+    pub(crate) fn new(path: &Path, place: Place) -> Self {
+        KeptDirectory { files: DiskDirectory::new(path), place }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.place.check().map_err(io::Error::other)
+    }
+}
+
+impl Directory for KeptDirectory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.files.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+        self.check()?;
+        self.files.open(name)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+        self.check()?;
+        self.files.create(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check()?;
+        self.files.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.check()?;
+        self.files.remove(name)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.check()?;
+        self.files.sync()
+    }
+
+    fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+        self.check()?;
+        self.files.subdirectory(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_deleted_or_replaced_is_not_kept() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path().join("file");
+        let old = File::create(&path).expect("created");
+        let place = Place::of(&old, path.clone()).expect("looked at");
+        assert!(place.is_kept().expect("looked at"));
+        fs::remove_file(&path).expect("deleted");
+        assert!(!place.is_kept().expect("looked at"));
+        let _new = File::create(&path).expect("created");
+        assert!(!place.is_kept().expect("looked at"));
+        assert!(matches!(place.check(), Err(Error::Open { .. })));
+    }
+}

@@ -1,0 +1,81 @@
+//! Serves the store's metrics to Prometheus and its logs to the terminal.
+//!
+//! ```text
+//! RUST_LOG=eventstore_kv=debug cargo run --example prometheus -- lmdb:./data 127.0.0.1:9100
+//! curl -s http://127.0.0.1:9100/metrics
+//! ```
+//!
+//! It appends an event a second, and follows the store, until Ctrl-C. `docs/metrics.md` says what each metric is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventstore::backend::{CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Version};
+use metrics::gauge;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+
+/// From the fastest sync of a disk to what nobody should wait for.
+const SECONDS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+const MAINTENANCE_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
+const EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
+const BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+/// Without buckets the exporter makes quantiles, which cannot be added up over stores and processes.
+fn with_buckets() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("eventstore_maintenance_seconds".to_owned()), MAINTENANCE_SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("eventstore_group_events".to_owned()), EVENTS)?
+        .set_buckets_for_metric(Matcher::Full("eventstore_group_bytes".to_owned()), BYTES)
+}
+
+/// A projection tells how far it is: behind `eventstore_latest_version` by so many events.
+async fn follow(store: Arc<dyn EventStore>, ctx: Context) -> eventstore::backend::Result<()> {
+    let applied = gauge!("ticks_applied_version");
+    let mut events = store.subscribe(&ctx, Version::ZERO);
+    while let Some(page) = events.next_page().await {
+        match page {
+            Ok(page) => page.last().map_or((), |last| applied.set(last.version.get() as f64)),
+            Err(Error::Cancelled) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let url = arguments.next().unwrap_or_else(|| "memory:".to_owned());
+    let address: SocketAddr = arguments.next().unwrap_or_else(|| "127.0.0.1:9100".to_owned()).parse()?;
+
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    // Before the store is opened: it looks its metrics up then.
+    with_buckets()?.with_http_listener(address).install()?;
+
+    let store = eventstore::backend::open(&url).await?;
+    let stop = CancellationToken::new();
+    let ctx = Context::background().with_cancellation(stop.clone());
+    tokio::spawn(async move {
+        // If Ctrl-C cannot be listened for, it ends the process at once.
+        let _ = tokio::signal::ctrl_c().await;
+        stop.cancel();
+    });
+    let collecting = tokio::spawn({
+        let (store, ctx) = (store.clone(), ctx.clone());
+        async move { store.run_gc_every(&ctx, Duration::from_secs(600), Gc::Quick, |_| {}).await }
+    });
+    let following = tokio::spawn(follow(store.clone(), ctx.clone()));
+    while ctx.check().is_ok() {
+        let event = Event::builder("Ticked", "clock").build()?;
+        store.store(&Context::background(), event, Expected::Any).await?;
+        // Ends early when the context does.
+        let _ = ctx.run(tokio::time::sleep(Duration::from_secs(1))).await;
+    }
+    collecting.await?;
+    following.await??;
+    store.close().await?;
+    Ok(())
+}

@@ -1,0 +1,443 @@
+//! Deciding on what an aggregate is.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::sync::Arc;
+
+use eventstore_api::{
+    Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, RecordedEvent, Result, Revision, StoreOutcome,
+    Stored, Version,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::Store;
+use crate::append::{Appended, append_until_known};
+use crate::call::{BoxFuture, Call, call_options};
+use crate::snapshots::{Codec, SnapshotPolicy};
+
+/// The state of one aggregate, rebuilt from its events; decisions are made on it.
+///
+/// It starts as its `Default`, and each event changes it. `apply` cannot fail, because its event has already happened. Reject a
+/// command in the decision, before its event exists.
+///
+/// ```
+/// use eventstore::Aggregate;
+///
+/// #[derive(Default)]
+/// struct Account {
+///     balance: u64,
+/// }
+///
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// enum AccountEvent {
+///     Deposited { cents: u64 },
+///     Withdrawn { cents: u64 },
+/// }
+///
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Overdrawn;
+///
+/// impl Aggregate for Account {
+///     type Event = AccountEvent;
+///     type Error = Overdrawn;
+///
+///     fn apply(&mut self, event: AccountEvent) {
+///         match event {
+///             AccountEvent::Deposited { cents } => self.balance += cents,
+///             AccountEvent::Withdrawn { cents } => self.balance -= cents,
+///         }
+///     }
+/// }
+///
+/// impl Account {
+///     fn deposit(&self, cents: u64) -> Result<Vec<AccountEvent>, Overdrawn> {
+///         Ok(vec![AccountEvent::Deposited { cents }])
+///     }
+///
+///     fn withdraw(&self, cents: u64) -> Result<Vec<AccountEvent>, Overdrawn> {
+///         if cents > self.balance {
+///             return Err(Overdrawn);
+///         }
+///         Ok(vec![AccountEvent::Withdrawn { cents }])
+///     }
+/// }
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let store = eventstore::open("memory:").await?;
+/// store.decide::<Account>("account-7", |account| account.deposit(100)).await?;
+/// let done = store.decide::<Account>("account-7", |account| account.withdraw(30)).await?;
+/// assert_eq!(done.state.balance, 70);
+/// let refused = store.decide::<Account>("account-7", |account| account.withdraw(71)).await;
+/// assert_eq!(refused.err().and_then(|error| error.rejection().cloned()), Some(Overdrawn));
+/// # Ok::<(), eventstore::DecideError<Overdrawn>>(())
+/// # }).unwrap();
+/// ```
+pub trait Aggregate: Default + Send {
+    /// Its events: an enum whose variants are the event types. See [`Event::of`].
+    type Event: Serialize + DeserializeOwned + Send;
+
+    /// Why a decision rejects a command. [`Infallible`](std::convert::Infallible) if it never does.
+    type Error: Send;
+
+    /// Applies an event to the state.
+    fn apply(&mut self, event: Self::Event);
+}
+
+/// An aggregate, loaded from the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loaded<A> {
+    /// Its state.
+    pub state: A,
+    /// The revision of its newest event; [`Revision::ZERO`] if it has none.
+    pub revision: Revision,
+    /// The version of its newest event; [`Version::ZERO`] if it has none.
+    pub version: Version,
+}
+
+/// The result of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decided<A> {
+    /// The state, with the new events applied.
+    pub state: A,
+    /// The revision of its newest event.
+    pub revision: Revision,
+    /// The positions of the decision's events; `None` if it produced none. Their outcome is `AlreadyStored` if an earlier
+    /// attempt with the same idempotency key appended them.
+    pub appended: Option<Appended>,
+    /// The events that an earlier attempt with the same idempotency key had appended, as they are in the store; none if there was
+    /// no such attempt.
+    pub earlier: Vec<RecordedEvent>,
+}
+
+/// Why a decision failed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DecideError<E> {
+    /// The decision rejected the command; nothing was written.
+    Rejected(E),
+    /// The store failed.
+    Store(Error),
+}
+
+impl<E> DecideError<E> {
+    /// The reason of the rejection, if it is one.
+    pub fn rejection(&self) -> Option<&E> {
+        match self {
+            DecideError::Rejected(rejection) => Some(rejection),
+            DecideError::Store(_) => None,
+        }
+    }
+}
+
+impl<E> From<Error> for DecideError<E> {
+    fn from(error: Error) -> Self {
+        DecideError::Store(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for DecideError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DecideError::Rejected(rejection) => rejection.fmt(f),
+            DecideError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for DecideError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            DecideError::Rejected(rejection) => rejection.source(),
+            DecideError::Store(error) => error.source(),
+        }
+    }
+}
+
+impl Store {
+    /// Loads an aggregate: its state and its revision.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Store::load); `Decode` if one of its events is of a type that [`Aggregate::Event`] does not know, or of
+    /// another shape.
+    pub fn aggregate<'a, A: Aggregate + 'a>(&self, aggregate_id: impl Into<String>) -> Call<'a, Loaded<A>> {
+        let (store, id) = (self.backend().clone(), aggregate_id.into());
+        Call::new(move |ctx| async move {
+            let mut loaded = Loaded::default();
+            catch_up(&store, &ctx, &id, &mut loaded).await.map(|_| loaded)
+        })
+    }
+
+    /// Loads an aggregate, calls `decision` with its state, and appends the returned events on condition that the aggregate
+    /// has not changed meanwhile (optimistic concurrency).
+    ///
+    /// After a conflict, `decision` is called again with the new state, so it must have no side effects. After
+    /// [`OutcomeUnknown`](crate::Error::OutcomeUnknown) the *same* events are appended again. The deadline or the token of the call
+    /// ends these retries.
+    ///
+    /// See [`Aggregate`] for an example, [`idempotency_key`](Decide::idempotency_key) for commands that may be repeated after a
+    /// restart, and [`snapshots`](Decide::snapshots) for aggregates with very many events.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`](DecideError::Rejected) with the error of `decision`; [`Store`](DecideError::Store) with those of
+    /// [`aggregate`](Store::aggregate) and [`append`](Store::append), but for conflicts. An event that could not be read back is
+    /// `InvalidEvent`, such as one with a float that is no number: it would be in the way of every later decision.
+    pub fn decide<'a, A: Aggregate + 'a>(
+        &self,
+        aggregate_id: impl Into<String>,
+        decision: impl FnMut(&A) -> Result<Vec<A::Event>, A::Error> + Send + 'a,
+    ) -> Decide<'a, A> {
+        Decide {
+            store: self.backend().clone(),
+            ctx: Context::background(),
+            aggregate_id: aggregate_id.into(),
+            decision: Box::new(decision),
+            command: Command::default(),
+            attempts: usize::MAX,
+            snapshots: None,
+        }
+    }
+}
+
+type Decision<'a, A> = dyn FnMut(&A) -> Result<Vec<<A as Aggregate>::Event>, <A as Aggregate>::Error> + Send + 'a;
+
+/// A decision. It starts when it is awaited. See [`Store::decide`].
+#[must_use = "nothing is decided until it is awaited"]
+pub struct Decide<'a, A: Aggregate> {
+    store: Arc<dyn EventStore>,
+    ctx: Context,
+    aggregate_id: String,
+    decision: Box<Decision<'a, A>>,
+    command: Command,
+    attempts: usize,
+    snapshots: Option<(SnapshotPolicy, Codec<A>)>,
+}
+
+/// What the events of a decision have in common.
+#[derive(Debug, Default)]
+struct Command {
+    key: Option<String>,
+    metadata: Option<Result<String>>,
+    correlation_id: Option<String>,
+    cause: Option<Event>,
+}
+
+impl<'a, A: Aggregate + 'a> Decide<'a, A> {
+    /// Makes the command idempotent. The ids of its events are derived from the aggregate id and this key. If these events are
+    /// stored already, the decision is not called, and their places are returned, with the aggregate as it is by then; also
+    /// after a restart. The metadata may differ between attempts, such as a trace id; the first attempt's metadata is kept.
+    ///
+    /// The sender of the command chooses the key, such as the header `Idempotency-Key` of an HTTP request. It must be unique per
+    /// aggregate. A command that produced no event is decided again.
+    ///
+    /// The key alone identifies the command. To refuse a key that is reused for another command, store the command in the
+    /// [`metadata`](Self::metadata) and compare it with that of [`Decided::earlier`].
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.command.key = Some(key.into());
+        self
+    }
+
+    /// Sets the metadata of each event, a JSON object.
+    pub fn metadata<M: Serialize + ?Sized>(mut self, metadata: &M) -> Self {
+        let text = serde_json::to_string(metadata);
+        let text = text.map_err(|error| Error::invalid_event("metadata", format!("it is not JSON: {error}")));
+        self.command.metadata = Some(text);
+        self
+    }
+
+    /// Sets the correlation id of each event: the id of the process or request that the command belongs to.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.command.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Records this event as the cause of each new event. See [`EventBuilder::caused_by`](crate::EventBuilder::caused_by).
+    pub fn caused_by(mut self, cause: &Event) -> Self {
+        self.command.cause = Some(cause.clone());
+        self
+    }
+
+    /// Calls the decision at most this many times, at least once; then the last conflict is returned. Without it, retries after a
+    /// conflict are not limited, because each conflict means that somebody else succeeded.
+    pub fn attempts(mut self, attempts: usize) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// Loads the aggregate from a snapshot, and saves new snapshots, as the policy says.
+    pub fn snapshots(mut self, policy: &SnapshotPolicy) -> Self
+    where
+        A: Serialize + DeserializeOwned,
+    {
+        self.snapshots = Some((policy.clone(), Codec::new()));
+        self
+    }
+
+    async fn run(self) -> Result<Decided<A>, DecideError<A::Error>> {
+        let Decide { store, ctx, aggregate_id, mut decision, command, attempts, snapshots } = self;
+        let id = aggregate_id.as_str();
+        let mut loaded = match &snapshots {
+            Some((policy, codec)) => policy.load(&*store, &ctx, id, codec).await?.unwrap_or_default(),
+            None => Loaded::default(),
+        };
+        let snapshot = loaded.revision;
+        let is_of_earlier = |place: &Stored| place.outcome == StoreOutcome::AlreadyStored;
+        let has_key = command.key.is_some();
+        let mut failed = None;
+        for attempt in 1.. {
+            catch_up(&store, &ctx, id, &mut loaded).await?;
+            // Only now: an attempt that comes later than this look changes the aggregate behind the revision that is expected.
+            let earlier = command.already_appended(&*store, &ctx, id).await?;
+            if !earlier.is_empty() {
+                catch_up(&store, &ctx, id, &mut loaded).await?;
+                let place =
+                    |event: &RecordedEvent| Stored::new(event.version, event.revision, StoreOutcome::AlreadyStored);
+                let appended = Some(Appended::new(earlier.iter().map(place).collect()));
+                let Loaded { state, revision, .. } = loaded;
+                return Ok(Decided { state, revision, appended, earlier });
+            }
+            if let Some(error) = failed {
+                return Err(DecideError::Store(error)); // it was not for an attempt of the same command
+            }
+            let decided = decision(&loaded.state).map_err(DecideError::Rejected)?;
+            if decided.is_empty() {
+                let Loaded { state, revision, .. } = loaded;
+                return Ok(Decided { state, revision, appended: None, earlier });
+            }
+            let events = command.events(id, &decided)?;
+            let decided = read_back(&events)?;
+            let batch = Batch::new(events).expected(Expected::Revision(loaded.revision));
+            match append_until_known(&*store, &ctx, batch).await {
+                // An attempt of the same command was faster. It may have decided on more, and others may have come before it.
+                Ok(places) if has_key && places.iter().any(is_of_earlier) => {}
+                Ok(places) => {
+                    let appended = Appended::new(places);
+                    (loaded.revision, loaded.version) = (appended.revision, appended.last);
+                    decided.into_iter().for_each(|event| loaded.state.apply(event));
+                    if let Some((policy, codec)) = &snapshots
+                        && policy.is_due(snapshot, loaded.revision)
+                    {
+                        let digest = store.digest(&ctx, loaded.version).await;
+                        let taken = digest.and_then(|digest| policy.encode(id, &loaded, digest, codec));
+                        policy.keep(&ctx, id, taken).await;
+                    }
+                    let Loaded { state, revision, .. } = loaded;
+                    return Ok(Decided { state, revision, appended: Some(appended), earlier });
+                }
+                Err(Error::VersionConflict { .. }) if attempt < attempts => {}
+                Err(error @ Error::VersionConflict { .. }) if has_key => failed = Some(error),
+                // Another attempt of the same command was faster, and decided otherwise.
+                Err(error @ Error::DuplicateEvent { .. }) if has_key => failed = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        unreachable!("an attempt ends it")
+    }
+}
+
+impl Command {
+    fn events<E: Serialize>(&self, aggregate_id: &str, decided: &[E]) -> Result<Vec<Event>> {
+        let metadata = self.metadata.clone().transpose()?;
+        let event = |(nth, event): (u32, &E)| {
+            let mut builder = Event::typed(aggregate_id, event);
+            if let Some(key) = &self.key {
+                builder = builder.id(id_of(aggregate_id, key, nth));
+            }
+            if let Some(metadata) = &metadata {
+                builder = builder.metadata_json(metadata);
+            }
+            if let Some(cause) = &self.cause {
+                builder = builder.caused_by(cause);
+            }
+            if let Some(id) = &self.correlation_id {
+                builder = builder.correlation_id(id);
+            }
+            builder.build()
+        };
+        (0..).zip(decided).map(event).collect()
+    }
+
+    /// The events of an earlier attempt.
+    async fn already_appended(
+        &self,
+        store: &dyn EventStore,
+        ctx: &Context,
+        aggregate_id: &str,
+    ) -> Result<Vec<RecordedEvent>> {
+        let mut earlier = Vec::new();
+        let Some(key) = &self.key else { return Ok(earlier) };
+        for nth in 0.. {
+            match store.get(ctx, &id_of(aggregate_id, key, nth)).await {
+                Ok(recorded) => earlier.push(recorded),
+                Err(Error::EventNotFound { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(earlier)
+    }
+}
+
+call_options!(impl<'a, A: Aggregate + 'a> Decide<'a, A>);
+
+impl<'a, A: Aggregate + 'a> IntoFuture for Decide<'a, A> {
+    type Output = Result<Decided<A>, DecideError<A::Error>>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl<A: Aggregate> fmt::Debug for Decide<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decide")
+            .field("aggregate_id", &self.aggregate_id)
+            .field("command", &self.command)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes up the events of an aggregate that it does not have yet.
+async fn catch_up<A: Aggregate>(
+    store: &Arc<dyn EventStore>,
+    ctx: &Context,
+    aggregate_id: &str,
+    loaded: &mut Loaded<A>,
+) -> Result<()> {
+    let mut events = store.load_by_aggregate(ctx, aggregate_id, loaded.version);
+    while let Some(page) = events.next_page().await {
+        for recorded in &page? {
+            loaded.state.apply(recorded.decode()?);
+            (loaded.revision, loaded.version) = (recorded.revision, recorded.version);
+        }
+    }
+    Ok(())
+}
+
+/// The events of a decision as a load gives them: those that it could not give would be in the way of every later one.
+fn read_back<E: DeserializeOwned>(events: &[Event]) -> Result<Vec<E>> {
+    let read = |event: &Event| {
+        let refused = |error: Error| Error::invalid_event("data", format!("it could not be read back: {error}"));
+        event.decode().map_err(refused)
+    };
+    events.iter().map(read).collect()
+}
+
+/// The id of an event of a command that has a key.
+fn id_of(aggregate_id: &str, key: &str, nth: u32) -> String {
+    let mut hash = Sha256::new();
+    for part in [aggregate_id.as_bytes(), key.as_bytes(), &nth.to_be_bytes()] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Uuid::new_v8(bytes).to_string()
+}

@@ -1,0 +1,24 @@
+//! The contract of stores, for those who write one or hand a [`Context`] from call to call: everything of the crate
+//! `eventstore-api`, and functions over any store.
+//!
+//! [`Store::backend`](crate::Store::backend) leads here from a handle, and `Store::from` back.
+//!
+//! ```
+//! use eventstore::backend::{Context, EventStore};
+//!
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let store = eventstore::backend::open("memory:").await?; // Arc<dyn EventStore>
+//! let latest = store.latest_version(&Context::background()).await?;
+//! let store = eventstore::Store::from(store);
+//! assert_eq!(store.latest_version().await?, latest);
+//! # Ok::<(), eventstore::Error>(())
+//! # }).unwrap();
+//! ```
+
+pub use eventstore_api::*;
+pub use eventstore_kv::{Compression, MemoryStore, StoreOptions, memory};
+
+pub use crate::copy::{CopyReport, copy};
+pub use crate::digest::{digest, digest_until};
+pub use crate::files::{repair, restore};
+pub use crate::open::backend::{open, open_existing, open_read_only};

@@ -1,0 +1,186 @@
+use std::sync::Arc;
+
+use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, memory};
+
+use crate::backend::EventStore;
+use crate::{Error, Result, Store};
+
+/// Does something with the backend that a URL names, under whatever name, if this build has it.
+macro_rules! with_engine {
+    ($url:expr, $engine:ident => $work:expr) => {
+        match $url.scheme.as_str() {
+            #[cfg(feature = "lmdb")]
+            backend_lmdb::NAME => {
+                use backend_lmdb as $engine;
+                $work
+            }
+            #[cfg(feature = "rocksdb")]
+            backend_rocksdb::NAME => {
+                use backend_rocksdb as $engine;
+                $work
+            }
+            #[cfg(feature = "fjall")]
+            backend_fjall::NAME => {
+                use backend_fjall as $engine;
+                $work
+            }
+            #[cfg(feature = "sled")]
+            backend_sled::NAME => {
+                use backend_sled as $engine;
+                $work
+            }
+            other => Err($crate::open::no_backend(other)),
+        }
+    };
+}
+pub(crate) use with_engine;
+
+/// Opens the store that `url` names, as `scheme:path?option=value&option=value`; creates it if it is missing.
+///
+/// The scheme picks the backend: `memory:`, `lmdb:./data`, `rocksdb:/var/lib/app/events?block_cache=256MiB`. The path is
+/// taken literally up to the first `?`. Each backend's options are the fields of its typed `Options`, which can be used
+/// instead, with the backend's own `open`. Must be called inside a Tokio runtime; [`blocking::open`](crate::blocking::open) is for
+/// programs without one.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let store = eventstore::open("memory:").await?;
+/// # Ok::<(), eventstore::Error>(())
+/// # }).unwrap();
+/// ```
+///
+/// # Errors
+///
+/// `Unsupported` for an unknown scheme, or for a backend that this build leaves out, which names the feature to enable.
+/// `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend.
+pub async fn open(url: &str) -> Result<Store> {
+    backend::open(url).await.map(Store::from)
+}
+
+/// As [`open`], but a store that is not there is an error: for those who only want to read, or have a path from somebody
+/// who may have mistyped it.
+///
+/// # Errors
+///
+/// Those of [`open`], and `Open` if there is no store.
+pub async fn open_existing(url: &str) -> Result<Store> {
+    backend::open_existing(url).await.map(Store::from)
+}
+
+/// Opens the store that `url` names to read it, and writes nothing there: not to a backup, nor to what lies on a medium that
+/// cannot be written or is somebody else's. Others may read it as well, but nobody may write to it meanwhile, and appends and
+/// collections are `Unsupported`.
+///
+/// Of LMDB and RocksDB the index is used where it is. Of fjall and sled it is copied into a temporary directory, which takes long
+/// if it is large; so is one that is missing, damaged or far behind made again there.
+///
+/// # Errors
+///
+/// Those of [`open_existing`]; `Unsupported` for `memory:`.
+pub async fn open_read_only(url: &str) -> Result<Store> {
+    backend::open_read_only(url).await.map(Store::from)
+}
+
+/// The same functions for those who want the trait.
+pub(crate) mod backend {
+    use super::*;
+
+    /// As [`eventstore::open`](crate::open), as the trait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`eventstore::open`](crate::open).
+    pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
+        open_url(&parse(url)?).await
+    }
+
+    /// As [`eventstore::open_existing`](crate::open_existing), as the trait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`eventstore::open_existing`](crate::open_existing).
+    pub async fn open_existing(url: &str) -> Result<Arc<dyn EventStore>> {
+        const OPTION: &str = "create_if_missing";
+        let mut url = parse(url)?;
+        if url.scheme != MEMORY && url.options.iter().all(|(name, _)| name != OPTION) {
+            url.options.push((OPTION.to_owned(), false.to_string()));
+        }
+        open_url(&url).await
+    }
+
+    /// As [`eventstore::open_read_only`](crate::open_read_only), as the trait.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`eventstore::open_read_only`](crate::open_read_only).
+    pub async fn open_read_only(url: &str) -> Result<Arc<dyn EventStore>> {
+        let url = &parse(url)?;
+        if url.scheme == MEMORY {
+            let what = "a memory store is always empty when it is opened; open it for writing".to_owned();
+            return Err(Error::Unsupported { what });
+        }
+        with_engine!(url, engine => Ok(Arc::new(engine::open_read_only(engine::Options::from_url(url)?).await?)))
+    }
+}
+
+pub(crate) const MEMORY: &str = "memory";
+
+async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
+    if url.scheme == MEMORY {
+        return open_memory(url);
+    }
+    with_engine!(url, engine => Ok(Arc::new(engine::open(engine::Options::from_url(url)?).await?)))
+}
+
+/// The engines, and whether this build has them.
+const ENGINES: [(&str, bool); 5] = [
+    (MEMORY, true),
+    ("lmdb", cfg!(feature = "lmdb")),
+    ("rocksdb", cfg!(feature = "rocksdb")),
+    ("fjall", cfg!(feature = "fjall")),
+    ("sled", cfg!(feature = "sled")),
+];
+
+/// Reads a URL. Its scheme comes first: how to write a path better is no help with an engine that there is not.
+pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
+    match url.split_once(':') {
+        Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
+        _ => url.parse(),
+    }
+}
+
+/// Why a scheme opens nothing in this build.
+pub(crate) fn no_backend(scheme: &str) -> Error {
+    let names = |are_there: bool| -> Vec<&str> {
+        ENGINES.iter().filter(|(_, is_there)| *is_there == are_there).map(|(engine, _)| *engine).collect()
+    };
+    let (there, left_out) = (names(true).join(", "), names(false));
+    let what = if left_out.contains(&scheme) {
+        format!(
+            "this build does not include the {scheme} backend; build with the feature `{scheme}` (cargo build --features \
+             {scheme})"
+        )
+    } else if left_out.is_empty() {
+        format!("{scheme:?} is not a known engine; this library has {there}")
+    } else {
+        format!(
+            "{scheme:?} is not a known engine; this build has {there}; others need a feature: {}",
+            left_out.join(", ")
+        )
+    };
+    Error::Unsupported { what }
+}
+
+fn open_memory(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
+    if !url.path.as_os_str().is_empty() {
+        return Err(Error::InvalidOption {
+            option: "store".to_owned(),
+            reason: "a memory store has no path; write memory:".to_owned(),
+        });
+    }
+    let mut options = StoreOptions::default();
+    let mut given = UrlOptions::new(url);
+    options.take_from(&mut given)?;
+    given.finish()?;
+    Ok(Arc::new(memory::open(options)?))
+}

@@ -1,0 +1,383 @@
+//! Views that are kept up to date with the events.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventstore_api::{
+    Context, Cursor, Error, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent, Result, Source, Version,
+    async_trait,
+};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::{BoxError, CancellationToken, Store};
+
+/// Builds a view (read model) from events: rows in a database, an index, a counter.
+///
+/// [`Store::project`] passes it the events, page by page. It saves the result of each page *together with the cursor* of that
+/// page: in one transaction, or in one file that is replaced. Then each event counts exactly once, also after a crash.
+///
+/// ```
+/// use eventstore::{BoxError, Cursor, Event, Projection, RecordedEvent, async_trait};
+///
+/// /// The number of events, in memory: it is lost with the program, and so is its cursor.
+/// #[derive(Default)]
+/// struct Count {
+///     events: usize,
+///     cursor: Cursor,
+/// }
+///
+/// #[async_trait]
+/// impl Projection for Count {
+///     async fn cursor(&mut self) -> Result<Cursor, BoxError> {
+///         Ok(self.cursor)
+///     }
+///
+///     async fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError> {
+///         self.events += events.len();
+///         self.cursor = cursor;
+///         Ok(())
+///     }
+/// }
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let store = eventstore::open("memory:").await?;
+/// let running = store.project(Count::default()).start();
+/// let appended = store.append(Event::builder("OrderPlaced", "order-42").build()?).await?;
+/// running.reached(appended.last).await?; // what was just written can be read in the view
+/// let count = running.stop().await?;
+/// assert_eq!(count.events, 1);
+/// # Ok::<(), eventstore::Error>(())
+/// # }).unwrap();
+/// ```
+#[async_trait]
+pub trait Projection: Send + 'static {
+    /// The last saved cursor, or [`Cursor::START`]. Called when the projection starts, and after an error.
+    async fn cursor(&mut self) -> Result<Cursor, BoxError>;
+
+    /// Applies events, in the order of their versions, and saves the result together with the cursor. `events` is empty if no
+    /// event up to the cursor matched the filter.
+    ///
+    /// After an error it is called again with the same events, and perhaps more. So a failed call must leave nothing behind, as
+    /// with a transaction.
+    async fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError>;
+}
+
+impl Store {
+    /// Runs a projection: passes it every event after its cursor, then each new one.
+    pub fn project<P: Projection>(&self, projection: P) -> Project<P> {
+        Project {
+            store: self.backend().clone(),
+            projection,
+            name: None,
+            options: LoadOptions::all(),
+            page: PageSize::LARGEST,
+            pauses: (Duration::from_millis(100), Duration::from_secs(30)),
+            give_up_after: None,
+            ctx: Context::background(),
+            progress: watch::Sender::new(Seen::default()),
+        }
+    }
+}
+
+/// A projection that is not started yet. See [`Store::project`].
+#[must_use = "it does nothing until it is started"]
+pub struct Project<P> {
+    store: Arc<dyn EventStore>,
+    projection: P,
+    name: Option<String>,
+    options: LoadOptions,
+    page: PageSize,
+    pauses: (Duration, Duration),
+    give_up_after: Option<u32>,
+    ctx: Context,
+    progress: watch::Sender<Seen>,
+}
+
+impl<P: Projection> Project<P> {
+    /// Sets its name for logs and for the label `projection` of its metrics. Without a name it has no metrics.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Only events of this aggregate.
+    pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
+        self.options = self.options.aggregate(aggregate_id);
+        self
+    }
+
+    /// Only events of one of these types. This scans every event.
+    pub fn types<T: Into<String>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        self.options = self.options.types(types);
+        self
+    }
+
+    /// Only events of aggregates whose ids start with this prefix. This scans every event.
+    pub fn aggregate_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.options = self.options.aggregate_prefix(prefix);
+        self
+    }
+
+    /// Sets the largest number of events in a page, at least 1. Without it, 512 events or 256 KiB.
+    pub fn page_size(mut self, events: usize) -> Self {
+        self.page = PageSize::new(events, usize::MAX);
+        self
+    }
+
+    /// Sets the backoff after an error of the store or of the projection: from `shortest`, doubled each time, up to `longest`, with
+    /// jitter. Without it, 100 ms to 30 s.
+    pub fn backoff(mut self, shortest: Duration, longest: Duration) -> Self {
+        self.pauses = (shortest, longest.max(shortest));
+        self
+    }
+
+    /// Ends with the error after this many errors in a row. Without it, it retries forever.
+    pub fn give_up_after(mut self, errors: u32) -> Self {
+        self.give_up_after = Some(errors.max(1));
+        self
+    }
+
+    /// Ends when this token is cancelled, as [`Running::stop`] does.
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.ctx = self.ctx.with_cancellation(token.clone());
+        self
+    }
+
+    /// Starts it as a task. Must be called inside a Tokio runtime.
+    pub fn start(self) -> Running<P> {
+        let (ctx, stop) = self.ctx.child();
+        let progress = ViewProgress { seen: self.progress.subscribe(), store: self.store.clone() };
+        let task = tokio::spawn(Project { ctx, ..self }.run());
+        Running { task, stop, progress }
+    }
+}
+
+impl<P> fmt::Debug for Project<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Project").field("name", &self.name).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// A running projection. Dropping it stops the projection between two pages.
+///
+/// It dereferences to [`ViewProgress`], which tells how far the projection is.
+#[derive(Debug)]
+pub struct Running<P> {
+    task: JoinHandle<(P, Result<()>)>,
+    stop: CancellationToken,
+    progress: ViewProgress,
+}
+
+/// The progress of a projection, for readers of its view. See [`Running::progress`].
+///
+/// # Clone
+///
+/// Cheap: clones are about the same projection. They do not keep it running.
+#[derive(Clone, Debug)]
+pub struct ViewProgress {
+    seen: watch::Receiver<Seen>,
+    store: Arc<dyn EventStore>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// Everything up to here is in the view.
+    version: Version,
+    is_caught_up: bool,
+    /// The error with which it has ended; `Closed` if it was stopped.
+    ended: Option<Error>,
+}
+
+impl ViewProgress {
+    /// Waits until the view has every event up to this version: read your own writes. Use [`tokio::time::timeout`] if a lagging
+    /// projection must not delay the reader.
+    ///
+    /// # Errors
+    ///
+    /// If the projection ended earlier, its error; `Closed` if it was stopped.
+    pub async fn reached(&self, version: Version) -> Result<()> {
+        let mut seen = self.seen.clone();
+        let reached = seen.wait_for(|seen| seen.version >= version || seen.ended.is_some()).await;
+        match reached {
+            Ok(seen) if seen.version >= version => Ok(()),
+            Ok(seen) => Err(seen.ended.clone().unwrap_or(Error::Closed)),
+            Err(_) => Err(Error::Closed), // it panicked
+        }
+    }
+
+    /// The version up to which the view has every event.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.seen.borrow().version
+    }
+
+    /// The number of versions by which the view lags behind the store.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::latest_version`].
+    pub async fn lag(&self) -> Result<u64> {
+        let latest = self.store.latest_version(&Context::background()).await?;
+        Ok(latest.get().saturating_sub(self.version().get()))
+    }
+
+    /// Whether it had every event at its last look at the store, and now waits for new ones.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.seen.borrow().is_caught_up
+    }
+
+    /// Waits until the projection has ended, by itself or because it was stopped; [`Running::stop`] returns the reason.
+    pub async fn ended(&self) {
+        let _ = self.seen.clone().wait_for(|seen| seen.ended.is_some()).await;
+    }
+}
+
+impl<P> Running<P> {
+    /// A handle to its progress, for readers that do not own the projection, such as a server's handlers.
+    #[must_use]
+    pub fn progress(&self) -> ViewProgress {
+        self.progress.clone()
+    }
+
+    /// Stops the projection after its current page, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// Why it had ended by itself: `HistoryDiverged` if its cursor is of another history; the error of the store or of the
+    /// projection, if it was to [give up](Project::give_up_after); `Closed` with the store. `Engine` if it panicked.
+    pub async fn stop(mut self) -> Result<P> {
+        self.stop.cancel();
+        let (projection, result) = (&mut self.task).await.map_err(|error| Error::engine("run a projection", error))?;
+        result.map(|()| projection)
+    }
+}
+
+impl<P> Deref for Running<P> {
+    type Target = ViewProgress;
+
+    fn deref(&self) -> &ViewProgress {
+        &self.progress
+    }
+}
+
+impl<P> Drop for Running<P> {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Why a step was not done.
+enum Failed {
+    /// Trying again is of no use.
+    ForGood(Error),
+    Perhaps(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Cancelled | Error::DeadlineExceeded | Error::Closed | Error::HistoryDiverged { .. } => {
+                Failed::ForGood(error)
+            }
+            error => Failed::Perhaps(error),
+        }
+    }
+}
+
+/// What the task does.
+impl<P: Projection> Project<P> {
+    async fn run(mut self) -> (P, Result<()>) {
+        let result = match self.follow().await {
+            // It was asked to.
+            Err(Error::Cancelled) => Ok(()),
+            result => result,
+        };
+        if let Err(error) = &result {
+            tracing::error!(projection = self.name, %error, "a projection has ended");
+        }
+        let ended = result.clone().err().unwrap_or(Error::Closed);
+        self.progress.send_modify(|seen| seen.ended = Some(ended));
+        (self.projection, result)
+    }
+
+    async fn follow(&mut self) -> Result<()> {
+        let mut cursor = None;
+        let (mut errors, mut pause) = (0, self.pauses.0);
+        loop {
+            let failed = match self.step(&mut cursor).await {
+                Ok(()) => {
+                    (errors, pause) = (0, self.pauses.0);
+                    continue;
+                }
+                Err(Failed::ForGood(error)) => return Err(error),
+                Err(Failed::Perhaps(error)) => error,
+            };
+            errors += 1;
+            if self.give_up_after.is_some_and(|most| errors >= most) {
+                return Err(failed);
+            }
+            let waits = pause.mul_f64(0.5 + chance() / 2.0);
+            tracing::warn!(projection = self.name, error = %failed, ?waits, "a projection retries");
+            self.ctx.run(tokio::time::sleep(waits)).await?;
+            pause = (pause * 2).min(self.pauses.1);
+            cursor = None; // asks what was saved: an error may have come behind that
+        }
+    }
+
+    /// One page, or waiting for one.
+    async fn step(&mut self, cursor: &mut Option<Cursor>) -> Result<(), Failed> {
+        let at = match *cursor {
+            Some(at) => at,
+            None => {
+                let saved = self.projection.cursor().await.map_err(projection_failed("read its cursor"))?;
+                self.store.check_cursor(&self.ctx, saved).await?;
+                let head = self.store.latest_version(&self.ctx).await?;
+                self.tell(saved.version(), head, false);
+                *cursor.insert(saved)
+            }
+        };
+        self.options.since = at.version();
+        let page = self.store.load_page(&self.ctx, &self.options, self.page).await?;
+        // Behind the last page of those that match, everything up to the head was looked at.
+        let reached = match (&page.next, page.events.last()) {
+            (Some(_), Some(last)) => last.version,
+            _ => page.head.max(at.version()),
+        };
+        if reached == at.version() {
+            self.tell(reached, page.head, true);
+            self.store.wait_for_events(&self.ctx, reached).await?;
+            return Ok(());
+        }
+        let next = self.store.cursor_at(&self.ctx, reached).await?;
+        self.projection.apply(&page.events, next).await.map_err(projection_failed("take up events"))?;
+        *cursor = Some(next);
+        self.tell(reached, page.head, page.next.is_none());
+        self.ctx.check()?;
+        Ok(())
+    }
+
+    fn tell(&self, version: Version, head: Version, is_caught_up: bool) {
+        self.progress.send_modify(|seen| (seen.version, seen.is_caught_up) = (version, is_caught_up));
+        let Some(name) = &self.name else { return };
+        let set = |metric: &'static str, value: u64| {
+            metrics::gauge!(metric, &[("projection", name.clone())]).set(value as f64);
+        };
+        set("eventstore_projection_version", version.get());
+        set("eventstore_projection_lag", head.get().saturating_sub(version.get()));
+        set("eventstore_projection_caught_up", u64::from(is_caught_up));
+    }
+}
+
+fn projection_failed(what: &'static str) -> impl Fn(BoxError) -> Failed {
+    move |error| Failed::Perhaps(Error::Engine { operation: what, source: Source::from(error) })
+}
+
+/// A number from 0 to 1.
+fn chance() -> f64 {
+    let bytes = uuid::Uuid::new_v4();
+    f64::from(u16::from_be_bytes([bytes.as_bytes()[0], bytes.as_bytes()[1]])) / f64::from(u16::MAX)
+}

@@ -1,0 +1,68 @@
+//! `docs/options.md` has every option of every backend of this build.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use eventstore::backend::Error;
+
+const BACKENDS: &[(&str, &str)] = &[
+    ("memory:", "## For all backends"),
+    #[cfg(feature = "lmdb")]
+    ("lmdb:./never-made", "## LMDB"),
+    #[cfg(feature = "rocksdb")]
+    ("rocksdb:./never-made", "## RocksDB"),
+    #[cfg(feature = "fjall")]
+    ("fjall:./never-made", "## fjall"),
+    #[cfg(feature = "sled")]
+    ("sled:./never-made", "## sled"),
+];
+
+fn section<'a>(document: &'a str, title: &str) -> &'a str {
+    let (_, section) = document.split_once(title).unwrap();
+    section.split("\n## ").next().unwrap()
+}
+
+/// The options that a section's table names, with their default and range.
+fn documented(section: &str) -> Vec<&str> {
+    section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name).collect()
+}
+
+#[tokio::test]
+async fn the_document_has_every_option_and_no_other() {
+    let document = include_str!("../../docs/options.md");
+    let for_all = documented(section(document, "## For all backends"));
+    for (url, title) in BACKENDS {
+        let error = eventstore::backend::open(&format!("{url}?no_such_option=1")).await.unwrap_err();
+        let Error::InvalidOption { option, reason } = error else { panic!("{url}: {error}") };
+        assert_eq!(option, "no_such_option");
+        let (_, known) = reason.split_once("it has ").unwrap();
+        let mut known: Vec<_> = known.split(", ").collect();
+        let mut expected = documented(section(document, title));
+        if *url == "memory:" {
+            expected.retain(|option| *option != "create_if_missing");
+        } else {
+            expected.extend(&for_all);
+        }
+        known.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(known, expected, "{title}");
+    }
+}
+
+#[tokio::test]
+async fn the_documents_defaults_can_be_given() {
+    let document = include_str!("../../docs/options.md");
+    let directory = tempfile::tempdir().unwrap();
+    for (url, title) in &BACKENDS[1..] {
+        let mut options = Vec::new();
+        for line in section(document, title).lines().filter(|line| line.starts_with("| `")) {
+            let mut columns = line.split(" | ").map(|column| column.trim_matches(['|', ' ', '`']));
+            let (name, default) = (columns.next().unwrap(), columns.next().unwrap());
+            if !default.contains("half") {
+                options.push(format!("{name}={}", default.replace([',', ' '], "")));
+            }
+        }
+        let (scheme, _) = url.split_once(':').unwrap();
+        let url = format!("{scheme}:{}?{}", directory.path().join(scheme).display(), options.join("&"));
+        eventstore::backend::open(&url).await.unwrap_or_else(|error| panic!("{url}: {error}")).close().await.unwrap();
+    }
+}

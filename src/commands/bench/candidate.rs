@@ -1,0 +1,289 @@
+//! A store that is measured, in a directory of its own that is deleted at the end.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use eventstore::backend::{Batch, Context, Durability, EventStore, EventStoreExt, Version};
+use eventstore_kv::StoreUrl;
+use tempfile::TempDir;
+
+use super::events::{Events, Ids};
+use crate::commands::Store;
+use crate::failure::Failure;
+
+/// Events of one append while a store is filled.
+const FILL_BATCH: u64 = 1000;
+const MEMORY: &str = "memory";
+
+/// A store that is measured.
+pub(super) struct Candidate {
+    /// The URL as it was given.
+    pub(super) url: String,
+    pub(super) backend: String,
+    pub(super) options: Vec<(String, String)>,
+    pub(super) events: Events,
+    /// The number of the next event to append, which is also how many there are.
+    pub(super) next: u64,
+    /// `None` in memory.
+    place: Option<Place>,
+    path: PathBuf,
+    /// `None` while it is closed.
+    store: Option<Store>,
+}
+
+impl Candidate {
+    /// Opens a new store and fills it.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` if the user has had enough; nothing stays behind then, or after any other error.
+    pub(super) async fn filled(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
+        let parsed: StoreUrl = match url.parse() {
+            Ok(parsed) => parsed,
+            // Whoever opens stores knows more about what is wrong.
+            Err(error) => return Err(eventstore::backend::open(url).await.err().unwrap_or(error).into()),
+        };
+        let place = match parsed.scheme.as_str() {
+            MEMORY => None,
+            _ => Some(Place::new(&parsed.path)?),
+        };
+        // A store in memory that has a path is refused when it is opened.
+        let path = place.as_ref().map_or(parsed.path, |place| place.files.path().join("store"));
+        let mut candidate = Candidate {
+            url: url.to_owned(),
+            backend: parsed.scheme,
+            options: parsed.options,
+            events,
+            next: 0,
+            place,
+            path,
+            store: None,
+        };
+        match candidate.open_and_fill(ctx).await {
+            Ok(()) => Ok(candidate),
+            // The first error is the one to tell.
+            Err(failure) => {
+                candidate.remove().await.ok();
+                Err(failure.at(url))
+            }
+        }
+    }
+
+    async fn open_and_fill(&mut self, ctx: &Context) -> Result<(), Failure> {
+        self.open().await?;
+        self.fill(ctx).await
+    }
+
+    pub(super) fn store(&self) -> Result<Store, Failure> {
+        self.store.clone().ok_or_else(|| eventstore::backend::Error::Closed.into())
+    }
+
+    /// The directory that holds its files; `None` for one in memory.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.place.as_ref().map(|place| place.files.path())
+    }
+
+    pub(super) async fn open(&mut self) -> Result<(), Failure> {
+        let options: Vec<_> = self.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let url = format!("{}:{}?{}", self.backend, self.path.display(), options.join("&"));
+        self.store = Some(eventstore::backend::open(&url).await?);
+        Ok(())
+    }
+
+    pub(super) async fn close(&mut self) -> Result<(), Failure> {
+        if let Some(store) = self.store.take() {
+            store.close().await?;
+        }
+        Ok(())
+    }
+
+    async fn fill(&mut self, ctx: &Context) -> Result<(), Failure> {
+        let store = self.store()?;
+        while self.next < self.events.len() {
+            // Between appends only: one that has begun ends in good order.
+            ctx.check()?;
+            let numbers = self.next..(self.next + FILL_BATCH).min(self.events.len());
+            let len = numbers.end - numbers.start;
+            let events = numbers.map(|number| self.events.event(number, Ids::TimeOrdered)).collect::<Result<_, _>>()?;
+            store.store_batch(&Context::background(), Batch::new(events).durability(Durability::Sync)).await?;
+            self.next += len;
+        }
+        Ok(())
+    }
+
+    /// Bytes that its files take, if it has some. It has to be closed: then they are complete.
+    pub(super) fn bytes_on_disk(&self) -> Result<Option<u64>, Failure> {
+        let Some(directory) = self.directory() else { return Ok(None) };
+        let bytes = bytes_below(directory);
+        bytes.map(Some).map_err(|error| Failure::io(format_args!("measure {}", directory.display()), &error))
+    }
+
+    /// Reads everything: each event that was appended is there once, byte for byte, and nothing else.
+    pub(super) async fn check(&self, ctx: &Context) -> Result<(), Failure> {
+        let wrong = |what: String| Err(Failure::wrong_result(what).at(&self.url));
+        let mut seen = vec![false; self.next as usize];
+        let mut events = self.store()?.load(ctx, Version::ZERO);
+        let mut version = 0;
+        while let Some(page) = events.next_page().await {
+            for recorded in page? {
+                version += 1;
+                let number = self.events.number_of(&recorded).map_err(|failure| failure.at(&self.url))?;
+                if recorded.version.get() != version {
+                    return wrong(format!("version {version} is missing"));
+                }
+                match seen.get_mut(number as usize) {
+                    Some(seen) if !*seen => *seen = true,
+                    _ => return wrong(format!("version {version} is there twice, or was never appended")),
+                }
+            }
+        }
+        match version == self.next {
+            true => Ok(()),
+            false => wrong(format!("it has {version} events of the {} that were appended", self.next)),
+        }
+    }
+
+    /// Closes it and deletes what was made for it.
+    pub(super) async fn remove(mut self) -> Result<(), Failure> {
+        let closed = self.close().await;
+        let removed = self.place.take().map_or(Ok(()), Place::remove);
+        closed.and(removed)
+    }
+}
+
+/// Where a store's files lie, and what was made for them.
+struct Place {
+    files: TempDir,
+    /// Directories that were missing, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Place {
+    /// A directory of its own in `given`, which has to be missing or empty, or in the working directory if there is none
+    /// given.
+    fn new(given: &Path) -> Result<Self, Failure> {
+        let is_given = !given.as_os_str().is_empty();
+        let parent = if is_given { given } else { Path::new(".") };
+        let cannot = |error: &io::Error| Failure::io(format_args!("make a store in {}", parent.display()), error);
+        if is_given && !is_missing_or_empty(given).map_err(|error| cannot(&error))? {
+            let path = given.display().to_string();
+            let reason = "bench makes stores of its own and touches no other: name a directory that is missing or empty, \
+                          or none, such as lmdb:";
+            return Err(eventstore::backend::Error::Open { path, reason: reason.to_owned(), source: None }.into());
+        }
+        let made = make_directory(parent).map_err(|error| cannot(&error))?;
+        let files = tempfile::Builder::new().prefix("eventstore-bench-").tempdir_in(parent);
+        match files {
+            Ok(files) => Ok(Place { files, made }),
+            Err(error) => {
+                remove_directories(&made).ok();
+                Err(cannot(&error))
+            }
+        }
+    }
+
+    fn remove(self) -> Result<(), Failure> {
+        let path = self.files.path().display().to_string();
+        let removed = self.files.close().and_then(|()| remove_directories(&self.made));
+        removed.map_err(|error| Failure::io(format_args!("remove {path}"), &error))
+    }
+}
+
+pub(super) fn is_missing_or_empty(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a directory and those above it, and returns those that were missing, the innermost first.
+fn make_directory(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing = directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let missing: Vec<_> = missing.map(Path::to_owned).collect();
+    fs::create_dir_all(directory)?;
+    Ok(missing)
+}
+
+/// Removes directories that are empty. One in which somebody else has put something stays.
+fn remove_directories(directories: &[PathBuf]) -> io::Result<()> {
+    for directory in directories {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn bytes_below(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { bytes_of(&metadata) };
+    }
+    Ok(bytes)
+}
+
+/// What a file takes: holes take nothing, and the end of its last block counts.
+#[cfg(unix)]
+fn bytes_of(metadata: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    metadata.blocks() * 512
+}
+
+#[cfg(not(unix))]
+fn bytes_of(metadata: &fs::Metadata) -> u64 {
+    metadata.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_were_made_are_removed_and_others_are_not() {
+        let outer = tempfile::tempdir().expect("made");
+        let given = outer.path().join("a/b");
+        let place = Place::new(&given).expect("made");
+        assert!(place.files.path().starts_with(&given));
+        place.remove().expect("removed");
+        assert!(!outer.path().join("a").exists());
+
+        fs::create_dir(outer.path().join("empty")).expect("made");
+        Place::new(&outer.path().join("empty")).expect("made").remove().expect("removed");
+        assert!(outer.path().join("empty").is_dir(), "it was there before");
+
+        let place = Place::new(&given).expect("made");
+        fs::write(outer.path().join("a/mine"), "mine").expect("written");
+        place.remove().expect("removed");
+        assert!(outer.path().join("a/mine").exists());
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_is_refused() {
+        let outer = tempfile::tempdir().expect("made");
+        fs::write(outer.path().join("mine"), "mine").expect("written");
+        let failure = Place::new(outer.path()).err().expect("refused");
+        assert_eq!(failure.code(), "cannot_open");
+        assert_eq!(fs::read_dir(outer.path()).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn a_changed_store_is_told() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let (events, ctx) = (Events::new(1, 94), Context::background());
+            let candidate = Candidate::filled("memory:", events, &ctx).await.expect("filled");
+            candidate.check(&ctx).await.expect("sound");
+            let alien = eventstore::backend::Event::builder("Other", "other").build().expect("valid");
+            let store = candidate.store().expect("open");
+            store.store_batch(&ctx, Batch::new(vec![alien])).await.expect("stored");
+            assert_eq!(candidate.check(&ctx).await.expect_err("changed").code(), "wrong_result");
+            let missing = Candidate { next: 95, ..Candidate::filled("memory:", events, &ctx).await.expect("filled") };
+            assert!(missing.check(&ctx).await.expect_err("fewer").message().contains("94 events of the 95"));
+        });
+    }
+}

@@ -1,0 +1,147 @@
+//! One file for each command.
+
+mod aggregates;
+mod append;
+mod backup;
+mod bench;
+mod copy;
+mod demo;
+mod digest;
+mod gc;
+mod get;
+mod import;
+mod latest;
+mod load;
+mod repair;
+mod restore;
+mod stats;
+mod verify;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use eventstore::backend::{CancellationToken, Context, Error, EventStore};
+
+use crate::cli::{Cli, Command};
+use crate::failure::{Failure, tell};
+use crate::interrupt;
+use crate::progress::Work;
+
+type Store = Arc<dyn EventStore>;
+
+/// How a command ends that does not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It did all there was to do.
+    Finished,
+    /// It was asked to stop, and did so in good order.
+    Interrupted,
+    /// It did all there was to do, and found something wrong.
+    FoundDamage,
+    /// It did what there was to do but for some lines of the input, which it wrote down.
+    LeftOut,
+}
+
+/// The exit code of [`Ending::LeftOut`]: neither all done nor ended early.
+pub(crate) const LEFT_OUT: u8 = 3;
+
+pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
+    interrupt::listen()?;
+    let url = cli.store.as_str();
+    match cli.command {
+        Command::Demo => demo::run().await,
+        Command::Append(args) => append::run(url, &args).await,
+        Command::Import(args) => import::run(url, &args).await,
+        Command::Load(args) => load::run(url, args).await,
+        Command::Aggregates { prefix } => aggregates::run(url, prefix).await,
+        Command::Get { id } => get::run(url, &id).await,
+        Command::Latest(args) => latest::run(url, args).await,
+        Command::Stats { json } => stats::run(url, json).await,
+        Command::Gc { full } => gc::run(url, full).await,
+        Command::Digest { until } => digest::run(url, until.as_deref()).await,
+        Command::Backup { directory } => backup::run(url, &directory).await,
+        Command::Restore { directory } => restore::run(url, &directory).await,
+        Command::Verify => verify::run(url).await,
+        Command::Copy { to } => copy::run(url, &to).await,
+        Command::Bench(args) => bench::run(url, &args).await,
+        Command::Repair => repair::run(url).await,
+    }
+}
+
+/// Opens the store or creates it, works with it, and closes it, whatever came of the work.
+async fn with_store(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
+    with_open(eventstore::backend::open(url), work).await
+}
+
+/// Opens the store to read it, which writes nothing there, works with it, and closes it.
+async fn reading(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
+    with_open(eventstore::backend::open_read_only(url), work).await
+}
+
+/// As [`with_store`], but the store has to be there: whoever mistypes a path wants to be told.
+async fn with_existing(
+    url: &str,
+    work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
+    with_open(eventstore::backend::open_existing(url), work).await
+}
+
+async fn with_open(
+    opening: impl Future<Output = eventstore::backend::Result<Store>>,
+    work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
+    let Some(store) = interrupt::while_opening(opening).await else { return Ok(Ending::Interrupted) };
+    let store = store?;
+    let result = work(&store).await;
+    let closed = store.close().await;
+    match result {
+        // That nobody reads any more is no reason to hide what went wrong.
+        Err(failure) if failure.is_closed_pipe() => closed.map_err(Failure::from).and(Err(failure)),
+        Ok(ending) => closed.map(|()| ending).map_err(Failure::from),
+        failed => failed,
+    }
+}
+
+/// Does short work whose result is printed, and ends with a signal.
+async fn printing<T>(work: impl AsyncFnOnce(&Context) -> eventstore::backend::Result<T>) -> Result<Option<T>, Failure> {
+    let interrupted = interrupt::token();
+    unless_interrupted(work(&Context::background().with_cancellation(interrupted.clone())).await, &interrupted)
+}
+
+/// Does work that may take long: it shows its progress, in this unit, and ends in good order with a signal, which gives
+/// `None`.
+async fn interruptible<T>(
+    unit: &str,
+    work: impl AsyncFnOnce(&Context) -> eventstore::backend::Result<T>,
+) -> Result<Option<T>, Failure> {
+    let interrupted = interrupt::token_of_work();
+    let bar = Work::new(unit);
+    let ctx = Context::background().with_cancellation(interrupted.clone()).with_progress(bar.listener());
+    let done = unless_interrupted(work(&ctx).await, &interrupted)?;
+    drop(bar);
+    if done.is_none() {
+        tell("interrupted");
+    }
+    Ok(done)
+}
+
+/// How work ends that prints as it goes on, and that a signal may have ended.
+fn ending(result: Result<(), Failure>, interrupted: &CancellationToken) -> Result<Ending, Failure> {
+    match result {
+        Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
+            Ok(Ending::Interrupted)
+        }
+        result => result.map(|()| Ending::Finished),
+    }
+}
+
+/// `None` if it is a signal that ended it.
+fn unless_interrupted<T>(
+    result: eventstore::backend::Result<T>,
+    interrupted: &CancellationToken,
+) -> Result<Option<T>, Failure> {
+    match result {
+        Err(Error::Cancelled) if interrupted.is_cancelled() => Ok(None),
+        result => Ok(Some(result?)),
+    }
+}
