@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -264,12 +265,31 @@ pub enum Error {
         source: Option<Source>,
     },
 
+    /// The server that has the store cannot be reached, or cannot take the request now. Certainly nothing of this append was
+    /// written.
+    ///
+    /// Retry later, or start the server.
+    Unavailable {
+        /// The server's address.
+        url: String,
+        /// What went wrong.
+        reason: String,
+        /// The error of the connection.
+        source: Option<Source>,
+    },
+
+    /// The caller may not do this: the server wants a token, or another one. Nothing was done.
+    Forbidden {
+        /// What is not allowed, and what to do.
+        what: String,
+    },
+
     /// The engine failed while reading or maintaining the store.
     ///
     /// The source tells; the store itself is as it was.
     Engine {
-        /// What was being done.
-        operation: &'static str,
+        /// What was being done: a verb phrase, such as `read a page`.
+        operation: Cow<'static, str>,
         /// The engine's error.
         source: Source,
     },
@@ -298,6 +318,8 @@ impl Error {
             Error::Unsupported { .. } => "unsupported",
             Error::InvalidOption { .. } => "invalid_option",
             Error::Open { .. } => "cannot_open",
+            Error::Unavailable { .. } => "unavailable",
+            Error::Forbidden { .. } => "forbidden",
             Error::Engine { .. } => "engine",
         }
     }
@@ -307,7 +329,7 @@ impl Error {
     ///
     /// | retryable | not retryable |
     /// |---|---|
-    /// | `DeadlineExceeded`, `Locked`, `OutcomeUnknown` unless its source is `Fenced` | everything else |
+    /// | `DeadlineExceeded`, `Locked`, `Unavailable`, `OutcomeUnknown` unless its source is `Fenced` | everything else |
     ///
     /// `VersionConflict` is not: the same condition fails again, so the caller must decide again. `Cancelled` is not: somebody
     /// wanted the call to end. `Fenced`, `Full` and `Closed` need an operator first.
@@ -316,7 +338,33 @@ impl Error {
         let is_fenced = |source: &Source| matches!(source.downcast_ref(), Some(Error::Fenced { .. }));
         match self {
             Error::OutcomeUnknown { source, .. } => !source.as_ref().is_some_and(is_fenced),
-            _ => matches!(self, Error::DeadlineExceeded | Error::Locked { .. }),
+            _ => matches!(self, Error::DeadlineExceeded | Error::Locked { .. } | Error::Unavailable { .. }),
+        }
+    }
+
+    /// The HTTP status that suits this error, for services whose requests lead to it.
+    ///
+    /// `OutcomeUnknown` and `DeadlineExceeded` are both 504: [`written`](Self::written) tells them apart. Whoever sends the cursor,
+    /// the condition or the option as a part of the request may want 400, 410 or 412 instead.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Error::InvalidVersion { .. } => 400,
+            Error::Forbidden { .. } => 403,
+            Error::EventNotFound { .. } => 404,
+            Error::VersionConflict { .. } | Error::DuplicateEvent { .. } => 409,
+            Error::HistoryDiverged { .. } => 410,
+            Error::InvalidEvent { .. } => 422,
+            Error::Corrupt { .. } | Error::Decode { .. } | Error::InvalidOption { .. } | Error::Engine { .. } => 500,
+            Error::Unsupported { .. } => 501,
+            Error::Cancelled
+            | Error::Closed
+            | Error::Fenced { .. }
+            | Error::Locked { .. }
+            | Error::Open { .. }
+            | Error::Unavailable { .. } => 503,
+            Error::DeadlineExceeded | Error::OutcomeUnknown { .. } => 504,
+            Error::Full { .. } => 507,
         }
     }
 
@@ -337,8 +385,8 @@ impl Error {
     }
 
     /// An [`Error::Engine`] with this operation, a verb phrase such as `"read a page"`, and its cause.
-    pub fn engine(operation: &'static str, source: impl Into<Source>) -> Self {
-        Error::Engine { operation, source: source.into() }
+    pub fn engine(operation: impl Into<Cow<'static, str>>, source: impl Into<Source>) -> Self {
+        Error::Engine { operation: operation.into(), source: source.into() }
     }
 }
 
@@ -366,7 +414,8 @@ impl fmt::Display for Error {
             Error::Locked { path } => {
                 write!(
                     f,
-                    "{path} is locked: another handle or process has it open; close it there, or share its handle"
+                    "{path} is locked: another handle or process has it open; close it there, share its handle, or open \
+                     the URL under which it is served"
                 )
             }
             Error::Fenced { reason } => {
@@ -393,6 +442,10 @@ impl fmt::Display for Error {
             Error::Unsupported { what } => write!(f, "unsupported: {what}"),
             Error::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
             Error::Open { path, reason, .. } => write!(f, "cannot open {path}: {reason}"),
+            Error::Unavailable { url, reason, .. } => {
+                write!(f, "{url} is not available: {reason}; nothing was written; retry later")
+            }
+            Error::Forbidden { what } => write!(f, "forbidden: {what}"),
             Error::Engine { operation, .. } => write!(f, "the engine failed to {operation}"),
         }
     }
@@ -401,7 +454,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::OutcomeUnknown { source, .. } | Error::Open { source, .. } => {
+            Error::OutcomeUnknown { source, .. } | Error::Open { source, .. } | Error::Unavailable { source, .. } => {
                 source.as_ref().map(|source| -> &(dyn std::error::Error + 'static) { &**source })
             }
             Error::Decode { source, .. } | Error::Engine { source, .. } => Some(&**source),
@@ -458,6 +511,8 @@ mod tests {
             Error::Unsupported { what: text() },
             Error::InvalidOption { option: text(), reason: text() },
             Error::Open { path: text(), reason: text(), source: None },
+            Error::Unavailable { url: text(), reason: text(), source: None },
+            Error::Forbidden { what: text() },
             Error::engine("read", "broken"),
         ]
     }

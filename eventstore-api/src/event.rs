@@ -162,6 +162,27 @@ impl Event {
         fits.then_some(Event { bytes, layout })
     }
 
+    /// An event from what [`Event::bytes`] and [`Event::layout`] gave to somebody else, without copying: all is checked, as
+    /// [`EventBuilder::build`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidEvent`] names the field that is empty, too long, not UTF-8 or not JSON; `event` if the parts do not fit.
+    pub fn from_parts(bytes: Bytes, layout: Layout) -> Result<Self> {
+        let event = Event::from_stored(bytes, layout).ok_or_else(|| {
+            Error::invalid_event("event", "its id, type and aggregate id have to be UTF-8, and have at least one character")
+        })?;
+        checked_len("id", event.id(), MAX_ID_LEN)?;
+        checked_len("type", event.event_type(), MAX_TYPE_LEN)?;
+        checked_len("aggregate_id", event.aggregate_id(), MAX_AGGREGATE_ID_LEN)?;
+        // What nearly every event has.
+        if event.metadata() != "{}" {
+            check_metadata(event.metadata())?;
+        }
+        check_data(event.data())?;
+        Ok(event)
+    }
+
     fn text(&self, range: Range<usize>) -> &str {
         // Each text was UTF-8 when the event was made. Without unsafe code the compiler has to be shown again.
         std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
@@ -287,10 +308,7 @@ impl EventBuilder {
             aggregate_id_len: checked_len("aggregate_id", &self.aggregate_id, MAX_AGGREGATE_ID_LEN)?,
             metadata_len: metadata.len() as u32, // within its limit, as was checked
         };
-        if data.len() > MAX_DATA_LEN {
-            let reason = format!("{} bytes is over the limit of {MAX_DATA_LEN} bytes", data.len());
-            return Err(Error::invalid_event("data", reason));
-        }
+        check_data(&data)?;
         let texts = [&id, &self.event_type, &self.aggregate_id, &metadata];
         let [id, event_type, aggregate_id, metadata] = texts.map(|text| text.as_bytes());
         let bytes = [id, event_type, aggregate_id, metadata, &data].concat();
@@ -313,6 +331,14 @@ fn checked_len(field: &'static str, text: &str, limit: usize) -> Result<u16> {
         Ok(len) if text.len() <= limit => Ok(len),
         _ => Err(Error::invalid_event(field, format!("{} bytes is over the limit of {limit} bytes", text.len()))),
     }
+}
+
+fn check_data(data: &[u8]) -> Result<()> {
+    if data.len() > MAX_DATA_LEN {
+        let reason = format!("{} bytes is over the limit of {MAX_DATA_LEN} bytes", data.len());
+        return Err(Error::invalid_event("data", reason));
+    }
+    Ok(())
 }
 
 fn check_metadata(text: &str) -> Result<()> {

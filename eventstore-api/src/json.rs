@@ -1,11 +1,12 @@
 //! The JSON forms of the feature `serde`. That of an event is the line which the command `eventstore` prints and reads.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{Error as _, Serialize, SerializeMap, SerializeStruct, Serializer};
 use serde_json::value::RawValue;
 
@@ -163,18 +164,57 @@ fn parsed(text: &str) -> Result<SystemTime, String> {
 }
 
 /// The properties of `Stats`, as an object. Engines tell everything as text; what is a number is written as one.
-pub(crate) fn properties<S: Serializer>(
-    properties: &[(&'static str, String)],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    let mut map = serializer.serialize_map(Some(properties.len()))?;
-    for (name, value) in properties {
-        match value.parse::<u64>() {
-            Ok(number) => map.serialize_entry(name, &number)?,
-            Err(_) => map.serialize_entry(name, value)?,
+pub(crate) mod properties {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        properties: &[(Cow<'static, str>, String)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(properties.len()))?;
+        for (name, value) in properties {
+            match value.parse::<u64>() {
+                Ok(number) if number.to_string() == *value => map.serialize_entry(name, &number)?,
+                _ => map.serialize_entry(name, value)?,
+            }
         }
+        map.end()
     }
-    map.end()
+
+    /// In their order, which a map of the library would not keep.
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(Cow<'static, str>, String)>, D::Error> {
+        struct Properties;
+
+        impl<'de> Visitor<'de> for Properties {
+            type Value = Vec<(Cow<'static, str>, String)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts and numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                #[derive(serde::Deserialize)]
+                #[serde(untagged)]
+                enum Property {
+                    Number(u64),
+                    Text(String),
+                }
+                let mut properties = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, Property>()? {
+                    let value = match value {
+                        Property::Number(number) => number.to_string(),
+                        Property::Text(text) => text,
+                    };
+                    properties.push((Cow::Owned(name), value));
+                }
+                Ok(properties)
+            }
+        }
+
+        deserializer.deserialize_map(Properties)
+    }
 }
 
 #[cfg(test)]
@@ -247,8 +287,8 @@ mod tests {
 
     #[test]
     fn stats_are_written_with_the_names_of_the_command() {
-        let mut stats = Stats { backend: "lmdb", latest_version: Version::new(7), aggregates: 2, ..Stats::default() };
-        stats.properties = vec![("lmdb.map", "1024".to_owned()), ("lmdb.mode", "fast".to_owned())];
+        let mut stats = Stats { backend: "lmdb".into(), latest_version: Version::new(7), aggregates: 2, ..Stats::default() };
+        stats.properties = vec![("lmdb.map".into(), "1024".to_owned()), ("lmdb.mode".into(), "fast".to_owned())];
         let written = serde_json::to_value(&stats).expect("written");
         let expected = json!({
             "backend": "lmdb", "latest_version": 7, "aggregates": 2, "bytes_on_disk": null, "queued_requests": 0,

@@ -1,12 +1,14 @@
+use std::borrow::Cow;
+
 use crate::Version;
 
 /// A snapshot of a store's state.
 #[derive(Clone, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// The name of the backend, such as `lmdb`.
-    pub backend: &'static str,
+    pub backend: Cow<'static, str>,
     /// The latest version, which is also the number of events.
     pub latest_version: Version,
     /// How many aggregates have events.
@@ -26,6 +28,6 @@ pub struct Stats {
     /// Why the writer is fenced (rule F1); `None` if it is not.
     pub fenced: Option<String>,
     /// What the engine tells about itself, by name.
-    #[cfg_attr(feature = "serde", serde(rename = "engine", serialize_with = "crate::json::properties"))]
-    pub properties: Vec<(&'static str, String)>,
+    #[cfg_attr(feature = "serde", serde(rename = "engine", with = "crate::json::properties"))]
+    pub properties: Vec<(Cow<'static, str>, String)>,
 }

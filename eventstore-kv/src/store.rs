@@ -499,7 +499,7 @@ impl<E: Engine> EventStore for KvStore<E> {
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
         let (requests, bytes) = self.inner.room.taken();
         let mut stats = Stats::default();
-        stats.backend = E::NAME;
+        stats.backend = E::NAME.into();
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
         self.run_task("stats", ctx, move |shared, parts, task| {
             (stats.latest_version, stats.aggregates) = shared.count(parts.engine()?, task)?;
@@ -508,7 +508,8 @@ impl<E: Engine> EventStore for KvStore<E> {
             stats.largest_group = shared.largest_group.load(Ordering::Relaxed);
             stats.fenced = shared.fence_reason().map(str::to_owned);
             stats.bytes_on_disk = len_bytes(parts)?;
-            stats.properties = parts.engine()?.properties()?;
+            stats.properties =
+                parts.engine()?.properties()?.into_iter().map(|(name, value)| (name.into(), value)).collect();
             Ok(stats)
         })
         .await

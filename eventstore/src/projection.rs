@@ -373,7 +373,7 @@ impl<P: Projection> Project<P> {
 }
 
 fn projection_failed(what: &'static str) -> impl Fn(BoxError) -> Failed {
-    move |error| Failed::Perhaps(Error::Engine { operation: what, source: Source::from(error) })
+    move |error| Failed::Perhaps(Error::Engine { operation: what.into(), source: Source::from(error) })
 }
 
 /// A number from 0 to 1.

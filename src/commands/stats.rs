@@ -41,12 +41,12 @@ struct Report<'a> {
 impl<'a> Report<'a> {
     fn new(stats: &'a Stats) -> Self {
         Report {
-            backend: stats.backend,
+            backend: &stats.backend,
             latest_version: stats.latest_version.get(),
             aggregates: stats.aggregates,
             bytes_on_disk: stats.bytes_on_disk,
             fenced: stats.fenced.as_deref(),
-            engine: stats.properties.iter().map(|(name, value)| (*name, number_or_text(value))).collect(),
+            engine: stats.properties.iter().map(|(name, value)| (&**name, number_or_text(value))).collect(),
         }
     }
 }
@@ -57,7 +57,7 @@ fn number_or_text(value: &str) -> Value {
 }
 
 fn write(output: &mut Output, stats: &Stats) -> Result<(), Failure> {
-    output.field("backend", stats.backend)?;
+    output.field("backend", &stats.backend)?;
     output.field("latest_version", stats.latest_version)?;
     output.field("aggregates", stats.aggregates)?;
     if let Some(bytes) = stats.bytes_on_disk {

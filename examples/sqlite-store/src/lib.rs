@@ -266,7 +266,7 @@ impl EventStore for SqliteStore {
         let head = shared.head()?;
         self.read(ctx, move |db| {
             let mut stats = Stats::default();
-            stats.backend = "sqlite";
+            stats.backend = "sqlite".into();
             stats.latest_version = head;
             stats.aggregates = rows::count_aggregates(db, head)?;
             stats.bytes_on_disk = Some(shared.files.len_bytes()?);
@@ -276,7 +276,7 @@ impl EventStore for SqliteStore {
             stats.events_written = shared.events_written.load(Ordering::Relaxed);
             stats.largest_group = shared.largest_group.load(Ordering::Relaxed);
             stats.fenced = shared.fence_reason().map(str::to_owned);
-            stats.properties = vec![("sqlite", rusqlite::version().to_owned())];
+            stats.properties = vec![("sqlite".into(), rusqlite::version().to_owned())];
             Ok(stats)
         })
         .await

@@ -184,7 +184,7 @@ impl Bench {
             url: candidate.url.clone(),
             backend: candidate.backend.clone(),
             options: candidate.options.iter().cloned().collect(),
-            properties: BTreeMap::from_iter(properties),
+            properties: properties.into_iter().map(|(name, value)| (name.into_owned(), value)).collect(),
             disk: None,
             measurements: Vec::new(),
         };

@@ -190,7 +190,7 @@ impl Page {
                 });
                 rows.push(("Append and fdatasync", times));
             }
-            rows.extend(store.properties.iter().map(|(name, value)| (*name, value.clone())));
+            rows.extend(store.properties.iter().map(|(name, value)| (name.as_str(), value.clone())));
             self.table(&rows);
         }
     }

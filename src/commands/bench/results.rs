@@ -80,7 +80,7 @@ pub(super) struct Measured {
     /// Those of the URL; others have their defaults.
     pub(super) options: BTreeMap<String, String>,
     /// What the engine tells about itself after filling.
-    pub(super) properties: BTreeMap<&'static str, String>,
+    pub(super) properties: BTreeMap<String, String>,
     /// `None` in memory.
     pub(super) disk: Option<Disk>,
     pub(super) measurements: Vec<Named>,

@@ -1,0 +1,46 @@
+//! What a server of an event store and its clients say to each other, without the saying: queries, pages, batches and errors, in
+//! the JSON form for people and scripts and in the binary form of [`backend-http`](https://docs.rs/synckit-backend-http).
+//!
+//! `docs/wire.md` describes the resources. This crate does no input or output and starts no runtime. What it reads may come from
+//! anybody: whatever the bytes, reading them ends, allocates no more than a small multiple of their length, and gives what was
+//! written or an error.
+
+#![forbid(unsafe_code)]
+
+mod binary;
+mod forms;
+mod page;
+mod problem;
+mod query;
+mod session;
+
+pub use binary::Malformed;
+pub use forms::{Appended, DigestForm, Info, Latest, LineOfWork, PageForm, Pushed, RevisionForm};
+pub use page::{decode_batch, decode_batches, decode_page, encode_batch, encode_batches, encode_page};
+pub use problem::{ActualForm, Problem};
+pub use query::{Query, QueryWriter, aggregate_query, load_query, parse_duration};
+pub use session::{Answer, Frame, decode_answers, decode_frames, encode_answers, encode_frames};
+
+/// The version of the wire that this crate speaks. A server names all that it speaks in [`Info`].
+pub const WIRE: u32 = 1;
+
+/// The media type of the binary form.
+pub const BINARY: &str = "application/vnd.eventstore.v1";
+
+/// The media type of JSON, one value.
+pub const JSON: &str = "application/json";
+
+/// The media type of lines that are each a JSON value.
+pub const JSON_LINES: &str = "application/x-ndjson";
+
+/// The media type of a [`Problem`].
+pub const PROBLEM: &str = "application/problem+json";
+
+/// The media type of server-sent events.
+pub const EVENT_STREAM: &str = "text/event-stream";
+
+/// The WebSocket protocol of a session of appends.
+pub const SESSION: &str = "eventstore.v1";
+
+/// The most bytes that one body or message has: a batch of the greatest size, and what comes around its events.
+pub const MAX_BODY: usize = eventstore_api::limits::MAX_BATCH_BYTES + (1 << 20);
