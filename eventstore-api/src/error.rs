@@ -554,6 +554,8 @@ mod tests {
                 "unsupported",
                 "invalid_option",
                 "cannot_open",
+                "unavailable",
+                "forbidden",
                 "engine",
             ]
         );
@@ -562,7 +564,18 @@ mod tests {
     #[test]
     fn only_what_may_succeed_unchanged_is_retryable() {
         let retryable: Vec<_> = one_of_each().iter().filter(|e| e.is_retryable()).map(Error::code).collect();
-        assert_eq!(retryable, ["deadline_exceeded", "outcome_unknown", "locked"]);
+        assert_eq!(retryable, ["deadline_exceeded", "outcome_unknown", "locked", "unavailable"]);
+    }
+
+    #[test]
+    fn each_kind_has_an_http_status() {
+        let status = |error: &Error| (error.http_status(), error.code());
+        for error in one_of_each() {
+            let (status, code) = status(&error);
+            assert!((400..600).contains(&status), "{code}");
+            // Whoever may try again without a change did nothing wrong.
+            assert!(!error.is_retryable() || status >= 500, "{code}");
+        }
     }
 
     #[test]

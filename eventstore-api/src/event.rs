@@ -93,6 +93,12 @@ impl Event {
         }
     }
 
+    /// A new id: a UUIDv7, greater than those that this process had before. Events that are built without an id get one.
+    #[must_use]
+    pub fn new_id() -> String {
+        id_at(SystemTime::now()).to_string()
+    }
+
     /// The id, unique in the store.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -170,7 +176,10 @@ impl Event {
     /// [`Error::InvalidEvent`] names the field that is empty, too long, not UTF-8 or not JSON; `event` if the parts do not fit.
     pub fn from_parts(bytes: Bytes, layout: Layout) -> Result<Self> {
         let event = Event::from_stored(bytes, layout).ok_or_else(|| {
-            Error::invalid_event("event", "its id, type and aggregate id have to be UTF-8, and have at least one character")
+            Error::invalid_event(
+                "event",
+                "its id, type and aggregate id have to be UTF-8, and have at least one character",
+            )
         })?;
         checked_len("id", event.id(), MAX_ID_LEN)?;
         checked_len("type", event.event_type(), MAX_TYPE_LEN)?;
@@ -289,7 +298,7 @@ impl EventBuilder {
     ///
     /// [`Error::InvalidEvent`] names the field that is empty, too long or not JSON.
     pub fn build(self) -> Result<Event> {
-        let id = self.id.unwrap_or_else(|| id_at(SystemTime::now()).to_string());
+        let id = self.id.unwrap_or_else(Event::new_id);
         let data = self.data?;
         let mut metadata = self.metadata?;
         if metadata.is_empty() {
@@ -410,6 +419,36 @@ mod tests {
             Err(Error::InvalidEvent { field, .. }) => field,
             other => panic!("expected InvalidEvent, got {other:?}"),
         }
+    }
+
+    #[test]
+    fn parts_from_elsewhere_keep_the_limits() {
+        let of = |parts: [&str; 5]| {
+            let [id, event_type, aggregate_id, metadata, _] = parts.map(str::len);
+            let layout = Layout {
+                id_len: id as u16,
+                type_len: event_type as u16,
+                aggregate_id_len: aggregate_id as u16,
+                metadata_len: metadata as u32,
+            };
+            Event::from_parts(parts.concat().into(), layout)
+        };
+        let refused = |parts| match of(parts) {
+            Err(Error::InvalidEvent { field, .. }) => field,
+            other => panic!("expected InvalidEvent, got {other:?}"),
+        };
+        let event = of(["i", "T", "a", r#"{"a":1}"#, "12"]).expect("valid");
+        assert_eq!((event.id(), event.metadata(), event.data()), ("i", r#"{"a":1}"#, b"12".as_slice()));
+        let [id, aggregate_id, data] =
+            [MAX_ID_LEN, MAX_AGGREGATE_ID_LEN, MAX_DATA_LEN].map(|limit| "x".repeat(limit + 1));
+        assert_eq!(refused([&id, "T", "a", "{}", ""]), "id");
+        assert_eq!(refused(["i", &id, "a", "{}", ""]), "type");
+        assert_eq!(refused(["i", "T", &aggregate_id, "{}", ""]), "aggregate_id");
+        for metadata in ["", "[]", "{", "1"] {
+            assert_eq!(refused(["i", "T", "a", metadata, ""]), "metadata");
+        }
+        assert_eq!(refused(["i", "T", "a", "{}", &data]), "data");
+        assert_eq!(refused(["", "T", "a", "{}", ""]), "event");
     }
 
     #[test]

@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn stats_are_written_with_the_names_of_the_command() {
-        let mut stats = Stats { backend: "lmdb".into(), latest_version: Version::new(7), aggregates: 2, ..Stats::default() };
+        let mut stats =
+            Stats { backend: "lmdb".into(), latest_version: Version::new(7), aggregates: 2, ..Stats::default() };
         stats.properties = vec![("lmdb.map".into(), "1024".to_owned()), ("lmdb.mode".into(), "fast".to_owned())];
         let written = serde_json::to_value(&stats).expect("written");
         let expected = json!({

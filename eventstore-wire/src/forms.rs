@@ -1,6 +1,6 @@
 //! JSON forms of answers.
 
-use eventstore_api::{Cursor, Digest, RecordedEvent, Revision, Stored, Version};
+use eventstore_api::{AggregateInfo, Cursor, Digest, RecordedEvent, Revision, Stored, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -53,6 +53,28 @@ pub struct PageForm {
     pub next: Option<String>,
 }
 
+/// A page of aggregates.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AggregatesForm {
+    /// The latest version when the page was read.
+    pub head: Version,
+    /// The aggregates.
+    pub aggregates: Vec<AggregateInfo>,
+    /// The parameters of the next page, or `null` if this is the last one.
+    pub next: Option<String>,
+}
+
+/// A backup that was made, and can be taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackupForm {
+    /// Its name.
+    pub id: String,
+    /// The newest version in it.
+    pub latest_version: Version,
+    /// Bytes that its files take on disk.
+    pub bytes_on_disk: u64,
+}
+
 /// Where appended events stand, in the batch's order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Appended {
@@ -67,7 +89,7 @@ pub struct Pushed {
     pub stored: Vec<Vec<Stored>>,
     /// What was refused, or is unknown, of the first batch that is not stored. No later one was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<Problem>,
+    pub refused: Option<Box<Problem>>,
     /// The latest version after that.
     pub head: Version,
 }
@@ -86,7 +108,7 @@ pub enum LineOfWork<T> {
     /// It is done.
     Result(T),
     /// It failed.
-    Error(Problem),
+    Error(Box<Problem>),
 }
 
 /// The digest of the events up to a version.

@@ -9,16 +9,20 @@
 
 mod binary;
 mod forms;
+mod incoming;
 mod page;
 mod problem;
 mod query;
 mod session;
 
 pub use binary::Malformed;
-pub use forms::{Appended, DigestForm, Info, Latest, LineOfWork, PageForm, Pushed, RevisionForm};
+pub use forms::{
+    AggregatesForm, Appended, BackupForm, DigestForm, Info, Latest, LineOfWork, PageForm, Pushed, RevisionForm,
+};
+pub use incoming::{Incoming, read_batches, read_events};
 pub use page::{decode_batch, decode_batches, decode_page, encode_batch, encode_batches, encode_page};
 pub use problem::{ActualForm, Problem};
-pub use query::{Query, QueryWriter, aggregate_query, load_query, parse_duration};
+pub use query::{Query, QueryWriter, aggregate_query, format_time, load_query, parse_duration};
 pub use session::{Answer, Frame, decode_answers, decode_frames, encode_answers, encode_frames};
 
 /// The version of the wire that this crate speaks. A server names all that it speaks in [`Info`].

@@ -103,7 +103,7 @@ impl fmt::Display for Told {
 
 impl std::error::Error for Told {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.1.as_ref().map(|cause| -> &(dyn std::error::Error + 'static) { &**cause })
+        self.1.as_deref().map(|cause| -> &(dyn std::error::Error + 'static) { cause })
     }
 }
 

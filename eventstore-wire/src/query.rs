@@ -144,6 +144,12 @@ pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{text:?} is not a duration ({error}); write 500ms or 2s"))
 }
 
+/// A time as it stands in answers, such as `2026-11-28T12:30:00.000000Z`.
+#[must_use]
+pub fn format_time(time: SystemTime) -> String {
+    humantime::format_rfc3339_micros(clamp_recorded_at(time)).to_string()
+}
+
 /// Writes parameters.
 pub struct QueryWriter(form_urlencoded::Serializer<'static, String>);
 

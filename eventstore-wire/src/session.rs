@@ -35,7 +35,7 @@ pub struct Answer {
     /// The number of the append.
     pub number: u64,
     /// What became of it.
-    pub outcome: Result<Vec<Stored>, Problem>,
+    pub outcome: Result<Vec<Stored>, Box<Problem>>,
 }
 
 /// The most bytes that a problem has.
@@ -148,7 +148,7 @@ pub fn decode_answers(bytes: Bytes) -> Result<Vec<Answer>, Malformed> {
             FAILED => {
                 let len = reader.count(1, MAX_PROBLEM)?;
                 let problem = reader.bytes(len)?;
-                Err(serde_json::from_slice(&problem).map_err(|_| Malformed("a problem is not JSON"))?)
+                Err(Box::new(serde_json::from_slice(&problem).map_err(|_| Malformed("a problem is not JSON"))?))
             }
             _ => return Err(Malformed("an answer is none of those that there are")),
         };
@@ -209,7 +209,7 @@ mod tests {
             };
             let answers = [
                 Answer { number, outcome: Ok(places.iter().map(place).collect()) },
-                Answer { number: 3, outcome: Err(Problem::from(&Error::Fenced { reason: "EIO".to_owned() })) },
+                Answer { number: 3, outcome: Err(Box::new(Problem::from(&Error::Fenced { reason: "EIO".to_owned() }))) },
                 Answer { number: 4, outcome: Ok(Vec::new()) },
             ];
             let read = decode_answers(encode_answers(&answers).into()).expect("whole");

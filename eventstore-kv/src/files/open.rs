@@ -41,6 +41,9 @@ pub(crate) const INDEX: &str = "index";
 /// What was the index before it was made again, because it was damaged.
 const DAMAGED_INDEX: &str = "index.damaged";
 
+/// Is there while the engine makes its first files: what a kill leaves of them is no damage, and made anew.
+const UNFINISHED_INDEX: &str = "index.new";
+
 /// What a store is opened with.
 pub(crate) struct Opening<'a, E: Engine> {
     pub(crate) files: Arc<dyn Directory>,
@@ -134,7 +137,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
             actions.extend(index.begin_again(disagrees.as_deref())?);
             unused_index = disagrees.filter(|reason| is_read_only && reason != NOT_CLOSED);
             behind = Behind::new(0, options);
-            E::open(index.path(), engine)?
+            index.make(engine)?
         }
     };
     if behind.mark == 0 && log.last() > 0 || behind.is_too_much {
@@ -142,7 +145,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
             drop(made);
             index.begin_again(None)?;
             behind = Behind::new(0, options);
-            made = E::open(index.path(), engine)?;
+            made = index.make(engine)?;
         }
         let reached = make_index(&made, index.own(), &log, id, &digests, behind.mark, task)?;
         actions.push(format!("rebuilt the index of {} events from the log", reached - behind.mark));
@@ -261,9 +264,9 @@ impl IndexFiles {
 
     fn open<E: Engine>(&mut self, options: &E::Options, id: [u8; 16], task: &Task<'_>) -> Result<Found<E>> {
         let IndexFiles::ReadOnly { own, temporary } = self else {
-            return look_into(E::open(self.path(), options), id);
+            return look_into(open_or_make(self.own(), options), id);
         };
-        if !own.is_dir() {
+        if !own.is_dir() || own.with_file_name(UNFINISHED_INDEX).exists() {
             return Ok(Found { engine: None, mark: None, disagrees: None });
         }
         match E::open_read_only(own, options).transpose() {
@@ -293,6 +296,14 @@ impl IndexFiles {
         }
     }
 
+    /// Makes an engine where there is none.
+    fn make<E: Engine>(&self, options: &E::Options) -> Result<E> {
+        match self.own() {
+            Some(own) => make_engine(own, options),
+            None => E::open(self.path(), options),
+        }
+    }
+
     fn into_temporary(self) -> Option<TempDir> {
         match self {
             IndexFiles::ReadOnly { temporary, .. } => temporary.map(|(directory, _)| directory),
@@ -306,6 +317,33 @@ fn temporary_directory() -> Result<TempDir> {
         let reason = "cannot create a temporary directory for the index; set TMPDIR";
         cannot_open(&std::env::temp_dir(), reason, error)
     })
+}
+
+/// Opens the engine in this directory, or makes it if nothing is there, or only what is left of a making that was cut short.
+fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options) -> Result<E> {
+    let Some(index) = index else { return E::open(Path::new(""), options) };
+    let failed = |error| Error::engine("look into the directory of the index", error);
+    let is_unfinished = index.with_file_name(UNFINISHED_INDEX).exists();
+    if !is_unfinished && fs::read_dir(index).map_err(failed)?.next().is_some() {
+        return E::open(index, options);
+    }
+    make_engine(index, options)
+}
+
+/// Makes the engine's files in this directory, which is emptied before.
+fn make_engine<E: Engine>(index: &Path, options: &E::Options) -> Result<E> {
+    let (unfinished, directory) = (index.with_file_name(UNFINISHED_INDEX), index.parent().unwrap_or(Path::new(".")));
+    let failed = |error: io::Error| Error::engine("make the directory of the index", error);
+    let begin = || -> io::Result<()> {
+        fs::File::create(&unfinished)?;
+        fs::remove_dir_all(index)?;
+        fs::create_dir(index)?;
+        sync_dir(directory)
+    };
+    begin().map_err(failed)?;
+    let engine = E::open(index, options)?;
+    fs::remove_file(&unfinished).map_err(failed)?;
+    Ok(engine)
 }
 
 /// An engine, and what it says.
@@ -381,7 +419,10 @@ pub(crate) fn open_again<E: Engine>(
         Found { disagrees, .. } => disagrees.unwrap_or_else(|| "a failed write removed entries from it".to_owned()),
     };
     put_aside(index, &reason)?;
-    let engine = E::open(path, options)?;
+    let engine: E = match index {
+        Some(index) => make_engine(index, options)?,
+        None => E::open(path, options)?,
+    };
     let ctx = Context::background();
     let reached = make_index(&engine, index, log, id, digests, 0, &Task::new(&ctx, &|| Ok(())))?;
     if reached < reaches {
@@ -954,6 +995,28 @@ pub(crate) mod tests {
             assert_eq!(store.latest_version(&ctx()).await.expect("read"), Version::ZERO);
             assert!(store.verify(&ctx()).await.expect("verified").is_clean());
             store.close().await.expect("closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_the_making_of_an_index_is_no_damage() {
+        for count in [0, 30] {
+            let events = events(1..=count, 20);
+            let closed = Closed::new(&events).await;
+            assert!(!closed.path().join(UNFINISHED_INDEX).exists());
+            fs::write(closed.path().join(UNFINISHED_INDEX), "").expect("written");
+            fs::write(closed.path().join(INDEX).join(FILE), "half of it").expect("written");
+            let reader = FileStore::open_read_only(&closed.path(), (), options()).expect("opened");
+            let report = reader.verify(&ctx()).await.expect("verified");
+            assert!(report.is_clean() && report.events == count, "{report:?}");
+            reader.close().await.expect("closed");
+            assert!(closed.path().join(UNFINISHED_INDEX).exists(), "nothing was written");
+            let store = closed.open().expect("opened");
+            check(&store, &events).await;
+            store.close().await.expect("closed");
+            for name in [UNFINISHED_INDEX, DAMAGED_INDEX] {
+                assert!(!closed.path().join(name).exists(), "{name}");
+            }
         }
     }
 

@@ -1,0 +1,135 @@
+//! What a server says of itself and its stores.
+
+use std::sync::Arc;
+
+use axum::extract::{OriginalUri, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use eventstore_api::{Context, Error};
+use eventstore_wire::{Info, Problem, WIRE};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::access::Right;
+use crate::answer::{Answer, Params, Reading, accepts, allowed, bytes, json as answer, problem};
+use crate::page;
+use crate::server::App;
+use crate::stores::{Served, lock};
+
+/// A store, for people with a browser and for programs.
+pub(crate) async fn store(State(app): State<Arc<App>>, OriginalUri(uri): OriginalUri, request: Request) -> Answer {
+    if accepts(request.headers(), "text/html") {
+        return Ok(page::html(uri.path()));
+    }
+    info(&app, request, false).await
+}
+
+pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Answer {
+    info(&app, request, true).await
+}
+
+async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
+    let (mut parts, _) = request.into_parts();
+    let (name, allowed) = allowed(&mut parts, app).await?;
+    let is_new = !app.stores.exists(&name);
+    let may = if is_new && create { allowed.may_create && !app.is_read_only } else { allowed.right.is_some() };
+    if !may {
+        let what = if is_new && create { "create the store" } else { "read the store" };
+        let detail = format!("the token does not have the right to {what} {name:?}; use one that has");
+        return Err(Problem::new(403, "forbidden", detail).into());
+    }
+    let served = app.stores.get(&name, create).await?;
+    let ctx = Context::background();
+    let info = Info {
+        wire: vec![WIRE],
+        name: Some(name).filter(|name| !name.is_empty()),
+        backend: served.store.stats(&ctx).await?.backend.into_owned(),
+        latest_version: served.store.latest_version(&ctx).await?,
+        writable: !app.is_read_only && allowed.right >= Some(Right::Write),
+        server: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut response = answer(&info)?;
+    if is_new && create {
+        *response.status_mut() = StatusCode::CREATED;
+    }
+    Ok(response)
+}
+
+/// The root of a server of many stores.
+pub(crate) async fn server(headers: HeaderMap, OriginalUri(uri): OriginalUri) -> Answer {
+    if accepts(&headers, "text/html") {
+        return Ok(page::html(uri.path()));
+    }
+    answer(&json!({ "wire": [WIRE], "server": env!("CARGO_PKG_VERSION"), "stores": "stores" }))
+}
+
+/// The stores that the token may read.
+pub(crate) async fn stores(State(app): State<Arc<App>>, headers: HeaderMap, params: Params) -> Answer {
+    params.query.finish()?;
+    let of = app.clone();
+    let names = tokio::task::spawn_blocking(move || of.stores.names()).await;
+    let names = names.map_err(|error| Error::engine("list the stores", error))?;
+    let names = names.map_err(|error| Error::engine("list the stores", error))?;
+    let mut readable = Vec::new();
+    for name in names {
+        if app.access.allowed(&headers, &name)?.right.is_some() {
+            readable.push(name);
+        }
+    }
+    // Without a store, a wrong token is wrong as well.
+    app.access.allowed(&headers, "")?;
+    answer(&json!({ "stores": readable }))
+}
+
+pub(crate) async fn stats(State(app): State<Arc<App>>, Reading(served): Reading, params: Params) -> Answer {
+    params.query.finish()?;
+    let stats = served.store.stats(&params.ctx).await?;
+    #[derive(Serialize)]
+    struct Report<'a> {
+        #[serde(flatten)]
+        stats: &'a eventstore_api::Stats,
+        server: serde_json::Value,
+    }
+    let server = json!({
+        "followers": served.tail.followers(),
+        "sessions": served.sessions.load(std::sync::atomic::Ordering::Relaxed),
+        "jobs": &*lock(&served.jobs),
+        "uptime_seconds": app.started.elapsed().as_secs(),
+    });
+    answer(&Report { stats: &stats, server })
+}
+
+/// The process lives.
+pub(crate) async fn health() -> Response {
+    answer(&json!({ "status": "alive" })).unwrap_or_else(|refused| refused.into_response())
+}
+
+/// It takes requests, and every open store takes appends.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Answer {
+    if app.stopping.is_cancelled() {
+        return Err(crate::answer::stopping().into());
+    }
+    for served in app.stores.open() {
+        if let Some(reason) = fence(&served).await? {
+            return Err(Error::Fenced { reason }.into());
+        }
+    }
+    answer(&json!({ "status": "ready" }))
+}
+
+async fn fence(served: &Served) -> Result<Option<String>, Error> {
+    Ok(served.store.stats(&Context::background()).await?.fenced)
+}
+
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
+    // Its labels name stores.
+    app.access.allowed(&headers, "")?;
+    match &app.metrics {
+        Some(render) => Ok(bytes("text/plain; version=0.0.4; charset=utf-8", render().into_bytes())),
+        None => Ok(problem(&Problem::new(404, "not_found", "this server has no metrics"))),
+    }
+}
+
+pub(crate) async fn openapi() -> Response {
+    bytes(eventstore_wire::JSON, include_bytes!("openapi.json").to_vec())
+}

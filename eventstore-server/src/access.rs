@@ -1,0 +1,314 @@
+//! Who may do what: tokens with rights, and the requests of browsers.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use axum::http::{HeaderMap, header};
+use eventstore_wire::Problem;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::answer::{Answer, Refused};
+
+/// What a request may do to a store. Each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Right {
+    /// Read events and statistics.
+    Read,
+    /// Append events.
+    Write,
+    /// Verify, collect garbage, back up.
+    Admin,
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Right::Read => "read",
+            Right::Write => "write",
+            Right::Admin => "admin",
+        })
+    }
+}
+
+/// The tokens that a server takes, with what each is good for.
+///
+/// The text form has one token a line: the token, its rights joined by commas (`read`, `write`, `admin`, of which each includes
+/// those before it, and `create`), and the names of the stores, of which one that ends with `*` is every name that begins so.
+/// What follows `#` at the beginning of a line is a comment.
+///
+/// ```
+/// use eventstore_server::Tokens;
+///
+/// let tokens: Tokens = "6fe1c9a07b0f4f0e9a55b7e2d3c41a90 write,create tenant-*".parse()?;
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Tokens(Vec<Token>);
+
+#[derive(Clone)]
+struct Token {
+    /// Of the token, so that comparing takes the same time whatever it is.
+    hash: [u8; 32],
+    right: Option<Right>,
+    may_create: bool,
+    stores: Vec<String>,
+}
+
+/// Shorter tokens can be guessed.
+const LEAST_LEN: usize = 16;
+
+impl Tokens {
+    /// Reads a file of tokens.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for people, with the path and the line, and without any token.
+    pub fn from_file(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        text.parse().map_err(|reason| format!("{}: {reason}", path.display()))
+    }
+
+    /// The token with this text. All are compared, each in constant time.
+    fn find(&self, text: &str) -> Option<&Token> {
+        let hash: [u8; 32] = Sha256::digest(text).into();
+        self.0.iter().fold(None, |found, token| match bool::from(token.hash.ct_eq(&hash)) {
+            true => Some(token),
+            false => found,
+        })
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokens({})", self.0.len())
+    }
+}
+
+impl std::str::FromStr for Tokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+        let tokens = lines
+            .map(|(number, line)| Token::read(line).map_err(|reason| format!("line {}: {reason}", number + 1)))
+            .collect::<Result<Vec<_>, _>>()?;
+        if tokens.is_empty() {
+            return Err("it has no token; write one a line, such as `TOKEN read *`".to_owned());
+        }
+        let mut hashes: Vec<_> = tokens.iter().map(|token| token.hash).collect();
+        hashes.sort_unstable();
+        if hashes.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err("it has a token twice; keep one line of each".to_owned());
+        }
+        Ok(Tokens(tokens))
+    }
+}
+
+impl Token {
+    fn read(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let (Some(text), Some(rights)) = (words.next(), words.next()) else {
+            return Err("it has to have a token, its rights, and the names of its stores".to_owned());
+        };
+        if text.len() < LEAST_LEN {
+            return Err(format!(
+                "the token has less than {LEAST_LEN} characters; make one with `openssl rand -hex 16`"
+            ));
+        }
+        let stores: Vec<_> = words.map(str::to_owned).collect();
+        if stores.is_empty() {
+            return Err("it names no store; write * for all".to_owned());
+        }
+        let (mut right, mut may_create) = (None, false);
+        for word in rights.split(',') {
+            right = right.max(match word {
+                "read" => Some(Right::Read),
+                "write" => Some(Right::Write),
+                "admin" => Some(Right::Admin),
+                "create" => {
+                    may_create = true;
+                    None
+                }
+                // Not the word itself: it may be a token that a blank is missing behind.
+                _ => return Err("a right is none of read, write, create, admin".to_owned()),
+            });
+        }
+        Ok(Token { hash: Sha256::digest(text).into(), right, may_create, stores })
+    }
+
+    fn is_for(&self, store: &str) -> bool {
+        self.stores.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => store.starts_with(beginning),
+            None => pattern == store,
+        })
+    }
+}
+
+/// Whom a server lets in.
+#[derive(Clone, Debug)]
+pub(crate) enum Access {
+    /// Everybody who reaches it: the program that embeds the router looks after that.
+    Everybody,
+    /// Everybody on this machine: but not the pages of other origins in a browser.
+    ThisMachine,
+    /// Those with a token.
+    Tokens(Tokens),
+}
+
+/// What a request may do to a store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed {
+    pub(crate) right: Option<Right>,
+    pub(crate) may_create: bool,
+}
+
+impl Access {
+    /// What the request with these headers may do to the store with this name; `""` is the only one of a server.
+    pub(crate) fn allowed(&self, headers: &HeaderMap, store: &str) -> Answer<Allowed> {
+        let Access::Tokens(tokens) = self else {
+            return Ok(Allowed { right: Some(Right::Admin), may_create: true });
+        };
+        let unauthorized = |detail: &str| Refused::from(Problem::new(401, "unauthorized", detail));
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return Err(unauthorized("this server wants a token; send Authorization: Bearer TOKEN"));
+        };
+        let text = value.to_str().ok().and_then(|value| value.split_once(' '));
+        let Some((_, text)) = text.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
+            return Err(unauthorized("the Authorization header is not of the form Bearer TOKEN"));
+        };
+        let token = tokens.find(text.trim()).ok_or_else(|| unauthorized("the token is none that this server knows"))?;
+        let is_for = token.is_for(store);
+        Ok(Allowed { right: token.right.filter(|_| is_for), may_create: token.may_create && is_for })
+    }
+
+    /// Refuses what a page of another origin makes a browser send: without tokens a browser on this machine is let in, whatever
+    /// page it shows.
+    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Answer<()> {
+        if !matches!(self, Access::ThisMachine) {
+            return Ok(());
+        }
+        let refused = |detail: &str| Err(Problem::new(403, "forbidden", detail).into());
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        // A name that somebody else's name server leads here.
+        if !host.is_none_or(is_loopback_name) {
+            return refused(
+                "a server without tokens answers only requests to localhost, 127.0.0.1 or [::1]; give it --token-file for others",
+            );
+        }
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            let origin = origin.to_str().unwrap_or_default();
+            let place = origin.split_once("://").map(|(_, place)| place);
+            if host.is_none() || place != host {
+                return refused("a server without tokens answers no page of another origin; give it --token-file");
+            }
+        }
+        // What a browser sends without an origin, such as an image's address.
+        let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
+        if matches!(site, Some(b"cross-site" | b"same-site"))
+            && headers.get("sec-fetch-mode").is_none_or(|mode| mode != "navigate")
+        {
+            return refused("a server without tokens answers no page of another origin; give it --token-file");
+        }
+        Ok(())
+    }
+}
+
+/// Whether this `Host` is a name of the machine itself.
+fn is_loopback_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(name, _)| name),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "0123456789abcdef-one";
+    const TWO: &str = "0123456789abcdef-two";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value"))).collect()
+    }
+
+    #[test]
+    fn tokens_are_good_for_what_their_line_says() {
+        let file = format!("# who\n\n{ONE} read *\n{TWO}  write,create  tenant-* orders\n");
+        let access = Access::Tokens(file.parse().expect("valid"));
+        let allowed = |token: &str, store| {
+            let allowed = access.allowed(&headers(&[("authorization", &format!("Bearer {token}"))]), store);
+            allowed.map(|allowed| (allowed.right, allowed.may_create)).map_err(|refused| refused.0.status)
+        };
+        assert_eq!(allowed(ONE, "any"), Ok((Some(Right::Read), false)));
+        assert_eq!(allowed(ONE, ""), Ok((Some(Right::Read), false)));
+        assert_eq!(allowed(TWO, "tenant-7"), Ok((Some(Right::Write), true)));
+        assert_eq!(allowed(TWO, "orders"), Ok((Some(Right::Write), true)));
+        for other in ["", "orders2", "tenant"] {
+            assert_eq!(allowed(TWO, other), Ok((None, false)), "{other}");
+        }
+        for unknown in ["", "0123456789abcdef", "0123456789abcdef-on", "0123456789abcdef-onee"] {
+            assert_eq!(allowed(unknown, "any"), Err(401), "{unknown}");
+        }
+        for header in ["", "Basic 0123456789abcdef-one", ONE] {
+            assert_eq!(
+                access
+                    .allowed(&headers(&[("authorization", header)]), "any")
+                    .map(drop)
+                    .map_err(|refused| refused.0.status),
+                Err(401)
+            );
+        }
+        assert!(access.allowed(&headers(&[("authorization", &format!("bearer {ONE}"))]), "any").is_ok());
+        assert_eq!(access.allowed(&HeaderMap::new(), "any").map(drop).map_err(|refused| refused.0.status), Err(401));
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_says_where_and_shows_no_token() {
+        for (file, line) in [
+            ("", "no token"),
+            ("# nothing\n", "no token"),
+            ("short read *", "line 1"),
+            ("\n0123456789abcdef read", "line 2"),
+            ("0123456789abcdef", "line 1"),
+            ("0123456789abcdef reed *", "line 1"),
+            ("read 0123456789abcdef *", "line 1"),
+            ("0123456789abcdef read *\n0123456789abcdef write *", "twice"),
+        ] {
+            let error = file.parse::<Tokens>().expect_err(file);
+            assert!(error.contains(line) && !error.contains("0123456789abcdef"), "{error}");
+        }
+        let tokens: Tokens = "0123456789abcdef read *".parse().expect("valid");
+        assert!(!format!("{tokens:?}").contains("0123"));
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused_where_there_are_no_tokens() {
+        let check = |pairs: &[(&'static str, &str)]| Access::ThisMachine.check_origin(&headers(pairs)).is_ok();
+        let host = ("host", "127.0.0.1:7080");
+        assert!(check(&[]) && check(&[host]) && check(&[("host", "LOCALHOST")]) && check(&[("host", "[::1]:80")]));
+        assert!(check(&[host, ("origin", "http://127.0.0.1:7080"), ("sec-fetch-site", "same-origin")]));
+        assert!(check(&[host, ("sec-fetch-site", "none")]));
+        assert!(check(&[host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]), "a link");
+        for (name, value) in [
+            ("origin", "http://example.com"),
+            ("origin", "http://127.0.0.1:8080"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
+            assert!(!check(&[host, (name, value)]), "{name}: {value}");
+        }
+        for name in
+            ["example.com", "example.com:7080", "127.0.0.1.example.com", "localhost.example.com", "", "10.0.0.1:7080"]
+        {
+            assert!(!check(&[("host", name)]), "{name}");
+        }
+        for access in [Access::Everybody, Access::Tokens(Tokens::default())] {
+            assert!(access.check_origin(&headers(&[("host", "example.com"), ("origin", "null")])).is_ok());
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Streams of events that go on with each new one.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::HeaderMap;
+use eventstore::backend::EventStore;
+use eventstore_api::{Context, Error, LoadOptions, PageSize, RecordedEvent, Version};
+use eventstore_wire::{EVENT_STREAM, JSON_LINES, Problem};
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
+use crate::read::check_since;
+use crate::server::{App, Counted};
+use crate::stores::Served;
+
+/// Pages of news that wait for a follower that is slower. One that is slower still reads them from the store.
+const PAGES: usize = 8;
+
+/// What it costs to give news to a follower, about. All followers are to take a part of the processors, not all of them: so
+/// with many of them the news come in larger pages.
+const COST: Duration = Duration::from_micros(25);
+
+/// The news come not later than this, however many followers there are.
+const LONGEST_PACE: Duration = Duration::from_millis(500);
+
+/// The newest events of a store, read once and written once for all followers that are up to date.
+pub(crate) struct Tail {
+    store: Arc<dyn EventStore>,
+    news: broadcast::Sender<Arc<News>>,
+    followers: AtomicUsize,
+    /// A task reads them.
+    is_read: AtomicBool,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail").field("followers", &self.followers()).finish_non_exhaustive()
+    }
+}
+
+/// Events without a gap, in the forms that were asked for.
+struct News {
+    events: Vec<RecordedEvent>,
+    lines: OnceLock<Bytes>,
+    messages: OnceLock<Bytes>,
+}
+
+impl News {
+    fn written(&self, form: Stream) -> Bytes {
+        let cell = match form {
+            Stream::Lines => &self.lines,
+            Stream::Messages => &self.messages,
+        };
+        cell.get_or_init(|| form.write(&self.events)).clone()
+    }
+}
+
+impl Tail {
+    pub(crate) fn new(store: Arc<dyn EventStore>) -> Self {
+        let (news, _) = broadcast::channel(PAGES);
+        Tail { store, news, followers: AtomicUsize::new(0), is_read: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn followers(&self) -> usize {
+        self.followers.load(Ordering::Relaxed)
+    }
+
+    /// News from here on, which a task reads as long as somebody wants them.
+    fn subscribe(served: &Arc<Served>) -> broadcast::Receiver<Arc<News>> {
+        let receiver = served.tail.news.subscribe();
+        if !served.tail.is_read.swap(true, Ordering::AcqRel) {
+            tokio::spawn(read_news(served.clone()));
+        }
+        receiver
+    }
+}
+
+/// Reads what is new, and gives it to all who wait for it, until nobody does.
+async fn read_news(served: Arc<Served>) {
+    /// Whatever ends the reading, the next follower begins it anew.
+    struct Reader(Arc<Served>);
+    impl Drop for Reader {
+        fn drop(&mut self) {
+            self.0.tail.is_read.store(false, Ordering::Release);
+        }
+    }
+    let reader = Reader(served);
+    let tail = &reader.0.tail;
+    let ctx = Context::background();
+    let Ok(mut seen) = tail.store.latest_version(&ctx).await else { return };
+    while tail.news.receiver_count() > 0 {
+        let waiting = ctx.clone().with_timeout(Duration::from_secs(1));
+        match tail.store.wait_for_events(&waiting, seen).await {
+            Ok(_) => {}
+            // Time to look whether anybody is still there.
+            Err(Error::DeadlineExceeded) => continue,
+            // The followers find out themselves when they read.
+            Err(_) => return,
+        }
+        let Ok(page) = tail.store.load_page(&ctx, &LoadOptions::since(seen), PageSize::LARGEST).await else { return };
+        let Some(last) = page.events.last() else { continue };
+        seen = last.version;
+        let news = News { events: page.events, lines: OnceLock::new(), messages: OnceLock::new() };
+        let _ = tail.news.send(Arc::new(news));
+        let followers = u32::try_from(tail.news.receiver_count()).unwrap_or(u32::MAX);
+        tokio::time::sleep(COST.saturating_mul(followers).min(LONGEST_PACE)).await;
+    }
+}
+
+/// The forms of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Lines,
+    Messages,
+}
+
+impl Stream {
+    fn write(self, events: &[RecordedEvent]) -> Bytes {
+        let mut out = Vec::with_capacity(events.iter().map(|event| event.event.len_bytes() + 200).sum());
+        for recorded in events {
+            // Texts and numbers: nothing in it can fail.
+            let json = serde_json::to_string(recorded).unwrap_or_default();
+            let version = recorded.version;
+            match self {
+                Stream::Lines => out.extend_from_slice(format!("{{\"event\":{json}}}\n").as_bytes()),
+                // The JSON of an event has no line ends.
+                Stream::Messages => {
+                    out.extend_from_slice(format!("id: {version}\nevent: event\ndata: {json}\n\n").as_bytes());
+                }
+            }
+        }
+        out.into()
+    }
+
+    fn heartbeat(self, head: Version) -> Bytes {
+        match self {
+            Stream::Lines => format!("{{\"heartbeat\":{{\"head\":{head}}}}}\n").into(),
+            Stream::Messages => format!(": {head}\n\n").into(),
+        }
+    }
+
+    fn end(self, problem: &Problem) -> Bytes {
+        let json = problem.to_json();
+        match self {
+            Stream::Lines => format!("{{\"end\":{json}}}\n").into(),
+            Stream::Messages => format!("event: end\ndata: {json}\n\n").into(),
+        }
+    }
+}
+
+pub(crate) async fn follow(
+    State(app): State<Arc<App>>,
+    Reading(served): Reading,
+    headers: HeaderMap,
+    params: Params,
+) -> Answer {
+    let (mut query, ctx) = (params.query, params.ctx);
+    let form = if accepts(&headers, EVENT_STREAM) { Stream::Messages } else { Stream::Lines };
+    let since = check_since(&served, &ctx, &mut query).await?;
+    let mut options = query.load()?;
+    query.finish()?;
+    options.since = since.unwrap_or_default();
+    // What a browser's EventSource has seen is newer than what its address says.
+    if let Some(seen) = headers.get("last-event-id").and_then(|seen| seen.to_str().ok()?.parse().ok()) {
+        options.since = options.since.max(seen);
+    }
+    if options.before.is_some() || options.direction != eventstore_api::Direction::Forward {
+        let reason = "a stream that follows goes forward and has no end".to_owned();
+        return Err(Error::InvalidOption { option: "direction".to_owned(), reason }.into());
+    }
+    let counted = app.count_follower()?;
+    let heartbeat = app.limits.heartbeat;
+    let follower = Follower::new(app, served, counted, ctx, options, form, heartbeat);
+    let pieces = futures_util::stream::unfold(follower, |mut follower| async move {
+        follower.next().await.map(|piece| (Ok::<_, Infallible>(piece), follower))
+    });
+    let media_type = match form {
+        Stream::Lines => JSON_LINES,
+        Stream::Messages => EVENT_STREAM,
+    };
+    let mut response = stream(media_type, Body::from_stream(pieces));
+    // Some proxies collect answers otherwise.
+    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// One who follows.
+struct Follower {
+    app: Arc<App>,
+    served: Arc<Served>,
+    ctx: Context,
+    options: LoadOptions,
+    /// Everything up to here was given, or does not match.
+    seen: Version,
+    form: Stream,
+    heartbeat: Duration,
+    size: PageSize,
+    /// Where it is up to date; `None` while it catches up.
+    news: Option<broadcast::Receiver<Arc<News>>>,
+    /// What waits to be sent.
+    pieces: VecDeque<Bytes>,
+    has_ended: bool,
+    _counted: Counted,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.served.tail.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Follower {
+    fn new(
+        app: Arc<App>,
+        served: Arc<Served>,
+        counted: Counted,
+        ctx: Context,
+        options: LoadOptions,
+        form: Stream,
+        heartbeat: Duration,
+    ) -> Self {
+        served.tail.followers.fetch_add(1, Ordering::Relaxed);
+        let (seen, size) = (options.since, PageSize::FIRST);
+        Follower {
+            app,
+            served,
+            ctx,
+            options,
+            seen,
+            form,
+            heartbeat,
+            size,
+            news: None,
+            // So that the client knows at once that it is connected.
+            pieces: VecDeque::from([form.heartbeat(seen)]),
+            has_ended: false,
+            _counted: counted,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Some(piece);
+            }
+            if self.has_ended || self.options.limit == Some(0) {
+                return None;
+            }
+            if let Err(refused) = self.step().await {
+                self.has_ended = true;
+                self.pieces.push_back(self.form.end(&refused.0));
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Answer<()> {
+        let stopping_token = self.app.stopping.clone();
+        let ctx = self.ctx.clone();
+        let heartbeat = self.heartbeat;
+        let Some(news) = &mut self.news else {
+            return tokio::select! {
+                read = self.catch_up() => Ok(read?),
+                () = stopping_token.cancelled() => Err(stopping().into()),
+            };
+        };
+        tokio::select! {
+            biased;
+            () = stopping_token.cancelled() => Err(stopping().into()),
+            received = news.recv() => {
+                match received {
+                    Ok(news) => self.take(&news),
+                    // It was too slow, or nobody reads the news any more: it reads itself.
+                    Err(RecvError::Lagged(_) | RecvError::Closed) => self.news = None,
+                }
+                Ok(())
+            }
+            error = ctx.done() => Err(error.into()),
+            () = tokio::time::sleep(heartbeat) => {
+                // Whoever reads the news may have failed: reading here finds out.
+                self.news = None;
+                self.pieces.push_back(self.form.heartbeat(self.seen));
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads the next page; at the end, waits for news.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        // From before the reading on, so that nothing comes between.
+        let news = Tail::subscribe(&self.served);
+        self.options.since = self.seen;
+        let page = self.served.store.load_page(&self.ctx, &self.options, self.size).await?;
+        self.size = self.size.grown();
+        self.seen = match (&page.next, page.events.last()) {
+            (Some(_), Some(last)) => last.version,
+            _ => {
+                self.news = Some(news);
+                self.seen.max(page.head)
+            }
+        };
+        self.give(&page.events, None);
+        Ok(())
+    }
+
+    /// Takes of the news what it has not seen.
+    fn take(&mut self, news: &News) {
+        let (Some(first), Some(last)) = (news.events.first(), news.events.last()) else { return };
+        if last.version <= self.seen {
+            return;
+        }
+        if first.version > self.seen.next() {
+            self.news = None;
+            return;
+        }
+        let seen = std::mem::replace(&mut self.seen, last.version);
+        let all = LoadOptions::since(self.options.since);
+        if first.version == seen.next() && self.options == all {
+            self.give(&news.events, Some(news));
+        } else {
+            let new = news.events.iter().filter(|event| event.version > seen && self.options.matches(event));
+            let new: Vec<_> = new.cloned().collect();
+            self.give(&new, None);
+        }
+    }
+
+    /// Gives events, as many as are still wanted; they may be written already.
+    fn give(&mut self, events: &[RecordedEvent], written: Option<&News>) {
+        let events = match self.options.limit {
+            Some(limit) => &events[..events.len().min(usize::try_from(limit).unwrap_or(usize::MAX))],
+            None => events,
+        };
+        if let Some(limit) = &mut self.options.limit {
+            *limit -= events.len() as u64;
+        }
+        if !events.is_empty() {
+            self.pieces.push_back(written.map_or_else(|| self.form.write(events), |news| news.written(self.form)));
+        }
+    }
+}

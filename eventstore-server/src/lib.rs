@@ -1,0 +1,29 @@
+//! Serves event stores over HTTP.
+//!
+//! A store belongs to one process. Others read, append, follow and copy it through that process: `open("http://…")` of the crate
+//! `eventstore`, the command `eventstore --store http://…`, `curl`, or a browser. `docs/wire.md` describes the resources.
+//!
+//! [`Server`] makes an [`axum::Router`] over a store that a program has open, or over a directory of many stores. [`serve`]
+//! answers by itself, on TCP with or without TLS, or on a Unix socket.
+
+#![forbid(unsafe_code)]
+
+mod about;
+mod access;
+mod answer;
+mod append;
+mod backup;
+mod follow;
+mod listen;
+mod page;
+mod read;
+mod replicas;
+mod server;
+mod session;
+mod stores;
+mod work;
+
+pub use access::{Right, Tokens};
+pub use listen::{Address, ListenError, Listener, Tls, serve};
+pub use server::{Limits, Server};
+pub use stores::Stores;

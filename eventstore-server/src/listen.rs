@@ -1,0 +1,398 @@
+//! Connections: where they come from, what each may cost, and how they end.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_util::sync::CancellationToken;
+
+use crate::Server;
+
+/// A connection has to send the head of a request within this time, and to finish its TLS handshake.
+const HEAD: Duration = Duration::from_secs(15);
+
+/// A connection that takes nothing of what is sent to it for so long is closed.
+const WRITE: Duration = Duration::from_secs(60);
+
+/// Connections at the same time. More wait to be accepted.
+const MOST_CONNECTIONS: usize = 25_000;
+
+/// Requests at the same time over one connection of HTTP/2.
+const MOST_STREAMS: u32 = 200;
+
+/// How long a server that stops waits for its connections.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Where a server listens: `127.0.0.1:7080`, `[::1]:7080`, or `unix:` and the path of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An address of TCP. Port 0 is any that is free.
+    Tcp(SocketAddr),
+    /// A Unix socket, which is made with mode 0600 and removed at the end.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Whether only this machine reaches it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Tcp(address) => address.ip().is_loopback(),
+            Address::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "{address}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl std::str::FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("a Unix socket needs a path, such as unix:/run/app/store.sock".to_owned()),
+                path => Ok(Address::Unix(path.into())),
+            };
+        }
+        text.parse().map(Address::Tcp).map_err(|_| {
+            format!(
+                "{text:?} is no address; write 127.0.0.1:7080, 0.0.0.0:7080, [::1]:7080 or unix:/run/app/store.sock"
+            )
+        })
+    }
+}
+
+/// Why a server does not listen, or stopped: a sentence for people, and its cause.
+#[derive(Debug)]
+pub struct ListenError {
+    what: String,
+    source: Option<io::Error>,
+}
+
+impl ListenError {
+    fn new(what: impl Into<String>, source: io::Error) -> Self {
+        ListenError { what: what.into(), source: Some(source) }
+    }
+
+    fn told(what: impl Into<String>) -> Self {
+        ListenError { what: what.into(), source: None }
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "{}: {source}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
+impl std::error::Error for ListenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| -> &(dyn std::error::Error + 'static) { source })
+    }
+}
+
+/// A certificate and its key, for `https`.
+#[derive(Clone)]
+pub struct Tls(Arc<ServerConfig>);
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Tls {
+    /// Reads PEM files: the chain of certificates, the server's own first, and its private key.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read, has nothing of the kind, or the key does not belong to the certificate.
+    pub fn from_files(certificates: &Path, key: &Path) -> Result<Self, ListenError> {
+        let told = |path: &Path, error: &dyn fmt::Display| ListenError::told(format!("{}: {error}", path.display()));
+        let chain: Vec<_> = CertificateDer::pem_file_iter(certificates)
+            .map_err(|error| told(certificates, &error))?
+            .collect::<Result<_, _>>()
+            .map_err(|error| told(certificates, &error))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| told(key, &error))?;
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = builder.and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private));
+        let mut config = config.map_err(|error| told(certificates, &error))?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Tls(Arc::new(config)))
+    }
+}
+
+/// A socket that a server answers on.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, UnixPath),
+}
+
+/// Removed when it is dropped.
+#[derive(Debug)]
+struct UnixPath(PathBuf);
+
+impl Drop for UnixPath {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Listens at this address. A Unix socket that is left from a server that is gone is replaced.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be used.
+    pub async fn bind(address: &Address) -> Result<Self, ListenError> {
+        let failed = |error| ListenError::new(format!("cannot listen on {address}"), error);
+        let socket = match address {
+            Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await.map_err(failed)?),
+            Address::Unix(path) => {
+                remove_dead_socket(path).await?;
+                let listener = bind_private(path).map_err(failed)?;
+                Socket::Unix(listener, UnixPath(path.clone()))
+            }
+        };
+        Ok(Listener { socket, tls: None })
+    }
+
+    /// Talks TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// The address that clients open, such as `http://127.0.0.1:7080`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let scheme = if self.tls.is_some() { "https" } else { "http" };
+                let address = listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
+                format!("{scheme}://{address}")
+            }
+            Socket::Unix(_, path) => format!("unix:{}", path.0.display()),
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on.
+async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::told(format!("{} is there and is no socket; name another path", path.display())));
+    }
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Err(ListenError::told(format!("another server listens on {}; stop it first", path.display()))),
+        Err(_) => std::fs::remove_file(path)
+            .map_err(|error| ListenError::new(format!("cannot remove the old socket {}", path.display()), error)),
+    }
+}
+
+/// Nobody else may open it, not even between its making and the change of its mode: it is made in a directory of its own.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = tempfile::Builder::new().prefix(".s").tempdir_in(parent)?;
+    let made = directory.path().join("s");
+    let listener = UnixListener::bind(&made)?;
+    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&made, path)?;
+    Ok(listener)
+}
+
+/// Answers requests on this socket until the token is cancelled; then ends streams with a reason, finishes what was accepted, and
+/// closes the stores.
+///
+/// # Errors
+///
+/// If the socket fails, or a store cannot be closed.
+pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) -> Result<(), ListenError> {
+    let (router, app) = server.stop_on(stop.clone()).into_parts();
+    app.stores.prepare().map_err(|error| ListenError::new("cannot make the directory of the stores", error))?;
+    let connections = Connections::new(router);
+    let tls = listener.tls.as_ref().map(|tls| TlsAcceptor::from(tls.0.clone()));
+    loop {
+        let permit = connections.permit().await;
+        let accepted = tokio::select! {
+            accepted = listener.socket.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match (accepted, &tls) {
+            (Ok(Stream::Tcp(stream)), None) => connections.serve(stream, permit),
+            (Ok(Stream::Unix(stream)), _) => connections.serve(stream, permit),
+            (Ok(Stream::Tcp(stream)), Some(tls)) => connections.serve_tls(stream, tls.clone(), permit),
+            // Such as too many open files: others may end meanwhile.
+            (Err(error), _) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // Nobody new is let in, and the path of a Unix socket is free.
+    drop(listener);
+    connections.finish().await;
+    app.close().await.map_err(|error| ListenError::told(format!("closing the stores failed: {error}")))
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Socket::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+type Permit = tokio::sync::OwnedSemaphorePermit;
+
+struct Connections {
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    graceful: GracefulShutdown,
+    room: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn new(router: Router) -> Self {
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 << 10);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(64 << 10)
+            .keep_alive_interval(Some(Duration::from_secs(20)))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        Connections { builder, router, graceful: GracefulShutdown::new(), room }
+    }
+
+    /// Waits until there may be one more connection.
+    async fn permit(&self) -> Option<Permit> {
+        self.room.clone().acquire_owned().await.ok()
+    }
+
+    fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, permit: Option<Permit>) {
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE));
+        let io = TokioIo::new(Box::pin(stream));
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = self.builder.serve_connection_with_upgrades(io, service).into_owned();
+        let connection = self.graceful.watch(connection);
+        tokio::spawn(async move {
+            // That a client is gone is no news.
+            let _ = connection.await;
+            drop(permit);
+        });
+    }
+
+    fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: Option<Permit>) {
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE));
+        let (builder, router, watcher) = (self.builder.clone(), self.router.clone(), self.graceful.watcher());
+        tokio::spawn(async move {
+            let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(Box::pin(stream))).await else { return };
+            let service = TowerToHyperService::new(router);
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let _ = watcher.watch(connection).await;
+            drop(permit);
+        });
+    }
+
+    /// Waits for what was accepted, but not for ever.
+    async fn finish(self) {
+        let mut finished = pin!(self.graceful.shutdown());
+        if tokio::time::timeout(GRACE, &mut finished).await.is_err() {
+            tracing::warn!("some connections did not end; the server stops all the same");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_text_form() {
+        for text in ["127.0.0.1:7080", "[::1]:0", "unix:/run/x.sock", "unix:./x"] {
+            let address: Address = text.parse().expect(text);
+            assert_eq!((address.to_string().as_str(), address.is_local()), (text, true));
+        }
+        for text in ["0.0.0.0:80", "10.0.0.1:80", "[::]:80"] {
+            assert!(!text.parse::<Address>().expect(text).is_local());
+        }
+        for text in ["", "unix:", "localhost", "127.0.0.1", ":7080", "http://127.0.0.1:80"] {
+            text.parse::<Address>().expect_err(text);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_private_and_replaces_only_a_dead_one() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("s.sock");
+        let address = Address::Unix(path.clone());
+        let listener = Listener::bind(&address).await.expect("bound");
+        assert_eq!(listener.url(), format!("unix:{}", path.display()));
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        assert!(Listener::bind(&address).await.is_err(), "somebody listens");
+        drop(listener);
+        assert!(!path.exists());
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists(), "left behind");
+        drop(Listener::bind(&address).await.expect("replaced"));
+        std::fs::write(&path, "a file").expect("written");
+        assert!(Listener::bind(&address).await.is_err(), "no socket");
+        assert_eq!(std::fs::read(&path).expect("there"), b"a file");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1, "nothing is left");
+    }
+}

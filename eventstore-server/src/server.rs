@@ -1,0 +1,340 @@
+//! The server: what it serves, to whom, within which limits, and its routes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use eventstore::Store;
+use eventstore_api::Error;
+use eventstore_wire::{BINARY, EVENT_STREAM, JSON_LINES, Problem};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate as _};
+use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::trace::TraceLayer;
+
+use crate::access::{Access, Tokens};
+use crate::answer::{Answer, Refused, problem, stopping};
+use crate::stores::{Source, Stores};
+use crate::{about, append, backup, follow, page, read, replicas, session, work};
+
+/// What a server allows in all. A request above a limit is refused with `too_many` or `too_large`, and harms no other.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Followers at the same time: 20,000.
+    pub followers: usize,
+    /// Sessions of appends at the same time: 1,000.
+    pub sessions: usize,
+    /// Bytes of request bodies in memory at the same time: 256 MiB. A body that does not say how long it is counts as the
+    /// largest.
+    pub body_bytes: usize,
+    /// How long a body may pause: 30 s.
+    pub body_pause: Duration,
+    /// A heartbeat comes after this long without an event: 15 s.
+    pub heartbeat: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            followers: 20_000,
+            sessions: 1_000,
+            body_bytes: 256 << 20,
+            body_pause: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+}
+
+type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Serves a store, or many, over HTTP: as a router for a program that has one, or by itself ([`serve`](crate::serve)).
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let store = eventstore::open("memory:").await?;
+/// let events = eventstore_server::Server::new(store);
+/// let app: axum::Router = axum::Router::new().nest("/events", events.router());
+/// # Ok::<(), eventstore::Error>(())
+/// # }).unwrap();
+/// ```
+///
+/// Without [`tokens`](Server::tokens) it lets in everybody whom the program lets through to the router.
+pub struct Server {
+    source: Source,
+    access: Access,
+    limits: Limits,
+    is_read_only: bool,
+    metrics: Option<Metrics>,
+    stopping: CancellationToken,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("source", &self.source).field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Serves one store.
+    pub fn new(store: impl Into<Store>) -> Self {
+        Self::of(Source::one(store.into().backend().clone()))
+    }
+
+    /// Serves the stores of a directory by their names, below `stores/`.
+    #[must_use]
+    pub fn of_many(stores: Stores) -> Self {
+        Self::of(Source::many(stores))
+    }
+
+    fn of(source: Source) -> Self {
+        Server {
+            source,
+            access: Access::Everybody,
+            limits: Limits::default(),
+            is_read_only: false,
+            metrics: None,
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// Lets in only requests with one of these tokens.
+    #[must_use]
+    pub fn tokens(mut self, tokens: Tokens) -> Self {
+        self.access = Access::Tokens(tokens);
+        self
+    }
+
+    /// For a server that only this machine reaches: lets in everybody but the pages of other origins in a browser, and refuses
+    /// requests to any name but the loopback's.
+    #[must_use]
+    pub fn only_this_machine(mut self) -> Self {
+        self.access = Access::ThisMachine;
+        self
+    }
+
+    /// Refuses appends.
+    #[must_use]
+    pub fn read_only(mut self, is_read_only: bool) -> Self {
+        self.is_read_only = is_read_only;
+        self
+    }
+
+    /// Sets what it allows in all.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Answers `GET metrics` with this text, in the form of Prometheus. Without it there are none.
+    #[must_use]
+    pub fn metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.metrics = Some(Arc::new(render));
+        self
+    }
+
+    /// When this token is cancelled, streams end with a reason and new requests are refused; accepted appends are finished.
+    #[must_use]
+    pub fn stop_on(mut self, token: CancellationToken) -> Self {
+        self.stopping = token;
+        self
+    }
+
+    /// Its routes.
+    ///
+    /// Must be called inside a Tokio runtime if it serves many stores: unused ones are closed by a task.
+    pub fn router(self) -> Router {
+        self.into_parts().0
+    }
+
+    /// Its routes, and what closes its stores when they are not needed any more.
+    pub(crate) fn into_parts(self) -> (Router, Arc<App>) {
+        let body_room = Arc::new(Semaphore::new(self.limits.body_bytes.min(Semaphore::MAX_PERMITS)));
+        let app = Arc::new(App {
+            stores: self.source,
+            access: self.access,
+            limits: self.limits,
+            is_read_only: self.is_read_only,
+            metrics: self.metrics,
+            stopping: self.stopping,
+            started: Instant::now(),
+            followers: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            body_room,
+        });
+        app.clone().close_idle_stores();
+        (routes(app.clone()), app)
+    }
+}
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) stores: Source,
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) is_read_only: bool,
+    pub(crate) metrics: Option<Metrics>,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) started: Instant,
+    followers: AtomicUsize,
+    sessions: AtomicUsize,
+    pub(crate) body_room: Arc<Semaphore>,
+}
+
+/// Something that there may be so many of, until it is dropped.
+pub(crate) struct Counted {
+    app: Arc<App>,
+    which: fn(&App) -> &AtomicUsize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.which)(&self.app).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl App {
+    /// One more follower, if there may be.
+    pub(crate) fn count_follower(self: &Arc<Self>) -> Answer<Counted> {
+        self.count(|app| &app.followers, self.limits.followers, "followers")
+    }
+
+    /// One more session, if there may be.
+    pub(crate) fn count_session(self: &Arc<Self>) -> Answer<Counted> {
+        self.count(|app| &app.sessions, self.limits.sessions, "sessions of appends")
+    }
+
+    fn count(self: &Arc<Self>, which: fn(&App) -> &AtomicUsize, most: usize, what: &str) -> Answer<Counted> {
+        let counted = Counted { app: self.clone(), which };
+        if which(self).fetch_add(1, Ordering::Relaxed) >= most {
+            let detail = format!("the server has {most} {what} already; retry later, or raise its limit");
+            let mut problem = Problem::new(429, "too_many", detail);
+            problem.retryable = true;
+            return Err(problem.into());
+        }
+        Ok(counted)
+    }
+
+    /// Closes all stores.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        self.stores.close().await
+    }
+
+    fn close_idle_stores(self: Arc<Self>) {
+        let Some(idle) = self.stores.idle() else { return };
+        let (app, stopping) = (Arc::downgrade(&self), self.stopping.clone());
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval((idle / 2).max(Duration::from_millis(10)));
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = stopping.cancelled() => return,
+                }
+                let Some(app) = app.upgrade() else { return };
+                app.stores.close_idle().await;
+            }
+        });
+    }
+}
+
+fn routes(app: Arc<App>) -> Router {
+    let routes = match app.stores {
+        Source::One(_) => store_routes("").route("/", get(about::store).put(about::create)),
+        Source::Many { .. } => store_routes("/stores/{store}")
+            .route("/", get(about::server))
+            .route("/page.css", get(page::css))
+            .route("/page.js", get(page::js))
+            .route("/stores", get(about::stores))
+            .route("/stores/{store}", get(about::store).put(about::create))
+            .route("/stores/{store}/", get(about::store).put(about::create)),
+    };
+    let routes = routes
+        .route("/health", get(about::health))
+        .route("/ready", get(about::ready))
+        .route("/metrics", get(about::metrics))
+        .route("/openapi.json", get(about::openapi))
+        .fallback(no_resource)
+        .method_not_allowed_fallback(no_method);
+    let is_compressed = DefaultPredicate::new()
+        .and(NotForContentType::const_new(BINARY))
+        .and(NotForContentType::const_new(JSON_LINES))
+        .and(NotForContentType::const_new(EVENT_STREAM))
+        .and(NotForContentType::const_new(backup::TAR));
+    routes
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(RequestDecompressionLayer::new())
+        .layer(CompressionLayer::new().compress_when(is_compressed))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TraceLayer::new_for_http())
+        .with_state(app)
+}
+
+/// The resources of a store, below this path.
+fn store_routes(base: &str) -> Router<Arc<App>> {
+    let resources = [
+        ("events", get(read::events).post(append::events)),
+        ("event", get(read::event)),
+        ("follow", get(follow::follow)),
+        ("latest", get(read::latest)),
+        ("revision", get(read::revision)),
+        ("aggregates", get(read::aggregates)),
+        ("wait", get(read::wait)),
+        ("digest", get(read::digest)),
+        ("stats", get(about::stats)),
+        ("verify", post(work::verify)),
+        ("gc", post(work::gc)),
+        ("backup", post(backup::make).get(backup::take)),
+        ("appends", get(session::appends)),
+        ("pull", get(replicas::pull)),
+        ("push", post(replicas::push)),
+        ("page.css", get(page::css)),
+        ("page.js", get(page::js)),
+    ];
+    let add = |routes: Router<_>, (name, methods)| routes.route(&format!("{base}/{name}"), methods);
+    resources.into_iter().fold(Router::new(), add)
+}
+
+/// What holds for every request.
+async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if let Err(refused) = app.access.check_origin(request.headers()) {
+        return refused.into_response();
+    }
+    let is_about_life = matches!(request.uri().path(), "/health" | "/ready" | "/metrics");
+    if app.stopping.is_cancelled() && !is_about_life {
+        return problem(&stopping());
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert("x-content-type-options", axum::http::HeaderValue::from_static("nosniff"));
+    response
+}
+
+async fn no_resource(request: Request) -> Response {
+    let detail =
+        format!("there is no resource {:?}; docs/wire.md and GET /openapi.json list them", request.uri().path());
+    Refused::from(Problem::new(404, "not_found", detail)).into_response()
+}
+
+async fn no_method(request: Request) -> Response {
+    let detail = format!("{:?} has no {}", request.uri().path(), request.method());
+    Refused::from(Problem::new(405, "method_not_allowed", detail)).into_response()
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::http::Response<Body> {
+    // Whether an append had been taken when its request panicked is not known.
+    let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug of it; its log has more");
+    bug.written = "unknown".to_owned();
+    problem(&bug)
+}

@@ -1,0 +1,414 @@
+//! The stores of a server: one, or those of a directory by their names.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use eventstore::backend::EventStore;
+use eventstore_api::{Context, Error, Version};
+use eventstore_wire::Problem;
+use serde::Serialize;
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::answer::Answer;
+use crate::backup::Backups;
+use crate::follow::Tail;
+
+/// A store that is open, and what the server does with it.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) store: Arc<dyn EventStore>,
+    pub(crate) tail: Tail,
+    pub(crate) sessions: AtomicUsize,
+    pub(crate) jobs: Mutex<Vec<Job>>,
+    pub(crate) backups: Backups,
+    /// Every event up to this version survives a power cut, as far as is known.
+    pub(crate) synced: AtomicU64,
+}
+
+/// Work that takes long.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Job {
+    #[serde(skip)]
+    number: u64,
+    kind: &'static str,
+    done: u64,
+    total: u64,
+    started: String,
+}
+
+impl Served {
+    fn new(store: Arc<dyn EventStore>) -> Arc<Self> {
+        Arc::new(Served {
+            tail: Tail::new(store.clone()),
+            store,
+            sessions: AtomicUsize::new(0),
+            jobs: Mutex::default(),
+            backups: Backups::default(),
+            synced: AtomicU64::new(0),
+        })
+    }
+
+    /// Lists a job until the guard is dropped.
+    pub(crate) fn begin(self: &Arc<Self>, kind: &'static str) -> JobGuard {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let started = eventstore_wire::format_time(SystemTime::now());
+        lock(&self.jobs).push(Job { number, kind, done: 0, total: 0, started });
+        JobGuard { served: self.clone(), number }
+    }
+
+    /// An append with `Sync` returned this version.
+    pub(crate) fn is_synced(&self, version: Version) {
+        self.synced.fetch_max(version.get(), Ordering::Relaxed);
+    }
+}
+
+/// A job that is listed.
+pub(crate) struct JobGuard {
+    served: Arc<Served>,
+    number: u64,
+}
+
+impl JobGuard {
+    /// Tells how far it is.
+    pub(crate) fn report(&self, done: u64, total: u64) {
+        if let Some(job) = lock(&self.served.jobs).iter_mut().find(|job| job.number == self.number) {
+            (job.done, job.total) = (done, total);
+        }
+    }
+}
+
+impl Drop for JobGuard {
+    fn drop(&mut self) {
+        lock(&self.served.jobs).retain(|job| job.number != self.number);
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Many stores, each a directory below one, opened when they are asked for.
+///
+/// A name has 1 to 100 characters, of `a` to `z`, `0` to `9`, `-`, `_` and `.`, and begins with a letter or a digit: so it is
+/// the name of a directory on every system, and leads nowhere else.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    directory: PathBuf,
+    engine: String,
+    options: String,
+    most_open: usize,
+    idle: Duration,
+}
+
+impl Stores {
+    /// The stores below `directory`, which is created if it is missing, with the engine `lmdb`.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Stores {
+            directory: directory.into(),
+            engine: "lmdb".to_owned(),
+            options: String::new(),
+            most_open: 100,
+            idle: Duration::from_secs(300),
+        }
+    }
+
+    /// The engine, as the scheme of a store's URL: all stores have the same one. `memory` is for tests: such a store is empty
+    /// when it is opened again, so it is never closed.
+    #[must_use]
+    pub fn engine(mut self, engine: impl Into<String>) -> Self {
+        self.engine = engine.into();
+        self
+    }
+
+    /// The options that each store is opened with, as they stand behind the `?` of a URL.
+    #[must_use]
+    pub fn options(mut self, options: impl Into<String>) -> Self {
+        self.options = options.into();
+        self
+    }
+
+    /// How many are open at the same time: 100 unless changed. With that many, one that nobody uses is closed for the next; if
+    /// all are in use, the next is refused with `too_many`.
+    #[must_use]
+    pub fn most_open(mut self, stores: usize) -> Self {
+        self.most_open = stores.max(1);
+        self
+    }
+
+    /// How long a store stays open that nobody uses: five minutes unless changed.
+    #[must_use]
+    pub fn idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn is_memory(&self) -> bool {
+        self.engine == "memory"
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<dyn EventStore>, Error> {
+        let question = if self.options.is_empty() { "" } else { "?" };
+        let url = match self.is_memory() {
+            true => format!("memory:{question}{}", self.options),
+            false => format!("{}:{}{question}{}", self.engine, self.path(name).display(), self.options),
+        };
+        eventstore::backend::open(&url).await
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= 100
+        && name.bytes().next().is_some_and(is_plain)
+        && name.bytes().all(|byte| is_plain(byte) || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+/// A store of a directory: open, or being opened or closed by whoever has the lock.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    served: AsyncMutex<Option<Arc<Served>>>,
+    used: Mutex<Instant>,
+}
+
+/// What a server serves.
+#[derive(Debug)]
+pub(crate) enum Source {
+    One(Arc<Served>),
+    Many { stores: Stores, slots: Mutex<HashMap<String, Arc<Slot>>> },
+}
+
+impl Source {
+    pub(crate) fn one(store: Arc<dyn EventStore>) -> Self {
+        Source::One(Served::new(store))
+    }
+
+    pub(crate) fn many(stores: Stores) -> Self {
+        Source::Many { stores, slots: Mutex::default() }
+    }
+
+    /// The store with this name.
+    pub(crate) async fn get(&self, name: &str, create: bool) -> Answer<Arc<Served>> {
+        let (stores, slots) = match self {
+            Source::One(served) => return Ok(served.clone()),
+            Source::Many { stores, slots } => (stores, slots),
+        };
+        if !is_name(name) {
+            let detail = format!(
+                "{name:?} is no name of a store: 1 to 100 characters of a-z, 0-9, - _ and ., the first a letter or a digit"
+            );
+            return Err(Problem::new(400, "malformed", detail).into());
+        }
+        let known = lock(slots).get(name).cloned();
+        let is_there = known.is_some() || (!stores.is_memory() && stores.path(name).is_dir());
+        if !is_there && !create {
+            let detail = format!("there is no store {name:?}; PUT its address to create it");
+            return Err(Problem::new(404, "not_found", detail).into());
+        }
+        let slot = match known {
+            Some(slot) => slot,
+            None => {
+                self.make_room().await?;
+                let new = || Arc::new(Slot { served: AsyncMutex::new(None), used: Mutex::new(Instant::now()) });
+                lock(slots).entry(name.to_owned()).or_insert_with(new).clone()
+            }
+        };
+        let mut served = slot.served.lock().await;
+        *lock(&slot.used) = Instant::now();
+        if let Some(served) = &*served {
+            return Ok(served.clone());
+        }
+        match stores.open(name).await {
+            Ok(store) => Ok(served.insert(Served::new(store)).clone()),
+            Err(error) => {
+                // Nobody else waits for it with a slot that is not listed.
+                lock(slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Whether a store with this name is there.
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        match self {
+            Source::One(_) => true,
+            Source::Many { stores, slots } => {
+                is_name(name) && (lock(slots).contains_key(name) || (!stores.is_memory() && stores.path(name).is_dir()))
+            }
+        }
+    }
+
+    /// The names of all stores that there are, sorted.
+    pub(crate) fn names(&self) -> std::io::Result<Vec<String>> {
+        let Source::Many { stores, slots } = self else { return Ok(Vec::new()) };
+        let mut names: Vec<String> = lock(slots).keys().cloned().collect();
+        if !stores.is_memory() && stores.directory.is_dir() {
+            for entry in std::fs::read_dir(&stores.directory)? {
+                let entry = entry?;
+                if let Some(name) = entry.file_name().to_str().filter(|name| is_name(name))
+                    && entry.path().is_dir()
+                {
+                    names.push(name.to_owned());
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The stores that are open.
+    pub(crate) fn open(&self) -> Vec<Arc<Served>> {
+        match self {
+            Source::One(served) => vec![served.clone()],
+            Source::Many { slots, .. } => {
+                let slots: Vec<_> = lock(slots).values().cloned().collect();
+                slots.iter().filter_map(|slot| slot.served.try_lock().ok()?.clone()).collect()
+            }
+        }
+    }
+
+    /// Closes the store that was not used for the longest time, if as many are open as may be.
+    async fn make_room(&self) -> Answer<()> {
+        let Source::Many { stores, slots } = self else { return Ok(()) };
+        loop {
+            let mut open: Vec<_> = match lock(slots) {
+                slots if slots.len() < stores.most_open => return Ok(()),
+                slots => slots.iter().map(|(name, slot)| (*lock(&slot.used), name.clone(), slot.clone())).collect(),
+            };
+            open.sort_by_key(|(used, ..)| *used);
+            let mut has_closed = false;
+            for (_, name, slot) in open {
+                if !stores.is_memory() && self.close_if_unused(&name, &slot).await {
+                    has_closed = true;
+                    break;
+                }
+            }
+            if !has_closed {
+                let detail = format!(
+                    "{} stores are open and in use; retry later, or let the server open more",
+                    stores.most_open
+                );
+                let mut problem = Problem::new(429, "too_many", detail);
+                problem.retryable = true;
+                return Err(problem.into());
+            }
+        }
+    }
+
+    /// Closes stores that nobody has used for a while.
+    pub(crate) async fn close_idle(&self) {
+        let Source::Many { stores, slots } = self else { return };
+        if stores.is_memory() {
+            return;
+        }
+        let now = Instant::now();
+        let all: Vec<_> = lock(slots).iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
+        for (name, slot) in all {
+            if now.duration_since(*lock(&slot.used)) >= stores.idle {
+                self.close_if_unused(&name, &slot).await;
+            }
+        }
+    }
+
+    /// Closes a store if no request has it, and forgets it; meanwhile whoever asks for it waits.
+    async fn close_if_unused(&self, name: &str, slot: &Arc<Slot>) -> bool {
+        let Source::Many { slots, .. } = self else { return false };
+        let Ok(mut served) = slot.served.try_lock() else { return false };
+        if served.as_ref().is_some_and(|served| Arc::strong_count(served) > 1) {
+            return false;
+        }
+        if let Some(served) = served.take()
+            && let Err(error) = served.store.close().await
+        {
+            tracing::warn!(store = name, %error, "closing a store that was not used failed");
+        }
+        lock(slots).retain(|_, other| !Arc::ptr_eq(other, slot));
+        true
+    }
+
+    /// Closes all stores.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        let mut result = Ok(());
+        let stores = match self {
+            Source::One(served) => vec![served.store.clone()],
+            Source::Many { slots, .. } => {
+                let slots: Vec<_> = std::mem::take(&mut *lock(slots)).into_values().collect();
+                let mut stores = Vec::new();
+                for slot in slots {
+                    stores.extend(slot.served.lock().await.take().map(|served| served.store.clone()));
+                }
+                stores
+            }
+        };
+        for store in stores {
+            result = result.and(store.close().await);
+        }
+        result
+    }
+
+    /// How long a store stays open that nobody uses.
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        match self {
+            Source::One(_) => None,
+            Source::Many { stores, .. } => (!stores.is_memory()).then_some(stores.idle),
+        }
+    }
+
+    /// The directory of many stores, made if it is missing.
+    pub(crate) fn prepare(&self) -> std::io::Result<()> {
+        match self {
+            Source::Many { stores, .. } if !stores.is_memory() => std::fs::create_dir_all(&stores.directory),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Syncs all that is stored by now, and gives the version up to which it is.
+pub(crate) async fn sync(served: &Served, ctx: &Context) -> Result<Version, Error> {
+    use eventstore_api::{Batch, Durability, Idempotency, LoadOptions, PageSize};
+    loop {
+        let options = LoadOptions::all().backward().limit(1);
+        let page = served.store.load_page(ctx, &options, PageSize::new(1, 1)).await?;
+        let Some(last) = page.events.into_iter().next() else { return Ok(Version::ZERO) };
+        if last.version.get() <= served.synced.load(Ordering::Relaxed) {
+            return Ok(last.version);
+        }
+        // To append again what is there syncs it, and all before it, whatever it was appended with (rule W4).
+        let again = Batch::from(last.event).durability(Durability::Sync).idempotency(Idempotency::Id);
+        let stored = match served.store.store_batch(ctx, again).await {
+            Ok(stored) => stored,
+            // Of a store that is only read all is on the disk: nobody else writes to it.
+            Err(Error::Unsupported { .. }) => return Ok(last.version),
+            Err(error) => return Err(error),
+        };
+        if let Some(place) = stored.first() {
+            served.is_synced(place.version);
+            return Ok(place.version);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for name in ["orders", "a", "7", "tenant-42_x.y", &"a".repeat(100)] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in
+            ["", ".", "..", ".hidden", "-x", "a/b", "a\\b", "Orders", "é", "a b", "a\0", "a%2fb", &"a".repeat(101)]
+        {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The resources of docs/wire.md, over plain HTTP.
+
+mod common;
+
+use common::{Running, event, memory};
+use eventstore_server::{Limits, Server, Stores, Tokens};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn versions(page: &Value) -> Vec<u64> {
+    page["events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .map(|event| event["version"].as_u64().expect("a number"))
+        .collect()
+}
+
+async fn with_events(count: usize) -> Running {
+    let server = Running::start(Server::new(memory().await)).await;
+    let events: Vec<_> = (1..=count)
+        .map(|n| event(&format!("e{n}"), if n % 2 == 0 { "Even" } else { "Odd" }, &format!("a{}", n % 3)))
+        .collect();
+    server.post("/events", &format!("[{}]", events.join(","))).await.ok();
+    server
+}
+
+#[tokio::test]
+async fn what_was_appended_is_read_back() {
+    let server = Running::start(Server::new(memory().await)).await;
+    let one = r#"{"id":"o1","type":"OrderPlaced","aggregate_id":"order-42","data":{"total": 12.50,"b":1}}"#;
+    let stored = server.post("/events?expected=none", one).await.ok();
+    assert_eq!(stored, json!({ "stored": [{ "version": 1, "revision": 1, "outcome": "written" }] }));
+    let again = server.post("/events", one).await.ok();
+    assert_eq!(again["stored"][0]["outcome"], "already_stored");
+    let read = server.get("/event?id=o1").await;
+    assert!(read.text().contains(r#""data":{"total": 12.50,"b":1}"#), "byte for byte: {}", read.text());
+    assert_eq!(server.get("/latest").await.ok(), json!({ "version": 1 }));
+    let cursor = server.get("/latest?cursor").await.ok()["cursor"].as_str().expect("a cursor").to_owned();
+    assert!(cursor.starts_with("1-"));
+    assert_eq!(
+        server.get("/revision?aggregate=order-42").await.ok(),
+        json!({ "aggregate_id": "order-42", "revision": 1 })
+    );
+    let aggregates = server.get("/aggregates?prefix=order-").await.ok();
+    assert_eq!(aggregates["aggregates"], json!([{ "aggregate_id": "order-42", "revision": 1, "version": 1 }]));
+    let digest = server.get("/digest").await.ok();
+    assert_eq!(digest["version"], 1);
+    assert!(digest["digest"].as_str().expect("text").starts_with(&cursor[2..]));
+    let stats = server.get("/stats").await.ok();
+    assert_eq!((&stats["latest_version"], &stats["server"]["followers"]), (&json!(1), &json!(0)));
+    let lines = server
+        .request(
+            "POST",
+            "/events",
+            &[("content-type", "application/x-ndjson")],
+            b"{\"type\":\"T\",\"aggregate_id\":\"x\"}\n{\"type\":\"T\",\"aggregate_id\":\"x\"}\n",
+        )
+        .await
+        .ok();
+    assert_eq!(lines["stored"].as_array().expect("places").len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn pages_lead_to_the_next_in_both_directions() {
+    let server = with_events(20).await;
+    for direction in ["forward", "backward"] {
+        let (mut query, mut all) = (format!("direction={direction}&page_events=7"), Vec::new());
+        loop {
+            let page = server.get(&format!("/events?{query}")).await.ok();
+            all.extend(versions(&page));
+            // Appended while it is read, and not shown (rule O5).
+            server.post("/events", &event(&format!("later-{}", all.len()), "Later", "b")).await;
+            match page["next"].as_str() {
+                Some(next) => query = format!("{next}&page_events=7"),
+                None => break,
+            }
+        }
+        let head = all.iter().copied().max().expect("events");
+        all.sort_unstable();
+        assert_eq!(all, (1..=head).collect::<Vec<_>>(), "{direction}");
+    }
+    let even = server.get("/events?type=Even&aggregate=a1&limit=2").await.ok();
+    assert_eq!(versions(&even), [4, 10]);
+    assert_eq!(versions(&server.get("/events?aggregate=a0&since_revision=5").await.ok()), [18]);
+    assert_eq!(versions(&server.get("/events?since=18&before=20").await.ok()), [19]);
+    assert!(versions(&server.get("/events?recorded_before=1999-01-01T00:00:00Z").await.ok()).is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_history_is_refused() {
+    let server = with_events(3).await;
+    let cursor = server.get("/latest?cursor").await.ok()["cursor"].as_str().expect("a cursor").to_owned();
+    assert!(versions(&server.get(&format!("/events?since={cursor}")).await.ok()).is_empty());
+    for path in ["/events?since=3-00000000", "/follow?since=3-00000000", "/events?since=9-12345678"] {
+        let refused = server.get(path).await;
+        assert_eq!((refused.status, refused.code().as_str()), (410, "history_diverged"), "{path}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn errors_are_problems_with_their_status() {
+    let server = with_events(3).await;
+    let conflict = server.post("/events?expected=revision%3D7", &event("new", "T", "a1")).await;
+    assert_eq!((conflict.status, conflict.code().as_str()), (409, "version_conflict"));
+    let problem = conflict.json();
+    assert_eq!(
+        (&problem["expected"], &problem["written"], &problem["retryable"]),
+        (&json!("revision=7"), &json!("nothing"), &json!(false))
+    );
+    assert_eq!(problem["actual"], json!({ "aggregate_id": "a1", "revision": 1 }));
+    let duplicate = server.post("/events", &event("e1", "Other", "a1")).await;
+    assert_eq!(
+        (duplicate.status, duplicate.code().as_str(), &duplicate.json()["version"]),
+        (409, "duplicate_event", &json!(1))
+    );
+    for (path, status, code) in [
+        ("/event?id=none", 404, "event_not_found"),
+        ("/event", 400, "invalid_option"),
+        ("/events?sinse=1", 400, "invalid_option"),
+        ("/events?since=x", 400, "invalid_version"),
+        ("/events?limit=-1", 400, "invalid_option"),
+        ("/events?timeout=soon", 400, "invalid_option"),
+        ("/nothing", 404, "not_found"),
+        ("/stores/x/events", 404, "not_found"),
+        ("/verify", 405, "method_not_allowed"),
+        ("/wait?after=3&timeout=20ms", 504, "deadline_exceeded"),
+        ("/follow?direction=backward", 400, "invalid_option"),
+        ("/backup?id=none", 404, "not_found"),
+        ("/pull?since=3", 400, "invalid_option"),
+        ("/metrics", 404, "not_found"),
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{path}");
+    }
+    for (body, status, code) in [
+        (r#"{"type":"","aggregate_id":"a"}"#, 422, "invalid_event"),
+        ("{", 422, "invalid_event"),
+        (r#"[{"type":"T"}]"#, 422, "invalid_event"),
+    ] {
+        let answer = server.post("/events", body).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{body}");
+    }
+    for (headers, status, code) in [
+        (&[("content-type", "text/plain")][..], 415, "unsupported_media_type"),
+        (&[], 415, "unsupported_media_type"),
+        (&[("content-type", "application/vnd.eventstore.v1")], 400, "malformed"),
+    ] {
+        let answer = server.request("POST", "/events", headers, event("x", "T", "a").as_bytes()).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{headers:?}");
+    }
+    let answer = server.request("GET", "/events", &[("accept", "image/png")], b"").await;
+    assert_eq!((answer.status, answer.code().as_str()), (406, "not_acceptable"));
+    assert_eq!(server.get("/latest").await.ok()["version"], 3, "nothing was written");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_wait_ends_with_the_next_event() {
+    let server = with_events(1).await;
+    let (waiting, new) = (server.get("/wait?after=1"), event("new", "T", "a"));
+    let (latest, _) = tokio::join!(waiting, server.post("/events", &new));
+    assert_eq!(latest.ok()["version"], 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_follower_gets_every_event_once_and_in_order() {
+    let server = with_events(3).await;
+    let mut all = server.stream("/follow", &[]).await;
+    let mut odd = server.stream("/follow?since=1&type=Odd&limit=2", &[]).await;
+    for version in 1..=3 {
+        assert_eq!(all.event().await["event"]["version"], version);
+    }
+    for n in 4..=40 {
+        server.post("/events", &event(&format!("e{n}"), if n % 2 == 0 { "Even" } else { "Odd" }, "b")).await.ok();
+    }
+    for version in 4..=40 {
+        assert_eq!(all.event().await["event"]["version"], version);
+    }
+    assert_eq!(odd.event().await["event"]["version"], 3);
+    assert_eq!(odd.event().await["event"]["version"], 5);
+    assert_eq!(odd.next().await, None, "it had a limit");
+    let stats = server.get("/stats").await.ok();
+    assert_eq!(stats["server"]["followers"], 1);
+    server.ask_to_stop();
+    assert_eq!(all.event().await["end"]["code"], "unavailable");
+    assert_eq!(all.next().await, None);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn server_sent_events_have_ids_and_go_on() {
+    let server = with_events(2).await;
+    let mut stream = server.stream("/follow?since=1", &[("accept", "text/event-stream")]).await;
+    let mut lines = Vec::new();
+    while lines.len() < 3 {
+        lines.extend(stream.next().await.filter(|line| !line.starts_with(':')));
+    }
+    assert_eq!(lines[..2], ["id: 2", "event: event"]);
+    let data: Value = serde_json::from_str(lines[2].strip_prefix("data: ").expect("data")).expect("JSON");
+    assert_eq!(data["version"], 2);
+    drop(stream);
+    let mut stream = server.stream("/follow", &[("accept", "text/event-stream"), ("last-event-id", "2")]).await;
+    server.post("/events", &event("new", "T", "a")).await.ok();
+    loop {
+        let line = stream.next().await.expect("a line");
+        if let Some(id) = line.strip_prefix("id: ") {
+            assert_eq!(id, "3");
+            break;
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn heartbeats_come_while_nothing_happens() {
+    let mut limits = Limits::default();
+    limits.heartbeat = Duration::from_millis(20);
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let mut stream = server.stream("/follow", &[]).await;
+    for _ in 0..5 {
+        assert_eq!(stream.next().await.as_deref(), Some(r#"{"heartbeat":{"head":0}}"#));
+    }
+    // It is still told of what comes.
+    server.post("/events", &event("new", "T", "a")).await.ok();
+    assert_eq!(stream.event().await["event"]["id"], "new");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn work_tells_how_it_ended() {
+    let server = with_events(5).await;
+    for (path, member) in [("/verify", "events"), ("/gc", "actions")] {
+        let answer = server.request("POST", path, &[], b"").await;
+        let last: Value = serde_json::from_str(answer.text().lines().last().expect("a line")).expect("JSON");
+        assert!(last["result"].get(member).is_some(), "{path}: {last}");
+    }
+    let answer = server.request("POST", "/backup", &[], b"").await;
+    let last: Value = serde_json::from_str(answer.text().lines().last().expect("a line")).expect("JSON");
+    assert_eq!(last["error"]["code"], "unsupported", "a store in memory has no backups");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_backup_is_taken_once_and_opens() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("lmdb:{}", directory.path().join("store").display());
+    let server = Running::start(Server::new(eventstore::open(&url).await.expect("opened"))).await;
+    server.post("/events", &event("e1", "T", "a")).await.ok();
+    let answer = server.request("POST", "/backup", &[], b"").await;
+    let last: Value = serde_json::from_str(answer.text().lines().last().expect("a line")).expect("JSON");
+    let id = last["result"]["id"].as_str().expect("an id");
+    let archive = server.get(&format!("/backup?id={id}")).await;
+    assert_eq!((archive.status, archive.header("content-type")), (200, "application/x-tar"));
+    let target = directory.path().join("taken");
+    tar::Archive::new(archive.body.as_slice()).unpack(&target).expect("an archive");
+    assert_eq!(server.get(&format!("/backup?id={id}")).await.code(), "not_found");
+    let backup = eventstore::open(&format!("lmdb:{}", target.display())).await.expect("it opens");
+    assert_eq!(backup.get("e1").await.expect("there").version.get(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn replicas_pull_and_push_on_the_same_history_only() {
+    let server = with_events(2).await;
+    let digest = |until: u64| {
+        let path = format!("/digest?until={until}");
+        let server = &server;
+        async move { server.get(&path).await.ok()["digest"].as_str().expect("text").to_owned() }
+    };
+    let (one, two) = (digest(1).await, digest(2).await);
+    assert_eq!(versions(&server.get(&format!("/pull?since=1&digest={one}")).await.ok()), [2]);
+    assert_eq!(versions(&server.get("/pull").await.ok()), [1, 2]);
+    for path in [format!("/pull?since=1&digest={two}"), format!("/pull?since=7&digest={two}")] {
+        assert_eq!(server.get(&path).await.code(), "history_diverged", "{path}");
+    }
+    let batches = json!([
+        { "events": [serde_json::from_str::<Value>(&event("p1", "T", "new")).expect("JSON")], "expected": "none" },
+        { "events": [serde_json::from_str::<Value>(&event("p2", "T", "new")).expect("JSON")], "expected": "none" },
+        { "events": [serde_json::from_str::<Value>(&event("p3", "T", "new")).expect("JSON")] },
+    ]);
+    let other = server.post(&format!("/push?at=2&digest={one}"), &batches.to_string()).await;
+    assert_eq!(other.code(), "history_diverged");
+    assert_eq!(server.get("/latest").await.ok()["version"], 2, "nothing was written");
+    let pushed = server.post(&format!("/push?at=2&digest={two}"), &batches.to_string()).await.ok();
+    assert_eq!(pushed["stored"], json!([[{ "version": 3, "revision": 1, "outcome": "written" }]]));
+    assert_eq!((&pushed["refused"]["code"], &pushed["head"]), (&json!("version_conflict"), &json!(3)));
+    server.stop().await;
+}
+
+const READER: &str = "reader-0123456789abcdef";
+const WRITER: &str = "writer-0123456789abcdef";
+const KEEPER: &str = "keeper-0123456789abcdef";
+
+fn tokens() -> Tokens {
+    format!("{READER} read *\n{WRITER} write,create tenant-*\n{KEEPER} admin tenant-1\n").parse().expect("valid")
+}
+
+#[tokio::test]
+async fn stores_of_a_directory_are_apart_and_made_by_those_who_may() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stores = Stores::new(directory.path()).most_open(2);
+    let server = Running::start(Server::of_many(stores).tokens(tokens())).await;
+    let as_who = |token: &str, method: &'static str, path: String, body: String| {
+        let (server, header) = (&server, format!("Bearer {token}"));
+        async move {
+            let headers = [("authorization", header.as_str()), ("content-type", "application/json")];
+            server.request(method, &path, &headers, body.as_bytes()).await
+        }
+    };
+    let none = String::new;
+    assert_eq!(server.get("/stores/tenant-1/events").await.code(), "unauthorized");
+    assert_eq!(as_who(READER, "GET", "/stores/tenant-1/events".into(), none()).await.code(), "not_found");
+    assert_eq!(as_who(READER, "PUT", "/stores/tenant-1".into(), none()).await.code(), "forbidden");
+    assert_eq!(as_who(WRITER, "PUT", "/stores/other".into(), none()).await.code(), "forbidden");
+    for n in 1..=4 {
+        let path = format!("/stores/tenant-{n}");
+        let made = as_who(WRITER, "PUT", path.clone(), none()).await;
+        assert_eq!((made.status, &made.json()["name"]), (201, &json!(format!("tenant-{n}"))));
+        assert_eq!(as_who(WRITER, "PUT", path.clone(), none()).await.status, 200, "again");
+        let appended = as_who(WRITER, "POST", format!("{path}/events"), event(&format!("of-{n}"), "T", "a")).await;
+        assert_eq!(appended.ok()["stored"][0]["version"], 1);
+    }
+    // More than are open at the same time.
+    for n in (1..=4).rev() {
+        let page = as_who(READER, "GET", format!("/stores/tenant-{n}/events"), none()).await.ok();
+        assert_eq!(page["events"][0]["id"], format!("of-{n}"));
+    }
+    assert_eq!(
+        as_who(READER, "POST", "/stores/tenant-1/events".into(), event("x", "T", "a")).await.code(),
+        "forbidden"
+    );
+    assert_eq!(as_who(WRITER, "POST", "/stores/tenant-1/verify".into(), none()).await.code(), "forbidden");
+    assert_eq!(as_who(KEEPER, "POST", "/stores/tenant-1/verify".into(), none()).await.status, 200);
+    assert_eq!(as_who(KEEPER, "POST", "/stores/tenant-2/verify".into(), none()).await.code(), "forbidden");
+    let listed = |token| as_who(token, "GET", "/stores".into(), none());
+    assert_eq!(listed(READER).await.ok()["stores"], json!(["tenant-1", "tenant-2", "tenant-3", "tenant-4"]));
+    assert_eq!(listed(KEEPER).await.ok()["stores"], json!(["tenant-1"]));
+    for name in ["..", "%2e%2e", "..%2f..%2fetc", "A", ".x", "%00", "a%2Fb"] {
+        let answer = as_who(WRITER, "PUT", format!("/stores/{name}"), none()).await;
+        assert!(matches!(answer.status, 400 | 403 | 404), "{name}: {answer:?}");
+        answer.code();
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 4);
+    assert_eq!(
+        std::fs::read_dir(directory.path().parent().expect("one"))
+            .expect("there")
+            .filter(|e| e.as_ref().is_ok_and(|e| e.path() == directory.path()))
+            .count(),
+        1
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn all_stores_in_use_is_too_many_and_unused_ones_are_closed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stores = || Stores::new(directory.path()).most_open(1);
+    let server = Running::start(Server::of_many(stores())).await;
+    server.request("PUT", "/stores/one", &[], b"").await;
+    let mut following = server.stream("/stores/one/follow", &[]).await;
+    assert_eq!(server.request("PUT", "/stores/two", &[], b"").await.code(), "too_many");
+    server.post("/stores/one/events", &event("e", "T", "a")).await.ok();
+    assert_eq!(following.event().await["event"]["id"], "e", "the other goes on");
+    drop(following);
+    // The server sees that it is gone when it sends to it, or looks whether anybody is there.
+    loop {
+        server.post("/stores/one/events", &format!(r#"{{"type":"T","aggregate_id":"a"}}"#)).await;
+        if server.request("PUT", "/stores/two", &[], b"").await.status == 201 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+    let server = Running::start(Server::of_many(stores().idle(Duration::from_millis(50)))).await;
+    server.get("/stores/one/latest").await.ok();
+    // Once it is closed somebody else can open it.
+    let url = format!("lmdb:{}", directory.path().join("one").display());
+    while eventstore::open(&url).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn limits_hold() {
+    let mut limits = Limits::default();
+    limits.followers = 1;
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let following = server.stream("/follow", &[]).await;
+    let second = server.get("/follow").await;
+    assert_eq!((second.status, second.code().as_str()), (429, "too_many"));
+    drop(following);
+    let headers = [("content-type", "application/json"), ("content-length", "99999999999")];
+    let large = server.request("POST", "/events", &headers[..1], &vec![b' '; 66 << 20]).await;
+    assert_eq!((large.status, large.code().as_str()), (413, "too_large"));
+    // Ten kilobytes that are ten megabytes, and ten that are a hundred.
+    let mut bomb = Vec::new();
+    for (len, status) in [(10 << 20, 422), (100 << 20, 413)] {
+        bomb.clear();
+        let mut encoder = flate2::write::GzEncoder::new(&mut bomb, flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, &vec![b'7'; len]).expect("written");
+        encoder.finish().expect("finished");
+        let headers = [("content-type", "application/json"), ("content-encoding", "gzip")];
+        assert_eq!(server.request("POST", "/events", &headers, &bomb).await.status, status);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_for_this_machine_answers_no_other_origin() {
+    let server = Running::start(Server::new(memory().await).only_this_machine()).await;
+    assert_eq!(server.get("/latest").await.status, 200);
+    for headers in [[("host", "example.com")], [("origin", "http://example.com")], [("sec-fetch-site", "cross-site")]] {
+        let answer = server.request("GET", "/latest", &headers, b"").await;
+        assert_eq!((answer.status, answer.code().as_str()), (403, "forbidden"), "{headers:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_only_server_refuses_appends() {
+    let server = Running::start(Server::new(memory().await).read_only(true)).await;
+    assert_eq!(server.post("/events", &event("e", "T", "a")).await.code(), "forbidden");
+    assert_eq!(server.get("/latest").await.ok()["version"], 0);
+    let info = server.request("GET", "/", &[("accept", "application/json")], b"").await.ok();
+    assert_eq!((&info["writable"], &info["wire"]), (&json!(false), &json!([1])));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_router_answers_below_the_path_where_it_stands() {
+    let router = Server::new(memory().await).router();
+    let app = axum::Router::new().nest("/es", router);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let get = |path: &'static str, accept: &'static str| async move {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        common::plain(stream, path, accept).await
+    };
+    assert_eq!(get("/es/latest", "*/*").await.ok()["version"], 0);
+    assert_eq!(get("/es", "*/*").await.ok()["wire"], json!([1]));
+    let page = get("/es", "text/html").await;
+    assert!(page.header("content-security-policy").contains("default-src 'none'"));
+    assert_eq!(get("/es/page.js", "*/*").await.status, 200);
+    assert_eq!(get("/es/health", "*/*").await.status, 200);
+}

@@ -1,0 +1,154 @@
+//! Events that somebody sends as JSON.
+
+use std::time::SystemTime;
+
+use eventstore_api::{Batch, Durability, Error, Event, Expected, Idempotency, Result};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// An event as it was sent.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// The event. One that was sent without an id has a new one.
+    pub event: Event,
+    /// Its time of recording, if it was sent with one.
+    pub recorded_at: Option<SystemTime>,
+}
+
+/// Reads events: an object, an array of objects, or objects one behind the other, as in lines.
+///
+/// # Errors
+///
+/// `InvalidEvent` with the number of the event, if there are several, and what is wrong with it.
+pub fn read_events(text: &[u8]) -> Result<Vec<Incoming>> {
+    let malformed = |error: serde_json::Error| Error::invalid_event("event", format!("it is not JSON: {error}"));
+    let is_array = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let objects: Vec<&RawValue> = match is_array {
+        true => serde_json::from_slice(text).map_err(malformed)?,
+        false => serde_json::Deserializer::from_slice(text).into_iter().collect::<Result<_, _>>().map_err(malformed)?,
+    };
+    let is_alone = objects.len() == 1;
+    let read = |(index, object): (usize, &&RawValue)| {
+        read_event(object.get()).map_err(|error| match error {
+            Error::InvalidEvent { field, reason } if !is_alone => {
+                Error::InvalidEvent { field, reason: format!("event {} of the batch: {reason}", index + 1) }
+            }
+            error => error,
+        })
+    };
+    objects.iter().enumerate().map(read).collect()
+}
+
+/// Reads the batches of a push: an array of objects with `events`, and `expected`, `durability` and `idempotency` if they are not
+/// the usual ones.
+///
+/// # Errors
+///
+/// `InvalidEvent` if it is no such array. What is wrong with a batch is inside.
+pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Form<'a> {
+        #[serde(borrow)]
+        events: &'a RawValue,
+        #[serde(default)]
+        expected: Expected,
+        #[serde(default)]
+        durability: Option<Durability>,
+        #[serde(default)]
+        idempotency: Idempotency,
+    }
+    let malformed =
+        |error: serde_json::Error| Error::invalid_event("batch", format!("it is not as it should be: {error}"));
+    let forms: Vec<Form<'_>> = serde_json::from_slice(text).map_err(malformed)?;
+    let read = |form: Form<'_>| {
+        let events = read_events(form.events.get().as_bytes())?.into_iter().map(|incoming| incoming.event).collect();
+        let mut batch = Batch::new(events).expected(form.expected).idempotency(form.idempotency);
+        batch.durability = form.durability;
+        Ok(batch)
+    };
+    Ok(forms.into_iter().map(read).collect())
+}
+
+#[derive(Deserialize)]
+struct Others {
+    id: Option<serde::de::IgnoredAny>,
+    recorded_at: Option<String>,
+}
+
+fn read_event(text: &str) -> Result<Incoming> {
+    let malformed = |error: serde_json::Error| Error::invalid_event("event", error.to_string());
+    let others: Others = serde_json::from_str(text).map_err(malformed)?;
+    let event = match others.id {
+        Some(_) => serde_json::from_str(text).map_err(malformed)?,
+        None => {
+            // The object begins with a brace and ends with one, as the first reading has found.
+            let rest = text.trim_start().strip_prefix('{').unwrap_or_default();
+            let comma = if rest.trim_start().starts_with('}') { "" } else { "," };
+            serde_json::from_str(&format!("{{\"id\":\"{}\"{comma}{rest}", Event::new_id())).map_err(malformed)?
+        }
+    };
+    let parse = |text: String| {
+        humantime::parse_rfc3339(&text)
+            .map_err(|error| Error::invalid_event("recorded_at", format!("{text:?} is not an RFC 3339 time: {error}")))
+    };
+    Ok(Incoming { event, recorded_at: others.recorded_at.map(parse).transpose()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn events_are_read_in_every_form() {
+        let (one, two) = (
+            r#"{"id":"a","type":"T","aggregate_id":"x","data":{"b": 1.0}}"#,
+            r#"{"id":"b","type":"T","aggregate_id":"x"}"#,
+        );
+        for text in [
+            format!("[{one},{two}]"),
+            format!("{one}\n{two}\n"),
+            format!(" {one} {two}"),
+            format!("\n[ {one} ,\n{two}]\n"),
+        ] {
+            let events = read_events(text.as_bytes()).expect(&text);
+            assert_eq!(events.iter().map(|incoming| incoming.event.id()).collect::<Vec<_>>(), ["a", "b"]);
+            assert_eq!(events[0].event.data(), br#"{"b": 1.0}"#, "byte for byte");
+        }
+        assert!(read_events(b"[]").expect("none").is_empty() && read_events(b"").expect("none").is_empty());
+    }
+
+    #[test]
+    fn an_event_without_an_id_gets_a_new_one() {
+        let text = r#" {"type":"T","aggregate_id":"x"}"#;
+        let id = || read_events(text.as_bytes()).expect("valid")[0].event.id().to_owned();
+        assert_ne!(id(), id());
+        assert!(read_events(b"{}").is_err());
+    }
+
+    #[test]
+    fn times_come_along() {
+        let text = r#"{"type":"T","aggregate_id":"x","recorded_at":"1970-01-01T00:00:02Z"}"#;
+        assert_eq!(
+            read_events(text.as_bytes()).expect("valid")[0].recorded_at,
+            Some(UNIX_EPOCH + Duration::from_secs(2))
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_number_of_the_event() {
+        let reason = |text: &str| match read_events(text.as_bytes()) {
+            Err(Error::InvalidEvent { reason, .. }) => reason,
+            other => panic!("{text}: {other:?}"),
+        };
+        let good = r#"{"type":"T","aggregate_id":"x"}"#;
+        assert!(reason(&format!(r#"[{good},{{"type":"","aggregate_id":"x"}}]"#)).contains("event 2"));
+        for text in
+            ["[", "{", "nonsense", "[1]", r#"{"type":"T"}"#, r#"{"type":"T","aggregate_id":"x","recorded_at":"now"}"#]
+        {
+            reason(text);
+        }
+    }
+}
