@@ -43,8 +43,8 @@ command that only prints stops when its reader closes the pipe, as in `| head`; 
 Exit codes: 0 success, 1 error or damage, 2 wrong usage, 3 success but lines were skipped, 128 + N clean stop by signal N: \
 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. A second signal stops at once.
 
-A store belongs to one process at a time: first stop the program that has it open. Commands that only read write nothing, so \
-several can read at once, also from read-only media.";
+A store belongs to one process at a time. If a program has it open, let it serve the store, and name its address: \
+`--store http://127.0.0.1:7080`. Commands that only read write nothing, so several can read at once, also from read-only media.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -120,6 +120,10 @@ pub(crate) enum Command {
     /// `--store` names an engine and, if the location matters, an empty directory
     #[command(after_help = BENCH)]
     Bench(BenchArgs),
+    /// Serve the store over HTTP to other programs, to this command in another terminal, and to a browser
+    #[cfg(feature = "serve")]
+    #[command(after_help = SERVE)]
+    Serve(ServeArgs),
     /// Rebuild the index and damaged log footers from the log, and accept a log that has lost its end. Files that are
     /// replaced are moved aside
     Repair,
@@ -329,6 +333,67 @@ Examples:
   Events recorded since a date:
     eventstore load --recorded-since 2025-01-01";
 
+#[cfg(feature = "serve")]
+const SERVE: &str = "\
+Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
+A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
+
+Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
+
+--token-file has one token per line: TOKEN RIGHTS STORES. RIGHTS are read, write, admin (verify, gc, backup), each of which \
+includes those before it, and create, joined by commas; STORES are names, `tenant-*`, or * for all:
+  6fe1c9a07b0f4f0e9a55b7e2d3c41a90  read          *
+  1b6fd9a0e2a74c51a3c0a4f1c5f0b3d7  write,create  tenant-*
+
+Examples:
+  eventstore serve
+  eventstore --store lmdb:./data serve --read-only
+  eventstore serve --listen unix:/run/app/store.sock
+  eventstore serve --stores ./tenants \\
+      --listen 0.0.0.0:7080 --token-file tokens \\
+      --tls-cert cert.pem --tls-key key.pem";
+
+#[cfg(feature = "serve")]
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// Serve the stores in this directory by their names, at /stores/NAME, instead of one store: DIR, or an engine and
+    /// options as in a URL, such as fjall:./tenants?compression=zstd
+    #[arg(long, value_name = "DIR", env = "EVENTSTORE_STORES")]
+    pub(crate) stores: Option<String>,
+
+    /// The address to listen on: HOST:PORT with an IP address, or unix: and a path
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
+    pub(crate) listen: eventstore_server::Address,
+
+    /// Accept only requests with a token from this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// Listen on an address that other machines can reach although there is no token
+    #[arg(long)]
+    pub(crate) insecure: bool,
+
+    /// The certificate for https, as PEM: the server's own first, then the chain
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Open the store read-only and refuse appends
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// With --stores: how many stores are open at the same time
+    #[arg(long, value_name = "STORES", default_value_t = 100, requires = "stores")]
+    pub(crate) most_open: usize,
+
+    /// With --stores: how long a store stays open that nobody uses
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, requires = "stores")]
+    pub(crate) close_idle: Duration,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct LatestArgs {
     /// Print a cursor instead, such as 1987-9f86d081: the version and the first digits of the digest at that version
@@ -375,8 +440,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, conflicts_with = "follow")]
     pub(crate) backward: bool,
 
-    /// Do not stop at the newest event: wait for more, until the limit or a signal. No other process can append meanwhile; a
-    /// program follows its own store with `subscribe`
+    /// Do not stop at the newest event: wait for more, until the limit or a signal. Other processes append only if the store
+    /// is served (see `serve`)
     #[arg(long)]
     pub(crate) follow: bool,
 
@@ -525,7 +590,10 @@ mod tests {
                 }
             }
             let all: String = help_texts(width).into_iter().map(|(_, text)| text).collect();
-            for text in [EXAMPLES, COPY, APPEND, IMPORT, LOAD, BENCH] {
+            let texts = [EXAMPLES, COPY, APPEND, IMPORT, LOAD, BENCH];
+            #[cfg(feature = "serve")]
+            let texts = texts.into_iter().chain([SERVE]);
+            for text in texts {
                 for example in text.lines().filter(|line| line.starts_with(INDENT)) {
                     assert!(
                         all.lines().any(|line| line == example),

@@ -8,6 +8,8 @@ use eventstore::backend::Error;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 /// The codes that are the command's own, beside those of [`Error::code`].
+#[cfg(feature = "serve")]
+const CANNOT_SERVE: &str = "cannot_serve";
 const CLOSED_PIPE: &str = "closed_pipe";
 const IO: &str = "io";
 const MALFORMED_INPUT: &str = "malformed_input";
@@ -31,6 +33,12 @@ impl Failure {
     pub(crate) fn closed_stdout() -> Self {
         let message = "standard output is closed; redirect it to a file, or to /dev/null to discard it";
         Failure { code: IO, message: message.to_owned() }
+    }
+
+    /// What was asked for cannot be done as it was asked for.
+    #[cfg(feature = "serve")]
+    pub(crate) fn refused(reason: String) -> Self {
+        Failure { code: CANNOT_SERVE, message: reason }
     }
 
     /// The operating system refused to `attempt`, a verb phrase such as `read orders.jsonl`.

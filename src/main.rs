@@ -51,9 +51,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Ending, Failure> {
+    let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = match cli.command {
         // As a program has that embeds the store.
-        Command::Bench(_) => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        Command::Bench(_) => all(),
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => all(),
         // One is enough for timers and signals, and keeps them going while the main thread waits for a slow reader of the
         // output.
         _ => 1,

@@ -14,6 +14,8 @@ mod latest;
 mod load;
 mod repair;
 mod restore;
+#[cfg(feature = "serve")]
+mod serve;
 mod stats;
 mod verify;
 
@@ -64,6 +66,8 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Verify => verify::run(url).await,
         Command::Copy { to } => copy::run(url, &to).await,
         Command::Bench(args) => bench::run(url, &args).await,
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(url, args).await,
         Command::Repair => repair::run(url).await,
     }
 }

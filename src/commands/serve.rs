@@ -1,0 +1,106 @@
+//! `serve`: a store, or a directory of stores, over HTTP, until a signal.
+
+use std::time::Duration;
+
+use eventstore_server::{Address, Limits, Listener, Server, Stores, Tls, Tokens, serve};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use super::Ending;
+use crate::cli::ServeArgs;
+use crate::failure::{Failure, tell};
+use crate::interrupt;
+
+pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
+    let stop = interrupt::token_of_work();
+    let is_open_to_all = args.token_file.is_none();
+    if is_open_to_all && !args.listen.is_local() && !args.insecure {
+        return Err(Failure::refused(format!(
+            "{} can be reached from other machines, and there is no token; give --token-file FILE, or --insecure to let everybody \
+             read and write",
+            args.listen
+        )));
+    }
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => {
+            Some(Tls::from_files(certificate, key).map_err(|error| Failure::refused(error.to_string()))?)
+        }
+        _ => None,
+    };
+    let tokens = args.token_file.as_deref().map(Tokens::from_file).transpose().map_err(Failure::refused)?;
+    let metrics = record_metrics()?;
+    // Before a store is opened: whoever mistypes the address has not opened it for nothing.
+    let mut listener = Listener::bind(&args.listen).await.map_err(|error| Failure::refused(error.to_string()))?;
+    if let Some(tls) = tls {
+        listener = listener.tls(tls);
+    }
+    let what;
+    let mut server = match &args.stores {
+        Some(place) => {
+            let (engine, directory, options) = split_place(place);
+            what = format!("the stores in {directory}");
+            let stores = Stores::new(directory)
+                .engine(engine)
+                .options(options)
+                .most_open(args.most_open)
+                .idle(args.close_idle);
+            Server::of_many(stores)
+        }
+        None => {
+            what = url.to_owned();
+            let opening = async {
+                match args.read_only {
+                    true => eventstore::open_read_only(url).await,
+                    false => eventstore::open(url).await,
+                }
+            };
+            let Some(store) = interrupt::while_opening(opening).await else { return Ok(Ending::Interrupted) };
+            Server::new(store?)
+        }
+    };
+    server = server.read_only(args.read_only).limits(Limits::default()).metrics(move || metrics.render());
+    server = match tokens {
+        Some(tokens) => server.tokens(tokens),
+        None if args.listen.is_local() && matches!(args.listen, Address::Tcp(_)) => server.only_this_machine(),
+        None => server,
+    };
+    tell(&format!("serving {what} at {}; stop with Ctrl-C", listener.url()));
+    serve(server, listener, stop).await.map_err(|error| Failure::refused(error.to_string()))?;
+    Ok(Ending::Interrupted)
+}
+
+/// `DIR`, or `ENGINE:DIR?options`, as a store's URL.
+fn split_place(place: &str) -> (&str, &str, &str) {
+    let (place, options) = place.split_once('?').unwrap_or((place, ""));
+    match place.split_once(':') {
+        Some((engine, directory)) if engine.bytes().all(|byte| byte.is_ascii_lowercase()) => (engine, directory, options),
+        _ => ("lmdb", place, options),
+    }
+}
+
+/// Collects what the stores count.
+fn record_metrics() -> Result<PrometheusHandle, Failure> {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let failed = |error: &dyn std::fmt::Display| Failure::refused(format!("cannot collect metrics: {error}"));
+    metrics::set_global_recorder(recorder).map_err(|error| failed(&error))?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_of_stores_may_name_an_engine() {
+        assert_eq!(split_place("./tenants"), ("lmdb", "./tenants", ""));
+        assert_eq!(split_place("/a/b:c"), ("lmdb", "/a/b:c", ""));
+        assert_eq!(split_place("fjall:./tenants?compression=zstd"), ("fjall", "./tenants", "compression=zstd"));
+    }
+}
