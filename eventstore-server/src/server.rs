@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use eventstore::Store;
 use eventstore_api::Error;
 use eventstore_wire::{BINARY, EVENT_STREAM, JSON_LINES, Problem};
@@ -251,20 +251,15 @@ impl App {
 
 fn routes(app: Arc<App>) -> Router {
     let routes = match app.stores {
-        Source::One(_) => store_routes("").route("/", get(about::store).put(about::create)),
-        Source::Many { .. } => store_routes("/stores/{store}")
+        Source::One(_) => below("", resources()).route("/", get(about::store).put(about::create)),
+        Source::Many { .. } => below("/stores/{store}", resources().chain(resources_of_page()))
             .route("/", get(about::server))
-            .route("/page.css", get(page::css))
-            .route("/page.js", get(page::js))
             .route("/stores", get(about::stores))
             .route("/stores/{store}", get(about::store).put(about::create))
             .route("/stores/{store}/", get(about::store).put(about::create)),
     };
     let routes = routes
-        .route("/health", get(about::health))
-        .route("/ready", get(about::ready))
-        .route("/metrics", get(about::metrics))
-        .route("/openapi.json", get(about::openapi))
+        .merge(below("", resources_of_server().chain(resources_of_page())))
         .fallback(no_resource)
         .method_not_allowed_fallback(no_method);
     let is_compressed = DefaultPredicate::new()
@@ -281,9 +276,9 @@ fn routes(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// The resources of a store, below this path.
-fn store_routes(base: &str) -> Router<Arc<App>> {
-    let resources = [
+/// The resources of a store.
+fn resources() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
+    [
         ("events", get(read::events).post(append::events)),
         ("event", get(read::event)),
         ("follow", get(follow::follow)),
@@ -299,11 +294,29 @@ fn store_routes(base: &str) -> Router<Arc<App>> {
         ("appends", get(session::appends)),
         ("pull", get(replicas::pull)),
         ("push", post(replicas::push)),
-        ("page.css", get(page::css)),
-        ("page.js", get(page::js)),
-    ];
-    let add = |routes: Router<_>, (name, methods)| routes.route(&format!("{base}/{name}"), methods);
-    resources.into_iter().fold(Router::new(), add)
+    ]
+    .into_iter()
+}
+
+/// Those of the whole server.
+fn resources_of_server() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
+    [
+        ("health", get(about::health)),
+        ("ready", get(about::ready)),
+        ("metrics", get(about::metrics)),
+        ("openapi.json", get(about::openapi)),
+    ]
+    .into_iter()
+}
+
+/// What the page in a browser has beside itself.
+fn resources_of_page() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
+    [("page.css", get(page::css)), ("page.js", get(page::js))].into_iter()
+}
+
+/// Resources below this path.
+fn below(base: &str, resources: impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)>) -> Router<Arc<App>> {
+    resources.fold(Router::new(), |routes, (name, methods)| routes.route(&format!("{base}/{name}"), methods))
 }
 
 /// What holds for every request.
@@ -337,4 +350,21 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::http::Response<Body> {
     let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug of it; its log has more");
     bug.written = "unknown".to_owned();
     problem(&bug)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_resource_is_described_and_every_description_is_of_one() {
+        let description: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).expect("JSON");
+        let described = description["paths"].as_object().expect("paths").keys();
+        let mut described: Vec<_> = described.map(|path| path.trim_start_matches('/').to_owned()).collect();
+        let all = resources().chain(resources_of_server()).map(|(name, _)| name);
+        let mut there: Vec<_> = all.chain([""]).map(str::to_owned).collect();
+        described.sort_unstable();
+        there.sort_unstable();
+        assert_eq!(described, there);
+    }
 }
