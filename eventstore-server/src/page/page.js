@@ -22,6 +22,9 @@ const MOST_MARKS = 5000; // elements for what cannot be seen, in one content; af
 const MOST_COLOURED = 128 << 10; // characters of JSON in colours
 const DEEPEST_INDENT = 40;
 
+/** What the resources are relative to: where this file is. */
+const BASE = new URL('.', import.meta.url);
+
 const $ = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat('en');
 
@@ -296,7 +299,7 @@ async function request(path, { accept = 'application/json', signal } = {}) {
   if (token) headers.Authorization = `Bearer ${token}`;
   let response;
   try {
-    response = await fetch(path, { headers, signal, cache: 'no-store' });
+    response = await fetch(new URL(path, BASE), { headers, signal, cache: 'no-store' });
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Problem({});
@@ -402,7 +405,7 @@ function address(changes) {
     else query.delete(key);
   }
   const text = query.toString();
-  return text ? `?${text}` : './';
+  return text ? `?${text}` : location.origin + location.pathname;
 }
 
 function go(changes) {
@@ -410,7 +413,7 @@ function go(changes) {
   route();
 }
 
-/** A link to another view of this page. It begins with `?`, whatever the id. */
+/** A link to another view of this page: whatever the id, it is in the query. */
 function link(changes, attributes, ...children) {
   const made = element('a', { href: address(changes), ...attributes }, ...children);
   made.changes = changes;
@@ -869,6 +872,8 @@ async function listen(list, isOpen) {
     })) {
       if (list.signal.aborted) return;
       if (kind === 'event') list.arrive(Number(id), data);
+      // Everything that matches up to there has come.
+      else if (kind === 'heartbeat') list.head = Math.max(list.head, id);
       else if (kind === 'end') throw new Problem(JSON.parse(data));
     }
     throw new Problem({ detail: 'The connection was lost.' });
@@ -902,6 +907,10 @@ async function* messagesOf(response, heard) {
       if (line === '' || line === '\r') {
         if (message.data !== undefined) yield { kind: message.event ?? 'message', id: message.id, data: message.data };
         message = {};
+        continue;
+      }
+      if (/^: ?\d+\r?$/.test(line)) {
+        yield { kind: 'heartbeat', id: parseInt(line.slice(1), 10) };
         continue;
       }
       const [, field, text] = /^([^:]*):? ?([^]*?)\r?$/.exec(line) ?? [];
@@ -1249,15 +1258,15 @@ function showServer(stats) {
 
 // ---------------------------------------------------------------- many stores
 
-function showStores(answer) {
+/** A server of many stores has none at its root, but a list of them. */
+function showStores({ stores }) {
   showOnly('stores');
   setState('live', 'Connected');
-  const stores = (Array.isArray(answer) ? answer : answer.stores).map((store) => (typeof store === 'string' ? store : store.name));
   $('store-list').replaceChildren(
     ...stores.map((store) => {
       // `.` and `..` would lead elsewhere.
       const isPlain = !/^\.{1,2}$/.test(store);
-      return element('li', {}, isPlain ? element('a', { href: `stores/${encodeURIComponent(store)}/` }, name(store)) : element('span', {}, name(store)));
+      return element('li', {}, isPlain ? element('a', { href: new URL(`stores/${encodeURIComponent(store)}/`, BASE).href }, name(store)) : element('span', {}, name(store)));
     }),
     ...(stores.length ? [] : [element('li', { class: 'muted' }, element('span', {}, 'There are no stores that you may read.'))]),
   );
@@ -1335,11 +1344,12 @@ async function start() {
   tell($('problem'), null);
   for (let wait = FIRST_WAIT; !signal.aborted; wait = Math.min(wait * 2, LONGEST_WAIT)) {
     try {
-      showStore(await jsonFrom('./', signal));
+      const info = await jsonFrom('./', signal);
+      if (info.stores) return showStores(await jsonFrom(info.stores, signal));
+      showStore(info);
       break;
     } catch (error) {
       if (signal.aborted || error.status === 401) return;
-      if (error.status === 404 && (await showStoresInstead(signal))) return;
       tell($('problem'), error);
       setState(error.passes ? 'reconnecting' : 'ended', error.passes ? 'Reconnecting' : 'Ended');
       if (!error.passes) {
@@ -1361,17 +1371,8 @@ function showStore({ name: store, backend, server }) {
   $('store').replaceChildren(name(title));
   document.title = `${escaped(title)} – eventstore`;
   $('backend').textContent = escaped([backend, server].filter(Boolean).join(', eventstore '));
-  $('all-stores').hidden = !store || !location.pathname.endsWith(`/stores/${encodeURIComponent(store)}/`);
-}
-
-/** A server of many stores has none at its root, but a list of them. */
-async function showStoresInstead(signal) {
-  try {
-    showStores(await jsonFrom('stores', signal));
-    return true;
-  } catch {
-    return signal.aborted;
-  }
+  $('all-stores').hidden = !store;
+  $('all-stores').href = new URL('../../', BASE).href;
 }
 
 $('filter-details').open = matchMedia('(min-width: 1001px)').matches;
