@@ -9,6 +9,9 @@
 
 mod binary;
 mod forms;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod incoming;
 mod page;
 mod problem;
