@@ -48,6 +48,8 @@ impl fmt::Debug for Tail {
 /// Events without a gap, in the forms that were asked for.
 struct News {
     events: Vec<RecordedEvent>,
+    /// The version of the last of them; of the first news, which have none, the one behind which the others begin.
+    head: Version,
     lines: OnceLock<Bytes>,
     messages: OnceLock<Bytes>,
 }
@@ -75,43 +77,61 @@ impl Tail {
     /// News from here on, which a task reads as long as somebody wants them.
     fn subscribe(served: &Arc<Served>) -> broadcast::Receiver<Arc<News>> {
         let receiver = served.tail.news.subscribe();
-        if !served.tail.is_read.swap(true, Ordering::AcqRel) {
+        if !served.tail.is_read.swap(true, Ordering::SeqCst) {
             tokio::spawn(read_news(served.clone()));
         }
         receiver
+    }
+
+    fn tell(&self, head: Version, events: Vec<RecordedEvent>) {
+        let news = News { events, head, lines: OnceLock::new(), messages: OnceLock::new() };
+        // Nobody may be there any more.
+        let _ = self.news.send(Arc::new(news));
     }
 }
 
 /// Reads what is new, and gives it to all who wait for it, until nobody does.
 async fn read_news(served: Arc<Served>) {
     /// Whatever ends the reading, the next follower begins it anew.
-    struct Reader(Arc<Served>);
-    impl Drop for Reader {
+    struct Reading(Arc<Served>);
+    impl Drop for Reading {
         fn drop(&mut self) {
-            self.0.tail.is_read.store(false, Ordering::Release);
+            self.0.tail.is_read.store(false, Ordering::SeqCst);
         }
     }
-    let reader = Reader(served);
-    let tail = &reader.0.tail;
-    let ctx = Context::background();
-    let Ok(mut seen) = tail.store.latest_version(&ctx).await else { return };
-    while tail.news.receiver_count() > 0 {
-        let waiting = ctx.clone().with_timeout(Duration::from_secs(1));
-        match tail.store.wait_for_events(&waiting, seen).await {
-            Ok(_) => {}
-            // Time to look whether anybody is still there.
-            Err(Error::DeadlineExceeded) => continue,
-            // The followers find out themselves when they read.
-            Err(_) => return,
+    loop {
+        let reading = Reading(served.clone());
+        let ended = read_while_wanted(&served.tail).await;
+        drop(reading);
+        // Who came before the flag was taken back relies on it. After an error they find out themselves.
+        let is_wanted = served.tail.news.receiver_count() > 0;
+        if ended.is_err() || !is_wanted || served.tail.is_read.swap(true, Ordering::SeqCst) {
+            return;
         }
-        let Ok(page) = tail.store.load_page(&ctx, &LoadOptions::since(seen), PageSize::LARGEST).await else { return };
+    }
+}
+
+async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
+    /// Time to look whether anybody is still there.
+    const LOOK: Duration = Duration::from_secs(1);
+    let ctx = Context::background();
+    let mut seen = tail.store.latest_version(&ctx).await?;
+    // For those who have read up to before that already.
+    tail.tell(seen, Vec::new());
+    while tail.news.receiver_count() > 0 {
+        match tail.store.wait_for_events(&ctx.clone().with_timeout(LOOK), seen).await {
+            Ok(_) => {}
+            Err(Error::DeadlineExceeded) => continue,
+            Err(error) => return Err(error),
+        }
+        let page = tail.store.load_page(&ctx, &LoadOptions::since(seen), PageSize::LARGEST).await?;
         let Some(last) = page.events.last() else { continue };
         seen = last.version;
-        let news = News { events: page.events, lines: OnceLock::new(), messages: OnceLock::new() };
-        let _ = tail.news.send(Arc::new(news));
+        tail.tell(seen, page.events);
         let followers = u32::try_from(tail.news.receiver_count()).unwrap_or(u32::MAX);
         tokio::time::sleep(COST.saturating_mul(followers).min(LONGEST_PACE)).await;
     }
+    Ok(())
 }
 
 /// The forms of a stream.
@@ -311,15 +331,15 @@ impl Follower {
 
     /// Takes of the news what it has not seen.
     fn take(&mut self, news: &News) {
-        let (Some(first), Some(last)) = (news.events.first(), news.events.last()) else { return };
-        if last.version <= self.seen {
+        if news.head <= self.seen {
             return;
         }
-        if first.version > self.seen.next() {
+        let Some(first) = news.events.first().filter(|first| first.version <= self.seen.next()) else {
+            // Something lies between.
             self.news = None;
             return;
-        }
-        let seen = std::mem::replace(&mut self.seen, last.version);
+        };
+        let seen = std::mem::replace(&mut self.seen, news.head);
         let all = LoadOptions::since(self.options.since);
         if first.version == seen.next() && self.options == all {
             self.give(&news.events, Some(news));

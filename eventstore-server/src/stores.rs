@@ -150,11 +150,21 @@ impl Stores {
         self.directory.join(name)
     }
 
+    /// Makes the directory if it is missing.
+    fn prepare(&self) -> std::io::Result<()> {
+        if self.is_memory() { Ok(()) } else { std::fs::create_dir_all(&self.directory) }
+    }
+
     fn is_memory(&self) -> bool {
         self.engine == "memory"
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn EventStore>, Error> {
+        self.prepare().map_err(|error| Error::Open {
+            path: self.directory.display().to_string(),
+            reason: "the directory of the stores cannot be created".to_owned(),
+            source: Some(error.into()),
+        })?;
         let question = if self.options.is_empty() { "" } else { "?" };
         let url = match self.is_memory() {
             true => format!("memory:{question}{}", self.options),
@@ -206,31 +216,37 @@ impl Source {
             );
             return Err(Problem::new(400, "malformed", detail).into());
         }
-        let known = lock(slots).get(name).cloned();
-        let is_there = known.is_some() || (!stores.is_memory() && stores.path(name).is_dir());
-        if !is_there && !create {
-            let detail = format!("there is no store {name:?}; PUT its address to create it");
-            return Err(Problem::new(404, "not_found", detail).into());
-        }
-        let slot = match known {
-            Some(slot) => slot,
-            None => {
-                self.make_room().await?;
-                let new = || Arc::new(Slot { served: AsyncMutex::new(None), used: Mutex::new(Instant::now()) });
-                lock(slots).entry(name.to_owned()).or_insert_with(new).clone()
+        loop {
+            let known = lock(slots).get(name).cloned();
+            let is_there = known.is_some() || (!stores.is_memory() && stores.path(name).is_dir());
+            if !is_there && !create {
+                let detail = format!("there is no store {name:?}; PUT its address to create it");
+                return Err(Problem::new(404, "not_found", detail).into());
             }
-        };
-        let mut served = slot.served.lock().await;
-        *lock(&slot.used) = Instant::now();
-        if let Some(served) = &*served {
-            return Ok(served.clone());
-        }
-        match stores.open(name).await {
-            Ok(store) => Ok(served.insert(Served::new(store)).clone()),
-            Err(error) => {
-                // Nobody else waits for it with a slot that is not listed.
-                lock(slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
-                Err(error.into())
+            let slot = match known {
+                Some(slot) => slot,
+                None => {
+                    self.make_room().await?;
+                    let new = || Arc::new(Slot { served: AsyncMutex::new(None), used: Mutex::new(Instant::now()) });
+                    lock(slots).entry(name.to_owned()).or_insert_with(new).clone()
+                }
+            };
+            let mut served = slot.served.lock().await;
+            if !lock(slots).get(name).is_some_and(|listed| Arc::ptr_eq(listed, &slot)) {
+                // It was closed meanwhile, and another one may be opened.
+                continue;
+            }
+            *lock(&slot.used) = Instant::now();
+            if let Some(served) = &*served {
+                return Ok(served.clone());
+            }
+            match stores.open(name).await {
+                Ok(store) => return Ok(served.insert(Served::new(store)).clone()),
+                Err(error) => {
+                    // Whoever waits for it tries again.
+                    lock(slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
+                    return Err(error.into());
+                }
             }
         }
     }
@@ -365,8 +381,8 @@ impl Source {
     /// The directory of many stores, made if it is missing.
     pub(crate) fn prepare(&self) -> std::io::Result<()> {
         match self {
-            Source::Many { stores, .. } if !stores.is_memory() => std::fs::create_dir_all(&stores.directory),
-            _ => Ok(()),
+            Source::Many { stores, .. } => stores.prepare(),
+            Source::One(_) => Ok(()),
         }
     }
 }

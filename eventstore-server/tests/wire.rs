@@ -192,6 +192,32 @@ async fn a_follower_gets_every_event_once_and_in_order() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_that_come_and_go_miss_nothing() {
+    let server = std::sync::Arc::new(with_events(1).await);
+    let followers: Vec<_> = (0..8)
+        .map(|_| {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut seen = 0;
+                while seen < 300 {
+                    let mut stream = server.stream(&format!("/follow?since={seen}&limit=15"), &[]).await;
+                    for _ in 0..15 {
+                        seen += 1;
+                        assert_eq!(stream.event().await["event"]["version"], seen);
+                    }
+                }
+            })
+        })
+        .collect();
+    for n in 2..=300 {
+        server.post("/events", &event(&format!("e{n}"), "T", "b")).await.ok();
+    }
+    for follower in followers {
+        follower.await.expect("nothing was missed");
+    }
+}
+
 #[tokio::test]
 async fn server_sent_events_have_ids_and_go_on() {
     let server = with_events(2).await;

@@ -1,0 +1,352 @@
+//! What it costs to reach a store over HTTP, beside the same store in the program itself.
+//!
+//! ```text
+//! cargo bench --bench served                     # five rounds, some minutes on a quiet machine
+//! cargo bench --bench served -- --rounds 3
+//! ```
+//!
+//! The server is the command `eventstore serve` on loopback, in a process of its own, with LMDB; the embedded store is opened
+//! with the same options. Both are filled with the same events of 300 bytes before. In each round each workload is measured on
+//! both, one right after the other; the figures are medians over the rounds. Every answer is checked. Linux only.
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
+
+use std::future::Future;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use eventstore::backend::{Batch, Context, Event, EventStore, EventStoreExt as _, LoadOptions, PageSize, Version};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+type Store = Arc<dyn EventStore>;
+
+fn main() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("needs /proc/self/status: left out on this system");
+        return;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    // `cargo bench -- --test` runs everything once, small.
+    let is_test = arguments.iter().any(|argument| argument == "--test");
+    let rounds = arguments.iter().skip_while(|argument| *argument != "--rounds").nth(1);
+    let rounds = rounds.map_or(if is_test { 1 } else { 5 }, |rounds| rounds.parse().expect("a number of rounds"));
+    let size = if is_test {
+        Size { events: 5_000, time: Duration::from_millis(100), followers: 50 }
+    } else {
+        Size { events: 100_000, time: Duration::from_secs(2), followers: 10_000 }
+    };
+    raise_descriptors();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(run(size, rounds));
+}
+
+#[derive(Clone, Copy)]
+struct Size {
+    /// In each store before it is measured.
+    events: u64,
+    /// Of each measurement.
+    time: Duration,
+    followers: usize,
+}
+
+/// Ten thousand connections need as many descriptors, on each side. A child inherits the limit.
+#[allow(unsafe_code, reason = "the standard library cannot change a limit")]
+fn raise_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only use the structure that they are given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(directory: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_eventstore"))
+            .args(["--store", &format!("lmdb:{}", directory.display()), "serve", "--listen", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("a line");
+        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
+        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Server { child, url }
+    }
+
+    fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// Resident memory in KiB.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn event() -> Event {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    let mut state = NUMBERS.fetch_add(1, Ordering::Relaxed);
+    let aggregate = state % 10_000;
+    // Bytes that do not compress.
+    let data: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(300)
+    .collect();
+    Event::builder("OrderPlaced", format!("order-{aggregate}")).data(data).build().expect("valid")
+}
+
+async fn fill(store: &Store, events: u64) -> Vec<String> {
+    let mut ids = Vec::new();
+    for _ in 0..events / 1_000 {
+        let batch: Vec<_> = (0..1_000).map(|_| event()).collect();
+        ids.push(batch[7].id().to_owned());
+        store.store_batch(&Context::background(), batch.into()).await.expect("stored");
+    }
+    ids
+}
+
+/// Repeats something for a while, with so many at the same time, and gives how many events went by each second.
+async fn rate<F: Future<Output = u64> + Send + 'static>(
+    time: Duration,
+    at_once: usize,
+    step: impl Fn() -> F + Send + Sync + 'static,
+) -> f64 {
+    let (step, done) = (Arc::new(step), Arc::new(AtomicU64::new(0)));
+    let began = Instant::now();
+    let tasks = (0..at_once).map(|_| {
+        let (step, done) = (step.clone(), done.clone());
+        tokio::spawn(async move {
+            while began.elapsed() < time {
+                done.fetch_add(step().await, Ordering::Relaxed);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("no panic");
+    }
+    done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn append(store: Store, events: usize) -> u64 {
+    let batch: Batch = (0..events).map(|_| event()).collect::<Vec<_>>().into();
+    let stored = store.store_batch(&Context::background(), batch).await.expect("stored");
+    assert_eq!(stored.len(), events);
+    events as u64
+}
+
+/// Every event, page by page, again and again.
+async fn scan(store: &Store, time: Duration) -> f64 {
+    let began = Instant::now();
+    let mut events = 0;
+    while began.elapsed() < time {
+        let mut options = LoadOptions::all();
+        let mut expected = 1;
+        loop {
+            let page = store.load_page(&Context::background(), &options, PageSize::LARGEST).await.expect("read");
+            for recorded in &page.events {
+                assert_eq!(recorded.version.get(), expected);
+                expected += 1;
+            }
+            events += page.events.len() as u64;
+            match page.next {
+                Some(next) if began.elapsed() < time => options = next,
+                _ => break,
+            }
+        }
+    }
+    events as f64 / began.elapsed().as_secs_f64()
+}
+
+/// The same as JSON, by a client that looks at nothing but the lengths.
+async fn scan_json(address: &str, latest: u64, time: Duration) -> f64 {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let (began, mut since, mut events) = (Instant::now(), 0, 0);
+    let mut bytes = Vec::with_capacity(1 << 20);
+    while began.elapsed() < time {
+        let request = format!("GET /events?since={since}&page_events=500&page_bytes=1048576 HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("written");
+        bytes.clear();
+        let (body, len) = loop {
+            stream.read_buf(&mut bytes).await.expect("read");
+            let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+            assert!(head.starts_with("http/1.1 200"), "{head}");
+            let len = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+            break (end + 4, len.trim().parse::<usize>().expect("a number"));
+        };
+        while bytes.len() < body + len {
+            stream.read_buf(&mut bytes).await.expect("read");
+        }
+        let read = 500.min(latest - since);
+        let last = format!("\"version\":{},", since + read);
+        assert!(bytes[bytes.len() - 600..].windows(last.len()).any(|window| window == last.as_bytes()), "{last}");
+        events += read;
+        since = if since + 1_000 > latest { 0 } else { since + 500 };
+    }
+    events as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Look-ups by id, one after the other.
+async fn gets(store: &Store, ids: &[String], time: Duration) -> f64 {
+    let (began, mut done) = (Instant::now(), 0_u64);
+    while began.elapsed() < time {
+        let id = &ids[(done as usize * 7919) % ids.len()];
+        let found = store.get(&Context::background(), id).await.expect("there");
+        assert_eq!(found.event.id(), id);
+        done += 1;
+    }
+    done as f64 / began.elapsed().as_secs_f64()
+}
+
+struct Figures {
+    /// Its name, whether it has a floor, the measurements on the floor and over HTTP.
+    rows: Vec<(&'static str, Vec<(f64, f64)>)>,
+}
+
+impl Figures {
+    fn add(&mut self, name: &'static str, floor: f64, served: f64) {
+        match self.rows.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, figures)) => figures.push((floor, served)),
+            None => self.rows.push((name, vec![(floor, served)])),
+        }
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+async fn run(size: Size, rounds: usize) {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory below target");
+    let url = format!("lmdb:{}", directory.path().join("embedded").display());
+    let embedded = eventstore::backend::open(&url).await.expect("opened");
+    let server = Server::start(&directory.path().join("served"));
+    let served = eventstore::backend::open(&server.url).await.expect("opened");
+    let ids = [fill(&embedded, size.events).await, fill(&served, size.events).await];
+    let mut figures = Figures { rows: Vec::new() };
+    let mut followed = Vec::new();
+    for round in 1..=rounds {
+        eprintln_round(round, rounds);
+        for (name, at_once, events) in [("append, 1 at a time", 1, 1), ("append, 64 at a time", 64, 1), ("append, batches of 1,000", 1, 1_000)] {
+            let mut both = [0.0; 2];
+            for (store, figure) in [&embedded, &served].into_iter().zip(&mut both) {
+                let store = store.clone();
+                *figure = rate(size.time, at_once, move || append(store.clone(), events)).await;
+            }
+            figures.add(name, both[0], both[1]);
+        }
+        figures.add("scan by page", scan(&embedded, size.time).await, scan(&served, size.time).await);
+        let latest = served.latest_version(&Context::background()).await.expect("read").get();
+        figures.add("scan by page, JSON", f64::NAN, scan_json(server.address(), latest, size.time).await);
+        figures.add("by id", gets(&embedded, &ids[0], size.time).await, gets(&served, &ids[1], size.time).await);
+        followed.push(follow(&server, &served, size).await);
+    }
+    println!("| events/s | embedded | over HTTP | ratio | added to each call |\n|---|---|---|---|---|");
+    for (name, all) in &figures.rows {
+        let floor = median(all.iter().map(|(floor, _)| *floor).collect());
+        let over_http = median(all.iter().map(|(_, served)| *served).collect());
+        let ratio = median(all.iter().map(|(floor, served)| served / floor).collect());
+        let added = median(all.iter().map(|(floor, served)| 1e6 / served - 1e6 / floor).collect());
+        match (floor.is_nan(), *name) {
+            (true, _) => println!("| {name} | | {over_http:.0} | | |"),
+            (_, "append, 1 at a time" | "by id") => println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | {added:.0} us |"),
+            _ => println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | |"),
+        }
+    }
+    let of = |of: fn(&Followed) -> f64| median(followed.iter().map(of).collect());
+    println!(
+        "\n{} idle followers and one writer: {:.0} appends/s, without them {:.0} (ratio {:.2}); every follower had the last \
+         event after {:.0} ms; the server's memory grew by {:.0} MB to {:.0} MB",
+        size.followers,
+        of(|followed| followed.with),
+        of(|followed| followed.without),
+        of(|followed| followed.with / followed.without),
+        of(|followed| followed.last_after.as_secs_f64() * 1e3),
+        of(|followed| followed.grown as f64 / 1e3),
+        of(|followed| followed.memory as f64 / 1e3),
+    );
+}
+
+#[allow(clippy::print_stderr, reason = "how far it is")]
+fn eprintln_round(round: usize, rounds: usize) {
+    eprintln!("round {round} of {rounds}");
+}
+
+struct Followed {
+    without: f64,
+    with: f64,
+    last_after: Duration,
+    grown: u64,
+    memory: u64,
+}
+
+/// Followers that are up to date, and one writer.
+async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
+    let writer = served.clone();
+    let without = rate(size.time, 1, move || append(writer.clone(), 1)).await;
+    let before = server.memory();
+    let latest = served.latest_version(&Context::background()).await.expect("read");
+    let (mut tasks, last) = (Vec::with_capacity(size.followers), Arc::new(AtomicU64::new(u64::MAX)));
+    for _ in 0..size.followers {
+        let mut stream = TcpStream::connect(server.address()).await.expect("connected");
+        let request = format!("GET /follow?since={latest} HTTP/1.1\r\nhost: {}\r\n\r\n", server.address());
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let last = last.clone();
+        tasks.push(tokio::spawn(seen(stream, last)));
+    }
+    let writer = served.clone();
+    let with = rate(size.time * 2, 1, move || append(writer.clone(), 1)).await;
+    last.store(served.latest_version(&Context::background()).await.expect("read").get() + 1, Ordering::SeqCst);
+    let began = Instant::now();
+    append(served.clone(), 1).await;
+    let memory = server.memory();
+    for task in tasks {
+        tokio::time::timeout(Duration::from_secs(60), task).await.expect("woken").expect("no panic");
+    }
+    Followed { without, with, last_after: began.elapsed(), grown: memory.saturating_sub(before), memory }
+}
+
+/// Reads until the last event has come.
+async fn seen(mut stream: TcpStream, last: Arc<AtomicU64>) {
+    let mut bytes = Vec::with_capacity(4096);
+    loop {
+        assert!(stream.read_buf(&mut bytes).await.expect("read") > 0, "the stream ended");
+        // The beginning of a line may be all that came.
+        let keep = bytes.len().saturating_sub(1024);
+        let text = String::from_utf8_lossy(&bytes);
+        let seen = text.rmatch_indices("\"version\":").find_map(|(at, found)| {
+            let digits: String = text[at + found.len()..].chars().take_while(char::is_ascii_digit).collect();
+            // Only one that is whole.
+            text[at + found.len() + digits.len()..].starts_with(',').then(|| digits.parse::<u64>().expect("a number"))
+        });
+        if seen.is_some_and(|seen| Version::new(seen) >= Version::new(last.load(Ordering::SeqCst))) {
+            return;
+        }
+        bytes.drain(..keep);
+    }
+}
