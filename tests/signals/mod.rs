@@ -9,3 +9,10 @@ pub(crate) fn restore() {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
+
+/// Sends a signal to a process.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn send(child: &std::process::Child, signal: i32) {
+    let status = std::process::Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
+    assert!(status.expect("kill is there").success());
+}

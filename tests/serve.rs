@@ -1,0 +1,257 @@
+//! A store that is served, and the command that reaches it, each in a process of its own.
+
+#![cfg(all(feature = "lmdb", feature = "serve", feature = "http"))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod shell;
+mod signals;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStderr, Stdio};
+
+use serde_json::Value;
+
+use shell::{Done, Shell, orders};
+
+/// `eventstore serve`, which is killed at the end.
+struct Server {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    url: String,
+}
+
+impl Server {
+    fn start(shell: &Shell, args: &[&str]) -> Self {
+        let mut child = shell.spawn(&[&["serve"], args].concat());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
+        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Server { child, stderr, url }
+    }
+
+    fn on_any_port(shell: &Shell, args: &[&str]) -> Self {
+        Self::start(shell, &[&["--listen", "127.0.0.1:0"], args].concat())
+    }
+
+    fn port(&self) -> &str {
+        self.url.rsplit(':').next().unwrap()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it with a signal, and gives its exit code and the rest of what it told.
+    fn end(mut self, signal: i32) -> (Option<i32>, String) {
+        signals::send(&self.child, signal);
+        let code = self.child.wait().unwrap().code();
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (code, rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Shell {
+    /// The command with the server's address as its store.
+    fn at(&self, server: &Server, args: &[&str]) -> Done {
+        self.run(&[&["--store", server.url.as_str()], args].concat())
+    }
+}
+
+/// The answer to a request of one line.
+fn ask(mut stream: impl Read + Write, path: &str, headers: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn every_command_works_on_a_store_that_is_served() {
+    let shell = Shell::new();
+    let server = Server::on_any_port(&shell, &[]);
+    shell.at(&server, &["import", orders().to_str().unwrap()]).succeeded();
+    let one = r#"{"id":"one","type":"T","aggregate_id":"a","data":{"n": 1.50}}"#;
+    shell.write("one.jsonl", one);
+    let appended = shell.at(&server, &["append", "--expect", "none", "one.jsonl"]).succeeded().events();
+    let latest = appended[0]["version"].as_u64().unwrap();
+    assert_eq!(shell.at(&server, &["latest"]).succeeded().stdout, format!("{latest}\n"));
+    assert!(shell.at(&server, &["get", "one"]).succeeded().stdout.contains(r#""data":{"n": 1.50}"#), "byte for byte");
+    assert_eq!(shell.at(&server, &["load"]).succeeded().events().len() as u64, latest);
+    assert_eq!(shell.at(&server, &["load", "--aggregate", "a", "--backward"]).succeeded().events().len(), 1);
+    assert!(shell.at(&server, &["aggregates", "--prefix", "a"]).succeeded().stdout.contains(r#""revision":1"#));
+    let stats: Value = serde_json::from_str(&shell.at(&server, &["stats", "--json"]).succeeded().stdout).unwrap();
+    assert_eq!((stats["backend"].as_str(), stats["latest_version"].as_u64()), (Some("lmdb"), Some(latest)));
+    assert!(shell.at(&server, &["verify"]).succeeded().stdout.contains("verdict: clean"));
+    shell.at(&server, &["gc"]).succeeded();
+    shell.at(&server, &["backup", "backup"]).succeeded();
+    shell.at(&server, &["copy", "--to", "lmdb:./copy"]).succeeded();
+    let digest = shell.at(&server, &["digest"]).succeeded().stdout;
+    for copy in ["lmdb:./backup", "lmdb:./copy"] {
+        assert_eq!(shell.run(&["--store", copy, "digest"]).succeeded().stdout, digest, "{copy}");
+    }
+    assert_eq!(server.end(15).0, Some(143));
+    assert_eq!(shell.run(&["digest"]).succeeded().stdout, digest, "of the directory itself");
+}
+
+#[test]
+fn a_follower_in_another_process_sees_what_others_append() {
+    let shell = Shell::new();
+    let server = Server::on_any_port(&shell, &[]);
+    let mut following = shell.spawn(&["--store", &server.url, "load", "--follow", "--limit", "3"]);
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    for id in ["a", "b", "c"] {
+        let event = format!(r#"{{"id":"{id}","type":"T","aggregate_id":"x"}}"#);
+        shell.run_with(&["--store", &server.url, "append"], event).succeeded();
+        assert!(lines.next().unwrap().unwrap().contains(&format!(r#""id":"{id}""#)));
+    }
+    assert!(following.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_opening_of_a_served_store_says_what_to_do() {
+    let shell = Shell::new();
+    let _server = Server::on_any_port(&shell, &[]);
+    shell.run(&["latest"]).failed("locked", &["open the URL under which it is served"]);
+    shell.run(&["serve", "--listen", "127.0.0.1:0"]).failed("locked", &["store"]);
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_killed_server() {
+    let shell = Shell::new();
+    let mut acknowledged = 0;
+    for _ in 0..10 {
+        let server = Server::on_any_port(&shell, &[]);
+        let mut appending =
+            shell.spawn(&["--store", &server.url, "append", "--concurrency", "16", "--timeout", "5s"]);
+        let mut to = appending.stdin.take().unwrap();
+        let feeder = std::thread::spawn(move || {
+            let mut number = 0;
+            while writeln!(to, r#"{{"type":"T","aggregate_id":"a","id":"{}-{number}"}}"#, std::process::id()).is_ok() {
+                number += 1;
+            }
+        });
+        let mut answers = BufReader::new(appending.stdout.take().unwrap()).lines();
+        // In the middle of the stream of appends.
+        let mut last = 0;
+        for answer in answers.by_ref().take(300) {
+            let answer: Value = serde_json::from_str(&answer.unwrap()).unwrap();
+            last = last.max(answer["version"].as_u64().unwrap());
+        }
+        server.kill();
+        for answer in answers.map_while(Result::ok) {
+            let Ok(answer) = serde_json::from_str::<Value>(&answer) else { break };
+            last = last.max(answer["version"].as_u64().unwrap());
+        }
+        assert!(!appending.wait().unwrap().success(), "the rest has no answer");
+        feeder.join().unwrap();
+        acknowledged = acknowledged.max(last);
+        assert!(shell.run(&["verify"]).succeeded().stdout.contains("verdict: clean"));
+        let latest: u64 = shell.run(&["latest"]).succeeded().stdout.trim().parse().unwrap();
+        assert!(latest >= acknowledged, "{acknowledged} were acknowledged, {latest} are there");
+    }
+}
+
+#[test]
+fn a_signal_ends_streams_with_a_reason_and_closes_the_store() {
+    for (signal, code) in [(2, 130), (15, 143)] {
+        let shell = Shell::new();
+        let server = Server::on_any_port(&shell, &[]);
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{}", server.port())).unwrap();
+        write!(stream, "GET /follow HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+        lines.find(|line| line.contains("heartbeat")).expect("it follows");
+        let (ended, rest) = server.end(signal);
+        assert_eq!((ended, rest.as_str()), (Some(code), ""));
+        let end = lines.find(|line| line.contains(r#""end""#)).expect("a reason");
+        assert!(end.contains("shutting down"), "{end}");
+        shell.run(&["latest"]).succeeded();
+    }
+}
+
+#[test]
+fn a_unix_socket_is_served_to_its_owner() {
+    let shell = Shell::new();
+    let server = Server::start(&shell, &["--listen", "unix:./store.sock"]);
+    let answer = ask(UnixStream::connect(shell.path("store.sock")).unwrap(), "/latest", "");
+    assert!(answer.ends_with(r#"{"version":0}"#), "{answer}");
+    assert_eq!(shell.at(&server, &["latest"]).succeeded().stdout, "0\n");
+    assert_eq!(server.end(15).0, Some(143));
+    assert!(!shell.path("store.sock").exists());
+}
+
+#[test]
+fn beyond_this_machine_it_wants_a_token() {
+    let shell = Shell::new();
+    let refused = shell.run(&["serve", "--listen", "0.0.0.0:0"]);
+    refused.failed("cannot_serve", &["--token-file", "--insecure"]);
+    assert!(!shell.path("store").exists(), "nothing was made");
+    shell.write("tokens", "reader-0123456789abcdef read *\nwriter-0123456789abcdef write *\n");
+    let server = Server::start(&shell, &["--listen", "0.0.0.0:0", "--token-file", "tokens"]);
+    let url = format!("http://127.0.0.1:{}", server.port());
+    let with = |token: &str, args: &[&str], stdin: &str| {
+        let mut command = shell.command(&[&["--store", url.as_str()], args].concat());
+        command.env("EVENTSTORE_TOKEN", token).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        Done::of(child)
+    };
+    let event = r#"{"id":"a","type":"T","aggregate_id":"x"}"#;
+    with("wrong-0123456789abcdef", &["latest"], "").failed("forbidden", &["token"]);
+    with("reader-0123456789abcdef", &["append"], event).failed("forbidden", &["write"]);
+    with("writer-0123456789abcdef", &["append"], event).succeeded();
+    assert_eq!(with("reader-0123456789abcdef", &["latest"], "").succeeded().stdout, "1\n");
+    let (_, told) = server.end(15);
+    assert!(!told.contains("0123456789abcdef"), "{told}");
+    shell.write("tokens", "short read *\n");
+    shell.run(&["serve", "--token-file", "tokens"]).failed("cannot_serve", &["tokens", "line 1"]);
+}
+
+#[test]
+fn stores_of_a_directory_are_served_by_name() {
+    let shell = Shell::new();
+    let server = Server::on_any_port(&shell, &["--stores", "tenants"]);
+    for name in ["one", "two"] {
+        let url = format!("{}/stores/{name}", server.url);
+        let event = format!(r#"{{"id":"of-{name}","type":"T","aggregate_id":"x"}}"#);
+        shell.run_with(&["--store", &url, "append"], event).succeeded();
+        assert!(shell.run(&["--store", &url, "load"]).succeeded().stdout.contains(&format!("of-{name}")));
+    }
+    let missing = format!("{}/stores/three", server.url);
+    shell.run(&["--store", &missing, "load"]).failed("cannot_open", &["three"]);
+    assert_eq!(server.end(15).0, Some(143));
+    assert_eq!(shell.run(&["--store", "lmdb:./tenants/two", "latest"]).succeeded().stdout, "1\n");
+}
+
+#[test]
+fn a_page_a_description_and_metrics_are_there() {
+    let shell = Shell::new();
+    let server = Server::on_any_port(&shell, &[]);
+    let get = |path: &str, headers: &str| {
+        ask(TcpStream::connect(format!("127.0.0.1:{}", server.port())).unwrap(), path, headers)
+    };
+    assert!(get("/", "accept: text/html\r\n").contains("<!doctype html>"));
+    assert!(get("/openapi.json", "").contains(r#""openapi": "3.1.0""#));
+    shell.run_with(&["--store", &server.url, "append"], r#"{"type":"T","aggregate_id":"x","id":"a"}"#).succeeded();
+    assert!(get("/metrics", "").contains("eventstore_events_written_total{"));
+}
+
+#[test]
+fn a_server_that_is_not_there_is_unavailable() {
+    let shell = Shell::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}?retry_for=100ms");
+    shell.run(&["--store", &url, "latest"]).failed("unavailable", &[&port.to_string()]);
+}
