@@ -16,6 +16,7 @@ need() { # tool, what goes without it, how to get it
 }
 need strace "tests that watch system calls are ignored" "Debian, Ubuntu: apt-get install strace"
 need unshare "tests that fill a disk are ignored" "Debian, Ubuntu: apt-get install util-linux"
+need chromedriver "the page is not tried in a browser" "Debian: apt-get install chromium chromium-driver"
 need cargo-deny "licences are not checked" "cargo install --locked cargo-deny"
 
 has_libclang() {
@@ -47,6 +48,12 @@ if cargo tree --quiet -p synckit-eventstore --all-features --edges normal,build 
     exit 1
 fi
 
+step "a plain build of the library has neither a server nor an HTTP client"
+if cargo tree --quiet -p synckit-eventstore --edges normal,build --prefix none | grep -E '^(axum|hyper|rustls|tokio-tungstenite) '; then
+    echo "the default features of the library must not depend on these" >&2
+    exit 1
+fi
+
 step "format"
 cargo fmt --all --check
 
@@ -71,7 +78,12 @@ step "each feature alone"
 alone=("" zstd lmdb fjall sled)
 if [ "$features" = full ]; then alone+=(rocksdb full); fi
 for package in synckit-eventstore synckit-eventstore-cli benches; do
-    for alone in "${alone[@]}"; do
+    own=()
+    case $package in
+    synckit-eventstore) own=(http) ;;
+    synckit-eventstore-cli) own=(http serve) ;;
+    esac
+    for alone in "${alone[@]}" ${own[@]+"${own[@]}"}; do
         echo "$package: features: [$alone]"
         cargo check --quiet -p "$package" --all-targets --no-default-features --features "$alone"
     done
@@ -96,7 +108,13 @@ step "benchmarks compile, and their results are right"
 for bench in store open handle; do
     cargo bench --quiet --profile dev -p benches --features "$features" --bench "$bench" -- --test
 done
-cargo bench --quiet --profile dev -p synckit-eventstore-cli --features "$features" --bench memory -- --test
+for bench in memory served; do
+    cargo bench --quiet --profile dev -p synckit-eventstore-cli --features "$features" --bench "$bench" -- --test
+done
+
+step "what is outside the workspace still compiles: fuzz targets, the comparison with other stores"
+cargo check --quiet --manifest-path fuzz/Cargo.toml
+if [ "$features" = full ]; then cargo check --quiet --manifest-path tools/bench-peers/Cargo.toml; fi
 
 minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 step "the least Rust that is promised, $minimum"

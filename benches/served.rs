@@ -187,7 +187,8 @@ async fn scan_json(address: &str, latest: u64, time: Duration) -> f64 {
     let (began, mut since, mut events) = (Instant::now(), 0, 0);
     let mut bytes = Vec::with_capacity(1 << 20);
     while began.elapsed() < time {
-        let request = format!("GET /events?since={since}&page_events=500&page_bytes=1048576 HTTP/1.1\r\nhost: {address}\r\n\r\n");
+        let request =
+            format!("GET /events?since={since}&page_events=500&page_bytes=1048576 HTTP/1.1\r\nhost: {address}\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
         bytes.clear();
         let (body, len) = loop {
@@ -252,7 +253,9 @@ async fn run(size: Size, rounds: usize) {
     let mut followed = Vec::new();
     for round in 1..=rounds {
         eprintln_round(round, rounds);
-        for (name, at_once, events) in [("append, 1 at a time", 1, 1), ("append, 64 at a time", 64, 1), ("append, batches of 1,000", 1, 1_000)] {
+        for (name, at_once, events) in
+            [("append, 1 at a time", 1, 1), ("append, 64 at a time", 64, 1), ("append, batches of 1,000", 1, 1_000)]
+        {
             let mut both = [0.0; 2];
             for (store, figure) in [&embedded, &served].into_iter().zip(&mut both) {
                 let store = store.clone();
@@ -274,7 +277,9 @@ async fn run(size: Size, rounds: usize) {
         let added = median(all.iter().map(|(floor, served)| 1e6 / served - 1e6 / floor).collect());
         match (floor.is_nan(), *name) {
             (true, _) => println!("| {name} | | {over_http:.0} | | |"),
-            (_, "append, 1 at a time" | "by id") => println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | {added:.0} us |"),
+            (_, "append, 1 at a time" | "by id") => {
+                println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | {added:.0} us |")
+            }
             _ => println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | |"),
         }
     }

@@ -218,7 +218,7 @@ fn an_interrupt_ends_it_in_good_order_and_nothing_stays() {
     while !shell.path("a/b").exists() || entries(&shell.path("a/b")).is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    signals::send(&child, 2);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(shell.entries(), Vec::<String>::new());
 }

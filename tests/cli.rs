@@ -8,7 +8,7 @@ mod signals;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command};
+use std::process::{Child, ChildStdin, ChildStdout};
 
 use serde_json::Value;
 
@@ -45,12 +45,6 @@ fn without_places(loaded: &str) -> String {
         lines.push_str("}\n");
     }
     lines
-}
-
-#[cfg(unix)]
-fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
 }
 
 // What the command is for.
@@ -339,7 +333,7 @@ fn an_interrupted_append_has_stored_what_it_answered() {
     let (child, mut stdin, mut stdout) = shell.converse(&["append"]);
     stdin.write_all(line("e1", "a", "1").as_bytes()).unwrap();
     stdout.read_line(&mut String::new()).unwrap();
-    interrupt(&child);
+    signals::send(&child, 2);
     let done = Done::of(child);
     assert_eq!(done.code, Some(130));
     assert!(done.stderr.starts_with("interrupted: "), "{}", done.stderr);
@@ -354,7 +348,7 @@ fn an_interrupted_import_tells_what_it_stored_and_goes_on_when_repeated() {
     // Stdin stays open, so that the import never comes to its end. It listens for Ctrl-C before it reads: when more
     // than a pipe holds is written, it does.
     stdin.write_all(many_lines().as_bytes()).unwrap();
-    interrupt(&child);
+    signals::send(&child, 2);
     let mut counts = String::new();
     BufReader::new(stdout).read_to_string(&mut counts).unwrap();
     let done = Done::of(child);
@@ -379,7 +373,7 @@ fn following_prints_what_is_there_at_once_and_ends_quietly_with_an_interrupt() {
         stdout.read_line(&mut event).unwrap();
         assert!(event.contains(&format!("\"version\":{version},")), "{event}");
     }
-    interrupt(&child);
+    signals::send(&child, 2);
     let done = Done::of(child);
     assert_eq!((done.code, done.stderr.as_str()), (Some(130), ""));
 }

@@ -219,11 +219,6 @@ const INTERRUPT: i32 = 2;
 const TERMINATE: i32 = 15;
 const SIGNALS: [i32; 3] = [HANGUP, INTERRUPT, TERMINATE];
 
-fn send(child: &Child, signal: i32) {
-    let status = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
-
 /// It ended by itself, in good order, and says by which signal.
 #[track_caller]
 fn ended_by(child: Child, signal: i32) -> Output {
@@ -250,7 +245,7 @@ fn a_signal_ends_an_append_that_waits_for_its_input() {
         let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), lines_of(&mut child));
         stdin.write_all(line(1).as_bytes()).unwrap();
         assert!(read_line(&mut stdout).contains("\"version\":1"));
-        send(&child, signal);
+        signals::send(&child, signal);
         let output = ended_by(child, signal);
         assert!(String::from_utf8_lossy(&output.stderr).starts_with("interrupted: "), "{output:?}");
         assert_eq!(shell.latest("lmdb:./store"), "1");
@@ -265,7 +260,7 @@ fn a_signal_ends_what_follows_and_what_waits_for_its_reader() {
             let mut child = shell.command(args).spawn().unwrap();
             let mut stdout = lines_of(&mut child);
             assert!(read_line(&mut stdout).contains("\"id\""));
-            send(&child, signal);
+            signals::send(&child, signal);
             let output = ended_by(child, signal);
             assert!(output.stderr.is_empty(), "{output:?}");
         }
@@ -286,7 +281,7 @@ fn every_signal_is_listened_for_by_a_command_that_only_prints() {
     for signal in SIGNALS {
         assert_ne!(caught & 1 << (signal - 1), 0, "signal {signal}");
     }
-    send(&child, TERMINATE);
+    signals::send(&child, TERMINATE);
     ended_by(child, TERMINATE);
 }
 
@@ -298,9 +293,9 @@ fn a_hangup_that_was_ignored_stays_ignored() {
     for number in 1..4 {
         stdin.write_all(line(number).as_bytes()).unwrap();
         assert!(read_line(&mut stdout).contains(&format!("\"version\":{number}")));
-        send(&child, HANGUP);
+        signals::send(&child, HANGUP);
     }
-    send(&child, TERMINATE);
+    signals::send(&child, TERMINATE);
     ended_by(child, TERMINATE);
 }
 
@@ -318,7 +313,7 @@ fn a_signal_leaves_no_half_backup() {
                 has_ended = child.try_wait().unwrap().is_some();
             }
             if !has_ended {
-                send(&child, signal);
+                signals::send(&child, signal);
             }
             let output = child.wait_with_output().unwrap();
             let is_done = output.status.success();
@@ -348,7 +343,7 @@ fn a_signal_ends_an_opening_that_takes_long() {
                 has_ended = child.try_wait().unwrap().is_some();
             }
             if !has_ended {
-                send(&child, TERMINATE);
+                signals::send(&child, TERMINATE);
             }
             let output = child.wait_with_output().unwrap();
             // What is opened already says so when it is interrupted.

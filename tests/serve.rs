@@ -134,8 +134,7 @@ fn what_was_acknowledged_survives_a_killed_server() {
     let mut acknowledged = 0;
     for _ in 0..10 {
         let server = Server::on_any_port(&shell, &[]);
-        let mut appending =
-            shell.spawn(&["--store", &server.url, "append", "--concurrency", "16", "--timeout", "5s"]);
+        let mut appending = shell.spawn(&["--store", &server.url, "append", "--concurrency", "16", "--timeout", "5s"]);
         let mut to = appending.stdin.take().unwrap();
         let feeder = std::thread::spawn(move || {
             let mut number = 0;

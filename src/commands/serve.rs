@@ -38,11 +38,8 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
         Some(place) => {
             let (engine, directory, options) = split_place(place);
             what = format!("the stores in {directory}");
-            let stores = Stores::new(directory)
-                .engine(engine)
-                .options(options)
-                .most_open(args.most_open)
-                .idle(args.close_idle);
+            let stores =
+                Stores::new(directory).engine(engine).options(options).most_open(args.most_open).idle(args.close_idle);
             Server::of_many(stores)
         }
         None => {
@@ -72,7 +69,9 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
 fn split_place(place: &str) -> (&str, &str, &str) {
     let (place, options) = place.split_once('?').unwrap_or((place, ""));
     match place.split_once(':') {
-        Some((engine, directory)) if engine.bytes().all(|byte| byte.is_ascii_lowercase()) => (engine, directory, options),
+        Some((engine, directory)) if engine.bytes().all(|byte| byte.is_ascii_lowercase()) => {
+            (engine, directory, options)
+        }
         _ => ("lmdb", place, options),
     }
 }
