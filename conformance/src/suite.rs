@@ -312,7 +312,7 @@ fn run_on(runtime: &str, body: crate::check::Body, env: &Env) -> Checked {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     // More threads than the machine may have cores: what can interleave, should.
-    let runtime = builder.worker_threads(4).enable_time().build()?;
+    let runtime = builder.worker_threads(4).enable_all().build()?;
     let outcome = runtime.block_on(body(env));
     // Now, while what still runs is not yet dropped with the runtime. A program of the model is its operations.
     outcome.map_err(|failure| match failure.shows_a_program() {

@@ -51,8 +51,8 @@ where
         job.report(done, total);
         sender.send_replace((done, total));
     }));
-    let steps = Steps { work: Some(Box::pin(work(ctx))), progress, app };
-    let lines = futures_util::stream::unfold(steps, |mut steps: Steps<F>| async move {
+    let steps = Steps { work: Some(Box::pin(work(ctx))), last: None, told: (0, 0), progress, app };
+    let lines = futures_util::stream::unfold(steps, |mut steps: Steps<T, F>| async move {
         let line = steps.next().await?;
         let mut text = serde_json::to_vec(&line).unwrap_or_default();
         text.push(b'\n');
@@ -61,15 +61,22 @@ where
     stream(JSON_LINES, Body::from_stream(lines))
 }
 
-struct Steps<F> {
+struct Steps<T, F> {
     /// `None` once it has ended.
     work: Option<std::pin::Pin<Box<F>>>,
+    /// How it ended, when that is still to be told.
+    last: Option<LineOfWork<T>>,
+    /// How far it was when that was told.
+    told: (u64, u64),
     progress: watch::Receiver<(u64, u64)>,
     app: Arc<App>,
 }
 
-impl<T, F: Future<Output = Result<T, Error>>> Steps<F> {
+impl<T, F: Future<Output = Result<T, Error>>> Steps<T, F> {
     async fn next(&mut self) -> Option<LineOfWork<T>> {
+        if let Some(last) = self.last.take() {
+            return Some(last);
+        }
         let work = self.work.as_mut()?;
         let ended = tokio::select! {
             biased;
@@ -80,12 +87,22 @@ impl<T, F: Future<Output = Result<T, Error>>> Steps<F> {
             () = self.app.stopping.cancelled() => LineOfWork::Error(Box::new(stopping())),
             // The sender goes with the work.
             () = changed(&mut self.progress) => {
-                let (done, total) = *self.progress.borrow_and_update();
-                return Some(LineOfWork::Progress { done, total });
+                return Some(self.progress());
             }
         };
         self.work = None;
+        // Also work that was fast tells how far it came.
+        if *self.progress.borrow() != self.told {
+            self.last = Some(ended);
+            return Some(self.progress());
+        }
         Some(ended)
+    }
+
+    fn progress(&mut self) -> LineOfWork<T> {
+        self.told = *self.progress.borrow_and_update();
+        let (done, total) = self.told;
+        LineOfWork::Progress { done, total }
     }
 }
 

@@ -49,7 +49,8 @@
 //! | `rocksdb` | `rocksdb:PATH` | no | RocksDB: large stores with random ids; needs a C++ compiler and libclang, compiles for many minutes |
 //! | `fjall` | `fjall:PATH` | no | fjall: as RocksDB, in pure Rust |
 //! | `sled` | `sled:PATH` | no | sled: a beta engine; its index is rebuilt from the log after a crash |
-//! | `full` | | no | every backend |
+//! | `http` | `http://HOST/PATH`, `https://HOST/PATH`, `unix:PATH` | no | the store of a server, `eventstore serve` |
+//! | `full` | | no | every engine; not `http` |
 //! | `serde` | | no | `Serialize` and `Deserialize` for versions, cursors, conditions, events and reports |
 //! | `zstd` | | yes | log compression, the option `compression=zstd`; needs a C compiler |
 
@@ -108,6 +109,11 @@ pub use backend_fjall as fjall;
 #[cfg(feature = "sled")]
 #[doc(inline)]
 pub use backend_sled as sled;
+
+/// The client of a server with its typed options.
+#[cfg(feature = "http")]
+#[doc(inline)]
+pub use backend_http as http;
 
 /// The examples of the README compile, of this package's and of the repository's.
 #[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]

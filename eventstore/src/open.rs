@@ -42,6 +42,9 @@ pub(crate) use with_engine;
 /// instead, with the backend's own `open`. Must be called inside a Tokio runtime; [`blocking::open`](crate::blocking::open) is for
 /// programs without one.
 ///
+/// `http://`, `https://` and `unix:` lead to the store of a server, `http://host:7080/stores/orders?token_file=…`, with the
+/// feature `http`.
+///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
 /// let store = eventstore::open("memory:").await?;
@@ -52,7 +55,7 @@ pub(crate) use with_engine;
 /// # Errors
 ///
 /// `Unsupported` for an unknown scheme, or for a backend that this build leaves out, which names the feature to enable.
-/// `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend.
+/// `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend; `Forbidden` and `Unavailable` from a server.
 pub async fn open(url: &str) -> Result<Store> {
     backend::open(url).await.map(Store::from)
 }
@@ -69,7 +72,7 @@ pub async fn open_existing(url: &str) -> Result<Store> {
 
 /// Opens the store that `url` names to read it, and writes nothing there: not to a backup, nor to what lies on a medium that
 /// cannot be written or is somebody else's. Others may read it as well, but nobody may write to it meanwhile, and appends and
-/// collections are `Unsupported`.
+/// collections are `Unsupported`. Of a server's store that is all: others may write to it.
 ///
 /// Of LMDB and RocksDB the index is used where it is. Of fjall and sled it is copied into a temporary directory, which takes long
 /// if it is large; so is one that is missing, damaged or far behind made again there.
@@ -91,6 +94,9 @@ pub(crate) mod backend {
     ///
     /// Those of [`eventstore::open`](crate::open).
     pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
+        if is_served(url) {
+            return open_served(url, To::Make).await;
+        }
         open_url(&parse(url)?).await
     }
 
@@ -101,6 +107,9 @@ pub(crate) mod backend {
     /// Those of [`eventstore::open_existing`](crate::open_existing).
     pub async fn open_existing(url: &str) -> Result<Arc<dyn EventStore>> {
         const OPTION: &str = "create_if_missing";
+        if is_served(url) {
+            return open_served(url, To::Find).await;
+        }
         let mut url = parse(url)?;
         if url.scheme != MEMORY && url.options.iter().all(|(name, _)| name != OPTION) {
             url.options.push((OPTION.to_owned(), false.to_string()));
@@ -114,6 +123,9 @@ pub(crate) mod backend {
     ///
     /// Those of [`eventstore::open_read_only`](crate::open_read_only).
     pub async fn open_read_only(url: &str) -> Result<Arc<dyn EventStore>> {
+        if is_served(url) {
+            return open_served(url, To::Read).await;
+        }
         let url = &parse(url)?;
         if url.scheme == MEMORY {
             let what = "a memory store is always empty when it is opened; open it for writing".to_owned();
@@ -125,6 +137,37 @@ pub(crate) mod backend {
 
 pub(crate) const MEMORY: &str = "memory";
 
+/// The schemes that lead to a server, all of the backend `http`.
+const SERVED: [&str; 3] = [HTTP, "https", "unix"];
+const HTTP: &str = "http";
+
+/// Whether a URL names a server. It has a form of its own.
+fn is_served(url: &str) -> bool {
+    url.split_once(':').is_some_and(|(scheme, _)| SERVED.contains(&scheme))
+}
+
+/// What a store is opened for.
+enum To {
+    Make,
+    Find,
+    Read,
+}
+
+#[cfg(feature = "http")]
+async fn open_served(url: &str, to: To) -> Result<Arc<dyn EventStore>> {
+    let options = backend_http::Options::from_url(url)?;
+    Ok(Arc::new(match to {
+        To::Make => backend_http::open(options).await?,
+        To::Find => backend_http::open_existing(options).await?,
+        To::Read => backend_http::open_read_only(options).await?,
+    }))
+}
+
+#[cfg(not(feature = "http"))]
+async fn open_served(_: &str, _: To) -> Result<Arc<dyn EventStore>> {
+    Err(no_backend(HTTP))
+}
+
 async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
     if url.scheme == MEMORY {
         return open_memory(url);
@@ -133,17 +176,24 @@ async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
 }
 
 /// The engines, and whether this build has them.
-const ENGINES: [(&str, bool); 5] = [
+const ENGINES: [(&str, bool); 6] = [
     (MEMORY, true),
     ("lmdb", cfg!(feature = "lmdb")),
     ("rocksdb", cfg!(feature = "rocksdb")),
     ("fjall", cfg!(feature = "fjall")),
     ("sled", cfg!(feature = "sled")),
+    (HTTP, cfg!(feature = "http")),
 ];
 
-/// Reads a URL. Its scheme comes first: how to write a path better is no help with an engine that there is not.
+/// Reads a URL that names files. Its scheme comes first: how to write a path better is no help with an engine that there is not.
 pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
     match url.split_once(':') {
+        Some((scheme, _)) if SERVED.contains(&scheme) => Err(Error::Unsupported {
+            what: format!(
+                "{scheme}: leads to a server, and this is done with the files of a store; do it on the server's machine, while \
+                 the server is stopped"
+            ),
+        }),
         Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
         _ => url.parse(),
     }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use eventstore::backend::Error;
+use eventstore::backend::{Context, Error};
 
 const BACKENDS: &[(&str, &str)] = &[
     ("memory:", "## For all backends"),
@@ -14,6 +14,8 @@ const BACKENDS: &[(&str, &str)] = &[
     ("fjall:./never-made", "## fjall"),
     #[cfg(feature = "sled")]
     ("sled:./never-made", "## sled"),
+    #[cfg(feature = "http")]
+    ("http://127.0.0.1:1", "## Servers"),
 ];
 
 fn section<'a>(document: &'a str, title: &str) -> &'a str {
@@ -39,7 +41,7 @@ async fn the_document_has_every_option_and_no_other() {
         let mut expected = documented(section(document, title));
         if *url == "memory:" {
             expected.retain(|option| *option != "create_if_missing");
-        } else {
+        } else if *title != "## Servers" {
             expected.extend(&for_all);
         }
         known.sort_unstable();
@@ -52,7 +54,7 @@ async fn the_document_has_every_option_and_no_other() {
 async fn the_documents_defaults_can_be_given() {
     let document = include_str!("../../docs/options.md");
     let directory = tempfile::tempdir().unwrap();
-    for (url, title) in &BACKENDS[1..] {
+    for (url, title) in BACKENDS[1..].iter().filter(|(_, title)| *title != "## Servers") {
         let mut options = Vec::new();
         for line in section(document, title).lines().filter(|line| line.starts_with("| `")) {
             let mut columns = line.split(" | ").map(|column| column.trim_matches(['|', ' ', '`']));
@@ -64,5 +66,38 @@ async fn the_documents_defaults_can_be_given() {
         let (scheme, _) = url.split_once(':').unwrap();
         let url = format!("{scheme}:{}?{}", directory.path().join(scheme).display(), options.join("&"));
         eventstore::backend::open(&url).await.unwrap_or_else(|error| panic!("{url}: {error}")).close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_has_urls_of_its_own_and_no_files() {
+    let (ctx, nowhere) = (Context::background(), std::path::Path::new("./never-made"));
+    for url in ["http://127.0.0.1:1/stores/a", "https://localhost:1", "unix:/nowhere/s.sock"] {
+        let repaired = eventstore::backend::repair(&ctx, url).await.map(drop);
+        for refused in [repaired, eventstore::backend::restore(&ctx, nowhere, url).await] {
+            assert!(
+                matches!(&refused, Err(Error::Unsupported { what }) if what.contains("server")),
+                "{url}: {refused:?}"
+            );
+        }
+        let url = &format!("{url}?connect_timeout=50ms");
+        for opened in [
+            eventstore::open(url).await.map(drop),
+            eventstore::open_existing(url).await.map(drop),
+            eventstore::open_read_only(url).await.map(drop),
+        ] {
+            match cfg!(feature = "http") {
+                true => assert!(
+                    matches!(opened, Err(Error::Unavailable { .. } | Error::InvalidOption { .. })),
+                    "{url}: {opened:?}"
+                ),
+                false => {
+                    assert!(
+                        matches!(&opened, Err(Error::Unsupported { what }) if what.contains("`http`")),
+                        "{url}: {opened:?}"
+                    );
+                }
+            }
+        }
     }
 }

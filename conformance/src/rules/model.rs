@@ -104,7 +104,7 @@ fn search(env: &Env, cases: u64) -> Checked {
 
 impl Search {
     fn run(&self, env: &Env, reports: bool) -> Checked {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (strategy, began, mut reported) = (programs(STEPS), Instant::now(), Instant::now());
         while !self.is_over.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,390 @@
+//! Requests and their answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use eventstore_api::{Context, Error, Result, Source};
+use eventstore_wire::{BINARY, JSON, MAX_BODY, PROBLEM, Problem, QueryWriter};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client as Pool;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+
+use crate::net::{Connector, Home, has_wrong_certificate, innermost, source};
+use crate::options::{Address, Options, invalid};
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Another attempt may succeed.
+    Passing { reason: String, source: Option<Source>, after: Option<Duration> },
+    /// It would not.
+    Final(Error),
+}
+
+impl Failed {
+    pub(crate) fn passing(reason: impl Into<String>) -> Self {
+        Failed::Passing { reason: reason.into(), source: None, after: None }
+    }
+
+    /// A connection that is not to be had, or was lost.
+    pub(crate) fn lost(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let reason = format!("{what}: {}", innermost(&error));
+        Failed::Passing { reason, source: Some(source(error)), after: None }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::Final(error)
+    }
+}
+
+pub(crate) type Attempt<T> = std::result::Result<T, Failed>;
+
+/// A client of one store on a server.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// For people.
+    pub(crate) url: String,
+    pub(crate) connector: Connector,
+    pub(crate) retry_for: Duration,
+    pub(crate) connect_timeout: Duration,
+    authority: HeaderValue,
+    base: String,
+    authorization: Option<HeaderValue>,
+    pool: Pool<Connector, Empty<Bytes>>,
+}
+
+/// Connections that nobody has used for so long are closed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The answer to a request that has come so far.
+pub(crate) type Answer = Response<Incoming>;
+
+/// The longest problem or other small answer that is read.
+const MAX_SMALL: usize = 1 << 20;
+
+impl Client {
+    /// A client with these options, in this runtime. It reads the files that they name, which blocks.
+    pub(crate) fn new(options: &Options, home: &Handle) -> Result<Self> {
+        let address = options.validate()?;
+        let connector = Connector::new(&address, options.ca_file.as_deref(), options.connect_timeout, home.clone())?;
+        let home = Home(home.clone());
+        let mut pool = Pool::builder(home.clone());
+        pool.pool_idle_timeout(IDLE).pool_timer(home).set_host(false);
+        Ok(Client {
+            url: address.to_string(),
+            retry_for: options.retry_for,
+            connect_timeout: options.connect_timeout,
+            authority: authority(&address)?,
+            base: address.base.clone(),
+            authorization: authorization(options)?,
+            pool: pool.build(connector.clone()),
+            connector,
+        })
+    }
+
+    /// A request for what is below the base: `events?since=7`, or `""` for the base itself.
+    pub(crate) fn request(
+        &self,
+        method: Method,
+        resource: &str,
+        accept: &'static str,
+    ) -> Result<Request<Empty<Bytes>>> {
+        let target = match resource {
+            "" if self.base.is_empty() => "/".to_owned(),
+            "" => self.base.clone(),
+            _ => format!("{}/{resource}", self.base),
+        };
+        // The connector knows where to; the pool wants to see a host.
+        let uri = http::Uri::builder().scheme("http").authority("store").path_and_query(target).build();
+        let mut request = uri
+            .and_then(|uri| Request::builder().method(method).uri(uri).body(Empty::new()))
+            .map_err(|error| Error::engine("make a request", error))?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.authority.clone());
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    /// Sends a request, and gives the answer if it is what was asked for.
+    pub(crate) async fn send(&self, request: Request<Empty<Bytes>>) -> Attempt<Answer> {
+        let sent = self.pool.request(request).await;
+        let answer = sent.map_err(|error| match error.is_connect() {
+            true => self.unreachable(error),
+            false => Failed::lost("the connection was lost", error),
+        })?;
+        match answer.status() {
+            StatusCode::OK | StatusCode::CREATED => Ok(answer),
+            _ => Err(self.refusal(answer).await),
+        }
+    }
+
+    /// What a failure to connect means.
+    pub(crate) fn unreachable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Failed {
+        if !has_wrong_certificate(&error) {
+            return Failed::lost("it cannot be reached", error);
+        }
+        Failed::Final(Error::Open {
+            path: self.url.clone(),
+            reason: format!("{}; name a file with the right certificates by ca_file=PATH", innermost(&error)),
+            source: Some(source(error)),
+        })
+    }
+
+    /// What an answer means that is none of what was asked for.
+    pub(crate) async fn refusal(&self, answer: Answer) -> Failed {
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = match collect(answer, MAX_SMALL).await {
+            Ok(body) => body,
+            Err(failed) => return failed,
+        };
+        let problem = match is_of(&headers, PROBLEM) {
+            true => serde_json::from_slice::<Problem>(&body).ok(),
+            false => None,
+        };
+        let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let after = after.map(|seconds: u64| Duration::from_secs(seconds.min(5)));
+        let is_passing = matches!(status.as_u16(), 429 | 502 | 503 | 504);
+        match problem {
+            Some(problem) if is_passing_problem(&problem) => {
+                let reason = problem.reason.unwrap_or(problem.detail);
+                Failed::Passing { reason, source: None, after }
+            }
+            Some(problem) => Failed::Final(problem.into_error(&self.url)),
+            None if is_passing => Failed::Passing { reason: format!("it answers HTTP {status}"), source: None, after },
+            None => Failed::Final(self.foreign(status, &headers)),
+        }
+    }
+
+    /// Somebody else answers.
+    fn foreign(&self, status: StatusCode, headers: &HeaderMap) -> Error {
+        let what = headers.get(CONTENT_TYPE).map_or("no type", |value| value.to_str().unwrap_or("an odd type"));
+        Error::Open {
+            path: self.url.clone(),
+            reason: format!(
+                "the answer is no eventstore server's (HTTP {status} with {what}); check the address and what stands between"
+            ),
+            source: None,
+        }
+    }
+
+    /// The whole body of an answer in this form.
+    pub(crate) async fn body(&self, answer: Answer, form: &str) -> Attempt<Bytes> {
+        if !is_of(answer.headers(), form) {
+            return Err(self.foreign(answer.status(), answer.headers()).into());
+        }
+        collect(answer, MAX_BODY).await
+    }
+
+    /// Asks for what may be asked for again, until there is an answer, or no time any more.
+    pub(crate) async fn get<T>(
+        &self,
+        ctx: &Context,
+        resource: &str,
+        query: &str,
+        form: &'static str,
+        decode: impl Fn(Bytes) -> std::result::Result<T, String>,
+    ) -> Result<T> {
+        let mut retries = Retries::new(self.retry_for);
+        loop {
+            let attempt = ctx.run(self.get_once(ctx, resource, query, form, &decode)).await;
+            let failed = match attempt {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(failed)) => failed,
+                Err(ended) => return Err(retries.ended(ended, &self.url)),
+            };
+            retries.pause(ctx, failed, &self.url).await?;
+        }
+    }
+
+    /// The same once.
+    pub(crate) async fn get_once<T>(
+        &self,
+        ctx: &Context,
+        resource: &str,
+        query: &str,
+        form: &'static str,
+        decode: impl Fn(Bytes) -> std::result::Result<T, String>,
+    ) -> Attempt<T> {
+        let target = with_timeout(resource, query, ctx);
+        let answer = self.send(self.request(Method::GET, &target, form)?).await?;
+        let body = self.body(answer, form).await?;
+        decode(body).map_err(|what| Failed::passing(format!("its answer is damaged: {what}")))
+    }
+
+    /// The same for JSON.
+    pub(crate) async fn get_json<T: DeserializeOwned>(&self, ctx: &Context, resource: &str, query: &str) -> Result<T> {
+        self.get(ctx, resource, query, JSON, |body| from_json(&body)).await
+    }
+}
+
+/// What stands behind the base: a resource, its parameters, and how long it may take.
+pub(crate) fn with_timeout(resource: &str, query: &str, ctx: &Context) -> String {
+    let timeout = ctx.deadline().map(|deadline| {
+        // Rounded up: the server is not to end before the client does.
+        let left = deadline.saturating_duration_since(Instant::now());
+        QueryWriter::new().put("timeout", format_args!("{}us", left.as_micros() + 1)).finish()
+    });
+    match (query, timeout) {
+        ("", None) => resource.to_owned(),
+        (query, None) => format!("{resource}?{query}"),
+        ("", Some(timeout)) => format!("{resource}?{timeout}"),
+        (query, Some(timeout)) => format!("{resource}?{query}&{timeout}"),
+    }
+}
+
+pub(crate) fn from_json<T: DeserializeOwned>(body: &[u8]) -> std::result::Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+/// What a server says that stops, or has too much to do. It has done nothing of what was asked.
+pub(crate) fn is_passing_problem(problem: &Problem) -> bool {
+    problem.written != "unknown" && matches!(problem.code.as_str(), "unavailable" | "too_many" | "closed" | "cancelled")
+}
+
+/// Whether an answer's body has this media type.
+pub(crate) fn is_of(headers: &HeaderMap, form: &str) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(form)
+}
+
+/// Reads a body that has at most so many bytes.
+async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
+    let too_long = || Failed::Final(Error::engine("read an answer", format!("it is longer than {most} bytes")));
+    let mut body = answer.into_body();
+    if hyper::body::Body::size_hint(&body).lower() > most as u64 {
+        return Err(too_long());
+    }
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failed::lost("its answer was cut off", error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > most {
+            return Err(too_long());
+        }
+        // Most answers come in one piece, which need not be copied.
+        match first.is_empty() && all.is_empty() {
+            true => first = data,
+            false => {
+                all.extend_from_slice(&std::mem::take(&mut first));
+                all.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Repeated attempts, with pauses that grow.
+#[derive(Debug)]
+pub(crate) struct Retries {
+    until: Option<Instant>,
+    began: Instant,
+    pauses: Pauses,
+    last: Option<(String, Option<Source>)>,
+}
+
+impl Retries {
+    pub(crate) fn new(retry_for: Duration) -> Self {
+        let began = Instant::now();
+        Retries { until: began.checked_add(retry_for), began, pauses: Pauses::default(), last: None }
+    }
+
+    /// For as long as the context lasts.
+    pub(crate) fn for_ever() -> Self {
+        Retries { until: None, began: Instant::now(), pauses: Pauses::default(), last: None }
+    }
+
+    /// What the caller is told when its context ends: what was in the way, if that is why there is no answer.
+    pub(crate) fn ended(&mut self, ended: Error, url: &str) -> Error {
+        match (ended, self.last.take()) {
+            (Error::DeadlineExceeded, Some(last)) => self.unavailable(last, url),
+            (ended, _) => ended,
+        }
+    }
+
+    fn unavailable(&self, (reason, source): (String, Option<Source>), url: &str) -> Error {
+        let tried = self.began.elapsed();
+        let reason = match tried < Duration::from_millis(100) {
+            true => reason,
+            false => format!("{reason} (tried for {:.1} s)", tried.as_secs_f64()),
+        };
+        Error::Unavailable { url: url.to_owned(), reason, source }
+    }
+
+    /// Waits before the next attempt; an error if there is none.
+    pub(crate) async fn pause(&mut self, ctx: &Context, failed: Failed, url: &str) -> Result<()> {
+        let (reason, source, after) = match failed {
+            Failed::Passing { reason, source, after } => (reason, source, after),
+            Failed::Final(error) => return Err(error),
+        };
+        let pause = self.pauses.next().max(after.unwrap_or_default());
+        if self.until.is_some_and(|until| Instant::now() + pause > until) {
+            return Err(self.unavailable((reason, source), url));
+        }
+        tracing::debug!(url, reason, ?pause, "a request is repeated");
+        self.last = Some((reason, source));
+        match ctx.run(tokio::time::sleep(pause)).await {
+            Ok(()) => Ok(()),
+            Err(ended) => Err(self.ended(ended, url)),
+        }
+    }
+}
+
+/// Pauses between attempts: each up to twice as long as the one before, and none as long as those of others.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses(u32);
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(20);
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = (Self::FIRST * (1 << self.0.min(16))).min(Self::LONGEST);
+        self.0 = self.0.saturating_add(1);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+fn authority(address: &Address) -> Result<HeaderValue> {
+    HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host is no name of a host"))
+}
+
+/// The header with the token, if there is one.
+fn authorization(options: &Options) -> Result<Option<HeaderValue>> {
+    let (option, token) = match (&options.token, &options.token_file) {
+        (Some(token), _) => ("token", token.clone()),
+        (None, None) => return Ok(None),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| invalid("token_file", &format!("{} cannot be read: {error}", path.display())))?;
+            ("token_file", text.lines().next().unwrap_or_default().to_owned())
+        }
+    };
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(invalid(
+            option,
+            "there is no token: a token is in one line, without spaces and of ASCII characters",
+        ));
+    }
+    let mut value =
+        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it cannot stand in a header"))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// Shared by all handles.
+pub(crate) type SharedClient = Arc<Client>;
+
+/// The form of pages and single events.
+pub(crate) const PAGES: &str = BINARY;

@@ -1,0 +1,345 @@
+//! Appends on their way to the session's task.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use eventstore_api::{Batch, CancellationToken, Context, Error, Result, Source, Stored, Written};
+use futures_util::task::AtomicWaker;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// At most this many units are with the session; the server takes no more either.
+const ROOM: usize = 1024;
+
+/// What one unit is good for: an append takes at least one, so the room is for 1,024 of them, or for 64 MiB.
+const UNIT: usize = 64 << 10;
+
+/// How long an append that was sent, and whose context has ended, waits for what the server says to that.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// The appends that are not sent yet.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    /// The server's address.
+    url: String,
+    retry_for: Duration,
+    state: Mutex<State>,
+    /// The session's task.
+    waker: AtomicWaker,
+    room: Arc<Semaphore>,
+    /// Closing has begun.
+    pub(crate) closing: CancellationToken,
+    /// The session's task has ended.
+    pub(crate) ended: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By their numbers.
+    waiting: VecDeque<Append>,
+    /// The numbers of appends that were taken from `waiting`, and that nobody wants any more.
+    withdrawn: Vec<u64>,
+    next_number: u64,
+    is_closing: bool,
+    /// Why there is no connection, and since when.
+    trouble: Option<Trouble>,
+}
+
+#[derive(Clone, Debug)]
+struct Trouble {
+    since: Instant,
+    reason: String,
+    source: Option<Source>,
+}
+
+/// An append that the session has, or will have.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(crate) number: u64,
+    pub(crate) batch: Batch,
+    pub(crate) deadline: Option<Instant>,
+    /// Nobody waits for it any more, but it was sent.
+    pub(crate) is_withdrawn: bool,
+    /// Bytes of its frame, about.
+    pub(crate) len: usize,
+    since: Instant,
+    /// An attempt to reach the server has failed since it is here.
+    is_tried: bool,
+    reply: oneshot::Sender<Result<Vec<Stored>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Append {
+    pub(crate) fn answer(self, outcome: Result<Vec<Stored>>) {
+        let _ = self.reply.send(outcome); // or nobody waits
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(url: String, retry_for: Duration) -> Self {
+        Queue {
+            url,
+            retry_for,
+            state: Mutex::default(),
+            waker: AtomicWaker::new(),
+            room: Arc::new(Semaphore::new(ROOM)),
+            closing: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands the batch to the session and waits for the answer.
+    pub(crate) async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        let since = Instant::now();
+        // About as many bytes as its frame has.
+        let len = batch.len_bytes() + 24 * (batch.events.len() + 2);
+        let units = (len / UNIT + 1).min(ROOM);
+        let room = self.room.clone().acquire_many_owned(units as u32);
+        let room = match ctx.run(room).await {
+            Ok(room) => room.map_err(|_| Error::Closed)?,
+            Err(ended) => return Err(self.not_sent(ended)),
+        };
+        let (reply, mut answer) = oneshot::channel();
+        let append = Append {
+            number: 0,
+            batch,
+            deadline: ctx.deadline(),
+            is_withdrawn: false,
+            len,
+            since,
+            is_tried: false,
+            reply,
+            _room: room,
+        };
+        let mut wanted = Wanted { queue: self, number: Some(self.push(append)?) };
+        match ctx.run(&mut answer).await {
+            Ok(answer) => {
+                wanted.number = None;
+                answer.unwrap_or_else(|_| Err(unknown("the program's runtime ended")))
+            }
+            Err(ended) if wanted.withdraw() => Err(self.not_sent(ended)),
+            Err(ended) => match tokio::time::timeout(GRACE, answer).await {
+                Ok(Ok(Err(error))) if error.written() == Written::Nothing => Err(match error {
+                    Error::Cancelled | Error::DeadlineExceeded | Error::Unavailable { .. } => ended,
+                    // It was refused before it was withdrawn.
+                    other => other,
+                }),
+                Ok(Ok(outcome)) => outcome,
+                _ => Err(unknown(match ended {
+                    Error::Cancelled => "cancelled while it was with the server",
+                    _ => "the deadline passed while it was with the server",
+                })),
+            },
+        }
+    }
+
+    /// Why an append was never sent whose context has ended: it may be for want of a connection.
+    fn not_sent(&self, ended: Error) -> Error {
+        match (ended, &self.state().trouble) {
+            (Error::DeadlineExceeded, Some(trouble)) => self.unavailable(trouble),
+            (ended, _) => ended,
+        }
+    }
+
+    fn unavailable(&self, trouble: &Trouble) -> Error {
+        let Trouble { reason, source, .. } = trouble;
+        Error::Unavailable { url: self.url.clone(), reason: reason.clone(), source: source.clone() }
+    }
+
+    fn push(&self, mut append: Append) -> Result<u64> {
+        let mut state = self.state();
+        if state.is_closing {
+            drop(state);
+            return Err(Error::Closed);
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        append.number = number;
+        state.waiting.push_back(append);
+        drop(state);
+        self.waker.wake();
+        Ok(number)
+    }
+
+    /// Whether the append was still here, and so was never sent. Otherwise the session is told.
+    fn withdraw(&self, number: u64) -> bool {
+        let mut state = self.state();
+        let removed = state.remove(number);
+        if removed.is_none() {
+            state.withdrawn.push(number);
+        }
+        drop(state);
+        if removed.is_none() {
+            self.waker.wake();
+        }
+        removed.is_some()
+    }
+
+    /// Refuses further appends; the session ends when it has done those that are here.
+    pub(crate) fn close(&self) {
+        self.room.close();
+        self.state().is_closing = true;
+        self.closing.cancel();
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+}
+
+impl State {
+    fn place(&self, number: u64) -> std::result::Result<usize, usize> {
+        self.waiting.binary_search_by_key(&number, |append| append.number)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Append> {
+        self.place(number).ok().and_then(|place| self.waiting.remove(place))
+    }
+}
+
+/// Somebody waits for an append, until this is dropped.
+struct Wanted<'a> {
+    queue: &'a Queue,
+    number: Option<u64>,
+}
+
+impl Wanted<'_> {
+    fn withdraw(&mut self) -> bool {
+        self.number.take().is_none_or(|number| self.queue.withdraw(number))
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+/// The side of the session's task.
+impl Queue {
+    /// Ready when something waits (true), or when nothing does and nothing more will come (false).
+    pub(crate) fn poll_work(&self, cx: &mut TaskContext<'_>) -> Poll<bool> {
+        self.waker.register(cx.waker());
+        let mut state = self.state();
+        state.withdrawn.clear(); // nothing is sent
+        match (state.waiting.is_empty(), state.is_closing) {
+            (false, _) => Poll::Ready(true),
+            (true, true) => Poll::Ready(false),
+            (true, false) => Poll::Pending,
+        }
+    }
+
+    /// Takes what is to be sent: appends into `appends`, as many as fit into one message, and the numbers of those that are
+    /// withdrawn into `withdrawn`. Ready if there is anything; with `false` if nothing is, and nothing more will come.
+    pub(crate) fn poll_take(
+        &self,
+        cx: &mut TaskContext<'_>,
+        takes_appends: bool,
+        appends: &mut Vec<Append>,
+        withdrawn: &mut Vec<u64>,
+    ) -> Poll<bool> {
+        /// Unless one append is larger.
+        const MESSAGE_BYTES: usize = 1 << 20;
+        /// What a message may have.
+        const MESSAGE_PARTS: usize = 50_000;
+        self.waker.register(cx.waker());
+        let mut gone = Vec::new();
+        let mut state = self.state();
+        std::mem::swap(withdrawn, &mut state.withdrawn);
+        for &number in &*withdrawn {
+            gone.extend(state.remove(number)); // it came back from a session that did not send it
+        }
+        let (mut bytes, mut parts) = (0, 0);
+        while takes_appends && let Some(next) = state.waiting.front() {
+            bytes += next.len;
+            parts += next.batch.events.len() + 1;
+            if !appends.is_empty() && (bytes > MESSAGE_BYTES || parts > MESSAGE_PARTS) {
+                break;
+            }
+            appends.extend(state.waiting.pop_front());
+        }
+        let is_over = state.is_closing && state.waiting.is_empty();
+        drop(state);
+        gone.into_iter().for_each(|append| append.answer(Err(Error::Cancelled)));
+        match (appends.is_empty() && withdrawn.is_empty(), is_over) {
+            (false, _) => Poll::Ready(true),
+            (true, true) => Poll::Ready(false),
+            (true, false) => Poll::Pending,
+        }
+    }
+
+    /// Takes back what was not sent.
+    pub(crate) fn put_back(&self, appends: impl IntoIterator<Item = Append>) {
+        let mut state = self.state();
+        let mut gone = Vec::new();
+        for append in appends {
+            let place = state.place(append.number);
+            match place {
+                Err(place) if !append.is_withdrawn => state.waiting.insert(place, append),
+                _ => gone.push(append),
+            }
+        }
+        drop(state);
+        gone.into_iter().for_each(|append| append.answer(Err(Error::Cancelled)));
+    }
+
+    /// There is a connection, and it works.
+    pub(crate) fn works(&self) {
+        self.state().trouble = None;
+    }
+
+    /// There is no connection, for this reason.
+    pub(crate) fn is_in_trouble(&self, reason: String, source: Option<Source>) {
+        let mut state = self.state();
+        let since = state.trouble.take().map_or_else(Instant::now, |trouble| trouble.since);
+        state.trouble = Some(Trouble { since, reason, source });
+        state.waiting.iter_mut().for_each(|append| append.is_tried = true);
+    }
+
+    /// Nothing can be sent, and another attempt would not change that.
+    pub(crate) fn fail_all(&self, error: &Error) {
+        let waiting = std::mem::take(&mut self.state().waiting);
+        waiting.into_iter().for_each(|append| append.answer(Err(error.clone())));
+    }
+
+    /// Fails those that have waited long enough for a connection, and tells when to look again.
+    pub(crate) fn give_up(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let trouble = state.trouble.clone()?;
+        let end = |append: &Append| append.since.max(trouble.since).checked_add(self.retry_for);
+        let mut next: Option<Instant> = None;
+        let mut failed = Vec::new();
+        for append in std::mem::take(&mut state.waiting) {
+            match end(&append) {
+                Some(end) if append.is_tried && end <= now => failed.push(append),
+                end => {
+                    // The others are looked at when an attempt has failed.
+                    next = [next, end.filter(|_| append.is_tried)].into_iter().flatten().min();
+                    state.waiting.push_back(append);
+                }
+            }
+        }
+        drop(state);
+        let error = self.unavailable(&trouble);
+        failed.into_iter().for_each(|append| append.answer(Err(error.clone())));
+        next
+    }
+
+    /// The session's task is no more.
+    pub(crate) fn has_ended(&self) {
+        self.close();
+        self.fail_all(&Error::Closed);
+        self.ended.cancel();
+    }
+}
+
+pub(crate) fn unknown(reason: &str) -> Error {
+    Error::OutcomeUnknown { reason: reason.to_owned(), source: None }
+}

@@ -1,0 +1,395 @@
+//! The store.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN, MAX_TYPE_LEN};
+use eventstore_api::{
+    AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Direction, Error, EventStore, Gc, GcReport,
+    LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version, async_trait,
+};
+use eventstore_wire::{
+    AggregatesForm, BackupForm, DigestForm, Info, JSON, JSON_LINES, Latest, LineOfWork, Problem, QueryWriter,
+    RevisionForm, WIRE, aggregate_query, decode_page, load_query,
+};
+use http::Method;
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+
+use crate::backup;
+use crate::client::{Answer, Attempt, Client, Failed, PAGES, Retries, SharedClient, from_json, is_of, with_timeout};
+use crate::options::Options;
+use crate::queue::Queue;
+use crate::session;
+
+/// A store on a server.
+///
+/// It keeps the contract of [`EventStore`] as far as the server's store does.
+///
+/// # Clone
+///
+/// Cheap; clones are the same store. Dropping the last one closes it in the background.
+#[derive(Clone)]
+pub struct HttpStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: SharedClient,
+    queue: Arc<Queue>,
+    is_read_only: bool,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl fmt::Debug for HttpStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpStore").field("url", &self.shared.client.url).finish_non_exhaustive()
+    }
+}
+
+/// The largest page that a server gives.
+const LARGEST: PageSize = PageSize::new(10_000, 16 << 20);
+
+/// The longest query: servers take no more.
+const MAX_QUERY: usize = 64 << 10;
+
+/// How long one request waits for events. The connection counts as lost when there is no answer so long after that.
+const WAIT: Duration = Duration::from_secs(30);
+const LATE: Duration = Duration::from_secs(10);
+
+/// The longest line of work.
+const MAX_LINE: usize = 16 << 20;
+
+impl HttpStore {
+    pub(crate) async fn open(options: Options, may_create: bool) -> Result<Self> {
+        let (is_read_only, lost_after) = (options.read_only, options.lost_after);
+        // It reads files.
+        let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
+        let client = Arc::new(client.map_err(|error| Error::engine("open the store", error))??);
+        let method = if may_create && !is_read_only { Method::PUT } else { Method::GET };
+        let mut retries = Retries::new(client.connect_timeout);
+        let info = loop {
+            match info(&client, &method).await {
+                Ok(info) => break info,
+                Err(failed) => retries.pause(&Context::background(), failed, &client.url).await?,
+            }
+        };
+        if !info.wire.contains(&WIRE) {
+            let speaks = info.wire.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::Unsupported {
+                what: format!(
+                    "the server at {} (version {}) speaks the versions {speaks} of the wire, and this program {WIRE}; update \
+                     the older of them",
+                    client.url, info.server
+                ),
+            });
+        }
+        tracing::debug!(url = client.url, backend = info.backend, server = info.server, "a store on a server is open");
+        let queue = Arc::new(Queue::new(client.url.clone(), client.retry_for));
+        tokio::spawn(session::run(client.clone(), queue.clone(), lost_after));
+        Ok(HttpStore { shared: Arc::new(Shared { client, queue, is_read_only }) })
+    }
+
+    fn client(&self) -> &Client {
+        &self.shared.client
+    }
+
+    /// Refuses what comes after closing.
+    fn check(&self, ctx: &Context) -> Result<()> {
+        ctx.check()?;
+        if self.shared.queue.is_closing() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn check_writable(&self, what: &str) -> Result<()> {
+        match self.shared.is_read_only {
+            false => Ok(()),
+            true => Err(Error::Unsupported {
+                what: format!("{what} on a store that was opened to read only; open it to write"),
+            }),
+        }
+    }
+
+    /// The page of a load that nothing matches.
+    async fn empty_page(&self, ctx: &Context, options: &LoadOptions) -> Result<Page> {
+        let head = self.latest_version(ctx).await?;
+        Ok(Page::new(options, Vec::new(), head, true))
+    }
+
+    /// Work that takes long: it tells how far it is, and ends with a report.
+    async fn work<T: DeserializeOwned>(&self, ctx: &Context, resource: &str, query: &str) -> Result<T> {
+        self.check(ctx)?;
+        let client = self.client();
+        let working = async {
+            let target = with_timeout(resource, query, ctx);
+            let answer = client.send(client.request(Method::POST, &target, JSON_LINES)?).await?;
+            follow(client, ctx, answer).await
+        };
+        match ctx.run(working).await? {
+            Ok(report) => Ok(report),
+            Err(Failed::Final(error)) => Err(error),
+            Err(Failed::Passing { reason, source, .. }) => {
+                Err(Error::Unavailable { url: client.url.clone(), reason, source })
+            }
+        }
+    }
+}
+
+/// What the server says of the store; with `PUT` it is made if it is missing.
+async fn info(client: &Client, method: &Method) -> Attempt<Info> {
+    let get = async |method: &Method| {
+        let answer = client.send(client.request(method.clone(), "", JSON)?).await?;
+        let body = client.body(answer, JSON).await?;
+        from_json::<Info>(&body).map_err(|error| {
+            let reason = format!("the answer is no eventstore server's ({error}); check the address");
+            Failed::Final(Error::Open { path: client.url.clone(), reason, source: None })
+        })
+    };
+    match get(method).await {
+        // It may be there although the token is not good for making one.
+        Err(Failed::Final(Error::Forbidden { what })) if method == Method::PUT => match get(&Method::GET).await {
+            Err(Failed::Final(Error::Open { .. })) => Err(Failed::Final(Error::Forbidden { what })),
+            found => found,
+        },
+        found => found,
+    }
+}
+
+/// Reads lines of progress up to the report.
+async fn follow<T: DeserializeOwned>(client: &Client, ctx: &Context, answer: Answer) -> Attempt<T> {
+    if !is_of(answer.headers(), JSON_LINES) {
+        client.body(answer, JSON_LINES).await?; // says what it is
+        return Err(Failed::passing("its answer is of another kind"));
+    }
+    let mut body = answer.into_body();
+    let mut line = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failed::lost("the connection was lost while it worked", error))?;
+        let Ok(mut data) = frame.into_data() else { continue };
+        while let Some(end) = data.iter().position(|&byte| byte == b'\n') {
+            line.extend_from_slice(&data.split_to(end + 1));
+            let read = from_json::<LineOfWork<T>>(&line);
+            line.clear();
+            match read {
+                Ok(LineOfWork::Progress { done, total }) => {
+                    // A listener may wait for what others read, with connections that this thread may have to drive.
+                    let progress = ctx.progress().clone();
+                    let told = tokio::task::spawn_blocking(move || progress.report(done, total)).await;
+                    told.map_err(|error| Error::engine("tell a listener of the progress", error))?;
+                }
+                Ok(LineOfWork::Result(report)) => return Ok(report),
+                Ok(LineOfWork::Error(problem)) => return Err(ended(client, *problem)),
+                Err(error) => return Err(Failed::passing(format!("its answer is damaged: {error}"))),
+            }
+        }
+        line.extend_from_slice(&data);
+        if line.len() > MAX_LINE {
+            let what = format!("a line is longer than {MAX_LINE} bytes");
+            return Err(Failed::Final(Error::engine("read an answer", what)));
+        }
+    }
+    Err(Failed::passing("its answer was cut off"))
+}
+
+/// How work ended that failed on the server.
+fn ended(client: &Client, problem: Problem) -> Failed {
+    match problem.code.as_str() {
+        // Not by this client: the server stops.
+        "cancelled" => Failed::passing("the server ended the work"),
+        _ => Failed::Final(problem.into_error(&client.url)),
+    }
+}
+
+/// A page as it was asked for; whatever else comes is damage.
+fn page(body: Bytes, options: &LoadOptions) -> std::result::Result<Page, String> {
+    let page = decode_page(body, options).map_err(|error| error.to_string())?;
+    let is_in_order = |pair: &[RecordedEvent]| match options.direction {
+        Direction::Forward => pair[0].version < pair[1].version,
+        Direction::Backward => pair[0].version > pair[1].version,
+    };
+    if !page.events.windows(2).all(is_in_order) || !page.events.iter().all(|event| options.matches(event)) {
+        return Err("it has events that were not asked for".to_owned());
+    }
+    Ok(page)
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl EventStore for HttpStore {
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        self.check(ctx)?;
+        batch.validate()?;
+        self.check_writable("an append")?;
+        if batch.events.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shared.queue.append(ctx, batch).await
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        self.check(ctx)?;
+        let is_too_long = |id: &Option<String>| id.as_ref().is_some_and(|id| id.len() > MAX_AGGREGATE_ID_LEN);
+        let mut sent = options.clone();
+        sent.types.retain(|name| name.len() <= MAX_TYPE_LEN);
+        let matches_no_type = sent.types.is_empty() && !options.types.is_empty();
+        if is_too_long(&options.aggregate_id) || is_too_long(&options.aggregate_prefix) || matches_no_type {
+            return self.empty_page(ctx, options).await; // and it may be too long for a request
+        }
+        let events = size.events.clamp(1, LARGEST.events);
+        let bytes = size.bytes.clamp(1, LARGEST.bytes);
+        let query = load_query(&sent).put("page_events", events).put("page_bytes", bytes).finish();
+        if query.len() > MAX_QUERY {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "a load by {} types, which does not fit into a request of {MAX_QUERY} bytes; load with fewer types",
+                    options.types.len()
+                ),
+            });
+        }
+        self.client().get(ctx, "events", &query, PAGES, |body| page(body, options)).await
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
+        self.check(ctx)?;
+        if id.is_empty() || id.len() > MAX_ID_LEN {
+            return Err(Error::EventNotFound { id: id.to_owned() }); // and too long for a request
+        }
+        let query = QueryWriter::new().put("id", id).finish();
+        let decode = |body| {
+            let page = decode_page(body, &LoadOptions::all()).map_err(|error| error.to_string())?;
+            let event = page.events.into_iter().next().filter(|event| event.event.id() == id);
+            event.ok_or_else(|| "it has another event".to_owned())
+        };
+        self.client().get(ctx, "event", &query, PAGES, decode).await
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version> {
+        self.check(ctx)?;
+        Ok(self.client().get_json::<Latest>(ctx, "latest", "").await?.version)
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
+        self.check(ctx)?;
+        if aggregate_id.is_empty() || aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
+            return Ok(Revision::ZERO); // and too long for a request
+        }
+        let query = QueryWriter::new().put("aggregate", aggregate_id).finish();
+        Ok(self.client().get_json::<RevisionForm>(ctx, "revision", &query).await?.revision)
+    }
+
+    async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
+        self.check(ctx)?;
+        if options.prefix.len() > MAX_AGGREGATE_ID_LEN {
+            let head = self.latest_version(ctx).await?;
+            return Ok(AggregatePage::new(options, Vec::new(), head, true));
+        }
+        let mut sent = options.clone();
+        // What is longer than every id stands in the same place among them without its end.
+        let end = (MAX_AGGREGATE_ID_LEN + 1..sent.after.len()).find(|&end| sent.after.is_char_boundary(end));
+        sent.after.truncate(end.unwrap_or(usize::MAX));
+        let query = aggregate_query(&sent).put("limit", most.clamp(1, AggregatePage::MOST)).finish();
+        let AggregatesForm { head, aggregates, next } = self.client().get_json(ctx, "aggregates", &query).await?;
+        Ok(AggregatePage::new(options, aggregates, head, next.is_none()))
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
+        self.check(ctx)?;
+        let client = self.client();
+        let waiting = async {
+            // Whoever waits does so until the context ends, whatever the server does meanwhile.
+            let mut retries = Retries::for_ever();
+            let query = QueryWriter::new().put("after", after).finish();
+            loop {
+                let this = ctx.clone().with_timeout(WAIT);
+                let request = client.get_once(&this, "wait", &query, JSON, |body| from_json::<Latest>(&body));
+                let failed = match tokio::time::timeout(WAIT + LATE, request).await {
+                    Ok(Ok(latest)) if latest.version > after => return Ok(latest.version),
+                    Ok(Ok(latest)) => {
+                        Failed::passing(format!("it says that {} is greater than {after}", latest.version))
+                    }
+                    Ok(Err(Failed::Final(Error::DeadlineExceeded))) => {
+                        retries = Retries::for_ever();
+                        continue;
+                    }
+                    Ok(Err(failed)) => failed,
+                    Err(_) => Failed::passing("it does not answer"),
+                };
+                retries.pause(&Context::background(), failed, &client.url).await?;
+            }
+        };
+        let closing = self.shared.queue.closing.cancelled();
+        let until_closed = async {
+            tokio::select! {
+                biased;
+                done = waiting => done,
+                () = closing => Err(Error::Closed),
+            }
+        };
+        ctx.run(until_closed).await?
+    }
+
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
+        self.check(ctx)?;
+        self.check_writable("a collection")?;
+        let query = match gc {
+            Gc::Quick => "",
+            Gc::Full => "full=true",
+            other => {
+                return Err(Error::Unsupported { what: format!("a {other} collection over HTTP; run a full one") });
+            }
+        };
+        self.work(ctx, "gc", query).await
+    }
+
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
+        self.check(ctx)?;
+        let place = backup::Place::new(ctx, target).await?;
+        let BackupForm { id, latest_version, bytes_on_disk } = self.work(ctx, "backup", "").await?;
+        let client = self.client();
+        let query = QueryWriter::new().put("id", id).finish();
+        let unpacked = async {
+            let request = client.request(Method::GET, &with_timeout("backup", &query, ctx), "application/x-tar")?;
+            place.unpack(client.send(request).await?).await
+        };
+        match ctx.run(unpacked).await? {
+            Ok(unpacked) => unpacked.take_place().await?,
+            Err(Failed::Final(error)) => return Err(error),
+            Err(Failed::Passing { reason, source, .. }) => {
+                return Err(Error::Unavailable { url: client.url.clone(), reason, source });
+            }
+        }
+        let mut report = BackupReport::default();
+        (report.latest_version, report.bytes_on_disk) = (latest_version, bytes_on_disk);
+        Ok(report)
+    }
+
+    async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
+        self.work(ctx, "verify", "").await
+    }
+
+    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
+        self.check(ctx)?;
+        let query = QueryWriter::new().put("until", until).finish();
+        Ok(self.client().get_json::<DigestForm>(ctx, "digest", &query).await?.digest)
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats> {
+        self.check(ctx)?;
+        self.client().get_json(ctx, "stats", "").await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let queue = &self.shared.queue;
+        queue.close();
+        queue.ended.cancelled().await;
+        Ok(())
+    }
+}
