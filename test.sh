@@ -113,7 +113,7 @@ for bench in memory served; do
 done
 
 step "what is outside the workspace still compiles: fuzz targets, the comparison with other stores"
-cargo check --quiet --manifest-path fuzz/Cargo.toml
+RUSTFLAGS="--cfg fuzzing" cargo check --quiet --manifest-path fuzz/Cargo.toml
 if [ "$features" = full ]; then cargo check --quiet --manifest-path tools/bench-peers/Cargo.toml; fi
 
 minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
