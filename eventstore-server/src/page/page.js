@@ -5,7 +5,7 @@
 
 const PAGE_EVENTS = 100; // of one request
 const MOST_ROWS = 400; // in the document
-const LOAD_BYTES = 4 << 20; // after so many no further page is asked for by itself
+const LOAD_BYTES = 8 << 20; // after so many no further page is asked for by itself
 const PREVIEW = 240; // characters of data in a row
 const LARGE = 64 << 10; // events longer than this are not kept in full by the list
 const FLUSH_EVERY = 200; // milliseconds between two changes of the rows
@@ -606,9 +606,7 @@ class List {
   get #isRead() {
     if (this.paused) return true;
     if (this.ascending) return false;
-    const rows = $('rows');
-    const isPointed = matchMedia('(hover: hover)').matches && rows.matches(':hover');
-    return isPointed || rows.contains(document.activeElement) || isScrolled;
+    return isPointed || isScrolled || $('rows').contains(document.activeElement);
   }
 
   /** Shows what arrived, unless somebody reads. */
@@ -719,7 +717,15 @@ $('rows').addEventListener('focusin', (event) => {
   markRows();
 });
 $('rows').addEventListener('focusout', () => setTimeout(() => list?.flush()));
-$('rows').addEventListener('mouseleave', () => list?.flush());
+// A finger is on a row only to use it.
+let isPointed = false;
+$('rows').addEventListener('pointerenter', (event) => {
+  isPointed = event.pointerType === 'mouse';
+});
+$('rows').addEventListener('pointerleave', () => {
+  isPointed = false;
+  list?.flush();
+});
 $('rows').addEventListener('click', (event) => {
   const row = event.target.closest('tr');
   if (!row || event.target.closest('a') || !getSelection().isCollapsed) return;
@@ -1329,6 +1335,8 @@ let stopper = new AbortController();
 
 function stopAll() {
   stopper.abort();
+  detail.stopper.abort();
+  if (detail.id !== null) detail.id = undefined; // to be loaded anew
   list?.stop();
   list = null;
 }
@@ -1374,6 +1382,12 @@ function showStore({ name: store, backend, server }) {
   $('all-stores').hidden = !store;
   $('all-stores').href = new URL('../../', BASE).href;
 }
+
+// A page that the browser keeps for its back button must not keep connections.
+addEventListener('pagehide', stopAll);
+addEventListener('pageshow', (event) => {
+  if (event.persisted) start();
+});
 
 $('filter-details').open = matchMedia('(min-width: 1001px)').matches;
 start();
