@@ -337,6 +337,10 @@ impl<'a> Serving<'a> {
                     self.sent.insert(number, append); // of which nothing is known now
                     return Err(damaged(&format_args!("{places} places of {events} events")));
                 }
+                Err(problem) if append.is_withdrawn && problem.code == "cancelled" => {
+                    self.has_worked();
+                    append.answer(Err(Error::Cancelled));
+                }
                 // It will be there again. Nothing was written, so the append can be sent again.
                 Err(problem) if is_passing_problem(&problem) => {
                     self.leaving = Some(problem.reason.unwrap_or(problem.detail));

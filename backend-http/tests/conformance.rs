@@ -5,9 +5,9 @@ mod common;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 
-use backend_http::{Options, open};
+use backend_http::{HttpStore, Options, open};
 use common::Running;
 use conformance::{Profile, Suite};
 use eventstore_api::{Error, EventStore};
@@ -22,7 +22,13 @@ static SERVERS: LazyLock<Runtime> = LazyLock::new(|| {
 });
 
 /// Those that run, by the directories of their stores.
-static RUNNING: LazyLock<Mutex<HashMap<PathBuf, Running>>> = LazyLock::new(Mutex::default);
+static RUNNING: LazyLock<Mutex<HashMap<PathBuf, Served>>> = LazyLock::new(Mutex::default);
+
+struct Served {
+    server: Running,
+    /// Those that were opened.
+    stores: Vec<Weak<HttpStore>>,
+}
 
 #[derive(Clone, Copy)]
 enum Behind {
@@ -38,20 +44,16 @@ async fn served(behind: Behind, directory: PathBuf) -> Result<String, Error> {
         let gone: Vec<_> = running.keys().filter(|directory| !directory.exists()).cloned().collect();
         for directory in gone {
             if let Some(server) = running.remove(&directory) {
-                server.abandon();
+                server.server.abandon();
             }
         }
-        if let Some(server) = running.get(&directory) {
-            // A client that was dropped ends in the background; whoever opens the store in one process waits for that.
-            while server.stats().await["server"]["sessions"] != 0 {
-                tokio::task::yield_now().await;
-            }
-            return Ok(server.url.clone());
+        if let Some(served) = running.get(&directory) {
+            return Ok(served.server.url.clone());
         }
         let store = behind.open(&directory).await?;
         let server = Running::start(Server::new(store).only_this_machine()).await;
         let url = server.url.clone();
-        running.insert(directory, server);
+        running.insert(directory, Served { server, stores: Vec::new() });
         Ok(url)
     });
     starting.await.expect("no panic")
@@ -70,10 +72,32 @@ impl Behind {
     }
 }
 
+/// A client of that server.
+async fn client(behind: Behind, directory: PathBuf) -> Result<Arc<dyn EventStore>, Error> {
+    let url = served(behind, directory.clone()).await?;
+    let store = Arc::new(open(Options::new(url)).await?);
+    let told = Arc::downgrade(&store);
+    // A client that was dropped ends in the background. Whoever has the store in his own process waits for that, and so do checks
+    // that open it again.
+    let alone = SERVERS.spawn(async move {
+        loop {
+            let mut running = RUNNING.lock().await;
+            let Some(served) = running.get_mut(&directory) else { return };
+            served.stores.retain(|store| store.strong_count() > 0);
+            let sessions = served.server.stats().await["server"]["sessions"].as_u64().expect("a number");
+            if sessions as usize <= served.stores.len() {
+                return served.stores.push(told);
+            }
+            drop(running);
+            tokio::task::yield_now().await;
+        }
+    });
+    alone.await.expect("no panic");
+    Ok(store)
+}
+
 fn suite(name: &str, behind: Behind, profile: Profile) -> Suite {
-    Suite::new(name, profile, move |directory| async move {
-        Ok(Arc::new(open(Options::new(served(behind, directory).await?)).await?) as Arc<dyn EventStore>)
-    })
+    Suite::new(name, profile, move |directory| client(behind, directory))
 }
 
 fn main() -> ExitCode {
