@@ -30,5 +30,5 @@ fn the_documents_have_every_error() {
         assert!(guide.contains(&format!("| `{variant}` | ")), "{variant} has no status of HTTP in the guide");
         count += 1;
     }
-    assert_eq!(count, 19);
+    assert_eq!(count, 21);
 }
