@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use eventstore::backend::{Batch, Context, Event, EventStore, EventStoreExt as _, LoadOptions, PageSize, Version};
+use eventstore::backend::{Batch, Context, Event, EventStore, LoadOptions, PageSize, Version};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
