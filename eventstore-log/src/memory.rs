@@ -94,9 +94,11 @@ impl File for MemoryFile {
     fn write_at(&self, new: &[u8], at: u64) -> io::Result<()> {
         let mut bytes = self.bytes_mut();
         let start = in_memory(at)?;
-        if bytes.len() < start {
+        // Nothing that is written makes no file longer.
+        if bytes.len() < start && !new.is_empty() {
             bytes.resize(start, 0);
         }
+        let start = start.min(bytes.len());
         let overwritten = new.len().min(bytes.len() - start);
         bytes[start..start + overwritten].copy_from_slice(&new[..overwritten]);
         bytes.extend_from_slice(&new[overwritten..]);

@@ -206,6 +206,10 @@ impl File for OverlayFile {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        // Nothing that is written makes no file longer.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let mut changes = self.change()?;
         let mut rest = bytes;
         let mut next = at;
@@ -262,6 +266,15 @@ mod tests {
             at.clone().prop_map(Step::SetLen),
             (at, 0..20_000usize).prop_map(|(at, len)| Step::Read(at, len)),
         ]
+    }
+
+    #[test]
+    fn a_write_of_nothing_changes_nothing() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        fs::write(temporary.path().join("file"), "base").expect("written");
+        let overlay = OverlayDirectory::new(temporary.path()).open("file").expect("opened");
+        overlay.write_at(&[], 5000).expect("written");
+        assert_eq!(overlay.len().expect("seen"), 4);
     }
 
     proptest! {

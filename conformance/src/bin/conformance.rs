@@ -22,7 +22,8 @@ use address::Address;
 #[command(name = "conformance", version)]
 struct Arguments {
     /// The store, as `scheme:?option=value`, such as `lmdb:` or `rocksdb:?block_cache=1MiB`. Each check makes one of its
-    /// own in a temporary directory.
+    /// own in a temporary directory. Or the stores of a server, such as `http://127.0.0.1:7080/stores`, where each check creates
+    /// one named conformance-…: start it with `eventstore serve --stores` and a directory to delete afterwards.
     #[arg(long, value_name = "URL")]
     store: String,
     /// Only checks with this in their name, such as `w2_` or `crash::`.
@@ -48,18 +49,19 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let address = Address::parse(&arguments.store)?;
-    if !address.directory.is_empty() {
+    if !address.directory.is_empty() && !address.is_served() {
         return Err(format!(
             "{:?} has to be a scheme without a directory, such as lmdb: (each check makes a store of its own)",
             arguments.store
         )
         .into());
     }
-    let (name, is_memory, profile) = (address.scheme.clone(), address.is_memory(), address.profile());
+    let (name, profile) = (address.scheme.clone(), address.profile());
+    let (is_served, has_files) = (address.is_served(), !address.is_memory() && !address.is_served());
     let reads = address.clone();
     let open = move |directory: std::path::PathBuf| address.open(&directory);
     let read_only = move |directory: std::path::PathBuf| reads.open_read_only(&directory);
-    let kit = (!is_memory).then(|| Kit::new(&name, profile.clone(), open.clone()));
+    let kit = has_files.then(|| Kit::new(&name, profile.clone(), open.clone()));
     if let Some(kit) = &kit
         && kit.is_child()
     {
@@ -68,7 +70,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     check_environment().map_err(|failure| failure.to_string())?;
 
     let is_wanted = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let suite = Suite::new(&name, profile, open).read_only(read_only).only(is_wanted);
+    let suite = Suite::new(&name, profile, open).only(is_wanted);
+    let suite = if is_served { suite } else { suite.read_only(read_only) };
     let kit = kit.map(|kit| kit.only(is_wanted));
     let checks = suite.checks().count() + kit.as_ref().map_or(0, |kit| kit.checks().count());
     let bar = ProgressBar::new(checks as u64)

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use conformance::Profile;
-use eventstore::backend::{EventStore, Result};
+use eventstore::backend::{Error, EventStore, Result};
 
-/// A store's address: `scheme:directory?option=value`.
+/// A store's address: `scheme:directory?option=value`; or `http://host:port/stores?option=value`, the stores of a server.
 #[derive(Clone)]
 pub(crate) struct Address {
     pub(crate) scheme: String,
     /// Empty if there is none.
     pub(crate) directory: String,
     options: String,
+    /// When the command began.
+    began: SystemTime,
 }
 
 impl Address {
@@ -22,7 +25,8 @@ impl Address {
         let Some((scheme, directory)) = address.split_once(':') else {
             return Err(format!("{address:?} is not a store; write it as scheme:directory, such as lmdb:"));
         };
-        Ok(Address { scheme: scheme.to_owned(), directory: directory.to_owned(), options: options.to_owned() })
+        let [scheme, directory, options] = [scheme, directory, options].map(str::to_owned);
+        Ok(Address { scheme, directory, options, began: SystemTime::now() })
     }
 
     /// Whether such a store has no files.
@@ -30,9 +34,16 @@ impl Address {
         self.scheme == "memory"
     }
 
+    /// Whether such a store is on a server, which makes it under the name that it is given.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.scheme.as_str(), "http" | "https" | "unix")
+    }
+
     /// What such a store can do.
     pub(crate) fn profile(&self) -> Profile {
         match self.scheme.as_str() {
+            // It belongs to the server, which lets in as many as come.
+            "http" | "https" | "unix" => Profile::persistent().without_locking().without_read_only(),
             "memory" => Profile::in_memory(),
             "lmdb" => Profile::persistent().trusting_its_files(),
             "fjall" | "sled" => Profile::persistent().without_clocks_before_1970(),
@@ -43,7 +54,17 @@ impl Address {
     /// Opens such a store in a directory.
     pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
         let url = self.url(directory);
-        async move { eventstore::backend::open(&url).await }
+        // The store is on the server, but its directory is not empty, as that of any store.
+        let sign = (self.is_served() && engine_of(directory).is_none()).then(|| directory.to_owned());
+        async move {
+            let store = eventstore::backend::open(&url).await?;
+            if let Some(directory) = sign {
+                let written =
+                    std::fs::create_dir_all(&directory).and_then(|()| std::fs::write(directory.join("served"), &url));
+                written.map_err(|error| Error::engine("mark the directory of a store on a server", error))?;
+            }
+            Ok(store)
+        }
     }
 
     /// Opens such a store in a directory to read only.
@@ -53,8 +74,35 @@ impl Address {
         async move { eventstore::backend::open_read_only(&url).await }
     }
 
+    /// The name of the store on the server that stands for this directory: the same for the same directory.
+    fn name(&self, directory: &Path) -> String {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let mut hasher = DefaultHasher::new();
+        // Directories of other runs may have the same path.
+        (directory, std::process::id(), self.began).hash(&mut hasher);
+        format!("conformance-{:016x}", hasher.finish())
+    }
+
     fn url(&self, directory: &Path) -> String {
-        let place = if self.is_memory() { String::new() } else { directory.display().to_string() };
+        let place = match self.is_memory() {
+            true => String::new(),
+            // What a server gave as a backup lies here, and opens with the server's engine.
+            false
+                if self.is_served()
+                    && let Some(engine) = engine_of(directory) =>
+            {
+                return format!("{engine}:{}", directory.display());
+            }
+            false if self.is_served() => format!("{}/{}", self.directory.trim_end_matches('/'), self.name(directory)),
+            false => directory.display().to_string(),
+        };
         format!("{}:{place}?{}", self.scheme, self.options)
     }
+}
+
+/// The engine of the store in a directory.
+fn engine_of(directory: &Path) -> Option<String> {
+    let mark = std::fs::read(directory.join("eventstore.json")).ok()?;
+    let mark: serde_json::Value = serde_json::from_slice(&mark).ok()?;
+    mark["engine"].as_str().map(str::to_owned)
 }
