@@ -395,7 +395,7 @@ async fn all_stores_in_use_is_too_many_and_unused_ones_are_closed() {
     drop(following);
     // The server sees that it is gone when it sends to it, or looks whether anybody is there.
     loop {
-        server.post("/stores/one/events", &format!(r#"{{"type":"T","aggregate_id":"a"}}"#)).await;
+        server.post("/stores/one/events", r#"{"type":"T","aggregate_id":"a"}"#).await;
         if server.request("PUT", "/stores/two", &[], b"").await.status == 201 {
             break;
         }

@@ -185,7 +185,8 @@ impl Lines {
         loop {
             let line = self.until("\n").await?;
             let line = line.trim_end_matches('\r');
-            if !line.is_empty() && !(self.is_chunked && usize::from_str_radix(line, 16).is_ok()) {
+            let is_length = self.is_chunked && usize::from_str_radix(line, 16).is_ok();
+            if !line.is_empty() && !is_length {
                 return Some(line.to_owned());
             }
         }
