@@ -195,7 +195,11 @@ impl EventStore for FaultyStore {
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        self.inner.stats(ctx).await
+        let mut stats = self.inner.stats(ctx).await?;
+        if let Some(reason) = &self.faults.state().fenced {
+            stats.fenced = Some(reason.clone());
+        }
+        Ok(stats)
     }
 
     async fn close(&self) -> Result<()> {
