@@ -615,10 +615,7 @@ class List {
     this.#timer = null;
     if (this.signal.aborted || this.busy || this.newer || (!force && this.#isRead)) return this.render();
     const last = this.events.at(-1)?.version ?? 0;
-    if (this.lost > last) {
-      this.events = [];
-      this.older = true;
-    }
+    // If some of them were dropped, those that are left are as many as there may be: all others go, and there is no gap.
     const arrived = this.arrived.filter(({ version }) => version > last);
     this.events.push(...arrived.map(({ event }) => (typeof event === 'string' ? summaryOf(event) : event)));
     [this.arrived, this.fresh, this.lost] = [[], 0, 0];
