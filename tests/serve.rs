@@ -1,6 +1,6 @@
 //! A store that is served, and the command that reaches it, each in a process of its own.
 
-#![cfg(all(feature = "lmdb", feature = "serve", feature = "http"))]
+#![cfg(all(unix, feature = "lmdb", feature = "serve", feature = "http"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod shell;

@@ -14,7 +14,9 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
+#[cfg(unix)]
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
@@ -161,13 +163,16 @@ pub struct Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
+    #[cfg(unix)]
     Unix(UnixListener, UnixPath),
 }
 
 /// Removed when it is dropped.
+#[cfg(unix)]
 #[derive(Debug)]
 struct UnixPath(PathBuf);
 
+#[cfg(unix)]
 impl Drop for UnixPath {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
@@ -184,6 +189,11 @@ impl Listener {
         let failed = |error| ListenError::new(format!("cannot listen on {address}"), error);
         let socket = match address {
             Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await.map_err(failed)?),
+            #[cfg(not(unix))]
+            Address::Unix(_) => {
+                return Err(ListenError::told("this system has no Unix sockets; listen on an address of TCP"));
+            }
+            #[cfg(unix)]
             Address::Unix(path) => {
                 remove_dead_socket(path).await?;
                 let listener = bind_private(path).map_err(failed)?;
@@ -209,12 +219,14 @@ impl Listener {
                 let address = listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
                 format!("{scheme}://{address}")
             }
+            #[cfg(unix)]
             Socket::Unix(_, path) => format!("unix:{}", path.0.display()),
         }
     }
 }
 
 /// Removes a socket that nobody listens on.
+#[cfg(unix)]
 async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::FileTypeExt as _;
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
@@ -229,6 +241,7 @@ async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
 }
 
 /// Nobody else may open it, not even between its making and the change of its mode: it is made in a directory of its own.
+#[cfg(unix)]
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -259,6 +272,7 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
         };
         match (accepted, &tls) {
             (Ok(Stream::Tcp(stream)), None) => connections.serve(stream, permit),
+            #[cfg(unix)]
             (Ok(Stream::Unix(stream)), _) => connections.serve(stream, permit),
             (Ok(Stream::Tcp(stream)), Some(tls)) => connections.serve_tls(stream, tls.clone(), permit),
             // Such as too many open files: others may end meanwhile.
@@ -276,6 +290,7 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
 
 enum Stream {
     Tcp(tokio::net::TcpStream),
+    #[cfg(unix)]
     Unix(tokio::net::UnixStream),
 }
 
@@ -287,6 +302,7 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
+            #[cfg(unix)]
             Socket::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
     }
@@ -375,6 +391,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[tokio::test]
     async fn a_unix_socket_is_private_and_replaces_only_a_dead_one() {
         use std::os::unix::fs::PermissionsExt as _;
