@@ -345,7 +345,7 @@ impl Retries {
 pub(crate) struct Pauses(u32);
 
 impl Pauses {
-    const FIRST: Duration = Duration::from_millis(20);
+    const FIRST: Duration = Duration::from_millis(5);
     const LONGEST: Duration = Duration::from_secs(2);
 
     pub(crate) fn next(&mut self) -> Duration {

@@ -1,6 +1,8 @@
-//! A server on a loopback port.
+//! A server on a loopback port, and what may stand before it.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub(crate) mod proxy;
 
 use std::time::Duration;
 

@@ -1,0 +1,348 @@
+//! What a client tells of its server: who it is, what it may do, and that it is gone.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backend_http::{Options, open, open_existing, open_read_only};
+use base64::Engine as _;
+use common::{LONG, Running};
+use eventstore_api::{
+    AggregateOptions, Batch, Context, Error, Event, EventStore, Expected, Gc, LoadOptions, PageSize, Revision,
+    StoreOutcome, Version, limits,
+};
+use eventstore_kv::{StoreOptions, memory};
+use eventstore_server::{Address, Listener, Server, Stores, Tls, Tokens};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+fn ctx() -> Context {
+    Context::background().with_timeout(LONG)
+}
+
+fn event(id: &str, aggregate: &str) -> Event {
+    Event::builder("T", aggregate).id(id).data("12").build().expect("valid")
+}
+
+fn in_memory() -> Arc<dyn EventStore> {
+    Arc::new(memory::open(StoreOptions::default()).expect("opened"))
+}
+
+/// Answers every request with this.
+async fn somebody_else(answer: impl Into<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let (url, answer) = (format!("http://{}", listener.local_addr().expect("an address")), answer.into());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    url
+}
+
+fn answer(status: &str, kind: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test]
+async fn another_server_is_no_store() {
+    for told in [
+        answer("200 OK", "text/html", "<html>"),
+        answer("200 OK", "application/json", "{\"hello\":1}"),
+        answer("404 Not Found", "text/html", "<html>"),
+        answer("401 Unauthorized", "text/plain", "no"),
+        answer("302 Found", "text/html", ""),
+    ] {
+        let url = somebody_else(&told).await;
+        for opened in [open(Options::new(&url)).await, open_existing(Options::new(&url)).await] {
+            let Err(Error::Open { path, reason, .. }) = opened else { panic!("{told}: {opened:?}") };
+            assert!(path == url && reason.contains("no eventstore server"), "{reason}");
+        }
+    }
+    for told in [String::new(), "garbage\r\n\r\n".to_owned(), answer("503 Busy", "text/html", "<html>")] {
+        let mut options = Options::new(somebody_else(&told).await);
+        options.connect_timeout = Duration::from_millis(50);
+        let opened = open(options).await;
+        assert!(matches!(opened, Err(Error::Unavailable { .. })), "{told:?}: {opened:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_wire_is_unsupported_and_says_what_both_speak() {
+    let info = r#"{"wire":[7,8],"backend":"lmdb","latest_version":3,"writable":true,"server":"9.9.9"}"#;
+    let opened = open(Options::new(somebody_else(answer("200 OK", "application/json", info)).await)).await;
+    let Err(Error::Unsupported { what }) = opened else { panic!("{opened:?}") };
+    assert!(what.contains("7, 8") && what.contains("this program 1") && what.contains("9.9.9"), "{what}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_an_error_and_no_memory() {
+    let info = r#"{"wire":[1],"backend":"x","latest_version":0,"writable":true,"server":"1"}"#;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                let read = stream.read(&mut request).await.unwrap_or_default();
+                if !request[..read].windows(7).any(|window| window == b"/events") {
+                    return stream.write_all(answer("200 OK", "application/json", info).as_bytes()).await;
+                }
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/vnd.eventstore.v1\r\ntransfer-encoding: chunked\r\n\r\n";
+                stream.write_all(head.as_bytes()).await?;
+                let piece = [b"100000\r\n".as_slice(), &vec![7; 1 << 20], b"\r\n"].concat();
+                loop {
+                    stream.write_all(&piece).await?; // until nobody reads it any more
+                }
+            });
+        }
+    });
+    let store = open(Options::new(url)).await.expect("opened");
+    let page = store.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await;
+    assert!(matches!(page, Err(Error::Engine { .. })), "{page:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_was_opened_to_read_refuses_appends_and_collections_at_once() {
+    let behind = in_memory();
+    behind.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    let server = Running::start(Server::new(behind)).await;
+    let store = open_read_only(Options::new(&server.url)).await.expect("opened");
+    server.stop().await;
+    let refused = store.store_batch(&ctx(), event("second", "a").into()).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    let refused = store.run_gc(&ctx(), Gc::Quick).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_closed_on_the_server_is_unavailable_here() {
+    let behind = in_memory();
+    let server = Running::start(Server::new(behind.clone())).await;
+    let mut options = Options::new(&server.url);
+    options.retry_for = Duration::from_millis(50);
+    let store = open(options).await.expect("opened");
+    store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    behind.close().await.expect("closed");
+    for outcome in [
+        store.store_batch(&ctx(), event("second", "a").into()).await.map(drop),
+        store.store_batch(&ctx(), event("third", "a").into()).await.map(drop),
+        store.latest_version(&ctx()).await.map(drop),
+        store.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.map(drop),
+    ] {
+        assert!(matches!(&outcome, Err(Error::Unavailable { url, .. }) if *url == server.url), "{outcome:?}");
+    }
+    store.close().await.expect("closed");
+    assert!(matches!(store.latest_version(&ctx()).await, Err(Error::Closed)));
+}
+
+const READS: &str = "reads-0123456789abcdef";
+const WRITES: &str = "writes-0123456789abcdef";
+
+#[tokio::test]
+async fn tokens_are_sent_and_shown_to_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (tokens, one) = (directory.path().join("tokens"), directory.path().join("one"));
+    std::fs::write(&tokens, format!("{READS} read *\n{WRITES} write,create team-*\n")).expect("written");
+    let stores = Stores::new(directory.path().join("stores")).engine("lmdb");
+    let server = Running::start(Server::of_many(stores).tokens(Tokens::from_file(&tokens).expect("read"))).await;
+    let base = format!("{}/stores/team-a", server.url);
+    let with = |token: &str| {
+        let mut options = Options::new(&base);
+        options.token = Some(token.to_owned());
+        options
+    };
+    let is_missing = open_existing(with(WRITES)).await;
+    assert!(matches!(is_missing, Err(Error::Open { .. })), "{is_missing:?}");
+    for (options, what) in [
+        (Options::new(&base), "without a token"),
+        (with("wrong-0123456789abcdef"), "with another token"),
+        (with(READS), "that may not create"),
+    ] {
+        let refused = open(options).await;
+        let Err(Error::Forbidden { what: told }) = refused else { panic!("{what}: {refused:?}") };
+        assert!(!told.contains("0123456789abcdef"), "{told}");
+    }
+    std::fs::write(&one, format!("{WRITES}\nmore\n")).expect("written");
+    let url = format!("{base}?token_file={}", one.display());
+    let store = open(Options::from_url(&url).expect("a URL")).await.expect("made");
+    assert!(!format!("{store:?}").contains(WRITES));
+    store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    // It is there now: whoever may only read it need not make it.
+    let reader = open(with(READS)).await.expect("opened");
+    assert_eq!(reader.latest_version(&ctx()).await.expect("read"), Version::new(1));
+    let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
+    assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
+    let refused = reader.verify(&ctx()).await;
+    assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
+    for (path, text) in [(one.clone(), "\n"), (one.clone(), "two words"), (directory.path().join("missing"), "")] {
+        if !text.is_empty() {
+            std::fs::write(&path, text).expect("written");
+        }
+        let mut options = Options::new(&base);
+        options.token_file = Some(path);
+        let refused = open(options).await;
+        assert!(matches!(&refused, Err(Error::InvalidOption { option, .. }) if option == "token_file"), "{refused:?}");
+    }
+    drop((store, reader));
+    server.stop().await;
+}
+
+async fn works(options: Options) {
+    let store = open(options).await.expect("opened");
+    let stored = store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    assert_eq!((stored[0].version, stored[0].outcome), (Version::new(1), StoreOutcome::Written));
+    assert_eq!(store.get(&ctx(), "first").await.expect("read").event.id(), "first");
+    assert_eq!(store.stats(&ctx()).await.expect("read").latest_version, Version::new(1));
+    store.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_server_on_a_unix_socket_is_reached() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("s.sock");
+    let listener = Listener::bind(&Address::Unix(path.clone())).await.expect("bound");
+    let server = Running::on(Server::new(in_memory()).only_this_machine(), listener);
+    works(Options::from_url(&format!("unix:{}", path.display())).expect("a URL")).await;
+    server.stop().await;
+    let mut options = Options::new(format!("unix:{}", path.display()));
+    options.connect_timeout = Duration::from_millis(50);
+    let gone = open(options).await;
+    assert!(matches!(&gone, Err(Error::Unavailable { reason, .. }) if reason.contains("reached")), "{gone:?}");
+    let stores = Stores::new(directory.path().join("stores")).engine("lmdb");
+    let listener = Listener::bind(&Address::Unix(path.clone())).await.expect("bound");
+    let server = Running::on(Server::of_many(stores).only_this_machine(), listener);
+    works(Options::new(format!("unix:{}:/stores/one", path.display()))).await;
+    server.stop().await;
+}
+
+fn pem(path: &Path, label: &str, der: &[u8]) {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
+    let text = format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
+    std::fs::write(path, text).expect("written");
+}
+
+#[tokio::test]
+async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name: &str| directory.path().join(name);
+    let issued = |name: &str, host: &str| {
+        let made = rcgen::generate_simple_self_signed(vec![host.to_owned()]).expect("made");
+        pem(&file(&format!("{name}.pem")), "CERTIFICATE", made.cert.der());
+        pem(&file(&format!("{name}.key")), "PRIVATE KEY", &made.signing_key.serialize_der());
+    };
+    issued("sound", "localhost");
+    issued("other", "localhost");
+    let tls = Tls::from_files(&file("sound.pem"), &file("sound.key")).expect("read");
+    let listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound").tls(tls);
+    let url = listener.url().replace("127.0.0.1", "localhost");
+    let server = Running::on(Server::new(in_memory()), listener);
+    works(Options::from_url(&format!("{url}?ca_file={}", file("sound.pem").display())).expect("a URL")).await;
+    let with = |ca_file: &str, url: &str| {
+        let mut options = Options::new(url);
+        options.ca_file = Some(file(ca_file));
+        options
+    };
+    for (options, what) in
+        [(with("other.pem", &url), "another certificate"), (with("sound.pem", &server.url), "another name")]
+    {
+        let refused = open(options).await;
+        assert!(
+            matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("ca_file")),
+            "{what}: {refused:?}"
+        );
+    }
+    std::fs::write(file("empty.pem"), "nothing").expect("written");
+    for name in ["empty.pem", "missing.pem"] {
+        let refused = open(with(name, &url)).await;
+        assert!(matches!(&refused, Err(Error::InvalidOption { option, .. }) if option == "ca_file"), "{refused:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_too_long_for_a_request_is_answered_as_in_process() {
+    let behind = in_memory();
+    behind.store_batch(&ctx(), [event("first", "a"), event("second", "b")].into()).await.expect("stored");
+    let server = Running::start(Server::new(behind.clone())).await;
+    let store = open(Options::new(&server.url)).await.expect("opened");
+    let long = "é".repeat(300_000);
+    let size = PageSize::new(usize::MAX, usize::MAX);
+    for options in [
+        LoadOptions::all().aggregate(long.as_str()),
+        LoadOptions::all().aggregate_prefix(long.as_str()),
+        LoadOptions::all().types([long.as_str()]),
+        LoadOptions::all().types([long.as_str(), "T"]),
+        LoadOptions::all().types([""; 0]),
+    ] {
+        let expected = behind.load_page(&ctx(), &options, size).await.expect("read");
+        let page = store.load_page(&ctx(), &options, size).await.expect("read");
+        assert_eq!((page.events, page.next, page.head), (expected.events, expected.next, expected.head));
+    }
+    for id in ["", &long, &long[..limits::MAX_ID_LEN + 1]] {
+        assert!(matches!(store.get(&ctx(), id).await, Err(Error::EventNotFound { .. })));
+        assert_eq!(store.aggregate_revision(&ctx(), id).await.expect("read"), Revision::ZERO);
+    }
+    let after = |text: &str| AggregateOptions::all().after(text);
+    let above = format!("a{long}");
+    for options in [after(&long), after(&above), AggregateOptions::all().prefix(long.as_str()), after("")] {
+        let expected = behind.list_aggregates(&ctx(), &options, 10).await.expect("read");
+        let page = store.list_aggregates(&ctx(), &options, 10).await.expect("read");
+        assert_eq!((page.aggregates, page.next), (expected.aggregates, expected.next));
+    }
+    let many = LoadOptions::all().types((0..10_000).map(|number| format!("type-{number}")));
+    let refused = store.load_page(&ctx(), &many, size).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_the_contract_refuses_is_refused_before_anything_is_sent() {
+    let server = Running::start(Server::new(in_memory())).await;
+    let store = open(Options::new(&server.url)).await.expect("opened");
+    server.stop().await;
+    let two = Batch::from([event("one", "a"), event("two", "b")]).expected(Expected::NoEvents);
+    assert!(matches!(store.store_batch(&ctx(), two).await, Err(Error::InvalidEvent { field: "expected", .. })));
+    assert!(store.store_batch(&ctx(), Batch::default()).await.expect("nothing to do").is_empty());
+    let over = Context::background().with_timeout(Duration::ZERO);
+    assert!(matches!(store.store_batch(&over, event("late", "a").into()).await, Err(Error::DeadlineExceeded)));
+    assert!(matches!(store.latest_version(&over).await, Err(Error::DeadlineExceeded)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_finishes_what_was_accepted() {
+    let behind = in_memory();
+    let server = Running::start(Server::new(behind.clone())).await;
+    for round in 0..20 {
+        let store = open(Options::new(&server.url)).await.expect("opened");
+        let appends: Vec<_> = (0..50)
+            .map(|number| {
+                let (store, batch) = (store.clone(), Batch::from(event(&format!("{round}-{number}"), "a")));
+                tokio::spawn(async move { store.store_batch(&Context::background(), batch).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let (one, two) = tokio::join!(store.close(), store.close());
+        one.and(two).expect("closed");
+        for append in appends {
+            match append.await.expect("no panic") {
+                Ok(_) | Err(Error::Closed) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        assert!(matches!(store.store_batch(&ctx(), event("late", "a").into()).await, Err(Error::Closed)));
+    }
+    while server.stats().await["server"]["sessions"] != 0 {
+        tokio::task::yield_now().await;
+    }
+}
