@@ -343,3 +343,141 @@ impl Queue {
 pub(crate) fn unknown(reason: &str) -> Error {
     Error::OutcomeUnknown { reason: reason.to_owned(), source: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use eventstore_api::{Event, StoreOutcome, Version};
+
+    use super::*;
+
+    fn batch(data: usize) -> Batch {
+        Event::builder("T", "a").data(vec![7; data]).build().expect("valid").into()
+    }
+
+    fn queue(retry_for: Duration) -> Arc<Queue> {
+        Arc::new(Queue::new("http://host".to_owned(), retry_for))
+    }
+
+    type Outcome = tokio::task::JoinHandle<Result<Vec<Stored>>>;
+
+    /// Appends, and is there when they wait in the queue.
+    async fn appending(queue: &Arc<Queue>, ctx: &Context, sizes: &[usize]) -> Vec<Outcome> {
+        let begin = |&size: &usize| {
+            let (queue, ctx) = (queue.clone(), ctx.clone());
+            tokio::spawn(async move { queue.append(&ctx, batch(size)).await })
+        };
+        let before = queue.state().next_number;
+        let appends: Vec<_> = sizes.iter().map(begin).collect();
+        while queue.state().next_number < before + sizes.len() as u64 {
+            tokio::task::yield_now().await;
+        }
+        appends
+    }
+
+    async fn take(queue: &Queue) -> (Vec<Append>, Vec<u64>) {
+        let (mut appends, mut withdrawn) = (Vec::new(), Vec::new());
+        let is_more = poll_fn(|cx| queue.poll_take(cx, true, &mut appends, &mut withdrawn)).await;
+        assert!(is_more);
+        (appends, withdrawn)
+    }
+
+    fn numbers(appends: &[Append]) -> Vec<u64> {
+        appends.iter().map(|append| append.number).collect()
+    }
+
+    #[tokio::test]
+    async fn a_message_has_what_waits_up_to_a_size_and_what_comes_back_is_first() {
+        let queue = queue(Duration::ZERO);
+        let appends = appending(&queue, &Context::background(), &[10, 600 << 10, 600 << 10, 3 << 20, 10]).await;
+        let first = take(&queue).await.0;
+        assert_eq!(numbers(&first), [0, 1]);
+        let second = take(&queue).await.0;
+        assert_eq!(numbers(&second), [2]);
+        queue.put_back(second.into_iter().chain(first));
+        assert_eq!(numbers(&take(&queue).await.0), [0, 1]);
+        assert_eq!(numbers(&take(&queue).await.0), [2]);
+        assert_eq!(numbers(&take(&queue).await.0), [3], "larger than a message, alone");
+        let last = take(&queue).await.0;
+        assert_eq!(numbers(&last), [4]);
+        let place = Stored::new(Version::new(1), 1.into(), StoreOutcome::Written);
+        last.into_iter().for_each(|append| append.answer(Ok(vec![place])));
+        for (number, append) in appends.into_iter().enumerate() {
+            let outcome = append.await.expect("no panic");
+            // The others were dropped by the session.
+            assert_eq!(outcome.is_ok(), number == 4);
+            assert!(matches!(outcome, Ok(_) | Err(Error::OutcomeUnknown { .. })), "{outcome:?}");
+        }
+        assert_eq!(queue.room.available_permits(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn what_is_withdrawn_is_not_sent_and_what_was_sent_is_told() {
+        let queue = queue(Duration::ZERO);
+        let stop = CancellationToken::new();
+        let ctx = Context::background().with_cancellation(stop.clone());
+        let sent = appending(&queue, &ctx, &[1, 1]).await;
+        let mut taken = take(&queue).await.0;
+        let waiting = appending(&queue, &ctx, &[1]).await;
+        stop.cancel();
+        for append in waiting {
+            assert!(matches!(append.await.expect("no panic"), Err(Error::Cancelled)), "it was never sent");
+        }
+        let mut withdrawn = Vec::new();
+        while withdrawn.len() < 2 {
+            let (appends, numbers) = take(&queue).await;
+            assert!(appends.is_empty());
+            withdrawn.extend(numbers);
+        }
+        assert_eq!(withdrawn, [0, 1]);
+        // One comes back and was not sent at all; of the other nothing is heard.
+        taken.iter_mut().for_each(|append| append.is_withdrawn = true);
+        queue.put_back(taken.pop());
+        let mut outcomes = Vec::new();
+        for append in sent {
+            outcomes.push(append.await.expect("no panic"));
+        }
+        assert!(matches!(outcomes[..], [Err(Error::OutcomeUnknown { .. }), Err(Error::Cancelled)]), "{outcomes:?}");
+        drop(taken);
+        assert_eq!(queue.room.available_permits(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn appends_give_up_after_an_attempt_and_their_time() {
+        for (retry_for, gives_up) in [(Duration::ZERO, true), (Duration::from_secs(3600), false)] {
+            let queue = queue(retry_for);
+            let mut appends = appending(&queue, &Context::background(), &[1]).await;
+            assert!(queue.give_up().is_none(), "nothing was tried");
+            queue.is_in_trouble("refused".to_owned(), None);
+            appends.extend(appending(&queue, &Context::background(), &[1]).await);
+            assert_eq!(queue.give_up().is_none(), gives_up);
+            let left = take(&queue).await.0;
+            assert_eq!(numbers(&left), if gives_up { vec![1] } else { vec![0, 1] }, "one of them was not tried");
+            if gives_up {
+                let outcome = appends.remove(0).await.expect("no panic");
+                assert!(matches!(outcome, Err(Error::Unavailable { reason, .. }) if reason == "refused"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn there_is_room_for_so_many_appends_or_bytes() {
+        let queue = queue(Duration::ZERO);
+        let large = appending(&queue, &Context::background(), &[16 << 20; 3]).await;
+        assert_eq!(queue.room.available_permits(), ROOM - 3 * 257);
+        let waiting = {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.append(&Context::background(), batch(16 << 20)).await })
+        };
+        tokio::task::yield_now().await;
+        assert_eq!(queue.state().waiting.len(), 3, "the fourth waits outside");
+        queue.close();
+        assert!(matches!(waiting.await.expect("no panic"), Err(Error::Closed)));
+        queue.has_ended();
+        for append in large {
+            assert!(matches!(append.await.expect("no panic"), Err(Error::Closed)));
+        }
+        assert_eq!(queue.room.available_permits(), ROOM);
+    }
+}

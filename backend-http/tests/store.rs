@@ -146,6 +146,47 @@ async fn a_store_that_is_closed_on_the_server_is_unavailable_here() {
     assert!(matches!(store.latest_version(&ctx()).await, Err(Error::Closed)));
 }
 
+#[tokio::test]
+async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something() {
+    const INFO: &str = r#"{"wire":[1],"backend":"x","latest_version":0,"writable":true,"server":"1"}"#;
+    let problem = |status: u16, code: &str| {
+        let json = format!(
+            r#"{{"type":"about:blank","title":"","status":{status},"code":"{code}","detail":"x","written":"nothing","retryable":true}}"#
+        );
+        answer(&format!("{status} X"), "application/problem+json", &json)
+    };
+    let script = [
+        answer("200 OK", "application/json", INFO),
+        problem(504, "deadline_exceeded"),
+        String::new(),
+        problem(503, "unavailable"),
+        problem(503, "closed"),
+        problem(429, "too_many"),
+        answer("502 Bad Gateway", "text/html", "<html>"),
+        answer("200 OK", "application/json", r#"{"version":"#),
+        answer("200 OK", "application/json", r#"{"version":3}"#),
+        answer("200 OK", "application/json", r#"{"version":8}"#),
+        problem(500, "corrupt"),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(async move {
+        for told in script {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(told.as_bytes()).await;
+        }
+    });
+    let mut options = Options::new(url);
+    options.retry_for = Duration::ZERO; // it is no matter of that
+    let store = open(options).await.expect("opened");
+    assert_eq!(store.wait_for_events(&ctx(), Version::new(3)).await.expect("there is something"), Version::new(8));
+    let damaged = store.wait_for_events(&ctx(), Version::new(8)).await;
+    assert!(matches!(damaged, Err(Error::Corrupt { .. })), "{damaged:?}");
+    server.await.expect("all of it was asked for");
+}
+
 const READS: &str = "reads-0123456789abcdef";
 const WRITES: &str = "writes-0123456789abcdef";
 
