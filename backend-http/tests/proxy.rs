@@ -136,6 +136,22 @@ async fn an_append_whose_answer_is_cut_at_any_byte_is_unknown_and_stored_once() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_is_cut_while_it_is_written_is_unknown() {
+    let behind = in_memory();
+    let server = serve(&behind).await;
+    let proxy = Proxy::start(server.address()).await;
+    proxy.next([Fate::Pass, Fate::CutRequest(1 << 20)]);
+    let store = client(&proxy.url, |_| {}).await;
+    // More than the system takes at once.
+    let parts = (0..3).map(|part| Event::builder("T", "large").id(format!("large-{part}")).data(vec![7; 15 << 20]));
+    let batch = Batch::new(parts.map(|part| part.build().expect("valid")).collect());
+    let append = store.store_batch(&ctx(), batch.clone()).await;
+    assert!(matches!(append, Err(Error::OutcomeUnknown { .. })), "{append:?}");
+    append_surely(&store, batch).await.expect("resolved");
+    assert_eq!(behind.latest_version(&ctx()).await.expect("read"), Version::new(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_answer_to_an_append_is_no_wrong_place() {
     let behind = in_memory();
     let server = serve(&behind).await;
@@ -266,6 +282,10 @@ async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
         });
         for append in appends.collect::<Vec<_>>() {
             append.await.expect("no panic").expect("stored");
+        }
+        if matches!(fate, Fate::Pass | Fate::StallRequest(0)) {
+            let dropped = behind.aggregate_revision(&ctx(), "dropped").await.expect("read");
+            assert_eq!(dropped.get(), 0, "nothing was sent, and nobody wanted it any more");
         }
     }
     let kept = behind.aggregate_revision(&ctx(), "kept").await.expect("read");
@@ -516,6 +536,60 @@ async fn what_was_acknowledged_is_there_after_the_server_was_killed_and_a_follow
     });
     assert!(seen.await.expect("it ends") == there, "each event once, in order");
     drop(process);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_server_that_is_stopped_in_good_order_and_started_again_costs_time_only() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let start = async || {
+        let store = backend_lmdb::open(backend_lmdb::Options::new(directory.path())).await.expect("opened");
+        serve(&(Arc::new(store) as Arc<dyn EventStore>)).await
+    };
+    let mut server = start().await;
+    let proxy = Proxy::start(server.address()).await;
+    let store = client(&proxy.url, |_| {}).await;
+    let (is_done, appended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let users = (0..8).map(|user| {
+        let (store, is_done, appended) = (store.clone(), is_done.clone(), appended.clone());
+        tokio::spawn(async move {
+            let mut last = Version::ZERO;
+            for number in 0.. {
+                if is_done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let batch = Batch::from(event(&format!("{user}-{number}"), &format!("a{user}")));
+                match store.store_batch(&ctx(), batch.clone()).await {
+                    Ok(_) => {}
+                    Err(Error::OutcomeUnknown { .. }) => drop(append_surely(&store, batch).await.expect("resolved")),
+                    Err(error) => panic!("{error:?}"),
+                }
+                let latest = store.wait_for_events(&ctx(), last).await.expect("answered");
+                assert!(latest > last && store.latest_version(&ctx()).await.expect("answered") >= latest);
+                last = latest;
+                appended.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let users: Vec<_> = users.collect();
+    let goes_on = async || {
+        let before = appended.load(Ordering::Relaxed);
+        while appended.load(Ordering::Relaxed) < before + 50 && users.iter().all(|user| !user.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    for _ in 0..5 {
+        goes_on().await;
+        server.stop().await;
+        server = start().await;
+        proxy.lead_to(server.address());
+    }
+    goes_on().await;
+    is_done.store(true, Ordering::Relaxed);
+    for user in users {
+        user.await.expect("no panic");
+    }
+    let events = store.load(&ctx(), Version::ZERO).into_vec().await.expect("read");
+    assert_eq!(events.len() as u64, appended.load(Ordering::Relaxed));
 }
 
 /// The servers of the suite have a runtime of their own: the suite makes and drops others.

@@ -4,19 +4,21 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backend_http::{Options, open, open_existing, open_read_only};
 use base64::Engine as _;
 use common::{LONG, Running};
 use eventstore_api::{
-    AggregateOptions, Batch, Context, Error, Event, EventStore, Expected, Gc, LoadOptions, PageSize, Revision,
-    StoreOutcome, Version, limits,
+    AggregateOptions, Batch, CancellationToken, Context, Error, Event, EventStore, Expected, Gc, GcReport, LoadOptions,
+    Page, PageSize, Progress, RecordedEvent, Revision, Stats, StoreOutcome, Stored, Version, async_trait, limits,
 };
 use eventstore_kv::{StoreOptions, memory};
 use eventstore_server::{Address, Listener, Server, Stores, Tls, Tokens};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 fn ctx() -> Context {
     Context::background().with_timeout(LONG)
@@ -358,6 +360,119 @@ async fn what_the_contract_refuses_is_refused_before_anything_is_sent() {
     let over = Context::background().with_timeout(Duration::ZERO);
     assert!(matches!(store.store_batch(&over, event("late", "a").into()).await, Err(Error::DeadlineExceeded)));
     assert!(matches!(store.latest_version(&over).await, Err(Error::DeadlineExceeded)));
+}
+
+/// A store whose appends wait.
+#[derive(Debug)]
+struct Slow {
+    store: Arc<dyn EventStore>,
+    gate: Semaphore,
+    begun: AtomicUsize,
+}
+
+#[async_trait]
+impl EventStore for Slow {
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>, Error> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let _open = ctx.run(self.gate.acquire()).await?;
+        self.store.store_batch(ctx, batch).await
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page, Error> {
+        self.store.load_page(ctx, options, size).await
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent, Error> {
+        self.store.get(ctx, id).await
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version, Error> {
+        self.store.latest_version(ctx).await
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision, Error> {
+        self.store.aggregate_revision(ctx, aggregate_id).await
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version, Error> {
+        self.store.wait_for_events(ctx, after).await
+    }
+
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport, Error> {
+        self.store.run_gc(ctx, gc).await
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats, Error> {
+        self.store.stats(ctx).await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.store.close().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_is_cancelled_while_the_server_has_it_says_what_the_server_says_and_disturbs_no_other() {
+    let slow = Arc::new(Slow { store: in_memory(), gate: Semaphore::new(0), begun: AtomicUsize::new(0) });
+    let server = Running::start(Server::new(slow.clone() as Arc<dyn EventStore>)).await;
+    let store = open(Options::new(&server.url)).await.expect("opened");
+    let begin = async |id: &str, ctx: Context| {
+        let (store, batch, before) = (store.clone(), Batch::from(event(id, "a")), slow.begun.load(Ordering::Relaxed));
+        let append = tokio::spawn(async move { store.store_batch(&ctx, batch).await });
+        while slow.begun.load(Ordering::Relaxed) == before {
+            tokio::task::yield_now().await;
+        }
+        append
+    };
+    let kept = begin("kept", Context::background()).await;
+    for number in 0..20 {
+        let stop = CancellationToken::new();
+        let ctx = Context::background().with_cancellation(stop.clone());
+        let cancelled = begin(&format!("cancelled-{number}"), ctx).await;
+        stop.cancel();
+        let outcome = cancelled.await.expect("no panic");
+        assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+        let dropped = begin(&format!("dropped-{number}"), Context::background()).await;
+        dropped.abort();
+        let soon = Context::background().with_timeout(Duration::from_millis(5));
+        let late = store.store_batch(&soon, event(&format!("late-{number}"), "a").into()).await;
+        assert!(matches!(late, Err(Error::DeadlineExceeded)), "there is a connection, and it works: {late:?}");
+    }
+    assert_eq!(server.stats().await["server"]["sessions"], 1);
+    slow.gate.add_permits(1);
+    let stored = kept.await.expect("no panic").expect("stored");
+    assert_eq!(stored[0].version, Version::new(1));
+    store.close().await.expect("closed");
+    assert_eq!(slow.latest_version(&ctx()).await.expect("read"), Version::new(1), "nothing else was");
+}
+
+#[tokio::test]
+async fn a_listener_of_progress_may_wait_for_others_who_read() {
+    let behind = in_memory();
+    behind.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    let server = tokio::task::spawn_blocking(|| {
+        // Elsewhere: the runtime of this test has one thread.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
+        let server = runtime.block_on(Running::start(Server::new(behind)));
+        (runtime, server)
+    });
+    let (runtime, server) = server.await.expect("no panic");
+    let store = open(Options::new(&server.url)).await.expect("opened");
+    let (reader, read) = (store.clone(), Arc::new(AtomicUsize::new(0)));
+    let told = read.clone();
+    let progress = Progress::new(move |_, _| {
+        let (reader, told) = (reader.clone(), told.clone());
+        let reading = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("built");
+            let latest = runtime.block_on(reader.latest_version(&ctx())).expect("read");
+            told.fetch_add(latest.get() as usize, Ordering::Relaxed);
+        });
+        reading.join().expect("no panic");
+    });
+    let report = store.verify(&ctx().with_progress(progress)).await.expect("verified");
+    assert!(report.is_clean() && read.load(Ordering::Relaxed) > 0);
+    runtime.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
