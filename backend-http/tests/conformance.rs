@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use backend_http::{HttpStore, Options, open};
 use common::Running;
 use conformance::{Profile, Suite};
-use eventstore_api::{Error, EventStore};
+use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected};
 use eventstore_kv::{StoreOptions, memory};
 use eventstore_server::Server;
 use tokio::runtime::Runtime;
@@ -26,6 +26,8 @@ static RUNNING: LazyLock<Mutex<HashMap<PathBuf, Served>>> = LazyLock::new(Mutex:
 
 struct Served {
     server: Running,
+    /// The same store, in this process.
+    behind: Arc<dyn EventStore>,
     /// Those that were opened.
     stores: Vec<Weak<HttpStore>>,
 }
@@ -51,9 +53,9 @@ async fn served(behind: Behind, directory: PathBuf) -> Result<String, Error> {
             return Ok(served.server.url.clone());
         }
         let store = behind.open(&directory).await?;
-        let server = Running::start(Server::new(store).only_this_machine()).await;
+        let server = Running::start(Server::new(store.clone()).only_this_machine()).await;
         let url = server.url.clone();
-        running.insert(directory, Served { server, stores: Vec::new() });
+        running.insert(directory, Served { server, behind: store, stores: Vec::new() });
         Ok(url)
     });
     starting.await.expect("no panic")
@@ -86,6 +88,14 @@ async fn client(behind: Behind, directory: PathBuf) -> Result<Arc<dyn EventStore
             served.stores.retain(|store| store.strong_count() > 0);
             let sessions = served.server.stats().await["server"]["sessions"].as_u64().expect("a number");
             if sessions as usize <= served.stores.len() {
+                // What the writer has begun ends before this is refused.
+                let refused = Event::builder("T", "a").build().map(Batch::from).expect("valid");
+                let refused = refused.expected(Expected::LatestVersion(u64::MAX.into()));
+                served
+                    .behind
+                    .store_batch(&Context::background(), refused)
+                    .await
+                    .expect_err("a condition that never holds");
                 return served.stores.push(told);
             }
             drop(running);

@@ -416,6 +416,7 @@ async fn an_append_that_is_cancelled_while_the_server_has_it_says_what_the_serve
     let slow = Arc::new(Slow { store: in_memory(), gate: Semaphore::new(0), begun: AtomicUsize::new(0) });
     let server = Running::start(Server::new(slow.clone() as Arc<dyn EventStore>)).await;
     let store = open(Options::new(&server.url)).await.expect("opened");
+    #[allow(clippy::async_yields_async, reason = "it waits until the append is with the server, and not for its end")]
     let begin = async |id: &str, ctx: Context| {
         let (store, batch, before) = (store.clone(), Batch::from(event(id, "a")), slow.begun.load(Ordering::Relaxed));
         let append = tokio::spawn(async move { store.store_batch(&ctx, batch).await });
