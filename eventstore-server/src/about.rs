@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{OriginalUri, Request, State};
+use axum::extract::{FromRequestParts as _, OriginalUri, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use eventstore_api::{Context, Error};
@@ -30,9 +30,15 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Ans
 
 async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
     let (mut parts, _) = request.into_parts();
+    Params::from_request_parts(&mut parts, app).await?.query.finish()?;
     let (name, allowed) = allowed(&mut parts, app).await?;
     let is_new = !app.stores.exists(&name);
-    let may = if is_new && create { allowed.may_create && !app.is_read_only } else { allowed.right.is_some() };
+    let may = match (is_new, create) {
+        (true, true) => allowed.may_create && !app.is_read_only,
+        // Whoever may create it may find it created.
+        (false, true) => allowed.right.is_some() || allowed.may_create,
+        (_, false) => allowed.right.is_some(),
+    };
     if !may {
         let what = if is_new && create { "create the store" } else { "read the store" };
         let detail = format!("the token does not have the right to {what} {name:?}; use one that has");
@@ -122,8 +128,11 @@ async fn fence(served: &Served) -> Result<Option<String>, Error> {
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
-    // Its labels name stores.
-    app.access.allowed(&headers, "")?;
+    // Its labels name all stores.
+    if app.access.allowed(&headers, "")?.right.is_none() {
+        let detail = "metrics are of all stores; use a token that may read all of them";
+        return Err(Problem::new(403, "forbidden", detail).into());
+    }
     match &app.metrics {
         Some(render) => Ok(bytes("text/plain; version=0.0.4; charset=utf-8", render().into_bytes())),
         None => Ok(problem(&Problem::new(404, "not_found", "this server has no metrics"))),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Uri, header};
 use eventstore_wire::Problem;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -121,6 +121,12 @@ impl Token {
         if stores.is_empty() {
             return Err("it names no store; write * for all".to_owned());
         }
+        let is_odd = |name: &String| name.strip_suffix('*').unwrap_or(name).contains(['*', ',']);
+        if stores.iter().any(is_odd) {
+            return Err(
+                "a name of a store has a comma, or a * that is not at its end; separate names by blanks".to_owned()
+            );
+        }
         let (mut right, mut may_create) = (None, false);
         for word in rights.split(',') {
             right = right.max(match word {
@@ -185,22 +191,30 @@ impl Access {
 
     /// Refuses what a page of another origin makes a browser send: without tokens a browser on this machine is let in, whatever
     /// page it shows.
-    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Answer<()> {
+    pub(crate) fn check_origin(&self, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
         if !matches!(self, Access::ThisMachine) {
             return Ok(());
         }
         let refused = |detail: &str| Err(Problem::new(403, "forbidden", detail).into());
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        // HTTP/2 has it in the place of the header; a request that has two has one meaning for each reader.
+        let mut hosts: Vec<Option<&str>> =
+            headers.get_all(header::HOST).iter().map(|host| host.to_str().ok()).collect();
+        hosts.extend(uri.authority().map(|authority| Some(authority.as_str())));
+        hosts.dedup();
+        let host = match hosts[..] {
+            [host] => host,
+            _ => None,
+        };
         // A name that somebody else's name server leads here.
-        if !host.is_none_or(is_loopback_name) {
+        if !host.is_some_and(is_loopback_name) {
             return refused(
                 "a server without tokens answers only requests to localhost, 127.0.0.1 or [::1]; give it --token-file for others",
             );
         }
-        if let Some(origin) = headers.get(header::ORIGIN) {
+        for origin in headers.get_all(header::ORIGIN) {
             let origin = origin.to_str().unwrap_or_default();
             let place = origin.split_once("://").map(|(_, place)| place);
-            if host.is_none() || place != host {
+            if place != host {
                 return refused("a server without tokens answers no page of another origin; give it --token-file");
             }
         }
@@ -217,10 +231,16 @@ impl Access {
 
 /// Whether this `Host` is a name of the machine itself.
 fn is_loopback_name(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or(rest, |(name, _)| name),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
+            None => return false,
+        },
+        None => host.rsplit_once(':').unwrap_or((host, "")),
     };
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
@@ -276,6 +296,8 @@ mod tests {
             ("0123456789abcdef", "line 1"),
             ("0123456789abcdef reed *", "line 1"),
             ("read 0123456789abcdef *", "line 1"),
+            ("0123456789abcdef read a,b", "line 1"),
+            ("0123456789abcdef read a*b", "line 1"),
             ("0123456789abcdef read *\n0123456789abcdef write *", "twice"),
         ] {
             let error = file.parse::<Tokens>().expect_err(file);
@@ -287,9 +309,10 @@ mod tests {
 
     #[test]
     fn pages_of_other_origins_are_refused_where_there_are_no_tokens() {
-        let check = |pairs: &[(&'static str, &str)]| Access::ThisMachine.check_origin(&headers(pairs)).is_ok();
+        let root = Uri::from_static("/");
+        let check = |pairs: &[(&'static str, &str)]| Access::ThisMachine.check_origin(&root, &headers(pairs)).is_ok();
         let host = ("host", "127.0.0.1:7080");
-        assert!(check(&[]) && check(&[host]) && check(&[("host", "LOCALHOST")]) && check(&[("host", "[::1]:80")]));
+        assert!(!check(&[]) && check(&[host]) && check(&[("host", "LOCALHOST")]) && check(&[("host", "[::1]:80")]));
         assert!(check(&[host, ("origin", "http://127.0.0.1:7080"), ("sec-fetch-site", "same-origin")]));
         assert!(check(&[host, ("sec-fetch-site", "none")]));
         assert!(check(&[host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")]), "a link");
@@ -302,13 +325,32 @@ mod tests {
         ] {
             assert!(!check(&[host, (name, value)]), "{name}: {value}");
         }
-        for name in
-            ["example.com", "example.com:7080", "127.0.0.1.example.com", "localhost.example.com", "", "10.0.0.1:7080"]
-        {
+        for name in [
+            "example.com",
+            "example.com:7080",
+            "127.0.0.1.example.com",
+            "localhost.example.com",
+            "",
+            "10.0.0.1:7080",
+            "[::1].example.com",
+            "[::1",
+            "127.0.0.1:7080.example.com",
+        ] {
             assert!(!check(&[("host", name)]), "{name}");
         }
+        let of = |uri: &'static str, pairs: &[(&'static str, &str)]| {
+            Access::ThisMachine.check_origin(&Uri::from_static(uri), &headers(pairs)).is_ok()
+        };
+        assert!(of("http://127.0.0.1:7080/latest", &[]) && of("http://127.0.0.1:7080/latest", &[host]));
+        for (uri, pairs) in [
+            ("http://example.com/latest", &[][..]),
+            ("http://example.com/latest", &[host]),
+            ("http://127.0.0.1:7080/latest", &[("host", "example.com")]),
+        ] {
+            assert!(!of(uri, pairs), "{uri} {pairs:?}");
+        }
         for access in [Access::Everybody, Access::Tokens(Tokens::default())] {
-            assert!(access.check_origin(&headers(&[("host", "example.com"), ("origin", "null")])).is_ok());
+            assert!(access.check_origin(&root, &headers(&[("host", "example.com"), ("origin", "null")])).is_ok());
         }
     }
 }

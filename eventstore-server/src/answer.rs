@@ -25,7 +25,16 @@ pub(crate) type Answer<T = Response> = Result<T, Refused>;
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        Refused::from(Problem::from(&error))
+        Refused::from(problem_of(&error))
+    }
+}
+
+/// An error of a store, as the server tells it: a store that is closed here is opened again by the next request, or the server
+/// stops.
+pub(crate) fn problem_of(error: &Error) -> Problem {
+    match error {
+        Error::Closed => stopping(),
+        error => Problem::from(error),
     }
 }
 
@@ -87,7 +96,7 @@ pub(crate) enum Form {
 
 /// Whether one of the media types that are accepted is this one.
 pub(crate) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
-    accepted(headers).any(|media_type| media_type == wanted)
+    accepted(headers).any(|media_type| media_type.eq_ignore_ascii_case(wanted))
 }
 
 fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -102,7 +111,9 @@ impl Form {
             return Ok(Form::Binary);
         }
         let mut all = accepted(headers).peekable();
-        if all.peek().is_none() || all.any(|accepted| matches!(accepted, "*/*" | "application/*" | JSON)) {
+        if all.peek().is_none()
+            || all.any(|accepted| ["*/*", "application/*", JSON].iter().any(|form| accepted.eq_ignore_ascii_case(form)))
+        {
             return Ok(Form::Json);
         }
         let detail = format!("this resource has the forms {JSON} and {BINARY}; accept one of them");
@@ -120,7 +131,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
-        let mut query = Query::new(parts.uri.query().unwrap_or_default());
+        let mut query = Query::new(parts.uri.query().unwrap_or_default())?;
         let timeout = query.duration("timeout")?;
         let ctx = Context::background();
         Ok(Params { query, ctx: timeout.map_or(ctx.clone(), |timeout| ctx.with_timeout(timeout)) })

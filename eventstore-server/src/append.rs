@@ -1,17 +1,26 @@
 //! A batch in one request.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
+use bytes::{BufMut as _, BytesMut};
 use eventstore_api::{Batch, Context, Durability, Error, Event, Stored};
 use eventstore_wire::{
     Appended, BINARY, Incoming, JSON, JSON_LINES, MAX_BODY, Malformed, Problem, Query, decode_batch, read_events,
 };
+use futures_util::TryStreamExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::StreamReader;
+use tower_http::timeout::TimeoutBody;
 
-use crate::answer::{Answer, Params, Refused, Writing, json};
+use crate::answer::{Answer, Params, Refused, Writing, json, stopping};
 use crate::server::App;
 use crate::stores::Served;
 
@@ -25,8 +34,8 @@ pub(crate) enum BodyForm {
 impl BodyForm {
     pub(crate) fn of(headers: &HeaderMap) -> Answer<Self> {
         let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let media_type = value.split(';').next().unwrap_or_default().trim();
-        match media_type {
+        let media_type = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match media_type.as_str() {
             BINARY => Ok(BodyForm::Binary),
             JSON | JSON_LINES => Ok(BodyForm::Json),
             other => {
@@ -44,31 +53,77 @@ pub(crate) struct Received {
     _room: OwnedSemaphorePermit,
 }
 
-/// Reads a body, as far as there is room for it.
-pub(crate) async fn receive(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Answer<Received> {
-    let is_encoded = headers.contains_key(header::CONTENT_ENCODING);
-    let len = headers.get(header::CONTENT_LENGTH).filter(|_| !is_encoded);
-    let len = len.and_then(|len| len.to_str().ok()?.parse::<usize>().ok()).unwrap_or(MAX_BODY);
-    if len > MAX_BODY {
-        let detail = format!("the body has {len} bytes, over the limit of {MAX_BODY} bytes; send smaller batches");
-        return Err(Problem::new(413, "too_large", detail).into());
+/// How long a body waits for room beside others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes that are read at a time.
+const PIECE: usize = 64 << 10;
+
+/// Reads a body, as far as there is room for it, and as long as the request may take.
+pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body) -> Answer<Received> {
+    let body = Body::new(TimeoutBody::new(app.limits.body_pause, body));
+    let body = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
+    let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding {
+        None | Some("identity") => Box::pin(body),
+        Some("gzip") => {
+            let mut decoder = GzipDecoder::new(body);
+            // As of files that were put one behind the other.
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+        Some("zstd") => {
+            let mut decoder = ZstdDecoder::new(body);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+        Some(other) => {
+            let detail = format!("the Content-Encoding {other:?} is none of gzip, zstd; send the body as it is");
+            return Err(Problem::new(415, "unsupported_media_type", detail).into());
+        }
+    };
+    ctx.run(read_all(app, reader)).await?
+}
+
+async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>) -> Answer<Received> {
+    let mut bytes = BytesMut::new();
+    // Taken as the bytes come: a body that is slow holds no more than it has sent.
+    let mut room = app.body_room.clone().try_acquire_many_owned(0).map_err(|_| stopping())?;
+    loop {
+        if room.num_permits() < bytes.len() + PIECE {
+            let more = app.body_room.clone().acquire_many_owned(PIECE as u32);
+            let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
+                let mut problem =
+                    Problem::new(429, "too_many", "there are too many large requests at the same time; retry later");
+                problem.retryable = true;
+                return Err(problem.into());
+            };
+            room.merge(more.map_err(|_| stopping())?);
+        }
+        bytes.reserve(PIECE);
+        let read = reader.read_buf(&mut (&mut bytes).limit(PIECE)).await;
+        let read = read.map_err(|error| Problem::new(400, "malformed", format!("the body cannot be read: {error}")))?;
+        if bytes.len() > MAX_BODY {
+            let detail = format!("the body has more than {MAX_BODY} bytes; send smaller batches");
+            return Err(Problem::new(413, "too_large", detail).into());
+        }
+        if read == 0 {
+            return Ok(Received { bytes: bytes.freeze(), _room: room });
+        }
     }
-    let room = u32::try_from(len.min(app.limits.body_bytes)).unwrap_or(u32::MAX);
-    let room = app.body_room.clone().acquire_many_owned(room).await;
-    let room = room.map_err(|_| crate::answer::stopping())?;
-    let body = tower_http::timeout::TimeoutBody::new(app.limits.body_pause, body);
-    let bytes =
-        axum::body::to_bytes(Body::new(body), MAX_BODY).await.map_err(|error| {
-            match std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>())
-            {
-                true => {
-                    let detail = format!("the body has more than {MAX_BODY} bytes; send smaller batches");
-                    Problem::new(413, "too_large", detail)
-                }
-                false => Problem::new(400, "malformed", format!("the body cannot be read: {error}")),
-            }
-        })?;
-    Ok(Received { bytes, _room: room })
+}
+
+/// Reads what is in a body: a large one on a thread that may be busy for long.
+pub(crate) async fn parse<T: Send + 'static>(
+    received: Received,
+    parse: impl FnOnce(&Bytes) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    const LARGE: usize = 256 << 10;
+    if received.bytes.len() < LARGE {
+        return parse(&received.bytes);
+    }
+    let parsed = tokio::task::spawn_blocking(move || parse(&received.bytes)).await;
+    parsed.unwrap_or_else(|error| Err(Error::engine("read the body", error).into()))
 }
 
 /// A message that is not what it should be.
@@ -109,10 +164,10 @@ pub(crate) async fn events(
 ) -> Answer {
     let (mut query, ctx) = (params.query, params.ctx);
     let form = BodyForm::of(&headers)?;
-    let received = receive(&app, &headers, body).await?;
+    let received = receive(&app, &ctx, &headers, body).await?;
     let batch = match form {
-        BodyForm::Binary => decode_batch(received.bytes.clone()).map_err(malformed)??,
-        BodyForm::Json => batch(read_events(&received.bytes)?, &mut query)?,
+        BodyForm::Binary => parse(received, |bytes| Ok(decode_batch(bytes.clone()).map_err(malformed)??)).await?,
+        BodyForm::Json => batch(parse(received, |bytes| Ok(read_events(bytes)?)).await?, &mut query)?,
     };
     query.finish()?;
     json(&Appended { stored: append(&served, &ctx, batch).await? })

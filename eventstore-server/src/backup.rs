@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::http::Method;
 use eventstore_api::{Error, Event};
 use eventstore_wire::{BackupForm, Problem};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Maintaining, Params, stream};
+use crate::read::required;
 use crate::server::App;
-use crate::stores::{Served, lock};
+use crate::stores::lock;
 use crate::work;
 
 /// The media type of an archive.
@@ -28,49 +29,79 @@ const KEPT: Duration = Duration::from_secs(600);
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 
-/// Backups that were made and wait to be taken.
+/// Backups that were made and wait to be taken, by the names of their stores and their own.
 #[derive(Debug, Default)]
-pub(crate) struct Backups(Mutex<HashMap<String, TempDir>>);
+pub(crate) struct Backups(Mutex<HashMap<(String, String), TempDir>>);
 
 impl Backups {
-    fn take(&self, id: &str) -> Option<TempDir> {
-        lock(&self.0).remove(id)
+    fn take(&self, store: &str, id: &str) -> Option<TempDir> {
+        lock(&self.0).remove(&(store.to_owned(), id.to_owned()))
     }
+}
+
+/// Keeps a backup for a while.
+fn keep(app: &Arc<App>, store: String, id: String, directory: TempDir) {
+    lock(&app.backups.0).insert((store.clone(), id.clone()), directory);
+    let (app, stopping) = (Arc::downgrade(app), app.stopping.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(KEPT) => {}
+            () = stopping.cancelled() => {}
+        }
+        if let Some(app) = app.upgrade() {
+            drop(app.backups.take(&store, &id));
+        }
+    });
 }
 
 pub(crate) async fn make(State(app): State<Arc<App>>, Maintaining(served): Maintaining, params: Params) -> Answer {
     let ctx = params.ctx;
     params.query.finish()?;
-    let of = served.clone();
+    let (of, keeper) = (served.clone(), app.clone());
     Ok(work::run(app, &served, "backup", ctx, async move |ctx| {
-        let directory = tempfile::Builder::new().prefix("eventstore-backup-").tempdir();
-        let directory = directory.map_err(|error| Error::engine("make a temporary directory for the backup", error))?;
-        let target: PathBuf = directory.path().join("store");
-        let report = of.store.backup(&ctx, &target).await?;
-        // Random, as ids are: whoever may make backups may take them.
-        let id = Event::new_id();
-        lock(&of.backups.0).insert(id.clone(), directory);
-        let (kept, name): (Weak<Served>, _) = (Arc::downgrade(&of), id.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(KEPT).await;
-            if let Some(served) = kept.upgrade() {
-                drop(served.backups.take(&name));
-            }
+        // The directory stays until the engine has left it, also if nobody waits for the backup any more.
+        let (ctx, cancel) = ctx.child();
+        let is_wanted = cancel.drop_guard();
+        let store = of.store.clone();
+        let making = keeper.tasks.spawn(async move {
+            let directory = tempfile::Builder::new().prefix("eventstore-backup-").tempdir();
+            let directory =
+                directory.map_err(|error| Error::engine("make a temporary directory for the backup", error))?;
+            let report = store.backup(&ctx, &directory.path().join("store")).await?;
+            Ok::<_, Error>((report, directory))
         });
+        let made = making.await.map_err(|error| Error::engine("make the backup", error))?;
+        let (report, directory) = made?;
+        drop(is_wanted);
+        // Random, as ids are: whoever may make backups of this store may take them.
+        let id = Event::new_id();
+        keep(&keeper, of.name.clone(), id.clone(), directory);
         Ok(BackupForm { id, latest_version: report.latest_version, bytes_on_disk: report.bytes_on_disk })
     }))
 }
 
-pub(crate) async fn take(Maintaining(served): Maintaining, params: Params) -> Answer {
+pub(crate) async fn take(
+    State(app): State<Arc<App>>,
+    Maintaining(served): Maintaining,
+    method: Method,
+    params: Params,
+) -> Answer {
     let mut query = params.query;
-    let id = query.text("id")?.unwrap_or_default();
+    let id = required(&mut query, "id")?;
     query.finish()?;
-    let Some(directory) = served.backups.take(&id) else {
-        let detail = format!("there is no backup {id:?}; it was taken, or not for ten minutes: make another one");
+    if method != Method::GET {
+        return Err(
+            Problem::new(405, "method_not_allowed", "a backup has no HEAD: its length is not known before").into()
+        );
+    }
+    let Some(directory) = app.backups.take(&served.name, &id) else {
+        let detail = format!("there is no backup {id:?}: it was taken, or is older than ten minutes; make another one");
         return Err(Problem::new(404, "not_found", detail).into());
     };
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
-    tokio::task::spawn_blocking(move || {
+    let keeper = app.clone();
+    let runtime = tokio::runtime::Handle::current();
+    app.tasks.spawn_blocking(move || {
         let mut pieces = Pieces { sender: sender.clone(), piece: Vec::with_capacity(PIECE) };
         let archive = |pieces: &mut Pieces| {
             let mut archive = tar::Builder::new(&mut *pieces);
@@ -83,6 +114,11 @@ pub(crate) async fn take(Maintaining(served): Maintaining, params: Params) -> An
             tracing::warn!(%error, "sending a backup failed");
             // The body ends with an error, not as if this were all.
             let _ = sender.blocking_send(Err(error));
+            // It can be asked for again.
+            let _inside = runtime.enter();
+            if !keeper.stopping.is_cancelled() {
+                keep(&keeper, served.name.clone(), id, directory);
+            }
         }
     });
     let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {

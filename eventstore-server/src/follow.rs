@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,9 +13,10 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use eventstore::backend::EventStore;
-use eventstore_api::{Context, Error, LoadOptions, PageSize, RecordedEvent, Version};
+use eventstore_api::{Context, Error, LoadOptions, Page, PageSize, RecordedEvent, Version};
 use eventstore_wire::{EVENT_STREAM, JSON_LINES, Problem};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
 use crate::read::check_since;
@@ -93,16 +96,16 @@ impl Tail {
 /// Reads what is new, and gives it to all who wait for it, until nobody does.
 async fn read_news(served: Arc<Served>) {
     /// Whatever ends the reading, the next follower begins it anew.
-    struct Reading(Arc<Served>);
-    impl Drop for Reading {
+    struct Flag(Arc<Served>);
+    impl Drop for Flag {
         fn drop(&mut self) {
             self.0.tail.is_read.store(false, Ordering::SeqCst);
         }
     }
     loop {
-        let reading = Reading(served.clone());
+        let flag = Flag(served.clone());
         let ended = read_while_wanted(&served.tail).await;
-        drop(reading);
+        drop(flag);
         // Who came before the flag was taken back relies on it. After an error they find out themselves.
         let is_wanted = served.tail.news.receiver_count() > 0;
         if ended.is_err() || !is_wanted || served.tail.is_read.swap(true, Ordering::SeqCst) {
@@ -188,12 +191,13 @@ pub(crate) async fn follow(
     query.finish()?;
     options.since = since.unwrap_or_default();
     // What a browser's EventSource has seen is newer than what its address says.
-    if let Some(seen) = headers.get("last-event-id").and_then(|seen| seen.to_str().ok()?.parse().ok()) {
-        options.since = options.since.max(seen);
+    if let Some(seen) = headers.get("last-event-id") {
+        options.since = seen.to_str().unwrap_or("?").parse()?;
     }
     if options.before.is_some() || options.direction != eventstore_api::Direction::Forward {
+        let option = if options.before.is_some() { "before" } else { "direction" };
         let reason = "a stream that follows goes forward and has no end".to_owned();
-        return Err(Error::InvalidOption { option: "direction".to_owned(), reason }.into());
+        return Err(Error::InvalidOption { option: option.to_owned(), reason }.into());
     }
     let counted = app.count_follower()?;
     let heartbeat = app.limits.heartbeat;
@@ -211,6 +215,9 @@ pub(crate) async fn follow(
     Ok(response)
 }
 
+/// A page and the news from before its reading on.
+type NextPage = Pin<Box<dyn Future<Output = Result<(Page, broadcast::Receiver<Arc<News>>), Error>> + Send>>;
+
 /// One who follows.
 struct Follower {
     app: Arc<App>,
@@ -221,7 +228,11 @@ struct Follower {
     seen: Version,
     form: Stream,
     heartbeat: Duration,
+    /// When there has to be a sign of life.
+    due: Instant,
     size: PageSize,
+    /// The page that is being read.
+    reading: Option<NextPage>,
     /// Where it is up to date; `None` while it catches up.
     news: Option<broadcast::Receiver<Arc<News>>>,
     /// What waits to be sent.
@@ -256,7 +267,9 @@ impl Follower {
             seen,
             form,
             heartbeat,
+            due: Instant::now() + heartbeat,
             size,
+            reading: None,
             news: None,
             // So that the client knows at once that it is connected.
             pieces: VecDeque::from([form.heartbeat(seen)]),
@@ -268,6 +281,7 @@ impl Follower {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
+                self.due = Instant::now() + self.heartbeat;
                 return Some(piece);
             }
             if self.has_ended || self.options.limit == Some(0) {
@@ -281,13 +295,31 @@ impl Follower {
     }
 
     async fn step(&mut self) -> Answer<()> {
-        let stopping_token = self.app.stopping.clone();
-        let ctx = self.ctx.clone();
-        let heartbeat = self.heartbeat;
+        let (stopping_token, ctx, due) = (self.app.stopping.clone(), self.ctx.clone(), self.due);
         let Some(news) = &mut self.news else {
+            let reading = self.reading.get_or_insert_with(|| {
+                self.options.since = self.seen;
+                let (served, ctx, options, size) =
+                    (self.served.clone(), self.ctx.clone(), self.options.clone(), self.size);
+                Box::pin(async move {
+                    // From before the reading on, so that nothing comes between.
+                    let news = Tail::subscribe(&served);
+                    served.store.load_page(&ctx, &options, size).await.map(|page| (page, news))
+                })
+            });
             return tokio::select! {
-                read = self.catch_up() => Ok(read?),
+                read = reading => {
+                    self.reading = None;
+                    let (page, news) = read?;
+                    self.take_page(&page, news);
+                    Ok(())
+                }
                 () = stopping_token.cancelled() => Err(stopping().into()),
+                // The reading goes on: with a filter it may take long.
+                () = sleep_until(due) => {
+                    self.pieces.push_back(self.form.heartbeat(self.seen));
+                    Ok(())
+                }
             };
         };
         tokio::select! {
@@ -302,7 +334,7 @@ impl Follower {
                 Ok(())
             }
             error = ctx.done() => Err(error.into()),
-            () = tokio::time::sleep(heartbeat) => {
+            () = sleep_until(due) => {
                 // Whoever reads the news may have failed: reading here finds out.
                 self.news = None;
                 self.pieces.push_back(self.form.heartbeat(self.seen));
@@ -311,12 +343,8 @@ impl Follower {
         }
     }
 
-    /// Reads the next page; at the end, waits for news.
-    async fn catch_up(&mut self) -> Result<(), Error> {
-        // From before the reading on, so that nothing comes between.
-        let news = Tail::subscribe(&self.served);
-        self.options.since = self.seen;
-        let page = self.served.store.load_page(&self.ctx, &self.options, self.size).await?;
+    /// Takes the next page; behind the last one, waits for news.
+    fn take_page(&mut self, page: &Page, news: broadcast::Receiver<Arc<News>>) {
         self.size = self.size.grown();
         self.seen = match (&page.next, page.events.last()) {
             (Some(_), Some(last)) => last.version,
@@ -326,7 +354,6 @@ impl Follower {
             }
         };
         self.give(&page.events, None);
-        Ok(())
     }
 
     /// Takes of the news what it has not seen.

@@ -1,11 +1,13 @@
 //! Connections: where they come from, what each may cost, and how they end.
 
 use std::fmt;
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
@@ -186,7 +188,9 @@ impl Listener {
     ///
     /// If the address cannot be used.
     pub async fn bind(address: &Address) -> Result<Self, ListenError> {
-        let failed = |error| ListenError::new(format!("cannot listen on {address}"), error);
+        let failed = |error| {
+            ListenError::new(format!("cannot listen on {address}; choose another address, or stop what uses it"), error)
+        };
         let socket = match address {
             Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await.map_err(failed)?),
             #[cfg(not(unix))]
@@ -265,9 +269,12 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
     let connections = Connections::new(router);
     let tls = listener.tls.as_ref().map(|tls| TlsAcceptor::from(tls.0.clone()));
     loop {
-        let permit = connections.permit().await;
-        let accepted = tokio::select! {
-            accepted = listener.socket.accept() => accepted,
+        let next = async {
+            let permit = connections.permit().await;
+            (listener.socket.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            next = next => next,
             () = stop.cancelled() => break,
         };
         match (accepted, &tls) {
@@ -285,6 +292,11 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
     // Nobody new is let in, and the path of a Unix socket is free.
     drop(listener);
     connections.finish().await;
+    // Sessions have left their connections, and backups their requests.
+    app.tasks.close();
+    if tokio::time::timeout(GRACE, app.tasks.wait()).await.is_err() {
+        tracing::warn!("some sessions or backups did not end; the server stops all the same");
+    }
     app.close().await.map_err(|error| ListenError::told(format!("closing the stores failed: {error}")))
 }
 
@@ -340,7 +352,7 @@ impl Connections {
     fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, permit: Option<Permit>) {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
-        let io = TokioIo::new(Box::pin(stream));
+        let io = TokioIo::new(Greeting::new(Box::pin(stream)));
         let service = TowerToHyperService::new(self.router.clone());
         let connection = self.builder.serve_connection_with_upgrades(io, service).into_owned();
         let connection = self.graceful.watch(connection);
@@ -354,11 +366,13 @@ impl Connections {
     fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: Option<Permit>) {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
+        let stream = Greeting::new(Box::pin(stream));
         let (builder, router, watcher) = (self.builder.clone(), self.router.clone(), self.graceful.watcher());
         tokio::spawn(async move {
-            let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(Box::pin(stream))).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await else { return };
             let service = TowerToHyperService::new(router);
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            let io = TokioIo::new(Greeting::new(stream));
+            let connection = builder.serve_connection_with_upgrades(io, service).into_owned();
             let _ = watcher.watch(connection).await;
             drop(permit);
         });
@@ -370,6 +384,77 @@ impl Connections {
         if tokio::time::timeout(GRACE, &mut finished).await.is_err() {
             tracing::warn!("some connections did not end; the server stops all the same");
         }
+    }
+}
+
+/// A connection whose other side has to say something soon: hyper waits for ever to find out which version of HTTP it is.
+struct Greeting<S> {
+    stream: S,
+    /// Which bytes came so far, as long as they may still be the beginning of HTTP/2.
+    greeted: usize,
+    due: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+/// What every connection of HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+impl<S> Greeting<S> {
+    fn new(stream: S) -> Self {
+        Greeting { stream, greeted: 0, due: Some(Box::pin(tokio::time::sleep(HEAD))) }
+    }
+}
+
+impl<S: AsyncRead> AsyncRead for Greeting<S>
+where
+    S: Unpin,
+{
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, out);
+        let Some(due) = &mut self.due else { return read };
+        match read {
+            Poll::Pending => match due.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => Poll::Pending,
+            },
+            Poll::Ready(read) => {
+                let new = &out.filled()[before..];
+                let rest = &PREFACE[self.greeted..];
+                // From here on hyper has its own limit for the head of a request.
+                let is_known = !rest.starts_with(new) || new.len() == rest.len();
+                self.greeted += new.len().min(rest.len());
+                if is_known {
+                    self.due = None;
+                }
+                Poll::Ready(read)
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Greeting<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 

@@ -45,17 +45,19 @@ pub(crate) async fn events(Reading(served): Reading, headers: HeaderMap, params:
     let (mut options, size) = (query.load()?, page_size(&mut query)?);
     query.finish()?;
     options.since = since.unwrap_or_default();
-    page(served.store.load_page(&ctx, &options, size).await?, form).await
+    let found = served.store.load_page(&ctx, &options, size).await?;
+    let next = found.next.as_ref().map(|next| load_query(next).finish());
+    page(found, form, next).await
 }
 
-/// A page as a response.
-pub(crate) async fn page(page: Page, form: Form) -> Answer {
+/// A page as a response. `next` is the query of the next one.
+pub(crate) async fn page(page: Page, form: Form, next: Option<String>) -> Answer {
     let len: usize = page.events.iter().map(|recorded| recorded.event.len_bytes()).sum();
     let write = move || match form {
         Form::Binary => Ok(bytes(BINARY, encode_page(&page))),
         Form::Json => {
-            let Page { events, next, head, .. } = page;
-            json(&PageForm { head, events, next: next.map(|next| load_query(&next).finish()) })
+            let Page { events, head, .. } = page;
+            json(&PageForm { head, events, next })
         }
     };
     if len < LARGE {
@@ -80,7 +82,7 @@ pub(crate) async fn event(Reading(served): Reading, headers: HeaderMap, params: 
     }
 }
 
-fn required(query: &mut Query, name: &'static str) -> Answer<String> {
+pub(crate) fn required(query: &mut Query, name: &'static str) -> Answer<String> {
     let missing = || Error::InvalidOption { option: name.to_owned(), reason: "it is missing".to_owned() };
     Ok(query.text(name)?.ok_or_else(missing)?)
 }

@@ -6,10 +6,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use eventstore_api::{Batch, Context, Cursor, Digest, Error, Version};
-use eventstore_wire::{Problem, Pushed, Query, decode_batches, read_batches};
+use eventstore_wire::{Problem, Pushed, Query, QueryWriter, decode_batches, read_batches};
 
 use crate::answer::{Answer, Form, Params, Reading, Writing, json};
-use crate::append::{BodyForm, append, malformed, receive};
+use crate::append::{BodyForm, append, malformed, parse, receive};
 use crate::read::{page, page_size};
 use crate::server::App;
 use crate::stores::{Served, sync};
@@ -58,7 +58,14 @@ pub(crate) async fn pull(Reading(served): Reading, headers: HeaderMap, params: P
     let options = eventstore_api::LoadOptions::since(place.version).before(synced.next());
     let mut found = served.store.load_page(&ctx, &options, size).await?;
     found.head = synced;
-    page(found, form).await
+    let next = match (form, &found.next, found.events.last()) {
+        (Form::Json, Some(_), Some(last)) => {
+            let digest = served.store.digest(&ctx, last.version).await?;
+            Some(QueryWriter::new().put("since", last.version).put("digest", digest).finish())
+        }
+        _ => None,
+    };
+    page(found, form, next).await
 }
 
 pub(crate) async fn push(
@@ -72,10 +79,10 @@ pub(crate) async fn push(
     let form = BodyForm::of(&headers)?;
     let place = Place::take(&mut query, "at")?;
     query.finish()?;
-    let received = receive(&app, &headers, body).await?;
+    let received = receive(&app, &ctx, &headers, body).await?;
     let batches: Vec<Result<Batch, Error>> = match form {
-        BodyForm::Binary => decode_batches(received.bytes.clone()).map_err(malformed)?,
-        BodyForm::Json => read_batches(&received.bytes)?,
+        BodyForm::Binary => parse(received, |bytes| decode_batches(bytes.clone()).map_err(malformed)).await?,
+        BodyForm::Json => parse(received, |bytes| Ok(read_batches(bytes)?)).await?,
     };
     place.check(&served, &ctx, served.store.latest_version(&ctx).await?).await?;
     let (mut stored, mut refused) = (Vec::new(), None);

@@ -16,10 +16,10 @@ use eventstore_api::Error;
 use eventstore_wire::{BINARY, EVENT_STREAM, JSON_LINES, Problem};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate as _};
-use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::trace::TraceLayer;
 
 use crate::access::{Access, Tokens};
@@ -172,6 +172,8 @@ impl Server {
             followers: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             body_room,
+            backups: backup::Backups::default(),
+            tasks: TaskTracker::new(),
         });
         app.clone().close_idle_stores();
         (routes(app.clone()), app)
@@ -190,6 +192,9 @@ pub(crate) struct App {
     followers: AtomicUsize,
     sessions: AtomicUsize,
     pub(crate) body_room: Arc<Semaphore>,
+    pub(crate) backups: backup::Backups,
+    /// What goes on behind an answer, and has to end before the stores are closed.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// Something that there may be so many of, until it is dropped.
@@ -269,7 +274,6 @@ fn routes(app: Arc<App>) -> Router {
         .and(NotForContentType::const_new(backup::TAR));
     routes
         .layer(middleware::from_fn_with_state(app.clone(), guard))
-        .layer(RequestDecompressionLayer::new())
         .layer(CompressionLayer::new().compress_when(is_compressed))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TraceLayer::new_for_http())
@@ -321,7 +325,7 @@ fn below(base: &str, resources: impl Iterator<Item = (&'static str, MethodRouter
 
 /// What holds for every request.
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if let Err(refused) = app.access.check_origin(request.headers()) {
+    if let Err(refused) = app.access.check_origin(request.uri(), request.headers()) {
         return refused.into_response();
     }
     let is_about_life = matches!(request.uri().path(), "/health" | "/ready" | "/metrics");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
 use eventstore_api::{Batch, CancellationToken, Context, Error};
@@ -16,7 +17,7 @@ use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::answer::{Answer, Params, Writing};
+use crate::answer::{Answer, Params, Writing, problem_of};
 use crate::append::append;
 use crate::server::{App, Counted};
 use crate::stores::Served;
@@ -30,8 +31,10 @@ const MOST_BYTES: usize = 64 << 20;
 /// A client that takes no answer for so long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A client that says nothing is asked whether it is there, and is gone if it does not answer until it is asked again.
+/// A client that says nothing is asked whether it is there, and is gone when it has not answered for so many times. One that
+/// sends a large batch over a slow line cannot answer meanwhile.
 const PING: Duration = Duration::from_secs(20);
+const PINGS: u32 = 9;
 
 /// So many answers are sent in one message, at most.
 const MOST_ANSWERS: usize = 256;
@@ -43,12 +46,21 @@ pub(crate) async fn appends(
     State(app): State<Arc<App>>,
     Writing(served): Writing,
     params: Params,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer<Response> {
     params.query.finish()?;
-    let counted = app.count_session()?;
+    let malformed = |detail: String| Problem::new(400, "malformed", detail);
+    let upgrade = upgrade.map_err(|rejection| {
+        malformed(format!("open this resource as a WebSocket, with the protocol {SESSION}: {}", rejection.body_text()))
+    })?;
     let upgrade = upgrade.protocols([SESSION]).max_message_size(MAX_BODY).max_frame_size(MAX_BODY);
-    Ok(upgrade.on_upgrade(move |socket| run(app, served, socket, counted)))
+    if upgrade.selected_protocol().is_none() {
+        return Err(malformed(format!("ask for the WebSocket protocol {SESSION}; this server speaks no other")).into());
+    }
+    let counted = app.count_session()?;
+    // A server that stops waits for it.
+    let tasks = app.tasks.clone();
+    Ok(upgrade.on_upgrade(move |socket| tasks.track_future(run(app, served, socket, counted))))
 }
 
 /// An answer, and the room that its append takes until the answer is sent.
@@ -109,7 +121,7 @@ impl Session {
     async fn run(mut self, mut stream: SplitStream<WebSocket>) {
         let stopping = self.app.stopping.clone();
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
-        let mut is_silent = false;
+        let mut unanswered = 0;
         loop {
             let frames = tokio::select! {
                 biased;
@@ -118,7 +130,7 @@ impl Session {
                     continue;
                 }
                 message = stream.next() => {
-                    is_silent = false;
+                    unanswered = 0;
                     match message {
                         Some(Ok(Message::Binary(bytes))) => match decode_frames(bytes) {
                             Ok(frames) => frames,
@@ -133,10 +145,10 @@ impl Session {
                     }
                 }
                 _ = pings.tick() => {
-                    if is_silent {
+                    unanswered += 1;
+                    if unanswered > PINGS {
                         return;
                     }
-                    is_silent = true;
                     if self.answers.send(Told::Ping).is_err() {
                         return;
                     }
@@ -146,6 +158,10 @@ impl Session {
                 () = self.answers.closed() => return,
             };
             for frame in frames {
+                // What was not begun is not written.
+                if self.answers.is_closed() || stopping.is_cancelled() {
+                    break;
+                }
                 self.take(frame).await;
             }
         }
@@ -173,7 +189,7 @@ impl Session {
                         Ok(batch) => append(&served, &ctx, batch).await,
                         Err(error) => Err(error),
                     };
-                    let outcome = outcome.map_err(|error: Error| Box::new(Problem::from(&error)));
+                    let outcome = outcome.map_err(|error: Error| Box::new(problem_of(&error)));
                     Answered { outcome: Outcome { number, outcome }, room }
                 }));
             }

@@ -13,17 +13,17 @@ use serde::Serialize;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::answer::Answer;
-use crate::backup::Backups;
 use crate::follow::Tail;
 
 /// A store that is open, and what the server does with it.
 #[derive(Debug)]
 pub(crate) struct Served {
+    /// Its name; `""` if it is the only one.
+    pub(crate) name: String,
     pub(crate) store: Arc<dyn EventStore>,
     pub(crate) tail: Tail,
     pub(crate) sessions: AtomicUsize,
     pub(crate) jobs: Mutex<Vec<Job>>,
-    pub(crate) backups: Backups,
     /// Every event up to this version survives a power cut, as far as is known.
     pub(crate) synced: AtomicU64,
 }
@@ -40,13 +40,13 @@ pub(crate) struct Job {
 }
 
 impl Served {
-    fn new(store: Arc<dyn EventStore>) -> Arc<Self> {
+    fn new(name: String, store: Arc<dyn EventStore>) -> Arc<Self> {
         Arc::new(Served {
+            name,
             tail: Tail::new(store.clone()),
             store,
             sessions: AtomicUsize::new(0),
             jobs: Mutex::default(),
-            backups: Backups::default(),
             synced: AtomicU64::new(0),
         })
     }
@@ -102,6 +102,7 @@ pub struct Stores {
     options: String,
     most_open: usize,
     idle: Duration,
+    is_read_only: bool,
 }
 
 impl Stores {
@@ -113,6 +114,7 @@ impl Stores {
             options: String::new(),
             most_open: 100,
             idle: Duration::from_secs(300),
+            is_read_only: false,
         }
     }
 
@@ -146,20 +148,32 @@ impl Stores {
         self
     }
 
+    /// Opens the stores to read them, and writes nothing there.
+    #[must_use]
+    pub fn read_only(mut self, is_read_only: bool) -> Self {
+        self.is_read_only = is_read_only;
+        self
+    }
+
+    /// Whether a store with this name is on the disk.
+    fn has(&self, name: &str) -> bool {
+        !self.is_memory() && self.path(name).join("eventstore.json").is_file()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
     /// Makes the directory if it is missing.
     fn prepare(&self) -> std::io::Result<()> {
-        if self.is_memory() { Ok(()) } else { std::fs::create_dir_all(&self.directory) }
+        if self.is_memory() || self.is_read_only { Ok(()) } else { std::fs::create_dir_all(&self.directory) }
     }
 
     fn is_memory(&self) -> bool {
         self.engine == "memory"
     }
 
-    async fn open(&self, name: &str) -> Result<Arc<dyn EventStore>, Error> {
+    async fn open(&self, name: &str, create: bool) -> Result<Arc<dyn EventStore>, Error> {
         self.prepare().map_err(|error| Error::Open {
             path: self.directory.display().to_string(),
             reason: "the directory of the stores cannot be created".to_owned(),
@@ -170,7 +184,11 @@ impl Stores {
             true => format!("memory:{question}{}", self.options),
             false => format!("{}:{}{question}{}", self.engine, self.path(name).display(), self.options),
         };
-        eventstore::backend::open(&url).await
+        match (self.is_read_only, create) {
+            (true, _) => eventstore::backend::open_read_only(&url).await,
+            (false, true) => eventstore::backend::open(&url).await,
+            (false, false) => eventstore::backend::open_existing(&url).await,
+        }
     }
 }
 
@@ -184,24 +202,27 @@ fn is_name(name: &str) -> bool {
 /// A store of a directory: open, or being opened or closed by whoever has the lock.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    served: AsyncMutex<Option<Arc<Served>>>,
+    served: Arc<AsyncMutex<Option<Arc<Served>>>>,
     used: Mutex<Instant>,
 }
+
+/// Those that are open, or on the way, by their names.
+type Slots = Arc<Mutex<HashMap<String, Arc<Slot>>>>;
 
 /// What a server serves.
 #[derive(Debug)]
 pub(crate) enum Source {
     One(Arc<Served>),
-    Many { stores: Stores, slots: Mutex<HashMap<String, Arc<Slot>>> },
+    Many { stores: Stores, slots: Slots },
 }
 
 impl Source {
     pub(crate) fn one(store: Arc<dyn EventStore>) -> Self {
-        Source::One(Served::new(store))
+        Source::One(Served::new(String::new(), store))
     }
 
     pub(crate) fn many(stores: Stores) -> Self {
-        Source::Many { stores, slots: Mutex::default() }
+        Source::Many { stores, slots: Slots::default() }
     }
 
     /// The store with this name.
@@ -218,7 +239,7 @@ impl Source {
         }
         loop {
             let known = lock(slots).get(name).cloned();
-            let is_there = known.is_some() || (!stores.is_memory() && stores.path(name).is_dir());
+            let is_there = known.is_some() || stores.has(name);
             if !is_there && !create {
                 let detail = format!("there is no store {name:?}; PUT its address to create it");
                 return Err(Problem::new(404, "not_found", detail).into());
@@ -227,11 +248,11 @@ impl Source {
                 Some(slot) => slot,
                 None => {
                     self.make_room().await?;
-                    let new = || Arc::new(Slot { served: AsyncMutex::new(None), used: Mutex::new(Instant::now()) });
+                    let new = || Arc::new(Slot { served: Arc::default(), used: Mutex::new(Instant::now()) });
                     lock(slots).entry(name.to_owned()).or_insert_with(new).clone()
                 }
             };
-            let mut served = slot.served.lock().await;
+            let mut served = slot.served.clone().lock_owned().await;
             if !lock(slots).get(name).is_some_and(|listed| Arc::ptr_eq(listed, &slot)) {
                 // It was closed meanwhile, and another one may be opened.
                 continue;
@@ -240,14 +261,20 @@ impl Source {
             if let Some(served) = &*served {
                 return Ok(served.clone());
             }
-            match stores.open(name).await {
-                Ok(store) => return Ok(served.insert(Served::new(store)).clone()),
-                Err(error) => {
-                    // Whoever waits for it tries again.
-                    lock(slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
-                    return Err(error.into());
+            // By itself: a request that is given up leaves no store half open.
+            let (stores, slots, name) = (stores.clone(), slots.clone(), name.to_owned());
+            let opening = tokio::spawn(async move {
+                match stores.open(&name, create).await {
+                    Ok(store) => Ok(served.insert(Served::new(name, store)).clone()),
+                    Err(error) => {
+                        // Whoever waits for it tries again.
+                        lock(&slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
+                        Err(error)
+                    }
                 }
-            }
+            });
+            let opened = opening.await.map_err(|error| Error::engine("open the store", error))?;
+            return Ok(opened?);
         }
     }
 
@@ -255,9 +282,7 @@ impl Source {
     pub(crate) fn exists(&self, name: &str) -> bool {
         match self {
             Source::One(_) => true,
-            Source::Many { stores, slots } => {
-                is_name(name) && (lock(slots).contains_key(name) || (!stores.is_memory() && stores.path(name).is_dir()))
-            }
+            Source::Many { stores, slots } => is_name(name) && (lock(slots).contains_key(name) || stores.has(name)),
         }
     }
 
@@ -269,7 +294,7 @@ impl Source {
             for entry in std::fs::read_dir(&stores.directory)? {
                 let entry = entry?;
                 if let Some(name) = entry.file_name().to_str().filter(|name| is_name(name))
-                    && entry.path().is_dir()
+                    && stores.has(name)
                 {
                     names.push(name.to_owned());
                 }
@@ -337,17 +362,20 @@ impl Source {
     /// Closes a store if no request has it, and forgets it; meanwhile whoever asks for it waits.
     async fn close_if_unused(&self, name: &str, slot: &Arc<Slot>) -> bool {
         let Source::Many { slots, .. } = self else { return false };
-        let Ok(mut served) = slot.served.try_lock() else { return false };
+        let Ok(mut served) = slot.served.clone().try_lock_owned() else { return false };
         if served.as_ref().is_some_and(|served| Arc::strong_count(served) > 1) {
             return false;
         }
-        if let Some(served) = served.take()
-            && let Err(error) = served.store.close().await
-        {
-            tracing::warn!(store = name, %error, "closing a store that was not used failed");
-        }
-        lock(slots).retain(|_, other| !Arc::ptr_eq(other, slot));
-        true
+        let (slots, slot, name) = (slots.clone(), slot.clone(), name.to_owned());
+        let closing = tokio::spawn(async move {
+            if let Some(served) = served.take()
+                && let Err(error) = served.store.close().await
+            {
+                tracing::warn!(store = name, %error, "closing a store that was not used failed");
+            }
+            lock(&slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
+        });
+        closing.await.is_ok()
     }
 
     /// Closes all stores.

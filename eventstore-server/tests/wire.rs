@@ -130,7 +130,10 @@ async fn errors_are_problems_with_their_status() {
         ("/wait?after=3&timeout=20ms", 504, "deadline_exceeded"),
         ("/follow?direction=backward", 400, "invalid_option"),
         ("/backup?id=none", 404, "not_found"),
+        ("/backup", 400, "invalid_option"),
         ("/pull?since=3", 400, "invalid_option"),
+        ("/?x=1", 400, "invalid_option"),
+        ("/event?id=%FF", 400, "invalid_option"),
         ("/metrics", 404, "not_found"),
     ] {
         let answer = server.get(path).await;
@@ -366,6 +369,7 @@ async fn stores_of_a_directory_are_apart_and_made_by_those_who_may() {
     let listed = |token| as_who(token, "GET", "/stores".into(), none());
     assert_eq!(listed(READER).await.ok()["stores"], json!(["tenant-1", "tenant-2", "tenant-3", "tenant-4"]));
     assert_eq!(listed(KEEPER).await.ok()["stores"], json!(["tenant-1"]));
+    assert_eq!(as_who(KEEPER, "GET", "/metrics".into(), none()).await.code(), "forbidden", "they are of all stores");
     for name in ["..", "%2e%2e", "..%2f..%2fetc", "A", ".x", "%00", "a%2Fb"] {
         let answer = as_who(WRITER, "PUT", format!("/stores/{name}"), none()).await;
         assert!(matches!(answer.status, 400 | 403 | 404), "{name}: {answer:?}");
@@ -433,6 +437,169 @@ async fn limits_hold() {
         encoder.finish().expect("finished");
         let headers = [("content-type", "application/json"), ("content-encoding", "gzip")];
         assert_eq!(server.request("POST", "/events", &headers, &bomb).await.status, status);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_read_to_their_end() {
+    let server = Running::start(Server::new(memory().await)).await;
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).expect("written");
+        encoder.finish().expect("finished")
+    };
+    let send = |body: Vec<u8>, encoding: &'static str| {
+        let server = &server;
+        async move {
+            let headers = [("content-type", "application/x-ndjson"), ("content-encoding", encoding)];
+            server.request("POST", "/events", &headers, &body).await
+        }
+    };
+    // Two files, one behind the other.
+    let both = [gzip(&format!("{}\n", event("one", "T", "a"))), gzip(&event("two", "T", "a"))].concat();
+    assert_eq!(send(both, "gzip").await.ok()["stored"].as_array().expect("places").len(), 2);
+    let mut cut = gzip(&event("three", "T", "a"));
+    cut.truncate(cut.len() - 3);
+    assert_eq!(send(cut, "gzip").await.code(), "malformed");
+    assert_eq!(send([gzip(&event("four", "T", "a")), b"more".to_vec()].concat(), "gzip").await.code(), "malformed");
+    let other = send(b"x".to_vec(), "br").await;
+    assert_eq!((other.status, other.code().as_str()), (415, "unsupported_media_type"));
+    assert_eq!(server.get("/latest").await.ok()["version"], 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_upload_ends_with_its_timeout_and_holds_up_nobody() {
+    let mut limits = Limits::default();
+    limits.body_bytes = 256 << 10;
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+        let head = "POST /events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n \r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.expect("written");
+        slow.push(stream);
+    }
+    let head = server.head("POST", "/events?timeout=50ms", &[("content-type", "application/json")], 9);
+    let mut stream = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &head).await.expect("written");
+    assert_eq!(common::answer(stream).await.code(), "deadline_exceeded");
+    drop(slow);
+    server.post("/events", &event("one", "T", "a")).await.ok();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn heartbeats_come_beside_events_that_do_not_match() {
+    let mut limits = Limits::default();
+    limits.heartbeat = Duration::from_millis(30);
+    let server = std::sync::Arc::new(Running::start(Server::new(memory().await).limits(limits)).await);
+    let mut stream = server.stream("/follow?type=Never", &[]).await;
+    let writer = {
+        let server = server.clone();
+        tokio::spawn(async move {
+            for n in 0.. {
+                server.post("/events", &event(&format!("e{n}"), "T", "a")).await.ok();
+            }
+        })
+    };
+    // And they tell how far the filter has come.
+    loop {
+        let line: Value = serde_json::from_str(&stream.next().await.expect("a line")).expect("JSON");
+        if line["heartbeat"]["head"].as_u64().expect("a heartbeat") > 20 {
+            break;
+        }
+    }
+    writer.abort();
+}
+
+#[tokio::test]
+async fn what_an_event_source_has_seen_takes_the_place_of_since() {
+    let server = with_events(5).await;
+    let mut stream = server.stream("/follow?since=4", &[("last-event-id", "2")]).await;
+    assert_eq!(stream.event().await["event"]["version"], 3);
+    let refused = server.request("GET", "/follow", &[("last-event-id", "x")], b"").await;
+    assert_eq!(refused.code(), "invalid_version");
+    drop(stream);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_backup_outlives_the_closing_of_its_store_and_a_look_at_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stores = Stores::new(directory.path()).most_open(1);
+    let server = Running::start(Server::of_many(stores)).await;
+    server.request("PUT", "/stores/one", &[], b"").await;
+    server.post("/stores/one/events", &event("e", "T", "a")).await.ok();
+    let made = server.request("POST", "/stores/one/backup", &[], b"").await;
+    let last: Value = serde_json::from_str(made.text().lines().last().expect("a line")).expect("JSON");
+    let path = format!("/stores/one/backup?id={}", last["result"]["id"].as_str().expect("an id"));
+    assert_eq!(server.request("PUT", "/stores/two", &[], b"").await.status, 201, "the first one is closed");
+    assert_eq!(server.request("HEAD", &path, &[], b"").await.status, 405);
+    assert_eq!(server.get(&path.replace("one", "two")).await.code(), "not_found", "it is not of that store");
+    assert_eq!(server.get(&path).await.status, 200);
+    assert_eq!(server.get(&path).await.code(), "not_found");
+    assert_eq!(server.get("/stores/one/backup").await.code(), "invalid_option");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_given_up_leave_no_store_half_open() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Running::start(Server::of_many(Stores::new(directory.path()).most_open(1))).await;
+    for name in ["one", "two"] {
+        server.request("PUT", &format!("/stores/{name}"), &[], b"").await;
+    }
+    for n in 0..60 {
+        let path = format!("/stores/{}/latest", if n % 2 == 0 { "one" } else { "two" });
+        let mut given_up = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+        tokio::io::AsyncWriteExt::write_all(&mut given_up, &server.head("GET", &path, &[], 0)).await.expect("written");
+        for _ in 0..n % 7 {
+            tokio::task::yield_now().await;
+        }
+        drop(given_up);
+        let answer = server.get(&path).await;
+        assert!(matches!(answer.status, 200 | 429), "{answer:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_only_server_of_many_makes_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let made = eventstore::open(&format!("lmdb:{}", directory.path().join("one").display())).await.expect("opened");
+    made.append(eventstore::Event::builder("T", "a").build().expect("valid")).await.expect("stored");
+    made.close().await.expect("closed");
+    std::fs::create_dir(directory.path().join("empty")).expect("created");
+    let stores = Stores::new(directory.path()).read_only(true);
+    let server = Running::start(Server::of_many(stores).read_only(true)).await;
+    assert_eq!(server.get("/stores/one/latest").await.ok()["version"], 1);
+    assert_eq!(server.get("/stores/empty/latest").await.code(), "not_found");
+    assert_eq!(server.request("PUT", "/stores/new", &[], b"").await.code(), "forbidden");
+    assert_eq!(server.get("/stores").await.ok()["stores"], json!(["one"]));
+    assert_eq!(std::fs::read_dir(directory.path().join("empty")).expect("there").count(), 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_is_a_websocket_of_its_protocol() {
+    let server = Running::start(Server::new(memory().await)).await;
+    assert_eq!(server.get("/appends").await.code(), "malformed");
+    for protocol in ["", "eventstore.v2"] {
+        let mut headers = vec![
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+        ];
+        headers.extend((!protocol.is_empty()).then_some(("sec-websocket-protocol", protocol)));
+        let head = String::from_utf8(server.head("GET", "/appends", &headers, 0)).expect("text");
+        let mut stream = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+        let head = head.replace("connection: close", "connection: upgrade");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await.expect("written");
+        tokio::io::AsyncWriteExt::shutdown(&mut stream).await.expect("shut down");
+        let answer = common::answer_of_one(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{protocol:?}: {answer}");
     }
     server.stop().await;
 }

@@ -46,17 +46,17 @@ pub fn request(input: &[u8]) {
         }
         _ => {
             let Ok(text) = std::str::from_utf8(rest) else { return };
-            let mut query = Query::new(text);
+            let Ok(mut query) = Query::new(text) else { return };
             if let Ok(options) = query.load() {
                 let text = load_query(&options).finish();
-                let mut again = Query::new(&text);
+                let mut again = Query::new(&text).expect("it was written");
                 assert_eq!(again.load().expect(&text), options, "{text}");
                 again.finish().expect("nothing else was written");
             }
-            let mut query = Query::new(text);
+            let Ok(mut query) = Query::new(text) else { return };
             if let Ok(options) = query.aggregates() {
                 let text = aggregate_query(&options).finish();
-                assert_eq!(Query::new(&text).aggregates().expect(&text), options, "{text}");
+                assert_eq!(Query::new(&text).expect("it was written").aggregates().expect(&text), options, "{text}");
             }
             let _ = (query.flag("full"), query.duration("timeout"), query.finish());
         }

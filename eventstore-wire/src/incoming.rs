@@ -1,10 +1,15 @@
 //! Events that somebody sends as JSON.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::SystemTime;
 
+use eventstore_api::limits::MAX_BATCH_EVENTS;
 use eventstore_api::{Batch, Durability, Error, Event, Expected, Idempotency, Result};
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::page::MOST;
 
 /// An event as it was sent.
 #[derive(Clone, Debug)]
@@ -24,9 +29,15 @@ pub fn read_events(text: &[u8]) -> Result<Vec<Incoming>> {
     let malformed = |error: serde_json::Error| Error::invalid_event("event", format!("it is not JSON: {error}"));
     let is_array = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     let objects: Vec<&RawValue> = match is_array {
-        true => serde_json::from_slice(text).map_err(malformed)?,
-        false => serde_json::Deserializer::from_slice(text).into_iter().collect::<Result<_, _>>().map_err(malformed)?,
+        true => serde_json::from_slice::<AtMost<_, MAX_BATCH_EVENTS>>(text).map_err(malformed)?.0,
+        false => {
+            let objects = serde_json::Deserializer::from_slice(text).into_iter();
+            objects.take(MAX_BATCH_EVENTS + 1).collect::<Result<_, _>>().map_err(malformed)?
+        }
     };
+    if objects.len() > MAX_BATCH_EVENTS {
+        return Err(Error::invalid_event("batch", too_many(MAX_BATCH_EVENTS)));
+    }
     let is_alone = objects.len() == 1;
     let read = |(index, object): (usize, &&RawValue)| {
         read_event(object.get()).map_err(|error| match error {
@@ -46,7 +57,7 @@ pub fn read_events(text: &[u8]) -> Result<Vec<Incoming>> {
 ///
 /// `InvalidEvent` if it is no such array. What is wrong with a batch is inside.
 pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
-    #[derive(Deserialize)]
+    #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Form<'a> {
         #[serde(borrow)]
@@ -60,17 +71,59 @@ pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
     }
     let malformed =
         |error: serde_json::Error| Error::invalid_event("batch", format!("it is not as it should be: {error}"));
-    let forms: Vec<Form<'_>> = serde_json::from_slice(text).map_err(malformed)?;
-    let read = |form: Form<'_>| {
-        let events = read_events(form.events.get().as_bytes())?.into_iter().map(|incoming| incoming.event).collect();
+    let forms: AtMost<Form<'_>, MOST_BATCHES> = serde_json::from_slice(text).map_err(malformed)?;
+    let mut room = MOST;
+    let mut read = |form: Form<'_>| {
+        let events: Vec<_> =
+            read_events(form.events.get().as_bytes())?.into_iter().map(|incoming| incoming.event).collect();
+        room = room.checked_sub(events.len()).ok_or_else(|| Error::invalid_event("batch", too_many(MOST)))?;
         let mut batch = Batch::new(events).expected(form.expected).idempotency(form.idempotency);
         batch.durability = form.durability;
         Ok(batch)
     };
-    Ok(forms.into_iter().map(read).collect())
+    Ok(forms.0.into_iter().map(&mut read).collect())
 }
 
-#[derive(Deserialize)]
+/// The most batches of a push.
+const MOST_BATCHES: usize = 10_000;
+
+fn too_many(most: usize) -> String {
+    format!("it has more than {most} events; send them in parts")
+}
+
+/// A list of so many elements at most: of small ones that many more would take a lot of memory.
+struct AtMost<T, const MOST: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements<T, const MOST: usize>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Elements<T, MOST> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an array of at most {MOST} elements")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+                let mut all = Vec::new();
+                while let Some(element) = elements.next_element()? {
+                    if all.len() == MOST {
+                        return Err(A::Error::custom(format_args!(
+                            "it has more than {MOST} elements; send them in parts"
+                        )));
+                    }
+                    all.push(element);
+                }
+                Ok(all)
+            }
+        }
+
+        deserializer.deserialize_seq(Elements::<T, MOST>(PhantomData)).map(AtMost)
+    }
+}
+
+#[derive(serde::Deserialize)]
 struct Others {
     id: Option<serde::de::IgnoredAny>,
     recorded_at: Option<String>,
@@ -126,6 +179,20 @@ mod tests {
         let id = || read_events(text.as_bytes()).expect("valid")[0].event.id().to_owned();
         assert_ne!(id(), id());
         assert!(read_events(b"{}").is_err());
+    }
+
+    #[test]
+    fn too_many_are_refused_before_they_take_memory() {
+        let many = |count: usize, element: &str| format!("[{}]", vec![element; count].join(","));
+        for text in [many(MAX_BATCH_EVENTS + 1, "0"), "{}".repeat(MAX_BATCH_EVENTS + 1)] {
+            let error = read_events(text.as_bytes()).expect_err("too many").to_string();
+            assert!(error.contains("more than 10000"), "{error}");
+        }
+        assert!(read_batches(many(MOST_BATCHES + 1, "{\"events\":[]}").as_bytes()).is_err());
+        assert_eq!(
+            read_batches(many(MOST_BATCHES, "{\"events\":[]}").as_bytes()).expect("so many").len(),
+            MOST_BATCHES
+        );
     }
 
     #[test]

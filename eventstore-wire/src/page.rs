@@ -170,9 +170,10 @@ pub(crate) fn take_batch(reader: &mut Reader, room: &mut usize) -> Result<Result
         2 => Idempotency::Id,
         _ => return Err(Malformed("an idempotency is none of those that there are")),
     };
-    let times = match reader.count(1, MOST)? {
+    let times = match reader.count(1, *room + 1)? {
         0 => None,
         more => {
+            *room -= more - 1;
             let mut last = 0;
             let mut time = || -> Result<SystemTime, Malformed> {
                 last = reader.step(last)?;

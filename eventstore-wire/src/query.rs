@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use eventstore_api::limits::{RECORDED_AT_END, clamp_recorded_at};
 use eventstore_api::{AggregateOptions, Direction, Error, LoadOptions, Result};
+use percent_encoding::percent_decode_str;
 
 /// The parameters of a request. Each is taken by its name, and what is left in the end was misspelled.
 #[derive(Clone, Debug)]
@@ -12,9 +13,21 @@ pub struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Reads what is behind the `?`.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        Query(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOption` if a value is not UTF-8.
+    pub fn new(text: &str) -> Result<Self> {
+        let decode = |piece: &str| {
+            let decoded = percent_decode_str(&piece.replace('+', " ")).decode_utf8().map(|text| text.into_owned());
+            decoded.map_err(|_| invalid(piece, "it is not UTF-8"))
+        };
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
+        let read = |pair: &str| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(name)?, decode(value)?))
+        };
+        pairs.map(read).collect::<Result<_>>().map(Query)
     }
 
     /// The parameter with this name.
@@ -241,7 +254,7 @@ mod tests {
     use super::*;
 
     fn load(text: &str) -> Result<LoadOptions> {
-        let mut query = Query::new(text);
+        let mut query = Query::new(text)?;
         let options = query.load()?;
         query.finish().map(|()| options)
     }
@@ -283,7 +296,7 @@ mod tests {
             [AggregateOptions::all(), AggregateOptions::all().prefix("a&").after("a/é").before(Version::new(7))]
         {
             let text = aggregate_query(&options).finish();
-            let mut query = Query::new(&text);
+            let mut query = Query::new(&text).expect("UTF-8");
             assert_eq!(query.aggregates().expect(&text), options);
             query.finish().expect("all was taken");
         }
@@ -302,6 +315,8 @@ mod tests {
             ("direction=down", "direction"),
             ("recorded_since=today", "recorded_since"),
             ("sinse=1", "sinse"),
+            ("aggregate=%FF", "%FF"),
+            ("%c3%28=1", "%c3%28"),
         ] {
             assert_eq!(option(text), name);
         }
@@ -309,7 +324,7 @@ mod tests {
 
     #[test]
     fn flags_and_durations() {
-        let mut query = Query::new("a&b=true&c=false&d=1&timeout=1500ms&wait=soon");
+        let mut query = Query::new("a&b=true&c=false&d=1&timeout=1500ms&wait=soon").expect("UTF-8");
         assert!(query.flag("a").expect("valid") && query.flag("b").expect("valid") && !query.flag("c").expect("valid"));
         assert!(query.flag("d").is_err() && !query.flag("e").expect("absent"));
         assert_eq!(query.duration("timeout").expect("valid"), Some(Duration::from_millis(1500)));

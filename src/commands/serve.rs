@@ -12,6 +12,11 @@ use crate::interrupt;
 
 pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     let stop = interrupt::token_of_work();
+    if args.stores.is_none() && ["http:", "https:", "unix:"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(Failure::refused(format!(
+            "{url} is served already; name a store by its directory, such as lmdb:./data"
+        )));
+    }
     let is_open_to_all = args.token_file.is_none();
     if is_open_to_all && !args.listen.is_local() && !args.insecure {
         return Err(Failure::refused(format!(
@@ -38,8 +43,12 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
         Some(place) => {
             let (engine, directory, options) = split_place(place);
             what = format!("the stores in {directory}");
-            let stores =
-                Stores::new(directory).engine(engine).options(options).most_open(args.most_open).idle(args.close_idle);
+            let stores = Stores::new(directory)
+                .engine(engine)
+                .options(options)
+                .most_open(args.most_open)
+                .read_only(args.read_only)
+                .idle(args.close_idle);
             Server::of_many(stores)
         }
         None => {

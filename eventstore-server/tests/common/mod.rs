@@ -219,3 +219,15 @@ pub(crate) async fn plain(mut stream: TcpStream, path: &str, accept: &str) -> Re
     stream.write_all(head.as_bytes()).await.expect("written");
     Response::read(stream).await
 }
+
+/// The answer to a request that was written.
+pub(crate) async fn answer(stream: TcpStream) -> Response {
+    Response::read(stream).await
+}
+
+/// The first bytes of an answer, of a connection that may stay open.
+pub(crate) async fn answer_of_one(mut stream: TcpStream) -> String {
+    let mut bytes = vec![0; 4096];
+    let len = tokio::time::timeout(LONG, stream.read(&mut bytes)).await.expect("answered").expect("read");
+    String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
