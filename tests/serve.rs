@@ -228,6 +228,9 @@ fn stores_of_a_directory_are_served_by_name() {
         shell.run_with(&["--store", &url, "append"], event).succeeded();
         assert!(shell.run(&["--store", &url, "load"]).succeeded().stdout.contains(&format!("of-{name}")));
     }
+    for command in ["latest", "append"] {
+        shell.run(&["--store", &server.url, command]).failed("cannot_open", &["many stores", "/stores/NAME"]);
+    }
     let missing = format!("{}/stores/three", server.url);
     shell.run(&["--store", &missing, "load"]).failed("cannot_open", &["three"]);
     assert_eq!(server.end(15).0, Some(143));
@@ -245,6 +248,20 @@ fn a_page_a_description_and_metrics_are_there() {
     assert!(get("/openapi.json", "").contains(r#""openapi": "3.1.0""#));
     shell.run_with(&["--store", &server.url, "append"], r#"{"type":"T","aggregate_id":"x","id":"a"}"#).succeeded();
     assert!(get("/metrics", "").contains("eventstore_events_written_total{"));
+}
+
+#[test]
+fn a_server_that_takes_a_connection_and_says_nothing_is_unavailable() {
+    let shell = Shell::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}?lost_after=100ms&connect_timeout=200ms", listener.local_addr().unwrap());
+    shell.run(&["--store", &url, "latest"]).failed("unavailable", &["has not answered"]);
+}
+
+#[test]
+fn what_is_served_is_not_served_again() {
+    let shell = Shell::new();
+    shell.run(&["--store", "http://127.0.0.1:1", "serve"]).failed("cannot_serve", &["is served already"]);
 }
 
 #[test]

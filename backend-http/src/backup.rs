@@ -74,7 +74,7 @@ impl Place {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(fs::Permissions::from_mode(0o777)); // less what the process leaves out
+            builder.permissions(fs::Permissions::from_mode(0o750)); // as that of every store
         }
         let directory = builder.tempdir_in(&parent).map_err(failed)?;
         write_files(&mut pieces, directory.path()).map_err(|error| match error.kind() {

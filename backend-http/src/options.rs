@@ -68,7 +68,7 @@ impl Options {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut options = Options::new(base);
         options.address()?; // without what may be a password in its error
-        let mut given = Query::new(query);
+        let mut given = Query::new(query)?;
         for secret in ["token", "password"] {
             if given.text(secret)?.is_some() {
                 return Err(invalid(
@@ -219,6 +219,12 @@ impl Address {
         if host.is_empty() {
             return refused(&format!("{url:?} has no host; write it as http://host:7080/stores/name"));
         }
+        // What stands where a port belongs must be one: the default is another server.
+        let authority = uri.authority().map_or("", |authority| authority.as_str()).to_ascii_lowercase();
+        let behind_host = authority.strip_prefix(&host).or_else(|| authority.rsplit_once(']').map(|(_, rest)| rest));
+        if uri.port_u16().is_none() && behind_host.is_some_and(|rest| !rest.is_empty()) {
+            return refused(&format!("{authority:?} has no port that is a number from 0 to 65535"));
+        }
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let base = uri.path().trim_end_matches('/').to_owned();
         Ok(Address { place: Place::Host { is_tls, host, port }, base })
@@ -332,6 +338,8 @@ mod tests {
             "http:/x",
             "ftp://h",
             "lmdb:./d",
+            "http://127.0.0.1:port",
+            "http://localhost:99999",
             "unix:",
             "unix:///run/s",
             "http://h/a b",

@@ -78,7 +78,10 @@ impl HttpStore {
         let method = if may_create && !is_read_only { Method::PUT } else { Method::GET };
         let mut retries = Retries::new(client.connect_timeout);
         let info = loop {
-            match info(&client, &method).await {
+            // A server that takes the request may have to open the store, but one that says nothing for so long is none.
+            let asked = tokio::time::timeout(lost_after, info(&client, &method)).await;
+            let silent = || Err(Failed::passing(format!("it has not answered for {lost_after:?}")));
+            match asked.unwrap_or_else(|_| silent()) {
                 Ok(info) => break info,
                 Err(failed) => retries.pause(&Context::background(), failed, &client.url).await?,
             }
@@ -144,11 +147,27 @@ impl HttpStore {
 }
 
 /// What the server says of the store; with `PUT` it is made if it is missing.
+fn name_one(url: &str) -> String {
+    format!("the server has many stores; name one: {}/stores/NAME", url.trim_end_matches('/'))
+}
+
 async fn info(client: &Client, method: &Method) -> Attempt<Info> {
     let get = async |method: &Method| {
         let answer = client.send(client.request(method.clone(), "", JSON)?).await?;
         let body = client.body(answer, JSON).await?;
         from_json::<Info>(&body).map_err(|error| {
+            let has_many =
+                serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|root| root.get("stores").is_some());
+            let error = match has_many {
+                true => {
+                    return Failed::Final(Error::Open {
+                        path: client.url.clone(),
+                        reason: name_one(&client.url),
+                        source: None,
+                    });
+                }
+                false => error,
+            };
             let reason = format!("the answer is no eventstore server's ({error}); check the address");
             Failed::Final(Error::Open { path: client.url.clone(), reason, source: None })
         })

@@ -69,6 +69,11 @@ pub(crate) async fn server(headers: HeaderMap, OriginalUri(uri): OriginalUri) ->
     answer(&json!({ "wire": [WIRE], "server": env!("CARGO_PKG_VERSION"), "stores": "stores" }))
 }
 
+/// A server of many stores is no store.
+pub(crate) async fn name_one() -> Answer {
+    Err(Problem::new(404, "not_found", "this server has many stores; name one: PUT /stores/NAME").into())
+}
+
 /// The stores that the token may read.
 pub(crate) async fn stores(State(app): State<Arc<App>>, headers: HeaderMap, params: Params) -> Answer {
     params.query.finish()?;

@@ -178,13 +178,13 @@ impl Access {
         };
         let unauthorized = |detail: &str| Refused::from(Problem::new(401, "unauthorized", detail));
         let Some(value) = headers.get(header::AUTHORIZATION) else {
-            return Err(unauthorized("this server wants a token; send Authorization: Bearer TOKEN"));
+            return Err(unauthorized("a token is missing; send Authorization: Bearer TOKEN"));
         };
         let text = value.to_str().ok().and_then(|value| value.split_once(' '));
         let Some((_, text)) = text.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
             return Err(unauthorized("the Authorization header is not of the form Bearer TOKEN"));
         };
-        let token = tokens.find(text.trim()).ok_or_else(|| unauthorized("the token is none that this server knows"))?;
+        let token = tokens.find(text.trim()).ok_or_else(|| unauthorized("the token is unknown"))?;
         let is_for = token.is_for(store);
         Ok(Allowed { right: token.right.filter(|_| is_for), may_create: token.may_create && is_for })
     }

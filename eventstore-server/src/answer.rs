@@ -156,7 +156,7 @@ async fn served(parts: &mut Parts, app: &Arc<App>, wanted: Right) -> Answer<Arc<
     let (name, allowed) = allowed(parts, app).await?;
     if allowed.right.is_none_or(|right| right < wanted) {
         let of = if name.is_empty() { String::new() } else { format!(" for the store {name:?}") };
-        let detail = format!("the token does not have the right to {wanted}{of}; use one that has");
+        let detail = format!("the token does not have the right `{wanted}`{of}; use one that has");
         return Err(Problem::new(403, "forbidden", detail).into());
     }
     if app.is_read_only && wanted == Right::Write {

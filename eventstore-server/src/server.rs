@@ -258,7 +258,7 @@ fn routes(app: Arc<App>) -> Router {
     let routes = match app.stores {
         Source::One(_) => below("", resources()).route("/", get(about::store).put(about::create)),
         Source::Many { .. } => below("/stores/{store}", resources().chain(resources_of_page()))
-            .route("/", get(about::server))
+            .route("/", get(about::server).put(about::name_one))
             .route("/stores", get(about::stores))
             .route("/stores/{store}", get(about::store).put(about::create))
             .route("/stores/{store}/", get(about::store).put(about::create)),

@@ -1,5 +1,7 @@
 //! Events that somebody sends as JSON.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::SystemTime;
@@ -123,29 +125,49 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T,
     }
 }
 
-#[derive(serde::Deserialize)]
-struct Others {
-    id: Option<serde::de::IgnoredAny>,
-    recorded_at: Option<String>,
-}
+/// What an event has as JSON.
+const MEMBERS: [&str; 10] = [
+    "id",
+    "type",
+    "aggregate_id",
+    "data",
+    "data_base64",
+    "metadata",
+    "metadata_base64",
+    "version",
+    "revision",
+    "recorded_at",
+];
 
 fn read_event(text: &str) -> Result<Incoming> {
     let malformed = |error: serde_json::Error| Error::invalid_event("event", error.to_string());
-    let others: Others = serde_json::from_str(text).map_err(malformed)?;
-    let event = match others.id {
-        Some(_) => serde_json::from_str(text).map_err(malformed)?,
-        None => {
-            // The object begins with a brace and ends with one, as the first reading has found.
-            let rest = text.trim_start().strip_prefix('{').unwrap_or_default();
-            let comma = if rest.trim_start().starts_with('}') { "" } else { "," };
-            serde_json::from_str(&format!("{{\"id\":\"{}\"{comma}{rest}", Event::new_id())).map_err(malformed)?
+    let members: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(text).map_err(malformed)?;
+    if let Some(unknown) = members.keys().find(|name| !MEMBERS.contains(&name.as_ref())) {
+        let known = MEMBERS.join(", ");
+        return Err(Error::invalid_event("event", format!("an event has no {unknown:?}; it has {known}")));
+    }
+    let event = match members.contains_key("id") {
+        true => serde_json::from_str(text).map_err(malformed)?,
+        false => {
+            // The object ends with a brace, as the first reading has found.
+            let rest = text.trim_end().strip_suffix('}').unwrap_or_default();
+            let comma = if members.is_empty() { "" } else { "," };
+            serde_json::from_str(&format!("{rest}{comma}\"id\":\"{}\"}}", Event::new_id())).map_err(|error| {
+                // Of what was sent there is no such place.
+                let error = error.to_string();
+                Error::invalid_event("event", error.split(" at line ").next().unwrap_or_default())
+            })?
         }
+    };
+    let recorded_at: Option<String> = match members.get("recorded_at") {
+        Some(time) => serde_json::from_str(time.get()).map_err(malformed)?,
+        None => None,
     };
     let parse = |text: String| {
         humantime::parse_rfc3339(&text)
             .map_err(|error| Error::invalid_event("recorded_at", format!("{text:?} is not an RFC 3339 time: {error}")))
     };
-    Ok(Incoming { event, recorded_at: others.recorded_at.map(parse).transpose()? })
+    Ok(Incoming { event, recorded_at: recorded_at.map(parse).transpose()? })
 }
 
 #[cfg(test)]

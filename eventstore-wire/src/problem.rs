@@ -173,7 +173,14 @@ impl Problem {
             "locked" | "cannot_open" | "not_found" => Error::Open { path: path(), reason: self.detail, source: cause },
             // The server's store is closed, but the client is not: it may find it open again.
             "closed" | "unavailable" | "too_many" => Error::Unavailable { url: path(), reason, source: cause },
-            "unauthorized" | "forbidden" => Error::Forbidden { what: reason },
+            "unauthorized" => Error::Forbidden {
+                what: format!(
+                    "{url} wants a token that it knows ({reason}); set EVENTSTORE_TOKEN, or name a file by ?token_file=PATH"
+                ),
+            },
+            "forbidden" => Error::Forbidden { what: format!("{url}: {reason}") },
+            // Such as the name of a store.
+            "malformed" => Error::InvalidOption { option: "store".to_owned(), reason },
             "engine" => Error::Engine {
                 operation: self.operation.unwrap_or_else(|| "answer".to_owned()).into(),
                 source: cause.unwrap_or_else(|| Source::from(self.detail)),
@@ -286,7 +293,6 @@ mod tests {
             Error::Full { reason: text("1 MiB") },
             Error::Unsupported { what: text("backups") },
             Error::InvalidOption { option: text("since"), reason: text("no number") },
-            Error::Forbidden { what: text("a read-only token") },
             Error::engine("read a page", "EIO"),
         ] {
             let json = Problem::from(&error).to_json();

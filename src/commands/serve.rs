@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use eventstore_server::{Address, Limits, Listener, Server, Stores, Tls, Tokens, serve};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::Ending;
 use crate::cli::ServeArgs;
@@ -85,11 +85,26 @@ fn split_place(place: &str) -> (&str, &str, &str) {
     }
 }
 
+const SECONDS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+const MAINTENANCE_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
+const EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
+const BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+/// Without buckets the exporter makes quantiles, which cannot be added up over stores and processes.
+fn with_buckets() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("eventstore_maintenance_seconds".to_owned()), MAINTENANCE_SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("eventstore_group_events".to_owned()), EVENTS)?
+        .set_buckets_for_metric(Matcher::Full("eventstore_group_bytes".to_owned()), BYTES)
+}
+
 /// Collects what the stores count.
 fn record_metrics() -> Result<PrometheusHandle, Failure> {
-    let recorder = PrometheusBuilder::new().build_recorder();
-    let handle = recorder.handle();
     let failed = |error: &dyn std::fmt::Display| Failure::refused(format!("cannot collect metrics: {error}"));
+    let recorder = with_buckets().map_err(|error| failed(&error))?.build_recorder();
+    let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| failed(&error))?;
     let upkeep = handle.clone();
     tokio::spawn(async move {
