@@ -15,7 +15,7 @@ const BACKENDS: &[(&str, &str)] = &[
     #[cfg(feature = "sled")]
     ("sled:./never-made", "## sled"),
     #[cfg(feature = "http")]
-    ("http://127.0.0.1:1", "## Servers"),
+    ("http://127.0.0.1:1", "## HTTP"),
 ];
 
 fn section<'a>(document: &'a str, title: &str) -> &'a str {
@@ -41,7 +41,7 @@ async fn the_document_has_every_option_and_no_other() {
         let mut expected = documented(section(document, title));
         if *url == "memory:" {
             expected.retain(|option| *option != "create_if_missing");
-        } else if *title != "## Servers" {
+        } else if *title != "## HTTP" {
             expected.extend(&for_all);
         }
         known.sort_unstable();
@@ -54,7 +54,7 @@ async fn the_document_has_every_option_and_no_other() {
 async fn the_documents_defaults_can_be_given() {
     let document = include_str!("../../docs/options.md");
     let directory = tempfile::tempdir().unwrap();
-    for (url, title) in BACKENDS[1..].iter().filter(|(_, title)| *title != "## Servers") {
+    for (url, title) in BACKENDS[1..].iter().filter(|(_, title)| *title != "## HTTP") {
         let mut options = Vec::new();
         for line in section(document, title).lines().filter(|line| line.starts_with("| `")) {
             let mut columns = line.split(" | ").map(|column| column.trim_matches(['|', ' ', '`']));
