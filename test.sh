@@ -83,9 +83,9 @@ for package in synckit-eventstore synckit-eventstore-cli benches; do
     synckit-eventstore) own=(http) ;;
     synckit-eventstore-cli) own=(http serve) ;;
     esac
-    for alone in "${alone[@]}" ${own[@]+"${own[@]}"}; do
-        echo "$package: features: [$alone]"
-        cargo check --quiet -p "$package" --all-targets --no-default-features --features "$alone"
+    for feature in "${alone[@]}" ${own[@]+"${own[@]}"}; do
+        echo "$package: features: [$feature]"
+        cargo check --quiet -p "$package" --all-targets --no-default-features --features "$feature"
     done
 done
 for package in synckit-eventstore-api synckit-eventstore; do
