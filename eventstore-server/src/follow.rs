@@ -127,10 +127,16 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
             Err(Error::DeadlineExceeded) => continue,
             Err(error) => return Err(error),
         }
-        let page = tail.store.load_page(&ctx, &LoadOptions::since(seen), PageSize::LARGEST).await?;
-        let Some(last) = page.events.last() else { continue };
-        seen = last.version;
-        tail.tell(seen, page.events);
+        // All that is there by now: the pause is between moments, not between pages.
+        let mut next = Some(LoadOptions::since(seen));
+        while let Some(options) = next {
+            let page = tail.store.load_page(&ctx, &options, PageSize::LARGEST).await?;
+            next = page.next;
+            if let Some(last) = page.events.last() {
+                seen = last.version;
+                tail.tell(seen, page.events);
+            }
+        }
         let followers = u32::try_from(tail.news.receiver_count()).unwrap_or(u32::MAX);
         tokio::time::sleep(COST.saturating_mul(followers).min(LONGEST_PACE)).await;
     }
