@@ -11,27 +11,14 @@ use std::time::Duration;
 
 use backend_http::{HttpStore, Options, open};
 use common::proxy::{Fate, Proxy};
-use common::{LONG, Running};
+use common::{LONG, Running, ctx, event, in_memory};
 use conformance::{Outcome, Profile, Suite};
 use eventstore_api::{
     Batch, CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, PageSize,
     RecordedEvent, StoreOutcome, Stored, Version,
 };
-use eventstore_kv::{StoreOptions, memory};
 use eventstore_server::Server;
 use tokio::sync::Mutex;
-
-fn ctx() -> Context {
-    Context::background().with_timeout(LONG)
-}
-
-fn event(id: &str, aggregate: &str) -> Event {
-    Event::builder("T", aggregate).id(id).data("12").build().expect("valid")
-}
-
-fn in_memory() -> Arc<dyn EventStore> {
-    Arc::new(memory::open(StoreOptions::default()).expect("opened"))
-}
 
 async fn serve(store: &Arc<dyn EventStore>) -> Running {
     Running::start(Server::new(store.clone())).await

@@ -9,28 +9,15 @@ use std::time::Duration;
 
 use backend_http::{Options, open, open_existing, open_read_only};
 use base64::Engine as _;
-use common::{LONG, Running};
+use common::{Running, ctx, event, in_memory};
 use eventstore_api::{
-    AggregateOptions, Batch, CancellationToken, Context, Error, Event, EventStore, Expected, Gc, GcReport, LoadOptions,
-    Page, PageSize, Progress, RecordedEvent, Revision, Stats, StoreOutcome, Stored, Version, async_trait, limits,
+    AggregateOptions, Batch, CancellationToken, Context, Error, EventStore, Expected, Gc, GcReport, LoadOptions, Page,
+    PageSize, Progress, RecordedEvent, Revision, Stats, StoreOutcome, Stored, Version, async_trait, limits,
 };
-use eventstore_kv::{StoreOptions, memory};
 use eventstore_server::{Address, Listener, Server, Stores, Tls, Tokens};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-
-fn ctx() -> Context {
-    Context::background().with_timeout(LONG)
-}
-
-fn event(id: &str, aggregate: &str) -> Event {
-    Event::builder("T", aggregate).id(id).data("12").build().expect("valid")
-}
-
-fn in_memory() -> Arc<dyn EventStore> {
-    Arc::new(memory::open(StoreOptions::default()).expect("opened"))
-}
 
 /// Answers every request with this.
 async fn somebody_else(answer: impl Into<String>) -> String {

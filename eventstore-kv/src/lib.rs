@@ -44,6 +44,7 @@ pub use files::directory::StoreDirectory;
 pub use files::open::repair;
 pub use files::transfer::restore;
 pub use memory::{MemoryEngine, MemoryStore};
+pub use observe::HISTOGRAM_BUCKETS;
 pub use options::{Compression, StoreOptions, check_range};
 pub use store::KvStore;
 pub use task::Task;

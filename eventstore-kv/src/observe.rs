@@ -42,6 +42,22 @@ const EVENTS_READ: &str = "eventstore_events_read_total";
 const PAGE_SECONDS: &str = "eventstore_page_seconds";
 const MAINTENANCE_SECONDS: &str = "eventstore_maintenance_seconds";
 
+/// Buckets that suit the histograms, by their names: exporters that get none make quantiles, which cannot be added up over stores
+/// and processes.
+pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 7] = [
+    (APPEND_SECONDS, SECONDS),
+    (QUEUE_SECONDS, SECONDS),
+    (COMMIT_SECONDS, SECONDS),
+    (PAGE_SECONDS, SECONDS),
+    (MAINTENANCE_SECONDS, &[0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0]),
+    (GROUP_EVENTS, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0]),
+    (GROUP_BYTES, &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0]),
+];
+
+/// From the fastest sync of a disk to what nobody should wait for.
+const SECONDS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
 impl Observer {
     /// `store` tells the stores of a process apart.
     pub(crate) fn new(backend: &'static str, store: String, latest: u64) -> Self {

@@ -1,6 +1,7 @@
 //! What a server says of itself and its stores.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::{FromRequestParts as _, OriginalUri, Request, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -45,12 +46,12 @@ async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
         return Err(Problem::new(403, "forbidden", detail).into());
     }
     let served = app.stores.get(&name, create).await?;
-    let ctx = Context::background();
+    let stats = served.store.stats(&Context::background()).await?;
     let info = Info {
         wire: vec![WIRE],
         name: Some(name).filter(|name| !name.is_empty()),
-        backend: served.store.stats(&ctx).await?.backend.into_owned(),
-        latest_version: served.store.latest_version(&ctx).await?,
+        backend: stats.backend.into_owned(),
+        latest_version: stats.latest_version,
         writable: !app.is_read_only && allowed.right >= Some(Right::Write),
         server: env!("CARGO_PKG_VERSION").to_owned(),
     };
@@ -102,8 +103,8 @@ pub(crate) async fn stats(State(app): State<Arc<App>>, Reading(served): Reading,
         server: serde_json::Value,
     }
     let server = json!({
-        "followers": served.tail.followers(),
-        "sessions": served.sessions.load(std::sync::atomic::Ordering::Relaxed),
+        "followers": served.followers.load(Ordering::Relaxed),
+        "sessions": served.sessions.load(Ordering::Relaxed),
         "jobs": &*lock(&served.jobs),
         "uptime_seconds": app.started.elapsed().as_secs(),
     });

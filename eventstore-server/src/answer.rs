@@ -71,6 +71,13 @@ pub(crate) fn stopping() -> Problem {
     problem
 }
 
+/// A limit is reached; later there may be room.
+pub(crate) fn too_many(detail: impl Into<String>) -> Refused {
+    let mut problem = Problem::new(429, "too_many", detail);
+    problem.retryable = true;
+    problem.into()
+}
+
 /// Bytes of this media type.
 pub(crate) fn bytes(media_type: &'static str, bytes: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")], bytes).into_response()

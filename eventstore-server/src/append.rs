@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::StreamReader;
 use tower_http::timeout::TimeoutBody;
 
-use crate::answer::{Answer, Params, Refused, Writing, json, stopping};
+use crate::answer::{Answer, Params, Refused, Writing, json, stopping, too_many};
 use crate::server::App;
 use crate::stores::Served;
 
@@ -93,10 +93,7 @@ async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>) ->
         if room.num_permits() < bytes.len() + PIECE {
             let more = app.body_room.clone().acquire_many_owned(PIECE as u32);
             let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
-                let mut problem =
-                    Problem::new(429, "too_many", "there are too many large requests at the same time; retry later");
-                problem.retryable = true;
-                return Err(problem.into());
+                return Err(too_many("there are too many large requests at the same time; retry later"));
             };
             room.merge(more.map_err(|_| stopping())?);
         }

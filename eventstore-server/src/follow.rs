@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
 use crate::read::check_since;
-use crate::server::{App, Counted};
+use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
 
 /// Pages of news that wait for a follower that is slower. One that is slower still reads them from the store.
@@ -37,14 +37,13 @@ const LONGEST_PACE: Duration = Duration::from_millis(500);
 pub(crate) struct Tail {
     store: Arc<dyn EventStore>,
     news: broadcast::Sender<Arc<News>>,
-    followers: AtomicUsize,
     /// A task reads them.
     is_read: AtomicBool,
 }
 
 impl fmt::Debug for Tail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tail").field("followers", &self.followers()).finish_non_exhaustive()
+        f.debug_struct("Tail").field("followers", &self.news.receiver_count()).finish_non_exhaustive()
     }
 }
 
@@ -70,11 +69,7 @@ impl News {
 impl Tail {
     pub(crate) fn new(store: Arc<dyn EventStore>) -> Self {
         let (news, _) = broadcast::channel(PAGES);
-        Tail { store, news, followers: AtomicUsize::new(0), is_read: AtomicBool::new(false) }
-    }
-
-    pub(crate) fn followers(&self) -> usize {
-        self.followers.load(Ordering::Relaxed)
+        Tail { store, news, is_read: AtomicBool::new(false) }
     }
 
     /// News from here on, which a task reads as long as somebody wants them.
@@ -205,7 +200,7 @@ pub(crate) async fn follow(
         let reason = "a stream that follows goes forward and has no end".to_owned();
         return Err(Error::InvalidOption { option: option.to_owned(), reason }.into());
     }
-    let counted = app.count_follower()?;
+    let counted = app.count(&served, Kind::Follower)?;
     let heartbeat = app.limits.heartbeat;
     let follower = Follower::new(app, served, counted, ctx, options, form, heartbeat);
     let pieces = futures_util::stream::unfold(follower, |mut follower| async move {
@@ -247,12 +242,6 @@ struct Follower {
     _counted: Counted,
 }
 
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.served.tail.followers.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Follower {
     fn new(
         app: Arc<App>,
@@ -263,7 +252,6 @@ impl Follower {
         form: Stream,
         heartbeat: Duration,
     ) -> Self {
-        served.tail.followers.fetch_add(1, Ordering::Relaxed);
         let (seen, size) = (options.since, PageSize::FIRST);
         Follower {
             app,

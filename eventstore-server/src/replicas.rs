@@ -6,9 +6,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use eventstore_api::{Batch, Context, Cursor, Digest, Error, Version};
-use eventstore_wire::{Problem, Pushed, Query, QueryWriter, decode_batches, read_batches};
+use eventstore_wire::{Pushed, Query, QueryWriter, decode_batches, read_batches};
 
-use crate::answer::{Answer, Form, Params, Reading, Writing, json};
+use crate::answer::{Answer, Form, Params, Reading, Writing, json, problem_of};
 use crate::append::{BodyForm, append, malformed, parse, receive};
 use crate::read::{page, page_size};
 use crate::server::App;
@@ -94,7 +94,7 @@ pub(crate) async fn push(
         match outcome {
             Ok(places) => stored.push(places),
             Err(error) => {
-                refused = Some(Box::new(Problem::from(&error)));
+                refused = Some(Box::new(problem_of(&error)));
                 break;
             }
         }

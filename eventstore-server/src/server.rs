@@ -23,8 +23,8 @@ use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Pr
 use tower_http::trace::TraceLayer;
 
 use crate::access::{Access, Tokens};
-use crate::answer::{Answer, Refused, problem, stopping};
-use crate::stores::{Source, Stores};
+use crate::answer::{Answer, Refused, problem, stopping, too_many};
+use crate::stores::{Served, Source, Stores};
 use crate::{about, append, backup, follow, page, read, replicas, session, work};
 
 /// What a server allows in all. A request above a limit is refused with `too_many` or `too_large`, and harms no other.
@@ -197,36 +197,47 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
 }
 
-/// Something that there may be so many of, until it is dropped.
+/// A follower or a session, until it is dropped: counted for the whole server, which allows so many, and for its store.
 pub(crate) struct Counted {
     app: Arc<App>,
-    which: fn(&App) -> &AtomicUsize,
+    served: Arc<Served>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Follower,
+    Session,
+}
+
+impl Counted {
+    fn counters(&self) -> [&AtomicUsize; 2] {
+        match self.kind {
+            Kind::Follower => [&self.app.followers, &self.served.followers],
+            Kind::Session => [&self.app.sessions, &self.served.sessions],
+        }
+    }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        (self.which)(&self.app).fetch_sub(1, Ordering::Relaxed);
+        for counter in self.counters() {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl App {
-    /// One more follower, if there may be.
-    pub(crate) fn count_follower(self: &Arc<Self>) -> Answer<Counted> {
-        self.count(|app| &app.followers, self.limits.followers, "followers")
-    }
-
-    /// One more session, if there may be.
-    pub(crate) fn count_session(self: &Arc<Self>) -> Answer<Counted> {
-        self.count(|app| &app.sessions, self.limits.sessions, "sessions of appends")
-    }
-
-    fn count(self: &Arc<Self>, which: fn(&App) -> &AtomicUsize, most: usize, what: &str) -> Answer<Counted> {
-        let counted = Counted { app: self.clone(), which };
-        if which(self).fetch_add(1, Ordering::Relaxed) >= most {
-            let detail = format!("the server has {most} {what} already; retry later, or raise its limit");
-            let mut problem = Problem::new(429, "too_many", detail);
-            problem.retryable = true;
-            return Err(problem.into());
+    /// One more, if there may be.
+    pub(crate) fn count(self: &Arc<Self>, served: &Arc<Served>, kind: Kind) -> Answer<Counted> {
+        let counted = Counted { app: self.clone(), served: served.clone(), kind };
+        let [all, _] = counted.counters().map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+        let (most, what) = match kind {
+            Kind::Follower => (self.limits.followers, "followers"),
+            Kind::Session => (self.limits.sessions, "sessions of appends"),
+        };
+        if all >= most {
+            return Err(too_many(format!("the server has {most} {what} already; retry later, or raise its limit")));
         }
         Ok(counted)
     }

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::answer::{Answer, Params, Writing, problem_of};
 use crate::append::append;
-use crate::server::{App, Counted};
+use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
 
 /// Unanswered appends of a session, at most.
@@ -57,7 +57,7 @@ pub(crate) async fn appends(
     if upgrade.selected_protocol().is_none() {
         return Err(malformed(format!("ask for the WebSocket protocol {SESSION}; this server speaks no other")).into());
     }
-    let counted = app.count_session()?;
+    let counted = app.count(&served, Kind::Session)?;
     // A server that stops waits for it.
     let tasks = app.tasks.clone();
     Ok(upgrade.on_upgrade(move |socket| tasks.track_future(run(app, served, socket, counted))))
@@ -81,16 +81,14 @@ async fn run(app: Arc<App>, served: Arc<Served>, socket: WebSocket, counted: Cou
     let writer = tokio::spawn(write(sink, answered));
     let session = Session {
         app,
-        served: served.clone(),
+        served,
         appends: Arc::new(Semaphore::new(MOST_APPENDS)),
         bytes: Arc::new(Semaphore::new(MOST_BYTES)),
         running: FuturesUnordered::new(),
         cancels: HashMap::new(),
         answers,
     };
-    served.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     session.run(stream).await;
-    served.sessions.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     // The writer ends when it has sent what there is to send.
     let _ = writer.await;
     drop(counted);

@@ -12,7 +12,7 @@ use eventstore_wire::Problem;
 use serde::Serialize;
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, too_many};
 use crate::follow::Tail;
 
 /// A store that is open, and what the server does with it.
@@ -22,6 +22,7 @@ pub(crate) struct Served {
     pub(crate) name: String,
     pub(crate) store: Arc<dyn EventStore>,
     pub(crate) tail: Tail,
+    pub(crate) followers: AtomicUsize,
     pub(crate) sessions: AtomicUsize,
     pub(crate) jobs: Mutex<Vec<Job>>,
     /// Every event up to this version survives a power cut, as far as is known.
@@ -45,6 +46,7 @@ impl Served {
             name,
             tail: Tail::new(store.clone()),
             store,
+            followers: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             jobs: Mutex::default(),
             synced: AtomicU64::new(0),
@@ -337,9 +339,7 @@ impl Source {
                     "{} stores are open and in use; retry later, or let the server open more",
                     stores.most_open
                 );
-                let mut problem = Problem::new(429, "too_many", detail);
-                problem.retryable = true;
-                return Err(problem.into());
+                return Err(too_many(detail));
             }
         }
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use eventstore_api::{Context, Error, Gc, Progress};
-use eventstore_wire::{JSON_LINES, LineOfWork, Problem};
+use eventstore_wire::{JSON_LINES, LineOfWork};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::answer::{Answer, Maintaining, Params, stopping, stream};
+use crate::answer::{Answer, Maintaining, Params, problem_of, stopping, stream};
 use crate::server::App;
 use crate::stores::{JobGuard, Served};
 
@@ -82,7 +82,7 @@ impl<T, F: Future<Output = Result<T, Error>>> Steps<T, F> {
             biased;
             result = work => match result {
                 Ok(report) => LineOfWork::Result(report),
-                Err(error) => LineOfWork::Error(Box::new(Problem::from(&error))),
+                Err(error) => LineOfWork::Error(Box::new(problem_of(&error))),
             },
             () = self.app.stopping.cancelled() => LineOfWork::Error(Box::new(stopping())),
             // The sender goes with the work.

@@ -11,24 +11,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eventstore::backend::{CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, Version};
+use eventstore::backend::{
+    CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, HISTOGRAM_BUCKETS, Version,
+};
 use metrics::gauge;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
-/// From the fastest sync of a disk to what nobody should wait for.
-const SECONDS: &[f64] =
-    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
-const MAINTENANCE_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
-const EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
-const BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
-
 /// Without buckets the exporter makes quantiles, which cannot be added up over stores and processes.
 fn with_buckets() -> Result<PrometheusBuilder, BuildError> {
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full("eventstore_maintenance_seconds".to_owned()), MAINTENANCE_SECONDS)?
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
-        .set_buckets_for_metric(Matcher::Full("eventstore_group_events".to_owned()), EVENTS)?
-        .set_buckets_for_metric(Matcher::Full("eventstore_group_bytes".to_owned()), BYTES)
+    HISTOGRAM_BUCKETS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+        builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
+    })
 }
 
 /// A projection tells how far it is: behind `eventstore_latest_version` by so many events.

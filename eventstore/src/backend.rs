@@ -16,9 +16,9 @@
 //! ```
 
 pub use eventstore_api::*;
-pub use eventstore_kv::{Compression, MemoryStore, StoreOptions, memory};
+pub use eventstore_kv::{Compression, HISTOGRAM_BUCKETS, MemoryStore, StoreOptions, memory};
 
 pub use crate::copy::{CopyReport, copy};
 pub use crate::digest::{digest, digest_until};
-pub use crate::files::{repair, restore};
-pub use crate::open::backend::{open, open_existing, open_read_only};
+pub use crate::files::{engine_of, repair, restore};
+pub use crate::open::backend::{is_served, open, open_existing, open_read_only};

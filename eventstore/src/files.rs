@@ -8,6 +8,15 @@ use crate::backend::Context;
 use crate::open::{MEMORY, parse, with_engine};
 use crate::{Error, Result};
 
+/// The engine of the store in a directory: the scheme of the URL that opens it.
+///
+/// # Errors
+///
+/// `Open` if there is no store.
+pub fn engine_of(directory: &Path) -> Result<String> {
+    StoreDirectory::engine_of(directory)
+}
+
 /// Makes a new store at `url` of the backup in the directory `backup`, which stays as it is.
 ///
 /// The store's directory has to be missing or empty, and the URL's scheme the backup's engine; to change engines, open the
@@ -27,7 +36,7 @@ use crate::{Error, Result};
 /// Dropping the future does not stop it; the context does.
 pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
     let url = parse(url)?;
-    let engine = StoreDirectory::engine_of(backup)?;
+    let engine = engine_of(backup)?;
     if engine != url.scheme {
         let (backup, path) = (backup.display(), url.path.display());
         return Err(Error::Unsupported {

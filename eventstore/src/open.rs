@@ -133,6 +133,12 @@ pub(crate) mod backend {
         }
         with_engine!(url, engine => Ok(Arc::new(engine::open_read_only(engine::Options::from_url(url)?).await?)))
     }
+
+    /// Whether a URL names a store of a server: `http:`, `https:` or `unix:`. It has a form of its own.
+    #[must_use]
+    pub fn is_served(url: &str) -> bool {
+        url.split_once(':').is_some_and(|(scheme, _)| SERVED.contains(&scheme))
+    }
 }
 
 pub(crate) const MEMORY: &str = "memory";
@@ -140,11 +146,6 @@ pub(crate) const MEMORY: &str = "memory";
 /// The schemes that lead to a server, all of the backend `http`.
 const SERVED: [&str; 3] = [HTTP, "https", "unix"];
 const HTTP: &str = "http";
-
-/// Whether a URL names a server. It has a form of its own.
-fn is_served(url: &str) -> bool {
-    url.split_once(':').is_some_and(|(scheme, _)| SERVED.contains(&scheme))
-}
 
 /// What a store is opened for.
 enum To {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use eventstore_server::{Address, Limits, Listener, Server, Stores, Tls, Tokens, serve};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use eventstore::backend::HISTOGRAM_BUCKETS;
+use eventstore_server::{Address, Listener, Server, Stores, Tls, Tokens, serve};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::Ending;
 use crate::cli::ServeArgs;
@@ -12,7 +13,7 @@ use crate::interrupt;
 
 pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     let stop = interrupt::token_of_work();
-    if args.stores.is_none() && ["http:", "https:", "unix:"].iter().any(|scheme| url.starts_with(scheme)) {
+    if args.stores.is_none() && eventstore::backend::is_served(url) {
         return Err(Failure::refused(format!(
             "{url} is served already; name a store by its directory, such as lmdb:./data"
         )));
@@ -63,7 +64,7 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
             Server::new(store?)
         }
     };
-    server = server.read_only(args.read_only).limits(Limits::default()).metrics(move || metrics.render());
+    server = server.read_only(args.read_only).metrics(move || metrics.render());
     server = match tokens {
         Some(tokens) => server.tokens(tokens),
         None if args.listen.is_local() && matches!(args.listen, Address::Tcp(_)) => server.only_this_machine(),
@@ -85,25 +86,13 @@ fn split_place(place: &str) -> (&str, &str, &str) {
     }
 }
 
-const SECONDS: &[f64] =
-    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
-const MAINTENANCE_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
-const EVENTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
-const BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
-
-/// Without buckets the exporter makes quantiles, which cannot be added up over stores and processes.
-fn with_buckets() -> Result<PrometheusBuilder, BuildError> {
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full("eventstore_maintenance_seconds".to_owned()), MAINTENANCE_SECONDS)?
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
-        .set_buckets_for_metric(Matcher::Full("eventstore_group_events".to_owned()), EVENTS)?
-        .set_buckets_for_metric(Matcher::Full("eventstore_group_bytes".to_owned()), BYTES)
-}
-
 /// Collects what the stores count.
 fn record_metrics() -> Result<PrometheusHandle, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::refused(format!("cannot collect metrics: {error}"));
-    let recorder = with_buckets().map_err(|error| failed(&error))?.build_recorder();
+    let with_buckets = HISTOGRAM_BUCKETS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+        builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
+    });
+    let recorder = with_buckets.map_err(|error| failed(&error))?.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| failed(&error))?;
     let upkeep = handle.clone();

@@ -4,9 +4,11 @@
 
 pub(crate) mod proxy;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use eventstore_api::CancellationToken;
+use eventstore_api::{CancellationToken, Context, Event, EventStore};
+use eventstore_kv::{StoreOptions, memory};
 use eventstore_server::{Address, ListenError, Listener, Server, serve};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -71,4 +73,16 @@ impl Running {
             .expect("no panic")
             .expect("its stores are closed");
     }
+}
+
+pub(crate) fn ctx() -> Context {
+    Context::background().with_timeout(LONG)
+}
+
+pub(crate) fn event(id: &str, aggregate: &str) -> Event {
+    Event::builder("T", aggregate).id(id).data("12").build().expect("valid")
+}
+
+pub(crate) fn in_memory() -> Arc<dyn EventStore> {
+    Arc::new(memory::open(StoreOptions::default()).expect("opened"))
 }

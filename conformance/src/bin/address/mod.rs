@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use conformance::Profile;
-use eventstore::backend::{Error, EventStore, Result};
+use eventstore::backend::{Error, EventStore, Result, engine_of, is_served};
 
 /// A store's address: `scheme:directory?option=value`; or `http://host:port/stores?option=value`, the stores of a server.
 #[derive(Clone)]
@@ -36,14 +36,14 @@ impl Address {
 
     /// Whether such a store is on a server, which makes it under the name that it is given.
     pub(crate) fn is_served(&self) -> bool {
-        matches!(self.scheme.as_str(), "http" | "https" | "unix")
+        is_served(&format!("{}:", self.scheme))
     }
 
     /// What such a store can do.
     pub(crate) fn profile(&self) -> Profile {
         match self.scheme.as_str() {
             // It belongs to the server, which lets in as many as come.
-            "http" | "https" | "unix" => Profile::persistent().without_locking().without_read_only(),
+            _ if self.is_served() => Profile::persistent().without_locking().without_read_only(),
             "memory" => Profile::in_memory(),
             "lmdb" => Profile::persistent().trusting_its_files(),
             "fjall" | "sled" => Profile::persistent().without_clocks_before_1970(),
@@ -55,7 +55,7 @@ impl Address {
     pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
         let url = self.url(directory);
         // The store is on the server, but its directory is not empty, as that of any store.
-        let sign = (self.is_served() && engine_of(directory).is_none()).then(|| directory.to_owned());
+        let sign = (self.is_served() && engine_of(directory).is_err()).then(|| directory.to_owned());
         async move {
             let store = eventstore::backend::open(&url).await?;
             if let Some(directory) = sign {
@@ -89,7 +89,7 @@ impl Address {
             // What a server gave as a backup lies here, and opens with the server's engine.
             false
                 if self.is_served()
-                    && let Some(engine) = engine_of(directory) =>
+                    && let Ok(engine) = engine_of(directory) =>
             {
                 return format!("{engine}:{}", directory.display());
             }
@@ -98,11 +98,4 @@ impl Address {
         };
         format!("{}:{place}?{}", self.scheme, self.options)
     }
-}
-
-/// The engine of the store in a directory.
-fn engine_of(directory: &Path) -> Option<String> {
-    let mark = std::fs::read(directory.join("eventstore.json")).ok()?;
-    let mark: serde_json::Value = serde_json::from_slice(&mark).ok()?;
-    mark["engine"].as_str().map(str::to_owned)
 }
