@@ -10,6 +10,8 @@ use std::time::Duration;
 use backend_http::{Options, open, open_existing, open_read_only};
 use base64::Engine as _;
 use common::{Running, ctx, event, in_memory};
+use eventstore::Store;
+use eventstore::testing::{Fault, faulty};
 use eventstore_api::{
     AggregateOptions, Batch, CancellationToken, Context, Error, EventStore, Expected, Gc, GcReport, LoadOptions, Page,
     PageSize, Progress, RecordedEvent, Revision, Stats, StoreOutcome, Stored, Version, async_trait, limits,
@@ -489,4 +491,25 @@ async fn closing_finishes_what_was_accepted() {
     while server.stats().await["server"]["sessions"] != 0 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_answers_the_appends_that_it_has_taken() {
+    let (store, faults) = faulty(Store::from(in_memory()));
+    let server = Running::start(Server::new(store)).await;
+    let mut options = Options::new(&server.url);
+    options.retry_for = Duration::from_millis(100);
+    let client = open(options).await.expect("opened");
+    // It is with the store while the server stops.
+    faults.next_append(Fault::Delay(Duration::from_millis(300)));
+    let appending = {
+        let client = client.clone();
+        tokio::spawn(async move { client.store_batch(&ctx(), event("one", "a").into()).await })
+    };
+    while faults.left() > 0 {
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+    let stored = appending.await.expect("no panic").expect("it was answered");
+    assert_eq!(stored[0].outcome, StoreOutcome::Written);
 }
