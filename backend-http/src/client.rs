@@ -8,7 +8,7 @@ use eventstore_api::{Context, Error, Result, Source};
 use eventstore_wire::{BINARY, JSON, MAX_BODY, PROBLEM, Problem, QueryWriter};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
 use serde::de::DeserializeOwned;
@@ -20,21 +20,21 @@ use crate::options::{Address, Options, invalid};
 /// Why an attempt failed.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// Another attempt may succeed.
-    Passing { reason: String, source: Option<Source>, after: Option<Duration> },
+    /// Another attempt may succeed. `may_be_done`: the server may have done what it was asked.
+    Passing { reason: String, source: Option<Source>, after: Option<Duration>, may_be_done: bool },
     /// It would not.
     Final(Error),
 }
 
 impl Failed {
     pub(crate) fn passing(reason: impl Into<String>) -> Self {
-        Failed::Passing { reason: reason.into(), source: None, after: None }
+        Failed::Passing { reason: reason.into(), source: None, after: None, may_be_done: true }
     }
 
     /// A connection that is not to be had, or was lost.
     pub(crate) fn lost(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Self {
         let reason = format!("{what}: {}", innermost(&error));
-        Failed::Passing { reason, source: Some(source(error)), after: None }
+        Failed::Passing { reason, source: Some(source(error)), after: None, may_be_done: true }
     }
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Client {
     authority: HeaderValue,
     base: String,
     authorization: Option<HeaderValue>,
-    pool: Pool<Connector, Empty<Bytes>>,
+    pool: Pool<Connector, Full<Bytes>>,
 }
 
 /// Connections that nobody has used for so long are closed.
@@ -90,12 +90,7 @@ impl Client {
     }
 
     /// A request for what is below the base: `events?since=7`, or `""` for the base itself.
-    pub(crate) fn request(
-        &self,
-        method: Method,
-        resource: &str,
-        accept: &'static str,
-    ) -> Result<Request<Empty<Bytes>>> {
+    pub(crate) fn request(&self, method: Method, resource: &str, accept: &'static str) -> Result<Request<Full<Bytes>>> {
         let target = match resource {
             "" if self.base.is_empty() => "/".to_owned(),
             "" => self.base.clone(),
@@ -104,7 +99,7 @@ impl Client {
         // The connector knows where to; the pool wants to see a host.
         let uri = http::Uri::builder().scheme("http").authority("store").path_and_query(target).build();
         let mut request = uri
-            .and_then(|uri| Request::builder().method(method).uri(uri).body(Empty::new()))
+            .and_then(|uri| Request::builder().method(method).uri(uri).body(Full::default()))
             .map_err(|error| Error::engine("make a request", error))?;
         let headers = request.headers_mut();
         headers.insert(HOST, self.authority.clone());
@@ -116,7 +111,7 @@ impl Client {
     }
 
     /// Sends a request, and gives the answer if it is what was asked for.
-    pub(crate) async fn send(&self, request: Request<Empty<Bytes>>) -> Attempt<Answer> {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Attempt<Answer> {
         let sent = self.pool.request(request).await;
         let answer = sent.map_err(|error| match error.is_connect() {
             true => self.unreachable(error),
@@ -131,7 +126,8 @@ impl Client {
     /// What a failure to connect means.
     pub(crate) fn unreachable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Failed {
         if !has_wrong_certificate(&error) {
-            return Failed::lost("it cannot be reached", error);
+            let reason = format!("it cannot be reached: {}", innermost(&error));
+            return Failed::Passing { reason, source: Some(source(error)), after: None, may_be_done: false };
         }
         Failed::Final(Error::Open {
             path: self.url.clone(),
@@ -157,10 +153,13 @@ impl Client {
         match problem {
             Some(problem) if is_passing_problem(&problem) => {
                 let reason = problem.reason.unwrap_or(problem.detail);
-                Failed::Passing { reason, source: None, after }
+                Failed::Passing { reason, source: None, after, may_be_done: false }
             }
             Some(problem) => Failed::Final(problem.into_error(&self.url)),
-            None if is_passing => Failed::Passing { reason: format!("it answers HTTP {status}"), source: None, after },
+            None if is_passing => {
+                let reason = format!("it answers HTTP {status}");
+                Failed::Passing { reason, source: None, after, may_be_done: true }
+            }
             None => Failed::Final(self.foreign(status, &headers)),
         }
     }
@@ -224,6 +223,35 @@ impl Client {
     /// The same for JSON.
     pub(crate) async fn get_json<T: DeserializeOwned>(&self, ctx: &Context, resource: &str, query: &str) -> Result<T> {
         self.get(ctx, resource, query, JSON, |body| from_json(&body)).await
+    }
+
+    /// Posts a body in the binary form. It is sent once: what is not known to have failed may be done.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        ctx: &Context,
+        resource: &str,
+        query: &str,
+        body: Vec<u8>,
+    ) -> Result<T> {
+        let mut request = self.request(Method::POST, &with_timeout(resource, query, ctx), JSON)?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(BINARY));
+        let request = request.map(|_| Full::from(body));
+        let posting = async {
+            let answer = self.body(self.send(request).await?, JSON).await?;
+            from_json(&answer).map_err(|what| Failed::passing(format!("its answer is damaged: {what}")))
+        };
+        let unknown = |reason, source| Error::OutcomeUnknown { reason, source };
+        match ctx.run(posting).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Failed::Final(error))) => Err(error),
+            Ok(Err(Failed::Passing { reason, source, may_be_done: true, .. })) => {
+                Err(unknown(format!("{}: {reason}", self.url), source))
+            }
+            Ok(Err(Failed::Passing { reason, source, .. })) => {
+                Err(Error::Unavailable { url: self.url.clone(), reason, source })
+            }
+            Err(ended) => Err(unknown("the call ended before the server had answered".to_owned(), Some(ended.into()))),
+        }
     }
 }
 
@@ -324,7 +352,7 @@ impl Retries {
     /// Waits before the next attempt; an error if there is none.
     pub(crate) async fn pause(&mut self, ctx: &Context, failed: Failed, url: &str) -> Result<()> {
         let (reason, source, after) = match failed {
-            Failed::Passing { reason, source, after } => (reason, source, after),
+            Failed::Passing { reason, source, after, .. } => (reason, source, after),
             Failed::Final(error) => return Err(error),
         };
         let pause = self.pauses.next().max(after.unwrap_or_default());

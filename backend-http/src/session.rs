@@ -52,13 +52,13 @@ pub(crate) async fn run(client: SharedClient, queue: Arc<Queue>, lost_after: Dur
                 if serving.works {
                     continue; // at once, if something waits
                 }
-                Failed::Passing { reason: lost.reason, source: lost.source, after: None }
+                Failed::Passing { reason: lost.reason, source: lost.source, after: None, may_be_done: true }
             }
             Err(failed) => failed,
         };
         match failed {
             Failed::Final(error) => queue.fail_all(&error),
-            Failed::Passing { reason, source, after } => {
+            Failed::Passing { reason, source, after, .. } => {
                 queue.is_in_trouble(reason, source);
                 let pause = pauses.next().max(after.unwrap_or_default());
                 meanwhile(&queue, sleep(pause)).await;

@@ -9,11 +9,12 @@ use bytes::{Bytes, BytesMut};
 use eventstore_api::limits::{MAX_AGGREGATE_ID_LEN, MAX_ID_LEN, MAX_TYPE_LEN};
 use eventstore_api::{
     AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Direction, Error, EventStore, Gc, GcReport,
-    LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version, async_trait,
+    LoadOptions, Page, PageSize, Place, Pulled, Pushed, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport,
+    Version, async_trait,
 };
 use eventstore_wire::{
-    AggregatesForm, BackupForm, DigestForm, Info, JSON, JSON_LINES, Latest, LineOfWork, Problem, QueryWriter,
-    RevisionForm, WIRE, aggregate_query, decode_page, load_query,
+    AggregatesForm, BackupForm, DigestForm, Info, JSON, JSON_LINES, Latest, LineOfWork, MAX_BODY, Problem, QueryWriter,
+    RevisionForm, WIRE, aggregate_query, decode_page, encode_batches, load_query,
 };
 use http::Method;
 use http_body_util::BodyExt as _;
@@ -227,6 +228,13 @@ fn ended(client: &Client, problem: Problem) -> Failed {
     }
 }
 
+/// A query for pages of this size, or the largest that there is.
+fn with_size(query: &mut QueryWriter, size: PageSize) -> String {
+    let events = size.events.clamp(1, LARGEST.events);
+    let bytes = size.bytes.clamp(1, LARGEST.bytes);
+    query.put("page_events", events).put("page_bytes", bytes).finish()
+}
+
 /// A page as it was asked for; whatever else comes is damage.
 fn page(body: Bytes, options: &LoadOptions) -> std::result::Result<Page, String> {
     let page = decode_page(body, options).map_err(|error| error.to_string())?;
@@ -262,9 +270,7 @@ impl EventStore for HttpStore {
         if is_too_long(&options.aggregate_id) || is_too_long(&options.aggregate_prefix) || matches_no_type {
             return self.empty_page(ctx, options).await; // and it may be too long for a request
         }
-        let events = size.events.clamp(1, LARGEST.events);
-        let bytes = size.bytes.clamp(1, LARGEST.bytes);
-        let query = load_query(&sent).put("page_events", events).put("page_bytes", bytes).finish();
+        let query = with_size(&mut load_query(&sent), size);
         if query.len() > MAX_QUERY {
             return Err(Error::Unsupported {
                 what: format!(
@@ -398,6 +404,41 @@ impl EventStore for HttpStore {
         self.check(ctx)?;
         let query = QueryWriter::new().put("until", until).finish();
         Ok(self.client().get_json::<DigestForm>(ctx, "digest", &query).await?.digest)
+    }
+
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        eventstore_api::sync_by_appending(self, ctx).await
+    }
+
+    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
+        self.check(ctx)?;
+        let query = with_size(QueryWriter::new().put("since", since.version).put("digest", since.digest), size);
+        let options = LoadOptions::since(since.version);
+        let page = self.client().get(ctx, "pull", &query, PAGES, |body| {
+            let page = page(body, &options)?;
+            let is_gapless = (since.version.get() + 1..).zip(&page.events).all(|(at, event)| event.version.get() == at);
+            let last = page.events.last().map_or(since.version, |last| last.version);
+            if is_gapless && last <= page.head { Ok(page) } else { Err("it has gaps".to_owned()) }
+        });
+        let page = page.await?;
+        Ok(Pulled::new(page.events, page.head))
+    }
+
+    async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
+        self.check(ctx)?;
+        batches.iter().try_for_each(Batch::validate)?;
+        self.check_writable("a push")?;
+        let query = QueryWriter::new().put("at", at.version).put("digest", at.digest).finish();
+        let client = self.client();
+        let body = encode_batches(&batches);
+        if body.len() > MAX_BODY {
+            let reason =
+                format!("the push has {} bytes, and a server takes {MAX_BODY}; push fewer batches", body.len());
+            return Err(Error::invalid_event("batch", reason));
+        }
+        let pushed: eventstore_wire::Pushed = client.post(ctx, "push", &query, body).await?;
+        let refused = pushed.refused.map(|problem| problem.into_error(&client.url));
+        Ok(Pushed::new(pushed.stored, refused, pushed.head))
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eventstore_api::{
     AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Direction, Event, EventStore, Gc, GcReport,
-    Idempotency, LoadOptions, Page, PageSize, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored,
-    VerifyReport, Version, async_trait,
+    Idempotency, LoadOptions, Page, PageSize, Place, Pulled, Pushed, RecordedEvent, Result, Revision, Stats,
+    StoreOutcome, Stored, VerifyReport, Version, async_trait,
 };
 
 use crate::env::Store;
@@ -294,6 +294,30 @@ impl EventStore for Observed {
         let begun = self.read(format!("digest until {until}"));
         let outcome = self.store.digest(ctx, until).await;
         begun.end(&outcome, Digest::to_string);
+        outcome
+    }
+
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        let begun = self.change("sync".to_owned());
+        let outcome = self.store.sync(ctx).await;
+        begun.end(&outcome, Version::to_string);
+        outcome
+    }
+
+    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
+        let begun = self.read(format!("pull since {}", since.cursor()));
+        let outcome = self.store.pull(ctx, since, size).await;
+        begun.end(&outcome, |pulled| format!("{} events, head {}", pulled.events.len(), pulled.head));
+        outcome
+    }
+
+    async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
+        let begun = self.change(format!("push {} batches at {}", batches.len(), at.cursor()));
+        let outcome = self.store.push(ctx, at, batches).await;
+        begun.end(&outcome, |pushed| {
+            let refused = pushed.refused.as_ref().map_or_else(String::new, |error| format!(", then {}", error.code()));
+            format!("{} stored{refused}, head {}", pushed.stored.len(), pushed.head)
+        });
         outcome
     }
 

@@ -32,6 +32,7 @@ pub mod limits;
 mod load;
 mod maintenance;
 mod progress;
+mod replication;
 mod stats;
 mod store;
 mod stream;
@@ -56,6 +57,9 @@ pub use ext::EventStoreExt;
 pub use load::{Direction, LoadOptions, Page, PageSize};
 pub use maintenance::{BackupReport, Finding, Gc, GcReport, VerifyReport};
 pub use progress::Progress;
+#[doc(hidden)]
+pub use replication::sync_by_appending;
+pub use replication::{Place, Pulled, Pushed};
 pub use stats::Stats;
 pub use store::EventStore;
 pub use stream::EventStream;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::aggregates::list_by_reading;
+use crate::replication;
 use crate::{
     AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Error, Gc, GcReport, LoadOptions, Page,
-    PageSize, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
+    PageSize, Place, Pulled, Pushed, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
 };
 
 /// A durable, ordered, append-only store of events.
@@ -174,6 +175,39 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         Ok(digest)
     }
 
+    /// Syncs all that was appended before the call, and returns the version up to which the store is synced: that of the newest
+    /// event, or a later one. Rules W4, R1.
+    ///
+    /// A store that does not implement it appends its newest event again, which syncs all before it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`store_batch`](EventStore::store_batch). `OutcomeUnknown` says that nobody knows what is synced.
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        replication::sync_by_appending(self, ctx).await
+    }
+
+    /// For replicas: one page of the events behind the place `since`, of those that are synced. Rules R1, R2.
+    ///
+    /// # Errors
+    ///
+    /// `HistoryDiverged` if this store has another history at `since`, or ends before it; those of
+    /// [`load_page`](EventStore::load_page) and [`sync`](EventStore::sync).
+    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
+        replication::pull(self, ctx, since, size).await
+    }
+
+    /// For replicas: appends batches, one after the other, up to the first that is refused. Rules R2, R3.
+    ///
+    /// # Errors
+    ///
+    /// `HistoryDiverged` if this store has another history at `at`, or ends before it, with nothing written; those of
+    /// [`digest`](EventStore::digest). That a batch is refused, or its outcome unknown, is not an error of the push but in
+    /// [`Pushed::refused`].
+    async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
+        replication::push(self, ctx, at, batches).await
+    }
+
     /// A snapshot of the store's state.
     ///
     /// # Errors
@@ -239,6 +273,18 @@ impl<T: EventStore + ?Sized> EventStore for Arc<T> {
 
     async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
         (**self).digest(ctx, until).await
+    }
+
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        (**self).sync(ctx).await
+    }
+
+    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
+        (**self).pull(ctx, since, size).await
+    }
+
+    async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
+        (**self).push(ctx, at, batches).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {

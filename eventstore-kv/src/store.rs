@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::engine::{Engine, index_advice};
+use crate::error::log_error;
 use crate::files::backup::backup;
 use crate::files::compress;
 use crate::files::open::{Opening, Ready, open, open_directory, open_read_only};
@@ -461,6 +462,17 @@ impl<E: Engine> EventStore for KvStore<E> {
         self.run_task("digest", ctx, move |shared, _, task| {
             task.check()?;
             shared.digests.at(version.min(shared.head()?).get())
+        })
+        .await
+    }
+
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        self.run_task("sync", ctx, |shared, _, _| {
+            let head = shared.head()?;
+            if shared.log.synced() < head.get() {
+                shared.log.sync().map_err(log_error)?;
+            }
+            Ok(head)
         })
         .await
     }

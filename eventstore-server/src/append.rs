@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use bytes::{BufMut as _, BytesMut};
-use eventstore_api::{Batch, Context, Durability, Error, Event, Stored};
+use eventstore_api::{Batch, Context, Error, Event};
 use eventstore_wire::{
     Appended, BINARY, Incoming, JSON, JSON_LINES, MAX_BODY, Malformed, Problem, Query, decode_batch, read_events,
 };
@@ -22,7 +22,6 @@ use tower_http::timeout::TimeoutBody;
 
 use crate::answer::{Answer, Params, Refused, Writing, json, stopping, too_many};
 use crate::server::App;
-use crate::stores::Served;
 
 /// The form of a request's body. What an HTML form of another origin can send is none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,15 +166,5 @@ pub(crate) async fn events(
         BodyForm::Json => batch(parse(received, |bytes| Ok(read_events(bytes)?)).await?, &mut query)?,
     };
     query.finish()?;
-    json(&Appended { stored: append(&served, &ctx, batch).await? })
-}
-
-/// Appends, and remembers what was synced.
-pub(crate) async fn append(served: &Served, ctx: &Context, batch: Batch) -> Result<Vec<Stored>, Error> {
-    let is_synced = batch.durability == Some(Durability::Sync);
-    let stored = served.store.store_batch(ctx, batch).await?;
-    if is_synced && let Some(last) = stored.iter().map(|place| place.version).max() {
-        served.is_synced(last);
-    }
-    Ok(stored)
+    json(&Appended { stored: served.store.store_batch(&ctx, batch).await? })
 }

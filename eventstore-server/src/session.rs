@@ -18,7 +18,6 @@ use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::answer::{Answer, Params, Writing, problem_of};
-use crate::append::append;
 use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
 
@@ -184,7 +183,7 @@ impl Session {
                 let served = self.served.clone();
                 self.running.push(Box::pin(async move {
                     let outcome = match batch {
-                        Ok(batch) => append(&served, &ctx, batch).await,
+                        Ok(batch) => served.store.store_batch(&ctx, batch).await,
                         Err(error) => Err(error),
                     };
                     let outcome = outcome.map_err(|error: Error| Box::new(problem_of(&error)));

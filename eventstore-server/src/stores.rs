@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use eventstore::backend::EventStore;
-use eventstore_api::{Context, Error, Version};
+use eventstore_api::Error;
 use eventstore_wire::Problem;
 use serde::Serialize;
 use tokio::sync::Mutex as AsyncMutex;
@@ -25,8 +25,6 @@ pub(crate) struct Served {
     pub(crate) followers: AtomicUsize,
     pub(crate) sessions: AtomicUsize,
     pub(crate) jobs: Mutex<Vec<Job>>,
-    /// Every event up to this version survives a power cut, as far as is known.
-    pub(crate) synced: AtomicU64,
 }
 
 /// Work that takes long.
@@ -49,7 +47,6 @@ impl Served {
             followers: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             jobs: Mutex::default(),
-            synced: AtomicU64::new(0),
         })
     }
 
@@ -60,11 +57,6 @@ impl Served {
         let started = eventstore_wire::format_time(SystemTime::now());
         lock(&self.jobs).push(Job { number, kind, done: 0, total: 0, started });
         JobGuard { served: self.clone(), number }
-    }
-
-    /// An append with `Sync` returned this version.
-    pub(crate) fn is_synced(&self, version: Version) {
-        self.synced.fetch_max(version.get(), Ordering::Relaxed);
     }
 }
 
@@ -411,31 +403,6 @@ impl Source {
         match self {
             Source::Many { stores, .. } => stores.prepare(),
             Source::One(_) => Ok(()),
-        }
-    }
-}
-
-/// Syncs all that is stored by now, and gives the version up to which it is.
-pub(crate) async fn sync(served: &Served, ctx: &Context) -> Result<Version, Error> {
-    use eventstore_api::{Batch, Durability, Idempotency, LoadOptions, PageSize};
-    loop {
-        let options = LoadOptions::all().backward().limit(1);
-        let page = served.store.load_page(ctx, &options, PageSize::new(1, 1)).await?;
-        let Some(last) = page.events.into_iter().next() else { return Ok(Version::ZERO) };
-        if last.version.get() <= served.synced.load(Ordering::Relaxed) {
-            return Ok(last.version);
-        }
-        // To append again what is there syncs it, and all before it, whatever it was appended with (rule W4).
-        let again = Batch::from(last.event).durability(Durability::Sync).idempotency(Idempotency::Id);
-        let stored = match served.store.store_batch(ctx, again).await {
-            Ok(stored) => stored,
-            // Of a store that is only read all is on the disk: nobody else writes to it.
-            Err(Error::Unsupported { .. }) => return Ok(last.version),
-            Err(error) => return Err(error),
-        };
-        if let Some(place) = stored.first() {
-            served.is_synced(place.version);
-            return Ok(place.version);
         }
     }
 }

@@ -9,6 +9,7 @@ mod life;
 mod maintenance;
 mod model;
 mod order;
+mod replicas;
 mod writing;
 
 use crate::check::Check;
@@ -25,6 +26,7 @@ pub(crate) fn checks() -> Vec<Check> {
         following::checks,
         filtering::checks,
         maintenance::checks,
+        replicas::checks,
         model::checks,
     ];
     areas.into_iter().flat_map(|area| area()).collect()

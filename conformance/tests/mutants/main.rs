@@ -9,6 +9,7 @@ mod fault;
 mod pages;
 #[path = "../reference_store/mod.rs"]
 mod reference_store;
+mod replicas;
 mod search;
 mod store;
 mod table;

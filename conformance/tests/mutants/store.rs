@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use eventstore_api::{
     AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Error, EventStore, Finding, Gc, GcReport,
-    LoadOptions, Page, PageSize, Progress, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
-    async_trait,
+    LoadOptions, Page, PageSize, Place, Progress, Pulled, Pushed, RecordedEvent, Result, Revision, Stats, Stored,
+    VerifyReport, Version, async_trait,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard, Semaphore};
@@ -441,6 +441,18 @@ impl EventStore for Mutant {
 
     async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
         self.ended(self.digest_until(ctx, until).await)
+    }
+
+    async fn sync(&self, ctx: &Context) -> Result<Version> {
+        self.synced(ctx).await
+    }
+
+    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
+        self.pulled(ctx, since, size).await
+    }
+
+    async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
+        self.pushed(ctx, at, batches).await
     }
 
     async fn stats(&self, ctx: &Context) -> Result<Stats> {
