@@ -1,0 +1,17 @@
+//! The protocol of syncing as a state machine: without I/O, clock or randomness.
+//!
+//! A [`Machine`] says what is to be written and sent, and is told what was written and answered. [`Replica`](crate::Replica)
+//! is the shell around it; the simulation in `tools/sync-simulation` is another.
+
+mod machine;
+mod record;
+mod rules;
+
+pub use machine::{
+    Change, EventPlace, Expectation, Facts, Machine, Misfit, Proposed, Question, Recovery, Refusal, Refused, Status,
+    Wanted, Why, Write,
+};
+pub use record::{
+    BatchRecord, BeginRecord, Condition, Decision, MarkRecord, Number, OutcomeRecord, OwnRecord, Record, Scope, Seen,
+};
+pub use rules::Rule;

@@ -1,0 +1,218 @@
+//! What a replica keeps in its journal.
+
+use std::fmt;
+
+use eventstore_api::{Event, Version};
+use serde::{Deserialize, Serialize};
+
+/// A number in the journal of a replica: each record has one, they only grow, and none is given again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Number(pub u64);
+
+impl Number {
+    /// Before every record.
+    pub const ZERO: Number = Number(0);
+
+    /// The one behind it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Number(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a decision had seen: the confirmed events up to a version, and the own log up to a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Seen {
+    /// The confirmed events up to here.
+    pub version: u64,
+    /// The own batches, and what was decided on them, up to here.
+    pub number: Number,
+}
+
+impl Seen {
+    pub(crate) fn cut(self, version: Version) -> Self {
+        Seen { version: self.version.min(version.get()), ..self }
+    }
+}
+
+/// The condition of a batch: that there is nothing that its decision had not seen, own earlier batches aside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Condition {
+    /// None.
+    Any,
+    /// The aggregate has events. The replica decides it.
+    Exists(String),
+    /// Nothing of this aggregate was unseen.
+    Aggregate(String),
+    /// Nothing of the whole store was unseen.
+    Store,
+}
+
+impl Condition {
+    /// What has to be watched for it.
+    pub(crate) fn scope(&self) -> Option<Scope> {
+        match self {
+            Condition::Any => None,
+            Condition::Exists(aggregate_id) | Condition::Aggregate(aggregate_id) => {
+                Some(Scope::Aggregate(aggregate_id.clone()))
+            }
+            Condition::Store => Some(Scope::Store),
+        }
+    }
+}
+
+/// What a condition is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One aggregate.
+    Aggregate(String),
+    /// The whole store.
+    Store,
+}
+
+/// A batch of own events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRecord {
+    /// Its number.
+    pub number: Number,
+    /// Its events.
+    #[serde(with = "events_form")]
+    pub events: Vec<Event>,
+    /// Its condition.
+    pub condition: Condition,
+    /// What the decision to append it had seen.
+    pub seen: Seen,
+}
+
+/// What was decided on a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Decision {
+    /// Append it all the same, as far as nothing comes that this decision has not seen.
+    Anyway,
+    /// Append these events instead.
+    Replace(#[serde(with = "events_form")] Vec<Event>),
+    /// Do not append it, for this reason.
+    Reject(String),
+}
+
+/// A decision on a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeRecord {
+    /// Its number.
+    pub number: Number,
+    /// The batch.
+    pub batch: Number,
+    /// What was decided.
+    pub decision: Decision,
+    /// What the decision had seen.
+    pub seen: Seen,
+}
+
+/// Own batches behind that of the mark stand on something that is not there any more, if they had not seen the mark.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkRecord {
+    /// Its number.
+    pub number: Number,
+    /// The batch that was rejected or replaced; `ZERO` for foreign events that another history does not have.
+    pub batch: Number,
+    /// The aggregates in which something is not there any more.
+    pub aggregates: Vec<String>,
+}
+
+/// A batch of own events that is confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnRecord {
+    /// Its number.
+    pub number: Number,
+    /// Where its events are, in their order: first versions, and how many follow.
+    pub runs: Vec<(u64, u32)>,
+    /// Its condition.
+    pub condition: Condition,
+    /// What the decision to append it had seen.
+    pub seen: Seen,
+}
+
+/// A record of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// What the journal begins with.
+    Begin(BeginRecord),
+    /// A batch was appended.
+    Batch(BatchRecord),
+    /// Something was decided.
+    Outcome(OutcomeRecord),
+    /// Something is not there any more.
+    Mark(MarkRecord),
+    /// A batch that was confirmed before the journal was written anew.
+    Own(OwnRecord),
+    /// A rejected batch was deleted.
+    Deleted(Number),
+    /// How far confirmed events are shown: up to a version while pages are staged behind it, or up to their end.
+    Shown(Option<u64>),
+}
+
+/// The first record of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeginRecord {
+    /// The version of the format.
+    pub format: u32,
+    /// Which of the histories of this replica it belongs to: they are counted from 1.
+    pub generation: u32,
+    /// No record has a higher number so far.
+    pub last: Number,
+}
+
+impl BeginRecord {
+    /// The version of the format that this crate writes.
+    pub const FORMAT: u32 = 1;
+}
+
+/// Events as the store keeps them: their bytes, and where each part begins.
+mod events_form {
+    use bytes::Bytes;
+    use eventstore_api::{Event, Layout};
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Form<'bytes> {
+        id_len: u16,
+        type_len: u16,
+        aggregate_id_len: u16,
+        metadata_len: u32,
+        bytes: &'bytes [u8],
+    }
+
+    pub(super) fn serialize<S: Serializer>(events: &[Event], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(events.iter().map(|event| {
+            let layout = event.layout();
+            Form {
+                id_len: layout.id_len,
+                type_len: layout.type_len,
+                aggregate_id_len: layout.aggregate_id_len,
+                metadata_len: layout.metadata_len,
+                bytes: event.bytes(),
+            }
+        }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Event>, D::Error> {
+        let forms: Vec<Form<'de>> = Vec::deserialize(deserializer)?;
+        let event = |form: Form<'_>| {
+            let layout = Layout {
+                id_len: form.id_len,
+                type_len: form.type_len,
+                aggregate_id_len: form.aggregate_id_len,
+                metadata_len: form.metadata_len,
+            };
+            Event::from_parts(Bytes::copy_from_slice(form.bytes), layout).map_err(D::Error::custom)
+        };
+        forms.into_iter().map(event).collect()
+    }
+}
