@@ -366,6 +366,7 @@ fn statistics_can_be_read_by_a_program() {
     assert_eq!((stats["latest_version"].as_u64(), stats["aggregates"].as_u64()), (Some(3), Some(1)));
     assert!(stats["bytes_on_disk"].as_u64().unwrap() > 1000);
     assert!(stats["fenced"].is_null());
+    let id = stats["store_id"].as_str().unwrap();
     assert!(stats["engine"]["map_size"].as_u64().unwrap() >= 1 << 20);
     let names: Vec<_> = stats.as_object().unwrap().keys().cloned().collect();
     let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
@@ -374,7 +375,7 @@ fn statistics_can_be_read_by_a_program() {
     }
     // For people there is the same.
     let text = String::from_utf8(shell.run(&["stats"]).stdout).unwrap();
-    for wanted in ["backend: lmdb", "latest_version: 3", "aggregates: 1", "fenced: no"] {
+    for wanted in ["backend: lmdb", "latest_version: 3", "aggregates: 1", "fenced: no", &format!("store_id: {id}")] {
         assert!(text.lines().any(|line| line == wanted), "{wanted:?} is not in:\n{text}");
     }
     for process in ["queued_requests", "commits", "events_written", "largest_group"] {

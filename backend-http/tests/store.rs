@@ -235,7 +235,9 @@ async fn works(options: Options) {
     let stored = store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
     assert_eq!((stored[0].version, stored[0].outcome), (Version::new(1), StoreOutcome::Written));
     assert_eq!(store.get(&ctx(), "first").await.expect("read").event.id(), "first");
-    assert_eq!(store.stats(&ctx()).await.expect("read").latest_version, Version::new(1));
+    let stats = store.stats(&ctx()).await.expect("read");
+    assert_eq!(stats.latest_version, Version::new(1));
+    assert_eq!(stats.store_id.map(|id| id.len()), Some(32));
     store.close().await.expect("closed");
 }
 

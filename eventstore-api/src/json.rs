@@ -292,8 +292,8 @@ mod tests {
         stats.properties = vec![("lmdb.map".into(), "1024".to_owned()), ("lmdb.mode".into(), "fast".to_owned())];
         let written = serde_json::to_value(&stats).expect("written");
         let expected = json!({
-            "backend": "lmdb", "latest_version": 7, "aggregates": 2, "bytes_on_disk": null, "queued_requests": 0,
-            "queued_bytes": 0, "commits": 0, "events_written": 0, "largest_group": 0, "fenced": null,
+            "backend": "lmdb", "store_id": null, "latest_version": 7, "aggregates": 2, "bytes_on_disk": null,
+            "queued_requests": 0, "queued_bytes": 0, "commits": 0, "events_written": 0, "largest_group": 0, "fenced": null,
             "engine": { "lmdb.map": 1024, "lmdb.mode": "fast" },
         });
         assert_eq!(written, expected);

@@ -9,6 +9,13 @@ use crate::Version;
 pub struct Stats {
     /// The name of the backend, such as `lmdb`.
     pub backend: Cow<'static, str>,
+    /// The id of the store, 32 lower-case hexadecimal digits; `None` if the store has none, as one of somebody else may.
+    ///
+    /// It is made at random when the store is created, and stays the same when the store is reopened. A backup and any other
+    /// copy of the store's files have it as well. So two stores with different ids were created separately, although one may
+    /// have the other's events, as `copy` makes it. Two with the same id began as one, and may have gone on differently
+    /// since: compare their [digests](crate::EventStore::digest) for that.
+    pub store_id: Option<String>,
     /// The latest version, which is also the number of events.
     pub latest_version: Version,
     /// How many aggregates have events.

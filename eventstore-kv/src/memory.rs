@@ -9,6 +9,7 @@ use eventstore_api::{Direction, Error, Result};
 use eventstore_log::MemoryDirectory;
 
 use crate::engine::{Engine, Entries, KeyRange, Snapshot, Table};
+use crate::files::directory::new_id;
 use crate::sync::{PoisonError, RwLock, RwLockReadGuard};
 use crate::{KvStore, StoreOptions, Task};
 
@@ -21,7 +22,7 @@ pub type MemoryStore = KvStore<MemoryEngine>;
 ///
 /// [`InvalidOption`](eventstore_api::Error::InvalidOption).
 pub fn open(options: StoreOptions) -> Result<MemoryStore> {
-    KvStore::over(Arc::new(MemoryDirectory::default()), (), options)
+    KvStore::with_id(new_id().into_bytes(), Arc::new(MemoryDirectory::default()), (), options)
 }
 
 type Tables = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];

@@ -14,6 +14,7 @@ use eventstore_api::{
 use eventstore_log::Directory;
 use tokio::runtime::Handle;
 use tracing::Instrument;
+use uuid::Uuid;
 
 use crate::engine::{Engine, index_advice};
 use crate::error::log_error;
@@ -109,15 +110,25 @@ impl<E: Engine> KvStore<E> {
     }
 
     /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
-    /// again from the log each time. For stores in memory, and for tests.
+    /// again from the log each time. It has no id. For tests.
     ///
     /// # Errors
     ///
     /// Those of [`open`](KvStore::open).
     pub fn over(files: Arc<dyn Directory>, engine: E::Options, options: StoreOptions) -> Result<Self> {
+        Self::with_id([0; 16], files, engine, options)
+    }
+
+    /// As [`over`](KvStore::over), with an id, which has to be that of the log's headers.
+    pub(crate) fn with_id(
+        id: [u8; 16],
+        files: Arc<dyn Directory>,
+        engine: E::Options,
+        options: StoreOptions,
+    ) -> Result<Self> {
         let ctx = Context::background();
         let task = Task::new(&ctx, &|| Ok(()));
-        let ready = open(Opening { files, directory: None, engine: &engine, options: &options, task: &task })?;
+        let ready = open(Opening { files, id, directory: None, engine: &engine, options: &options, task: &task })?;
         Self::start(ready, engine, options)
     }
 
@@ -514,6 +525,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         stats.backend = E::NAME.into();
         (stats.queued_requests, stats.queued_bytes) = (requests as u64, bytes as u64);
         self.run_task("stats", ctx, move |shared, parts, task| {
+            stats.store_id = (shared.id != [0; 16]).then(|| Uuid::from_bytes(shared.id).simple().to_string());
             (stats.latest_version, stats.aggregates) = shared.count(parts.engine()?, task)?;
             stats.commits = shared.commits.load(Ordering::Relaxed);
             stats.events_written = shared.events_written.load(Ordering::Relaxed);

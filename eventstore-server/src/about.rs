@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::{FromRequestParts as _, OriginalUri, Request, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse as _, Response};
 use eventstore_api::{Context, Error};
 use eventstore_wire::{Info, Problem, WIRE};
 use serde::Serialize;
@@ -63,10 +62,11 @@ async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
 }
 
 /// The root of a server of many stores.
-pub(crate) async fn server(headers: HeaderMap, OriginalUri(uri): OriginalUri) -> Answer {
+pub(crate) async fn server(headers: HeaderMap, OriginalUri(uri): OriginalUri, params: Params) -> Answer {
     if accepts(&headers, "text/html") {
         return Ok(page::html(uri.path()));
     }
+    params.query.finish()?;
     answer(&json!({ "wire": [WIRE], "server": env!("CARGO_PKG_VERSION"), "stores": "stores" }))
 }
 
@@ -112,12 +112,14 @@ pub(crate) async fn stats(State(app): State<Arc<App>>, Reading(served): Reading,
 }
 
 /// The process lives.
-pub(crate) async fn health() -> Response {
-    answer(&json!({ "status": "alive" })).unwrap_or_else(|refused| refused.into_response())
+pub(crate) async fn health(params: Params) -> Answer {
+    params.query.finish()?;
+    answer(&json!({ "status": "alive" }))
 }
 
 /// It takes requests, and every open store takes appends.
-pub(crate) async fn ready(State(app): State<Arc<App>>) -> Answer {
+pub(crate) async fn ready(State(app): State<Arc<App>>, params: Params) -> Answer {
+    params.query.finish()?;
     if app.stopping.is_cancelled() {
         return Err(crate::answer::stopping().into());
     }
@@ -133,7 +135,8 @@ async fn fence(served: &Served) -> Result<Option<String>, Error> {
     Ok(served.store.stats(&Context::background()).await?.fenced)
 }
 
-pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap, params: Params) -> Answer {
+    params.query.finish()?;
     // Its labels name all stores.
     if app.access.allowed(&headers, "")?.right.is_none() {
         let detail = "metrics are of all stores; use a token that may read all of them";
@@ -145,6 +148,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
     }
 }
 
-pub(crate) async fn openapi() -> Response {
-    bytes(eventstore_wire::JSON, include_bytes!("openapi.json").to_vec())
+pub(crate) async fn openapi(params: Params) -> Answer {
+    params.query.finish()?;
+    Ok(bytes(eventstore_wire::JSON, include_bytes!("openapi.json").to_vec()))
 }

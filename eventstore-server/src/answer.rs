@@ -17,7 +17,7 @@ use crate::server::App;
 use crate::stores::Served;
 
 /// A request that was refused, or that failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Refused(pub(crate) Box<Problem>);
 
 /// What a handler gives.

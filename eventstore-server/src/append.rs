@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use axum::body::{Body, Bytes};
@@ -52,9 +51,6 @@ pub(crate) struct Received {
     _room: OwnedSemaphorePermit,
 }
 
-/// How long a body waits for room beside others.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Bytes that are read at a time.
 const PIECE: usize = 64 << 10;
 
@@ -89,15 +85,16 @@ async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>) ->
     // Taken as the bytes come: a body that is slow holds no more than it has sent.
     let mut room = app.body_room.clone().try_acquire_many_owned(0).map_err(|_| stopping())?;
     loop {
-        if room.num_permits() < bytes.len() + PIECE {
+        if room.num_permits() <= bytes.len() {
             let more = app.body_room.clone().acquire_many_owned(PIECE as u32);
-            let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
+            let Ok(more) = tokio::time::timeout(app.limits.body_wait, more).await else {
                 return Err(too_many("there are too many large requests at the same time; retry later"));
             };
             room.merge(more.map_err(|_| stopping())?);
         }
-        bytes.reserve(PIECE);
-        let read = reader.read_buf(&mut (&mut bytes).limit(PIECE)).await;
+        let free = room.num_permits() - bytes.len();
+        bytes.reserve(free);
+        let read = reader.read_buf(&mut (&mut bytes).limit(free)).await;
         let read = read.map_err(|error| Problem::new(400, "malformed", format!("the body cannot be read: {error}")))?;
         if bytes.len() > MAX_BODY {
             let detail = format!("the body has more than {MAX_BODY} bytes; send smaller batches");

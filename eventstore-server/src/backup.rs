@@ -1,7 +1,9 @@
 //! Backups: made here, and taken by the client as an archive.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,19 +31,85 @@ const KEPT: Duration = Duration::from_secs(600);
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 
+/// How the names of the directories of backups begin.
+const PREFIX: &str = "eventstore-backup-";
+
+/// The file in such a directory that its server keeps locked.
+const LOCK: &str = "lock";
+
+/// A directory for a backup in the temporary directory, removed when it is dropped.
+#[derive(Debug)]
+struct Place {
+    directory: TempDir,
+    /// As long as it is locked, no other server removes the directory.
+    _lock: File,
+}
+
+impl Place {
+    fn new() -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+        let lock = File::create_new(directory.path().join(LOCK))?;
+        lock.try_lock()?;
+        Ok(Place { directory, _lock: lock })
+    }
+
+    /// Where the backup is.
+    fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+}
+
+/// Removes backups in this directory that a server left which was killed. It blocks.
+pub(crate) fn remove_left(temporary: &Path) {
+    let Ok(entries) = std::fs::read_dir(temporary) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        // Not what a link leads to, and not what another user made.
+        if !is_named || !entry.file_type().is_ok_and(|kind| kind.is_dir()) || !is_own(&entry.path()) {
+            continue;
+        }
+        // Without a lock it is just being made.
+        let lock = File::options().write(true).open(entry.path().join(LOCK));
+        let Ok(lock) = lock else { continue };
+        if lock.try_lock().is_ok() {
+            let path = entry.path();
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => tracing::info!(path = %path.display(), "removed a backup that a killed server left"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a backup that a killed server left cannot be removed")
+                }
+            }
+        }
+    }
+}
+
+/// Whether this user made it.
+#[cfg(unix)]
+fn is_own(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = tempfile::tempfile().and_then(|file| file.metadata());
+    let theirs = std::fs::symlink_metadata(path);
+    matches!((own, theirs), (Ok(own), Ok(theirs)) if own.uid() == theirs.uid())
+}
+
+#[cfg(not(unix))]
+fn is_own(_: &Path) -> bool {
+    true
+}
+
 /// Backups that were made and wait to be taken, by the names of their stores and their own.
 #[derive(Debug, Default)]
-pub(crate) struct Backups(Mutex<HashMap<(String, String), TempDir>>);
+pub(crate) struct Backups(Mutex<HashMap<(String, String), Place>>);
 
 impl Backups {
-    fn take(&self, store: &str, id: &str) -> Option<TempDir> {
+    fn take(&self, store: &str, id: &str) -> Option<Place> {
         lock(&self.0).remove(&(store.to_owned(), id.to_owned()))
     }
 }
 
 /// Keeps a backup for a while.
-fn keep(app: &Arc<App>, store: String, id: String, directory: TempDir) {
-    lock(&app.backups.0).insert((store.clone(), id.clone()), directory);
+fn keep(app: &Arc<App>, store: String, id: String, place: Place) {
+    lock(&app.backups.0).insert((store.clone(), id.clone()), place);
     let (app, stopping) = (Arc::downgrade(app), app.stopping.clone());
     tokio::spawn(async move {
         tokio::select! {
@@ -64,18 +132,17 @@ pub(crate) async fn make(State(app): State<Arc<App>>, Maintaining(served): Maint
         let is_wanted = cancel.drop_guard();
         let store = of.store.clone();
         let making = keeper.tasks.spawn(async move {
-            let directory = tempfile::Builder::new().prefix("eventstore-backup-").tempdir();
-            let directory =
-                directory.map_err(|error| Error::engine("make a temporary directory for the backup", error))?;
-            let report = store.backup(&ctx, &directory.path().join("store")).await?;
-            Ok::<_, Error>((report, directory))
+            let place = Place::new();
+            let place = place.map_err(|error| Error::engine("make a temporary directory for the backup", error))?;
+            let report = store.backup(&ctx, &place.store()).await?;
+            Ok::<_, Error>((report, place))
         });
         let made = making.await.map_err(|error| Error::engine("make the backup", error))?;
-        let (report, directory) = made?;
+        let (report, place) = made?;
         drop(is_wanted);
         // Random, as ids are: whoever may make backups of this store may take them.
         let id = Event::new_id();
-        keep(&keeper, of.name.clone(), id.clone(), directory);
+        keep(&keeper, of.name.clone(), id.clone(), place);
         Ok(BackupForm { id, latest_version: report.latest_version, bytes_on_disk: report.bytes_on_disk })
     }))
 }
@@ -94,7 +161,7 @@ pub(crate) async fn take(
             Problem::new(405, "method_not_allowed", "a backup has no HEAD: its length is not known before").into()
         );
     }
-    let Some(directory) = app.backups.take(&served.name, &id) else {
+    let Some(place) = app.backups.take(&served.name, &id) else {
         let detail = format!("there is no backup {id:?}: it was taken, or is older than ten minutes; make another one");
         return Err(Problem::new(404, "not_found", detail).into());
     };
@@ -105,7 +172,7 @@ pub(crate) async fn take(
         let mut pieces = Pieces { sender: sender.clone(), piece: Vec::with_capacity(PIECE) };
         let archive = |pieces: &mut Pieces| {
             let mut archive = tar::Builder::new(&mut *pieces);
-            archive.append_dir_all(".", directory.path().join("store"))?;
+            archive.append_dir_all(".", place.store())?;
             archive.finish()?;
             drop(archive);
             pieces.flush()
@@ -117,7 +184,7 @@ pub(crate) async fn take(
             // It can be asked for again.
             let _inside = runtime.enter();
             if !keeper.stopping.is_cancelled() {
-                keep(&keeper, served.name.clone(), id, directory);
+                keep(&keeper, served.name.clone(), id, place);
             }
         }
     });
@@ -146,5 +213,37 @@ impl Write for Pieces {
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the archive any more");
         self.sender.blocking_send(Ok(piece.into())).map_err(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_backups_of_killed_servers_are_removed() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let make = |name: &str| {
+            let path = temporary.path().join(name);
+            std::fs::create_dir_all(path.join("store/log")).expect("made");
+            path
+        };
+        let (killed, new, other) = (make("eventstore-backup-1"), make("eventstore-backup-2"), make("backup-3"));
+        let (lives, elsewhere) = (make("eventstore-backup-4"), make("elsewhere"));
+        for path in [&killed, &other, &lives, &elsewhere] {
+            std::fs::write(path.join(LOCK), "").expect("written");
+        }
+        let lock = File::open(lives.join(LOCK)).expect("there");
+        lock.try_lock().expect("locked");
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&elsewhere, temporary.path().join("eventstore-backup-5")).expect("linked");
+        remove_left(temporary.path());
+        assert!(!killed.exists());
+        for path in [&new, &other, &lives, &elsewhere] {
+            assert!(path.join("store/log").is_dir(), "{}", path.display());
+        }
+        drop(lock);
+        remove_left(temporary.path());
+        assert!(!lives.exists(), "its server is gone by now");
     }
 }

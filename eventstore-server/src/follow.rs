@@ -33,6 +33,9 @@ const COST: Duration = Duration::from_micros(25);
 /// The news come not later than this, however many followers there are.
 const LONGEST_PACE: Duration = Duration::from_millis(500);
 
+/// Types that a follower may name: they are kept as long as it follows, and each new event is compared with them.
+const MOST_TYPES: usize = 100;
+
 /// The newest events of a store, read once and written once for all followers that are up to date.
 pub(crate) struct Tail {
     store: Arc<dyn EventStore>,
@@ -199,6 +202,10 @@ pub(crate) async fn follow(
         let option = if options.before.is_some() { "before" } else { "direction" };
         let reason = "a stream that follows goes forward and has no end".to_owned();
         return Err(Error::InvalidOption { option: option.to_owned(), reason }.into());
+    }
+    if options.types.len() > MOST_TYPES {
+        let reason = format!("{} are too many for a stream: at most {MOST_TYPES}", options.types.len());
+        return Err(Error::InvalidOption { option: "type".to_owned(), reason }.into());
     }
     let counted = app.count(&served, Kind::Follower)?;
     let heartbeat = app.limits.heartbeat;

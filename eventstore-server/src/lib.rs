@@ -14,12 +14,14 @@ mod answer;
 mod append;
 mod backup;
 mod follow;
+mod held;
 mod listen;
 mod page;
 mod read;
 mod replicas;
 mod server;
 mod session;
+mod socket;
 mod stores;
 mod work;
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -27,10 +27,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
-use crate::Server;
-
-/// A connection has to send the head of a request within this time, and to finish its TLS handshake.
-const HEAD: Duration = Duration::from_secs(15);
+use crate::{Server, backup};
 
 /// A connection that takes nothing of what is sent to it for so long is closed.
 const WRITE: Duration = Duration::from_secs(60);
@@ -40,6 +37,10 @@ const MOST_CONNECTIONS: usize = 25_000;
 
 /// Requests at the same time over one connection of HTTP/2.
 const MOST_STREAMS: u32 = 200;
+
+/// A client that has closed its side of a connection is taken for gone when nothing was sent to it for so long: until then it
+/// may wait for its answer.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 
 /// How long a server that stops waits for its connections.
 const GRACE: Duration = Duration::from_secs(15);
@@ -266,7 +267,8 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) -> Result<(), ListenError> {
     let (router, app) = server.stop_on(stop.clone()).into_parts();
     app.stores.prepare().map_err(|error| ListenError::new("cannot make the directory of the stores", error))?;
-    let connections = Connections::new(router);
+    let _ = tokio::task::spawn_blocking(|| backup::remove_left(&std::env::temp_dir())).await;
+    let connections = Connections::new(router, app.limits.head_wait);
     let tls = listener.tls.as_ref().map(|tls| TlsAcceptor::from(tls.0.clone()));
     loop {
         let next = async {
@@ -327,12 +329,13 @@ struct Connections {
     router: Router,
     graceful: GracefulShutdown,
     room: Arc<Semaphore>,
+    head_wait: Duration,
 }
 
 impl Connections {
-    fn new(router: Router) -> Self {
+    fn new(router: Router, head_wait: Duration) -> Self {
         let mut builder = Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 << 10);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_wait).max_buf_size(64 << 10);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -341,7 +344,7 @@ impl Connections {
             .keep_alive_interval(Some(Duration::from_secs(20)))
             .keep_alive_timeout(Duration::from_secs(20));
         let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-        Connections { builder, router, graceful: GracefulShutdown::new(), room }
+        Connections { builder, router, graceful: GracefulShutdown::new(), room, head_wait }
     }
 
     /// Waits until there may be one more connection.
@@ -352,7 +355,7 @@ impl Connections {
     fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, permit: Option<Permit>) {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
-        let io = TokioIo::new(Greeting::new(Box::pin(stream)));
+        let io = TokioIo::new(HalfClosed::new(Greeting::new(Box::pin(stream), self.head_wait)));
         let service = TowerToHyperService::new(self.router.clone());
         let connection = self.builder.serve_connection_with_upgrades(io, service).into_owned();
         let connection = self.graceful.watch(connection);
@@ -366,12 +369,13 @@ impl Connections {
     fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: Option<Permit>) {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
-        let stream = Greeting::new(Box::pin(stream));
+        let head_wait = self.head_wait;
+        let stream = Greeting::new(Box::pin(stream), head_wait);
         let (builder, router, watcher) = (self.builder.clone(), self.router.clone(), self.graceful.watcher());
         tokio::spawn(async move {
-            let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(head_wait, tls.accept(stream)).await else { return };
             let service = TowerToHyperService::new(router);
-            let io = TokioIo::new(Greeting::new(stream));
+            let io = TokioIo::new(HalfClosed::new(Greeting::new(stream, head_wait)));
             let connection = builder.serve_connection_with_upgrades(io, service).into_owned();
             let _ = watcher.watch(connection).await;
             drop(permit);
@@ -399,8 +403,8 @@ struct Greeting<S> {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl<S> Greeting<S> {
-    fn new(stream: S) -> Self {
-        Greeting { stream, greeted: 0, due: Some(Box::pin(tokio::time::sleep(HEAD))) }
+    fn new(stream: S, wait: Duration) -> Self {
+        Greeting { stream, greeted: 0, due: Some(Box::pin(tokio::time::sleep(wait))) }
     }
 }
 
@@ -451,6 +455,71 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeting<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// A connection whose end is told late: hyper gives an answer up when the other side sends no more, although that may only have
+/// closed its own side.
+struct HalfClosed<S> {
+    stream: S,
+    /// When the end is told; `None` before there is one.
+    due: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<S> HalfClosed<S> {
+    fn new(stream: S) -> Self {
+        HalfClosed { stream, due: None }
+    }
+
+    /// As long as something is sent, somebody may take it.
+    fn has_sent(&mut self, sent: &Poll<io::Result<usize>>) {
+        if let (Some(due), Poll::Ready(Ok(_))) = (&mut self.due, sent) {
+            due.as_mut().reset(tokio::time::Instant::now() + HALF_CLOSED);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HalfClosed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.due.is_none() {
+            let before = out.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;
+            if out.filled().len() > before || out.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let due = self.due.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSED)));
+        due.as_mut().poll(cx).map(Ok)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for HalfClosed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let sent = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.has_sent(&sent);
+        sent
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let sent = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.has_sent(&sent);
+        sent
     }
 
     fn is_write_vectored(&self) -> bool {

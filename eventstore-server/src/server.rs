@@ -24,6 +24,7 @@ use tower_http::trace::TraceLayer;
 
 use crate::access::{Access, Tokens};
 use crate::answer::{Answer, Refused, problem, stopping, too_many};
+use crate::held::hold;
 use crate::stores::{Served, Source, Stores};
 use crate::{about, append, backup, follow, page, read, replicas, session, work};
 
@@ -35,11 +36,19 @@ pub struct Limits {
     pub followers: usize,
     /// Sessions of appends at the same time: 1,000.
     pub sessions: usize,
-    /// Bytes of request bodies in memory at the same time: 256 MiB. A body that does not say how long it is counts as the
-    /// largest.
+    /// Bytes of request bodies in memory at the same time, and of the messages of sessions whose appends are not answered:
+    /// 256 MiB. A session has 128 KiB beside that.
     pub body_bytes: usize,
-    /// How long a body may pause: 30 s.
+    /// How long a body, or a message of a session, waits for room beside others: 10 s.
+    pub body_wait: Duration,
+    /// How long a body may pause, and a large message of a session: 30 s.
     pub body_pause: Duration,
+    /// Bytes of answers of 64 KiB and more that wait to be taken: 512 MiB.
+    pub answer_bytes: usize,
+    /// An answer of which nothing is taken for so long is dropped: 60 s.
+    pub answer_pause: Duration,
+    /// How long a connection may take for its TLS handshake, and for the head of a request: 15 s.
+    pub head_wait: Duration,
     /// A heartbeat comes after this long without an event: 15 s.
     pub heartbeat: Duration,
 }
@@ -50,7 +59,11 @@ impl Default for Limits {
             followers: 20_000,
             sessions: 1_000,
             body_bytes: 256 << 20,
+            body_wait: Duration::from_secs(10),
             body_pause: Duration::from_secs(30),
+            answer_bytes: 512 << 20,
+            answer_pause: Duration::from_secs(60),
+            head_wait: Duration::from_secs(15),
             heartbeat: Duration::from_secs(15),
         }
     }
@@ -160,7 +173,7 @@ impl Server {
 
     /// Its routes, and what closes its stores when they are not needed any more.
     pub(crate) fn into_parts(self) -> (Router, Arc<App>) {
-        let body_room = Arc::new(Semaphore::new(self.limits.body_bytes.min(Semaphore::MAX_PERMITS)));
+        let room = |bytes: usize| Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
         let app = Arc::new(App {
             stores: self.source,
             access: self.access,
@@ -171,7 +184,8 @@ impl Server {
             started: Instant::now(),
             followers: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
-            body_room,
+            body_room: room(self.limits.body_bytes),
+            answer_room: room(self.limits.answer_bytes),
             backups: backup::Backups::default(),
             tasks: TaskTracker::new(),
         });
@@ -192,6 +206,7 @@ pub(crate) struct App {
     followers: AtomicUsize,
     sessions: AtomicUsize,
     pub(crate) body_room: Arc<Semaphore>,
+    pub(crate) answer_room: Arc<Semaphore>,
     pub(crate) backups: backup::Backups,
     /// What goes on behind an answer, and has to end before the stores are closed.
     pub(crate) tasks: TaskTracker,
@@ -343,7 +358,7 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     if app.stopping.is_cancelled() && !is_about_life {
         return problem(&stopping());
     }
-    let mut response = next.run(request).await;
+    let mut response = hold(&app, next.run(request).await).await;
     let headers = response.headers_mut();
     headers.insert("x-content-type-options", axum::http::HeaderValue::from_static("nosniff"));
     response

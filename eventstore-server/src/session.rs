@@ -8,17 +8,21 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
 use eventstore_api::{Batch, CancellationToken, Context, Error};
-use eventstore_wire::{Answer as Outcome, Frame, MAX_BODY, Problem, SESSION, decode_frames, encode_answers};
+use eventstore_wire::{Answer as Outcome, Frame, decode_frames, encode_answers};
 use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::answer::{Answer, Params, Writing, problem_of};
-use crate::server::{App, Counted, Kind};
+use crate::answer::{Answer, Params, Writing, problem_of, too_many};
+use crate::server::{App, Kind};
+use crate::socket::{FREE, Meter, Socket, Upgrade};
 use crate::stores::Served;
 
 /// Unanswered appends of a session, at most.
@@ -41,56 +45,75 @@ const MOST_ANSWERS: usize = 256;
 /// How long a session that ends waits for the outcome of its appends.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a client that was told that the session ends may take to close the connection.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 pub(crate) async fn appends(
     State(app): State<Arc<App>>,
     Writing(served): Writing,
     params: Params,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Answer<Upgrade>,
 ) -> Answer<Response> {
     params.query.finish()?;
-    let malformed = |detail: String| Problem::new(400, "malformed", detail);
-    let upgrade = upgrade.map_err(|rejection| {
-        malformed(format!("open this resource as a WebSocket, with the protocol {SESSION}: {}", rejection.body_text()))
-    })?;
-    let upgrade = upgrade.protocols([SESSION]).max_message_size(MAX_BODY).max_frame_size(MAX_BODY);
-    if upgrade.selected_protocol().is_none() {
-        return Err(malformed(format!("ask for the WebSocket protocol {SESSION}; this server speaks no other")).into());
-    }
+    let upgrade = upgrade?;
     let counted = app.count(&served, Kind::Session)?;
+    let answer = upgrade.answer();
     // A server that stops waits for it.
     let tasks = app.tasks.clone();
-    Ok(upgrade.on_upgrade(move |socket| tasks.track_future(run(app, served, socket, counted))))
+    tasks.spawn(async move {
+        if let Some((socket, meter)) = upgrade.socket(app.body_room.clone(), app.limits).await {
+            run(app, served, socket, meter).await;
+        }
+        drop(counted);
+    });
+    Ok(answer)
 }
 
 /// An answer, and the room that its append takes until the answer is sent.
 struct Answered {
     outcome: Outcome,
-    room: Room,
+    /// `None` if it was not begun.
+    room: Option<Room>,
 }
 
 struct Room {
     _append: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
+    /// Of the message that it came in, with others, beside those of all sessions and requests.
+    _message: MessageRoom,
 }
 
-async fn run(app: Arc<App>, served: Arc<Served>, socket: WebSocket, counted: Counted) {
-    let (sink, stream) = socket.split();
+/// `None`: the message is small.
+type MessageRoom = Option<Arc<OwnedSemaphorePermit>>;
+
+async fn run(app: Arc<App>, served: Arc<Served>, socket: Socket, meter: Meter) {
+    let (sink, mut stream) = socket.split();
     // Bounded by the room of the session: what was read is answered once.
     let (answers, answered) = mpsc::unbounded_channel();
     let writer = tokio::spawn(write(sink, answered));
     let session = Session {
         app,
         served,
+        meter,
         appends: Arc::new(Semaphore::new(MOST_APPENDS)),
         bytes: Arc::new(Semaphore::new(MOST_BYTES)),
         running: FuturesUnordered::new(),
         cancels: HashMap::new(),
         answers,
     };
-    session.run(stream).await;
+    session.run(&mut stream).await;
     // The writer ends when it has sent what there is to send.
-    let _ = writer.await;
-    drop(counted);
+    let Ok((sink, has_closed)) = writer.await else { return };
+    if !has_closed {
+        return;
+    }
+    // Closing a connection with something unread in it may take away what was sent last.
+    if let Ok(mut socket) = sink.reunite(stream) {
+        let connection = socket.get_mut().get_mut();
+        let mut unread = vec![0; 16 << 10];
+        let rest = async { while connection.read(&mut unread).await.is_ok_and(|len| len > 0) {} };
+        let _ = tokio::time::timeout(GOODBYE, rest).await;
+    }
 }
 
 /// What the writer is told.
@@ -98,7 +121,7 @@ enum Told {
     Answered(Answered),
     Ping,
     /// Nothing comes behind it.
-    Close(u16, &'static str),
+    Close(CloseCode, &'static str),
 }
 
 type Appending = Pin<Box<dyn Future<Output = Answered> + Send>>;
@@ -106,6 +129,7 @@ type Appending = Pin<Box<dyn Future<Output = Answered> + Send>>;
 struct Session {
     app: Arc<App>,
     served: Arc<Served>,
+    meter: Meter,
     appends: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     running: FuturesUnordered<Appending>,
@@ -115,12 +139,12 @@ struct Session {
 
 impl Session {
     /// Reads and appends, and never waits for the writer: an append that nobody polls would hold up others.
-    async fn run(mut self, mut stream: SplitStream<WebSocket>) {
+    async fn run(mut self, stream: &mut SplitStream<Socket>) {
         let stopping = self.app.stopping.clone();
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
         let mut unanswered = 0;
         loop {
-            let frames = tokio::select! {
+            let message = tokio::select! {
                 biased;
                 Some(done) = self.running.next(), if !self.running.is_empty() => {
                     self.answer(done);
@@ -128,18 +152,7 @@ impl Session {
                 }
                 message = stream.next() => {
                     unanswered = 0;
-                    match message {
-                        Some(Ok(Message::Binary(bytes))) => match decode_frames(bytes) {
-                            Ok(frames) => frames,
-                            Err(_) => return self.end(close_code::INVALID, "a message is malformed").await,
-                        },
-                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                        Some(Ok(Message::Text(_))) => {
-                            return self.end(close_code::UNSUPPORTED, "messages have to be binary").await;
-                        }
-                        // Of what is not answered nobody wants to know: it is dropped, and with it cancelled.
-                        Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-                    }
+                    message
                 }
                 _ = pings.tick() => {
                     unanswered += 1;
@@ -151,21 +164,83 @@ impl Session {
                     }
                     continue;
                 }
-                () = stopping.cancelled() => return self.end(close_code::AWAY, "the server is shutting down").await,
+                () = stopping.cancelled() => return self.end(CloseCode::Away, "the server is shutting down").await,
                 () = self.answers.closed() => return,
             };
+            let bytes = match message {
+                Some(Ok(Message::Binary(bytes))) => bytes,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
+                    self.meter.take();
+                    continue;
+                }
+                Some(Ok(Message::Text(_) | Message::Frame(_))) => {
+                    return self.end(CloseCode::Unsupported, "messages have to be binary").await;
+                }
+                Some(Err(tungstenite::Error::Capacity(_))) => {
+                    return self.end(CloseCode::Size, "a message has more than 65 MiB; send smaller ones").await;
+                }
+                Some(Err(tungstenite::Error::Protocol(_))) => {
+                    return self.end(CloseCode::Protocol, "this is not the WebSocket protocol").await;
+                }
+                Some(Err(_)) if self.meter.is_refused() => {
+                    let reason = "there are too many large messages at the same time; retry later";
+                    return self.end(CloseCode::Again, reason).await;
+                }
+                // Of what is not answered nobody wants to know: it is dropped, and with it cancelled.
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+            };
+            let taken = self.meter.take();
+            let len = bytes.len();
+            let Ok(frames) = decode_frames(bytes) else {
+                return self.end(CloseCode::Invalid, "a message is malformed").await;
+            };
+            let room = self.message_room(len, taken).await;
             for frame in frames {
                 // What was not begun is not written.
                 if self.answers.is_closed() || stopping.is_cancelled() {
                     break;
                 }
-                self.take(frame).await;
+                self.take(frame, room.clone()).await;
             }
         }
     }
 
+    /// Waits until there is room for a message beside those of all others; an error if there is none.
+    async fn message_room(&mut self, len: usize, mut taken: Option<OwnedSemaphorePermit>) -> Answer<MessageRoom> {
+        let unanswered = MOST_BYTES - self.bytes.available_permits();
+        if taken.is_none() && unanswered + len <= FREE {
+            return Ok(None);
+        }
+        if let Some(taken) = &mut taken {
+            drop(taken.split(taken.num_permits().saturating_sub(len)));
+        }
+        let missing = len.saturating_sub(taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        let all = self.app.body_room.clone();
+        let more = all.acquire_many_owned(u32::try_from(missing).unwrap_or(u32::MAX));
+        let mut more = std::pin::pin!(tokio::time::timeout(self.app.limits.body_wait, more));
+        let more = loop {
+            tokio::select! {
+                biased;
+                more = &mut more => break more,
+                Some(done) = self.running.next(), if !self.running.is_empty() => self.answer(done),
+            }
+        };
+        // It is never closed.
+        let Ok(Ok(more)) = more else {
+            return Err(too_many("there are too many large requests at the same time; retry later"));
+        };
+        let room = match taken {
+            Some(mut taken) => {
+                taken.merge(more);
+                taken
+            }
+            None => more,
+        };
+        Ok(Some(Arc::new(room)))
+    }
+
     /// Begins what a frame asks for, once there is room.
-    async fn take(&mut self, frame: Frame) {
+    async fn take(&mut self, frame: Frame, room: Answer<MessageRoom>) {
         match frame {
             Frame::Cancel { number } => {
                 if let Some(cancel) = self.cancels.get(&number) {
@@ -173,12 +248,19 @@ impl Session {
                 }
             }
             Frame::Append { number, timeout, batch } => {
+                let message = match room {
+                    Ok(message) => message,
+                    Err(refused) => {
+                        let outcome = Outcome { number, outcome: Err(refused.0) };
+                        return self.answer(Answered { outcome, room: None });
+                    }
+                };
                 // From here on its time runs.
                 let cancel = CancellationToken::new();
                 let ctx = Context::background().with_cancellation(cancel.clone());
                 let ctx = timeout.map_or(ctx.clone(), |timeout| ctx.with_timeout(timeout));
                 let len = batch.as_ref().map_or(0, Batch::len_bytes).min(MOST_BYTES);
-                let room = self.room(len).await;
+                let room = self.room(len, message).await;
                 self.cancels.insert(number, cancel);
                 let served = self.served.clone();
                 self.running.push(Box::pin(async move {
@@ -187,21 +269,21 @@ impl Session {
                         Err(error) => Err(error),
                     };
                     let outcome = outcome.map_err(|error: Error| Box::new(problem_of(&error)));
-                    Answered { outcome: Outcome { number, outcome }, room }
+                    Answered { outcome: Outcome { number, outcome }, room: Some(room) }
                 }));
             }
         }
     }
 
     /// Waits for room, while what runs goes on.
-    async fn room(&mut self, len: usize) -> Room {
+    async fn room(&mut self, len: usize, message: MessageRoom) -> Room {
         let (appends, bytes) = (self.appends.clone(), self.bytes.clone());
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let room = async move {
             // Neither is ever closed.
             let append = appends.acquire_owned().await.ok()?;
             let bytes = bytes.acquire_many_owned(len).await.ok()?;
-            Some(Room { _append: append, _bytes: bytes })
+            Some(Room { _append: append, _bytes: bytes, _message: message })
         };
         let mut room = std::pin::pin!(room);
         loop {
@@ -220,7 +302,7 @@ impl Session {
     }
 
     /// Reads no more, answers what runs, and says why it ends.
-    async fn end(mut self, code: u16, reason: &'static str) {
+    async fn end(mut self, code: CloseCode, reason: &'static str) {
         let rest = async {
             while let Some(done) = self.running.next().await {
                 self.cancels.remove(&done.outcome.number);
@@ -232,15 +314,19 @@ impl Session {
     }
 }
 
-/// Sends answers, those that are there together.
-async fn write(mut sink: SplitSink<WebSocket, Message>, mut told: mpsc::UnboundedReceiver<Told>) {
+/// Sends answers, those that are there together. Gives whether it has told the client that the session ends.
+async fn write(
+    mut sink: SplitSink<Socket, Message>,
+    mut told: mpsc::UnboundedReceiver<Told>,
+) -> (SplitSink<Socket, Message>, bool) {
     let mut next = None;
+    let mut has_closed = false;
     loop {
         let Some(first) = (match next.take() {
             Some(first) => Some(first),
             None => told.recv().await,
         }) else {
-            return;
+            return (sink, has_closed);
         };
         let mut rooms = Vec::new();
         let message = match first {
@@ -262,11 +348,14 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut told: mpsc::Unbounde
                 Message::Binary(encode_answers(&outcomes).into())
             }
             Told::Ping => Message::Ping(Bytes::new()),
-            Told::Close(code, reason) => Message::Close(Some(CloseFrame { code, reason: reason.into() })),
+            Told::Close(code, reason) => {
+                has_closed = true;
+                Message::Close(Some(CloseFrame { code, reason: reason.into() }))
+            }
         };
         match tokio::time::timeout(WRITE_TIMEOUT, sink.send(message)).await {
             Ok(Ok(())) => {}
-            _ => return,
+            _ => return (sink, false),
         }
         drop(rooms);
     }

@@ -31,6 +31,7 @@ pub(crate) async fn run(url: &str, json: bool) -> Result<Ending, Failure> {
 #[derive(Serialize)]
 struct Report<'a> {
     backend: &'a str,
+    store_id: Option<&'a str>,
     latest_version: u64,
     aggregates: u64,
     bytes_on_disk: Option<u64>,
@@ -42,6 +43,7 @@ impl<'a> Report<'a> {
     fn new(stats: &'a Stats) -> Self {
         Report {
             backend: &stats.backend,
+            store_id: stats.store_id.as_deref(),
             latest_version: stats.latest_version.get(),
             aggregates: stats.aggregates,
             bytes_on_disk: stats.bytes_on_disk,
@@ -58,6 +60,9 @@ fn number_or_text(value: &str) -> Value {
 
 fn write(output: &mut Output, stats: &Stats) -> Result<(), Failure> {
     output.field("backend", &stats.backend)?;
+    if let Some(id) = &stats.store_id {
+        output.field("store_id", id)?;
+    }
     output.field("latest_version", stats.latest_version)?;
     output.field("aggregates", stats.aggregates)?;
     if let Some(bytes) = stats.bytes_on_disk {

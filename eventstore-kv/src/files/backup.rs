@@ -171,6 +171,40 @@ mod tests {
         assert!(ready.actions.is_empty() && ready.opened.index.newer().len() == 0, "{:?}", ready.actions);
     }
 
+    async fn id_of<E: Engine>(store: &KvStore<E>) -> String {
+        store.stats(&ctx()).await.expect("read").store_id.expect("it has one")
+    }
+
+    #[tokio::test]
+    async fn the_id_of_a_store_stays_and_its_backups_have_it() {
+        let closed = Closed::new(&events(1..=5, 20)).await;
+        let store = closed.open().expect("opened");
+        let id = id_of(&store).await;
+        let is_hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        assert!(id.len() == 32 && id.bytes().all(is_hexadecimal), "{id}");
+        let target = closed.temporary.path().join("backup");
+        backup(&store, &target).await;
+        store.close().await.expect("closed");
+        assert_eq!(id_of(&closed.open().expect("reopened")).await, id);
+        let restored = closed.temporary.path().join("restored");
+        restore(&ctx(), &target, &restored).expect("restored");
+        for path in [&target, &restored] {
+            assert_eq!(id_of(&open(path)).await, id, "{}", path.display());
+            let read = FileStore::open_read_only(path, (), options()).expect("opened");
+            assert_eq!(id_of(&read).await, id, "{}", path.display());
+        }
+        let another = Closed::new(&[]).await;
+        assert_ne!(id_of(&another.open().expect("opened")).await, id);
+    }
+
+    #[tokio::test]
+    async fn each_store_in_memory_has_an_id() {
+        let store = crate::memory::open(options()).expect("opened");
+        let id = id_of(&store).await;
+        assert_eq!(id_of(&store.clone()).await, id);
+        assert_ne!(id_of(&crate::memory::open(options()).expect("opened")).await, id);
+    }
+
     #[tokio::test]
     async fn what_is_damaged_does_not_travel() {
         let all = events(1..=120, 2000);

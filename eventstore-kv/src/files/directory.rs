@@ -329,13 +329,18 @@ fn no_store(path: &Path) -> Error {
 fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
     let Some(mark) = read_mark(path)? else {
         refuse_strangers(path)?;
-        let id = id_at(SystemTime::now());
+        let id = new_id();
         write_mark(path, NEW_MARK_FILE, engine, id)
             .map_err(|error| cannot_open(path, "it cannot be written", error))?;
         return Ok((State::New, id));
     };
     check_engine(path, engine, &mark)?;
     Ok((State::Marked, mark.id))
+}
+
+/// The id of a new store.
+pub(crate) fn new_id() -> Uuid {
+    id_at(SystemTime::now())
 }
 
 /// A new id. `Uuid::now_v7` panics before 1970.

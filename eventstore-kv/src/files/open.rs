@@ -47,6 +47,8 @@ const UNFINISHED_INDEX: &str = "index.new";
 /// What a store is opened with.
 pub(crate) struct Opening<'a, E: Engine> {
     pub(crate) files: Arc<dyn Directory>,
+    /// Of the store, and of every copy of it. All zeros if it has none.
+    pub(crate) id: [u8; 16],
     /// `None` for a store without files.
     pub(crate) directory: Option<StoreDirectory>,
     pub(crate) engine: &'a E::Options,
@@ -87,15 +89,14 @@ pub(crate) fn open_directory<E: Engine>(
         directory.mark()?;
     }
     tell!(debug, is_new, path = %directory.path().display(), "opening a store");
-    open(Opening { files, directory: Some(directory), engine, options, task })
+    open(Opening { files, id: directory.id(), directory: Some(directory), engine, options, task })
 }
 
 /// Opens a store over the files of its log.
 pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
-    let Opening { files, directory, engine, options, task } = opening;
+    let Opening { files, id, directory, engine, options, task } = opening;
     options.validate()?;
     let mut actions = Vec::new();
-    let id = directory.as_ref().map_or([0; 16], StoreDirectory::id);
     let mut index = IndexFiles::of(directory.as_ref());
     let mut found = index.open::<E>(engine, id, task)?;
     let synced = match &directory {
@@ -216,7 +217,7 @@ pub(crate) fn open_read_only<E: Engine>(
     }
     let files: Arc<dyn Directory> = Arc::new(OverlayDirectory::new(&log));
     let options = StoreOptions { space_ahead: 0, compression: Compression::None, ..options.clone() };
-    open(Opening { files, directory: Some(directory), engine, options: &options, task })
+    open(Opening { files, id: directory.id(), directory: Some(directory), engine, options: &options, task })
 }
 
 /// Where the files of the engine are.

@@ -580,7 +580,7 @@ pub(crate) mod tests {
         let options = StoreOptions { segment_size: 64 << 10, ..StoreOptions::default() };
         let task = Task::new(&ctx, &|| Ok(()));
         let files = Arc::new(files.clone());
-        let opening = Opening { files, directory: None, engine: &(), options: &options, task: &task };
+        let opening = Opening { files, id: [0; 16], directory: None, engine: &(), options: &options, task: &task };
         Shared::new(open::<MemoryEngine>(opening).expect("opened").opened)
     }
 

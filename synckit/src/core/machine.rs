@@ -111,6 +111,19 @@ pub enum Proposed {
     New(BatchRecord, Vec<EventPlace>),
 }
 
+/// An own batch that is not confirmed, as it is shown.
+#[derive(Clone, Debug)]
+pub struct PendingBatch<'machine> {
+    /// Its number.
+    pub number: Number,
+    /// Whether it waits for a decision.
+    pub is_waiting: bool,
+    /// How many decisions were made on it.
+    pub changes: usize,
+    /// Its events with their places in the batch, but for those that are confirmed or shown before.
+    pub events: Vec<(u32, &'machine Event)>,
+}
+
 /// What is to be written, in this order. Each is durable before the next one begins.
 #[derive(Clone, Debug)]
 pub enum Write {
@@ -286,7 +299,11 @@ impl Watch {
             None => self.staged_foreign = self.staged_foreign.max(version),
         }
         self.newest = self.newest.max(version);
-        if is_shown { self.count += 1 } else { self.staged += 1 };
+        if is_shown {
+            self.count += 1
+        } else {
+            self.staged += 1
+        };
     }
 
     /// An own batch has an event in the scope.
@@ -582,7 +599,11 @@ impl Machine {
             if let Some(owner) = owner.filter(|_| known.is_none() && Rule::OwnIsKept.is_kept()) {
                 watch.overtaken(owner, recorded.version);
                 watch.newest = watch.newest.max(recorded.version.get());
-                if is_shown { watch.count += 1 } else { watch.staged += 1 };
+                if is_shown {
+                    watch.count += 1
+                } else {
+                    watch.staged += 1
+                };
             } else {
                 watch.take(recorded.version, known, is_shown);
             }
@@ -677,9 +698,8 @@ impl Machine {
                     }
                 }
             }
-            let is_taken = |found: &Option<Found>| {
-                found.is_some_and(|found| !found.is_same && found.version <= self.published)
-            };
+            let is_taken =
+                |found: &Option<Found>| found.is_some_and(|found| !found.is_same && found.version <= self.published);
             let why = if entry.found.iter().any(is_taken) {
                 Some(Why::Duplicate)
             } else if let Some(reason) = self.refused.get(&number) {
@@ -724,10 +744,9 @@ impl Machine {
         })
     }
 
-    /// What is shown of own batches that are not confirmed, in their order: their numbers, whether they wait for a decision, and
-    /// their events with their places in the batch, but for those that are confirmed.
+    /// What is shown of own batches that are not confirmed, in their order.
     #[must_use]
-    pub fn pending(&self) -> Vec<(Number, bool, Vec<(u32, &Event)>)> {
+    pub fn pending(&self) -> Vec<PendingBatch<'_>> {
         let mut seen: HashSet<&str> = HashSet::new();
         let shown = |entry: &Entry, number: Number| {
             entry.is_open() && (number <= self.durable || !Rule::DurableBeforeShown.is_kept())
@@ -744,9 +763,16 @@ impl Machine {
                 .map(|((event, _), at)| (at, event))
                 .collect();
             let is_waiting = matches!(statuses.get(&number), Some(Status::Waiting(_)));
-            all.push((number, is_waiting, events));
+            let changes = entry.outcomes.len();
+            all.push(PendingBatch { number, is_waiting, changes, events });
         }
         all
+    }
+
+    /// How an own batch stands; `None` if it is confirmed, or deleted.
+    #[must_use]
+    pub fn rejection(&self, batch: Number) -> Option<&str> {
+        self.entries.get(&batch)?.rejected.as_deref()
     }
 
     /// The events of an own batch that is not confirmed, as it was decided last.
@@ -787,12 +813,7 @@ impl Machine {
     /// # Errors
     ///
     /// Why it may not.
-    pub fn propose(
-        &self,
-        events: Vec<Event>,
-        expectation: &Expectation,
-        facts: &Facts,
-    ) -> Result<Proposed, Refused> {
+    pub fn propose(&self, events: Vec<Event>, expectation: &Expectation, facts: &Facts) -> Result<Proposed, Refused> {
         let number = self.last.next();
         let (mut places, mut new, mut at): (Vec<_>, Vec<Event>, HashMap<String, u32>) = Default::default();
         let (mut is_new, mut rejected) = (false, None);
@@ -991,7 +1012,8 @@ impl Machine {
             if entry.is_open() {
                 return are_there(&entry.found, until);
             }
-            let is_there = are_there(&entry.found, until) || entry.is_replaced() && are_there(&entry.found_first, until);
+            let is_there =
+                are_there(&entry.found, until) || entry.is_replaced() && are_there(&entry.found_first, until);
             is_there && Rule::ConfirmedWins.is_kept()
         };
         let confirmed: Vec<_> =
@@ -1228,10 +1250,10 @@ impl Machine {
         Ok(outcomes)
     }
 
-    fn check_decision<'decision>(
+    fn check_decision(
         &self,
         entry: &Entry,
-        decision: &'decision Decision,
+        decision: &Decision,
         fresh: &mut HashSet<String>,
         is_used: &impl Fn(&str) -> bool,
     ) -> Result<(), Misfit> {
@@ -1242,7 +1264,9 @@ impl Machine {
         if let Condition::Aggregate(aggregate_id) | Condition::Exists(aggregate_id) = &entry.condition
             && events.iter().any(|event| event.aggregate_id() != aggregate_id)
         {
-            return Err(Misfit::BadReplacement("the batch has a condition on one aggregate, and an event is of another"));
+            return Err(Misfit::BadReplacement(
+                "the batch has a condition on one aggregate, and an event is of another",
+            ));
         }
         for event in events {
             let is_taken = self.ids.contains_key(event.id()) || is_used(event.id());
@@ -1319,15 +1343,10 @@ impl Machine {
         mark: Option<MarkRecord>,
     ) -> Vec<Record> {
         let last = mark.as_ref().map_or(self.last, |mark| mark.number.max(self.last));
-        let mut records =
-            vec![Record::Begin(BeginRecord { format: BeginRecord::FORMAT, generation, last })];
+        let mut records = vec![Record::Begin(BeginRecord { format: BeginRecord::FORMAT, generation, last })];
         for (&number, kept) in &self.own {
-            let record = OwnRecord {
-                number,
-                runs: kept.runs.clone(),
-                condition: kept.condition.clone(),
-                seen: cut(kept.seen),
-            };
+            let record =
+                OwnRecord { number, runs: kept.runs.clone(), condition: kept.condition.clone(), seen: cut(kept.seen) };
             records.extend(own(record));
         }
         let outcome = |outcome: &OutcomeRecord| OutcomeRecord { seen: cut(outcome.seen), ..outcome.clone() };
@@ -1422,8 +1441,7 @@ impl Recovery<'_> {
         let is_lost = |own: &OwnRecord| versions_of(&own.runs).any(|version| version > self.common.get());
         let mut again = BTreeMap::new();
         for (&number, own) in &machine.own {
-            let record =
-                OwnRecord { number, runs: own.runs.clone(), condition: own.condition.clone(), seen: own.seen };
+            let record = OwnRecord { number, runs: own.runs.clone(), condition: own.condition.clone(), seen: own.seen };
             if !is_lost(&record) {
                 continue;
             }

@@ -8,8 +8,8 @@ mod record;
 mod rules;
 
 pub use machine::{
-    Change, EventPlace, Expectation, Facts, Machine, Misfit, Proposed, Question, Recovery, Refusal, Refused, Status,
-    Wanted, Why, Write,
+    Change, EventPlace, Expectation, Facts, Machine, Misfit, PendingBatch, Proposed, Question, Recovery, Refusal,
+    Refused, Status, Wanted, Why, Write,
 };
 pub use record::{
     BatchRecord, BeginRecord, Condition, Decision, MarkRecord, Number, OutcomeRecord, OwnRecord, Record, Scope, Seen,

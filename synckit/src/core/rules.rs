@@ -94,9 +94,7 @@ impl Rule {
             Rule::AckIsNoConfirmation => {
                 "a batch leaves pending only when its events were pulled; without: when the push was answered"
             }
-            Rule::Basis => {
-                "a condition is about what its decision saw; without: about a count"
-            }
+            Rule::Basis => "a condition is about what its decision saw; without: about a count",
             Rule::NoSilentMove => {
                 "a condition covers only what its own decision saw; without: it moves along with a decision on a batch below it"
             }
@@ -106,33 +104,23 @@ impl Rule {
             Rule::LatestOnAll => {
                 "a batch with `latest` stands on every own batch before it; without: on those of its aggregates"
             }
-            Rule::PublishAtHeads => {
-                "pulled events are shown up to a version that was a head; without: page by page"
-            }
+            Rule::PublishAtHeads => "pulled events are shown up to a version that was a head; without: page by page",
             Rule::HeadOfSamePage => {
                 "the head is the one of the answer whose page reaches it; without: any head that was heard of"
             }
             Rule::ExistsIsLocal => {
                 "`exists` is decided by the replica when the batch is appended, and sent as `any`; without: nobody decides it"
             }
-            Rule::ConfirmedWins => {
-                "a rejected batch whose events are pulled is confirmed; without: it stays rejected"
-            }
+            Rule::ConfirmedWins => "a rejected batch whose events are pulled is confirmed; without: it stays rejected",
             Rule::AnywayHasCondition => {
                 "append-anyway is sent with the revision that its decision saw; without: as `any`"
             }
             Rule::DuplicateNoAnyway => {
                 "a used id can be replaced or rejected, not appended anyway; without: anyway is accepted"
             }
-            Rule::FreshIds => {
-                "a replacement has ids that were never used; without: the old ids"
-            }
-            Rule::OwnIsKept => {
-                "compaction keeps which confirmed events are own; without: it forgets"
-            }
-            Rule::MarkIsKept => {
-                "deleting a rejected batch keeps its mark for those on top; without: it forgets"
-            }
+            Rule::FreshIds => "a replacement has ids that were never used; without: the old ids",
+            Rule::OwnIsKept => "compaction keeps which confirmed events are own; without: it forgets",
+            Rule::MarkIsKept => "deleting a rejected batch keeps its mark for those on top; without: it forgets",
             Rule::PageFits => {
                 "a page is taken only where it begins at the end of what is there; without: its unknown events are taken"
             }
@@ -142,51 +130,31 @@ impl Rule {
             Rule::DecideFromPull => {
                 "conflicts are decided from pulled events, an answer is a hint; without: a refusal opens the conflict as it is known then"
             }
-            Rule::OutcomeFirst => {
-                "an outcome is durable before its batch is sent; without: it is sent first"
-            }
-            Rule::RejectedIdsKnown => {
-                "appending a rejected id is an error; without: a new pending batch"
-            }
-            Rule::AsideFirst => {
-                "recovery: the new journal, then the old events leave; without: they leave first"
-            }
+            Rule::OutcomeFirst => "an outcome is durable before its batch is sent; without: it is sent first",
+            Rule::RejectedIdsKnown => "appending a rejected id is an error; without: a new pending batch",
+            Rule::AsideFirst => "recovery: the new journal, then the old events leave; without: they leave first",
             Rule::LostBasisMarks => {
                 "recovery sends batches on top of lost foreign events to the resolver; without: it does not"
             }
             Rule::AnswerNamesSeen => {
                 "a resolver's answer is about what it was shown; without: about everything that is there when it answers"
             }
-            Rule::OwnIsNotForeign => {
-                "own events do not count as unknown; without: everything behind the basis does"
-            }
+            Rule::OwnIsNotForeign => "own events do not count as unknown; without: everything behind the basis does",
             Rule::LaterIsForeign => {
                 "own later batches that are confirmed first, by a copy of the directory, are unknown to earlier ones; without: they are own"
             }
             Rule::OwnIsAsDecided => {
                 "own are the events of batches as they are decided now; without: also those of rejected and replaced ones"
             }
-            Rule::TimeAfterSeen => {
-                "the time of a write is later than what it saw; without: the clock's"
-            }
+            Rule::TimeAfterSeen => "the time of a write is later than what it saw; without: the clock's",
             Rule::SkipSharesAny => {
                 "when others go on, any shared aggregate holds a batch back; without: its first aggregate only"
             }
-            Rule::StopAtRefusal => {
-                "the hub stops a push at its first refusal; without: it goes on with the next batch"
-            }
-            Rule::DigestOnPull => {
-                "a pull names version and digest; without: only a shorter hub is noticed"
-            }
-            Rule::DigestOnPush => {
-                "a push names version and digest; without: it does not"
-            }
-            Rule::PullSyncedOnly => {
-                "the hub gives replicas only what is synced; without: all"
-            }
-            Rule::DurableBeforeShown => {
-                "an own batch is shown when it is durable; without: before that"
-            }
+            Rule::StopAtRefusal => "the hub stops a push at its first refusal; without: it goes on with the next batch",
+            Rule::DigestOnPull => "a pull names version and digest; without: only a shorter hub is noticed",
+            Rule::DigestOnPush => "a push names version and digest; without: it does not",
+            Rule::PullSyncedOnly => "the hub gives replicas only what is synced; without: all",
+            Rule::DurableBeforeShown => "an own batch is shown when it is durable; without: before that",
             Rule::ToldOnPublish => {
                 "subscribers are told what is confirmed when it is shown; without: when it is staged"
             }

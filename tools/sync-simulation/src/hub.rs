@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use eventstore_api::{
-    Actual, Batch, Context, Digest, Durability, Error, EventStore, Gc, GcReport, LoadOptions, Page, PageSize,
-    Place, Pulled, Pushed, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, Version, async_trait,
+    Actual, Batch, Context, Digest, Durability, Error, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, Place,
+    Pulled, Pushed, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, Version, async_trait,
 };
 use synckit::core::Rule;
 
@@ -65,7 +65,10 @@ impl Log {
             if let Some(&at) = self.ids.get(event.id())
                 && self.events[at].event != *event
             {
-                return Err(Error::DuplicateEvent { id: event.id().to_owned(), version: Some(self.events[at].version) });
+                return Err(Error::DuplicateEvent {
+                    id: event.id().to_owned(),
+                    version: Some(self.events[at].version),
+                });
             }
         }
         let is_new = batch.events.iter().any(|event| !self.has(event.id()));

@@ -127,9 +127,8 @@ fn many(arguments: &Arguments) -> ExitCode {
 /// Whether a schedule breaks without the rule.
 fn finds(rule: Rule, arguments: &Arguments) -> bool {
     let seeds = arguments.first..arguments.first + arguments.schedules;
-    let found = rule.without(|| {
-        seeds.into_iter().find_map(|seed| Some((seed, run(seed, arguments.steps, false).err()?)))
-    });
+    let found =
+        rule.without(|| seeds.into_iter().find_map(|seed| Some((seed, run(seed, arguments.steps, false).err()?))));
     match &found {
         Some((seed, broken)) => println!("{rule:?}: {} (--off {rule:?} --seed {seed})", broken.0),
         None => println!("{rule:?}: NOTHING broke in {} schedules", arguments.schedules),

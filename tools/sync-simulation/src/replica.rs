@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use eventstore_api::{Batch, Digest, Event, Expected, Place, RecordedEvent, Revision, Version};
 use synckit::core::{
-    Change, Condition, Decision, Expectation, Facts, Machine, Number, Proposed, Question, Record, Rule, Scope,
-    Seen, Status, Why, Write,
+    Change, Condition, Decision, Expectation, Facts, Machine, Number, Proposed, Question, Record, Rule, Scope, Seen,
+    Status, Why, Write,
 };
 
 use crate::world::{Message, Shared, event_of};
@@ -245,7 +245,7 @@ impl Replica {
         let events = |number: Number| self.machine.events(number).into_iter().flatten().map(id_of).collect();
         self.subscriber = Subscriber {
             published: self.machine.published().get(),
-            pending: pending.iter().map(|(number, ..)| (*number, events(*number))).collect(),
+            pending: pending.iter().map(|batch| (batch.number, events(batch.number))).collect(),
         };
     }
 
@@ -304,12 +304,12 @@ impl Replica {
         let published = self.machine.published().get() as usize;
         let confirmed = self.conf().events[..published].iter().map(|event| event.event.clone());
         let pending = self.machine.pending();
-        confirmed.chain(pending.into_iter().flat_map(|(_, _, events)| events).map(|(_, event)| event.clone())).collect()
+        confirmed.chain(pending.into_iter().flat_map(|batch| batch.events).map(|(_, event)| event.clone())).collect()
     }
 
     fn look_around(&mut self) {
         let pending = self.machine.pending();
-        self.shown.extend(pending.into_iter().map(|(number, ..)| number));
+        self.shown.extend(pending.into_iter().map(|batch| batch.number));
     }
 
     // The user.
@@ -385,7 +385,8 @@ impl Replica {
             }
         } else if aggregate > 0 && chance < 0.25 {
             // An event of an earlier batch again, with others around it.
-            let earlier: Vec<_> = self.acked.values().flatten().filter(|event| aggregate_of(event) == aggregate).collect();
+            let earlier: Vec<_> =
+                self.acked.values().flatten().filter(|event| aggregate_of(event) == aggregate).collect();
             if !earlier.is_empty() {
                 events[0] = earlier[shared.random.usize(..earlier.len())].clone();
             }
@@ -404,19 +405,26 @@ impl Replica {
         let Ok(Proposed::New(record, _)) = self.machine.propose(events, &expectation, &facts) else { return Ok(()) };
         // What is there now is what was seen.
         let view = self.view();
-        let now = |is_in: &dyn Fn(&Event) -> bool| view.iter().filter(|event| is_in(event)).map(id_of).collect::<Vec<_>>();
+        let now =
+            |is_in: &dyn Fn(&Event) -> bool| view.iter().filter(|event| is_in(event)).map(id_of).collect::<Vec<_>>();
         let ids = now(&|event| aggregate_of(event) == aggregate);
-        if Rule::Basis.is_kept() && (kind == "rev" && ids != token.ids || kind == "latest" && now(&|_| true) != token.all) {
+        if Rule::Basis.is_kept()
+            && (kind == "rev" && ids != token.ids || kind == "latest" && now(&|_| true) != token.all)
+        {
             // The order of pending and foreign events may change, and what is there may not.
             let set = |ids: &[u32]| ids.iter().copied().collect::<HashSet<_>>();
-            let is_same = if kind == "rev" { set(&ids) == set(&token.ids) } else { set(&now(&|_| true)) == set(&token.all) };
+            let is_same =
+                if kind == "rev" { set(&ids) == set(&token.ids) } else { set(&now(&|_| true)) == set(&token.all) };
             if !is_same {
                 return Err(Broken("append: accepted although something was unseen".to_owned()).into());
             }
         }
         let of_record: HashSet<u8> = record.events.iter().map(aggregate_of).collect();
         let pending = self.machine.pending();
-        let own = pending.iter().flat_map(|(_, _, events)| events).filter(|(_, event)| of_record.contains(&aggregate_of(event)));
+        let own = pending
+            .iter()
+            .flat_map(|batch| &batch.events)
+            .filter(|(_, event)| of_record.contains(&aggregate_of(event)));
         let known: HashSet<u32> = match kind {
             "rev" => token.ids.iter().copied().collect(),
             "latest" => token.all.iter().copied().collect(),
@@ -425,10 +433,8 @@ impl Replica {
         let number = record.number;
         let events = record.events.clone();
         let change = self.machine.appended(record.clone(), &facts);
-        self.ghosts.insert(
-            number,
-            Ghost { kind, aggregate: (kind != "latest").then_some(aggregate), known: Rc::new(known) },
-        );
+        self.ghosts
+            .insert(number, Ghost { kind, aggregate: (kind != "latest").then_some(aggregate), known: Rc::new(known) });
         self.look_around();
         self.write(shared, 0.03, |replica| {
             replica.journal.push(Record::Batch(record));
@@ -461,7 +467,8 @@ impl Replica {
             return;
         }
         shared.say(|| {
-            let what: Vec<_> = batches.iter().map(|(number, batch)| format!("{number} if {}", batch.expected)).collect();
+            let what: Vec<_> =
+                batches.iter().map(|(number, batch)| format!("{number} if {}", batch.expected)).collect();
             format!("replica {} pushes {what:?} at {}", self.number, self.machine.end().version)
         });
         let with_ghosts = batches.into_iter().map(|(number, batch)| (number, batch, self.ghosts[&number].clone()));
@@ -518,7 +525,7 @@ impl Replica {
     /// The events that a batch stands on: those of the scope up to a version, and those of own batches before it.
     fn stands_on(&self, batch: Number, ghost: &Ghost, until: u64) -> HashSet<u32> {
         let pending = self.machine.pending();
-        let below = pending.iter().filter(|(number, ..)| *number < batch).flat_map(|(_, _, events)| events);
+        let below = pending.iter().filter(|other| other.number < batch).flat_map(|other| &other.events);
         let of_batch: HashSet<u8> = self.machine.events(batch).into_iter().flatten().map(aggregate_of).collect();
         let is_in = |event: &Event| match (ghost.kind, ghost.aggregate) {
             ("rev", Some(aggregate)) => aggregate_of(event) == aggregate,
@@ -561,14 +568,15 @@ impl Replica {
         }
         let known = self.stands_on(question.batch, &ghost, question.seen.version);
         let pending = self.machine.pending();
-        let below = pending.iter().filter(|(number, ..)| *number < question.batch);
-        let below = below.flat_map(|(_, _, events)| events).map(|(_, event)| (*event).clone());
+        let below = pending.iter().filter(|other| other.number < question.batch);
+        let below = below.flat_map(|other| &other.events).map(|(_, event)| (*event).clone());
         let published = self.machine.published().get() as usize;
         let register = self.conf().events[..published].iter().map(|event| event.event.clone()).chain(below);
         let top = register.filter(|event| aggregate_of(event) == 0).map(|event| time_of(&event)).max();
         let exists = match &question.condition {
             Condition::Exists(id) | Condition::Aggregate(id) => {
-                self.conf().events[..published].iter().any(|event| event.event.aggregate_id() == id) || !known.is_empty()
+                self.conf().events[..published].iter().any(|event| event.event.aggregate_id() == id)
+                    || !known.is_empty()
             }
             _ => true,
         };
@@ -643,8 +651,12 @@ impl Replica {
         let outcomes = self.machine.answer(&look.question, decision, on_top, |id| conf.get(id).is_some());
         let Ok(outcomes) = outcomes else { return Ok(()) };
         shared.say(|| {
-            let what: Vec<_> = outcomes.iter().map(|outcome| format!("{:?} for {}", outcome.decision, outcome.batch)).collect();
-            format!("replica {} ({:?}), shown up to {}: {what:?}", self.number, look.question.why, look.question.seen.version)
+            let what: Vec<_> =
+                outcomes.iter().map(|outcome| format!("{:?} for {}", outcome.decision, outcome.batch)).collect();
+            format!(
+                "replica {} ({:?}), shown up to {}: {what:?}",
+                self.number, look.question.why, look.question.seen.version
+            )
         });
         let first = outcomes[0].clone();
         if let (Decision::Replace(events), false) = (&first.decision, Rule::OutcomeFirst.is_kept()) {
@@ -748,7 +760,9 @@ impl Replica {
         if !shared.restores {
             return Err(Broken("confirmed: what was shown is gone from a hub that was not restored".to_owned()).into());
         }
-        shared.say(|| format!("replica {} recovers: common prefix {common} of {}", self.number, self.conf().events.len()));
+        shared.say(|| {
+            format!("replica {} recovers: common prefix {common} of {}", self.number, self.conf().events.len())
+        });
         let version = Version::new(common as u64);
         let mut recovery = self.machine.recovery(version);
         for wanted in recovery.wanted() {
@@ -871,11 +885,12 @@ impl Replica {
             let same = again.machine.review() == self.machine.review()
                 && again.machine.published() == self.machine.published()
                 && again.view().iter().map(id_of).eq(self.view().iter().map(id_of));
-            if !same && self.machine.review().iter().all(|(_, status)| !matches!(status, Status::Waiting(Why::Refused(_)))) {
+            if !same
+                && self.machine.review().iter().all(|(_, status)| !matches!(status, Status::Waiting(Why::Refused(_))))
+            {
                 return broken("restart: the journal leads to another state");
             }
         }
         Ok(())
     }
-
 }

@@ -405,7 +405,8 @@ impl World {
                 }
             }
             for (_, id) in self.shared.must_keep.iter().filter(|(number, _)| *number == replica.number) {
-                let is_aside = replica.confirmed.values().any(|old| old.events.iter().any(|event| event.event.id() == id));
+                let is_aside =
+                    replica.confirmed.values().any(|old| old.events.iter().any(|event| event.event.id() == id));
                 if !is_aside && !log.has(id) {
                     return broken("end: what the hub lost was not kept aside");
                 }
@@ -429,11 +430,7 @@ impl World {
 }
 
 /// Whether what the hub has accepted was decided by somebody who knew what was there.
-fn check_accepted(
-    events: &[RecordedEvent],
-    before: usize,
-    batches: &[(Number, Batch, Ghost)],
-) -> Result<(), Broken> {
+fn check_accepted(events: &[RecordedEvent], before: usize, batches: &[(Number, Batch, Ghost)]) -> Result<(), Broken> {
     let mut first = before;
     for (_, batch, ghost) in batches {
         let own: HashSet<u32> = batch.events.iter().map(id_of).collect();

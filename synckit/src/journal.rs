@@ -1,0 +1,206 @@
+//! The journal of a replica: a log whose records are what the state machine wants to be written.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use eventstore_api::{Error, Result};
+use eventstore_log::{Appender, CommitError, DiskDirectory, Group, Known, Log, Options};
+
+use crate::core::{BeginRecord, Record};
+
+/// Journals are small: a segment is replaced by the next journal rather than filled.
+fn options() -> Options {
+    let mut options = Options::default();
+    options.segment_size = 16 << 20;
+    options.space_ahead = 1 << 20;
+    options
+}
+
+/// A journal that is open for writing.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    directory: PathBuf,
+    id: [u8; 16],
+    number: u64,
+    log: Log,
+    appender: Appender,
+    group: Group,
+    next: u64,
+    /// How many records it had when it was opened or written anew.
+    kept: u64,
+}
+
+const PREFIX: &str = "journal-";
+const UNFINISHED: &str = ".new";
+
+impl Journal {
+    /// Opens the newest journal in the replica's directory, or begins the first. What an interrupted rewriting left is removed.
+    pub(crate) fn open(directory: &Path, id: [u8; 16]) -> Result<(Self, Vec<Record>)> {
+        let mut numbers = Vec::new();
+        for entry in std::fs::read_dir(directory).map_err(|error| io("list the replica's directory", error))? {
+            let entry = entry.map_err(|error| io("list the replica's directory", error))?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            match name.parse::<u64>() {
+                Ok(number) => numbers.push(number),
+                Err(_) if name.ends_with(UNFINISHED) => remove(&entry.path())?,
+                Err(_) => {}
+            }
+        }
+        numbers.sort_unstable();
+        let newest = numbers.pop();
+        // Their successor is complete.
+        numbers.iter().try_for_each(|number| remove(&path_of(directory, *number)))?;
+        match newest {
+            Some(number) => Self::read(directory, id, number),
+            None => {
+                let begin = BeginRecord { format: BeginRecord::FORMAT, generation: 1, last: Default::default() };
+                let records = vec![Record::Begin(begin)];
+                Ok((Self::write(directory, id, 1, &records)?, records))
+            }
+        }
+    }
+
+    fn read(directory: &Path, id: [u8; 16], number: u64) -> Result<(Self, Vec<Record>)> {
+        let path = path_of(directory, number);
+        let (mut records, mut damage) = (Vec::new(), None);
+        let files = Arc::new(DiskDirectory::new(&path));
+        let opened = Log::open(files, id, &options(), Known { synced: 0 }, 0, &mut |record, bytes| {
+            match postcard::from_bytes::<Record>(bytes) {
+                Ok(record) => records.push(record),
+                Err(error) => _ = damage.get_or_insert_with(|| format!("record {record} of the journal: {error}")),
+            }
+        });
+        let opened = opened.map_err(|error| log_error("open the journal", error))?;
+        if let Some(found) = &opened.damage {
+            damage.get_or_insert_with(|| format!("record {} of the journal: {}", found.record, found.reason));
+        }
+        let format = match records.first() {
+            Some(Record::Begin(begin)) => begin.format,
+            _ => 0,
+        };
+        if format > BeginRecord::FORMAT {
+            return Err(Error::Unsupported {
+                what: format!("the journal in {} has the format {format}, of a newer version", path.display()),
+            });
+        }
+        if format == 0 {
+            damage.get_or_insert_with(|| "the first record of the journal is missing".to_owned());
+        }
+        if let Some(reason) = damage {
+            return Err(Error::Corrupt { version: None, reason: format!("{}: {reason}", path.display()) });
+        }
+        let appender = opened.appender.ok_or_else(|| Error::Corrupt {
+            version: None,
+            reason: format!("{}: nothing can be appended to the journal", path.display()),
+        })?;
+        let kept = records.len() as u64;
+        let journal = Journal {
+            directory: directory.to_owned(),
+            id,
+            number,
+            next: opened.log.last() + 1,
+            log: opened.log,
+            appender,
+            group: Group::default(),
+            kept,
+        };
+        Ok((journal, records))
+    }
+
+    /// Writes a journal with these records, which counts from the moment on in which it is complete.
+    fn write(directory: &Path, id: [u8; 16], number: u64, records: &[Record]) -> Result<Self> {
+        let unfinished = directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
+        remove(&unfinished)?;
+        std::fs::create_dir(&unfinished).map_err(|error| io("make a directory for the journal", error))?;
+        let opened =
+            Log::open(Arc::new(DiskDirectory::new(&unfinished)), id, &options(), Known { synced: 0 }, 0, &mut |_, _| {});
+        let opened = opened.map_err(|error| log_error("begin a journal", error))?;
+        let mut appender = opened.appender.ok_or_else(|| Error::engine("begin a journal", "it is damaged"))?;
+        let (mut next, mut group) = (1, Group::default());
+        for records in records.chunks(1000) {
+            next = commit(&mut appender, &mut group, next, records)?;
+        }
+        appender.close();
+        drop(opened.log);
+        sync_directory(&unfinished)?;
+        let path = path_of(directory, number);
+        std::fs::rename(&unfinished, path).map_err(|error| io("rename the new journal", error))?;
+        sync_directory(directory)?;
+        Ok(Self::read(directory, id, number)?.0)
+    }
+
+    /// Appends records, all or none, and returns when they are on stable storage.
+    pub(crate) fn append(&mut self, records: &[Record]) -> Result<()> {
+        self.next = commit(&mut self.appender, &mut self.group, self.next, records)?;
+        Ok(())
+    }
+
+    /// A new journal with these records takes the place of this one.
+    pub(crate) fn replace(self, records: &[Record]) -> Result<Self> {
+        let Journal { directory, id, number, log, appender, .. } = self;
+        let new = Self::write(&directory, id, number + 1, records)?;
+        appender.close();
+        drop(log);
+        // If that fails, the next opening does it.
+        let _ = remove(&path_of(&directory, number));
+        Ok(new)
+    }
+
+    /// How many records were appended since it was opened or written anew, and how many it had then.
+    pub(crate) fn lens(&self) -> (u64, u64) {
+        (self.next - 1 - self.kept, self.kept)
+    }
+}
+
+fn commit(appender: &mut Appender, group: &mut Group, first: u64, records: &[Record]) -> Result<u64> {
+    group.begin(first);
+    for record in records {
+        let bytes = postcard::to_stdvec(record).map_err(|error| Error::engine("encode a record of the journal", error))?;
+        group.push(&[&bytes]);
+    }
+    match appender.commit(group, true) {
+        Ok(_) => Ok(first + records.len() as u64),
+        Err(CommitError::NotWritten(eventstore_log::Error::Full { reason, .. })) => Err(Error::Full { reason }),
+        Err(CommitError::NotWritten(error)) => Err(log_error("write to the journal", error)),
+        Err(CommitError::Unknown(error)) => Err(Error::OutcomeUnknown {
+            reason: "the journal could not be written or synced; open the replica again".to_owned(),
+            source: Some(error.into()),
+        }),
+    }
+}
+
+fn path_of(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{PREFIX}{number}"))
+}
+
+fn log_error(what: &'static str, error: eventstore_log::Error) -> Error {
+    match error {
+        eventstore_log::Error::Corrupt { .. } => Error::Corrupt { version: None, reason: error.to_string() },
+        error => Error::engine(what, error),
+    }
+}
+
+pub(crate) fn io(what: &'static str, error: std::io::Error) -> Error {
+    Error::engine(what, error)
+}
+
+/// Removes a directory, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io("remove a directory that is not used any more", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names that were made or changed in a directory survive a power cut.
+pub(crate) fn sync_directory(path: &Path) -> Result<()> {
+    if cfg!(unix) {
+        let synced = File::open(path).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| io("sync a directory", error))?;
+    }
+    Ok(())
+}
