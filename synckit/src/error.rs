@@ -13,8 +13,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The replica's files or its hub failed.
+    /// The replica's own files failed, or it is closed.
     Store(eventstore_api::Error),
+
+    /// The hub failed, or cannot be reached.
+    Hub {
+        /// The hub.
+        hub: String,
+        /// What it said.
+        source: eventstore_api::Error,
+    },
 
     /// The condition of an append does not hold: there is something in its scope that its decision had not seen. Nothing was
     /// written.
@@ -90,15 +98,14 @@ impl Error {
         }
     }
 
-    /// Whether the hub cannot be reached or used now, and can later.
+    /// Whether the hub cannot be used now, and may be later.
     #[must_use]
     pub fn is_offline(&self) -> bool {
         use eventstore_api::Error as Store;
-        matches!(
-            self,
-            Error::Store(
-                Store::Unavailable { .. } | Store::DeadlineExceeded | Store::OutcomeUnknown { .. } | Store::Closed
-            )
+        let Error::Hub { source, .. } = self else { return false };
+        !matches!(
+            source,
+            Store::Forbidden { .. } | Store::Unsupported { .. } | Store::InvalidOption { .. } | Store::Corrupt { .. }
         )
     }
 }
@@ -113,6 +120,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Store(error) => error.fmt(f),
+            // It names the address.
+            Error::Hub { source: source @ eventstore_api::Error::Unavailable { .. }, .. } => source.fmt(f),
+            Error::Hub { hub, source } => write!(f, "{hub}: {source}"),
             Error::Conflict => {
                 f.write_str("conflict: there are events that this decision had not seen; load again and decide again")
             }
@@ -153,7 +163,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Store(error) => std::error::Error::source(error),
+            Error::Store(error) | Error::Hub { source: error, .. } => std::error::Error::source(error),
             _ => None,
         }
     }

@@ -11,10 +11,7 @@ use crate::core::{BeginRecord, Record};
 
 /// Journals are small: a segment is replaced by the next journal rather than filled.
 fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_size = 16 << 20;
-    options.space_ahead = 1 << 20;
-    options
+    Options { segment_size: 16 << 20, space_ahead: 1 << 20, ..Options::default() }
 }
 
 /// A journal that is open for writing.
@@ -66,12 +63,18 @@ impl Journal {
         let path = path_of(directory, number);
         let (mut records, mut damage) = (Vec::new(), None);
         let files = Arc::new(DiskDirectory::new(&path));
-        let opened = Log::open(files, id, &options(), Known { synced: 0 }, 0, &mut |record, bytes| {
-            match postcard::from_bytes::<Record>(bytes) {
-                Ok(record) => records.push(record),
-                Err(error) => _ = damage.get_or_insert_with(|| format!("record {record} of the journal: {error}")),
-            }
-        });
+        let opened =
+            Log::open(
+                files,
+                id,
+                &options(),
+                Known { synced: 0 },
+                0,
+                &mut |record, bytes| match postcard::from_bytes::<Record>(bytes) {
+                    Ok(record) => records.push(record),
+                    Err(error) => _ = damage.get_or_insert_with(|| format!("record {record} of the journal: {error}")),
+                },
+            );
         let opened = opened.map_err(|error| log_error("open the journal", error))?;
         if let Some(found) = &opened.damage {
             damage.get_or_insert_with(|| format!("record {} of the journal: {}", found.record, found.reason));
@@ -114,8 +117,14 @@ impl Journal {
         let unfinished = directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
         remove(&unfinished)?;
         std::fs::create_dir(&unfinished).map_err(|error| io("make a directory for the journal", error))?;
-        let opened =
-            Log::open(Arc::new(DiskDirectory::new(&unfinished)), id, &options(), Known { synced: 0 }, 0, &mut |_, _| {});
+        let opened = Log::open(
+            Arc::new(DiskDirectory::new(&unfinished)),
+            id,
+            &options(),
+            Known { synced: 0 },
+            0,
+            &mut |_, _| {},
+        );
         let opened = opened.map_err(|error| log_error("begin a journal", error))?;
         let mut appender = opened.appender.ok_or_else(|| Error::engine("begin a journal", "it is damaged"))?;
         let (mut next, mut group) = (1, Group::default());
@@ -157,7 +166,8 @@ impl Journal {
 fn commit(appender: &mut Appender, group: &mut Group, first: u64, records: &[Record]) -> Result<u64> {
     group.begin(first);
     for record in records {
-        let bytes = postcard::to_stdvec(record).map_err(|error| Error::engine("encode a record of the journal", error))?;
+        let bytes =
+            postcard::to_stdvec(record).map_err(|error| Error::engine("encode a record of the journal", error))?;
         group.push(&[&bytes]);
     }
     match appender.commit(group, true) {

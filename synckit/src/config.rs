@@ -1,0 +1,88 @@
+//! What a replica's directory says of it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::path::Path;
+
+use eventstore_api::Error as StoreError;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::journal::{io, sync_directory};
+
+/// The file `replica.json`, written when everything else is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    pub(crate) format: u32,
+    /// The id of the replica's journal, in hexadecimal digits.
+    pub(crate) id: String,
+    /// The address of the hub; `None` if the program gives it.
+    pub(crate) hub: Option<String>,
+    /// The id of the hub's store, once it is known.
+    pub(crate) store_id: Option<String>,
+    /// The engine of the confirmed events.
+    pub(crate) engine: String,
+    /// Whether it only follows its hub.
+    pub(crate) read_only: bool,
+}
+
+const NAME: &str = "replica.json";
+const FORMAT: u32 = 1;
+
+impl Config {
+    pub(crate) fn new(hub: Option<String>, engine: String, read_only: bool) -> Self {
+        let id = u128::from_be_bytes(std::array::from_fn(|_| fastrand::u8(..)));
+        Config { format: FORMAT, id: format!("{id:032x}"), hub, store_id: None, engine, read_only }
+    }
+
+    /// Reads it, if it is there.
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(NAME);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("read the replica's settings", error).into()),
+        };
+        let not = |reason: String| Error::NotAReplica { path: directory.display().to_string(), reason };
+        let config: Config = serde_json::from_slice(&text).map_err(|error| not(format!("{NAME}: {error}")))?;
+        if config.format != FORMAT {
+            return Err(StoreError::Unsupported {
+                what: format!("{} has the format {}, and this program knows {FORMAT}", path.display(), config.format),
+            }
+            .into());
+        }
+        Ok(Some(config))
+    }
+
+    /// Writes it in the place of an older one.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|error| StoreError::engine("write the replica's settings", error))?;
+        let (path, new) = (directory.join(NAME), directory.join(format!("{NAME}.new")));
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(|error| io("write the replica's settings", error))?;
+        Ok(sync_directory(directory)?)
+    }
+
+    /// The id of the journal.
+    pub(crate) fn journal_id(&self) -> [u8; 16] {
+        u128::from_str_radix(&self.id, 16).unwrap_or_default().to_be_bytes()
+    }
+}
+
+/// Holds the directory: there is one process that has it open.
+pub(crate) fn lock(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|error| io("open the replica's lock file", error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: directory.display().to_string() }.into()),
+        Err(TryLockError::Error(error)) => Err(io("lock the replica", error).into()),
+    }
+}

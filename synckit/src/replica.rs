@@ -1,0 +1,513 @@
+//! The replica.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use eventstore::{Aggregate, Store};
+use eventstore_api::{Batch, Cursor, Error as StoreError, Event, Expected, Version};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::{Config, lock};
+use crate::core::{EventPlace, Number, Scope, Status};
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::journal::{Journal, io, remove, sync_directory};
+use crate::load::{Basis, Load, Subscribe};
+use crate::sync::SyncState;
+use crate::worker::{Job, State, Wish, Worker, open_confirmed, path_of, restore, set_aside};
+
+/// How a replica is opened or made.
+///
+/// ```no_run
+/// # async fn open() -> synckit::Result<()> {
+/// let replica = synckit::Options::new("todos.replica").hub("http://127.0.0.1:7080/stores/todos").open().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is opened until `open` is called"]
+pub struct Options {
+    directory: PathBuf,
+    hub: Option<String>,
+    store: Option<Store>,
+    engine: String,
+    read_only: bool,
+    must_exist: bool,
+}
+
+impl Options {
+    /// For the replica in this directory.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        let engine = if cfg!(feature = "lmdb") || !cfg!(feature = "rocksdb") { "lmdb" } else { "rocksdb" };
+        Options {
+            directory: directory.into(),
+            hub: None,
+            store: None,
+            engine: engine.to_owned(),
+            read_only: false,
+            must_exist: false,
+        }
+    }
+
+    /// The address of the hub: any store that [`eventstore::open`] takes. It is kept for later openings, and opened when it is
+    /// needed: the replica works without it.
+    pub fn hub(mut self, url: impl Into<String>) -> Self {
+        self.hub = Some(url.into());
+        self
+    }
+
+    /// A store of this process as the hub. It is not kept.
+    pub fn hub_store(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// The engine of a new replica's confirmed events, by the scheme of its addresses. Default: `lmdb`.
+    pub fn engine(mut self, scheme: impl Into<String>) -> Self {
+        self.engine = scheme.into();
+        self
+    }
+
+    /// A new replica follows its hub, and nothing is appended to it.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// Makes no new replica.
+    pub fn existing(mut self) -> Self {
+        self.must_exist = true;
+        self
+    }
+
+    /// Opens the replica, or makes one where none is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAReplica`]; `Locked` while another process, or another handle, has it open; what its files say.
+    pub async fn open(self) -> Result<Replica> {
+        let not =
+            |reason: &str| Error::NotAReplica { path: self.directory.display().to_string(), reason: reason.to_owned() };
+        let found = if self.directory.is_dir() { Config::read(&self.directory)? } else { None };
+        if found.is_none() {
+            if self.must_exist {
+                return Err(not("it has no replica.json"));
+            }
+            if self.hub.is_none() && self.store.is_none() {
+                return Err(not("there is none yet, and no hub was named for a new one"));
+            }
+            std::fs::create_dir_all(&self.directory).map_err(|error| io("make the replica's directory", error))?;
+        }
+        let lock = lock(&self.directory)?;
+        let (config, journal, records, confirmed) = match found {
+            Some(mut config) => {
+                if let Some(hub) = self.hub.filter(|hub| config.hub.as_ref() != Some(hub)) {
+                    config.hub = Some(hub);
+                    config.write(&self.directory)?;
+                }
+                let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
+                let generation = tidy(&self.directory, &records)?;
+                let path = path_of(&self.directory, generation);
+                let confirmed = open_confirmed(&config.engine, &path, false).await?;
+                (config, journal, records, confirmed)
+            }
+            None => {
+                let others = std::fs::read_dir(&self.directory).map_err(|error| io("list a directory", error))?;
+                let is_foreign = |name: &str| {
+                    name != "lock"
+                        && !name.starts_with("replica.json")
+                        && !name.starts_with("journal-")
+                        && name != "confirmed-1"
+                };
+                for entry in others {
+                    let entry = entry.map_err(|error| io("list a directory", error))?;
+                    if is_foreign(&entry.file_name().to_string_lossy()) {
+                        return Err(not("it has other files; choose a directory that is empty or missing"));
+                    }
+                }
+                // What an interrupted attempt left.
+                for entry in std::fs::read_dir(&self.directory).map_err(|error| io("list a directory", error))? {
+                    let entry = entry.map_err(|error| io("list a directory", error))?;
+                    if entry.path().is_dir() {
+                        remove(&entry.path())?;
+                    }
+                }
+                let config = Config::new(self.hub, self.engine, self.read_only);
+                let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
+                let confirmed = open_confirmed(&config.engine, &path_of(&self.directory, 1), true).await?;
+                sync_directory(&self.directory)?;
+                config.write(&self.directory)?;
+                (config, journal, records, confirmed)
+            }
+        };
+        let machine = restore(records, &confirmed).await?;
+        let state = Arc::new(State::new(machine, confirmed));
+        let (jobs, waiting) = mpsc::channel(1024);
+        let worker = Worker {
+            directory: self.directory.clone(),
+            engine: config.engine.clone(),
+            state: state.clone(),
+            journal: Some(journal),
+        };
+        tokio::spawn(async move {
+            worker.run(waiting).await;
+            drop(lock); // when everything is closed
+        });
+        let hub = match (self.store, &config.hub) {
+            (Some(store), _) => Hub::Store(store.backend().clone()),
+            (None, Some(url)) => Hub::url(url.clone()),
+            (None, None) => Hub::Missing,
+        };
+        Ok(Replica {
+            shared: Arc::new(Shared {
+                directory: self.directory,
+                config: Mutex::new(config),
+                state,
+                jobs,
+                hub,
+                syncing: tokio::sync::Mutex::new(()),
+                sync_state: watch::Sender::new(SyncState::Idle),
+            }),
+        })
+    }
+}
+
+/// The generation of the journal. What is of others is moved aside, or was never finished.
+fn tidy(directory: &Path, records: &[crate::core::Record]) -> Result<u32> {
+    let generation = records.iter().find_map(|record| match record {
+        crate::core::Record::Begin(begin) => Some(begin.generation),
+        _ => None,
+    });
+    let generation = generation.unwrap_or(1);
+    for entry in std::fs::read_dir(directory).map_err(|error| io("list the replica's directory", error))? {
+        let entry = entry.map_err(|error| io("list the replica's directory", error))?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("confirmed-")?.parse::<u32>().ok());
+        match number {
+            Some(number) if number < generation => _ = set_aside(directory, number)?,
+            Some(number) if number > generation => remove(&entry.path())?,
+            _ => {}
+        }
+    }
+    Ok(generation)
+}
+
+/// A replica of a hub: a directory in which a program works offline, and that syncs.
+///
+/// *Confirmed* events are an exact prefix of the hub's. *Pending* ones are own batches, in order, that are durable when
+/// [`append`](Replica::append) returns. Loads and subscriptions give both.
+///
+/// # Clone
+///
+/// Cheap; clones are the same replica. Dropping the last one closes it in the background.
+#[derive(Clone)]
+pub struct Replica {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) directory: PathBuf,
+    pub(crate) config: Mutex<Config>,
+    pub(crate) state: Arc<State>,
+    pub(crate) jobs: mpsc::Sender<Job>,
+    pub(crate) hub: Hub,
+    pub(crate) syncing: tokio::sync::Mutex<()>,
+    pub(crate) sync_state: watch::Sender<SyncState>,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("directory", &self.shared.directory)
+            .field("hub", &self.shared.hub)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the events of an append are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Appended {
+    /// The number of the new batch; `None` if all events were there already.
+    pub batch: Option<Number>,
+    /// The place of each event, in their order.
+    pub places: Vec<EventPlace>,
+}
+
+/// A batch that is not confirmed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OwnBatch {
+    /// Its number.
+    pub number: Number,
+    /// How it stands.
+    pub status: Status,
+    /// Its events, as they were decided last.
+    pub events: Vec<Event>,
+}
+
+/// How far a replica is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// The address of the hub.
+    pub hub: String,
+    /// The last confirmed version that is shown.
+    pub confirmed: Version,
+    /// The place there.
+    pub cursor: Cursor,
+    /// How many own batches are to be confirmed, those that wait for a decision included.
+    pub pending: usize,
+    /// How many of them wait for a decision.
+    pub waiting: usize,
+    /// How many rejected batches are kept.
+    pub rejected: usize,
+    /// How often the replica accepted another history of its hub.
+    pub histories_before: u32,
+    /// What syncing does.
+    pub sync: SyncState,
+    /// Whether it only follows its hub.
+    pub read_only: bool,
+}
+
+impl Replica {
+    /// Asks the task that writes, and waits for its answer.
+    pub(crate) async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let closed = || Error::Store(StoreError::Closed);
+        self.shared.jobs.send(job(reply)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Appends events, all or none. They are durable when it returns, whether there is a hub or not.
+    ///
+    /// An append may be repeated: events that are there already, with the same content, are not written again.
+    pub fn append(&self, events: impl Into<Batch>) -> Append {
+        Append { replica: self.clone(), batch: events.into(), basis: None }
+    }
+
+    /// Loads events: the confirmed ones, and then those that are pending.
+    pub fn load(&self) -> Load {
+        Load::new(self.clone())
+    }
+
+    /// Follows the events behind a place: the confirmed ones that are there, all that are pending, and then what changes.
+    #[must_use]
+    pub fn subscribe(&self, since: Cursor) -> Subscribe {
+        Subscribe::new(self.clone(), since)
+    }
+
+    /// Loads an aggregate with its pending events, decides, and appends what was decided if nothing came between.
+    ///
+    /// After a conflict it begins anew. So the decision may be made several times, and has no other effects.
+    ///
+    /// # Errors
+    ///
+    /// What the decision said, or the replica.
+    pub async fn decide<A: Aggregate>(
+        &self,
+        aggregate_id: &str,
+        mut decide: impl FnMut(&A) -> Result<Vec<A::Event>, A::Error> + Send,
+    ) -> Result<(A, Appended), DecideError<A::Error>> {
+        loop {
+            let loaded = self.load().aggregate(aggregate_id).await?;
+            let mut state = A::default();
+            for entry in &loaded.entries {
+                state.apply(entry.event().decode().map_err(Error::from)?);
+            }
+            let decided = decide(&state).map_err(DecideError::Rejected)?;
+            let events: Vec<Event> = decided
+                .iter()
+                .map(|event| Event::of(aggregate_id, event))
+                .collect::<Result<_, StoreError>>()
+                .map_err(Error::from)?;
+            if events.is_empty() {
+                return Ok((state, Appended { batch: None, places: Vec::new() }));
+            }
+            match self.append(events).basis(&loaded.basis).await {
+                Ok(appended) => {
+                    decided.into_iter().for_each(|event| state.apply(event));
+                    return Ok((state, appended));
+                }
+                Err(Error::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The place behind the last confirmed event: where a durable subscription goes on. Pending events do not count.
+    ///
+    /// # Errors
+    ///
+    /// What the files say.
+    pub async fn cursor(&self) -> Result<Cursor> {
+        let published = self.shared.state.machine().published();
+        let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), published).await?;
+        Ok(Cursor::new(published, digest))
+    }
+
+    /// The own batches that are not confirmed, in their order; the rejected ones are not among them.
+    #[must_use]
+    pub fn pending(&self) -> Vec<OwnBatch> {
+        self.own_batches(|status| !matches!(status, Status::Rejected(_)))
+    }
+
+    /// The rejected batches that nobody has deleted.
+    #[must_use]
+    pub fn rejected(&self) -> Vec<OwnBatch> {
+        self.own_batches(|status| matches!(status, Status::Rejected(_)))
+    }
+
+    fn own_batches(&self, is_wanted: impl Fn(&Status) -> bool) -> Vec<OwnBatch> {
+        let machine = self.shared.state.machine();
+        let wanted = machine.review().into_iter().filter(|(_, status)| is_wanted(status));
+        let batch = |(number, status)| Some(OwnBatch { number, status, events: machine.events(number)?.to_vec() });
+        wanted.filter_map(batch).collect()
+    }
+
+    /// Deletes a rejected batch. Its ids may be used again then. Returns whether there was such a batch.
+    ///
+    /// # Errors
+    ///
+    /// What the files say.
+    pub async fn delete_rejected(&self, batch: Number) -> Result<bool> {
+        self.ask(|reply| Job::Delete { batch, reply }).await
+    }
+
+    /// How far it is.
+    ///
+    /// # Errors
+    ///
+    /// What the files say.
+    pub async fn status(&self) -> Result<ReplicaStatus> {
+        let cursor = self.cursor().await?;
+        let (review, generation) = {
+            let machine = self.shared.state.machine();
+            (machine.review(), machine.generation())
+        };
+        let count = |is_wanted: fn(&Status) -> bool| review.iter().filter(|(_, status)| is_wanted(status)).count();
+        let read_only = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).read_only;
+        Ok(ReplicaStatus {
+            hub: self.shared.hub.to_string(),
+            confirmed: cursor.version(),
+            cursor,
+            pending: count(|status| !matches!(status, Status::Rejected(_))),
+            waiting: count(|status| matches!(status, Status::Waiting(_))),
+            rejected: count(|status| matches!(status, Status::Rejected(_))),
+            histories_before: generation - 1,
+            sync: self.sync_state(),
+            read_only,
+        })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.shared.directory
+    }
+
+    /// Ends its work and releases its files, for all handles.
+    ///
+    /// # Errors
+    ///
+    /// What the files say; it is closed all the same.
+    pub async fn close(&self) -> Result<()> {
+        match self.ask(|reply| Job::Close { reply }).await {
+            Err(Error::Store(StoreError::Closed)) => {}
+            done => done?,
+        }
+        // The lock is released behind that.
+        self.shared.jobs.closed().await;
+        Ok(())
+    }
+}
+
+/// An append. It does nothing until it is awaited.
+#[derive(Debug)]
+#[must_use = "nothing is appended until it is awaited"]
+pub struct Append {
+    replica: Replica,
+    batch: Batch,
+    basis: Option<Basis>,
+}
+
+impl Append {
+    /// Appends only if this holds. Conditions on a revision or version are about confirmed events, and refused while own events
+    /// of their scope are pending: see [`basis`](Append::basis).
+    pub fn expected(mut self, expected: Expected) -> Self {
+        self.batch.expected = expected;
+        self
+    }
+
+    /// Appends only if nothing is there that this load had not seen, of its aggregate or, if it was one of all events, of the
+    /// whole store. At the hub the same has to hold, or the batch goes to the resolver.
+    pub fn basis(mut self, basis: &Basis) -> Self {
+        self.basis = Some(basis.clone());
+        self
+    }
+
+    async fn run(self) -> Result<Appended> {
+        let Append { replica, batch, basis } = self;
+        if replica.shared.config.lock().unwrap_or_else(PoisonError::into_inner).read_only {
+            return Err(Error::ReadOnly);
+        }
+        batch.validate()?;
+        if batch.events.is_empty() {
+            return Ok(Appended { batch: None, places: Vec::new() });
+        }
+        let wish = match basis {
+            Some(Basis { scope, seen, generation }) => {
+                if let Scope::Aggregate(aggregate_id) = &scope
+                    && batch.events.iter().any(|event| event.aggregate_id() != aggregate_id)
+                {
+                    let reason = format!("the basis is one of {aggregate_id:?}, and an event is of another aggregate");
+                    return Err(StoreError::invalid_event("expected", reason).into());
+                }
+                Wish::Basis { scope, seen, generation }
+            }
+            None => Wish::Plain(batch.expected),
+        };
+        let events = batch.events;
+        let (batch, places) = replica.ask(|reply| Job::Append { events, wish, reply }).await?;
+        Ok(Appended { batch, places })
+    }
+}
+
+impl IntoFuture for Append {
+    type Output = Result<Appended>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+/// Why nothing was decided.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DecideError<E> {
+    /// The decision said no.
+    Rejected(E),
+    /// The replica failed.
+    Replica(Error),
+}
+
+impl<E> From<Error> for DecideError<E> {
+    fn from(error: Error) -> Self {
+        DecideError::Replica(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for DecideError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DecideError::Rejected(rejection) => rejection.fmt(f),
+            DecideError::Replica(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> std::error::Error for DecideError<E> {}

@@ -1,0 +1,479 @@
+//! Syncing: the rounds between a replica and its hub.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use eventstore::backend::EventStore;
+use eventstore_api::{
+    CancellationToken, Context, Cursor, Digest, Error as StoreError, LoadOptions, PageSize, Place, Pulled, Version,
+};
+
+use crate::core::{Condition, Decision, Number, Question, Refusal, Why};
+use crate::error::{Error, Result};
+use crate::replica::Replica;
+use crate::resolve::{Answer, Conflict, Resolution, Resolver};
+use crate::worker::{Job, PAGES};
+
+/// What syncing does, for a user interface to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SyncState {
+    /// Nobody syncs.
+    Idle,
+    /// The hub cannot be reached, for this reason.
+    Offline(String),
+    /// The hub has so many events that are not here yet.
+    Behind(u64),
+    /// All that the hub has is here, and it is followed.
+    Live,
+    /// This batch waits for a decision.
+    Waiting(Number),
+    /// The hub has another history.
+    AnotherHistory,
+}
+
+impl fmt::Display for SyncState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SyncState::Idle => f.write_str("idle"),
+            SyncState::Offline(reason) => write!(f, "offline: {reason}"),
+            SyncState::Behind(events) => write!(f, "behind by {events} events"),
+            SyncState::Live => f.write_str("live"),
+            SyncState::Waiting(batch) => write!(f, "batch {batch} waits for a decision"),
+            SyncState::AnotherHistory => f.write_str("the hub has another history"),
+        }
+    }
+}
+
+/// What one sync did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SyncReport {
+    /// How many events were pulled, own ones included.
+    pub pulled: u64,
+    /// How many own batches were confirmed.
+    pub confirmed: u64,
+    /// The batch that waits for a decision, if one does: syncing stopped there.
+    pub waiting: Option<Number>,
+    /// The last confirmed version.
+    pub version: Version,
+}
+
+/// How syncing is done.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SyncOptions {
+    /// Who decides on conflicts. Without one, syncing stops at a conflict.
+    pub resolver: Option<Arc<dyn Resolver>>,
+    /// Whether the history of the hub is accepted if it is another one. Nothing is lost: own events become pending again, and
+    /// what was confirmed is kept aside. Default: no; syncing ends with [`Error::AnotherHistory`].
+    pub accept_history: bool,
+    /// Whether batches are sent past one that waits for a decision, if they share no aggregate with it. Default: no.
+    pub skip_waiting: bool,
+    /// How long one request to the hub may take. Default: 30 seconds.
+    pub timeout: Duration,
+    /// Ends [`Replica::run`].
+    pub stop: CancellationToken,
+}
+
+impl Default for SyncOptions {
+    fn default() -> Self {
+        SyncOptions {
+            resolver: None,
+            accept_history: false,
+            skip_waiting: false,
+            timeout: Duration::from_secs(30),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
+impl SyncOptions {
+    /// The default.
+    #[must_use]
+    pub fn new() -> Self {
+        SyncOptions::default()
+    }
+
+    /// Lets this one decide on conflicts.
+    #[must_use]
+    pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Accepts another history of the hub.
+    #[must_use]
+    pub fn accept_history(mut self) -> Self {
+        self.accept_history = true;
+        self
+    }
+
+    /// Sends batches past one that waits.
+    #[must_use]
+    pub fn skip_waiting(mut self) -> Self {
+        self.skip_waiting = true;
+        self
+    }
+
+    /// Ends [`Replica::run`] when this is cancelled.
+    #[must_use]
+    pub fn stop(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+}
+
+/// The most events and bytes of one push.
+const PUSH_EVENTS: usize = 10_000;
+const PUSH_BYTES: usize = 8 << 20;
+
+/// How often the hub may refuse the first batch while nothing shows why.
+const REFUSALS: u32 = 5;
+
+impl Replica {
+    /// What syncing does.
+    #[must_use]
+    pub fn sync_state(&self) -> SyncState {
+        self.shared.sync_state.borrow().clone()
+    }
+
+    /// Tells what syncing does, as it changes.
+    #[must_use]
+    pub fn watch_sync(&self) -> tokio::sync::watch::Receiver<SyncState> {
+        self.shared.sync_state.subscribe()
+    }
+
+    fn of_hub(&self, source: StoreError) -> Error {
+        Error::Hub { hub: self.shared.hub.to_string(), source }
+    }
+
+    fn set_state(&self, state: SyncState) {
+        self.shared.sync_state.send_if_modified(|before| {
+            let is_new = *before != state;
+            *before = state;
+            is_new
+        });
+    }
+
+    /// Pulls all that the hub has, lets conflicts be decided, and pushes what is pending, until there is nothing more to do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says.
+    /// What was done until then is kept, and another sync goes on.
+    pub async fn sync_once(&self, options: &SyncOptions) -> Result<SyncReport> {
+        let _one = self.shared.syncing.lock().await;
+        let done = self.sync(options).await;
+        match &done {
+            Ok(SyncReport { waiting: Some(batch), .. }) => self.set_state(SyncState::Waiting(*batch)),
+            Ok(_) => self.set_state(SyncState::Live),
+            Err(Error::AnotherHistory { .. }) => self.set_state(SyncState::AnotherHistory),
+            Err(error) => self.set_state(SyncState::Offline(error.to_string())),
+        }
+        if done.is_err() {
+            self.shared.hub.forget().await;
+        }
+        done
+    }
+
+    /// Syncs, follows the hub, and pushes what is appended at once, until `stop` of the options is cancelled.
+    ///
+    /// While the hub cannot be used it tries again, with pauses that grow up to half a minute.
+    ///
+    /// # Errors
+    ///
+    /// Those that trying again does not mend: [`Error::AnotherHistory`], [`Error::AnotherHub`], `Closed`, `Forbidden`, what the
+    /// resolver says, and what the replica's own files say.
+    pub async fn run(&self, options: &SyncOptions) -> Result<()> {
+        let stop = options.stop.clone();
+        let live = async {
+            let mut failures = 0;
+            loop {
+                let mut changes = self.shared.state.changes();
+                changes.mark_unchanged();
+                let before = self.shared.state.machine().seen().number;
+                match self.sync_once(options).await {
+                    Ok(_) => {
+                        failures = 0;
+                        let is_appended = async {
+                            loop {
+                                if self.shared.state.machine().seen().number > before
+                                    || changes.changed().await.is_err()
+                                {
+                                    break;
+                                }
+                            }
+                        };
+                        tokio::select! {
+                            () = is_appended => {}
+                            () = self.news(options) => {}
+                        }
+                    }
+                    Err(error) if error.is_offline() => {
+                        failures += 1;
+                        tracing::debug!(%error, failures, "syncing failed, and is tried again");
+                        tokio::time::sleep(pause(failures)).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let done = tokio::select! {
+            done = live => done,
+            () = stop.cancelled() => Ok(()),
+        };
+        self.set_state(SyncState::Idle);
+        done
+    }
+
+    /// Waits for events of the hub that are not here.
+    async fn news(&self, options: &SyncOptions) {
+        let published = self.shared.state.machine().published();
+        let waiting = async {
+            let hub = self.shared.hub.get().await?;
+            let ctx = Context::background().with_timeout(options.timeout);
+            hub.wait_for_events(&ctx, published).await.map_err(|error| self.of_hub(error))
+        };
+        if let Ok(latest) = waiting.await {
+            self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get())));
+        }
+    }
+
+    async fn sync(&self, options: &SyncOptions) -> Result<SyncReport> {
+        let hub = self.shared.hub.get().await?;
+        self.check_hub(&hub, options).await?;
+        let mut report = SyncReport::default();
+        let mut refusals = 0;
+        loop {
+            let before = self.shared.state.machine().review().len();
+            match self.pull(&hub, options).await {
+                Ok(pulled) => report.pulled += pulled,
+                Err(Error::Hub { source: StoreError::HistoryDiverged { cursor, found }, .. }) => {
+                    self.leave_history(&hub, options, cursor, found).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            report.waiting = self.decide_all(options).await?;
+            let after = self.shared.state.machine().review().len();
+            report.confirmed += before.saturating_sub(after) as u64;
+            let (at, batches) = {
+                let machine = self.shared.state.machine();
+                (machine.end(), machine.to_send(options.skip_waiting, PUSH_EVENTS, PUSH_BYTES))
+            };
+            if batches.is_empty() {
+                report.version = at.version;
+                return Ok(report);
+            }
+            let (numbers, batches): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
+            let ctx = Context::background().with_timeout(options.timeout);
+            let pushed = match hub.push(&ctx, at, batches).await {
+                Ok(pushed) => pushed,
+                // The next pull says it as well.
+                Err(StoreError::HistoryDiverged { .. }) => continue,
+                Err(error) => return Err(self.of_hub(error)),
+            };
+            let stored = pushed.stored.len();
+            let refused = match (pushed.refused, numbers.get(stored)) {
+                (Some(error), Some(number)) => Some((*number, refusal(error).map_err(|error| self.of_hub(error))?)),
+                _ => None,
+            };
+            refusals = match (&refused, stored) {
+                (Some((_, Refusal::ForNow)), 0) => refusals + 1,
+                _ => 0,
+            };
+            if refusals > REFUSALS {
+                let what = "the hub refuses a batch again and again, and shows no event that explains it";
+                return Err(self.of_hub(StoreError::engine("append a batch", what)));
+            }
+            self.shared.state.machine().answered(&numbers[..stored.min(numbers.len())], refused);
+        }
+    }
+
+    /// The hub has to be the store that it was.
+    async fn check_hub(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<()> {
+        let ctx = Context::background().with_timeout(options.timeout);
+        let stats = hub.stats(&ctx).await.map_err(|error| self.of_hub(error))?;
+        let Some(found) = stats.store_id else { return Ok(()) };
+        let known = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).store_id.clone();
+        match known {
+            Some(known) if known == found => return Ok(()),
+            // With events of its own history it shows by their digest whether it is a copy.
+            Some(expected) if self.shared.state.machine().end() == Place::START && !options.accept_history => {
+                return Err(Error::AnotherHub { hub: self.shared.hub.to_string(), expected, found });
+            }
+            _ => {}
+        }
+        let mut config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        config.store_id = Some(found);
+        config.write(&self.shared.directory)?;
+        *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// Pulls up to the head. While a page is written, the next one is on its way.
+    async fn pull(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<u64> {
+        let next = |since: Place| {
+            let (hub, timeout) = (hub.clone(), options.timeout);
+            async move {
+                let ctx = Context::background().with_timeout(timeout);
+                hub.pull(&ctx, since, PAGES).await.map_err(|error| self.of_hub(error))
+            }
+        };
+        let mut since = self.shared.state.machine().end();
+        let (mut pulled, mut page) = (0, next(since).await?);
+        loop {
+            let Pulled { events, head, .. } = page;
+            pulled += events.len() as u64;
+            let end = events.last().map_or(since.version, |last| last.version);
+            if end >= head {
+                self.ask(|reply| Job::Page { since, events, head, reply }).await?;
+                return Ok(pulled);
+            }
+            if events.is_empty() {
+                let what = "it has events behind those that it gives, and gives none";
+                return Err(self.of_hub(StoreError::engine("give events", what)));
+            }
+            self.set_state(SyncState::Behind(head.get() - end.get()));
+            let digest = events.iter().fold(since.digest, Digest::chain);
+            let behind = Place::new(end, digest);
+            let (written, following) =
+                tokio::join!(self.ask(|reply| Job::Page { since, events, head, reply }), next(behind));
+            written?;
+            (since, page) = (behind, following?);
+        }
+    }
+
+    /// Asks for what waits. Returns the batch on which nothing was decided.
+    async fn decide_all(&self, options: &SyncOptions) -> Result<Option<Number>> {
+        loop {
+            let question = self.shared.state.machine().question();
+            let Some(question) = question else { return Ok(None) };
+            let Some(resolver) = &options.resolver else { return Ok(Some(question.batch)) };
+            let conflict = self.conflict(&question).await?;
+            let Answer { resolution, on_top } = resolver.resolve(&conflict).await?;
+            let on_top = on_top.into_iter().filter_map(|(batch, resolution)| Some((batch, decision(resolution)?)));
+            let on_top = on_top.collect();
+            let Some(decision) = decision(resolution) else { return Ok(Some(question.batch)) };
+            self.ask(|reply| Job::Decide { question, decision, on_top, reply }).await?;
+        }
+    }
+
+    /// The conflict that the next sync will ask about, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// What the files say.
+    pub async fn next_conflict(&self) -> Result<Option<Conflict>> {
+        let question = self.shared.state.machine().question();
+        match question {
+            Some(question) => Ok(Some(self.conflict(&question).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn conflict(&self, question: &Question) -> Result<Conflict> {
+        let (ctx, confirmed) = (&Context::background(), self.shared.state.confirmed());
+        let mut unseen = Vec::new();
+        if question.why == Why::Duplicate {
+            for event in &question.events {
+                match confirmed.get(ctx, event.id()).await {
+                    Ok(found) => unseen.push(found),
+                    Err(StoreError::EventNotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        } else {
+            let until = Version::new(question.seen.version).next();
+            let all = LoadOptions::since(Version::new(question.basis.version)).before(until);
+            let mut next = match &question.condition {
+                Condition::Any => None,
+                Condition::Store => Some(all),
+                Condition::Aggregate(id) | Condition::Exists(id) => Some(all.aggregate(id.clone())),
+            };
+            while let Some(options) = next.filter(|_| unseen.len() < Conflict::MOST) {
+                let page = confirmed.load_page(ctx, &options, PageSize::LARGEST).await?;
+                let machine = self.shared.state.machine();
+                // Own earlier batches are known, wherever they were confirmed.
+                let basis = crate::core::Seen { number: question.batch, ..question.basis };
+                let is_unseen =
+                    |event: &eventstore_api::RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
+                unseen.extend(page.events.into_iter().filter(is_unseen));
+                next = page.next;
+            }
+            unseen.truncate(Conflict::MOST);
+        }
+        let machine = self.shared.state.machine();
+        let on_top = question.on_top.iter().filter_map(|number| Some((*number, machine.events(*number)?.to_vec())));
+        Ok(Conflict {
+            batch: question.batch,
+            why: question.why.clone(),
+            events: question.events.clone(),
+            condition: question.condition.clone(),
+            unseen,
+            on_top: on_top.collect(),
+        })
+    }
+
+    /// The hub has another history: goes over to it, if that is accepted.
+    async fn leave_history(
+        &self,
+        hub: &Arc<dyn EventStore>,
+        options: &SyncOptions,
+        confirmed: Cursor,
+        found: Cursor,
+    ) -> Result<()> {
+        if !options.accept_history {
+            return Err(Error::AnotherHistory { hub: self.shared.hub.to_string(), confirmed, found });
+        }
+        // The last version at which both have the same digest: below it they are the same, and above it they are not.
+        let end = self.shared.state.machine().end();
+        let (mut same, mut other) = (0, end.version.get());
+        let own = self.shared.state.confirmed();
+        while other - same > 1 {
+            let middle = Version::new(same + (other - same) / 2);
+            let place = Place::new(middle, own.digest(&Context::background(), middle).await?);
+            let ctx = Context::background().with_timeout(options.timeout);
+            match hub.pull(&ctx, place, PageSize::new(1, 1)).await {
+                Ok(_) => same = middle.get(),
+                Err(StoreError::HistoryDiverged { .. }) => other = middle.get(),
+                Err(error) => return Err(self.of_hub(error)),
+            }
+        }
+        let common = Version::new(same);
+        let aside = self.ask(|reply| Job::Recover { common, reply }).await?;
+        tracing::warn!(
+            hub = %self.shared.hub, %common, was = %end.version, aside = %aside.display(),
+            "the hub has another history, which was accepted; what was confirmed before is kept aside"
+        );
+        Ok(())
+    }
+}
+
+fn decision(resolution: Resolution) -> Option<Decision> {
+    match resolution {
+        Resolution::AppendAnyway => Some(Decision::Anyway),
+        Resolution::AppendInstead(events) => Some(Decision::Replace(events)),
+        Resolution::Reject(reason) => Some(Decision::Reject(reason)),
+        Resolution::Wait => None,
+    }
+}
+
+/// What the refusal of a batch means; an error if it is none of the batch.
+fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
+    match error {
+        StoreError::VersionConflict { .. } | StoreError::DuplicateEvent { .. } => Ok(Refusal::ForNow),
+        StoreError::InvalidEvent { .. } => Ok(Refusal::ForEver(error.to_string())),
+        error => Err(error),
+    }
+}
+
+/// The pause behind so many failures: each up to twice as long as the one before, and none as long as those of others.
+fn pause(failures: u32) -> Duration {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(30);
+    let pause = (FIRST * (1 << failures.min(16).saturating_sub(1))).min(LONGEST);
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}

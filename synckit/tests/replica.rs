@@ -1,0 +1,504 @@
+//! Replicas and their hubs in one process.
+
+use std::sync::Arc;
+
+use eventstore::{CancellationToken, Cursor, Durability, Event, Expected, Revision, Store, Version};
+use synckit::core::{EventPlace, Number, Status, Why};
+use synckit::{
+    Answer, DecideAgain, DecideError, Entry, Error, KeepBoth, LastWriterWins, Notice, Options, RejectConflicts,
+    Replica, Resolution, SyncOptions, SyncState,
+};
+use tempfile::TempDir;
+
+struct Hub {
+    store: Store,
+    directory: TempDir,
+}
+
+impl Hub {
+    async fn new() -> Self {
+        Hub {
+            store: eventstore::open("memory:").await.expect("memory"),
+            directory: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    fn options(&self, name: &str) -> Options {
+        Options::new(self.directory.path().join(name)).hub_store(self.store.clone())
+    }
+
+    async fn replica(&self, name: &str) -> Replica {
+        self.options(name).open().await.expect("a replica")
+    }
+}
+
+fn event(id: &str, aggregate_id: &str) -> Event {
+    Event::builder("Happened", aggregate_id).id(id).data(format!("{{\"of\":\"{id}\"}}")).build().expect("valid")
+}
+
+async fn ids(replica: &Replica) -> Vec<String> {
+    let loaded = replica.load().await.expect("a load");
+    loaded.entries.iter().map(|entry| entry.event().id().to_owned()).collect()
+}
+
+async fn sync(replica: &Replica) -> synckit::SyncReport {
+    replica.sync_once(&SyncOptions::new()).await.expect("a sync")
+}
+
+fn resolved(resolver: impl synckit::Resolver + 'static) -> SyncOptions {
+    SyncOptions::new().resolver(resolver)
+}
+
+#[tokio::test]
+async fn appending_works_offline_and_is_durable() {
+    let hub = Hub::new().await;
+    let replica = hub.replica("a").await;
+    let appended = replica.append([event("1", "x"), event("2", "y")]).await.expect("appended");
+    let batch = appended.batch.expect("a new batch");
+    assert_eq!(appended.places, [EventPlace::Pending(batch, 0), EventPlace::Pending(batch, 1)]);
+    // Again: nothing is written.
+    let again = replica.append([event("1", "x"), event("2", "y")]).await.expect("a repetition");
+    assert_eq!((again.batch, again.places), (None, appended.places));
+    replica.close().await.expect("closed");
+    let replica = hub.replica("a").await;
+    assert_eq!(ids(&replica).await, ["1", "2"]);
+    assert_eq!(replica.status().await.expect("a status").pending, 1);
+    assert_eq!(hub.store.latest_version().await.expect("a version"), Version::ZERO);
+}
+
+#[tokio::test]
+async fn two_replicas_come_to_the_hubs_history() {
+    let hub = Hub::new().await;
+    let (a, b) = (hub.replica("a").await, hub.replica("b").await);
+    a.append([event("a1", "x"), event("a2", "x")]).await.expect("appended");
+    b.append(event("b1", "y")).await.expect("appended");
+    hub.store.append(event("h1", "z")).durability(Durability::Buffered).await.expect("appended");
+    assert_eq!(sync(&a).await.confirmed, 1);
+    sync(&b).await;
+    sync(&a).await;
+    for replica in [&a, &b] {
+        assert_eq!(ids(replica).await, ["h1", "a1", "a2", "b1"]);
+        let loaded = replica.load().await.expect("a load");
+        assert!(loaded.entries.iter().all(|entry| matches!(entry, Entry::Confirmed(_))));
+        let hubs = hub.store.cursor().await.expect("a cursor");
+        assert_eq!(replica.cursor().await.expect("a cursor"), hubs);
+    }
+    assert_eq!(a.sync_state(), SyncState::Live);
+    // What is confirmed is known as such, and can be appended again.
+    let again = a.append(event("b1", "y")).await.expect("a repetition");
+    assert_eq!(again.places, [EventPlace::Confirmed(Version::new(4))]);
+}
+
+/// Two replicas decide on the same state, and the second one to sync finds what it had not seen.
+async fn conflicting() -> (Hub, Replica) {
+    let hub = Hub::new().await;
+    let (a, b) = (hub.replica("a").await, hub.replica("b").await);
+    for (replica, id) in [(&a, "of a"), (&b, "of b")] {
+        let basis = replica.load().aggregate("x").await.expect("a load").basis;
+        replica.append(event(id, "x")).basis(&basis).await.expect("appended");
+    }
+    b.append(event("b on top", "x")).await.expect("appended");
+    b.append(event("b beside", "y")).await.expect("appended");
+    sync(&a).await;
+    (hub, b)
+}
+
+#[tokio::test]
+async fn without_a_resolver_syncing_stops_at_a_conflict_and_says_so() {
+    let (hub, b) = conflicting().await;
+    let report = sync(&b).await;
+    let waiting = report.waiting.expect("a conflict");
+    assert_eq!(b.sync_state(), SyncState::Waiting(waiting));
+    let conflict = b.next_conflict().await.expect("a look").expect("a conflict");
+    assert_eq!((conflict.batch, &conflict.why), (waiting, &Why::Conflict));
+    assert_eq!(conflict.unseen.iter().map(|recorded| recorded.event.id()).collect::<Vec<_>>(), ["of a"]);
+    assert_eq!(conflict.on_top.len(), 1, "one batch is on top, and one is beside it");
+    assert_eq!(hub.store.latest_version().await.expect("a version"), Version::new(1));
+    assert_eq!(ids(&b).await, ["of a", "of b", "b on top", "b beside"], "own writes are shown all the time");
+    // Others may go on.
+    b.sync_once(&SyncOptions::new().skip_waiting()).await.expect("a sync");
+    assert_eq!(ids(&b).await, ["of a", "b beside", "of b", "b on top"]);
+}
+
+#[tokio::test]
+async fn keeping_both_appends_behind_what_was_not_seen() {
+    let (hub, b) = conflicting().await;
+    b.sync_once(&resolved(KeepBoth)).await.expect("a sync");
+    assert_eq!(ids(&b).await, ["of a", "of b", "b on top", "b beside"]);
+    assert_eq!(hub.store.latest_version().await.expect("a version"), Version::new(4));
+}
+
+#[tokio::test]
+async fn a_rejected_batch_stays_readable_until_it_is_deleted() {
+    let (hub, b) = conflicting().await;
+    b.sync_once(&resolved(RejectConflicts)).await.expect("a sync");
+    assert_eq!(ids(&b).await, ["of a", "b beside"]);
+    let rejected = b.rejected();
+    assert_eq!(rejected.len(), 2, "with the batch on top");
+    let Status::Rejected(reason) = &rejected[0].status else { panic!("{:?}", rejected[0].status) };
+    assert_eq!(reason, "others changed it meanwhile");
+    assert_eq!(rejected[0].events, [event("of b", "x")]);
+    let number = rejected[0].number;
+    let again = b.append(event("of b", "x")).await;
+    assert!(matches!(&again, Err(Error::Rejected { batch, .. }) if *batch == number), "{again:?}");
+    b.close().await.expect("closed");
+    let b = hub.replica("b").await;
+    assert_eq!(b.rejected().len(), 2, "after reopening");
+    assert!(b.delete_rejected(number).await.expect("deleted"));
+    assert!(!b.delete_rejected(number).await.expect("nothing to delete"));
+    b.append(event("of b", "x")).await.expect("the id is free");
+}
+
+#[tokio::test]
+async fn a_batch_can_be_replaced_with_those_on_top() {
+    #[derive(Debug)]
+    struct Replace;
+
+    #[synckit::async_trait]
+    impl synckit::Resolver for Replace {
+        async fn resolve(&self, conflict: &synckit::Conflict) -> synckit::Result<Answer> {
+            let answer = Answer::from(Resolution::AppendInstead(vec![event("instead", "x")]));
+            let (on_top, _) = conflict.on_top[0];
+            Ok(answer.on_top(on_top, Resolution::Reject("not on that".to_owned())))
+        }
+    }
+    let (hub, b) = conflicting().await;
+    b.sync_once(&resolved(Replace)).await.expect("a sync");
+    assert_eq!(ids(&b).await, ["of a", "instead", "b beside"]);
+    assert_eq!(b.rejected().len(), 1);
+    let stored = hub.store.get("instead").await.expect("it is there");
+    assert_eq!(stored.revision, Revision::new(2));
+    // A replacement with a used id is not taken.
+    let a = hub.replica("c").await;
+    a.append(event("c1", "x")).expected(Expected::NoEvents).await.expect("appended");
+    let again = DecideAgain::new(|_: &synckit::Conflict| Resolution::AppendInstead(vec![event("of a", "x")]));
+    assert!(matches!(a.sync_once(&resolved(again)).await, Err(Error::Answer { .. })));
+}
+
+#[tokio::test]
+async fn the_last_writer_wins_by_the_users_time() {
+    let time = |event: &Event| {
+        let seconds: u64 = std::str::from_utf8(event.data()).ok()?.parse().ok()?;
+        Some(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+    };
+    let write = |id: &str, seconds: u64| {
+        Event::builder("Set", "register").id(id).data(seconds.to_string()).build().expect("valid")
+    };
+    let hub = Hub::new().await;
+    let (early, late, newest) = (hub.replica("early").await, hub.replica("late").await, hub.replica("newest").await);
+    for (replica, id, seconds) in [(&early, "early", 100), (&late, "late", 200), (&newest, "newest", 300)] {
+        let basis = replica.load().aggregate("register").await.expect("a load").basis;
+        replica.append(write(id, seconds)).basis(&basis).await.expect("appended");
+    }
+    for replica in [&late, &early, &newest] {
+        replica.sync_once(&resolved(LastWriterWins::new(time))).await.expect("a sync");
+    }
+    assert_eq!(ids(&newest).await, ["late", "newest"]);
+    assert_eq!(early.rejected().len(), 1);
+}
+
+#[tokio::test]
+async fn an_id_with_other_content_goes_to_the_resolver() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    a.append(event("same", "x")).await.expect("appended");
+    let other = Event::builder("Other", "x").id("same").build().expect("valid");
+    hub.store.append(other.clone()).await.expect("appended");
+    sync(&a).await;
+    let conflict = a.next_conflict().await.expect("a look").expect("a conflict");
+    assert_eq!((&conflict.why, &conflict.unseen[0].event), (&Why::Duplicate, &other));
+    a.sync_once(&resolved(KeepBoth)).await.expect("a sync");
+    let all = a.load().await.expect("a load").entries;
+    assert_eq!(all.len(), 2);
+    assert_ne!(all[1].event().id(), "same");
+    assert_eq!(all[1].event().data(), event("same", "x").data());
+}
+
+#[tokio::test]
+async fn conditions_are_about_what_was_seen() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    hub.store.append(event("h1", "x")).await.expect("appended");
+    sync(&a).await;
+    let old = a.load().aggregate("x").await.expect("a load").basis;
+    let all = a.load().await.expect("a load").basis;
+    assert!(matches!(a.append(event("1", "x")).expected(Expected::NoEvents).await, Err(Error::Conflict)));
+    assert!(matches!(a.append(event("1", "none")).expected(Expected::Exists).await, Err(Error::Conflict)));
+    a.append(event("1", "x")).expected(Expected::Revision(Revision::new(1))).await.expect("it holds");
+    let plain = a.append(event("2", "x")).expected(Expected::Revision(Revision::new(2))).await;
+    assert!(matches!(plain, Err(Error::PendingInScope)), "{plain:?}");
+    assert!(matches!(a.append(event("2", "x")).basis(&old).await, Err(Error::Conflict)), "an own batch is unseen");
+    assert!(matches!(a.append(event("2", "y")).basis(&all).await, Err(Error::Conflict)));
+    let now = a.load().aggregate("x").await.expect("a load").basis;
+    sync(&a).await;
+    // Own events that are confirmed meanwhile are still what was seen; those of others are not.
+    a.append(event("2", "x")).basis(&now).await.expect("it holds");
+    let now = a.load().aggregate("x").await.expect("a load").basis;
+    hub.store.append(event("h2", "x")).await.expect("appended");
+    sync(&a).await;
+    assert!(matches!(a.append(event("3", "x")).basis(&now).await, Err(Error::Conflict)));
+}
+
+#[derive(Default)]
+struct Account {
+    balance: i64,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+enum AccountEvent {
+    Deposited { cents: i64 },
+}
+
+#[derive(Debug, PartialEq)]
+struct TooMuch;
+
+impl std::fmt::Display for TooMuch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("too much")
+    }
+}
+
+impl eventstore::Aggregate for Account {
+    type Event = AccountEvent;
+    type Error = TooMuch;
+
+    fn apply(&mut self, event: AccountEvent) {
+        let AccountEvent::Deposited { cents } = event;
+        self.balance += cents;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_see_confirmed_and_pending_events_and_none_is_made_on_less() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    let deposit = |account: &Account| match account.balance < 20 {
+        true => Ok(vec![AccountEvent::Deposited { cents: 1 }]),
+        false => Err(TooMuch),
+    };
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let a = a.clone();
+            tokio::spawn(async move { while a.decide::<Account>("account", deposit).await.is_ok() {} })
+        })
+        .collect();
+    for _ in 0..10 {
+        sync(&a).await;
+    }
+    for task in tasks {
+        task.await.expect("it ends");
+    }
+    sync(&a).await;
+    let refused = a.decide::<Account>("account", deposit).await;
+    assert!(matches!(refused, Err(DecideError::Rejected(TooMuch))));
+    assert_eq!(hub.store.latest_version().await.expect("a version"), Version::new(20));
+}
+
+#[tokio::test]
+async fn another_history_is_noticed_and_the_way_out_loses_nothing() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    hub.store.append([event("h1", "x"), event("h2", "x")]).await.expect("appended");
+    sync(&a).await;
+    a.append(event("own", "y")).await.expect("appended");
+    sync(&a).await;
+    let basis = a.load().aggregate("x").await.expect("a load").basis;
+    a.append(event("on h2", "x")).basis(&basis).await.expect("appended");
+    let cursor = a.cursor().await.expect("a cursor");
+    a.close().await.expect("closed");
+
+    // The hub was restored from a copy with one event, and went on.
+    let restored = eventstore::open("memory:").await.expect("memory");
+    restored.append([event("h1", "x")]).await.expect("appended");
+    restored.append([event("new", "z"), event("new 2", "z")]).await.expect("appended");
+    let a = Options::new(hub.directory.path().join("a")).hub_store(restored.clone()).open().await.expect("a replica");
+    let noticed = a.sync_once(&SyncOptions::new()).await;
+    assert!(matches!(noticed, Err(Error::AnotherHistory { .. })), "{noticed:?}");
+    assert_eq!(a.sync_state(), SyncState::AnotherHistory);
+    assert_eq!(ids(&a).await, ["h1", "h2", "own", "on h2"], "nothing happened yet");
+
+    let report = a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    let waiting = report.waiting.expect("what stood on h2 waits");
+    let conflict = a.next_conflict().await.expect("a look").expect("a conflict");
+    assert_eq!((conflict.batch, &conflict.why), (waiting, &Why::Dependency));
+    assert_eq!(ids(&a).await, ["h1", "new", "new 2", "own", "on h2"]);
+    a.sync_once(&resolved(KeepBoth)).await.expect("a sync");
+    assert_eq!(a.cursor().await.expect("a cursor"), restored.cursor().await.expect("a cursor"));
+    // What was confirmed is aside, as a store.
+    let aside = format!("lmdb:{}", hub.directory.path().join("a/aside/1").display());
+    let aside = eventstore::open_read_only(&aside).await.expect("the old events");
+    let old = aside.load(Version::ZERO).await.expect("a load");
+    assert_eq!(old.iter().map(|event| event.event.id()).collect::<Vec<_>>(), ["h1", "h2", "own"]);
+    // A durable subscription notices as well.
+    let noticed = a.subscribe(cursor).next().await;
+    assert!(matches!(noticed, Err(Error::Store(eventstore::Error::HistoryDiverged { .. }))), "{noticed:?}");
+    a.close().await.expect("closed");
+    let a = Options::new(hub.directory.path().join("a")).hub_store(restored).open().await.expect("a replica");
+    assert_eq!(ids(&a).await, ["h1", "new", "new 2", "own", "on h2"], "after reopening");
+}
+
+#[tokio::test]
+async fn a_new_replica_does_not_take_another_store_for_its_hub() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    sync(&a).await;
+    a.append(event("1", "x")).await.expect("appended");
+    a.close().await.expect("closed");
+    let other = eventstore::open("memory:").await.expect("memory");
+    let a = Options::new(hub.directory.path().join("a")).hub_store(other.clone()).open().await.expect("a replica");
+    let refused = a.sync_once(&SyncOptions::new()).await;
+    assert!(matches!(refused, Err(Error::AnotherHub { .. })), "{refused:?}");
+    assert_eq!(other.latest_version().await.expect("a version"), Version::ZERO);
+}
+
+#[tokio::test]
+async fn a_subscription_tells_what_becomes_of_pending_events() {
+    let (hub, b) = conflicting().await;
+    let mut all = b.subscribe(Cursor::START);
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let Notice::Pending(pending) = all.next().await.expect("a notice") else {
+            panic!("the whole pending set comes")
+        };
+        told.push(pending.event.id().to_owned());
+    }
+    assert_eq!(told, ["of b", "b on top", "b beside"]);
+    assert!(all.try_next().await.expect("nothing").is_none());
+    b.sync_once(&resolved(RejectConflicts)).await.expect("a sync");
+    let mut notices = Vec::new();
+    for _ in 0..4 {
+        notices.push(all.next().await.expect("a notice"));
+    }
+    let confirmed: Vec<_> = notices
+        .iter()
+        .filter_map(|notice| match notice {
+            Notice::Confirmed { event, was } => Some((event.event.id(), was.is_some())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(confirmed, [("of a", false), ("b beside", true)]);
+    let rejected = notices.iter().filter(|notice| matches!(notice, Notice::Rejected { .. }));
+    assert_eq!(rejected.count(), 2);
+    // From a cursor on, and of one aggregate.
+    let mut behind = b.subscribe(b.cursor().await.expect("a cursor")).aggregate("x");
+    assert!(behind.try_next().await.expect("nothing").is_none());
+    let waiting = tokio::spawn(async move { behind.next().await });
+    b.append(event("beside", "y")).await.expect("appended");
+    b.append(event("more", "x")).await.expect("appended");
+    let Ok(Ok(Notice::Pending(pending))) = waiting.await else { panic!("a pending event comes") };
+    assert_eq!(pending.event.id(), "more");
+    drop(hub);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_replicas_push_at_once_and_follow_the_hub() {
+    let hub = Hub::new().await;
+    let (a, b) = (hub.replica("a").await, hub.replica("b").await);
+    let stop = CancellationToken::new();
+    let run = |replica: &Replica| {
+        let (replica, options) = (replica.clone(), SyncOptions::new().stop(stop.clone()));
+        tokio::spawn(async move { replica.run(&options).await })
+    };
+    let running = [run(&a), run(&b)];
+    let mut notices = b.subscribe(Cursor::START);
+    for number in 0..20 {
+        let id = format!("e{number}");
+        a.append(event(&id, "x")).await.expect("appended");
+        let Notice::Confirmed { event, .. } = notices.next().await.expect("a notice") else {
+            panic!("it is confirmed")
+        };
+        assert_eq!(event.event.id(), id);
+    }
+    stop.cancel();
+    for running in running {
+        running.await.expect("it ends").expect("well");
+    }
+    assert_eq!(a.sync_state(), SyncState::Idle);
+}
+
+#[tokio::test]
+async fn a_hub_that_is_not_there_is_offline_and_nothing_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let replica = Options::new(directory.path().join("a")).hub("http://127.0.0.1:9/stores/none").open().await;
+    let replica = replica.expect("it works without a hub");
+    replica.append(event("1", "x")).await.expect("appended");
+    let offline = replica.sync_once(&SyncOptions::new()).await.expect_err("there is no hub");
+    assert!(offline.is_offline(), "{offline}");
+    assert!(matches!(replica.sync_state(), SyncState::Offline(_)));
+    assert_eq!(ids(&replica).await, ["1"]);
+}
+
+#[tokio::test]
+async fn one_process_owns_a_replica() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    let second = hub.options("a").open().await;
+    assert!(matches!(second, Err(Error::Store(eventstore::Error::Locked { .. }))), "{second:?}");
+    a.close().await.expect("closed");
+    a.close().await.expect("again");
+    assert!(matches!(a.append(event("1", "x")).await, Err(Error::Store(eventstore::Error::Closed))));
+    hub.replica("a").await;
+}
+
+#[tokio::test]
+async fn a_read_only_replica_follows_and_appends_nothing() {
+    let hub = Hub::new().await;
+    let a = hub.options("a").read_only().open().await.expect("a replica");
+    hub.store.append(event("1", "x")).await.expect("appended");
+    sync(&a).await;
+    assert_eq!(ids(&a).await, ["1"]);
+    assert!(matches!(a.append(event("2", "x")).await, Err(Error::ReadOnly)));
+}
+
+#[tokio::test]
+async fn other_directories_are_not_taken_for_replicas() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let hub = eventstore::open("memory:").await.expect("memory");
+    let options = || Options::new(directory.path()).hub_store(hub.clone());
+    assert!(matches!(options().existing().open().await, Err(Error::NotAReplica { .. })));
+    assert!(matches!(Options::new(directory.path()).open().await, Err(Error::NotAReplica { .. })), "no hub");
+    std::fs::write(directory.path().join("mine"), "something").expect("written");
+    assert!(matches!(options().open().await, Err(Error::NotAReplica { .. })));
+    assert!(directory.path().join("mine").exists());
+}
+
+#[tokio::test]
+async fn many_batches_are_pushed_with_their_boundaries_and_the_journal_is_compacted() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    let appends: Vec<_> = (0..1_500)
+        .map(|number| {
+            let a = a.clone();
+            tokio::spawn(async move {
+                let events = [event(&format!("{number}-1"), "x"), event(&format!("{number}-2"), "y")];
+                a.append(events).await.expect("appended")
+            })
+        })
+        .collect();
+    for append in appends {
+        append.await.expect("it ends");
+    }
+    let report = sync(&a).await;
+    assert_eq!((report.confirmed, report.version), (1_500, Version::new(3_000)));
+    let all = hub.store.load(Version::ZERO).await.expect("a load");
+    let batch = |id: &str| id.split('-').next().map(str::to_owned);
+    assert!(all.chunks(2).all(|pair| batch(pair[0].event.id()) == batch(pair[1].event.id())), "no batch is torn");
+    a.close().await.expect("closed");
+    let journals: Vec<_> = std::fs::read_dir(hub.directory.path().join("a"))
+        .expect("a directory")
+        .filter_map(|entry| entry.expect("an entry").file_name().into_string().ok())
+        .filter(|name| name.starts_with("journal-"))
+        .collect();
+    assert_eq!(journals, ["journal-2"]);
+    let a = hub.replica("a").await;
+    assert_eq!(a.status().await.expect("a status").pending, 0);
+    assert_eq!(a.load().await.expect("a load").entries.len(), 3_000);
+}
+
+#[test]
+fn handles_can_be_shared() {
+    fn is_shared<T: Send + Sync + Clone>() {}
+    is_shared::<Replica>();
+    is_shared::<Arc<SyncOptions>>();
+    assert_eq!(Number(3).to_string(), "3");
+}
