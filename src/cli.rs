@@ -40,8 +40,8 @@ Examples:
 Results go to stdout, everything else to stderr. An error is one line, `error[code]: what happened, and what to do`. A \
 command that only prints stops when its reader closes the pipe, as in `| head`; one that writes or verifies runs to its end.
 
-Exit codes: 0 success, 1 error or damage, 2 wrong usage, 3 success but lines were skipped, 128 + N clean stop by signal N: \
-130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. A second signal stops at once.
+Exit codes: 0 success, 1 error or damage, 2 wrong usage, 3 success but lines were skipped, 4 a replica waits for a decision, \
+128 + N clean stop by signal N: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. A second signal stops at once.
 
 A store belongs to one process at a time. If a program has it open, let it serve the store, and name its address: \
 `--store http://127.0.0.1:7080`. Commands that only read write nothing, so several can read at once, also from read-only media.";
@@ -124,9 +124,116 @@ pub(crate) enum Command {
     #[cfg(feature = "serve")]
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
+    /// Make a replica: a directory in which you work offline, and that syncs with a hub
+    #[cfg(feature = "sync")]
+    #[command(subcommand, after_help = REPLICA)]
+    Replica(ReplicaCommand),
+    /// Sync a replica with its hub: pull what is new, push what is pending
+    #[cfg(feature = "sync")]
+    #[command(after_help = SYNC)]
+    Sync(SyncArgs),
+    /// Print how far a replica is, one `name: value` per line
+    #[cfg(feature = "sync")]
+    Status {
+        /// The replica's directory
+        directory: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the events of a replica that are not confirmed yet, as JSON lines
+    #[cfg(feature = "sync")]
+    Pending {
+        /// The replica's directory
+        directory: PathBuf,
+    },
+    /// Print the rejected batches of a replica with their reasons, as JSON lines
+    #[cfg(feature = "sync")]
+    Rejected {
+        /// The replica's directory
+        directory: PathBuf,
+        /// Delete this batch, so that its ids can be used again
+        #[arg(long, value_name = "BATCH")]
+        delete: Option<u64>,
+    },
     /// Rebuild the index and damaged log footers from the log, and accept a log that has lost its end. Files that are
     /// replaced are moved aside
     Repair,
+}
+
+#[cfg(feature = "sync")]
+const REPLICA: &str = "\
+Example:
+  eventstore replica init notes --hub http://127.0.0.1:7080
+  eventstore --store replica:notes append events.jsonl
+  eventstore sync notes
+  eventstore --store replica:notes load --follow";
+
+#[cfg(feature = "sync")]
+const SYNC: &str = "\
+Appending works without the hub: what is appended is durable and pending, and syncing confirms it. A batch that was decided \
+without knowing what others did meanwhile is a conflict: --resolve says what becomes of it.
+
+Exit codes: 0 all is synced, 4 a batch waits for a decision.
+
+Examples:
+  eventstore sync notes
+  eventstore sync notes --live
+  eventstore sync notes --resolve keep-both";
+
+/// What is done with replicas.
+#[cfg(feature = "sync")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplicaCommand {
+    /// Make a replica in a missing or empty directory. The hub need not be reachable
+    Init {
+        /// The directory
+        directory: PathBuf,
+        /// The store to sync with, such as http://127.0.0.1:7080 or http://host/stores/notes
+        #[arg(long, value_name = "URL")]
+        hub: String,
+        /// The engine of the confirmed events
+        #[arg(long, value_name = "ENGINE")]
+        engine: Option<String>,
+        /// Only follow the hub: nothing can be appended
+        #[arg(long)]
+        read_only: bool,
+    },
+}
+
+/// How a replica is synced.
+#[cfg(feature = "sync")]
+#[derive(Args, Debug)]
+pub(crate) struct SyncArgs {
+    /// The replica's directory
+    pub(crate) directory: PathBuf,
+    /// Go on: follow the hub, push at once what is appended, and try again while the hub cannot be reached
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// What to do with a batch that conflicts
+    #[arg(long, value_enum, default_value_t = Resolve::Stop)]
+    pub(crate) resolve: Resolve,
+    /// Push past a batch that waits, as far as others share no aggregate with it
+    #[arg(long)]
+    pub(crate) skip_waiting: bool,
+    /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept aside
+    #[arg(long)]
+    pub(crate) accept_history: bool,
+    /// Sync with this hub from now on
+    #[arg(long, value_name = "URL")]
+    pub(crate) hub: Option<String>,
+}
+
+/// What becomes of a batch that conflicts.
+#[cfg(feature = "sync")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resolve {
+    /// It waits, and syncing stops there
+    Stop,
+    /// It is appended all the same
+    KeepBoth,
+    /// It is rejected, and stays readable
+    Reject,
 }
 
 const COPY: &str = "\

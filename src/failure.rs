@@ -65,6 +65,15 @@ impl Failure {
         Failure { code: WRONG_RESULT, message: what.into() }
     }
 
+    /// An error with a code of its own.
+    fn coded(code: &'static str, error: &dyn std::error::Error) -> Self {
+        let message = with_causes(error);
+        // What the code says already need not be said again, as in `error[unsupported]: unsupported: …`.
+        let name = code.replace('_', " ");
+        let rest = message.strip_prefix(&name).and_then(|rest| rest.strip_prefix(": "));
+        Failure { code, message: rest.unwrap_or(&message).to_owned() }
+    }
+
     /// Says where in the input it happened.
     pub(crate) fn at(self, place: impl Display) -> Self {
         Failure { message: format!("{place}: {}", self.message), ..self }
@@ -113,11 +122,14 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let message = with_causes(&error);
-        // What the code says already need not be said again, as in `error[unsupported]: unsupported: …`.
-        let name = error.code().replace('_', " ");
-        let rest = message.strip_prefix(&name).and_then(|rest| rest.strip_prefix(": "));
-        Failure { code: error.code(), message: rest.unwrap_or(&message).to_owned() }
+        Failure::coded(error.code(), &error)
+    }
+}
+
+#[cfg(feature = "sync")]
+impl From<synckit::Error> for Failure {
+    fn from(error: synckit::Error) -> Self {
+        Failure::coded(error.code(), &error)
     }
 }
 

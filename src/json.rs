@@ -165,6 +165,27 @@ pub(crate) fn write_new(out: &mut Vec<u8>, event: &Event, recorded_at: Option<Sy
     }
 }
 
+/// Writes an event of a replica, with its place if it is pending, or the one that it was pending at, without the line's end.
+#[cfg(feature = "sync")]
+pub(crate) fn write_entry(
+    out: &mut Vec<u8>,
+    event: &Event,
+    recorded: Option<&RecordedEvent>,
+    pending: Option<(&str, &dyn std::fmt::Display)>,
+) -> io::Result<()> {
+    match recorded {
+        Some(recorded) => {
+            write(out, recorded)?;
+            out.pop();
+        }
+        None => write_fields(out, event)?,
+    }
+    if let Some((name, place)) = pending {
+        write!(out, ",\"{name}\":\"{place}\"")?;
+    }
+    out.write_all(b"}")
+}
+
 /// The beginning of a line, up to its metadata.
 fn write_fields(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     out.extend_from_slice(b"{\"id\":");

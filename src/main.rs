@@ -45,6 +45,8 @@ fn main() -> ExitCode {
         Ok(Ending::Finished) => ExitCode::SUCCESS,
         Ok(Ending::FoundDamage) => ExitCode::FAILURE,
         Ok(Ending::LeftOut) => ExitCode::from(commands::LEFT_OUT),
+        #[cfg(feature = "sync")]
+        Ok(Ending::Waiting) => ExitCode::from(commands::WAITING),
         Ok(Ending::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(failure) => failure.report(),
     }

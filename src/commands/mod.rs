@@ -13,6 +13,8 @@ mod import;
 mod latest;
 mod load;
 mod repair;
+#[cfg(feature = "sync")]
+mod replica;
 mod restore;
 #[cfg(feature = "serve")]
 mod serve;
@@ -24,6 +26,8 @@ use std::sync::Arc;
 
 use eventstore::backend::{CancellationToken, Context, Error, EventStore};
 
+#[cfg(feature = "sync")]
+use crate::cli::ReplicaCommand;
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, tell};
 use crate::interrupt;
@@ -42,14 +46,25 @@ pub(crate) enum Ending {
     FoundDamage,
     /// It did what there was to do but for some lines of the input, which it wrote down.
     LeftOut,
+    /// It did what there was to do, up to a batch that somebody has to decide on.
+    #[cfg(feature = "sync")]
+    Waiting,
 }
 
 /// The exit code of [`Ending::LeftOut`]: neither all done nor ended early.
 pub(crate) const LEFT_OUT: u8 = 3;
 
+/// The exit code of [`Ending::Waiting`].
+#[cfg(feature = "sync")]
+pub(crate) const WAITING: u8 = 4;
+
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     interrupt::listen()?;
     let url = cli.store.as_str();
+    #[cfg(feature = "sync")]
+    if let Some(directory) = replica::directory(url) {
+        return replica::with_store(directory, cli.command).await;
+    }
     match cli.command {
         Command::Demo => demo::run().await,
         Command::Append(args) => append::run(url, &args).await,
@@ -68,6 +83,18 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Bench(args) => bench::run(url, &args).await,
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(url, args).await,
+        #[cfg(feature = "sync")]
+        Command::Replica(ReplicaCommand::Init { directory, hub, engine, read_only }) => {
+            replica::init(directory, hub, engine, read_only).await
+        }
+        #[cfg(feature = "sync")]
+        Command::Sync(args) => replica::sync::run(args).await,
+        #[cfg(feature = "sync")]
+        Command::Status { directory, json } => replica::status::run(&directory, json).await,
+        #[cfg(feature = "sync")]
+        Command::Pending { directory } => replica::own::pending(&directory).await,
+        #[cfg(feature = "sync")]
+        Command::Rejected { directory, delete } => replica::own::rejected(&directory, delete).await,
         Command::Repair => repair::run(url).await,
     }
 }

@@ -89,6 +89,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// A short name for it: that of the store's error, if it is one.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Store(error) | Error::Hub { source: error, .. } => error.code(),
+            Error::Conflict => "conflict",
+            Error::PendingInScope => "pending_in_scope",
+            Error::Rejected { .. } => "rejected",
+            Error::Duplicate { .. } => "duplicate_event",
+            Error::AnotherHistory { .. } => "another_history",
+            Error::AnotherHub { .. } => "another_hub",
+            Error::Answer { .. } => "wrong_answer",
+            Error::NotAReplica { .. } => "not_a_replica",
+            Error::ReadOnly => "read_only",
+        }
+    }
+
     /// The error of a store that it is, if it is one.
     #[must_use]
     pub fn as_store(&self) -> Option<&eventstore_api::Error> {

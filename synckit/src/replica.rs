@@ -345,8 +345,18 @@ impl Replica {
     /// What the files say.
     pub async fn cursor(&self) -> Result<Cursor> {
         let published = self.shared.state.machine().published();
-        let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), published).await?;
-        Ok(Cursor::new(published, digest))
+        self.cursor_at(published).await
+    }
+
+    /// The place behind the confirmed event with this version, or behind the last one if that is before it.
+    ///
+    /// # Errors
+    ///
+    /// What the files say.
+    pub async fn cursor_at(&self, version: Version) -> Result<Cursor> {
+        let version = version.min(self.shared.state.machine().published());
+        let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), version).await?;
+        Ok(Cursor::new(version, digest))
     }
 
     /// The own batches that are not confirmed, in their order; the rejected ones are not among them.

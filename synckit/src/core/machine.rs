@@ -18,6 +18,15 @@ pub enum EventPlace {
     Pending(Number, u32),
 }
 
+impl std::fmt::Display for EventPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            EventPlace::Confirmed(version) => version.fmt(f),
+            EventPlace::Pending(batch, index) => write!(f, "{batch}.{index}"),
+        }
+    }
+}
+
 /// Why a batch waits for a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {

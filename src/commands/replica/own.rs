@@ -1,0 +1,69 @@
+//! `pending` and `rejected`: the own batches of a replica that are not confirmed.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use synckit::OwnBatch;
+use synckit::core::{Number, Status, Why};
+
+use super::{Ending, existing};
+use crate::failure::{Failure, tell};
+use crate::json;
+use crate::output::Output;
+
+pub(crate) async fn pending(directory: &Path) -> Result<Ending, Failure> {
+    existing(directory, async |replica| print(&replica.pending())).await
+}
+
+pub(crate) async fn rejected(directory: &Path, delete: Option<u64>) -> Result<Ending, Failure> {
+    existing(directory, async |replica| {
+        let Some(batch) = delete else { return print(&replica.rejected()) };
+        if !replica.delete_rejected(Number(batch)).await? {
+            tell(&format!("there is no rejected batch {batch}"));
+        }
+        Ok(Ending::Finished)
+    })
+    .await
+}
+
+fn print(batches: &[OwnBatch]) -> Result<Ending, Failure> {
+    let mut output = Output::of_printing();
+    for batch in batches {
+        output.line(|out| {
+            write!(out, "{{\"batch\":{}", batch.number)?;
+            match &batch.status {
+                Status::Waiting(why) => {
+                    out.extend_from_slice(b",\"waits\":");
+                    serde_json::to_writer(&mut *out, &describe(why))?;
+                }
+                Status::Rejected(reason) => {
+                    out.extend_from_slice(b",\"reason\":");
+                    serde_json::to_writer(&mut *out, reason)?;
+                }
+                _ => {}
+            }
+            out.extend_from_slice(b",\"events\":[");
+            for (at, event) in batch.events.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                json::write_entry(out, event, None, None)?;
+            }
+            out.write_all(b"]}")
+        })?;
+    }
+    output.flush()?;
+    Ok(Ending::Finished)
+}
+
+/// Why a batch waits, for people.
+pub(super) fn describe(why: &Why) -> String {
+    match why {
+        Why::Conflict => "there are events that its decision had not seen".to_owned(),
+        Why::Dependency => {
+            "it stands on a batch that was rejected or replaced, or on events that the hub lost".to_owned()
+        }
+        Why::Duplicate => "the hub has one of its ids with other content".to_owned(),
+        Why::Refused(reason) => format!("the hub will never take it: {reason}"),
+    }
+}
