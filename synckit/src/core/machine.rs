@@ -333,6 +333,14 @@ struct Own {
     condition: Condition,
     seen: Seen,
     runs: Vec<(u64, u32)>,
+    rejected: Option<OutcomeRecord>,
+}
+
+impl Own {
+    fn record(&self, number: Number) -> OwnRecord {
+        let Own { condition, seen, runs, rejected } = self.clone();
+        OwnRecord { number, runs, condition, seen, rejected }
+    }
 }
 
 /// The state of a replica.
@@ -430,8 +438,11 @@ impl Machine {
             }
             Record::Own(own) => {
                 self.last = self.last.max(own.number);
-                self.own_runs(own.number, &own.runs);
-                self.own.insert(own.number, Own { condition: own.condition, seen: own.seen, runs: own.runs });
+                if own.rejected.is_none() {
+                    self.own_runs(own.number, &own.runs);
+                }
+                let OwnRecord { number, runs, condition, seen, rejected } = own;
+                self.own.insert(number, Own { condition, seen, runs, rejected });
             }
             Record::Deleted(number) => self.forget(number),
             Record::Shown(Some(version)) => {
@@ -1032,21 +1043,23 @@ impl Machine {
             let Some(entry) = self.entries.get(number).cloned() else { continue };
             let found = if are_there(&entry.found, until) { &entry.found } else { &entry.found_first };
             let versions: Vec<Version> = found.iter().flatten().map(|found| found.version).collect();
+            let runs = runs_of(&versions);
+            let rejected = entry.outcomes.last().filter(|_| !entry.is_open()).cloned();
             if entry.is_open() {
                 self.unwatch(&entry.condition);
-                let open = || self.entries.range(..*number).any(|(_, earlier)| earlier.is_open());
-                if open() {
+                if self.entries.range(..*number).any(|(_, earlier)| earlier.is_open()) {
                     let aggregates = entry.events.iter().map(Event::aggregate_id).zip(&versions);
                     for (aggregate_id, version) in aggregates {
                         let watches = self.aggregates.get_mut(aggregate_id).into_iter().chain(&mut self.store);
                         watches.for_each(|watch| watch.overtaken(*number, *version));
                     }
                 }
-                let runs = runs_of(&versions);
                 if Rule::OwnIsKept.is_kept() {
                     self.own_runs(*number, &runs);
-                    self.own.insert(*number, Own { condition: entry.condition, seen: entry.seen, runs });
                 }
+            }
+            if Rule::OwnIsKept.is_kept() {
+                self.own.insert(*number, Own { condition: entry.condition, seen: entry.seen, runs, rejected });
             }
             self.forget(*number);
             self.told.remove(number);
@@ -1341,22 +1354,21 @@ impl Machine {
     /// A journal that leads to the same state, without what is not needed any more.
     #[must_use]
     pub fn compacted(&self) -> Vec<Record> {
-        self.records(self.generation, |own| Some(Record::Own(own)), |seen| seen, None)
+        self.records(self.generation, |own| vec![Record::Own(own)], |seen| seen, None)
     }
 
     fn records(
         &self,
         generation: u32,
-        own: impl Fn(OwnRecord) -> Option<Record>,
+        own: impl Fn(OwnRecord) -> Vec<Record>,
         cut: impl Fn(Seen) -> Seen,
         mark: Option<MarkRecord>,
     ) -> Vec<Record> {
         let last = mark.as_ref().map_or(self.last, |mark| mark.number.max(self.last));
         let mut records = vec![Record::Begin(BeginRecord { format: BeginRecord::FORMAT, generation, last })];
         for (&number, kept) in &self.own {
-            let record =
-                OwnRecord { number, runs: kept.runs.clone(), condition: kept.condition.clone(), seen: cut(kept.seen) };
-            records.extend(own(record));
+            let record = kept.record(number);
+            records.extend(own(OwnRecord { seen: cut(record.seen), ..record }));
         }
         let outcome = |outcome: &OutcomeRecord| OutcomeRecord { seen: cut(outcome.seen), ..outcome.clone() };
         let is_of_outcome = |mark: &&MarkRecord| {
@@ -1378,7 +1390,9 @@ impl Machine {
     /// Begins the recovery from a hub of another history, which has the same events up to `common`.
     #[must_use]
     pub fn recovery(&self, common: Version) -> Recovery<'_> {
-        Recovery { machine: self, common, contents: BTreeMap::new(), lost_foreign: BTreeSet::new() }
+        let is_lost = |own: &&Own| versions_of(&own.runs).any(|version| version > common.get());
+        let needed = self.own.values().filter(is_lost).flat_map(|own| versions_of(&own.runs)).collect();
+        Recovery { machine: self, common, needed, contents: BTreeMap::new(), lost_foreign: BTreeSet::new() }
     }
 }
 
@@ -1416,6 +1430,8 @@ pub enum Refusal {
 pub struct Recovery<'machine> {
     machine: &'machine Machine,
     common: Version,
+    /// The versions of own batches that are lost, all or in part.
+    needed: BTreeSet<u64>,
     contents: BTreeMap<u64, Event>,
     lost_foreign: BTreeSet<String>,
 }
@@ -1424,17 +1440,17 @@ impl Recovery<'_> {
     /// The versions up to the common one whose events are needed as well.
     #[must_use]
     pub fn wanted(&self) -> Vec<Version> {
-        let lost = |own: &&Own| versions_of(&own.runs).any(|version| version > self.common.get());
-        let versions = self.machine.own.values().filter(lost).flat_map(|own| versions_of(&own.runs));
-        versions.filter(|version| *version <= self.common.get()).map(Version::new).collect()
+        self.needed.range(..=self.common.get()).map(|version| Version::new(*version)).collect()
     }
 
     /// An event that was wanted, or that is behind the common version, in any order.
     pub fn take(&mut self, recorded: &RecordedEvent) {
         let (machine, event) = (self.machine, &recorded.event);
-        if machine.owner(recorded.version).is_some() {
+        if self.needed.contains(&recorded.version.get()) {
             self.contents.insert(recorded.version.get(), event.clone());
-        } else if recorded.version > self.common && !machine.ids.contains_key(event.id()) {
+        }
+        let is_own = machine.owner(recorded.version).is_some() || machine.ids.contains_key(event.id());
+        if recorded.version > self.common && !is_own {
             self.lost_foreign.insert(event.aggregate_id().to_owned());
         }
     }
@@ -1447,16 +1463,11 @@ impl Recovery<'_> {
     pub fn finish(self) -> Result<Vec<Record>, Number> {
         let machine = self.machine;
         let mut missing = None;
-        let is_lost = |own: &OwnRecord| versions_of(&own.runs).any(|version| version > self.common.get());
         let mut again = BTreeMap::new();
-        for (&number, own) in &machine.own {
-            let record = OwnRecord { number, runs: own.runs.clone(), condition: own.condition.clone(), seen: own.seen };
-            if !is_lost(&record) {
-                continue;
-            }
-            let events: Option<Vec<_>> =
-                versions_of(&own.runs).map(|version| self.contents.get(&version).cloned()).collect();
-            match events {
+        let is_lost = |own: &&Own| versions_of(&own.runs).any(|version| version > self.common.get());
+        for (&number, own) in machine.own.iter().filter(|(_, own)| is_lost(own)) {
+            let events = versions_of(&own.runs).map(|version| self.contents.get(&version).cloned());
+            match events.collect::<Option<Vec<_>>>() {
                 Some(events) => {
                     let seen = own.seen.cut(self.common);
                     again.insert(number, BatchRecord { number, events, condition: own.condition.clone(), seen });
@@ -1480,8 +1491,11 @@ impl Recovery<'_> {
         };
         let is_marked = !self.lost_foreign.is_empty() && Rule::LostBasisMarks.is_kept();
         let own = |own: OwnRecord| match again.get(&own.number) {
-            Some(batch) => Some(Record::Batch(batch.clone())),
-            None => Some(Record::Own(own)),
+            Some(batch) => {
+                let rejected = own.rejected.map(Record::Outcome);
+                std::iter::once(Record::Batch(batch.clone())).chain(rejected).collect()
+            }
+            None => vec![Record::Own(own)],
         };
         let cut = |seen: Seen| seen.cut(self.common);
         Ok(machine.records(machine.generation + 1, own, cut, is_marked.then_some(mark)))

@@ -136,6 +136,8 @@ pub struct OwnRecord {
     pub condition: Condition,
     /// What the decision to append it had seen.
     pub seen: Seen,
+    /// The decision to reject it, if it was rejected here and pushed by a copy of the directory. Its events are no own ones then.
+    pub rejected: Option<OutcomeRecord>,
 }
 
 /// A record of the journal.

@@ -188,6 +188,11 @@ impl Replica {
         Ok(copy)
     }
 
+    /// Whether a batch was ever rejected.
+    pub(crate) fn was_rejected(&self, number: Number) -> bool {
+        self.rejected_by.contains_key(&number)
+    }
+
     /// Whether the events of a batch were replaced by others.
     pub(crate) fn was_replaced(&self, number: Number) -> bool {
         self.was_replaced.contains(&number)
@@ -592,7 +597,7 @@ impl Replica {
 
     fn decision(&self, look: &Look, shared: &mut Shared) -> Decision {
         let Question { events, why, .. } = &look.question;
-        let policies: &[&str] = if shared.policy.is_empty() { &["any", "any", "rep", "rej"] } else { &shared.policy };
+        let policies: &[&str] = if shared.policy.is_empty() { &["any", "any", "rep", "rej"] } else { shared.policy };
         let mut kind = policies[shared.random.usize(..policies.len())];
         if aggregate_of(&events[0]) == 0 {
             kind = if time_of(&events[0]) > look.top { "any" } else { "rej" };
@@ -834,7 +839,8 @@ impl Replica {
         for (number, events) in &self.acked {
             match statuses.get(number) {
                 Some(Status::Rejected(_)) => {
-                    if events.iter().all(is_confirmed) {
+                    // Of one that was replaced, the events that count are others.
+                    if events.iter().all(is_confirmed) && !self.was_replaced.contains(number) {
                         return broken("rejected, and confirmed as well");
                     }
                 }

@@ -192,10 +192,8 @@ impl World {
             "push" => self.replicas[at].push(&mut self.shared),
             "compact" => self.on(at, Replica::compact)?,
             "delete" => self.on(at, Replica::delete)?,
-            "show" => {
-                if self.replicas[at].look.is_none() {
-                    self.replicas[at].look = self.replicas[at].show()?;
-                }
+            "show" if self.replicas[at].look.is_none() => {
+                self.replicas[at].look = self.replicas[at].show()?;
             }
             "answer" => {
                 let look = match self.replicas[at].look.take() {
@@ -414,7 +412,10 @@ impl World {
             if !self.has_copies && !self.was_restored && !replica.skips && !self.is_limited {
                 let at = |event: &Event| log.events.iter().position(|other| other.event.id() == event.id());
                 let single = replica.acked.iter().filter(|(number, events)| {
-                    events.len() == 1 && id_of(&events[0]) > 100 && !replica.was_replaced(**number)
+                    events.len() == 1
+                        && id_of(&events[0]) > 100
+                        && !replica.was_replaced(**number)
+                        && !replica.was_rejected(**number)
                 });
                 let places: Vec<_> = single.filter_map(|(_, events)| at(&events[0])).collect();
                 if !places.is_sorted() {
