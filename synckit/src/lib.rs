@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod confirmed;
 pub mod core;
 mod error;
 mod hub;

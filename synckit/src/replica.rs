@@ -11,6 +11,7 @@ use eventstore_api::{Batch, Cursor, Error as StoreError, Event, Expected, Versio
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, lock};
+use crate::confirmed::Confirmed;
 use crate::core::{EventPlace, Number, Scope, Status};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
@@ -357,6 +358,15 @@ impl Replica {
         let version = version.min(self.shared.state.machine().published());
         let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), version).await?;
         Ok(Cursor::new(version, digest))
+    }
+
+    /// The confirmed events, as a store that can only be read: for projections, whose cursors count confirmed events only, and to
+    /// be served to other programs and to replicas that only follow.
+    ///
+    /// Closing it does nothing; when the replica is closed, its calls fail.
+    #[must_use]
+    pub fn confirmed(&self) -> Store {
+        Store::new(Confirmed(self.shared.state.clone()))
     }
 
     /// The own batches that are not confirmed, in their order; the rejected ones are not among them.

@@ -451,6 +451,32 @@ async fn a_read_only_replica_follows_and_appends_nothing() {
 }
 
 #[tokio::test]
+async fn the_confirmed_events_are_a_store_that_others_read_and_follow() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    hub.store.append([event("1", "x"), event("2", "x"), event("3", "y")]).await.expect("appended");
+    a.append(event("pending", "x")).await.expect("appended");
+    let confirmed = a.confirmed();
+    assert_eq!(confirmed.latest_version().await.expect("a version"), Version::ZERO);
+    let waiting = tokio::spawn({
+        let confirmed = confirmed.clone();
+        async move { confirmed.wait_for_events(Version::ZERO).await }
+    });
+    sync(&a).await;
+    assert_eq!(waiting.await.expect("it ends").expect("news"), Version::new(3));
+    confirmed.wait_for_events(Version::new(3)).await.expect("the own batch is confirmed as well");
+    assert_eq!(confirmed.digest().await.expect("a digest"), hub.store.digest().await.expect("a digest"));
+    assert_eq!(confirmed.revision("x").await.expect("a revision"), Revision::new(3));
+    let refused = confirmed.append(event("4", "x")).await;
+    assert!(matches!(refused, Err(eventstore::Error::Unsupported { .. })), "{refused:?}");
+    // A replica that only follows can have it as its hub.
+    let behind = Options::new(hub.directory.path().join("behind")).hub_store(confirmed).read_only().open().await;
+    let behind = behind.expect("a replica");
+    sync(&behind).await;
+    assert_eq!(ids(&behind).await, ["1", "2", "3", "pending"]);
+}
+
+#[tokio::test]
 async fn other_directories_are_not_taken_for_replicas() {
     let directory = tempfile::tempdir().expect("a directory");
     let hub = eventstore::open("memory:").await.expect("memory");
