@@ -3,65 +3,19 @@
 #![cfg(all(unix, feature = "lmdb", feature = "serve", feature = "http"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod server;
 mod shell;
 mod signals;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ChildStderr, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
+use server::Server;
 use shell::{Done, Shell, orders};
-
-/// `eventstore serve`, which is killed at the end.
-struct Server {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-    url: String,
-}
-
-impl Server {
-    fn start(shell: &Shell, args: &[&str]) -> Self {
-        let mut child = shell.spawn(&[&["serve"], args].concat());
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        stderr.read_line(&mut line).unwrap();
-        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
-        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, stderr, url }
-    }
-
-    fn on_any_port(shell: &Shell, args: &[&str]) -> Self {
-        Self::start(shell, &[&["--listen", "127.0.0.1:0"], args].concat())
-    }
-
-    fn port(&self) -> &str {
-        self.url.rsplit(':').next().unwrap()
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Ends it with a signal, and gives its exit code and the rest of what it told.
-    fn end(mut self, signal: i32) -> (Option<i32>, String) {
-        signals::send(&self.child, signal);
-        let code = self.child.wait().unwrap().code();
-        let mut rest = String::new();
-        self.stderr.read_to_string(&mut rest).unwrap();
-        (code, rest)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 impl Shell {
     /// The command with the server's address as its store.

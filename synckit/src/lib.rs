@@ -1,4 +1,40 @@
-//! Offline-first replicas of an event store.
+//! Offline-first replicas of an event store: a program works in a directory of its own, and syncs with a hub.
+//!
+//! A *hub* is any store, in the same process or over HTTP, whose order is the order. A [`Replica`] has *confirmed* events, an
+//! exact prefix of the hub's log, and *pending* ones: own batches, durable when [`append`](Replica::append) returns, whether
+//! the hub can be reached or not. [`sync_once`](Replica::sync_once) and [`run`](Replica::run) bring both together; what was
+//! decided without knowing what others did meanwhile goes to a [`Resolver`].
+//!
+//! ```
+//! use eventstore::{Event, Store};
+//! use synckit::{KeepBoth, Options, SyncOptions};
+//!
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let path = |name: &str| directory.path().join(name);
+//! let hub = eventstore::open("memory:").await?; // or the address of a served store: Options::hub(url)
+//! let laptop = Options::new(path("laptop")).hub_store(hub.clone()).open().await?;
+//! let phone = Options::new(path("phone")).hub_store(hub.clone()).open().await?;
+//!
+//! // Both decide on what they see, and neither sees the other.
+//! for (replica, text) in [(&laptop, r#"{"text":"milk"}"#), (&phone, r#"{"text":"bread"}"#)] {
+//!     let list = replica.load().aggregate("list").await?;
+//!     let event = Event::builder("Added", "list").data(text).build()?;
+//!     replica.append(event).basis(&list.basis).await?;
+//! }
+//! laptop.sync_once(&SyncOptions::new()).await?;
+//!
+//! // The second one has not seen the first. Without a resolver it would wait.
+//! phone.sync_once(&SyncOptions::new().resolver(KeepBoth)).await?;
+//! laptop.sync_once(&SyncOptions::new()).await?;
+//! assert_eq!(laptop.cursor().await?, phone.cursor().await?);
+//! assert_eq!(laptop.load().await?.entries.len(), 2);
+//! # Ok::<(), synckit::Error>(())
+//! # }).unwrap();
+//! ```
+//!
+//! The protocol is a state machine without I/O, in [`core`](crate::core), and `tools/sync-simulation` shows by random schedules what each of its
+//! rules is for. The model, what is promised and what is not: `docs/sync.md` in the repository.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +52,11 @@ mod worker;
 
 /// Implements the `async` methods of a [`Resolver`].
 pub use async_trait::async_trait;
+/// The chapter on syncing, whose examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/sync.md")]
+struct Chapter;
+
 pub use error::{Error, Result};
 pub use load::{Basis, Entry, Load, Loaded, Notice, PendingEvent, Subscribe};
 pub use replica::{Append, Appended, DecideError, Options, OwnBatch, Replica, ReplicaStatus};

@@ -1,0 +1,57 @@
+//! A store that is served by a process of its own.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr};
+
+use crate::shell::Shell;
+use crate::signals;
+
+/// `eventstore serve`, which is killed at the end.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) stderr: BufReader<ChildStderr>,
+    pub(crate) url: String,
+}
+
+impl Server {
+    pub(crate) fn start(shell: &Shell, args: &[&str]) -> Self {
+        let mut child = shell.spawn(&[&["serve"], args].concat());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
+        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Server { child, stderr, url }
+    }
+
+    pub(crate) fn on_any_port(shell: &Shell, args: &[&str]) -> Self {
+        Self::start(shell, &[&["--listen", "127.0.0.1:0"], args].concat())
+    }
+
+    pub(crate) fn port(&self) -> &str {
+        self.url.rsplit(':').next().unwrap()
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it with a signal, and gives its exit code and the rest of what it told.
+    pub(crate) fn end(mut self, signal: i32) -> (Option<i32>, String) {
+        signals::send(&self.child, signal);
+        let code = self.child.wait().unwrap().code();
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (code, rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
