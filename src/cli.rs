@@ -468,7 +468,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR", env = "EVENTSTORE_STORES")]
     pub(crate) stores: Option<String>,
 
-    /// The address to listen on: HOST:PORT with an IP address, or unix: and a path
+    /// The address to listen on: an IP address or localhost with a port, or unix: and a path
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
     pub(crate) listen: eventstore_server::Address,
 

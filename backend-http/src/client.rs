@@ -14,7 +14,7 @@ use hyper_util::client::legacy::Client as Pool;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
-use crate::net::{Connector, Home, has_wrong_certificate, innermost, source};
+use crate::net::{Connector, Home, innermost, source, tls_advice};
 use crate::options::{Address, Options, invalid};
 
 /// Why an attempt failed.
@@ -125,13 +125,13 @@ impl Client {
 
     /// What a failure to connect means.
     pub(crate) fn unreachable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Failed {
-        if !has_wrong_certificate(&error) {
+        let Some(advice) = tls_advice(&error) else {
             let reason = format!("it cannot be reached: {}", innermost(&error));
             return Failed::Passing { reason, source: Some(source(error)), after: None, may_be_done: false };
-        }
+        };
         Failed::Final(Error::Open {
             path: self.url.clone(),
-            reason: format!("{}; name a file with the right certificates by ca_file=PATH", innermost(&error)),
+            reason: format!("{}; {advice}", innermost(&error)),
             source: Some(source(error)),
         })
     }
