@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use eventstore::backend::limits::MAX_BATCH_EVENTS;
 
 use crate::times;
@@ -25,6 +25,24 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let matches = Cli::command().try_get_matches()?;
+        let cli = Cli::from_arg_matches(&matches)?;
+        #[cfg(feature = "serve")]
+        if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
+            && args.stores.is_some()
+            // A default, and what is set for all commands, name nothing here.
+            && matches.value_source("store") == Some(clap::parser::ValueSource::CommandLine)
+        {
+            let both = "--store names one store, and --stores (or EVENTSTORE_STORES) a directory of many; leave one of them out";
+            return Err(Cli::command().error(clap::error::ErrorKind::ArgumentConflict, both));
+        }
+        Ok(cli)
+    }
 }
 
 // clap wraps a paragraph where a line of it ends: so each is one line here. Examples are wrapped by hand, to 60 columns.

@@ -238,6 +238,19 @@ fn stores_of_a_directory_are_served_by_name() {
 }
 
 #[test]
+fn one_store_and_many_at_once_are_refused() {
+    let shell = Shell::new();
+    let stores = ["--stores", "tenants", "--listen", "127.0.0.1:0"];
+    for args in [&["--store", "lmdb:./x", "serve"][..], &["serve", "--store", "lmdb:./x"]] {
+        shell.run(&[args, &stores].concat()).failed("usage", &["--store ", "--stores", "leave one"]);
+    }
+    // What is set for all commands, as it is here, is no contradiction.
+    assert!(shell.command(&[]).get_envs().any(|(name, _)| name == "EVENTSTORE_URL"));
+    let server = Server::on_any_port(&shell, &["--stores", "tenants"]);
+    assert_eq!(server.end(15).0, Some(143));
+}
+
+#[test]
 fn a_page_a_description_and_metrics_are_there() {
     let shell = Shell::new();
     let server = Server::on_any_port(&shell, &[]);
