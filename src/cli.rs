@@ -463,6 +463,9 @@ const SERVE: &str = "\
 Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
 A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
 
+The files of tokens and certificates are read once. To change them, start the server again: clients and followers reconnect by \
+themselves. SIGHUP ends the server, as it ends every command.
+
 Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
 
 --token-file has one token per line: TOKEN RIGHTS STORES. RIGHTS are read, write, admin (verify, gc, backup), each of which \

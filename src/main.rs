@@ -13,6 +13,8 @@ mod input;
 mod interrupt;
 mod json;
 mod mapping;
+#[cfg(feature = "http")]
+mod outages;
 mod output;
 #[allow(unsafe_code, reason = "calls of the system that the standard library has not")]
 mod process;
