@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use eventstore::backend::limits::MAX_BATCH_EVENTS;
 
 use crate::times;
@@ -25,6 +25,24 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let matches = Cli::command().try_get_matches()?;
+        let cli = Cli::from_arg_matches(&matches)?;
+        #[cfg(feature = "serve")]
+        if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
+            && args.stores.is_some()
+            // A default, and what is set for all commands, name nothing here.
+            && matches.value_source("store") == Some(clap::parser::ValueSource::CommandLine)
+        {
+            let both = "--store names one store, and --stores (or EVENTSTORE_STORES) a directory of many; leave one of them out";
+            return Err(Cli::command().error(clap::error::ErrorKind::ArgumentConflict, both));
+        }
+        Ok(cli)
+    }
 }
 
 // clap wraps a paragraph where a line of it ends: so each is one line here. Examples are wrapped by hand, to 60 columns.
@@ -445,6 +463,9 @@ const SERVE: &str = "\
 Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
 A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
 
+The files of tokens and certificates are read once. To change them, start the server again: clients and followers reconnect by \
+themselves. SIGHUP ends the server, as it ends every command.
+
 Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
 
 --token-file has one token per line: TOKEN RIGHTS STORES. RIGHTS are read, write, admin (verify, gc, backup), each of which \
@@ -468,7 +489,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR", env = "EVENTSTORE_STORES")]
     pub(crate) stores: Option<String>,
 
-    /// The address to listen on: HOST:PORT with an IP address, or unix: and a path
+    /// The address to listen on: an IP address or localhost with a port, or unix: and a path
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7080")]
     pub(crate) listen: eventstore_server::Address,
 

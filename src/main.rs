@@ -13,6 +13,8 @@ mod input;
 mod interrupt;
 mod json;
 mod mapping;
+#[cfg(feature = "http")]
+mod outages;
 mod output;
 #[allow(unsafe_code, reason = "calls of the system that the standard library has not")]
 mod process;
@@ -26,14 +28,12 @@ use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::cli::{Cli, Command};
 use crate::commands::Ending;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return not_understood(&error),
     };

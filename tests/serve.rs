@@ -75,6 +75,38 @@ fn a_follower_in_another_process_sees_what_others_append() {
 }
 
 #[test]
+fn whoever_follows_is_told_once_that_the_server_is_away_and_once_that_it_is_back() {
+    let shell = Shell::new();
+    let server = Server::on_any_port(&shell, &[]);
+    let (url, address) = (server.url.clone(), server.url.trim_start_matches("http://").to_owned());
+    let mut following = shell.spawn(&["--store", &url, "load", "--follow", "--limit", "2"]);
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut told = BufReader::new(following.stderr.take().unwrap()).lines();
+    let append = |id: &str| {
+        let event = format!(r#"{{"id":"{id}","type":"T","aggregate_id":"x"}}"#);
+        shell.run_with(&["--store", &url, "append"], event).succeeded();
+    };
+    append("a");
+    assert!(lines.next().unwrap().unwrap().contains(r#""id":"a""#));
+    server.kill();
+    let away = told.next().unwrap().unwrap();
+    assert!(away.starts_with(&url) && away.ends_with("; trying again"), "{away}");
+    // Some more attempts, of which it says nothing.
+    let nobody = std::net::TcpListener::bind(&address).unwrap();
+    for _ in 0..5 {
+        drop(nobody.accept().unwrap());
+    }
+    drop(nobody);
+    let _server = Server::start(&shell, &["--listen", &address]);
+    let back = told.next().unwrap().unwrap();
+    assert_eq!(back, format!("{url}: the server answers again"));
+    append("b");
+    assert!(lines.next().unwrap().unwrap().contains(r#""id":"b""#));
+    assert!(following.wait().unwrap().success());
+    assert_eq!(told.map_while(Result::ok).collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
 fn a_second_opening_of_a_served_store_says_what_to_do() {
     let shell = Shell::new();
     let _server = Server::on_any_port(&shell, &[]);
@@ -189,6 +221,19 @@ fn stores_of_a_directory_are_served_by_name() {
     shell.run(&["--store", &missing, "load"]).failed("cannot_open", &["three"]);
     assert_eq!(server.end(15).0, Some(143));
     assert_eq!(shell.run(&["--store", "lmdb:./tenants/two", "latest"]).succeeded().stdout, "1\n");
+}
+
+#[test]
+fn one_store_and_many_at_once_are_refused() {
+    let shell = Shell::new();
+    let stores = ["--stores", "tenants", "--listen", "127.0.0.1:0"];
+    for args in [&["--store", "lmdb:./x", "serve"][..], &["serve", "--store", "lmdb:./x"]] {
+        shell.run(&[args, &stores].concat()).failed("usage", &["--store ", "--stores", "leave one"]);
+    }
+    // What is set for all commands, as it is here, is no contradiction.
+    assert!(shell.command(&[]).get_envs().any(|(name, _)| name == "EVENTSTORE_URL"));
+    let server = Server::on_any_port(&shell, &["--stores", "tenants"]);
+    assert_eq!(server.end(15).0, Some(143));
 }
 
 #[test]

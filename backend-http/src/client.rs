@@ -14,7 +14,7 @@ use hyper_util::client::legacy::Client as Pool;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
-use crate::net::{Connector, Home, has_wrong_certificate, innermost, source};
+use crate::net::{Connector, Home, innermost, source, tls_advice};
 use crate::options::{Address, Options, invalid};
 
 /// Why an attempt failed.
@@ -125,13 +125,13 @@ impl Client {
 
     /// What a failure to connect means.
     pub(crate) fn unreachable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Failed {
-        if !has_wrong_certificate(&error) {
+        let Some(advice) = tls_advice(&error) else {
             let reason = format!("it cannot be reached: {}", innermost(&error));
             return Failed::Passing { reason, source: Some(source(error)), after: None, may_be_done: false };
-        }
+        };
         Failed::Final(Error::Open {
             path: self.url.clone(),
-            reason: format!("{}; name a file with the right certificates by ca_file=PATH", innermost(&error)),
+            reason: format!("{}; {advice}", innermost(&error)),
             source: Some(source(error)),
         })
     }
@@ -197,7 +197,10 @@ impl Client {
         loop {
             let attempt = ctx.run(self.get_once(ctx, resource, query, form, &decode)).await;
             let failed = match attempt {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => {
+                    retries.succeeded(&self.url);
+                    return Ok(value);
+                }
                 Ok(Err(failed)) => failed,
                 Err(ended) => return Err(retries.ended(ended, &self.url)),
             };
@@ -312,6 +315,9 @@ async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
     Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
+/// The target of the logs that tell that a server is away, and that it is back.
+const OUTAGE: &str = "backend_http::outage";
+
 /// Repeated attempts, with pauses that grow.
 #[derive(Debug)]
 pub(crate) struct Retries {
@@ -319,17 +325,19 @@ pub(crate) struct Retries {
     began: Instant,
     pauses: Pauses,
     last: Option<(String, Option<Source>)>,
+    /// Whoever listens was told that the server is away.
+    is_told: bool,
 }
 
 impl Retries {
     pub(crate) fn new(retry_for: Duration) -> Self {
         let began = Instant::now();
-        Retries { until: began.checked_add(retry_for), began, pauses: Pauses::default(), last: None }
+        Retries { until: began.checked_add(retry_for), began, pauses: Pauses::default(), last: None, is_told: false }
     }
 
     /// For as long as the context lasts.
     pub(crate) fn for_ever() -> Self {
-        Retries { until: None, began: Instant::now(), pauses: Pauses::default(), last: None }
+        Retries { until: None, began: Instant::now(), pauses: Pauses::default(), last: None, is_told: false }
     }
 
     /// What the caller is told when its context ends: what was in the way, if that is why there is no answer.
@@ -349,6 +357,18 @@ impl Retries {
         Error::Unavailable { url: url.to_owned(), reason, source }
     }
 
+    /// Whether an attempt has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// An attempt has succeeded.
+    pub(crate) fn succeeded(&self, url: &str) {
+        if self.is_told {
+            tracing::info!(target: OUTAGE, "{url}: the server answers again");
+        }
+    }
+
     /// Waits before the next attempt; an error if there is none.
     pub(crate) async fn pause(&mut self, ctx: &Context, failed: Failed, url: &str) -> Result<()> {
         let (reason, source, after) = match failed {
@@ -360,6 +380,10 @@ impl Retries {
             return Err(self.unavailable((reason, source), url));
         }
         tracing::debug!(url, reason, ?pause, "a request is repeated");
+        // Most failures are over with the next attempt.
+        if self.has_failed() && !std::mem::replace(&mut self.is_told, true) {
+            tracing::warn!(target: OUTAGE, "{url}: {reason}; trying again");
+        }
         self.last = Some((reason, source));
         match ctx.run(tokio::time::sleep(pause)).await {
             Ok(()) => Ok(()),

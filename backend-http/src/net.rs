@@ -161,18 +161,24 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Whether the server's certificate is why there is no connection, which does not change by trying again.
-pub(crate) fn has_wrong_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Why there is no TLS with a server, if that does not change by trying again, and what to do.
+pub(crate) fn tls_advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
-            return true;
+        match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                return Some("name a file with the right certificates by ca_file=PATH");
+            }
+            Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+                return Some(
+                    "the server does not speak TLS at this address: open it as http://, or give it a certificate",
+                );
+            }
+            _ => next = error.source(),
         }
-        next = error.source();
     }
-    false
+    None
 }
 
 /// The innermost text of an error, which says most.

@@ -65,6 +65,7 @@ const MAX_QUERY: usize = 64 << 10;
 
 /// How long one request waits for events. The connection counts as lost when there is no answer so long after that.
 const WAIT: Duration = Duration::from_secs(30);
+const SIGN: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(10);
 
 /// The longest line of work.
@@ -333,14 +334,20 @@ impl EventStore for HttpStore {
             let mut retries = Retries::for_ever();
             let query = QueryWriter::new().put("after", after).finish();
             loop {
-                let this = ctx.clone().with_timeout(WAIT);
+                // After a failure, an answer is to come soon: it tells that the server is back.
+                let within = if retries.has_failed() { SIGN } else { WAIT };
+                let this = ctx.clone().with_timeout(within);
                 let request = client.get_once(&this, "wait", &query, JSON, |body| from_json::<Latest>(&body));
-                let failed = match tokio::time::timeout(WAIT + LATE, request).await {
-                    Ok(Ok(latest)) if latest.version > after => return Ok(latest.version),
+                let failed = match tokio::time::timeout(within + LATE, request).await {
+                    Ok(Ok(latest)) if latest.version > after => {
+                        retries.succeeded(&client.url);
+                        return Ok(latest.version);
+                    }
                     Ok(Ok(latest)) => {
                         Failed::passing(format!("it says that {} is greater than {after}", latest.version))
                     }
                     Ok(Err(Failed::Final(Error::DeadlineExceeded))) => {
+                        retries.succeeded(&client.url);
                         retries = Retries::for_ever();
                         continue;
                     }

@@ -297,6 +297,24 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
             "{what}: {refused:?}"
         );
     }
+    // Each kind of server is told from the other, and at once: a wrong scheme does not become right.
+    let plain = Running::start(Server::new(in_memory())).await;
+    let to_tls = open(Options::new(url.replace("https:", "http:"))).await;
+    let to_plain = open(with("sound.pem", &plain.url.replace("http:", "https:"))).await;
+    for (refused, right) in [(to_tls, "https://"), (to_plain, "http://")] {
+        assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains(right)), "{refused:?}");
+    }
+    plain.stop().await;
+    for (certificate, key, told) in [
+        ("missing.pem", "sound.key", "cannot read the certificate"),
+        ("sound.pem", "missing.key", "cannot read the private key"),
+        ("sound.pem", "other.key", "issued together"),
+        ("sound.key", "sound.key", "has no certificate"),
+        ("sound.pem", "sound.pem", "has no private key"),
+    ] {
+        let refused = Tls::from_files(&file(certificate), &file(key)).expect_err(told).to_string();
+        assert!(refused.contains(told) && refused.contains(directory.path().to_str().expect("text")), "{refused}");
+    }
     std::fs::write(file("empty.pem"), "nothing").expect("written");
     for name in ["empty.pem", "missing.pem"] {
         let refused = open(with(name, &url)).await;

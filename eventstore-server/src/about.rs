@@ -12,9 +12,9 @@ use serde_json::json;
 
 use crate::access::Right;
 use crate::answer::{Answer, Params, Reading, accepts, allowed, bytes, json as answer, problem};
-use crate::page;
 use crate::server::App;
-use crate::stores::{Served, lock};
+use crate::stores::{Served, Source, lock};
+use crate::{description, page};
 
 /// A store, for people with a browser and for programs.
 pub(crate) async fn store(State(app): State<Arc<App>>, OriginalUri(uri): OriginalUri, request: Request) -> Answer {
@@ -148,7 +148,11 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap, par
     }
 }
 
-pub(crate) async fn openapi(params: Params) -> Answer {
+pub(crate) async fn openapi(State(app): State<Arc<App>>, params: Params) -> Answer {
     params.query.finish()?;
-    Ok(bytes(eventstore_wire::JSON, include_bytes!("openapi.json").to_vec()))
+    let text = match app.stores {
+        Source::One(_) => description::ONE.to_vec(),
+        Source::Many { .. } => description::of_many(),
+    };
+    Ok(bytes(eventstore_wire::JSON, text))
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
@@ -54,6 +55,9 @@ pub(crate) struct Received {
 /// Bytes that are read at a time.
 const PIECE: usize = 64 << 10;
 
+/// The binary logarithm of the memory that a compressed body may want for itself: 8 MiB, as browsers allow.
+const WINDOW_LOG: u32 = 23;
+
 /// Reads a body, as far as there is room for it, and as long as the request may take.
 pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body) -> Answer<Received> {
     let body = Body::new(TimeoutBody::new(app.limits.body_pause, body));
@@ -68,7 +72,7 @@ pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, 
             Box::pin(decoder)
         }
         Some("zstd") => {
-            let mut decoder = ZstdDecoder::new(body);
+            let mut decoder = ZstdDecoder::with_params(body, &[DParameter::window_log_max(WINDOW_LOG)]);
             decoder.multiple_members(true);
             Box::pin(decoder)
         }

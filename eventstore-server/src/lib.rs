@@ -13,6 +13,7 @@ mod access;
 mod answer;
 mod append;
 mod backup;
+mod description;
 mod follow;
 mod held;
 mod listen;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,20 +11,21 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use eventstore_wire::{PROBLEM, Problem};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Server, backup};
@@ -42,10 +43,13 @@ const MOST_STREAMS: u32 = 200;
 /// may wait for its answer.
 const HALF_CLOSED: Duration = Duration::from_secs(2);
 
+/// How long a client may take to hang up that was told why it is not served.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// How long a server that stops waits for its connections.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Where a server listens: `127.0.0.1:7080`, `[::1]:7080`, or `unix:` and the path of a socket.
+/// Where a server listens: `127.0.0.1:7080`, `[::1]:7080`, `localhost:7080`, which is the first of these, or `unix:` and the path of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// An address of TCP. Port 0 is any that is free.
@@ -84,9 +88,13 @@ impl std::str::FromStr for Address {
                 path => Ok(Address::Unix(path.into())),
             };
         }
-        text.parse().map(Address::Tcp).map_err(|_| {
+        // Of the names of hosts only this one, which is the same everywhere.
+        let port = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+        let address = port.map_or_else(|| text.parse(), |port| Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        address.map(Address::Tcp).map_err(|_| {
             format!(
-                "{text:?} is no address; write 127.0.0.1:7080, 0.0.0.0:7080, [::1]:7080 or unix:/run/app/store.sock"
+                "{text:?} is no address; write localhost:7080, 0.0.0.0:7080, [::1]:7080, another IP address with a port, or \
+                 unix:/run/app/store.sock"
             )
         })
     }
@@ -141,16 +149,35 @@ impl Tls {
     ///
     /// If a file cannot be read, has nothing of the kind, or the key does not belong to the certificate.
     pub fn from_files(certificates: &Path, key: &Path) -> Result<Self, ListenError> {
-        let told = |path: &Path, error: &dyn fmt::Display| ListenError::told(format!("{}: {error}", path.display()));
-        let chain: Vec<_> = CertificateDer::pem_file_iter(certificates)
-            .map_err(|error| told(certificates, &error))?
-            .collect::<Result<_, _>>()
-            .map_err(|error| told(certificates, &error))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| told(key, &error))?;
+        let unusable = |what: &str, path: &Path, error: pem::Error| {
+            let path = path.display();
+            ListenError::told(match error {
+                pem::Error::Io(error) => {
+                    format!("cannot read the {what} {path}: {error}; check the path and who may read it")
+                }
+                pem::Error::NoItemsFound => {
+                    format!("{path} has no {what}; give a file in PEM form, with a line that begins with -----BEGIN")
+                }
+                error => format!("{path} has no {what} that can be read: {error}; give a file in PEM form"),
+            })
+        };
+        let chain = CertificateDer::pem_file_iter(certificates).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
+        let chain = chain.map_err(|error| unusable("certificate", certificates, error))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable("private key", key, error))?;
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = builder.and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private));
-        let mut config = config.map_err(|error| told(certificates, &error))?;
+        let mut config = config.map_err(|error| {
+            let (certificates, key) = (certificates.display(), key.display());
+            ListenError::told(match error {
+                rustls::Error::InconsistentKeys(_) => format!(
+                    "the private key in {key} is not that of the first certificate in {certificates}; give the two that were \
+                     issued together, the server's own certificate first"
+                ),
+                error => format!("the certificate in {certificates} with the key in {key} cannot be used: {error}"),
+            })
+        })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Tls(Arc::new(config)))
     }
@@ -367,12 +394,16 @@ impl Connections {
     }
 
     fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: Option<Permit>) {
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(WRITE));
         let head_wait = self.head_wait;
-        let stream = Greeting::new(Box::pin(stream), head_wait);
         let (builder, router, watcher) = (self.builder.clone(), self.router.clone(), self.graceful.watcher());
         tokio::spawn(async move {
+            if tokio::time::timeout(head_wait, is_plain(&stream)).await.is_ok_and(|is_plain| is_plain) {
+                let _ = tokio::time::timeout(GOODBYE, refuse_plain(stream)).await;
+                return;
+            }
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(WRITE));
+            let stream = Greeting::new(Box::pin(stream), head_wait);
             let Ok(Ok(stream)) = tokio::time::timeout(head_wait, tls.accept(stream)).await else { return };
             let service = TowerToHyperService::new(router);
             let io = TokioIo::new(HalfClosed::new(Greeting::new(stream, head_wait)));
@@ -389,6 +420,25 @@ impl Connections {
             tracing::warn!("some connections did not end; the server stops all the same");
         }
     }
+}
+
+/// Whether a connection begins like plain HTTP, and not like TLS.
+async fn is_plain(stream: &tokio::net::TcpStream) -> bool {
+    let mut first = [0];
+    matches!(stream.peek(&mut first).await, Ok(1) if first[0].is_ascii_uppercase())
+}
+
+/// Tells a client of plain HTTP that this is the wrong way to talk.
+async fn refuse_plain(mut stream: tokio::net::TcpStream) -> io::Result<()> {
+    let detail = "this address speaks TLS; open it as https://";
+    let body = Problem::new(400, "cannot_open", detail).to_json();
+    let head = format!("HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM}\r\ncontent-length: {}\r\n", body.len());
+    stream.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing a connection with something unread in it may take away what was sent last.
+    let mut unread = [0; 4096];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
 }
 
 /// A connection whose other side has to say something soon: hyper waits for ever to find out which version of HTTP it is.
@@ -540,7 +590,19 @@ mod tests {
         for text in ["0.0.0.0:80", "10.0.0.1:80", "[::]:80"] {
             assert!(!text.parse::<Address>().expect(text).is_local());
         }
-        for text in ["", "unix:", "localhost", "127.0.0.1", ":7080", "http://127.0.0.1:80"] {
+        assert_eq!("localhost:7080".parse(), "127.0.0.1:7080".parse::<Address>());
+        for text in [
+            "",
+            "unix:",
+            "localhost",
+            "localhost:",
+            "localhost:x",
+            "localhost:99999",
+            "example.com:80",
+            "127.0.0.1",
+            ":7080",
+            "http://127.0.0.1:80",
+        ] {
             text.parse::<Address>().expect_err(text);
         }
     }

@@ -9,10 +9,12 @@ use crate::answer::bytes;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page, whose other files stand below this path.
-pub(crate) fn html(base: &str) -> Response {
+/// The page at this path, below which its other files stand. It names them relative to itself: a proxy may have cut off the
+/// beginning of the path that the browser knows.
+pub(crate) fn html(path: &str) -> Response {
     // A path has none of the characters that mean something here: those are encoded.
-    let base = base.trim_end_matches('/').replace(['"', '<', '>', '&', '\''], "");
+    let last = path.rsplit('/').next().unwrap_or_default().replace(['"', '<', '>', '&', '\''], "");
+    let base = if last.is_empty() { ".".to_owned() } else { format!("./{last}") };
     let text = include_str!("page/index.html").replace("{base}", &base);
     with_policy(bytes("text/html; charset=utf-8", text.into_bytes()))
 }

@@ -861,14 +861,14 @@ async fn rates_and_the_state_of_the_server_are_told() {
     };
     page.until_is(&fact("Followers"), "1").await;
     page.until_is(&fact("Backend"), "lmdb").await;
-    page.until_is(&fact("Writer"), "works").await;
+    page.until_is(&fact("Appends"), "accepted").await;
     page.until_is(&texts("#jobs li"), json!(["Nothing is running."])).await;
     assert!(page.value::<bool>("document.getElementById('fenced').hidden").await);
     page.value::<Value>("(window.trouble = 'a sync failed: <b>disk</b>\\u202e', null)").await;
     page.until("!document.getElementById('fenced').hidden").await;
     assert!(page.texts("#fenced").await[0].contains(r"a sync failed: <b>disk</b>\u{202e}"));
     assert_eq!(page.value::<String>("document.getElementById('fenced').getAttribute('role')").await, "alert");
-    page.until_is(&fact("Writer"), "fenced").await;
+    page.until_is(&fact("Appends"), "refused").await;
     page.until("document.querySelector('#jobs li').textContent.startsWith('backup 10 of 50 (20 %), since ')").await;
     assert_eq!(
         page.value::<Vec<u64>>(

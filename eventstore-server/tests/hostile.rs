@@ -2,16 +2,22 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{LONG, Running, event, memory};
 use eventstore::testing::{Fault, faulty};
-use eventstore_api::Event;
+use eventstore_api::{
+    Batch, Context, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Result,
+    Revision, Stats, Stored, Version, async_trait,
+};
 use eventstore_server::{Limits, Server};
 use eventstore_wire::{Answer, Frame, decode_answers, encode_frames};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 /// A client of a session that sends what it likes.
 struct Raw {
@@ -261,6 +267,112 @@ async fn connections_that_say_nothing_or_too_little_are_closed() {
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "{:?}", String::from_utf8_lossy(beginning));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn small_bodies_become_no_large_ones_for_nothing() {
+    let server = Running::start(Server::new(memory().await).limits(room(1 << 20))).await;
+    let post = async |encoding: &str, body: &[u8]| {
+        let headers = [("content-type", "application/json"), ("content-encoding", encoding)];
+        server.request("POST", "/events", &headers, body).await
+    };
+    // What it becomes takes the room of what is not compressed.
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut bomb, &vec![b'7'; 10 << 20]).expect("written");
+    let bomb = bomb.finish().expect("finished");
+    assert!(bomb.len() < 20 << 10);
+    assert_eq!(post("gzip", &bomb).await.code(), "too_many");
+    assert_eq!(post("gzip", &bomb[..1000]).await.code(), "malformed");
+    // A frame of two bytes that wants so much memory for itself: 8 MiB are allowed.
+    let frame = |window_log: u8| [&[0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3, 0x11, 0, 0][..], b"[]"].concat();
+    for window_log in [10, 23] {
+        assert_eq!(post("zstd", &frame(window_log)).await.status, 200, "{window_log}");
+    }
+    for window_log in [24, 27, 31] {
+        assert_eq!(post("zstd", &frame(window_log)).await.code(), "malformed", "{window_log}");
+    }
+    until(&server, 422, &"7".repeat(300 << 10)).await;
+    server.stop().await;
+}
+
+/// A store whose backups go on until they are cancelled.
+#[derive(Debug)]
+struct Endless {
+    store: Arc<dyn EventStore>,
+    places: mpsc::UnboundedSender<PathBuf>,
+}
+
+#[async_trait]
+impl EventStore for Endless {
+    async fn backup(&self, ctx: &Context, target: &Path) -> Result<eventstore_api::BackupReport> {
+        std::fs::create_dir(target).expect("made");
+        std::fs::write(target.join("a file"), "of a backup").expect("written");
+        self.places.send(target.to_owned()).expect("told");
+        Err(ctx.done().await)
+    }
+
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
+        self.store.store_batch(ctx, batch).await
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
+        self.store.load_page(ctx, options, size).await
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
+        self.store.get(ctx, id).await
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version> {
+        self.store.latest_version(ctx).await
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
+        self.store.aggregate_revision(ctx, aggregate_id).await
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
+        self.store.wait_for_events(ctx, after).await
+    }
+
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
+        self.store.run_gc(ctx, gc).await
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats> {
+        self.store.stats(ctx).await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.store.close().await
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_nobody_waits_for_leaves_nothing() {
+    let (places, mut made) = mpsc::unbounded_channel();
+    let store = Arc::new(Endless { store: memory().await.backend().clone(), places }) as Arc<dyn EventStore>;
+    let server = Running::start(Server::new(store)).await;
+    for with_timeout in [true, false] {
+        let path = if with_timeout { "/backup?timeout=100ms" } else { "/backup" };
+        let mut stream = TcpStream::connect(&server.address).await.expect("connected");
+        stream.write_all(&server.head("POST", path, &[], 0)).await.expect("written");
+        let place = tokio::time::timeout(LONG, made.recv()).await.expect("it begins").expect("a path");
+        let directory = place.parent().expect("its own").to_owned();
+        assert!(directory.file_name().expect("a name").to_string_lossy().starts_with("eventstore-backup-"));
+        if with_timeout {
+            assert!(common::answer(stream).await.text().contains("deadline_exceeded"));
+        } else {
+            drop(stream);
+        }
+        let is_gone = async {
+            while directory.exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, is_gone).await.expect("it is removed");
     }
     server.stop().await;
 }

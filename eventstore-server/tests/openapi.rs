@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Running, event, memory};
-use eventstore_server::Server;
+use eventstore_server::{Server, Stores};
 use serde_json::{Value, json};
 
 struct Description(Value);
@@ -130,7 +130,7 @@ async fn every_described_parameter_is_taken_and_no_other() {
                     (parameter["name"].as_str().expect("a name").to_owned(), parameter["required"] == true)
                 })
                 .collect();
-            // What is a WebSocket, or answers without looking.
+            // What is a WebSocket, or has no parameters.
             if all.is_empty() || path == "/appends" {
                 continue;
             }
@@ -149,6 +149,40 @@ async fn every_described_parameter_is_taken_and_no_other() {
                 assert_eq!(is_refused, name == "unknown", "{method} {path}?{query}: {answer:?}");
             }
         }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_of_many_describes_its_own_resources() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stores = Stores::new(directory.path()).engine("memory");
+    let server = Running::start(Server::of_many(stores).metrics(|| "up 1\n".to_owned())).await;
+    let description = Description(server.get("/openapi.json").await.ok());
+    let created = server.request("PUT", "/stores/one", &[], b"").await;
+    description.check("/stores/{store}", "put", "201", "application/json", &created.json());
+    for path in ["/", "/stores", "/stores/{store}", "/stores/{store}/stats", "/stores/{store}/events", "/health"] {
+        let answer = server.get(&path.replace("{store}", "one")).await;
+        assert_eq!(answer.status, 200, "{path}");
+        description.check(path, "get", "200", "application/json", &answer.json());
+    }
+    let paths = description.0["paths"].as_object().expect("paths");
+    let of_one: Value = serde_json::from_str(include_str!("../src/openapi.json")).expect("JSON");
+    assert_eq!(paths.len(), of_one["paths"].as_object().expect("paths").len() + 2);
+    for (path, resource) in paths {
+        let names_a_store = resource["parameters"][0]["$ref"] == "#/components/parameters/store";
+        assert_eq!(names_a_store, path.contains("{store}"), "{path}");
+        // What a request without its parameters gets, but not that there is no such resource.
+        let (path, method) = (path.replace("{store}", "one"), resource.as_object().expect("methods"));
+        let method = method.keys().find(|name| *name != "parameters").expect("a method").to_uppercase();
+        if !path.ends_with("/follow") && !path.ends_with("/wait") {
+            let answer = server.request(&method, &path, &[], b"").await;
+            assert!(answer.status != 404 && answer.status != 405, "{method} {path}: {answer:?}");
+        }
+    }
+    for id in ["a", "one", "a-b_c.d"] {
+        let pattern = &description.0["components"]["parameters"]["store"]["schema"];
+        assert!(jsonschema::is_valid(pattern, &json!(id)), "{id}");
     }
     server.stop().await;
 }

@@ -640,6 +640,29 @@ async fn a_router_answers_below_the_path_where_it_stands() {
     assert_eq!(get("/es", "*/*").await.ok()["wire"], json!([1]));
     let page = get("/es", "text/html").await;
     assert!(page.header("content-security-policy").contains("default-src 'none'"));
+    assert!(page.text().contains(r#"src="./es/page.js""#) && page.text().contains(r#"href="./es/page.css""#));
     assert_eq!(get("/es/page.js", "*/*").await.status, 200);
     assert_eq!(get("/es/health", "*/*").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_page_names_nothing_by_an_absolute_path() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let one = Running::start(Server::new(memory().await)).await;
+    let many = Running::start(Server::of_many(Stores::new(directory.path()))).await;
+    assert_eq!(many.request("PUT", "/stores/a.b", &[], b"").await.status, 201);
+    for (server, path, base) in
+        [(&one, "/", "."), (&many, "/", "."), (&many, "/stores/a.b", "./a.b"), (&many, "/stores/a.b/", ".")]
+    {
+        let page = server.request("GET", path, &[("accept", "text/html")], b"").await;
+        for name in [format!(r#"src="{base}/page.js""#), format!(r#"href="{base}/page.css""#)] {
+            assert!(page.text().contains(&name), "{path}: {name}");
+        }
+        assert!(!page.text().contains(r#"="/"#), "{path}");
+    }
+    for server in [one, many] {
+        let script = server.get("/page.js").await;
+        assert!(script.text().contains("const BASE = new URL('.', import.meta.url);"), "all else is relative to it");
+        server.stop().await;
+    }
 }

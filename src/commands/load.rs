@@ -23,6 +23,10 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
     if args.backward {
         options = options.backward();
     }
+    #[cfg(feature = "http")]
+    if args.follow && eventstore::backend::is_served(url) {
+        crate::outages::tell();
+    }
     let interrupted = interrupt::token();
     let load = Load { cursor, options, follow: args.follow, format: args.format };
     reading(url, async |store| ending(load.run(store, &interrupted).await, &interrupted)).await

@@ -1229,17 +1229,17 @@ function showServer(stats) {
     ['Backend', name(String(stats.backend))],
     ...(server
       ? [
-          ['Up for', durationText(server.uptime_seconds)],
+          ['Running for', durationText(server.uptime_seconds)],
           ['Followers', numbers.format(server.followers)],
           ['Sessions', numbers.format(server.sessions)],
         ]
       : []),
     ['Waiting appends', `${numbers.format(stats.queued_requests)} (${bytesText(stats.queued_bytes)})`],
-    ['Written since opening', numbers.format(stats.events_written)],
+    ['Events written since start', numbers.format(stats.events_written)],
     ['Commits', numbers.format(stats.commits)],
-    ['Events a commit', group],
+    ['Events per commit', group],
     ['Largest commit', numbers.format(stats.largest_group)],
-    ['Writer', stats.fenced ? 'fenced' : 'works'],
+    ['Appends', stats.fenced ? 'refused' : 'accepted'],
   ]);
   const jobs = server?.jobs ?? [];
   $('jobs').replaceChildren(
