@@ -79,7 +79,7 @@ fn a_conflict_waits_with_its_exit_code_until_somebody_decides() {
     let server = Server::on_any_port(&shell, &[]);
     for name in ["a", "b"] {
         shell.run(&["replica", "init", name, "--hub", &server.url]).succeeded();
-        shell.write("one.jsonl", &line(&format!("of {name}"), "x"));
+        shell.write("one.jsonl", line(&format!("of {name}"), "x"));
         let store = format!("replica:{name}");
         shell.run(&["--store", &store, "append", "--expect", "none", "one.jsonl"]).succeeded();
     }
