@@ -8,7 +8,7 @@ fn the_rules_have_their_numbers_and_the_trait_shows_them() {
     let expected = [
         "O1", "O2", "O3", "O4", "O5", "O6", "O7", "O8", "O9", "W1", "W2", "W3", "W4", "W5", "W6", "W7", "C1", "C2",
         "C3", "C4", "C5", "C6", "L1", "L2", "L3", "L4", "F1", "F2", "F3", "F4", "F5", "S1", "S2", "S3", "M1", "M2",
-        "M3", "M4", "M5", "M6",
+        "M3", "M4", "M5", "M6", "R1", "R2", "R3", "R4",
     ];
     assert_eq!(numbers, expected);
     assert!(include_str!("../../eventstore-api/src/store.rs").contains(r#"#[doc = include_str!("rules.md")]"#));
