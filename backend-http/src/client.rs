@@ -208,7 +208,28 @@ impl Client {
         }
     }
 
-    /// The same once.
+    /// Begins work that may be begun again: asks until an answer begins, or there is no time any more.
+    pub(crate) async fn begin(
+        &self,
+        ctx: &Context,
+        method: Method,
+        resource: &str,
+        query: &str,
+        accept: &'static str,
+    ) -> Result<Answer> {
+        let mut retries = Retries::new(self.retry_for);
+        loop {
+            let request = self.request(method.clone(), &with_timeout(resource, query, ctx), accept)?;
+            let failed = match ctx.run(self.send(request)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failed)) => failed,
+                Err(ended) => return Err(retries.ended(ended, &self.url)),
+            };
+            retries.pause(ctx, failed, &self.url).await?;
+        }
+    }
+
+    /// As [`get`](Client::get), once.
     pub(crate) async fn get_once<T>(
         &self,
         ctx: &Context,

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use crate::backup;
-use crate::client::{Answer, Attempt, Client, Failed, PAGES, Retries, SharedClient, from_json, is_of, with_timeout};
+use crate::client::{Answer, Attempt, Client, Failed, PAGES, Retries, SharedClient, from_json, is_of};
 use crate::options::Options;
 use crate::queue::Queue;
 use crate::session;
@@ -133,11 +133,8 @@ impl HttpStore {
     async fn work<T: DeserializeOwned>(&self, ctx: &Context, resource: &str, query: &str) -> Result<T> {
         self.check(ctx)?;
         let client = self.client();
-        let working = async {
-            let target = with_timeout(resource, query, ctx);
-            let answer = client.send(client.request(Method::POST, &target, JSON_LINES)?).await?;
-            follow(client, ctx, answer).await
-        };
+        let answer = client.begin(ctx, Method::POST, resource, query, JSON_LINES).await?;
+        let working = follow(client, ctx, answer);
         match ctx.run(working).await? {
             Ok(report) => Ok(report),
             Err(Failed::Final(error)) => Err(error),
@@ -387,10 +384,8 @@ impl EventStore for HttpStore {
         let BackupForm { id, latest_version, bytes_on_disk } = self.work(ctx, "backup", "").await?;
         let client = self.client();
         let query = QueryWriter::new().put("id", id).finish();
-        let unpacked = async {
-            let request = client.request(Method::GET, &with_timeout("backup", &query, ctx), "application/x-tar")?;
-            place.unpack(client.send(request).await?).await
-        };
+        let answer = client.begin(ctx, Method::GET, "backup", &query, "application/x-tar").await?;
+        let unpacked = place.unpack(answer);
         match ctx.run(unpacked).await? {
             Ok(unpacked) => unpacked.take_place().await?,
             Err(Failed::Final(error)) => return Err(error),
