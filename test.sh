@@ -108,7 +108,7 @@ step "benchmarks compile, and their results are right"
 for bench in store open handle; do
     cargo bench --quiet --profile dev -p benches --features "$features" --bench "$bench" -- --test
 done
-for bench in memory served; do
+for bench in memory served sync; do
     cargo bench --quiet --profile dev -p synckit-eventstore-cli --features "$features" --bench "$bench" -- --test
 done
 
