@@ -14,6 +14,7 @@ mod answer;
 mod append;
 mod backup;
 mod follow;
+mod gosync;
 mod held;
 mod listen;
 mod page;
