@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::Response;
 use eventstore_api::limits::MAX_BATCH_EVENTS;
 use eventstore_api::{Batch, Context, Durability, Error, Event, EventStoreExt as _, LoadOptions, PageSize, Version};
-use eventstore_wire::{JSON, Problem};
+use eventstore_wire::{JSON, MAX_BODY, Problem};
 use serde_json::json;
 use serde_json::value::RawValue;
 
@@ -34,6 +34,9 @@ pub(crate) use replica::Replicas;
 
 /// What the kit's server takes of a body: as it is sent, and when it is unpacked.
 const SIZES: Sizes = Sizes { sent: 10 << 20, read: 20 << 20 };
+
+/// A replica pushes back what it pulled, in batches of so many events, however large these are.
+const SIZES_OF_REPLICA: Sizes = Sizes { sent: MAX_BODY, read: MAX_BODY };
 
 /// Events of an answer, and bytes after which it ends. The kit's clients take 8 or 10 MiB of an answer.
 const MOST_EVENTS: usize = 10_000;
@@ -140,14 +143,14 @@ fn no_resource() -> Problem {
 }
 
 /// Reads the body of a request. The kit takes one whose type is not said.
-async fn read(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body) -> Answer<Received> {
+async fn read(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body, sizes: Sizes) -> Answer<Received> {
     let media_type = headers.get(header::CONTENT_TYPE).map_or(JSON, |value| value.to_str().unwrap_or("?"));
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
     if !media_type.is_empty() && !media_type.eq_ignore_ascii_case(JSON) {
         let detail = format!("the Content-Type {media_type:?} is not {JSON}; name the body's");
         return Err(Problem::new(415, "unsupported_media_type", detail).into());
     }
-    receive_within(SIZES, app, ctx, headers, body).await
+    receive_within(sizes, app, ctx, headers, body).await
 }
 
 /// What became of a pushed event: where it stands, or why it was refused for ever.
@@ -162,7 +165,8 @@ async fn push(
     body: Body,
 ) -> Answer {
     let ctx = params.ctx;
-    let received = read(app, &ctx, headers, body).await?;
+    let sizes = if matches!(base, Base::Replica(_)) { SIZES_OF_REPLICA } else { SIZES };
+    let received = read(app, &ctx, headers, body, sizes).await?;
     let pushed = parse(received, |bytes| form::read_push(bytes)).await?;
     let first_wins = *base == Base::Shared { first_wins: true };
     let mut fates = Vec::with_capacity(pushed.len());
@@ -407,7 +411,7 @@ async fn latest(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Param
 
 async fn pull_cursor(app: &Arc<App>, served: &Arc<Served>, headers: &HeaderMap, params: Params, body: Body) -> Answer {
     let ctx = params.ctx;
-    let received = read(app, &ctx, headers, body).await?;
+    let received = read(app, &ctx, headers, body, SIZES).await?;
     let (since, limit) = parse(received, |bytes| form::read_page_request(bytes)).await?;
     let head = served.store.sync(&ctx).await?.get();
     let told = tell(served, &ctx, &replica::from_to(since.get().saturating_add(1), head), limit, false).await?;
