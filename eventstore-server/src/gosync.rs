@@ -307,7 +307,7 @@ async fn learn(
 ) -> Result<(), Error> {
     let Some(newest) = numbered.iter().map(|(_, version)| *version).max() else { return Ok(()) };
     let cursor = served.store.cursor_at(ctx, Version::new(newest)).await?;
-    let mut replica = app.replicas.lock(served, name).await;
+    let mut replica = ctx.run(app.replicas.lock(served, name)).await?;
     replica.check(served, ctx).await?;
     replica.learn(numbered, cursor);
     Ok(())
@@ -380,7 +380,7 @@ async fn pull(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Params)
     let told = match base {
         Base::Shared { .. } => tell(served, &ctx, &replica::from_to(since.get() + 1, head), MOST_EVENTS, false).await?,
         Base::Replica(name) => {
-            let mut replica = app.replicas.lock(served, name).await;
+            let mut replica = ctx.run(app.replicas.lock(served, name)).await?;
             replica.check(served, &ctx).await?;
             match replica.pull(since.get(), head) {
                 Pull::Later => Told::default(),
@@ -400,7 +400,7 @@ async fn latest(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Param
     let text = match base {
         Base::Shared { .. } => served.store.sync(&ctx).await?.to_string(),
         Base::Replica(name) => {
-            let mut replica = app.replicas.lock(served, name).await;
+            let mut replica = ctx.run(app.replicas.lock(served, name)).await?;
             replica.check(served, &ctx).await?;
             // The parser that the kit's client has by default refuses 0, and both that it has take -1.
             replica.latest().map_or_else(|| "-1".to_owned(), |number| number.to_string())

@@ -532,6 +532,8 @@ struct Database {
     events: Vec<Value>,
     batch_size: usize,
     pulls_only: bool,
+    /// Events whose ids begin so are neither stored when they are pulled, nor pushed.
+    filter: Option<&'static str>,
 }
 
 /// JSON as Go gives it back: numbers are float64.
@@ -546,15 +548,24 @@ fn as_go(value: Value) -> Value {
 
 impl Database {
     fn new(base: &str) -> Self {
-        Database { base: base.to_owned(), events: Vec::new(), batch_size: 100, pulls_only: false }
+        Database { base: base.to_owned(), events: Vec::new(), batch_size: 100, pulls_only: false, filter: None }
     }
 
     fn ids(&self) -> BTreeSet<String> {
         self.events.iter().map(|event| event["id"].as_str().expect("text").to_owned()).collect()
     }
 
+    /// But for those that its filter keeps back.
+    fn shared_ids(&self) -> BTreeSet<String> {
+        self.ids().into_iter().filter(|id| self.filter.is_none_or(|filter| !id.starts_with(filter))).collect()
+    }
+
     fn has(&self, id: &Value) -> bool {
         self.events.iter().any(|event| event["id"] == *id)
+    }
+
+    fn is_filtered(&self, event: &Value) -> bool {
+        self.filter.is_some_and(|filter| event["id"].as_str().expect("text").starts_with(filter))
     }
 
     fn write(&mut self, id: &str) {
@@ -600,6 +611,9 @@ impl Database {
         let events = self.ask(server, drops, &path, None).await?;
         for event in events.as_array().expect("events") {
             let event = event["event"].clone();
+            if self.is_filtered(&event) {
+                continue;
+            }
             if self.has(&event["id"]) {
                 return Err(format!("UNIQUE constraint failed: {}", event["id"]));
             }
@@ -614,6 +628,7 @@ impl Database {
         let above = usize::try_from(latest).unwrap_or_default().min(self.events.len());
         let numbered: Vec<Value> = (above + 1..)
             .zip(&self.events[above..])
+            .filter(|(_, event)| !self.is_filtered(event))
             .map(|(number, event)| json!({ "event": event, "version": number.to_string() }))
             .collect();
         for batch in numbered.chunks(self.batch_size) {
@@ -667,9 +682,12 @@ fn forgetful() -> Limits {
 }
 
 /// Takes the turns, then syncs without faults, and gives the databases and the ids that were there after the turns.
-async fn play(bases: &[String], turns: &[Turn]) -> Result<(), TestCaseError> {
+///
+/// A filter is that of the last replica.
+async fn play(bases: &[String], filter: Option<&'static str>, turns: &[Turn]) -> Result<(), TestCaseError> {
     let server = Running::start(Server::new(memory().await).limits(forgetful())).await;
     let mut databases: Vec<_> = bases.iter().map(|base| Database { batch_size: 3, ..Database::new(base) }).collect();
+    databases.last_mut().expect("one").filter = filter;
     let mut written = 0;
     let mut next = || {
         written += 1;
@@ -701,7 +719,7 @@ async fn play(bases: &[String], turns: &[Turn]) -> Result<(), TestCaseError> {
             database.base = format!("{}-{n}", database.base);
         }
     }
-    let mut all: BTreeSet<String> = databases.iter().flat_map(Database::ids).collect();
+    let mut all: BTreeSet<String> = databases.iter().flat_map(Database::shared_ids).collect();
     all.extend(
         server
             .get("/sync/pull")
@@ -725,18 +743,22 @@ async fn play(bases: &[String], turns: &[Turn]) -> Result<(), TestCaseError> {
     let stored: BTreeSet<_> = ids(&stored).into_iter().map(|(id, _)| id).collect();
     prop_assert_eq!(&stored, &all, "on the server");
     for database in &databases {
-        prop_assert_eq!(&database.ids(), &all, "on {}", database.base);
-        prop_assert_eq!(database.events.len(), all.len());
+        let taken = |id: &&String| database.filter.is_none_or(|filter| !id.starts_with(filter));
+        let expected: BTreeSet<_> = all.iter().filter(taken).cloned().collect();
+        prop_assert_eq!(&database.shared_ids(), &expected, "on {}", database.base);
+        prop_assert_eq!(database.ids().len(), database.events.len());
     }
     server.stop().await;
     Ok(())
 }
 
-fn check(name: &str, bases: &[&str]) {
+fn check(name: &str, bases: &[&str], filter: Option<&'static str>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let bases: Vec<_> = bases.iter().map(|base| format!("/sync/replicas/{base}")).collect();
-    let config = Config { cases: 64, failure_persistence: None, ..Config::default() };
-    let run = TestRunner::new(config).run(&turns(bases.len()), |turns| runtime.block_on(play(&bases, &turns)));
+    let config = Config { failure_persistence: None, ..Config::default() };
+    // Each takes some milliseconds.
+    let config = Config { cases: config.cases / 4, ..config };
+    let run = TestRunner::new(config).run(&turns(bases.len()), |turns| runtime.block_on(play(&bases, filter, &turns)));
     run.unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
@@ -760,6 +782,51 @@ async fn one_that_only_pulls_gets_all_whatever_is_lost_on_the_way() {
         }
         assert_eq!(Value::from(reader.events.len().to_string()), server.get("/sync/latest-version").await.ok());
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_only_pulls_after_it_has_pushed_gets_all() {
+    let server = Running::start(Server::new(memory().await)).await;
+    let mut database = Database::new("/sync/replicas/one");
+    push(&server, "/sync", &[pushed("before", 0, json!(0))]).await.ok();
+    (0..3).for_each(|n| database.write(&format!("own-{n}")));
+    database.sync(&server, Drops::default()).await.expect("synced");
+    database.pulls_only = true;
+    for n in 0..30 {
+        push(&server, "/sync", &[pushed(&format!("e{n}"), 0, json!(n)), pushed(&format!("f{n}"), 0, json!(n))])
+            .await
+            .ok();
+        let drops = Drops { lost: u16::from(n % 5 == 1), unanswered: u16::from(n % 3 == 1) };
+        let pulled = database.sync(&server, drops).await;
+        assert_eq!(pulled.is_err(), n % 5 == 1 || n % 3 == 1, "{pulled:?}");
+    }
+    database.sync(&server, Drops::default()).await.expect("synced");
+    assert_eq!(database.ids().len(), 64);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn one_with_a_filter_gets_what_lies_behind_all_that_it_does_not_take() {
+    let server = Running::start(Server::new(memory().await)).await;
+    let large = json!("x".repeat(3 << 20));
+    for n in 1..=8 {
+        push(&server, "/sync", &[pushed(&format!("large-{n}"), 0, large.clone())]).await.ok();
+        push(&server, "/sync", &[pushed(&format!("e{n}"), 0, json!(n))]).await.ok();
+    }
+    let mut empty = Database { filter: Some("large"), ..Database::new("/sync/replicas/empty") };
+    let mut other = Database { filter: Some("large"), ..Database::new("/sync/replicas/other") };
+    ["large-own", "own-1", "large-own-2", "own-2"].iter().for_each(|id| other.write(id));
+    for database in [&mut empty, &mut other] {
+        for _ in 0..40 {
+            database.sync(&server, Drops::default()).await.expect("synced");
+        }
+    }
+    empty.sync(&server, Drops::default()).await.expect("synced");
+    assert_eq!(empty.ids().len(), 10, "{:?}", empty.ids());
+    assert_eq!(other.ids().len(), 12, "{:?}", other.ids());
+    // What is kept back is nobody's loss.
+    assert_eq!(server.get("/sync/latest-version").await.ok(), "18");
     server.stop().await;
 }
 
@@ -834,11 +901,12 @@ async fn what_is_known_outlives_the_closing_of_the_store_but_not_its_history() {
 
 #[test]
 fn managers_with_base_urls_of_their_own_lose_nothing() {
-    check("two replicas", &["a", "b"]);
-    check("four replicas", &["a", "b", "c", "d"]);
+    check("two replicas", &["a", "b"], None);
+    check("four replicas", &["a", "b", "c", "d"], None);
+    check("one of three with a filter", &["a", "b", "c"], Some("e1"));
 }
 
 #[test]
 fn two_databases_under_one_name_lose_nothing() {
-    check("two under one name", &["a", "a", "b"]);
+    check("two under one name", &["a", "a", "b"], None);
 }

@@ -140,6 +140,33 @@ fn without(ranges: &[Range], others: &[Range]) -> Vec<Range> {
     left
 }
 
+/// Ranges in the order that they have, those that follow each other as one.
+fn in_order(ranges: Vec<Range>) -> Vec<Range> {
+    let mut joined: Vec<Range> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if *range.start() == *last.end() + 1 => *last = *last.start()..=*range.end(),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// What is behind so many versions.
+fn behind(ranges: Vec<Range>, mut count: u64) -> Vec<Range> {
+    let mut rest = Vec::new();
+    for range in ranges {
+        let len = range.end() - range.start() + 1;
+        let taken = count.min(len);
+        count -= taken;
+        if taken < len {
+            rest.push(range.start() + taken..=*range.end());
+        }
+    }
+    rest
+}
+
+/// What is in both.
 fn both(ranges: &[Range], others: &[Range]) -> Vec<Range> {
     without(ranges, &without(ranges, others))
 }
@@ -152,8 +179,34 @@ struct Known {
     /// have pushed then.
     sent: Vec<Range>,
     sent_before: Vec<Range>,
+    /// What it never takes, as it seems.
+    refused: Vec<Range>,
+    /// Its number at the last pull, and the answer, in its order, as long as it has not asked where to push from.
+    pulled_at: u64,
+    answer: Vec<Range>,
+    /// So many times it was sent something with no effect.
+    repeats: u32,
     /// The place in the store's history at the greatest of the versions.
     seen: Option<Cursor>,
+}
+
+impl Known {
+    /// Looks at what became of earlier answers. The replica has so many events now.
+    fn pulls_at(&mut self, number: u64) {
+        // It has not pushed since: so it stored as many as there are more, the first ones.
+        let stored = number.saturating_sub(self.pulled_at);
+        self.sent = without(&self.sent, &sorted(behind(std::mem::take(&mut self.answer), stored)));
+        let is_waiting = self.sent.len() + self.sent_before.len() > 0;
+        self.repeats = if is_waiting && number == self.pulled_at { self.repeats + 1 } else { 0 };
+        if number == self.held.len {
+            // It has nothing but what it pushed. A few times an answer may be lost; a filter never takes it.
+            let sent = [std::mem::take(&mut self.sent), std::mem::take(&mut self.sent_before)].concat();
+            if self.repeats > MOST_REPEATS {
+                self.refused = sorted([std::mem::take(&mut self.refused), sent].concat());
+            }
+        }
+        self.pulled_at = number;
+    }
 }
 
 /// A replica, as far as it is known.
@@ -167,6 +220,9 @@ pub(super) struct Replica {
     /// Not known: it has pulled.
     has_pulled: bool,
 }
+
+/// So often the same events are sent first, in their order. Then others come first.
+const MOST_REPEATS: u32 = 3;
 
 /// What a pull is answered with.
 #[derive(Debug, PartialEq, Eq)]
@@ -204,30 +260,31 @@ impl Replica {
             // The database was restored, or is another one.
             self.forget();
         }
-        let Some(known) = &mut self.known else {
+        if self.known.is_none() && number > 0 {
             // One that only pulls has the store's events in the store's order. Whoever writes pushes next, and is known then.
-            let is_first = !std::mem::replace(&mut self.has_pulled, true);
-            return match is_first && number > 0 {
-                true => Pull::Later,
-                false => Pull::Versions(from_to(number.saturating_add(1), head)),
+            return match std::mem::replace(&mut self.has_pulled, true) {
+                false => Pull::Later,
+                true => Pull::Versions(from_to(number.saturating_add(1), head)),
             };
-        };
-        if number == known.held.len {
-            // It has nothing but what it pushed.
-            (known.sent, known.sent_before) = (Vec::new(), Vec::new());
         }
+        let known = self.known.get_or_insert_default();
+        known.pulls_at(number);
         let lacking = without(&from_to(1, head), &known.held.versions());
-        known.sent = both(&lacking, &known.sent);
-        known.sent_before = both(&lacking, &known.sent_before);
-        let new = without(&lacking, &sorted([known.sent.as_slice(), &known.sent_before].concat()));
+        for sent in [&mut known.sent, &mut known.sent_before, &mut known.refused] {
+            *sent = both(&lacking, sent);
+        }
+        let sent = sorted([known.sent.as_slice(), &known.sent_before, &known.refused].concat());
+        let new = without(&lacking, &sent);
         // It may have stored the others all the same, and then takes nothing that comes behind them.
-        Pull::Versions([new.as_slice(), &known.sent_before].concat())
+        let refused = without(&known.refused, &known.sent_before);
+        Pull::Versions([new, known.sent_before.clone(), refused].concat())
     }
 
     /// These were sent as the answer.
     pub(super) fn is_sent(&mut self, versions: Vec<Range>) {
         if let Some(known) = &mut self.known {
-            let versions = sorted(versions);
+            known.answer = in_order(versions);
+            let versions = sorted(known.answer.clone());
             known.sent_before = without(&known.sent_before, &versions);
             known.sent = sorted([std::mem::take(&mut known.sent), versions].concat());
         }
@@ -241,7 +298,7 @@ impl Replica {
             return None;
         };
         known.sent_before = sorted([known.sent_before.as_slice(), &known.sent].concat());
-        known.sent.clear();
+        (known.sent, known.answer) = (Vec::new(), Vec::new());
         Some(known.held.len.saturating_sub(1)).filter(|number| *number > 0)
     }
 
@@ -279,7 +336,8 @@ impl Replica {
 
     fn len_bytes(&self) -> usize {
         let known = self.known.as_ref().map_or(0, |known| {
-            8 * known.held.runs.capacity() + 24 * (known.sent.capacity() + known.sent_before.capacity())
+            let ranges = [&known.sent, &known.sent_before, &known.refused, &known.answer].map(Vec::capacity);
+            8 * known.held.runs.capacity() + size_of::<Range>() * ranges.iter().sum::<usize>()
         });
         size_of::<Self>() + known
     }
@@ -419,16 +477,33 @@ mod tests {
         let mut replica = known(&[3, 4, 9]);
         assert_eq!(replica.latest(), Some(2));
         assert_eq!(versions(&mut replica, 3, 10), [1..=2, 5..=8, 10..=10]);
-        replica.is_sent(vec![5..=8, 1..=2]);
-        // It has stored some of it, and not been asked to push yet.
-        assert_eq!(versions(&mut replica, 5, 10), [10..=10]);
-        replica.is_sent(vec![10..=10]);
+        replica.is_sent(vec![5..=6, 7..=8, 1..=2]);
+        // It has stored the first of it, and not been asked to push yet.
+        assert_eq!(versions(&mut replica, 5, 10), [1..=2, 7..=8, 10..=10]);
+        replica.is_sent(vec![1..=2, 7..=8, 10..=10]);
         assert_eq!(replica.latest(), Some(2));
-        replica.learn(&[(3, 9), (4, 1), (5, 2)], newest());
+        replica.learn(&[(3, 9), (4, 5), (5, 6)], newest());
         // Of what was lost on the way it did not tell.
-        assert_eq!(versions(&mut replica, 6, 11), [11..=11, 5..=8, 10..=10]);
+        assert_eq!(versions(&mut replica, 6, 11), [11..=11, 1..=2, 7..=8, 10..=10]);
         // With nothing of its own, it has nothing that was not told.
-        assert_eq!(versions(&mut replica, 5, 11), [5..=8, 10..=11]);
+        assert_eq!(versions(&mut replica, 5, 11), [1..=2, 7..=8, 10..=11]);
+    }
+
+    #[test]
+    fn what_a_filter_never_takes_comes_last() {
+        for mut replica in [known(&[3]), Replica::default()] {
+            let (number, rest) = if replica.known.is_some() { (1, 4..=5) } else { (0, 2..=4) };
+            for _ in 0..=MOST_REPEATS {
+                assert_eq!(versions(&mut replica, number, 5)[0], 1..=if number == 1 { 2 } else { 5 });
+                replica.is_sent(vec![1..=1]);
+                replica.latest();
+            }
+            for _ in 0..9 {
+                let all = versions(&mut replica, number, 5);
+                assert_eq!(all.last(), Some(&(1..=1)), "{all:?}");
+                assert!(all.iter().any(|range| range.contains(rest.start())));
+            }
+        }
     }
 
     #[test]
@@ -440,7 +515,8 @@ mod tests {
         assert_eq!(versions(&mut replica, 9, 9), [] as [Range; 0]);
         let mut empty = Replica::default();
         assert_eq!(versions(&mut empty, 0, 9), [1..=9]);
-        assert_eq!(versions(&mut empty, u64::MAX, 9), [] as [Range; 0]);
+        let mut far = Replica { has_pulled: true, ..Replica::default() };
+        assert_eq!(versions(&mut far, u64::MAX, 9), [] as [Range; 0]);
     }
 
     #[test]
@@ -522,6 +598,18 @@ mod tests {
             long.push(5 + LONGEST - 1 + next);
         }
         assert_eq!(long.versions(), [5..=5 + LONGEST + 1]);
+    }
+
+    #[test]
+    fn answers_keep_their_order() {
+        let answer = in_order(vec![7..=7, 8..=9, 3..=3, 4..=4, 12..=12]);
+        assert_eq!(answer, [7..=9, 3..=4, 12..=12]);
+        let rest = |count| behind(answer.clone(), count);
+        assert_eq!(rest(0), answer);
+        assert_eq!(rest(2), [9..=9, 3..=4, 12..=12]);
+        assert_eq!(rest(3), [3..=4, 12..=12]);
+        assert_eq!(rest(5), [12..=12]);
+        assert_eq!(rest(u64::MAX), [] as [Range; 0]);
     }
 
     #[test]
