@@ -309,7 +309,14 @@ async fn learn(
     let cursor = served.store.cursor_at(ctx, Version::new(newest)).await?;
     let mut replica = ctx.run(app.replicas.lock(served, name)).await?;
     replica.check(served, ctx).await?;
-    replica.learn(numbered, cursor);
+    if !replica.learn(numbered, cursor) {
+        tracing::warn!(
+            store = served.name,
+            replica = name,
+            "a database of Go Sync Kit is not the one that had this name: two have it, or it was restored; it pushes \
+             all its events once more"
+        );
+    }
     Ok(())
 }
 

@@ -186,6 +186,9 @@ struct Known {
     answer: Vec<Range>,
     /// So many times it was sent something with no effect.
     repeats: u32,
+    /// It was asked for the newest event that is held, and has not pushed it: in so many syncs.
+    is_asked: bool,
+    silent: u32,
     /// The place in the store's history at the greatest of the versions.
     seen: Option<Cursor>,
 }
@@ -220,6 +223,9 @@ pub(super) struct Replica {
     /// Not known: it has pulled.
     has_pulled: bool,
 }
+
+/// So often a push may be lost. Then the event that was asked for is not there.
+const MOST_SILENT: u32 = 3;
 
 /// So often the same events are sent first, in their order. Then others come first.
 const MOST_REPEATS: u32 = 3;
@@ -293,34 +299,44 @@ impl Replica {
     /// Answers `latest-version`: the replica pushes what is above. It is asked for the newest event that is known of it once more,
     /// which shows whether its database is still the same one.
     pub(super) fn latest(&mut self) -> Option<u64> {
+        if let Some(known) = &mut self.known {
+            known.silent = if known.is_asked { known.silent + 1 } else { 0 };
+            if known.silent >= MOST_SILENT {
+                self.forget();
+            }
+        }
         let Some(known) = &mut self.known else {
             self.was_told = true;
             return None;
         };
+        known.is_asked = known.held.len > 0;
         known.sent_before = sorted([known.sent_before.as_slice(), &known.sent].concat());
         (known.sent, known.answer) = (Vec::new(), Vec::new());
         Some(known.held.len.saturating_sub(1)).filter(|number| *number > 0)
     }
 
     /// Learns from a push which versions stand at which numbers. Version 0 is an event that was refused. The cursor is at the
-    /// greatest of the versions.
-    pub(super) fn learn(&mut self, pushed: &[(u64, u64)], newest: Cursor) {
+    /// greatest of the versions. Tells whether the database may still be the one that was known.
+    pub(super) fn learn(&mut self, pushed: &[(u64, u64)], newest: Cursor) -> bool {
         let is_ascending = pushed.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let is_small = pushed.iter().all(|(number, version)| *number <= MOST && *version <= MOST);
         if pushed.is_empty() || !is_ascending || !is_small {
-            return;
+            return true;
         }
         if self.known.is_none() && !self.was_told {
             // The rest of a push whose beginning was forgotten.
-            return;
+            return true;
         }
         let known = self.known.get_or_insert_default();
         let (again, new) = pushed.split_at(pushed.partition_point(|(number, _)| *number <= known.held.len));
-        if !known.held.has(again) {
+        // The newest one passed the filter before, if there is one.
+        let is_missing = known.is_asked && again.is_empty();
+        if is_missing || !known.held.has(again) {
             // Another database has this name, or this one was restored and written to.
             self.forget();
-            return;
+            return false;
         }
+        known.is_asked = false;
         for (number, version) in new {
             // What a filter keeps back.
             known.held.skip_to(number - 1);
@@ -332,6 +348,7 @@ impl Replica {
         if known.held.runs.len() > MOST_RUNS {
             self.forget();
         }
+        true
     }
 
     fn len_bytes(&self) -> usize {
@@ -497,6 +514,9 @@ mod tests {
                 assert_eq!(versions(&mut replica, number, 5)[0], 1..=if number == 1 { 2 } else { 5 });
                 replica.is_sent(vec![1..=1]);
                 replica.latest();
+                if number == 1 {
+                    replica.learn(&[(1, 3)], newest());
+                }
             }
             for _ in 0..9 {
                 let all = versions(&mut replica, number, 5);
@@ -542,6 +562,32 @@ mod tests {
         let mut restored = known(&[3, 4, 9]);
         assert_eq!(restored.pull(2, 9), Pull::Later);
         assert_eq!(restored.latest(), None);
+    }
+
+    #[test]
+    fn a_database_without_the_newest_event_is_another_one() {
+        // What it has in its place is kept back by a filter.
+        let mut replica = known(&[3, 4, 9]);
+        assert_eq!(replica.latest(), Some(2));
+        assert!(!replica.learn(&[(4, 1)], newest()));
+        assert_eq!(replica.latest(), None);
+        // Nothing at all comes. A push may be lost now and then.
+        let mut replica = known(&[3, 4, 9]);
+        for _ in 0..9 {
+            for _ in 0..MOST_SILENT {
+                assert_eq!(replica.latest(), Some(2));
+            }
+            assert!(replica.learn(&[(3, 9)], newest()));
+        }
+        for _ in 0..MOST_SILENT {
+            assert_eq!(replica.latest(), Some(2));
+        }
+        assert_eq!(replica.latest(), None);
+        // The parts of a push follow each other.
+        let mut replica = known(&[3, 4, 9]);
+        assert_eq!(replica.latest(), Some(2));
+        assert!(replica.learn(&[(3, 9), (4, 1)], newest()) && replica.learn(&[(6, 2)], newest()));
+        assert_eq!(replica.latest(), Some(5));
     }
 
     #[test]
