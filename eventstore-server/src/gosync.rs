@@ -170,18 +170,8 @@ async fn push(
     let pushed = parse(received, |bytes| form::read_push(bytes)).await?;
     let first_wins = *base == Base::Shared { first_wins: true };
     let mut fates = Vec::with_capacity(pushed.len());
-    let mut failed = None;
     for part in pushed.chunks(MAX_BATCH_EVENTS) {
-        match store(served, &ctx, part, first_wins).await {
-            Ok(more) => fates.extend(more),
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
-        }
-    }
-    if let Some(error) = failed {
-        return Err(error.into());
+        fates.extend(store(served, &ctx, part, first_wins).await?);
     }
     if let Base::Replica(name) = base {
         let numbered = pushed.iter().zip(&fates);

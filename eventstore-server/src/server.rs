@@ -54,9 +54,9 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// Replicas of Go Sync Kit that the server remembers: 10,000. Of one more, the one that was not heard of for the longest time
     /// is forgotten: it pushes all its events once more, and nothing is lost.
-    pub replicas: usize,
+    pub kit_replicas: usize,
     /// Bytes of what it remembers of them: 64 MiB, of which an event of a replica takes 8 at most.
-    pub replica_bytes: usize,
+    pub kit_replica_bytes: usize,
 }
 
 impl Default for Limits {
@@ -71,8 +71,8 @@ impl Default for Limits {
             answer_pause: Duration::from_secs(60),
             head_wait: Duration::from_secs(15),
             heartbeat: Duration::from_secs(15),
-            replicas: 10_000,
-            replica_bytes: 64 << 20,
+            kit_replicas: 10_000,
+            kit_replica_bytes: 64 << 20,
         }
     }
 }
@@ -195,7 +195,7 @@ impl Server {
             body_room: room(self.limits.body_bytes),
             answer_room: room(self.limits.answer_bytes),
             backups: backup::Backups::default(),
-            replicas: Replicas::new(self.limits.replicas, self.limits.replica_bytes),
+            replicas: Replicas::new(self.limits.kit_replicas, self.limits.kit_replica_bytes),
             tasks: TaskTracker::new(),
         });
         app.clone().close_idle_stores();
