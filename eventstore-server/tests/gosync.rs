@@ -505,6 +505,14 @@ async fn bodies_are_bounded_in_bytes_and_in_events() {
     error(&server.request("POST", "/sync/push", &headers, b"[]").await, 400, "malformed");
     assert_eq!(server.get("/sync/latest-version").await.ok(), "0");
     server.stop().await;
+    let mut limits = Limits::default();
+    (limits.followers, limits.body_bytes, limits.body_wait) = (1, 1 << 20, Duration::from_millis(20));
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let following = server.stream("/sync/sse", &[]).await;
+    error(&server.get("/sync/replicas/one/sse").await, 429, "too_many");
+    error(&server.post("/sync/push", &" ".repeat(2 << 20)).await, 429, "too_many");
+    drop(following);
+    server.stop().await;
 }
 
 // Managers.

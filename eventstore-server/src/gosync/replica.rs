@@ -222,6 +222,8 @@ pub(super) struct Replica {
     was_told: bool,
     /// Not known: it has pulled.
     has_pulled: bool,
+    /// Not known: so often it was told to push everything, and pushed nothing.
+    silent: u32,
 }
 
 /// So often a push may be lost. Then the event that was asked for is not there.
@@ -241,7 +243,7 @@ pub(super) enum Pull {
 
 impl Replica {
     fn forget(&mut self) {
-        (self.known, self.was_told, self.has_pulled) = (None, false, false);
+        (self.known, self.was_told, self.has_pulled, self.silent) = (None, false, false, 0);
     }
 
     /// Forgets the versions if they are of another history: the store may have been closed, replaced and opened again.
@@ -265,6 +267,10 @@ impl Replica {
         if self.known.as_ref().is_some_and(|known| number < known.held.len) {
             // The database was restored, or is another one.
             self.forget();
+        }
+        if self.known.is_none() && self.silent >= MOST_SILENT && number <= MOST {
+            // A filter keeps back all that it has.
+            self.known.get_or_insert_default().held.skip_to(number);
         }
         if self.known.is_none() && number > 0 {
             // One that only pulls has the store's events in the store's order. Whoever writes pushes next, and is known then.
@@ -307,9 +313,11 @@ impl Replica {
         }
         let Some(known) = &mut self.known else {
             self.was_told = true;
+            self.silent = self.silent.saturating_add(1);
             return None;
         };
-        known.is_asked = known.held.len > 0;
+        // What a filter keeps back is not pushed.
+        known.is_asked = known.held.runs.last().is_some_and(|run| Held::run(*run).0 > 0);
         known.sent_before = sorted([known.sent_before.as_slice(), &known.sent].concat());
         (known.sent, known.answer) = (Vec::new(), Vec::new());
         Some(known.held.len.saturating_sub(1)).filter(|number| *number > 0)
@@ -524,6 +532,22 @@ mod tests {
                 assert!(all.iter().any(|range| range.contains(rest.start())));
             }
         }
+    }
+
+    #[test]
+    fn one_whose_filter_keeps_back_all_that_it_has_gets_everything() {
+        let mut replica = Replica::default();
+        assert_eq!(replica.pull(2, 2), Pull::Later);
+        for _ in 0..MOST_SILENT {
+            assert_eq!(replica.latest(), None);
+        }
+        assert_eq!(versions(&mut replica, 2, 2), [1..=2]);
+        replica.is_sent(vec![1..=2]);
+        for _ in 0..9 {
+            assert_eq!(replica.latest(), Some(1));
+        }
+        assert!(replica.learn(&[(3, 1), (4, 2)], newest()));
+        assert_eq!((replica.latest(), versions(&mut replica, 4, 3)), (Some(3), vec![3..=3]));
     }
 
     #[test]
