@@ -211,6 +211,22 @@ async fn scan_json(address: &str, latest: u64, time: Duration) -> f64 {
     events as f64 / began.elapsed().as_secs_f64()
 }
 
+/// Every event, as a client of Go Sync Kit gets them that begins at the first one.
+async fn catch_up(address: &str, latest: u64) -> f64 {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let began = Instant::now();
+    let request = format!("GET /sync/sse HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let last = format!("\"next_cursor\":{{\"kind\":\"integer\",\"data\":{latest}}}}}");
+    let mut bytes = Vec::with_capacity(1 << 20);
+    // Nothing comes behind the last frame but what HTTP has there.
+    while !bytes.windows(last.len()).any(|window| window == last.as_bytes()) {
+        assert!(stream.read_buf(&mut bytes).await.expect("read") > 0, "it ended");
+        bytes.drain(..bytes.len().saturating_sub(2 * last.len()));
+    }
+    latest as f64 / began.elapsed().as_secs_f64()
+}
+
 /// Look-ups by id, one after the other.
 async fn gets(store: &Store, ids: &[String], time: Duration) -> f64 {
     let (began, mut done) = (Instant::now(), 0_u64);
@@ -266,6 +282,7 @@ async fn run(size: Size, rounds: usize) {
         figures.add("scan by page", scan(&embedded, size.time).await, scan(&served, size.time).await);
         let latest = served.latest_version(&Context::background()).await.expect("read").get();
         figures.add("scan by page, JSON", f64::NAN, scan_json(server.address(), latest, size.time).await);
+        figures.add("stream for Go Sync Kit", f64::NAN, catch_up(server.address(), latest).await);
         figures.add("by id", gets(&embedded, &ids[0], size.time).await, gets(&served, &ids[1], size.time).await);
         followed.push(follow(&server, &served, size).await);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use bytes::{BufMut as _, BytesMut};
@@ -58,12 +58,49 @@ const PIECE: usize = 64 << 10;
 /// The binary logarithm of the memory that a compressed body may want for itself: 8 MiB, as browsers allow.
 const WINDOW_LOG: u32 = 23;
 
+/// How many bytes a body may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// As it is sent.
+    pub(crate) sent: usize,
+    /// When it is unpacked.
+    pub(crate) read: usize,
+}
+
+impl Sizes {
+    fn too_large(most: usize) -> Refused {
+        Problem::new(413, "too_large", format!("the body has more than {most} bytes; send smaller batches")).into()
+    }
+}
+
 /// Reads a body, as far as there is room for it, and as long as the request may take.
 pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body) -> Answer<Received> {
+    // One that is sent as it is meets the limit of what is read.
+    receive_within(Sizes { sent: usize::MAX, read: MAX_BODY }, app, ctx, headers, body).await
+}
+
+/// Reads a body of so many bytes at most.
+pub(crate) async fn receive_within(
+    sizes: Sizes,
+    app: &Arc<App>,
+    ctx: &Context,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer<Received> {
+    // What says that it is too large is not read.
+    if body.size_hint().lower() > sizes.sent as u64 {
+        return Err(Sizes::too_large(sizes.sent));
+    }
     let body = Body::new(TimeoutBody::new(app.limits.body_pause, body));
-    let body = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+    let mut left = sizes.sent;
+    let body = StreamReader::new(body.into_data_stream().map_err(io::Error::other).and_then(move |piece| {
+        let rest = left.checked_sub(piece.len()).ok_or(io::ErrorKind::FileTooLarge);
+        left = rest.unwrap_or_default();
+        std::future::ready(rest.map(|_| piece).map_err(io::Error::from))
+    }));
     let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
-    let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding {
+    let encoding = encoding.map(|encoding| encoding.trim().to_ascii_lowercase());
+    let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding.as_deref() {
         None | Some("identity") => Box::pin(body),
         Some("gzip") => {
             let mut decoder = GzipDecoder::new(body);
@@ -81,10 +118,10 @@ pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, 
             return Err(Problem::new(415, "unsupported_media_type", detail).into());
         }
     };
-    ctx.run(read_all(app, reader)).await?
+    ctx.run(read_all(app, reader, sizes)).await?
 }
 
-async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>) -> Answer<Received> {
+async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>, sizes: Sizes) -> Answer<Received> {
     let mut bytes = BytesMut::new();
     // Taken as the bytes come: a body that is slow holds no more than it has sent.
     let mut room = app.body_room.clone().try_acquire_many_owned(0).map_err(|_| stopping())?;
@@ -99,10 +136,15 @@ async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>) ->
         let free = room.num_permits() - bytes.len();
         bytes.reserve(free);
         let read = reader.read_buf(&mut (&mut bytes).limit(free)).await;
-        let read = read.map_err(|error| Problem::new(400, "malformed", format!("the body cannot be read: {error}")))?;
-        if bytes.len() > MAX_BODY {
-            let detail = format!("the body has more than {MAX_BODY} bytes; send smaller batches");
-            return Err(Problem::new(413, "too_large", detail).into());
+        let read = match read {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(Sizes::too_large(sizes.sent)),
+            Err(error) => {
+                return Err(Problem::new(400, "malformed", format!("the body cannot be read: {error}")).into());
+            }
+            Ok(read) => read,
+        };
+        if bytes.len() > sizes.read {
+            return Err(Sizes::too_large(sizes.read));
         }
         if read == 0 {
             return Ok(Received { bytes: bytes.freeze(), _room: room });

@@ -19,6 +19,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until};
 
 use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
+use crate::gosync::frames;
 use crate::read::check_since;
 use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
@@ -57,6 +58,7 @@ struct News {
     head: Version,
     lines: OnceLock<Bytes>,
     messages: OnceLock<Bytes>,
+    frames: OnceLock<Bytes>,
 }
 
 impl News {
@@ -64,6 +66,7 @@ impl News {
         let cell = match form {
             Stream::Lines => &self.lines,
             Stream::Messages => &self.messages,
+            Stream::Frames => &self.frames,
         };
         cell.get_or_init(|| form.write(&self.events)).clone()
     }
@@ -85,7 +88,8 @@ impl Tail {
     }
 
     fn tell(&self, head: Version, events: Vec<RecordedEvent>) {
-        let news = News { events, head, lines: OnceLock::new(), messages: OnceLock::new() };
+        let [lines, messages, frames] = [const { OnceLock::new() }; 3];
+        let news = News { events, head, lines, messages, frames };
         // Nobody may be there any more.
         let _ = self.news.send(Arc::new(news));
     }
@@ -143,13 +147,25 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
 
 /// The forms of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stream {
+pub(crate) enum Stream {
     Lines,
     Messages,
+    /// Messages with many events each, as Go Sync Kit reads them.
+    Frames,
 }
 
 impl Stream {
+    fn media_type(self) -> &'static str {
+        match self {
+            Stream::Lines => JSON_LINES,
+            Stream::Messages | Stream::Frames => EVENT_STREAM,
+        }
+    }
+
     fn write(self, events: &[RecordedEvent]) -> Bytes {
+        if self == Stream::Frames {
+            return frames(events).into();
+        }
         let mut out = Vec::with_capacity(events.iter().map(|event| event.event.len_bytes() + 200).sum());
         for recorded in events {
             // Texts and numbers: nothing in it can fail.
@@ -158,7 +174,7 @@ impl Stream {
             match self {
                 Stream::Lines => out.extend_from_slice(format!("{{\"event\":{json}}}\n").as_bytes()),
                 // The JSON of an event has no line ends.
-                Stream::Messages => {
+                Stream::Messages | Stream::Frames => {
                     out.extend_from_slice(format!("id: {version}\nevent: event\ndata: {json}\n\n").as_bytes());
                 }
             }
@@ -169,7 +185,7 @@ impl Stream {
     fn heartbeat(self, head: Version) -> Bytes {
         match self {
             Stream::Lines => format!("{{\"heartbeat\":{{\"head\":{head}}}}}\n").into(),
-            Stream::Messages => format!(": {head}\n\n").into(),
+            Stream::Messages | Stream::Frames => format!(": {head}\n\n").into(),
         }
     }
 
@@ -178,6 +194,8 @@ impl Stream {
         match self {
             Stream::Lines => format!("{{\"end\":{json}}}\n").into(),
             Stream::Messages => format!("event: end\ndata: {json}\n\n").into(),
+            // Its client would take it for events.
+            Stream::Frames => format!(": {json}\n\n").into(),
         }
     }
 }
@@ -207,17 +225,24 @@ pub(crate) async fn follow(
         let reason = format!("{} are too many for a stream: at most {MOST_TYPES}", options.types.len());
         return Err(Error::InvalidOption { option: "type".to_owned(), reason }.into());
     }
+    stream_of(app, served, ctx, options, form)
+}
+
+/// The answer with the events that these options select, and each new one.
+pub(crate) fn stream_of(
+    app: Arc<App>,
+    served: Arc<Served>,
+    ctx: Context,
+    options: LoadOptions,
+    form: Stream,
+) -> Answer {
     let counted = app.count(&served, Kind::Follower)?;
     let heartbeat = app.limits.heartbeat;
     let follower = Follower::new(app, served, counted, ctx, options, form, heartbeat);
     let pieces = futures_util::stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|piece| (Ok::<_, Infallible>(piece), follower))
     });
-    let media_type = match form {
-        Stream::Lines => JSON_LINES,
-        Stream::Messages => EVENT_STREAM,
-    };
-    let mut response = stream(media_type, Body::from_stream(pieces));
+    let mut response = stream(form.media_type(), Body::from_stream(pieces));
     // Some proxies collect answers otherwise.
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     Ok(response)

@@ -15,6 +15,7 @@ mod append;
 mod backup;
 mod description;
 mod follow;
+mod gosync;
 mod held;
 mod listen;
 mod page;

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, any, get, post};
 use eventstore::Store;
 use eventstore_api::Error;
 use eventstore_wire::{BINARY, EVENT_STREAM, JSON_LINES, Problem};
@@ -24,6 +24,7 @@ use tower_http::trace::TraceLayer;
 
 use crate::access::{Access, Tokens};
 use crate::answer::{Answer, Refused, problem, stopping, too_many};
+use crate::gosync::{self, Replicas};
 use crate::held::hold;
 use crate::stores::{Served, Source, Stores};
 use crate::{about, append, backup, follow, page, read, replicas, session, work};
@@ -51,6 +52,11 @@ pub struct Limits {
     pub head_wait: Duration,
     /// A heartbeat comes after this long without an event: 15 s.
     pub heartbeat: Duration,
+    /// Replicas of Go Sync Kit that the server remembers: 10,000. Of one more, the one that was not heard of for the longest time
+    /// is forgotten: it pushes all its events once more, and nothing is lost.
+    pub kit_replicas: usize,
+    /// Bytes of what it remembers of them: 64 MiB, of which an event of a replica takes 8 at most.
+    pub kit_replica_bytes: usize,
 }
 
 impl Default for Limits {
@@ -65,6 +71,8 @@ impl Default for Limits {
             answer_pause: Duration::from_secs(60),
             head_wait: Duration::from_secs(15),
             heartbeat: Duration::from_secs(15),
+            kit_replicas: 10_000,
+            kit_replica_bytes: 64 << 20,
         }
     }
 }
@@ -187,6 +195,7 @@ impl Server {
             body_room: room(self.limits.body_bytes),
             answer_room: room(self.limits.answer_bytes),
             backups: backup::Backups::default(),
+            replicas: Replicas::new(self.limits.kit_replicas, self.limits.kit_replica_bytes),
             tasks: TaskTracker::new(),
         });
         app.clone().close_idle_stores();
@@ -208,6 +217,7 @@ pub(crate) struct App {
     pub(crate) body_room: Arc<Semaphore>,
     pub(crate) answer_room: Arc<Semaphore>,
     pub(crate) backups: backup::Backups,
+    pub(crate) replicas: Replicas,
     /// What goes on behind an answer, and has to end before the stores are closed.
     pub(crate) tasks: TaskTracker,
 }
@@ -282,12 +292,16 @@ impl App {
 
 fn routes(app: Arc<App>) -> Router {
     let routes = match app.stores {
-        Source::One(_) => below("", resources()).route("/", get(about::store).put(about::create)),
-        Source::Many { .. } => below("/stores/{store}", resources().chain(resources_of_page()))
-            .route("/", get(about::server).put(about::name_one))
-            .route("/stores", get(about::stores))
-            .route("/stores/{store}", get(about::store).put(about::create))
-            .route("/stores/{store}/", get(about::store).put(about::create)),
+        Source::One(_) => {
+            below("", resources().chain(resources_of_go_sync_kit())).route("/", get(about::store).put(about::create))
+        }
+        Source::Many { .. } => {
+            below("/stores/{store}", resources().chain(resources_of_go_sync_kit()).chain(resources_of_page()))
+                .route("/", get(about::server).put(about::name_one))
+                .route("/stores", get(about::stores))
+                .route("/stores/{store}", get(about::store).put(about::create))
+                .route("/stores/{store}/", get(about::store).put(about::create))
+        }
     };
     let routes = routes
         .merge(below("", resources_of_server().chain(resources_of_page())))
@@ -326,6 +340,11 @@ fn resources() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
         ("push", post(replicas::push)),
     ]
     .into_iter()
+}
+
+/// What clients of Go Sync Kit find below their base URLs: its errors have a form of their own, whatever the path is.
+fn resources_of_go_sync_kit() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
+    ["sync", "sync/", "sync/{*path}"].into_iter().map(|path| (path, any(gosync::respond)))
 }
 
 /// Those of the whole server.
@@ -392,7 +411,11 @@ mod tests {
         let described = description["paths"].as_object().expect("paths").keys();
         let mut described: Vec<_> = described.map(|path| path.trim_start_matches('/').to_owned()).collect();
         let all = resources().chain(resources_of_server()).map(|(name, _)| name);
-        let mut there: Vec<_> = all.chain([""]).map(str::to_owned).collect();
+        let all = all.chain([""]).map(str::to_owned);
+        let of_go_sync_kit = gosync::RESOURCES.iter();
+        let of_go_sync_kit =
+            of_go_sync_kit.flat_map(|name| ["sync", "sync/replicas/{replica}"].map(|base| format!("{base}/{name}")));
+        let mut there: Vec<_> = all.chain(of_go_sync_kit).collect();
         described.sort_unstable();
         there.sort_unstable();
         assert_eq!(described, there);

@@ -94,7 +94,11 @@ fn too_many(most: usize) -> String {
 }
 
 /// A list of so many elements at most: of small ones that many more would take a lot of memory.
-struct AtMost<T, const MOST: usize>(Vec<T>);
+#[derive(Clone, Debug)]
+pub struct AtMost<T, const MOST: usize>(
+    /// The elements.
+    pub Vec<T>,
+);
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -22,7 +22,7 @@ pub use binary::Malformed;
 pub use forms::{
     AggregatesForm, Appended, BackupForm, DigestForm, Info, Latest, LineOfWork, PageForm, Pushed, RevisionForm,
 };
-pub use incoming::{Incoming, read_batches, read_events};
+pub use incoming::{AtMost, Incoming, read_batches, read_events};
 pub use page::{decode_batch, decode_batches, decode_page, encode_batch, encode_batches, encode_page};
 pub use problem::{ActualForm, Problem};
 pub use query::{Query, QueryWriter, aggregate_query, format_time, load_query, parse_duration};

@@ -1,0 +1,637 @@
+//! The JSON of Go Sync Kit, and which texts its clients cannot tell apart.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use eventstore_api::{Error, Event, RecordedEvent, Version};
+use eventstore_wire::{AtMost, Problem};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::answer::{Answer, Refused};
+
+/// Events of one push, at most.
+pub(super) const MOST_PUSHED: usize = 100_000;
+
+/// Go reads JSON that is nested 10,000 deep. Around the data of an event are up to four levels.
+const DEEPEST: usize = 10_000 - 4;
+
+/// Events of a frame of a stream, at most.
+const FRAME_EVENTS: usize = 100;
+
+/// A frame is closed when it has as many bytes.
+const FRAME_BYTES: usize = 4 << 20;
+
+/// The kit's client never gets past a line of 10 MiB. What is around an event has less than the difference.
+const LONGEST_FRAME: usize = (10 << 20) - 1024;
+
+/// An event as it was pushed.
+#[derive(Debug)]
+pub(super) struct Pushed {
+    /// Its number in the database of the replica, if it has one.
+    pub(super) number: Option<u64>,
+    /// What can be stored, or why it cannot be.
+    pub(super) event: Result<Event, Error>,
+    /// Its id, as it was sent.
+    pub(super) id: String,
+}
+
+fn malformed(detail: impl std::fmt::Display) -> Refused {
+    Problem::new(400, "malformed", detail.to_string()).into()
+}
+
+/// Text as Go reads it: what is not UTF-8 is replaced.
+fn text(body: &[u8]) -> Answer<Cow<'_, str>> {
+    if body.trim_ascii().is_empty() {
+        return Err(malformed("the body is empty; send JSON"));
+    }
+    Ok(String::from_utf8_lossy(body))
+}
+
+/// Reads the events of a push.
+pub(super) fn read_push(body: &[u8]) -> Answer<Vec<Pushed>> {
+    let text = text(body)?;
+    let not_events = |error| malformed(format!("the body is not an array of events: {error}"));
+    let all: Option<AtMost<&RawValue, MOST_PUSHED>> = serde_json::from_str(&text).map_err(not_events)?;
+    let all = all.map(|all| all.0).unwrap_or_default();
+    let read = |(index, element): (usize, &&RawValue)| {
+        pushed(element).map_err(|reason| malformed(format!("event {} of the body: {reason}", index + 1)))
+    };
+    all.iter().enumerate().map(read).collect()
+}
+
+fn pushed(element: &RawValue) -> Result<Pushed, String> {
+    let [event, version] = members(element, ["event", "version"])?;
+    let version: String = value("version", version)?;
+    let [id, event_type, aggregate_id, data, metadata] = match event {
+        Some(event) => members(event, ["id", "type", "aggregate_id", "data", "metadata"])?,
+        None => [None; 5],
+    };
+    let id: String = value("id", id)?;
+    let event_type: String = value("type", event_type)?;
+    let aggregate_id: String = value("aggregate_id", aggregate_id)?;
+    let data = data.map_or("null", RawValue::get);
+    // `{}` is what an event has that was stored without metadata, which the kit knows as `null`.
+    let metadata = match metadata.map_or("null", RawValue::get) {
+        "null" => "{}",
+        "{}" => "{ }",
+        object if object.starts_with('{') => object,
+        _ => return Err("metadata is no object".to_owned()),
+    };
+    for (name, json) in [("data", data), ("metadata", metadata)] {
+        if !is_readable(json) {
+            return Err(format!("{name} is nested deeper than {DEEPEST}, or has a number that no float64 holds"));
+        }
+    }
+    let event = Event::builder(stored_text(&event_type), stored_text(&aggregate_id))
+        .id(id.as_str())
+        .data(data.as_bytes().to_vec())
+        .metadata_json(metadata)
+        .build();
+    let number = version.parse().ok().filter(|number| *number > 0);
+    Ok(Pushed { number, event, id })
+}
+
+/// The members of an object with these names, in whatever case; of several the last one. `null` has none.
+fn members<'a, const N: usize>(
+    object: &'a RawValue,
+    names: [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], String> {
+    struct Members<const N: usize>([&'static str; N]);
+
+    impl<'de, const N: usize> Visitor<'de> for Members<N> {
+        type Value = [Option<&'de RawValue>; N];
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "an object with {}", self.0.join(", "))
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok([None; N])
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = [None; N];
+            while let Some(key) = map.next_key::<String>()? {
+                match self.0.iter().position(|name| name.eq_ignore_ascii_case(&key)) {
+                    Some(index) => found[index] = Some(map.next_value()?),
+                    None => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(found)
+        }
+    }
+
+    let mut deserializer = serde_json::Deserializer::from_str(object.get());
+    deserializer.deserialize_any(Members(names)).map_err(|error| error.to_string())
+}
+
+/// A member's value; what it is by default if it is absent or `null`.
+fn value<T: DeserializeOwned + Default>(name: &str, member: Option<&RawValue>) -> Result<T, String> {
+    let Some(member) = member else { return Ok(T::default()) };
+    let value: Option<T> = serde_json::from_str(member.get()).map_err(|error| format!("{name}: {error}"))?;
+    Ok(value.unwrap_or_default())
+}
+
+/// What stands for a text without characters, which no event of a store has.
+const NONE: &str = "(none)";
+
+fn is_none(text: &str) -> bool {
+    text.as_bytes().chunks(NONE.len()).all(|chunk| chunk == NONE.as_bytes())
+}
+
+/// A type or an aggregate id as it is stored: every text as itself, but one without characters, which becomes `(none)`, and
+/// those that would be told as another one by that.
+fn stored_text(text: &str) -> Cow<'_, str> {
+    if is_none(text) { format!("{text}{NONE}").into() } else { text.into() }
+}
+
+/// The text that was stored as this one.
+fn told_text(stored: &str) -> &str {
+    if is_none(stored) { stored.strip_prefix(NONE).unwrap_or(stored) } else { stored }
+}
+
+/// Whether Go reads this JSON: so deep, and with numbers that a float64 holds.
+fn is_readable(json: &str) -> bool {
+    let mut depth = 0;
+    let mut rest = json.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        match byte {
+            b'"' => rest = behind_string(rest),
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > DEEPEST {
+                    return false;
+                }
+            }
+            b']' | b'}' => depth -= 1,
+            b'-' | b'0'..=b'9' => {
+                let len = number_len(rest);
+                let number = &json[json.len() - rest.len() - 1..][..len + 1];
+                rest = &rest[len..];
+                let may_be_large = number.len() > 300 || number.contains(['e', 'E']);
+                if may_be_large && !number.parse::<f64>().is_ok_and(f64::is_finite) {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+/// What is behind the string whose first quote was read.
+fn behind_string(mut rest: &[u8]) -> &[u8] {
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        let len = if rest[at] == b'"' { 1 } else { 2 };
+        rest = rest.get(at + len..).unwrap_or_default();
+        if len == 1 {
+            break;
+        }
+    }
+    rest
+}
+
+/// How many of the next bytes belong to the number that has begun.
+fn number_len(rest: &[u8]) -> usize {
+    let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-');
+    rest.iter().position(|byte| !is_part(byte)).unwrap_or(rest.len())
+}
+
+/// Data or metadata as the kit gets it: JSON as it is, what Go does not read as an object with Base64.
+fn told_json(stored: &[u8]) -> Cow<'_, [u8]> {
+    if stored.is_empty() || stored == b"{}" {
+        return Cow::Borrowed(if stored.is_empty() { b"null" } else { stored });
+    }
+    let json = std::str::from_utf8(stored).ok();
+    match json.filter(|json| serde_json::from_str::<&RawValue>(json).is_ok() && is_readable(json)) {
+        Some(json) => Cow::Borrowed(json.as_bytes()),
+        None => Cow::Owned(format!("{{\"data_base64\":\"{}\"}}", BASE64.encode(stored)).into_bytes()),
+    }
+}
+
+/// Metadata as the kit gets them: those of an event that has none are `null`.
+fn told_metadata(metadata: &str) -> Cow<'_, [u8]> {
+    if metadata == "{}" { Cow::Borrowed(b"null") } else { told_json(metadata.as_bytes()) }
+}
+
+/// Writes an event with its version.
+pub(super) fn write_event(out: &mut Vec<u8>, recorded: &RecordedEvent) {
+    let event = &recorded.event;
+    out.extend_from_slice(b"{\"event\":{");
+    for (name, text) in
+        [("id", event.id()), ("type", told_text(event.event_type())), ("aggregate_id", told_text(event.aggregate_id()))]
+    {
+        write_name(out, name);
+        // A text: nothing in it can fail.
+        let _ = serde_json::to_writer(&mut *out, text);
+        out.push(b',');
+    }
+    write_name(out, "data");
+    out.extend_from_slice(&told_json(event.data()));
+    out.push(b',');
+    write_name(out, "metadata");
+    out.extend_from_slice(&told_metadata(event.metadata()));
+    out.extend_from_slice(format!("}},\"version\":\"{}\"}}", recorded.version).as_bytes());
+}
+
+fn write_name(out: &mut Vec<u8>, name: &str) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+/// A cursor as the kit writes it.
+pub(super) fn cursor(version: Version) -> String {
+    format!("{{\"kind\":\"integer\",\"data\":{version}}}")
+}
+
+/// Writes events as frames of a stream. One that the kit's client cannot take is named in a comment.
+pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut frame = Vec::new();
+    let (mut count, mut last) = (0, Version::ZERO);
+    for recorded in events {
+        let before = frame.len();
+        if count > 0 {
+            frame.push(b',');
+        }
+        write_event(&mut frame, recorded);
+        if frame.len() - before > LONGEST_FRAME {
+            frame.truncate(before);
+            close_frame(&mut out, &mut frame, &mut count, last);
+            let version = recorded.version;
+            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was left out of it");
+            out.extend_from_slice(format!(": version {version} is too large for a frame\n\n").as_bytes());
+            continue;
+        }
+        if count > 0 && frame.len() > FRAME_BYTES {
+            let event = frame.split_off(before + 1);
+            frame.truncate(before);
+            close_frame(&mut out, &mut frame, &mut count, last);
+            frame = event;
+        }
+        (count, last) = (count + 1, recorded.version);
+        if count == FRAME_EVENTS || frame.len() > FRAME_BYTES {
+            close_frame(&mut out, &mut frame, &mut count, last);
+        }
+    }
+    close_frame(&mut out, &mut frame, &mut count, last);
+    out
+}
+
+fn close_frame(out: &mut Vec<u8>, frame: &mut Vec<u8>, count: &mut usize, last: Version) {
+    if *count > 0 {
+        // Line ends in JSON stand between its tokens; here they would end the frame.
+        frame.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+        out.extend_from_slice(b"data: {\"events\":[");
+        out.append(frame);
+        out.extend_from_slice(format!("],\"next_cursor\":{}}}\n\n", cursor(last)).as_bytes());
+        *count = 0;
+    }
+}
+
+/// What a request for a page of the cursor's kind asks for: since when, and how many.
+pub(super) fn read_page_request(body: &[u8]) -> Answer<(Version, usize)> {
+    const LIMIT: usize = 200;
+    const MOST: i64 = 1000;
+    let text = text(body)?;
+    let request: &RawValue =
+        serde_json::from_str(&text).map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
+    let [since, limit] = members(request, ["since", "limit"]).map_err(malformed)?;
+    let limit: i64 = value("limit", limit).map_err(malformed)?;
+    let since = match since.filter(|since| since.get() != "null") {
+        Some(since) => read_cursor(since)?,
+        None => Version::ZERO,
+    };
+    let limit = usize::try_from(limit).ok().filter(|limit| (1..=MOST as usize).contains(limit));
+    Ok((since, limit.unwrap_or(LIMIT)))
+}
+
+/// Reads a cursor: `{"kind":"integer","data":7}`.
+pub(super) fn read_cursor(cursor: &RawValue) -> Answer<Version> {
+    let bad = |reason: String| malformed(format!("bad cursor: {reason}"));
+    let [kind, data] = members(cursor, ["kind", "data"]).map_err(bad)?;
+    let kind: String = value("kind", kind).map_err(bad)?;
+    match kind.as_str() {
+        "integer" => {
+            let data = data.ok_or_else(|| bad("its data are missing".to_owned()))?;
+            let version: u64 = value("data", Some(data)).map_err(bad)?;
+            Ok(Version::new(version))
+        }
+        // The beginning, whatever counts.
+        "vector" if data.is_some_and(|data| data.get() == "{}") => Ok(Version::ZERO),
+        "vector" => Err(bad("this store has cursors of the kind \"integer\", not \"vector\"".to_owned())),
+        other => Err(bad(format!("{other:?} is no kind of cursor; this store has \"integer\""))),
+    }
+}
+
+/// The version that a replica names as `since`.
+pub(super) fn read_version(text: &str) -> Answer<Version> {
+    let number: i64 = match text {
+        "" => 0,
+        text => text.parse().unwrap_or(-1),
+    };
+    let number = u64::try_from(number)
+        .map_err(|_| malformed(format!("invalid 'since' version: {text:?} is no number of 0 to {}", i64::MAX)))?;
+    Ok(Version::new(number))
+}
+
+/// Whether a client of the kit would hold both for the same event: it sorts the keys of objects, keeps numbers as float64, and
+/// writes all JSON anew.
+pub(super) fn is_same(stored: &Event, pushed: &Event) -> bool {
+    let same_json = |a: &[u8], b: &[u8]| a == b || canonical(a) == canonical(b);
+    // Of Go's maps, one that is empty and one that is not there are easily mistaken.
+    let metadata = |event: &Event| match told_metadata(event.metadata()).into_owned() {
+        null if null == b"null" => b"{}".to_vec(),
+        other => other,
+    };
+    stored == pushed
+        || (stored.id() == pushed.id()
+            && stored.event_type() == pushed.event_type()
+            && stored.aggregate_id() == pushed.aggregate_id()
+            && same_json(&told_json(stored.data()), &told_json(pushed.data()))
+            && same_json(&metadata(stored), &metadata(pushed)))
+}
+
+/// An array or object that is being read.
+enum Open {
+    Array(Sha256),
+    Object { members: Vec<(String, [u8; 32])>, key: Option<String> },
+}
+
+/// A hash of what Go reads of this JSON, which has to be valid. It does not recurse, and copies nothing twice, however deep the
+/// JSON is.
+fn canonical(json: &[u8]) -> [u8; 32] {
+    let hash = |kind: u8, content: &[u8]| -> [u8; 32] {
+        Sha256::new().chain_update([kind]).chain_update(content).finalize().into()
+    };
+    let mut open: Vec<Open> = Vec::new();
+    let mut rest = json;
+    while let Some((&byte, behind)) = rest.split_first() {
+        let here = rest;
+        rest = behind;
+        let read: [u8; 32] = match byte {
+            b'[' => {
+                open.push(Open::Array(Sha256::new().chain_update(b"a")));
+                continue;
+            }
+            b'{' => {
+                open.push(Open::Object { members: Vec::new(), key: None });
+                continue;
+            }
+            b']' | b'}' => match open.pop() {
+                Some(Open::Array(hash)) => hash.finalize().into(),
+                Some(Open::Object { members, .. }) => hash_object(members),
+                None => continue,
+            },
+            b'"' => {
+                rest = behind_string(behind);
+                let text = decode_string(&behind[..(behind.len() - rest.len()).saturating_sub(1)]);
+                match open.last_mut() {
+                    Some(Open::Object { key: key @ None, .. }) => {
+                        *key = Some(text);
+                        continue;
+                    }
+                    _ => hash(b's', text.as_bytes()),
+                }
+            }
+            b'-' | b'0'..=b'9' => {
+                let len = number_len(behind);
+                rest = &behind[len..];
+                let number = std::str::from_utf8(&here[..len + 1]).ok().and_then(|text| text.parse::<f64>().ok());
+                // Not two zeros.
+                hash(b'n', &(number.unwrap_or_default() + 0.0).to_bits().to_be_bytes())
+            }
+            b't' | b'f' | b'n' => {
+                rest = &behind[behind.iter().take_while(|byte| byte.is_ascii_alphabetic()).count()..];
+                hash(b'l', &[byte])
+            }
+            _ => continue,
+        };
+        match open.last_mut() {
+            Some(Open::Array(all)) => all.update(read),
+            Some(Open::Object { members, key }) => members.push((key.take().unwrap_or_default(), read)),
+            None => return read,
+        }
+    }
+    hash(b'?', json)
+}
+
+/// Sorted by the keys; of several members with one key the last.
+fn hash_object(mut members: Vec<(String, [u8; 32])>) -> [u8; 32] {
+    members.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut hash = Sha256::new().chain_update(b"o");
+    let mut members = members.into_iter().peekable();
+    while let Some((key, value)) = members.next() {
+        if members.peek().is_some_and(|(next, _)| *next == key) {
+            continue;
+        }
+        hash.update((key.len() as u64).to_be_bytes());
+        hash.update(&key);
+        hash.update(value);
+    }
+    hash.finalize().into()
+}
+
+/// The text between the quotes, where halves of characters become U+FFFD, as Go reads them.
+fn decode_string(json: &[u8]) -> String {
+    let mut units: Vec<u16> = Vec::new();
+    let mut text = String::new();
+    let mut rest = json;
+    let unit = |rest: &[u8]| {
+        let digits = rest.get(..4).and_then(|digits| std::str::from_utf8(digits).ok());
+        digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()).unwrap_or(0xFFFD)
+    };
+    loop {
+        // What is escaped by its number comes in halves, which belong together only side by side.
+        while let Some(behind) = rest.strip_prefix(b"\\u") {
+            units.push(unit(behind));
+            rest = behind.get(4..).unwrap_or_default();
+        }
+        text.extend(char::decode_utf16(units.drain(..)).map(|read| read.unwrap_or(char::REPLACEMENT_CHARACTER)));
+        let Some((&byte, behind)) = rest.split_first() else { return text };
+        if byte == b'\\' {
+            let (&escaped, behind) = behind.split_first().unwrap_or((&b'\\', &[]));
+            text.push(match escaped {
+                b'b' => '\u{8}',
+                b'f' => '\u{c}',
+                b'n' => '\n',
+                b'r' => '\r',
+                b't' => '\t',
+                other => char::from(other),
+            });
+            rest = behind;
+            continue;
+        }
+        let len = rest.iter().position(|byte| *byte == b'\\').unwrap_or(rest.len());
+        text.push_str(&String::from_utf8_lossy(&rest[..len]));
+        rest = &rest[len..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(event_type: &str, data: &str, metadata: &str) -> Event {
+        let builder = Event::builder(event_type, "a").id("e").data(data.to_owned());
+        builder.metadata_json(metadata).build().expect("valid")
+    }
+
+    fn same(a: &str, b: &str) -> bool {
+        let is_same = is_same(&event("T", a, "{}"), &event("T", b, "{}"));
+        assert_eq!(is_same, is_same_reversed(a, b), "{a} {b}");
+        is_same
+    }
+
+    fn is_same_reversed(a: &str, b: &str) -> bool {
+        is_same(&event("T", b, "{}"), &event("T", a, "{}"))
+    }
+
+    #[test]
+    fn what_go_writes_anew_is_the_same() {
+        for (a, b) in [
+            (r#"{"b":1, "a":[ 1,2 ]}"#, r#"{"a":[1,2],"b":1}"#),
+            ("9007199254740993", "9007199254740992"),
+            ("18446744073709551615", "18446744073709552000"),
+            ("1e3", "1000"),
+            ("-0.0", "0"),
+            ("0.10", "0.1"),
+            (r#""\u003cA\u003e \u0026""#, r#""<A> &""#),
+            (r#""\ud83d\ude00""#, "\"\u{1F600}\""),
+            (r#""\ud800x\udc00\ud800""#, "\"\u{FFFD}x\u{FFFD}\u{FFFD}\""),
+            (r#""\/\b\f\n\r\t\\\"""#, r#""/\u0008\u000c\u000a\u000d\u0009\u005c\u0022""#),
+            (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
+            (r#"{"\u0061":null}"#, r#"{"a":null}"#),
+            ("", "null"),
+            ("\u{0}\u{1}", r#"{"data_base64":"AAE="}"#),
+            ("1e400", r#"{"data_base64":"MWU0MDA="}"#),
+            (" [ ]\n", "[]"),
+        ] {
+            assert!(same(a, b), "{a} {b}");
+        }
+        let deep = |open: &str, close: &str, n| format!("{}1{}", open.repeat(n), close.repeat(n));
+        assert!(same(&deep("[", "]", 9000), &deep("[ ", " ]", 9000)));
+        assert!(same(&deep(r#"{"b":0,"a":"#, "}", 9000), &deep(r#"{"a":0,"b":0,"a":"#, "}", 9000)));
+    }
+
+    #[test]
+    fn what_go_tells_apart_is_not_the_same() {
+        let all = [
+            "null",
+            "true",
+            "false",
+            "0",
+            "1",
+            "\"\"",
+            "\"1\"",
+            "\"null\"",
+            "[]",
+            "[[]]",
+            "[null]",
+            "[1]",
+            "[1,2]",
+            "[2,1]",
+            "[[1],2]",
+            "[[1,2]]",
+            "{}",
+            "{\"a\":1}",
+            "{\"a\":\"1\"}",
+            "{\"b\":1}",
+            "{\"a\":1,\"b\":1}",
+            "{\"a\":{\"b\":1}}",
+            "{\"\":1}",
+            "[{}]",
+            "\"\\u0000\"",
+            "\"\u{FFFD}\"",
+            "1e-300",
+            "not JSON",
+            "[1",
+            "{\"a\":[]}",
+            "\"a\\\\\"",
+            "\"a\"",
+        ];
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate() {
+                assert_eq!(same(a, b), i == j, "{a} {b}");
+            }
+        }
+        assert!(!is_same(&event("T", "1", "{}"), &event("U", "1", "{}")));
+        assert!(!is_same(&event("T", "1", "{}"), &event("T", "1", r#"{"a":1}"#)));
+        assert!(is_same(&event("T", "1", "{}"), &event("T", "1", "{ }")));
+    }
+
+    #[test]
+    fn texts_without_characters_come_back() {
+        for text in ["", "(none)", "(none)(none)", "(none) ", "T", "(non", "(none)(non"] {
+            let stored = stored_text(text);
+            assert!(!stored.is_empty());
+            assert_eq!(told_text(&stored), text);
+        }
+        for stored in ["(none)", "(none)(none)", "T", "x(none)"] {
+            assert_eq!(stored_text(told_text(stored)), stored);
+        }
+    }
+
+    #[test]
+    fn json_that_go_does_not_read_is_told_apart() {
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        for json in ["1", "-0.0", "1e308", "1e-999", r#""1e400 [[[ \" \\""#, &nested(DEEPEST), r#"{"e":1}"#] {
+            assert!(is_readable(json), "{json}");
+            assert_eq!(&*told_json(json.as_bytes()), json.as_bytes());
+        }
+        for json in ["1e400", "[-1E+309]", &"9".repeat(400), &nested(DEEPEST + 1), r#"{"a":"\\","b":1e400}"#] {
+            assert!(!is_readable(json), "{json}");
+            assert!(told_json(json.as_bytes()).starts_with(b"{\"data_base64\":"));
+        }
+    }
+
+    fn recorded(version: u64, data: &str) -> RecordedEvent {
+        let event = Event::builder("T", "a").id(format!("e{version}")).data(data.to_owned()).build().expect("valid");
+        RecordedEvent::new(Version::new(version), 1.into(), std::time::SystemTime::UNIX_EPOCH, event)
+    }
+
+    /// The versions of each frame, and of each comment nothing.
+    fn versions(frames: &[u8]) -> Vec<Vec<u64>> {
+        let frames = std::str::from_utf8(frames).expect("text");
+        let read = |frame: &str| match frame.strip_prefix("data: ") {
+            Some(json) => {
+                assert!(!json.contains(['\n', '\r']) && json.len() < 10 << 20);
+                let frame: serde_json::Value = serde_json::from_str(json).expect("JSON");
+                let events = frame["events"].as_array().expect("events").iter();
+                let versions: Vec<u64> =
+                    events.map(|event| event["version"].as_str().expect("text").parse().expect("a number")).collect();
+                assert_eq!(frame["next_cursor"]["data"], *versions.last().expect("one"));
+                versions
+            }
+            None => {
+                assert!(frame.starts_with(": "), "{frame}");
+                Vec::new()
+            }
+        };
+        frames.split_terminator("\n\n").map(read).collect()
+    }
+
+    #[test]
+    fn frames_are_small_and_have_every_event_that_fits_a_line() {
+        let some: Vec<_> = (1..=250).map(|version| recorded(version, "[1,\n\r2]")).collect();
+        let lens: Vec<_> = versions(&frames(&some)).iter().map(Vec::len).collect();
+        assert_eq!(lens, [100, 100, 50]);
+        let text = |len: usize| format!("\"{}\"", "x".repeat(len));
+        let large = [
+            recorded(1, "1"),
+            recorded(2, &text(3 << 20)),
+            recorded(3, &text(3 << 20)),
+            recorded(4, &text(9 << 20)),
+            recorded(5, "1"),
+            recorded(6, &text(11 << 20)),
+            recorded(7, "1"),
+        ];
+        assert_eq!(versions(&frames(&large)), [vec![1, 2], vec![3], vec![4], vec![5], vec![], vec![7]]);
+        assert!(frames(&[]).is_empty());
+    }
+}
