@@ -11,17 +11,19 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
 
+mod process;
+
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use eventstore::backend::{Batch, Context, Event, EventStore, LoadOptions, PageSize, Version};
+use eventstore::backend::{Batch, Context, EventStore, LoadOptions, PageSize, Version};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+use process::{Server, event, raise_descriptors};
 
 type Store = Arc<dyn EventStore>;
 
@@ -52,71 +54,6 @@ struct Size {
     /// Of each measurement.
     time: Duration,
     followers: usize,
-}
-
-/// Ten thousand connections need as many descriptors, on each side. A child inherits the limit.
-#[allow(unsafe_code, reason = "the standard library cannot change a limit")]
-fn raise_descriptors() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only use the structure that they are given.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
-}
-
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Server {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_eventstore"))
-            .args(["--store", &format!("lmdb:{}", directory.display()), "serve", "--listen", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("a line");
-        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
-        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, url }
-    }
-
-    fn address(&self) -> &str {
-        self.url.trim_start_matches("http://")
-    }
-
-    /// Resident memory in KiB.
-    fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line");
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn event() -> Event {
-    static NUMBERS: AtomicU64 = AtomicU64::new(0);
-    let mut state = NUMBERS.fetch_add(1, Ordering::Relaxed);
-    let aggregate = state % 10_000;
-    // Bytes that do not compress.
-    let data: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    })
-    .take(300)
-    .collect();
-    Event::builder("OrderPlaced", format!("order-{aggregate}")).data(data).build().expect("valid")
 }
 
 async fn fill(store: &Store, events: u64) -> Vec<String> {
@@ -331,7 +268,7 @@ struct Followed {
 async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
     let writer = served.clone();
     let without = rate(size.time, 1, move || append(writer.clone(), 1)).await;
-    let before = server.memory();
+    let before = server.memory_kib();
     let latest = served.latest_version(&Context::background()).await.expect("read");
     let (mut tasks, last) = (Vec::with_capacity(size.followers), Arc::new(AtomicU64::new(u64::MAX)));
     for _ in 0..size.followers {
@@ -346,7 +283,7 @@ async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
     last.store(served.latest_version(&Context::background()).await.expect("read").get() + 1, Ordering::SeqCst);
     let began = Instant::now();
     append(served.clone(), 1).await;
-    let memory = server.memory();
+    let memory = server.memory_kib();
     for task in tasks {
         tokio::time::timeout(Duration::from_secs(60), task).await.expect("woken").expect("no panic");
     }

@@ -10,13 +10,15 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
 
-use std::io::{BufRead as _, BufReader};
+mod process;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use eventstore::{CancellationToken, Cursor, Event, Store};
+use eventstore::{CancellationToken, Cursor, Store};
 use synckit::{Notice, Options, Replica, SyncOptions};
+
+use process::{Server, event, memory_kib, raise_descriptors};
 
 fn main() {
     if !Path::new("/proc/self/status").exists() {
@@ -32,6 +34,7 @@ fn main() {
         true => Size { events: 5_000, pending: 200, appends: 50, replicas: 5, seconds: 1 },
         false => Size { events: 1_000_000, pending: 10_000, appends: 2_000, replicas: 1_000, seconds: 20 },
     };
+    raise_descriptors();
     tokio::runtime::Runtime::new().expect("a runtime").block_on(run(size, rounds));
 }
 
@@ -49,66 +52,8 @@ struct Size {
     seconds: u64,
 }
 
-/// `eventstore serve`, which is killed at the end.
-struct Hub {
-    child: Child,
-    url: String,
-}
-
-impl Hub {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_eventstore"))
-            .args(["--store", &format!("lmdb:{}", directory.display()), "serve", "--listen", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("a line");
-        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
-        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Hub { child, url }
-    }
-
-    async fn store(&self) -> Store {
-        eventstore::open(&self.url).await.expect("served")
-    }
-
-    /// Anonymous memory in MB.
-    fn memory(&self) -> u64 {
-        memory(&self.child.id().to_string())
-    }
-
-    /// The time that its threads were on a processor.
-    fn processor_time(&self) -> Duration {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        let fields: Vec<_> = text.rsplit(')').next().expect("a name").split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().expect("ticks") + fields[12].parse::<u64>().expect("ticks");
-        Duration::from_millis(ticks * 10)
-    }
-}
-
-impl Drop for Hub {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn memory(process: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line");
-    line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") / 1_000
-}
-
-fn event(number: u64, aggregate: u64) -> Event {
-    let mut state = number ^ 0x9e37_79b9_7f4a_7c15;
-    let data: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    })
-    .take(300)
-    .collect();
-    Event::builder("OrderPlaced", format!("order-{aggregate}")).data(data).build().expect("valid")
+async fn served(hub: &Server) -> Store {
+    eventstore::open(&hub.url).await.expect("served")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -131,13 +76,13 @@ async fn run(size: Size, rounds: usize) {
 
 /// A new replica of a large hub.
 async fn initial(directory: &Path, size: Size, rounds: usize) {
-    let hub = Hub::start(&directory.join("large"));
-    let store = hub.store().await;
-    for number in 0..size.events / 1_000 {
-        let batch: Vec<_> = (0..1_000).map(|at| event(number * 1_000 + at, at)).collect();
+    let hub = Server::start(&directory.join("large"));
+    let store = served(&hub).await;
+    for _ in 0..size.events / 1_000 {
+        let batch: Vec<_> = (0..1_000).map(|_| event()).collect();
         store.append(batch).await.expect("stored");
     }
-    let (before, mut most) = (memory("self"), 0);
+    let (before, mut most) = (memory_kib("self"), 0);
     let mut rates = Vec::new();
     for round in 0..rounds {
         let replica = replica(directory, &format!("initial-{round}"), &hub.url).await;
@@ -147,7 +92,7 @@ async fn initial(directory: &Path, size: Size, rounds: usize) {
         let report = loop {
             tokio::select! {
                 report = &mut syncing => break report.expect("synced"),
-                () = tokio::time::sleep(Duration::from_millis(50)) => most = most.max(memory("self").saturating_sub(before)),
+                () = tokio::time::sleep(Duration::from_millis(50)) => most = most.max(memory_kib("self").saturating_sub(before)),
             }
         };
         rates.push(size.events as f64 / began.elapsed().as_secs_f64());
@@ -156,25 +101,26 @@ async fn initial(directory: &Path, size: Size, rounds: usize) {
         replica.close().await.expect("closed");
     }
     println!(
-        "initial sync of {} events: {:.0} events/s; memory at most: replica {most} MB, hub {} MB",
+        "initial sync of {} events: {:.0} events/s; memory at most: replica {} MB, hub {} MB",
         size.events,
         median(rates),
-        hub.memory()
+        most / 1_000,
+        hub.memory_kib() / 1_000
     );
 }
 
 /// Many batches that are pending.
 async fn pushing(directory: &Path, size: Size, rounds: usize) {
-    let hub = Hub::start(&directory.join("pushing"));
+    let hub = Server::start(&directory.join("pushing"));
     let mut rates = Vec::new();
     for round in 0..rounds as u64 {
         let replica = replica(directory, &format!("pushing-{round}"), &hub.url).await;
         replica.sync_once(&SyncOptions::new()).await.expect("synced");
         let appends: Vec<_> = (0..size.pending)
-            .map(|number| {
+            .map(|_| {
                 let replica = replica.clone();
                 tokio::spawn(async move {
-                    let pair = [event(number * 2, number % 1_000), event(number * 2 + 1, number % 1_000)];
+                    let pair = [event(), event()];
                     replica.append(pair).await.expect("appended");
                 })
             })
@@ -197,15 +143,15 @@ async fn appending(directory: &Path, size: Size, rounds: usize) {
     let nobody = eventstore::open("memory:").await.expect("memory");
     let replica = Options::new(directory.join("appending")).hub_store(nobody).open().await.expect("a replica");
     let (mut on_plain, mut on_replica) = (Vec::new(), Vec::new());
-    for round in 0..2 * rounds as u64 {
+    for _ in 0..2 * rounds {
         let began = Instant::now();
-        for number in 0..size.appends {
-            plain.append(event(round * size.appends + number, number % 100)).await.expect("appended");
+        for _ in 0..size.appends {
+            plain.append(event()).await.expect("appended");
         }
         on_plain.push(began.elapsed().as_secs_f64() / size.appends as f64);
         let began = Instant::now();
-        for number in 0..size.appends {
-            replica.append(event(round * size.appends + number, number % 100)).await.expect("appended");
+        for _ in 0..size.appends {
+            replica.append(event()).await.expect("appended");
         }
         on_replica.push(began.elapsed().as_secs_f64() / size.appends as f64);
     }
@@ -215,7 +161,7 @@ async fn appending(directory: &Path, size: Size, rounds: usize) {
 
 /// How long it takes from an append to its confirmation, on a live replica.
 async fn confirming(directory: &Path, size: Size, rounds: usize) {
-    let hub = Hub::start(&directory.join("confirming"));
+    let hub = Server::start(&directory.join("confirming"));
     let replica = replica(directory, "confirming-replica", &hub.url).await;
     let stop = CancellationToken::new();
     let running = tokio::spawn({
@@ -224,9 +170,9 @@ async fn confirming(directory: &Path, size: Size, rounds: usize) {
     });
     let mut notices = replica.subscribe(Cursor::START);
     let mut times = Vec::new();
-    for number in 0..size.appends.min(1_000) * rounds as u64 {
+    for _ in 0..size.appends.min(1_000) * rounds as u64 {
         let began = Instant::now();
-        replica.append(event(number, number % 100)).await.expect("appended");
+        replica.append(event()).await.expect("appended");
         while !matches!(notices.next().await.expect("a notice"), Notice::Confirmed { .. }) {}
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
@@ -237,7 +183,7 @@ async fn confirming(directory: &Path, size: Size, rounds: usize) {
 
 /// Many live replicas, each of which appends an event a second.
 async fn many(directory: &Path, size: Size) {
-    let hub = Hub::start(&directory.join("many-hub"));
+    let hub = Server::start(&directory.join("many-hub"));
     let stop = CancellationToken::new();
     let mut tasks = Vec::new();
     let mut replicas = Vec::new();
@@ -249,10 +195,10 @@ async fn many(directory: &Path, size: Size) {
     }
     let (began, before) = (Instant::now(), hub.processor_time());
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
-    for second in 0..size.seconds {
+    for _ in 0..size.seconds {
         ticks.tick().await;
-        for (number, replica) in (0..).zip(&replicas) {
-            replica.append(event(second * size.replicas + number, number)).await.expect("appended");
+        for replica in &replicas {
+            replica.append(event()).await.expect("appended");
         }
     }
     let total = size.seconds * size.replicas;
@@ -266,7 +212,7 @@ async fn many(directory: &Path, size: Size) {
     for task in tasks {
         task.await.expect("it ends").expect("well");
     }
-    let cursor = hub.store().await.cursor().await.expect("a cursor");
+    let cursor = served(&hub).await.cursor().await.expect("a cursor");
     for replica in &replicas {
         assert_eq!(replica.cursor().await.expect("a cursor"), cursor);
     }
