@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventstore::{Aggregate, Store};
-use eventstore_api::{Batch, Cursor, Error as StoreError, Event, Expected, Version};
+use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, lock};
@@ -259,6 +259,8 @@ pub struct ReplicaStatus {
     pub confirmed: Version,
     /// The place there.
     pub cursor: Cursor,
+    /// The digest of the events up to there: the hub has the same at this version.
+    pub digest: Digest,
     /// How many own batches are to be confirmed, those that wait for a decision included.
     pub pending: usize,
     /// How many of them wait for a decision.
@@ -344,9 +346,15 @@ impl Replica {
     ///
     /// What the files say.
     pub async fn cursor(&self) -> Result<Cursor> {
+        let (version, digest) = self.shown().await?;
+        Ok(Cursor::new(version, digest))
+    }
+
+    /// The last confirmed version that is shown, and the digest up to there.
+    async fn shown(&self) -> Result<(Version, Digest)> {
         let published = self.shared.state.machine().published();
-        let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), published).await?;
-        Ok(Cursor::new(published, digest))
+        let digest = self.shared.state.confirmed().digest(&Context::background(), published).await?;
+        Ok((published, digest))
     }
 
     /// The own batches that are not confirmed, in their order; the rejected ones are not among them.
@@ -383,7 +391,7 @@ impl Replica {
     ///
     /// What the files say.
     pub async fn status(&self) -> Result<ReplicaStatus> {
-        let cursor = self.cursor().await?;
+        let (confirmed, digest) = self.shown().await?;
         let (review, generation) = {
             let machine = self.shared.state.machine();
             (machine.review(), machine.generation())
@@ -392,8 +400,9 @@ impl Replica {
         let read_only = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).read_only;
         Ok(ReplicaStatus {
             hub: self.shared.hub.to_string(),
-            confirmed: cursor.version(),
-            cursor,
+            confirmed,
+            cursor: Cursor::new(confirmed, digest),
+            digest,
             pending: count(|status| !matches!(status, Status::Rejected(_))),
             waiting: count(|status| matches!(status, Status::Waiting(_))),
             rejected: count(|status| matches!(status, Status::Rejected(_))),

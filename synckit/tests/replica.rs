@@ -491,7 +491,8 @@ async fn many_batches_are_pushed_with_their_boundaries_and_the_journal_is_compac
         .collect();
     assert_eq!(journals, ["journal-2"]);
     let a = hub.replica("a").await;
-    assert_eq!(a.status().await.expect("a status").pending, 0);
+    let status = a.status().await.expect("a status");
+    assert_eq!((status.pending, status.digest), (0, hub.store.digest().await.expect("a digest")));
     assert_eq!(a.load().await.expect("a load").entries.len(), 3_000);
 }
 
