@@ -81,7 +81,7 @@ for package in synckit-eventstore synckit-eventstore-cli benches; do
     own=()
     case $package in
     synckit-eventstore) own=(http) ;;
-    synckit-eventstore-cli) own=(http serve) ;;
+    synckit-eventstore-cli) own=(http serve sync) ;;
     esac
     for feature in "${alone[@]}" ${own[@]+"${own[@]}"}; do
         echo "$package: features: [$feature]"
@@ -152,8 +152,9 @@ else
     echo "left out"
 fi
 
-step "the tour"
+step "the tours"
 cargo run --quiet -- demo
+cargo run --quiet -- demo sync
 
 step "all of it passed"
 if [ ${#left_out[@]} -gt 0 ]; then printf 'but %s\n' "${left_out[@]}"; fi

@@ -49,7 +49,11 @@ A store belongs to one process at a time. If a program has it open, let it serve
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a guided tour in a temporary directory, which is deleted at the end
-    Demo,
+    Demo {
+        /// What it shows
+        #[arg(value_enum, default_value_t = Tour::Store)]
+        tour: Tour,
+    },
     /// Append events from JSON lines, and print the version and revision of each one once it is durable
     #[command(after_help = APPEND)]
     Append(AppendArgs),
@@ -127,6 +131,16 @@ pub(crate) enum Command {
     /// Rebuild the index and damaged log footers from the log, and accept a log that has lost its end. Files that are
     /// replaced are moved aside
     Repair,
+}
+
+/// What a tour shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tour {
+    /// A store: appends, loads, conditions, retries, a subscription
+    Store,
+    /// A hub and two replicas, of which one goes offline: a conflict, its resolution, and equal digests at the end
+    #[cfg(feature = "sync")]
+    Sync,
 }
 
 const COPY: &str = "\

@@ -6,6 +6,8 @@ mod backup;
 mod bench;
 mod copy;
 mod demo;
+#[cfg(feature = "sync")]
+mod demo_sync;
 mod digest;
 mod gc;
 mod get;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 
 use eventstore::backend::{CancellationToken, Context, Error, EventStore};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Tour};
 use crate::failure::{Failure, tell};
 use crate::interrupt;
 use crate::progress::Work;
@@ -51,7 +53,9 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     interrupt::listen()?;
     let url = cli.store.as_str();
     match cli.command {
-        Command::Demo => demo::run().await,
+        Command::Demo { tour: Tour::Store } => demo::run().await,
+        #[cfg(feature = "sync")]
+        Command::Demo { tour: Tour::Sync } => demo_sync::run().await,
         Command::Append(args) => append::run(url, &args).await,
         Command::Import(args) => import::run(url, &args).await,
         Command::Load(args) => load::run(url, args).await,
