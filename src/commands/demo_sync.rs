@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use eventstore::{Aggregate, CancellationToken, Error, Event, Store, Version};
+use eventstore::{Aggregate, Error, Event, Store, Version};
 use serde::{Deserialize, Serialize};
 use synckit::{Answer, Conflict, DecideError, Entry, Options, Replica, Resolution, Resolver, SyncOptions, SyncReport};
 
@@ -123,7 +123,7 @@ impl Resolver for DecideOnStock {
 #[cfg(feature = "serve")]
 struct Line {
     url: String,
-    stop: CancellationToken,
+    stop: eventstore::CancellationToken,
     serving: tokio::task::JoinHandle<Result<(), eventstore_server::ListenError>>,
 }
 
@@ -134,7 +134,7 @@ impl Line {
         use eventstore_server::{Address, Listener, Server, serve};
         let address = Address::Tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
         let listener = Listener::bind(&address).await.map_err(|error| Failure::refused(error.to_string()))?;
-        let (url, stop) = (listener.url(), CancellationToken::new());
+        let (url, stop) = (listener.url(), eventstore::CancellationToken::new());
         let serving = tokio::spawn(serve(Server::new(store).only_this_machine(), listener, stop.clone()));
         Ok(Line { url, stop, serving })
     }
@@ -208,7 +208,7 @@ async fn tour(engine: &str, directory: &Path, hub: Store) -> Result<(), Failure>
     let phone_line = line.beside().await?;
     let device = |name: &str, line: &Line| line.hub_of(Options::new(directory.join(name)).engine(engine)).open();
 
-    tour.title("A hub, which is a store that is served, and two replicas of it, each a directory.")?;
+    tour.title("A hub, which is a store like any other, and two replicas of it, each a directory.")?;
     tour.result(format!("the hub is {}", line.name()))?;
     tour.call("let laptop = synckit::Options::new(\"laptop\").hub(address).open().await?;")?;
     let laptop = device("laptop", &line).await.map_err(failure)?;
