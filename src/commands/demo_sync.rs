@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use eventstore::{Aggregate, Error, Event, Store, Version};
+use eventstore::{Aggregate, CancellationToken, Error, Event, Store, Version};
 use serde::{Deserialize, Serialize};
 use synckit::{Answer, Conflict, DecideError, Entry, Options, Replica, Resolution, Resolver, SyncOptions, SyncReport};
 
@@ -34,10 +34,15 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
     let interrupted = interrupt::token_of_work();
     let url = format!("{engine}:{}", directory.path().join("hub").display());
     let ending = super::with_store(&url, async |store| {
-        let hub = Store::from(store.clone());
-        tokio::select! {
-            done = tour(engine, directory.path(), hub) => done.map(|()| Ending::Finished),
-            () = interrupted.cancelled() => Ok(Ending::Interrupted),
+        let mut tour = Tour::new(interrupted.clone());
+        let done = tour.run(engine, directory.path(), Store::from(store.clone())).await;
+        // Also what a failure left open.
+        for replica in &tour.opened {
+            replica.close().await.map_err(failure)?;
+        }
+        match done {
+            Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
+            done => done.map(|()| Ending::Finished),
         }
     })
     .await?;
@@ -123,7 +128,7 @@ impl Resolver for DecideOnStock {
 #[cfg(feature = "serve")]
 struct Line {
     url: String,
-    stop: eventstore::CancellationToken,
+    stop: CancellationToken,
     serving: tokio::task::JoinHandle<Result<(), eventstore_server::ListenError>>,
 }
 
@@ -134,7 +139,7 @@ impl Line {
         use eventstore_server::{Address, Listener, Server, serve};
         let address = Address::Tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
         let listener = Listener::bind(&address).await.map_err(|error| Failure::refused(error.to_string()))?;
-        let (url, stop) = (listener.url(), eventstore::CancellationToken::new());
+        let (url, stop) = (listener.url(), CancellationToken::new());
         let serving = tokio::spawn(serve(Server::new(store).only_this_machine(), listener, stop.clone()));
         Ok(Line { url, stop, serving })
     }
@@ -197,102 +202,115 @@ struct Write {
 
 struct Tour {
     output: Output,
+    stop: CancellationToken,
     step: u32,
     writes: Vec<Write>,
-}
-
-async fn tour(engine: &str, directory: &Path, hub: Store) -> Result<(), Failure> {
-    let mut tour = Tour { output: Output::of_printing(), step: 0, writes: Vec::new() };
-    tour.output.text("A tour of replicas: a market stall sells with a laptop and a phone, online and offline")?;
-    let line = Line::to(hub.clone()).await?;
-    let phone_line = line.beside().await?;
-    let device = |name: &str, line: &Line| line.hub_of(Options::new(directory.join(name)).engine(engine)).open();
-
-    tour.title("A hub, which is a store like any other, and two replicas of it, each a directory.")?;
-    tour.result(format!("the hub is {}", line.name()))?;
-    tour.call("let laptop = synckit::Options::new(\"laptop\").hub(address).open().await?;")?;
-    let laptop = device("laptop", &line).await.map_err(failure)?;
-    let phone = device("phone", &phone_line).await.map_err(failure)?;
-
-    tour.title("The laptop takes in goods, and both sync: what the hub has is confirmed.")?;
-    tour.call("laptop.decide::<Stock>(\"apples\", |stock| stock.receive(10)).await?")?;
-    tour.write("laptop", &laptop, "apples", |stock| stock.receive(10)).await?;
-    tour.write("laptop", &laptop, "pears", |stock| stock.receive(5)).await?;
-    tour.call("laptop.sync_once(&options).await?; phone.sync_once(&options).await?")?;
-    tour.sync("laptop", &laptop, &SyncOptions::new()).await?;
-    tour.sync("phone", &phone, &SyncOptions::new()).await?;
-
-    tour.title("The phone goes offline, and sells all the same: a sale is on its disk when the call returns.")?;
-    phone_line.cut().await?;
-    tour.call("phone.decide::<Stock>(\"apples\", |stock| stock.sell(6)).await?")?;
-    tour.write("phone", &phone, "apples", |stock| stock.sell(6)).await?;
-    tour.write("phone", &phone, "pears", |stock| stock.sell(3)).await?;
-    tour.write("phone", &phone, "plums", |stock| stock.receive(7)).await?;
-    if cfg!(feature = "serve") {
-        tour.call("phone.sync_once(&options).await")?;
-        match phone.sync_once(&SyncOptions::new()).await {
-            Err(error) if error.is_offline() => tour.result("offline: the hub cannot be reached; all three wait")?,
-            Err(error) => return Err(failure(error)),
-            Ok(_) => return Err(Failure::wrong_result("a hub is reached that is not there")),
-        }
-    }
-
-    tour.title("The laptop does not know of that. It sells too, and syncs.")?;
-    tour.write("laptop", &laptop, "apples", |stock| stock.sell(5)).await?;
-    tour.write("laptop", &laptop, "pears", |stock| stock.sell(2)).await?;
-    tour.sync("laptop", &laptop, &SyncOptions::new()).await?;
-
-    tour.title("The phone is restarted, and is online again. What it wrote is there; the sales met a conflict.")?;
-    phone.close().await.map_err(failure)?;
-    let phone_line = line.beside().await?;
-    let phone = device("phone", &phone_line).await.map_err(failure)?;
-    tour.result(format!("pending on the phone: {} batches", phone.pending().len()))?;
-    tour.call("phone.sync_once(&options).await?; phone.next_conflict().await?")?;
-    let report = tour.sync("phone", &phone, &SyncOptions::new()).await?;
-    let conflict = phone.next_conflict().await.map_err(failure)?;
-    let Some(conflict) = conflict.filter(|conflict| report.waiting == Some(conflict.batch)) else {
-        return Err(Failure::wrong_result("two sold the same apples, and nobody noticed"));
-    };
-    tour.result(format!("batch {} waits for a decision: {}", conflict.batch, all(&conflict.events)?))?;
-    let unseen: Vec<_> = conflict.unseen.iter().map(|recorded| recorded.event.clone()).collect();
-    tour.result(format!("what it had not seen: {}", all(&unseen)?))?;
-
-    tour.title("Your code resolves conflicts. Here each sale is decided again, on what is there now.")?;
-    tour.call("phone.sync_once(&SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?")?;
-    let seen = phone.status().await.map_err(failure)?.confirmed;
-    tour.sync("phone", &phone, &SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?;
-    for entry in phone.load().since(seen).await.map_err(failure)?.entries {
-        tour.result(format!("still possible: {}; confirmed", words(entry.event())?))?;
-    }
-    for batch in phone.rejected() {
-        let synckit::core::Status::Rejected(reason) = &batch.status else { continue };
-        tour.result(format!(
-            "rejected: {}, because {reason}; it stays readable until it is deleted",
-            all(&batch.events)?
-        ))?;
-    }
-
-    tour.title("The laptop syncs. Now all have the same events in the same order: their digests are equal.")?;
-    tour.sync("laptop", &laptop, &SyncOptions::new()).await?;
-    let mut places = vec![("hub", hub.latest_version().await?, hub.digest().await?)];
-    for (name, replica) in [("laptop", &laptop), ("phone", &phone)] {
-        let status = replica.status().await.map_err(failure)?;
-        places.push((name, status.confirmed, status.digest));
-    }
-    for (name, version, digest) in &places {
-        tour.result(format!("{name:<6}  version {version}, digest {digest}"))?;
-    }
-    if places.iter().any(|(_, version, digest)| (*version, *digest) != (places[0].1, places[0].2)) {
-        return Err(Failure::wrong_result("the digests differ"));
-    }
-    tour.account(&hub, &[("laptop", &laptop), ("phone", &phone)]).await?;
-    laptop.close().await.map_err(failure)?;
-    phone.close().await.map_err(failure)?;
-    phone_line.cut().await?;
-    line.cut().await
+    opened: Vec<Replica>,
 }
 
 impl Tour {
+    fn new(stop: CancellationToken) -> Self {
+        Tour { output: Output::of_printing(), stop, step: 0, writes: Vec::new(), opened: Vec::new() }
+    }
+
+    async fn run(&mut self, engine: &str, directory: &Path, hub: Store) -> Result<(), Failure> {
+        self.output.text("A tour of replicas: a market stall sells with a laptop and a phone, online and offline")?;
+        let line = Line::to(hub.clone()).await?;
+        let phone_line = line.beside().await?;
+        let device = |name: &str, line: &Line| line.hub_of(Options::new(directory.join(name)).engine(engine));
+
+        self.title("A hub, which is a store like any other, and two replicas of it, each a directory.")?;
+        self.result(format!("the hub is {}", line.name()))?;
+        self.call("let laptop = synckit::Options::new(\"laptop\").hub(address).open().await?;")?;
+        let laptop = self.open(device("laptop", &line)).await?;
+        let phone = self.open(device("phone", &phone_line)).await?;
+
+        self.title("The laptop takes in goods, and both sync: what the hub has is confirmed.")?;
+        self.call("laptop.decide::<Stock>(\"apples\", |stock| stock.receive(10)).await?")?;
+        self.write("laptop", &laptop, "apples", |stock| stock.receive(10)).await?;
+        self.write("laptop", &laptop, "pears", |stock| stock.receive(5)).await?;
+        self.call("laptop.sync_once(&options).await?; phone.sync_once(&options).await?")?;
+        self.sync("laptop", &laptop, &SyncOptions::new()).await?;
+        self.sync("phone", &phone, &SyncOptions::new()).await?;
+
+        self.title("The phone goes offline, and sells all the same: a sale is on its disk when the call returns.")?;
+        phone_line.cut().await?;
+        self.call("phone.decide::<Stock>(\"apples\", |stock| stock.sell(6)).await?")?;
+        self.write("phone", &phone, "apples", |stock| stock.sell(6)).await?;
+        self.write("phone", &phone, "pears", |stock| stock.sell(3)).await?;
+        self.write("phone", &phone, "plums", |stock| stock.receive(7)).await?;
+        if cfg!(feature = "serve") {
+            self.call("phone.sync_once(&options).await")?;
+            match phone.sync_once(&SyncOptions::new()).await {
+                Err(error) if error.is_offline() => {
+                    self.result("offline: the hub cannot be reached; all three wait")?
+                }
+                Err(error) => return Err(failure(error)),
+                Ok(_) => return Err(Failure::wrong_result("a hub is reached that is not there")),
+            }
+        }
+
+        self.title("The laptop does not know of that. It sells too, and syncs.")?;
+        self.write("laptop", &laptop, "apples", |stock| stock.sell(5)).await?;
+        self.write("laptop", &laptop, "pears", |stock| stock.sell(2)).await?;
+        self.sync("laptop", &laptop, &SyncOptions::new()).await?;
+
+        self.title("The phone is restarted, and is online again. What it wrote is there; the sales met a conflict.")?;
+        phone.close().await.map_err(failure)?;
+        let phone_line = line.beside().await?;
+        let phone = self.open(device("phone", &phone_line)).await?;
+        self.result(format!("pending on the phone: {} batches", phone.pending().len()))?;
+        self.call("phone.sync_once(&options).await?; phone.next_conflict().await?")?;
+        let report = self.sync("phone", &phone, &SyncOptions::new()).await?;
+        let conflict = phone.next_conflict().await.map_err(failure)?;
+        let Some(conflict) = conflict.filter(|conflict| report.waiting == Some(conflict.batch)) else {
+            return Err(Failure::wrong_result("two sold the same apples, and nobody noticed"));
+        };
+        self.result(format!("batch {} waits for a decision: {}", conflict.batch, all(&conflict.events)?))?;
+        let unseen: Vec<_> = conflict.unseen.iter().map(|recorded| recorded.event.clone()).collect();
+        self.result(format!("what it had not seen: {}", all(&unseen)?))?;
+
+        self.title("Your code resolves conflicts. Here each sale is decided again, on what is there now.")?;
+        self.call("phone.sync_once(&SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?")?;
+        let seen = phone.status().await.map_err(failure)?.confirmed;
+        self.sync("phone", &phone, &SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?;
+        for entry in phone.load().since(seen).await.map_err(failure)?.entries {
+            self.result(format!("still possible: {}; confirmed", words(entry.event())?))?;
+        }
+        for batch in phone.rejected() {
+            let synckit::core::Status::Rejected(reason) = &batch.status else { continue };
+            self.result(format!(
+                "rejected: {}, because {reason}; it stays readable until it is deleted",
+                all(&batch.events)?
+            ))?;
+        }
+
+        self.title("The laptop syncs. Now all have the same events in the same order: their digests are equal.")?;
+        self.sync("laptop", &laptop, &SyncOptions::new()).await?;
+        let mut places = vec![("hub", hub.latest_version().await?, hub.digest().await?)];
+        for (name, replica) in [("laptop", &laptop), ("phone", &phone)] {
+            let status = replica.status().await.map_err(failure)?;
+            places.push((name, status.confirmed, status.digest));
+        }
+        for (name, version, digest) in &places {
+            self.result(format!("{name:<6}  version {version}, digest {digest}"))?;
+        }
+        if places.iter().any(|(_, version, digest)| (*version, *digest) != (places[0].1, places[0].2)) {
+            return Err(Failure::wrong_result("the digests differ"));
+        }
+        self.account(&hub, &[("laptop", &laptop), ("phone", &phone)]).await?;
+        laptop.close().await.map_err(failure)?;
+        phone.close().await.map_err(failure)?;
+        phone_line.cut().await?;
+        line.cut().await
+    }
+
+    async fn open(&mut self, options: Options) -> Result<Replica, Failure> {
+        let replica = options.open().await.map_err(failure)?;
+        self.opened.push(replica.clone());
+        Ok(replica)
+    }
+
     /// Decides on a device, and shows what came of it.
     async fn write(
         &mut self,
@@ -353,6 +371,10 @@ impl Tour {
     }
 
     fn title(&mut self, text: &str) -> Result<(), Failure> {
+        // Between two steps: none takes long.
+        if self.stop.is_cancelled() {
+            return Err(Error::Cancelled.into());
+        }
         self.step += 1;
         self.output.text(&format!("\n{}. {text}", self.step))
     }
