@@ -74,6 +74,11 @@ cargo fmt --manifest-path examples/orders/Cargo.toml --check
 cargo clippy --quiet --manifest-path examples/orders/Cargo.toml --all-targets -- -D warnings
 cargo test --quiet --manifest-path examples/orders/Cargo.toml
 
+step "a to-do list that works offline, outside the workspace, its processes killed"
+cargo fmt --manifest-path examples/todo/Cargo.toml --check
+cargo clippy --quiet --manifest-path examples/todo/Cargo.toml --all-targets -- -D warnings
+cargo test --quiet --manifest-path examples/todo/Cargo.toml
+
 step "each feature alone"
 alone=("" zstd lmdb fjall sled)
 if [ "$features" = full ]; then alone+=(rocksdb full); fi
@@ -152,8 +157,9 @@ else
     echo "left out"
 fi
 
-step "the tour"
+step "the tours"
 cargo run --quiet -- demo
+cargo run --quiet -- demo sync
 
 step "all of it passed"
 if [ ${#left_out[@]} -gt 0 ]; then printf 'but %s\n' "${left_out[@]}"; fi

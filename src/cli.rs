@@ -67,7 +67,11 @@ A store belongs to one process at a time. If a program has it open, let it serve
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a guided tour in a temporary directory, which is deleted at the end
-    Demo,
+    Demo {
+        /// What it shows
+        #[arg(value_enum, default_value_t = Tour::Store)]
+        tour: Tour,
+    },
     /// Append events from JSON lines, and print the version and revision of each one once it is durable
     #[command(after_help = APPEND)]
     Append(AppendArgs),
@@ -252,6 +256,16 @@ pub(crate) enum Resolve {
     KeepBoth,
     /// It is rejected, and stays readable
     Reject,
+}
+
+/// What a tour shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tour {
+    /// A store: appends, loads, conditions, retries, a subscription
+    Store,
+    /// A hub and two replicas, of which one goes offline: a conflict, its resolution, and equal digests at the end
+    #[cfg(feature = "sync")]
+    Sync,
 }
 
 const COPY: &str = "\

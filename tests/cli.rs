@@ -73,6 +73,36 @@ fn the_demo_works_and_leaves_nothing_behind() {
     assert!(!shell.path("store").exists());
 }
 
+#[cfg(feature = "sync")]
+#[test]
+fn the_demo_of_syncing_ends_with_equal_digests_and_leaves_nothing_behind() {
+    let shell = Shell::new();
+    let mut command = shell.command(&["demo", "sync"]);
+    let tmp = shell.path("tmp");
+    fs::create_dir(&tmp).unwrap();
+    let output = command.env("TMPDIR", &tmp).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    for words in [
+        "phone: 6 apples sold, 4 left; pending\n",
+        "laptop: 5 apples sold, 5 left; pending\n",
+        "pending on the phone: 3 batches\n",
+        "batch 1 waits for a decision: 6 apples sold\n",
+        "what it had not seen: 5 apples sold\n",
+        "still possible: 3 pears sold; confirmed\n",
+        "rejected: 6 apples sold, because 5 are left;",
+        "of 7 writes 6 are at the hub once, and 1 is rejected with a reason\n",
+    ] {
+        assert!(shown.contains(words), "{words:?} is not in:\n{shown}");
+    }
+    assert_eq!(shown.contains("offline: the hub cannot be reached"), cfg!(feature = "serve"));
+    let places: Vec<_> = shown.lines().filter_map(|line| line.split_once("  version 6, digest ")).collect();
+    assert_eq!(places.len(), 3, "{shown}");
+    assert!(places.iter().all(|(_, digest)| digest.len() == 64 && *digest == places[0].1), "{shown}");
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
+    assert!(!shell.path("store").exists());
+}
+
 #[test]
 fn an_import_gives_back_its_lines_and_may_be_repeated() {
     let shell = Shell::new();

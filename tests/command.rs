@@ -120,6 +120,8 @@ const PRINTING: &[&[&str]] = &[
     &["digest"],
     &["--help"],
     &["demo"],
+    #[cfg(feature = "sync")]
+    &["demo", "sync"],
 ];
 
 /// Commands that write or judge, on a store that is sound.

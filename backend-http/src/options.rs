@@ -23,8 +23,8 @@ pub struct Options {
     pub token_file: Option<PathBuf>,
     /// A file with certificates in PEM form: those that may have signed the server's. Default: none, for the system's.
     pub ca_file: Option<PathBuf>,
-    /// How long it may take to connect, with TLS. Opening a store takes no longer than this and one answer of the server.
-    /// Default: 5 s.
+    /// How long it may take to connect, with TLS. Opening a store takes no longer than this and one answer of the server, and is
+    /// repeated no longer than `retry_for`. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long a call is repeated while the server cannot be reached or takes no requests, unless its context ends before. Then
     /// it is `Unavailable`. Waiting for events is repeated until its context ends. Default: 30 s.

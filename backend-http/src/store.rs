@@ -78,7 +78,7 @@ impl HttpStore {
         let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
         let client = Arc::new(client.map_err(|error| Error::engine("open the store", error))??);
         let method = if may_create && !is_read_only { Method::PUT } else { Method::GET };
-        let mut retries = Retries::new(client.connect_timeout);
+        let mut retries = Retries::new(client.connect_timeout.min(client.retry_for));
         let info = loop {
             // A server that takes the request may have to open the store, but one that says nothing for so long is none.
             let asked = tokio::time::timeout(lost_after, info(&client, &method)).await;

@@ -6,6 +6,8 @@ mod backup;
 mod bench;
 mod copy;
 mod demo;
+#[cfg(feature = "sync")]
+mod demo_sync;
 mod digest;
 mod gc;
 mod get;
@@ -28,7 +30,7 @@ use eventstore::backend::{CancellationToken, Context, Error, EventStore};
 
 #[cfg(feature = "sync")]
 use crate::cli::ReplicaCommand;
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Tour};
 use crate::failure::{Failure, tell};
 use crate::interrupt;
 use crate::progress::Work;
@@ -62,11 +64,13 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     interrupt::listen()?;
     let url = cli.store.as_str();
     #[cfg(feature = "sync")]
-    if let Some(directory) = replica::directory(url) {
+    if let Some(directory) = replica::directory(url).filter(|_| replica::is_of_store(&cli.command)) {
         return replica::with_store(directory, cli.command).await;
     }
     match cli.command {
-        Command::Demo => demo::run().await,
+        Command::Demo { tour: Tour::Store } => demo::run().await,
+        #[cfg(feature = "sync")]
+        Command::Demo { tour: Tour::Sync } => demo_sync::run().await,
         Command::Append(args) => append::run(url, &args).await,
         Command::Import(args) => import::run(url, &args).await,
         Command::Load(args) => load::run(url, args).await,

@@ -170,7 +170,7 @@ impl fmt::Display for Error {
             ),
             Error::Answer { batch, reason } => write!(f, "the answer for batch {batch} cannot be taken: {reason}"),
             Error::NotAReplica { path, reason } => {
-                write!(f, "{path} is no replica: {reason}; make one with `eventstore replica init`")
+                write!(f, "{path} is no replica: {reason}; check the path, or make a new one")
             }
             Error::ReadOnly => f.write_str("this replica only follows its hub; make one that is not read-only to append"),
         }

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventstore::{Aggregate, Store};
-use eventstore_api::{Batch, Cursor, Error as StoreError, Event, Expected, Version};
+use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, lock};
@@ -260,6 +260,8 @@ pub struct ReplicaStatus {
     pub confirmed: Version,
     /// The place there.
     pub cursor: Cursor,
+    /// The digest of the events up to there: the hub has the same at this version.
+    pub digest: Digest,
     /// How many own batches are to be confirmed, those that wait for a decision included.
     pub pending: usize,
     /// How many of them wait for a decision.
@@ -272,6 +274,17 @@ pub struct ReplicaStatus {
     pub sync: SyncState,
     /// Whether it only follows its hub.
     pub read_only: bool,
+}
+
+impl OwnBatch {
+    /// Why it was rejected, if it was.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match &self.status {
+            Status::Rejected(reason) => Some(reason),
+            _ => None,
+        }
+    }
 }
 
 impl Replica {
@@ -345,8 +358,7 @@ impl Replica {
     ///
     /// What the files say.
     pub async fn cursor(&self) -> Result<Cursor> {
-        let published = self.shared.state.machine().published();
-        self.cursor_at(published).await
+        self.cursor_at(Version::new(u64::MAX)).await
     }
 
     /// The place behind the confirmed event with this version, or behind the last one if that is before it.
@@ -355,9 +367,16 @@ impl Replica {
     ///
     /// What the files say.
     pub async fn cursor_at(&self, version: Version) -> Result<Cursor> {
-        let version = version.min(self.shared.state.machine().published());
-        let digest = self.shared.state.confirmed().digest(&eventstore_api::Context::background(), version).await?;
-        Ok(Cursor::new(version, digest))
+        Ok(self.place_at(version).await?.cursor())
+    }
+
+    async fn place_at(&self, version: Version) -> Result<Place> {
+        let (published, confirmed) = {
+            let machine = self.shared.state.machine();
+            (machine.published(), self.shared.state.confirmed())
+        };
+        let version = version.min(published);
+        Ok(Place::new(version, confirmed.digest(&Context::background(), version).await?))
     }
 
     /// The confirmed events, as a store that can only be read: for projections, whose cursors count confirmed events only, and to
@@ -403,7 +422,7 @@ impl Replica {
     ///
     /// What the files say.
     pub async fn status(&self) -> Result<ReplicaStatus> {
-        let cursor = self.cursor().await?;
+        let place = self.place_at(Version::new(u64::MAX)).await?;
         let (review, generation) = {
             let machine = self.shared.state.machine();
             (machine.review(), machine.generation())
@@ -412,8 +431,9 @@ impl Replica {
         let read_only = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).read_only;
         Ok(ReplicaStatus {
             hub: self.shared.hub.to_string(),
-            confirmed: cursor.version(),
-            cursor,
+            confirmed: place.version,
+            cursor: place.cursor(),
+            digest: place.digest,
             pending: count(|status| !matches!(status, Status::Rejected(_))),
             waiting: count(|status| matches!(status, Status::Waiting(_))),
             rejected: count(|status| matches!(status, Status::Rejected(_))),

@@ -429,6 +429,27 @@ async fn a_hub_that_is_not_there_is_offline_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn one_sync_asks_a_hub_that_fails_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let directory = tempfile::tempdir().expect("a directory");
+    let hub = format!("http://{}", listener.local_addr().expect("an address"));
+    let replica = Options::new(directory.path().join("a")).hub(hub).open().await.expect("a replica");
+    let (options, sync) = (SyncOptions::new(), async |options| replica.sync_once(options).await);
+    let (mut syncing, mut asked) = (std::pin::pin!(sync(&options)), 0);
+    let offline = loop {
+        tokio::select! {
+            done = &mut syncing => break done.expect_err("nobody answers"),
+            connection = listener.accept() => {
+                drop(connection);
+                asked += 1;
+            }
+        }
+    };
+    assert!(offline.is_offline(), "{offline}");
+    assert_eq!(asked, 1);
+}
+
+#[tokio::test]
 async fn one_process_owns_a_replica() {
     let hub = Hub::new().await;
     let a = hub.replica("a").await;
@@ -517,7 +538,8 @@ async fn many_batches_are_pushed_with_their_boundaries_and_the_journal_is_compac
         .collect();
     assert_eq!(journals, ["journal-2"]);
     let a = hub.replica("a").await;
-    assert_eq!(a.status().await.expect("a status").pending, 0);
+    let status = a.status().await.expect("a status");
+    assert_eq!((status.pending, status.digest), (0, hub.store.digest().await.expect("a digest")));
     assert_eq!(a.load().await.expect("a load").entries.len(), 3_000);
 }
 

@@ -22,12 +22,24 @@ pub(crate) fn directory(url: &str) -> Option<&Path> {
     url.strip_prefix("replica:").map(Path::new)
 }
 
+/// Whether a command is about the store that `--store` names.
+pub(crate) fn is_of_store(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Demo { .. }
+            | Command::Replica(_)
+            | Command::Sync(_)
+            | Command::Status { .. }
+            | Command::Pending { .. }
+            | Command::Rejected { .. }
+    )
+}
+
 /// Does with a replica what a command does with a store.
 pub(crate) async fn with_store(directory: &Path, command: Command) -> Result<Ending, Failure> {
     match command {
         Command::Append(args) => append::run(directory, &args).await,
         Command::Load(args) => load::run(directory, args).await,
-        Command::Demo => super::demo::run().await,
         _ => Err(Error::Unsupported {
             what: format!(
                 "this on a replica; `append` and `load` work on replica:DIR, `status`, `pending`, `rejected` and `sync` take \
