@@ -44,14 +44,20 @@ impl Config {
             Err(error) => return Err(io("read the replica's settings", error).into()),
         };
         let not = |reason: String| Error::NotAReplica { path: directory.display().to_string(), reason };
-        let config: Config = serde_json::from_slice(&text).map_err(|error| not(format!("{NAME}: {error}")))?;
-        if config.format != FORMAT {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let is_wrong = |error: serde_json::Error| not(format!("{NAME}: {error}"));
+        // Whatever else there is depends on it.
+        let Format { format } = serde_json::from_slice(&text).map_err(is_wrong)?;
+        if format != FORMAT {
             return Err(StoreError::Unsupported {
-                what: format!("{} has the format {}, and this program knows {FORMAT}", path.display(), config.format),
+                what: format!("{} has the format {format}, and this program knows {FORMAT}", path.display()),
             }
             .into());
         }
-        Ok(Some(config))
+        Ok(Some(serde_json::from_slice(&text).map_err(is_wrong)?))
     }
 
     /// Writes it in the place of an older one.
@@ -72,6 +78,24 @@ impl Config {
     /// The id of the journal.
     pub(crate) fn journal_id(&self) -> [u8; 16] {
         u128::from_str_radix(&self.id, 16).unwrap_or_default().to_be_bytes()
+    }
+}
+
+/// The file that is there while a replica is made: what there is beside it may be removed.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
+/// Notes that a replica is being made.
+pub(crate) fn begin(directory: &Path) -> Result<()> {
+    let made = File::create(directory.join(UNFINISHED)).and_then(|file| file.sync_all());
+    made.map_err(|error| io("begin a replica", error))?;
+    Ok(sync_directory(directory)?)
+}
+
+/// Removes that note, if it is there.
+pub(crate) fn finish(directory: &Path) -> Result<()> {
+    match std::fs::remove_file(directory.join(UNFINISHED)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("finish a replica", error).into()),
+        _ => Ok(()),
     }
 }
 

@@ -92,7 +92,7 @@ impl EventStore for Confirmed {
                 if published > after {
                     return Ok(published);
                 }
-                if changes.changed().await.is_err() {
+                if self.0.has_ended() || changes.changed().await.is_err() {
                     return Err(Error::Closed);
                 }
             }

@@ -24,15 +24,26 @@ pub(crate) struct Journal {
     appender: Appender,
     group: Group,
     next: u64,
-    /// How many records it had when it was opened or written anew.
+    /// How many of its records are needed, by the last count.
     kept: u64,
 }
 
 const PREFIX: &str = "journal-";
 const UNFINISHED: &str = ".new";
 
+/// The most records and bytes of one write.
+const GROUP_RECORDS: usize = 1000;
+pub(crate) const GROUP_BYTES: usize = 16 << 20;
+
 impl Journal {
-    /// Opens the newest journal in the replica's directory, or begins the first. What an interrupted rewriting left is removed.
+    /// Begins the first journal of a replica.
+    pub(crate) fn begin(directory: &Path, id: [u8; 16]) -> Result<(Self, Vec<Record>)> {
+        let begin = BeginRecord { format: BeginRecord::FORMAT, generation: 1, last: Default::default() };
+        let records = vec![Record::Begin(begin)];
+        Ok((Self::write(directory, id, 1, &records)?, records))
+    }
+
+    /// Opens the newest journal in the replica's directory. What an interrupted rewriting left is removed.
     pub(crate) fn open(directory: &Path, id: [u8; 16]) -> Result<(Self, Vec<Record>)> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(directory).map_err(|error| io("list the replica's directory", error))? {
@@ -46,17 +57,17 @@ impl Journal {
             }
         }
         numbers.sort_unstable();
-        let newest = numbers.pop();
+        let newest = numbers.pop().ok_or_else(|| Error::Corrupt {
+            version: None,
+            reason: format!(
+                "{} has no journal, in which own events are; put it back, or make a new replica elsewhere",
+                directory.display()
+            ),
+        })?;
+        let opened = Self::read(directory, id, newest)?;
         // Their successor is complete.
         numbers.iter().try_for_each(|number| remove(&path_of(directory, *number)))?;
-        match newest {
-            Some(number) => Self::read(directory, id, number),
-            None => {
-                let begin = BeginRecord { format: BeginRecord::FORMAT, generation: 1, last: Default::default() };
-                let records = vec![Record::Begin(begin)];
-                Ok((Self::write(directory, id, 1, &records)?, records))
-            }
-        }
+        Ok(opened)
     }
 
     fn read(directory: &Path, id: [u8; 16], number: u64) -> Result<(Self, Vec<Record>)> {
@@ -115,29 +126,35 @@ impl Journal {
     /// Writes a journal with these records, which counts from the moment on in which it is complete.
     fn write(directory: &Path, id: [u8; 16], number: u64, records: &[Record]) -> Result<Self> {
         let unfinished = directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
-        remove(&unfinished)?;
-        std::fs::create_dir(&unfinished).map_err(|error| io("make a directory for the journal", error))?;
-        let opened = Log::open(
-            Arc::new(DiskDirectory::new(&unfinished)),
-            id,
-            &options(),
-            Known { synced: 0 },
-            0,
-            &mut |_, _| {},
-        );
+        Self::prepare(&unfinished, id, records)?;
+        Self::finish(directory, &unfinished, id, number)
+    }
+
+    fn finish(directory: &Path, unfinished: &Path, id: [u8; 16], number: u64) -> Result<Self> {
+        let path = path_of(directory, number);
+        std::fs::rename(unfinished, path).map_err(|error| io("rename the new journal", error))?;
+        sync_directory(directory)?;
+        Ok(Self::read(directory, id, number)?.0)
+    }
+
+    /// Writes these records to a directory of their own.
+    fn prepare(unfinished: &Path, id: [u8; 16], records: &[Record]) -> Result<()> {
+        remove(unfinished)?;
+        std::fs::create_dir(unfinished).map_err(|error| io("make a directory for the journal", error))?;
+        let opened =
+            Log::open(Arc::new(DiskDirectory::new(unfinished)), id, &options(), Known { synced: 0 }, 0, &mut |_, _| {});
         let opened = opened.map_err(|error| log_error("begin a journal", error))?;
         let mut appender = opened.appender.ok_or_else(|| Error::engine("begin a journal", "it is damaged"))?;
         let (mut next, mut group) = (1, Group::default());
-        for records in records.chunks(1000) {
-            next = commit(&mut appender, &mut group, next, records)?;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(first_group(rest));
+            next = commit(&mut appender, &mut group, next, now)?;
+            rest = later;
         }
         appender.close();
         drop(opened.log);
-        sync_directory(&unfinished)?;
-        let path = path_of(directory, number);
-        std::fs::rename(&unfinished, path).map_err(|error| io("rename the new journal", error))?;
-        sync_directory(directory)?;
-        Ok(Self::read(directory, id, number)?.0)
+        sync_directory(unfinished)
     }
 
     /// Appends records, all or none, and returns when they are on stable storage.
@@ -146,21 +163,56 @@ impl Journal {
         Ok(())
     }
 
-    /// A new journal with these records takes the place of this one.
-    pub(crate) fn replace(self, records: &[Record]) -> Result<Self> {
-        let Journal { directory, id, number, log, appender, .. } = self;
-        let new = Self::write(&directory, id, number + 1, records)?;
-        appender.close();
-        drop(log);
-        // If that fails, the next opening does it.
-        let _ = remove(&path_of(&directory, number));
-        Ok(new)
+    /// A new journal with these records takes the place of this one. Returns the one that counts then, if that is certain.
+    pub(crate) fn replace(self, records: &[Record]) -> (Option<Self>, Result<()>) {
+        let number = self.number + 1;
+        let unfinished = self.directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
+        let prepared = Self::prepare(&unfinished, self.id, records);
+        let finished = prepared.and_then(|()| Self::finish(&self.directory, &unfinished, self.id, number));
+        match finished {
+            Ok(new) => {
+                let Journal { directory, number, log, appender, .. } = self;
+                appender.close();
+                drop(log);
+                // If that fails, the next opening does it.
+                let _ = remove(&path_of(&directory, number));
+                (Some(new), Ok(()))
+            }
+            Err(error) => {
+                // As soon as the new one has its name, it counts.
+                let is_old = matches!(path_of(&self.directory, number).try_exists(), Ok(false));
+                if is_old {
+                    let _ = remove(&unfinished);
+                }
+                (is_old.then_some(self), Err(error))
+            }
+        }
     }
 
-    /// How many records were appended since it was opened or written anew, and how many it had then.
+    /// How many of its records are not needed any more, at most, and how many are.
     pub(crate) fn lens(&self) -> (u64, u64) {
-        (self.next - 1 - self.kept, self.kept)
+        ((self.next - 1).saturating_sub(self.kept), self.kept)
     }
+
+    /// So many of its records are needed.
+    pub(crate) fn set_kept(&mut self, kept: u64) {
+        self.kept = kept.min(self.next - 1);
+    }
+
+    /// Lets as much be appended again before it is written anew.
+    pub(crate) fn put_off(&mut self) {
+        self.kept = self.next - 1;
+    }
+}
+
+/// How many of these records are written together: as many as fit, but at least one.
+fn first_group(records: &[Record]) -> usize {
+    let mut bytes = 0;
+    let fits = |record: &&Record| {
+        bytes += record.len_bytes();
+        bytes <= GROUP_BYTES
+    };
+    records.iter().take(GROUP_RECORDS).take_while(fits).count().max(1)
 }
 
 fn commit(appender: &mut Appender, group: &mut Group, first: u64, records: &[Record]) -> Result<u64> {

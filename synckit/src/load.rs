@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::IntoFuture;
 use std::pin::Pin;
 
-use eventstore_api::{Context, Cursor, Error as StoreError, Event, LoadOptions, RecordedEvent, Version};
+use eventstore_api::{Context, Cursor, Error as StoreError, Event, LoadOptions, PageSize, RecordedEvent, Version};
 
 use crate::core::{EventPlace, Number, Scope, Seen};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::worker::PAGES;
 
@@ -99,6 +99,18 @@ impl Load {
     }
 
     async fn run(self) -> Result<Loaded> {
+        loop {
+            let generation = self.replica.shared.state.machine().generation();
+            match self.attempt().await {
+                // The confirmed events that were read are those of an older history by now.
+                Err(Error::Store(StoreError::Closed))
+                    if self.replica.shared.state.machine().generation() != generation => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Result<Loaded> {
         let Load { replica, since, aggregate_id } = self;
         let scope = aggregate_id.clone().map_or(Scope::Store, Scope::Aggregate);
         let (basis, pending, confirmed) = {
@@ -108,7 +120,7 @@ impl Load {
         };
         let until = Version::new(basis.seen.version);
         let mut entries = Vec::new();
-        let mut next = Some(options(since, until, aggregate_id.as_deref()));
+        let mut next = Some(options(*since, until, aggregate_id.as_deref()));
         while let Some(options) = next {
             let page = confirmed.load_page(&Context::background(), &options, PAGES).await?;
             entries.extend(page.events.into_iter().map(Entry::Confirmed));
@@ -252,7 +264,7 @@ impl Subscribe {
             if let Some(notice) = self.try_next().await? {
                 return Ok(notice);
             }
-            if self.changes.changed().await.is_err() {
+            if self.replica.shared.state.has_ended() || self.changes.changed().await.is_err() {
                 return Err(StoreError::Closed.into());
             }
         }
@@ -268,7 +280,7 @@ impl Subscribe {
             if let Some(notice) = self.queue.pop_front() {
                 return Ok(Some(notice));
             }
-            if self.generation.is_none() {
+            while self.generation.is_none() {
                 self.begin().await?;
             }
             if self.snapshot.is_none() {
@@ -288,17 +300,18 @@ impl Subscribe {
     }
 
     async fn begin(&mut self) -> Result<()> {
-        let (published, generation) = {
-            let machine = self.replica.shared.state.machine();
-            (machine.published(), machine.generation())
+        let view = self.replica.shared.state.view();
+        let version = self.since.version().min(view.published);
+        let digest = match view.confirmed.digest(&Context::background(), version).await {
+            Ok(digest) => digest,
+            Err(StoreError::Closed) if self.replica.shared.state.has_moved_on(&view) => return Ok(()),
+            Err(error) => return Err(error.into()),
         };
-        let version = self.since.version().min(published);
-        let digest = self.replica.shared.state.confirmed().digest(&Context::background(), version).await?;
         let found = Cursor::new(version, digest);
         if found != self.since {
             return Err(StoreError::HistoryDiverged { cursor: self.since, found }.into());
         }
-        self.generation = Some(generation);
+        self.generation = Some(view.generation);
         Ok(())
     }
 
@@ -319,8 +332,18 @@ impl Subscribe {
         let Some(snapshot) = &self.snapshot else { return Ok(()) };
         if self.version < snapshot.published {
             let options = options(self.version, snapshot.published, self.aggregate_id.as_deref());
-            let confirmed = self.replica.shared.state.confirmed();
-            let page = confirmed.load_page(&Context::background(), &options, eventstore_api::PageSize::LARGEST).await?;
+            let view = self.replica.shared.state.view();
+            if self.generation != Some(view.generation) {
+                return Err(self.diverged().await?.into());
+            }
+            let page = view.confirmed.load_page(&Context::background(), &options, PageSize::LARGEST).await;
+            let page = match page {
+                Ok(page) => page,
+                Err(StoreError::Closed) if self.replica.shared.state.has_moved_on(&view) => {
+                    return Err(self.diverged().await?.into());
+                }
+                Err(error) => return Err(error.into()),
+            };
             self.version = match (&page.next, page.events.last()) {
                 (Some(_), Some(last)) => last.version,
                 _ => snapshot.published,
@@ -349,7 +372,6 @@ impl Subscribe {
         }
         for (number, shown) in snapshot.batches {
             match self.told.get(&number) {
-                Some(told) if told.changes == shown.changes => continue,
                 Some(told) if same_events(told, &shown) => {
                     self.told.insert(number, shown);
                     continue;

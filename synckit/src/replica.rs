@@ -10,9 +10,9 @@ use eventstore::{Aggregate, Store};
 use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Config, lock};
+use crate::config::{self, Config, lock};
 use crate::confirmed::Confirmed;
-use crate::core::{EventPlace, Number, Scope, Status};
+use crate::core::{EventPlace, Number, Record, Scope, Status};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::journal::{Journal, io, remove, sync_directory};
@@ -92,8 +92,8 @@ impl Options {
     pub async fn open(self) -> Result<Replica> {
         let not =
             |reason: &str| Error::NotAReplica { path: self.directory.display().to_string(), reason: reason.to_owned() };
-        let found = if self.directory.is_dir() { Config::read(&self.directory)? } else { None };
-        if found.is_none() {
+        let is_there = self.directory.is_dir() && Config::read(&self.directory)?.is_some();
+        if !is_there {
             if self.must_exist {
                 return Err(not("it has no replica.json"));
             }
@@ -102,13 +102,16 @@ impl Options {
             }
             std::fs::create_dir_all(&self.directory).map_err(|error| io("make the replica's directory", error))?;
         }
-        let lock = lock(&self.directory)?;
+        let lock = Arc::new(lock(&self.directory)?);
+        // Another process may have made it meanwhile.
+        let found = Config::read(&self.directory)?;
         let (config, journal, records, confirmed) = match found {
             Some(mut config) => {
                 if let Some(hub) = self.hub.filter(|hub| config.hub.as_ref() != Some(hub)) {
                     config.hub = Some(hub);
                     config.write(&self.directory)?;
                 }
+                config::finish(&self.directory)?;
                 let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
                 let generation = tidy(&self.directory, &records)?;
                 let path = path_of(&self.directory, generation);
@@ -117,16 +120,20 @@ impl Options {
             }
             None => {
                 let others = std::fs::read_dir(&self.directory).map_err(|error| io("list a directory", error))?;
+                let is_unfinished = self.directory.join(config::UNFINISHED).exists();
                 let is_foreign = |name: &str| {
-                    name != "lock"
-                        && !name.starts_with("replica.json")
-                        && !name.starts_with("journal-")
-                        && name != "confirmed-1"
+                    let is_of_attempt = name.starts_with("replica.json.")
+                        || name.starts_with("journal-1")
+                        || name == "confirmed-1"
+                        || name == config::UNFINISHED;
+                    name != "lock" && !(is_unfinished && is_of_attempt)
                 };
                 for entry in others {
                     let entry = entry.map_err(|error| io("list a directory", error))?;
                     if is_foreign(&entry.file_name().to_string_lossy()) {
-                        return Err(not("it has other files; choose a directory that is empty or missing"));
+                        return Err(not(
+                            "it has files, and no replica.json; choose a directory that is empty or missing, or put that file back",
+                        ));
                     }
                 }
                 // What an interrupted attempt left.
@@ -136,15 +143,20 @@ impl Options {
                         remove(&entry.path())?;
                     }
                 }
+                config::begin(&self.directory)?;
                 let config = Config::new(self.hub, self.engine, self.read_only);
-                let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
+                let (journal, records) = Journal::begin(&self.directory, config.journal_id())?;
                 let confirmed = open_confirmed(&config.engine, &path_of(&self.directory, 1), true).await?;
                 sync_directory(&self.directory)?;
                 config.write(&self.directory)?;
+                config::finish(&self.directory)?;
                 (config, journal, records, confirmed)
             }
         };
+        let mut journal = journal;
+        let own_written = records.iter().filter(|record| matches!(record, Record::Own(_))).count();
         let machine = restore(records, &confirmed).await?;
+        journal.set_kept(machine.needed_records(own_written) as u64);
         let state = Arc::new(State::new(machine, confirmed));
         let (jobs, waiting) = mpsc::channel(1024);
         let worker = Worker {
@@ -152,11 +164,9 @@ impl Options {
             engine: config.engine.clone(),
             state: state.clone(),
             journal: Some(journal),
+            lock: Some(lock),
         };
-        tokio::spawn(async move {
-            worker.run(waiting).await;
-            drop(lock); // when everything is closed
-        });
+        tokio::spawn(worker.run(waiting));
         let hub = match (self.store, &config.hub) {
             (Some(store), _) => Hub::Store(store.backend().clone()),
             (None, Some(url)) => Hub::url(url.clone()),
@@ -177,9 +187,9 @@ impl Options {
 }
 
 /// The generation of the journal. What is of others is moved aside, or was never finished.
-fn tidy(directory: &Path, records: &[crate::core::Record]) -> Result<u32> {
+fn tidy(directory: &Path, records: &[Record]) -> Result<u32> {
     let generation = records.iter().find_map(|record| match record {
-        crate::core::Record::Begin(begin) => Some(begin.generation),
+        Record::Begin(begin) => Some(begin.generation),
         _ => None,
     });
     let generation = generation.unwrap_or(1);
@@ -371,12 +381,15 @@ impl Replica {
     }
 
     async fn place_at(&self, version: Version) -> Result<Place> {
-        let (published, confirmed) = {
-            let machine = self.shared.state.machine();
-            (machine.published(), self.shared.state.confirmed())
-        };
-        let version = version.min(published);
-        Ok(Place::new(version, confirmed.digest(&Context::background(), version).await?))
+        loop {
+            let view = self.shared.state.view();
+            let version = version.min(view.published);
+            match view.confirmed.digest(&Context::background(), version).await {
+                Ok(digest) => return Ok(Place::new(version, digest)),
+                Err(StoreError::Closed) if self.shared.state.has_moved_on(&view) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The confirmed events, as a store that can only be read: for projections, whose cursors count confirmed events only, and to

@@ -129,8 +129,11 @@ impl SyncOptions {
 const PUSH_EVENTS: usize = 10_000;
 const PUSH_BYTES: usize = 8 << 20;
 
-/// How often the hub may refuse the first batch while nothing shows why.
-const REFUSALS: u32 = 5;
+/// How often batches are pushed while nothing that is pulled shows what became of them.
+const FRUITLESS: u32 = 5;
+
+/// How often the hub may have another history during one sync.
+const HISTORIES: u32 = 3;
 
 impl Replica {
     /// What syncing does.
@@ -189,17 +192,21 @@ impl Replica {
     pub async fn run(&self, options: &SyncOptions) -> Result<()> {
         let stop = options.stop.clone();
         let live = async {
-            let mut failures = 0;
+            let (mut failures, mut quiet, mut is_by_news) = (0, 0, false);
             loop {
                 let mut changes = self.shared.state.changes();
                 changes.mark_unchanged();
                 let before = self.shared.state.machine().seen().number;
                 match self.sync_once(options).await {
-                    Ok(_) => {
+                    Ok(report) => {
                         failures = 0;
+                        // Without a pause a hub whose news are none would be asked all the time.
+                        quiet = if is_by_news && report.pulled == 0 { quiet + 1 } else { 0 };
+                        is_by_news = false;
                         let is_appended = async {
                             loop {
                                 if self.shared.state.machine().seen().number > before
+                                    || self.shared.state.has_ended()
                                     || changes.changed().await.is_err()
                                 {
                                     break;
@@ -208,7 +215,7 @@ impl Replica {
                         };
                         tokio::select! {
                             () = is_appended => {}
-                            () = self.news(options) => {}
+                            is_there = self.news(options, quiet) => is_by_news = is_there,
                         }
                     }
                     Err(error) if error.is_offline() => {
@@ -228,36 +235,55 @@ impl Replica {
         done
     }
 
-    /// Waits for events of the hub that are not here.
-    async fn news(&self, options: &SyncOptions) {
+    /// Waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were none the
+    /// last times.
+    async fn news(&self, options: &SyncOptions, quiet: u32) -> bool {
         let published = self.shared.state.machine().published();
         let waiting = async {
             let hub = self.shared.hub.get().await?;
             let ctx = Context::background().with_timeout(options.timeout);
             hub.wait_for_events(&ctx, published).await.map_err(|error| self.of_hub(error))
         };
-        if let Ok(latest) = waiting.await {
-            self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get())));
+        let failures = match waiting.await {
+            Ok(latest) => {
+                self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get())));
+                quiet
+            }
+            Err(Error::Hub { source: StoreError::DeadlineExceeded, .. }) => return false,
+            Err(_) => quiet + 1,
+        };
+        if failures > 0 {
+            tokio::time::sleep(pause(failures)).await;
         }
+        true
     }
 
     async fn sync(&self, options: &SyncOptions) -> Result<SyncReport> {
         let hub = self.shared.hub.get().await?;
         self.check_hub(&hub, options).await?;
         let mut report = SyncReport::default();
-        let mut refusals = 0;
+        let (mut fruitless, mut histories) = (0, 0);
         loop {
-            let before = self.shared.state.machine().review().len();
+            let before = self.shared.state.machine().unconfirmed();
             match self.pull(&hub, options).await {
-                Ok(pulled) => report.pulled += pulled,
+                Ok(0) => {}
+                Ok(pulled) => {
+                    report.pulled += pulled;
+                    fruitless = 0;
+                }
                 Err(Error::Hub { source: StoreError::HistoryDiverged { cursor, found }, .. }) => {
+                    histories += 1;
+                    if histories > HISTORIES {
+                        let what = "the hub has another history again and again";
+                        return Err(self.of_hub(StoreError::engine("give events", what)));
+                    }
                     self.leave_history(&hub, options, cursor, found).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
             }
             report.waiting = self.decide_all(options).await?;
-            let after = self.shared.state.machine().review().len();
+            let after = self.shared.state.machine().unconfirmed();
             report.confirmed += before.saturating_sub(after) as u64;
             let (at, batches) = {
                 let machine = self.shared.state.machine();
@@ -266,6 +292,11 @@ impl Replica {
             if batches.is_empty() {
                 report.version = at.version;
                 return Ok(report);
+            }
+            fruitless += 1;
+            if fruitless > FRUITLESS {
+                let what = "it was sent again and again, and the hub shows no event that says what became of it";
+                return Err(self.of_hub(StoreError::engine("append a batch", what)));
             }
             let (numbers, batches): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
             let ctx = Context::background().with_timeout(options.timeout);
@@ -280,13 +311,8 @@ impl Replica {
                 (Some(error), Some(number)) => Some((*number, refusal(error).map_err(|error| self.of_hub(error))?)),
                 _ => None,
             };
-            refusals = match (&refused, stored) {
-                (Some((_, Refusal::ForNow)), 0) => refusals + 1,
-                _ => 0,
-            };
-            if refusals > REFUSALS {
-                let what = "the hub refuses a batch again and again, and shows no event that explains it";
-                return Err(self.of_hub(StoreError::engine("append a batch", what)));
+            if matches!(refused, Some((_, Refusal::ForEver(_)))) {
+                fruitless = 0;
             }
             self.shared.state.machine().answered(&numbers[..stored.min(numbers.len())], refused);
         }
@@ -328,6 +354,10 @@ impl Replica {
             let Pulled { events, head, .. } = page;
             pulled += events.len() as u64;
             let end = events.last().map_or(since.version, |last| last.version);
+            if !(since.version.get() + 1..).zip(&events).all(|(version, event)| event.version.get() == version) {
+                let what = "they are not the ones behind the place that was named";
+                return Err(self.of_hub(StoreError::engine("give events", what)));
+            }
             if end >= head {
                 self.ask(|reply| Job::Page { since, events, head, reply }).await?;
                 return Ok(pulled);
@@ -430,6 +460,10 @@ impl Replica {
         }
         // The last version at which both have the same digest: below it they are the same, and above it they are not.
         let end = self.shared.state.machine().end();
+        if end == Place::START {
+            let what = "it says that it has another history than a replica that has none";
+            return Err(self.of_hub(StoreError::engine("give events", what)));
+        }
         let (mut same, mut other) = (0, end.version.get());
         let own = self.shared.state.confirmed();
         while other - same > 1 {

@@ -1,11 +1,13 @@
 //! The one task that writes to a replica's directory.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eventstore::backend::{self, EventStore};
 use eventstore_api::{
-    Batch, Context, Error as StoreError, Event, LoadOptions, Page, PageSize, Place, RecordedEvent, Version,
+    Batch, Context, Digest, Error as StoreError, Event, LoadOptions, Page, PageSize, Place, RecordedEvent, Version,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -14,7 +16,7 @@ use crate::core::{
     Seen, Write,
 };
 use crate::error::{Error, Result};
-use crate::journal::{Journal, remove, sync_directory};
+use crate::journal::{GROUP_BYTES, Journal, remove, sync_directory};
 
 /// The largest pages that events are copied in.
 pub(crate) const PAGES: PageSize = PageSize::new(10_000, 8 << 20);
@@ -28,6 +30,15 @@ pub(crate) struct State {
     changes: watch::Sender<u64>,
     /// Why nothing is written any more.
     failed: Mutex<Option<String>>,
+    /// Whether it is closed.
+    has_ended: AtomicBool,
+}
+
+/// What is shown of the confirmed events at a moment.
+pub(crate) struct View {
+    pub(crate) confirmed: Arc<dyn EventStore>,
+    pub(crate) published: Version,
+    pub(crate) generation: u32,
 }
 
 impl State {
@@ -37,6 +48,31 @@ impl State {
 
     pub(crate) fn confirmed(&self) -> Arc<dyn EventStore> {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The confirmed events, how far they are shown, and which of the histories they are: all of one moment.
+    pub(crate) fn view(&self) -> View {
+        let machine = self.machine();
+        View { confirmed: self.confirmed(), published: machine.published(), generation: machine.generation() }
+    }
+
+    /// Whether the replica went over to another history since, and closed these confirmed events.
+    pub(crate) fn has_moved_on(&self, view: &View) -> bool {
+        self.machine().generation() != view.generation
+    }
+
+    /// Whether the replica is closed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+
+    fn end(&self) {
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.tell();
+    }
+
+    fn set_failed(&self, reason: String) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -84,6 +120,14 @@ pub(crate) struct Worker {
     pub(crate) state: Arc<State>,
     /// It is with a thread while it writes.
     pub(crate) journal: Option<Journal>,
+    /// Held by the thread as well: whatever becomes of the runtime, nobody else writes as long as it does.
+    pub(crate) lock: Option<Arc<File>>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.state.end();
+    }
 }
 
 /// A batch on its way.
@@ -147,6 +191,7 @@ impl State {
             confirmed: Mutex::new(confirmed),
             changes: watch::Sender::new(0),
             failed: Mutex::new(None),
+            has_ended: AtomicBool::new(false),
         }
     }
 }
@@ -158,13 +203,21 @@ impl Worker {
             if jobs.recv_many(&mut taken, TOGETHER).await == 0 {
                 break; // the last handle is gone
             }
-            let mut appending = Vec::new();
+            let (mut appending, mut bytes) = (Vec::new(), 0);
             for job in taken.drain(..) {
                 match job {
-                    Job::Append { events, wish, reply } => match self.begin(events, wish).await {
-                        Ok((record, answer)) => appending.push(Appending { record, answer, reply }),
-                        Err(error) => _ = reply.send(Err(error)),
-                    },
+                    Job::Append { events, wish, reply } => {
+                        let len: usize = events.iter().map(Event::len_bytes).sum();
+                        if bytes + len > GROUP_BYTES {
+                            self.end(std::mem::take(&mut appending)).await;
+                            bytes = 0;
+                        }
+                        bytes += len;
+                        match self.begin(events, wish).await {
+                            Ok((record, answer)) => appending.push(Appending { record, answer, reply }),
+                            Err(error) => _ = reply.send(Err(error)),
+                        }
+                    }
                     other => {
                         self.end(std::mem::take(&mut appending)).await;
                         if let Job::Close { reply } = other {
@@ -185,21 +238,26 @@ impl Worker {
 
     async fn close(&mut self) -> Result<()> {
         self.journal = None;
-        Ok(self.state.confirmed().close().await?)
+        let closed = self.state.confirmed().close().await;
+        self.lock = None;
+        self.state.end();
+        Ok(closed?)
     }
 
     /// A failed write is not made good by another one.
     fn fail(&self, error: &StoreError) {
         if matches!(error, StoreError::OutcomeUnknown { .. }) {
-            *self.state.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            self.state.set_failed(error.to_string());
         }
     }
 
     async fn write(&mut self, records: Vec<Record>) -> Result<()> {
         self.state.check()?;
         let Some(mut journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
+        let lock = self.lock.clone();
         let written = tokio::task::spawn_blocking(move || {
             let written = journal.append(&records);
+            drop(lock);
             (journal, written)
         });
         let (journal, written) = written.await.map_err(|error| StoreError::engine("write to the journal", error))?;
@@ -298,8 +356,11 @@ impl Worker {
         let written = if records.is_empty() { Ok(()) } else { self.write(records).await };
         if let Err(error) = &written {
             // What is decided from now on must not stand on what is not there.
-            let reason = format!("a batch could not be written ({error}); open the replica again");
-            *self.state.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            let numbers: Vec<_> = appending.iter().rev().filter_map(|appending| appending.answer.0).collect();
+            self.state.machine().withdraw(&numbers);
+            if !matches!(error, Error::Store(StoreError::Full { .. })) {
+                self.state.set_failed(format!("a batch could not be written ({error}); open the replica again"));
+            }
         } else {
             self.state.machine().durable();
             self.state.tell();
@@ -343,52 +404,72 @@ impl Worker {
                         self.state.machine().shown(until);
                     }
                 }
-                Write::Confirmed(events) => {
-                    let end = copy(&self.state.confirmed(), &events).await.inspect_err(|error| {
-                        if let Error::Store(error) = error {
-                            self.fail(error);
-                        }
-                    })?;
-                    self.state.machine().staged(&events, end);
-                }
+                Write::Confirmed(events) => match copy(&self.state.confirmed(), &events, since).await {
+                    Ok(end) => _ = self.state.machine().staged(&events, end),
+                    Err(NotCopied::NotThere(error)) => {
+                        self.fail(&error);
+                        return Err(error.into());
+                    }
+                    Err(NotCopied::Wrong(error)) => {
+                        // They are there, and must not be shown. The hub will say that they are none of its history.
+                        let published = self.state.machine().published().get();
+                        let hidden = self.write(vec![Record::Shown(Some(published))]).await;
+                        self.state.set_failed(format!("{error}; open the replica again"));
+                        hidden?;
+                        return Err(error.into());
+                    }
+                },
             }
         }
-        self.compact().await
+        self.compact().await;
+        Ok(())
     }
 
-    async fn compact(&mut self) -> Result<()> {
+    /// Writes the journal anew when most of it is not needed. If that fails, the old one goes on.
+    async fn compact(&mut self) {
         const LEAST: u64 = 1000;
         let (appended, kept) = self.journal.as_ref().map(Journal::lens).unwrap_or_default();
         if appended < LEAST.max(2 * kept) {
-            return Ok(());
+            return;
         }
         let records = self.state.machine().compacted();
-        self.replace(records).await
+        if let Err(error) = self.replace(records).await {
+            tracing::warn!(%error, "the journal of a replica was not written anew");
+            if let Some(journal) = &mut self.journal {
+                journal.put_off();
+            }
+        }
     }
 
     async fn replace(&mut self, records: Vec<Record>) -> Result<()> {
         let Some(journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
-        let replaced = tokio::task::spawn_blocking(move || journal.replace(&records)).await;
-        let replaced = replaced.map_err(|error| StoreError::engine("write the journal anew", error));
-        match replaced.and_then(|replaced| replaced) {
-            Ok(journal) => {
-                self.journal = Some(journal);
-                Ok(())
-            }
-            Err(error) => {
-                let reason = format!("the journal could not be written anew ({error}); open the replica again");
-                *self.state.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-                Err(error.into())
-            }
+        let lock = self.lock.clone();
+        let replaced = tokio::task::spawn_blocking(move || {
+            let replaced = journal.replace(&records);
+            drop(lock);
+            replaced
+        });
+        let (journal, replaced) = match replaced.await {
+            Ok(done) => done,
+            Err(error) => (None, Err(StoreError::engine("write the journal anew", error))),
+        };
+        self.journal = journal;
+        let Err(error) = replaced else { return Ok(()) };
+        if self.journal.is_none() {
+            self.state.set_failed(format!("the journal could not be written anew ({error}); open the replica again"));
         }
+        Err(error.into())
     }
 
     async fn decide(&mut self, question: &Question, decision: Decision, on_top: Vec<(Number, Decision)>) -> Result<()> {
         self.state.check()?;
         let confirmed = self.state.confirmed();
         let mut used = std::collections::HashSet::new();
-        for decision in std::iter::once(&decision).chain(on_top.iter().map(|(_, decision)| decision)) {
+        let of_batch = std::iter::once((question.batch, &decision));
+        for (batch, decision) in of_batch.chain(on_top.iter().map(|(batch, decision)| (*batch, decision))) {
             if let Decision::Replace(events) = decision {
+                let valid = Batch::new(events.clone()).validate();
+                valid.map_err(|error| Error::Answer { batch, reason: error.to_string() })?;
                 for event in events {
                     if find(&confirmed, &Context::background(), event.id()).await?.is_some() {
                         used.insert(event.id().to_owned());
@@ -404,6 +485,10 @@ impl Worker {
             Err(Misfit::NoAnyway) => {
                 let reason = "it can only be replaced or rejected".to_owned();
                 return Err(Error::Answer { batch: question.batch, reason });
+            }
+            Err(Misfit::NotOnTop(batch)) => {
+                let reason = "it was not shown on top of the batch that was asked about, or is answered for twice";
+                return Err(Error::Answer { batch, reason: reason.to_owned() });
             }
             Err(Misfit::BadReplacement(reason)) => {
                 return Err(Error::Answer { batch: question.batch, reason: reason.to_owned() });
@@ -449,25 +534,33 @@ impl Worker {
         let path = path_of(&self.directory, to);
         remove(&path)?;
         let new = open_confirmed(&self.engine, &path, true).await?;
-        let mut next = Some(LoadOptions::all().before(common.next()));
+        let (mut next, mut end) = (Some(LoadOptions::all().before(common.next())), Place::START);
         while let Some(options) = next {
             let page = old.load_page(ctx, &options, PAGES).await?;
             if !page.events.is_empty() {
-                copy(&new, &page.events).await?;
+                let copied = copy(&new, &page.events, end).await;
+                end = copied.map_err(|(NotCopied::NotThere(error) | NotCopied::Wrong(error))| error)?;
             }
             next = page.next;
         }
         sync_directory(&self.directory)?;
-        self.replace(records.clone()).await?;
+        let restored = restore(records.clone(), &new).await?;
+        if let Err(error) = self.replace(records).await {
+            let _ = new.close().await;
+            return Err(error);
+        }
         // From here on the new ones count.
-        let restored = restore(records, &new).await?;
         {
             let mut machine = self.state.machine();
             *self.state.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = new;
             *machine = restored;
         }
-        old.close().await?;
-        set_aside(&self.directory, from)
+        let closed = old.close().await.map_err(Error::from);
+        let aside = closed.and_then(|()| set_aside(&self.directory, from));
+        Ok(aside.unwrap_or_else(|error| {
+            tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
+            path_of(&self.directory, from)
+        }))
     }
 }
 
@@ -482,20 +575,32 @@ pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
     Ok(target)
 }
 
-/// Appends a copy of events behind the end, and returns the place behind them.
-async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent]) -> Result<Place> {
+/// Why events were not copied.
+enum NotCopied {
+    /// They are not there, or nobody knows.
+    NotThere(StoreError),
+    /// They are there, and not as they should be.
+    Wrong(StoreError),
+}
+
+/// Appends a copy of events behind a place, which is the end, and returns the place behind them.
+async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent], since: Place) -> Result<Place, NotCopied> {
     let ctx = &Context::background();
-    let stored = store.store_batch(ctx, Batch::copy_of(events)).await?;
+    let stored = store.store_batch(ctx, Batch::copy_of(events)).await.map_err(NotCopied::NotThere)?;
     let is_same = stored
         .iter()
         .zip(events)
         .all(|(stored, event)| (stored.version, stored.revision) == (event.version, event.revision));
-    let Some(last) = events.last().filter(|_| is_same && stored.len() == events.len()) else {
-        return Err(StoreError::Corrupt {
-            version: events.first().map(|first| first.version),
-            reason: "copies of the hub's events have other places than there".to_owned(),
-        }
-        .into());
+    let wrong = |reason: &str| {
+        let version = events.first().map(|first| first.version);
+        NotCopied::Wrong(StoreError::Corrupt { version, reason: reason.to_owned() })
     };
-    Ok(Place::new(last.version, store.digest(ctx, last.version).await?))
+    let Some(last) = events.last().filter(|_| is_same && stored.len() == events.len()) else {
+        return Err(wrong("copies of the hub's events have other places than there"));
+    };
+    let digest = store.digest(ctx, last.version).await.map_err(NotCopied::Wrong)?;
+    if digest != events.iter().fold(since.digest, Digest::chain) {
+        return Err(wrong("copies of the hub's events are not as they are there"));
+    }
+    Ok(Place::new(last.version, digest))
 }

@@ -168,6 +168,8 @@ pub enum Misfit {
     Stale,
     /// It cannot be appended anyway: its id is taken, or the hub will never accept it.
     NoAnyway,
+    /// A batch is answered for that the question did not show on top, or twice.
+    NotOnTop(Number),
     /// A replacement has no events, an id that was used, or events of an aggregate that the condition is not about.
     BadReplacement(&'static str),
 }
@@ -365,6 +367,8 @@ pub struct Machine {
     /// The runs of own events by their first versions.
     own_at: BTreeMap<u64, (u32, Number)>,
     marks: Vec<MarkRecord>,
+    /// The marks of each aggregate, and their batches.
+    marked: HashMap<String, Vec<(Number, Number)>>,
     /// What the hub will never take.
     refused: BTreeMap<Number, String>,
     /// Heads that were heard of, and conflicts that were told: only for rules that are switched off.
@@ -403,6 +407,7 @@ impl Machine {
             own: BTreeMap::new(),
             own_at: BTreeMap::new(),
             marks: Vec::new(),
+            marked: HashMap::new(),
             refused: BTreeMap::new(),
             heads: BTreeSet::new(),
             told: HashSet::new(),
@@ -434,7 +439,7 @@ impl Machine {
             }
             Record::Mark(mark) => {
                 self.last = self.last.max(mark.number);
-                self.marks.push(mark);
+                self.mark(mark);
             }
             Record::Own(own) => {
                 self.last = self.last.max(own.number);
@@ -530,23 +535,21 @@ impl Machine {
     }
 
     fn take_outcome(&mut self, outcome: OutcomeRecord) {
-        let Some(entry) = self.entries.get_mut(&outcome.batch) else { return };
+        let Some(entry) = self.entries.get(&outcome.batch) else { return };
         if !matches!(outcome.decision, Decision::Anyway) {
             let mut aggregates: BTreeSet<String> = entry.aggregates().into_iter().map(str::to_owned).collect();
             if let Decision::Replace(events) = &outcome.decision {
                 aggregates.extend(events.iter().map(|event| event.aggregate_id().to_owned()));
             }
-            self.marks.push(MarkRecord {
-                number: outcome.number,
-                batch: outcome.batch,
-                aggregates: aggregates.into_iter().collect(),
-            });
+            let aggregates = aggregates.into_iter().collect();
+            self.mark(MarkRecord { number: outcome.number, batch: outcome.batch, aggregates });
         }
         if let Decision::Replace(events) = &outcome.decision {
             for event in events {
                 self.ids.entry(event.id().to_owned()).or_default().push(outcome.batch);
             }
         }
+        let Some(entry) = self.entries.get_mut(&outcome.batch) else { return };
         let (was_open, before) = (entry.is_open(), entry.events.clone());
         entry.decide(outcome);
         let (is_open, after) = (entry.is_open(), entry.events.clone());
@@ -702,12 +705,20 @@ impl Machine {
     /// How each own batch stands that is not confirmed, in their order.
     #[must_use]
     pub fn review(&self) -> Vec<(Number, Status)> {
-        let mut statuses = Vec::with_capacity(self.entries.len());
+        self.statuses().collect()
+    }
+
+    /// How many own batches are not confirmed, the rejected ones included.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = (Number, Status)> {
         let mut moved: HashMap<&str, u64> = HashMap::new();
-        for (&number, entry) in &self.entries {
+        self.entries.iter().map(move |(&number, entry)| {
             if let Some(reason) = &entry.rejected {
-                statuses.push((number, Status::Rejected(reason.clone())));
-                continue;
+                return (number, Status::Rejected(reason.clone()));
             }
             if !Rule::NoSilentMove.is_kept() {
                 let decided = entry.outcomes.iter().filter(|outcome| !matches!(outcome.decision, Decision::Reject(_)));
@@ -745,9 +756,8 @@ impl Machine {
                 let is_told = !Rule::DecideFromPull.is_kept() && self.told.contains(&number);
                 (!holds && !is_forced || is_told).then_some(Why::Conflict)
             };
-            statuses.push((number, why.map_or(Status::Pending, Status::Waiting)));
-        }
-        statuses
+            (number, why.map_or(Status::Pending, Status::Waiting))
+        })
     }
 
     /// Whether something that a batch stands on is not there any more, and its decision had not seen that.
@@ -755,13 +765,19 @@ impl Machine {
         if self.marks.is_empty() || !Rule::Dependencies.is_kept() {
             return false;
         }
-        let stands_on_all = entry.condition == Condition::Store && Rule::LatestOnAll.is_kept();
-        let aggregates = entry.aggregates();
-        self.marks.iter().any(|mark| {
-            mark.number > entry.seen.number
-                && mark.batch < number
-                && (stands_on_all || mark.aggregates.iter().any(|id| aggregates.contains(id.as_str())))
-        })
+        let matters = |mark: &MarkRecord| mark.number > entry.seen.number && mark.batch < number;
+        if entry.condition == Condition::Store && Rule::LatestOnAll.is_kept() {
+            return self.marks.iter().any(matters);
+        }
+        let in_aggregates = entry.all_events().filter_map(|event| self.marked.get(event.aggregate_id())).flatten();
+        in_aggregates.into_iter().any(|&(mark, batch)| mark > entry.seen.number && batch < number)
+    }
+
+    fn mark(&mut self, mark: MarkRecord) {
+        for aggregate_id in &mark.aggregates {
+            self.marked.entry(aggregate_id.clone()).or_default().push((mark.number, mark.batch));
+        }
+        self.marks.push(mark);
     }
 
     /// What is shown of own batches that are not confirmed, in their order.
@@ -952,6 +968,17 @@ impl Machine {
             }
         }
         Change::Appended(number)
+    }
+
+    /// Batches that were [`appended`](Machine::appended) last could not be written: they never were there. Newest first; their
+    /// numbers are not given again.
+    pub fn withdraw(&mut self, numbers: &[Number]) {
+        for number in numbers {
+            let Some(entry) = self.entries.get(number) else { continue };
+            let condition = entry.condition.clone();
+            self.unwatch(&condition);
+            self.forget(*number);
+        }
     }
 
     /// Everything that was appended so far is durable.
@@ -1185,8 +1212,7 @@ impl Machine {
         if self.is_staging() {
             return None;
         }
-        let statuses = self.review();
-        let (batch, why) = statuses.into_iter().find_map(|(number, status)| match status {
+        let (batch, why) = self.statuses().find_map(|(number, status)| match status {
             Status::Waiting(why) => Some((number, why)),
             _ => None,
         })?;
@@ -1208,9 +1234,10 @@ impl Machine {
         let mut below = entry.aggregates();
         let mut on_top = Vec::new();
         for (number, entry) in self.entries.range(batch.next()..).filter(|(_, entry)| entry.is_open()) {
-            let aggregates = entry.aggregates();
-            if entry.condition == Condition::Store || aggregates.iter().any(|id| below.contains(id)) {
-                below.extend(aggregates);
+            if entry.condition == Condition::Store
+                || entry.all_events().any(|event| below.contains(event.aggregate_id()))
+            {
+                below.extend(entry.aggregates());
                 on_top.push(*number);
             }
         }
@@ -1231,17 +1258,17 @@ impl Machine {
         is_used: impl Fn(&str) -> bool,
     ) -> Result<Vec<OutcomeRecord>, Misfit> {
         let mut number = self.last.next();
-        let waits = self.review().into_iter().any(|(number, status)| {
-            number == question.batch
-                && match status {
-                    Status::Waiting(why) => why == question.why || !Rule::AnswerNamesSeen.is_kept(),
-                    _ => false,
-                }
-        });
-        if !waits {
-            return Err(Misfit::Stale);
-        }
         let entry = self.entries.get(&question.batch).ok_or(Misfit::Stale)?;
+        match self.statuses().find(|(number, _)| *number == question.batch) {
+            Some((_, Status::Waiting(why))) if why == question.why || !Rule::AnswerNamesSeen.is_kept() => {}
+            _ => return Err(Misfit::Stale),
+        }
+        let mut answered = HashSet::new();
+        if let Some((batch, _)) =
+            on_top.iter().find(|(batch, _)| !question.on_top.contains(batch) || !answered.insert(*batch))
+        {
+            return Err(Misfit::NotOnTop(*batch));
+        }
         let can_anyway = !matches!(question.why, Why::Duplicate | Why::Refused(_));
         if decision == Decision::Anyway && !can_anyway && Rule::DuplicateNoAnyway.is_kept() {
             return Err(Misfit::NoAnyway);
@@ -1340,6 +1367,7 @@ impl Machine {
             self.forget(number);
             if !Rule::MarkIsKept.is_kept() {
                 self.marks.retain(|mark| mark.batch != number);
+                self.marked.values_mut().for_each(|marks| marks.retain(|(_, batch)| *batch != number));
             }
         }
         is_rejected
@@ -1349,6 +1377,13 @@ impl Machine {
     fn matters(&self, mark: &MarkRecord) -> bool {
         let later = self.entries.range(mark.batch.next()..);
         later.into_iter().any(|(_, entry)| entry.is_open() && entry.seen.number < mark.number)
+    }
+
+    /// How many of the records are needed that led to this state, of which so many were [`Record::Own`].
+    #[must_use]
+    pub fn needed_records(&self, own: usize) -> usize {
+        let open: usize = self.entries.values().map(|entry| 1 + entry.outcomes.len()).sum();
+        1 + own + open
     }
 
     /// A journal that leads to the same state, without what is not needed any more.

@@ -159,6 +159,19 @@ pub enum Record {
     Shown(Option<u64>),
 }
 
+impl Record {
+    /// The bytes of its events.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let of = |events: &[Event]| events.iter().map(Event::len_bytes).sum();
+        match self {
+            Record::Batch(batch) => of(&batch.events),
+            Record::Outcome(OutcomeRecord { decision: Decision::Replace(events), .. }) => of(events),
+            _ => 0,
+        }
+    }
+}
+
 /// The first record of a journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeginRecord {
