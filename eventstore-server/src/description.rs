@@ -38,7 +38,11 @@ fn make_many(description: &mut Value) {
                 paths.insert(path, resource);
                 continue;
             }
-            resource["parameters"] = json!([{ "$ref": "#/components/parameters/store" }]);
+            let mut parameters = vec![json!({ "$ref": "#/components/parameters/store" })];
+            if let Value::Array(own) = resource["parameters"].take() {
+                parameters.extend(own);
+            }
+            resource["parameters"] = parameters.into();
             paths.insert(format!("/stores/{{store}}{}", path.trim_end_matches('/')), resource);
         }
     }
