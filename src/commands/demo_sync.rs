@@ -5,7 +5,7 @@ use std::path::Path;
 
 use eventstore::{Aggregate, CancellationToken, Error, Event, Store, Version};
 use serde::{Deserialize, Serialize};
-use synckit::{Answer, Conflict, DecideError, Entry, Options, Replica, Resolution, Resolver, SyncOptions, SyncReport};
+use synckit::{Conflict, DecideAgain, DecideError, Options, Replica, Resolution, SyncOptions, SyncReport};
 
 use super::Ending;
 use crate::failure::Failure;
@@ -96,31 +96,16 @@ impl Stock {
     }
 }
 
-/// Decides again on what is there now.
-#[derive(Debug)]
-struct DecideOnStock(Replica);
-
-#[synckit::async_trait]
-impl Resolver for DecideOnStock {
-    async fn resolve(&self, conflict: &Conflict) -> synckit::Result<Answer> {
-        // Each batch of the demo is one event.
-        let Some(event) = conflict.events.first() else { return Ok(Resolution::Wait.into()) };
-        let mut stock = Stock::default();
-        for entry in self.0.load().aggregate(event.aggregate_id()).await?.entries {
-            // What is decided on, and what came later, does not count.
-            if !matches!(&entry, Entry::Pending(pending) if pending.batch >= conflict.batch) {
-                stock.apply(entry.event().decode()?);
-            }
-        }
-        let decided = match event.decode()? {
-            StockEvent::Received { pieces } => stock.receive(pieces),
-            StockEvent::Sold { pieces } => stock.sell(pieces),
-        };
-        Ok(match decided {
-            Ok(_) => Resolution::AppendAnyway,
-            Err(reason) => Resolution::Reject(reason),
-        }
-        .into())
+/// Decides again on what is there now. Each batch of the demo is one event.
+fn decide_again(stock: &Stock, conflict: &Conflict) -> Resolution {
+    let again = conflict.events.iter().try_for_each(|event| match event.decode() {
+        Ok(StockEvent::Received { pieces }) => stock.receive(pieces).map(drop),
+        Ok(StockEvent::Sold { pieces }) => stock.sell(pieces).map(drop),
+        Err(error) => Err(error.to_string()),
+    });
+    match again {
+        Ok(()) => Resolution::AppendAnyway,
+        Err(reason) => Resolution::Reject(reason),
     }
 }
 
@@ -271,9 +256,9 @@ impl Tour {
         self.result(format!("what it had not seen: {}", all(&unseen)?))?;
 
         self.title("Your code resolves conflicts. Here each sale is decided again, on what is there now.")?;
-        self.call("phone.sync_once(&SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?")?;
+        self.call("phone.sync_once(&SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?")?;
         let seen = phone.status().await?.confirmed;
-        self.sync("phone", &phone, &SyncOptions::new().resolver(DecideOnStock(phone.clone()))).await?;
+        self.sync("phone", &phone, &SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?;
         for entry in phone.load().since(seen).await?.entries {
             self.result(format!("still possible: {}; confirmed", words(entry.event())?))?;
         }

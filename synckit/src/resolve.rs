@@ -1,14 +1,17 @@
 //! Who decides when a batch cannot be appended as it was decided.
 
 use std::fmt;
-use std::sync::Arc;
+use std::marker::PhantomData;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use eventstore::Aggregate;
 use eventstore_api::{Event, RecordedEvent};
 
 use crate::core::{Condition, Number, Why};
 use crate::error::Result;
+use crate::load::Entry;
+use crate::replica::Replica;
 
 /// A batch that waits for a decision, and all that is needed to make it.
 #[derive(Clone, Debug)]
@@ -28,11 +31,38 @@ pub struct Conflict {
     /// Own batches on top of it, which share an aggregate with it or with each other, and their events. What is decided on it
     /// sends them to the resolver as well, unless it is answered for them with it.
     pub on_top: Vec<(Number, Vec<Event>)>,
+    pub(crate) replica: Replica,
 }
 
 impl Conflict {
     /// The most events that [`unseen`](Conflict::unseen) has.
     pub const MOST: usize = 10_000;
+
+    /// The events that the batch would come behind: the confirmed ones of an aggregate, and then those of own batches before it.
+    ///
+    /// # Errors
+    ///
+    /// What the replica's files say.
+    pub async fn before(&self, aggregate_id: &str) -> Result<Vec<Entry>> {
+        let mut entries = self.replica.load().aggregate(aggregate_id).await?.entries;
+        entries.retain(|entry| !matches!(entry, Entry::Pending(pending) if pending.batch >= self.batch));
+        Ok(entries)
+    }
+
+    /// The state that these events lead to, for the aggregate of the batch's first event.
+    ///
+    /// # Errors
+    ///
+    /// What the replica's files say, and `Decode` for an event that is none of the aggregate's.
+    pub async fn state<A: Aggregate>(&self) -> Result<A> {
+        let mut state = A::default();
+        if let Some(first) = self.events.first() {
+            for entry in self.before(first.aggregate_id()).await? {
+                state.apply(entry.event().decode()?);
+            }
+        }
+        Ok(state)
+    }
 }
 
 /// What to do with a batch.
@@ -76,15 +106,23 @@ impl From<Resolution> for Answer {
 
 /// Decides on batches that cannot be appended as they were decided.
 ///
-/// It is asked for one batch after the other, in their order, when all that the hub has is pulled.
+/// It is asked for one batch after the other, in their order, when all that the hub has is pulled. A function of a [`Conflict`] that
+/// gives a [`Resolution`] is one.
 #[async_trait]
-pub trait Resolver: fmt::Debug + Send + Sync {
+pub trait Resolver: Send + Sync {
     /// What to do with the batch.
     ///
     /// # Errors
     ///
     /// Whatever keeps it from deciding; syncing ends with it.
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer>;
+}
+
+#[async_trait]
+impl<F: Fn(&Conflict) -> Resolution + Send + Sync> Resolver for F {
+    async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
+        Ok(self(conflict).into())
+    }
 }
 
 /// Keeps both: appends the batch as it is, behind what was not seen. Events whose ids are taken get new ones; what the hub will
@@ -134,27 +172,69 @@ impl Resolver for RejectConflicts {
     }
 }
 
-/// Decides again, by a function of the program.
-#[derive(Clone)]
-pub struct DecideAgain<F>(Arc<F>);
+/// Decides again on what the aggregate of the batch is now, without the batch itself, by a function of the program.
+///
+/// ```
+/// use eventstore::Aggregate;
+/// use synckit::{Conflict, DecideAgain, Resolution, SyncOptions};
+///
+/// #[derive(Default)]
+/// struct Stock(u32);
+///
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// enum StockEvent {
+///     Received(u32),
+///     Sold(u32),
+/// }
+///
+/// impl Aggregate for Stock {
+///     type Event = StockEvent;
+///     type Error = String;
+///
+///     fn apply(&mut self, event: StockEvent) {
+///         match event {
+///             StockEvent::Received(pieces) => self.0 += pieces,
+///             StockEvent::Sold(pieces) => self.0 -= pieces,
+///         }
+///     }
+/// }
+///
+/// let resolver = DecideAgain::new(|stock: &Stock, conflict: &Conflict| {
+///     let sold = conflict.events.iter().filter_map(|event| match event.decode() {
+///         Ok(StockEvent::Sold(pieces)) => Some(pieces),
+///         _ => None,
+///     });
+///     match sold.sum::<u32>() <= stock.0 {
+///         true => Resolution::AppendAnyway,
+///         false => Resolution::Reject(format!("{} are left", stock.0)),
+///     }
+/// });
+/// let options = SyncOptions::new().resolver(resolver);
+/// # drop(options);
+/// ```
+pub struct DecideAgain<A, F> {
+    decide: F,
+    state: PhantomData<fn() -> A>,
+}
 
-impl<F> fmt::Debug for DecideAgain<F> {
+impl<A, F> fmt::Debug for DecideAgain<A, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DecideAgain")
     }
 }
 
-impl<F: Fn(&Conflict) -> Resolution + Send + Sync> DecideAgain<F> {
+impl<A: Aggregate, F: Fn(&A, &Conflict) -> Resolution + Send + Sync> DecideAgain<A, F> {
     /// Decides by this function.
     pub fn new(decide: F) -> Self {
-        DecideAgain(Arc::new(decide))
+        DecideAgain { decide, state: PhantomData }
     }
 }
 
 #[async_trait]
-impl<F: Fn(&Conflict) -> Resolution + Send + Sync> Resolver for DecideAgain<F> {
+impl<A: Aggregate, F: Fn(&A, &Conflict) -> Resolution + Send + Sync> Resolver for DecideAgain<A, F> {
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
-        Ok((self.0)(conflict).into())
+        let state = conflict.state().await?;
+        Ok((self.decide)(&state, conflict).into())
     }
 }
 

@@ -61,7 +61,7 @@ pub struct SyncReport {
 }
 
 /// How syncing is done.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct SyncOptions {
     /// Who decides on conflicts. Without one, syncing stops at a conflict.
@@ -75,6 +75,17 @@ pub struct SyncOptions {
     pub timeout: Duration,
     /// Ends [`Replica::run`].
     pub stop: CancellationToken,
+}
+
+impl fmt::Debug for SyncOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncOptions")
+            .field("has_resolver", &self.resolver.is_some())
+            .field("accept_history", &self.accept_history)
+            .field("skip_waiting", &self.skip_waiting)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for SyncOptions {
@@ -444,6 +455,7 @@ impl Replica {
             condition: question.condition.clone(),
             unseen,
             on_top: on_top.collect(),
+            replica: self.clone(),
         })
     }
 

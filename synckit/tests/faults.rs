@@ -362,9 +362,9 @@ async fn an_answer_for_a_batch_twice_or_for_one_that_was_not_shown_is_an_error()
 #[tokio::test]
 async fn a_replacement_that_no_hub_would_take_is_an_error() {
     let (hub, a) = conflicting().await;
-    let many = synckit::DecideAgain::new(|_: &Conflict| {
+    let many = |_: &synckit::Conflict| {
         Resolution::AppendInstead((0..10_001).map(|number| event(&format!("r{number}"), "x")).collect())
-    });
+    };
     let refused = a.sync_once(&SyncOptions::new().resolver(many)).await;
     assert!(matches!(refused, Err(Error::Answer { .. })), "{refused:?}");
     assert_eq!(a.pending()[0].events, [event("1", "x")], "it is not taken");

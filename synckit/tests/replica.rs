@@ -171,7 +171,7 @@ async fn a_batch_can_be_replaced_with_those_on_top() {
     // A replacement with a used id is not taken.
     let a = hub.replica("c").await;
     a.append(event("c1", "x")).expected(Expected::NoEvents).await.expect("appended");
-    let again = DecideAgain::new(|_: &synckit::Conflict| Resolution::AppendInstead(vec![event("of a", "x")]));
+    let again = |_: &synckit::Conflict| Resolution::AppendInstead(vec![event("of a", "x")]);
     assert!(matches!(a.sync_once(&resolved(again)).await, Err(Error::Answer { .. })));
 }
 
@@ -388,6 +388,30 @@ async fn a_subscription_tells_what_becomes_of_pending_events() {
     let Ok(Ok(Notice::Pending(pending))) = waiting.await else { panic!("a pending event comes") };
     assert_eq!(pending.event.id(), "more");
     drop(hub);
+}
+
+#[tokio::test]
+async fn deciding_again_is_done_on_what_the_aggregate_is_now() {
+    let hub = Hub::new().await;
+    let (a, b) = (hub.replica("a").await, hub.replica("b").await);
+    let deposit = |cents| Event::of("account", &AccountEvent::Deposited { cents }).expect("valid");
+    for (replica, first, second) in [(&a, 10, 1), (&b, 5, 7)] {
+        let basis = replica.load().aggregate("account").await.expect("a load").basis;
+        replica.append(deposit(first)).basis(&basis).await.expect("appended");
+        replica.append(deposit(second)).await.expect("appended");
+    }
+    sync(&a).await;
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let resolver = DecideAgain::new({
+        let seen = seen.clone();
+        move |account: &Account, _: &synckit::Conflict| {
+            seen.lock().expect("no panic").push(account.balance);
+            Resolution::AppendAnyway
+        }
+    });
+    b.sync_once(&resolved(resolver)).await.expect("a sync");
+    assert_eq!(*seen.lock().expect("no panic"), [11], "neither the batch nor the one on top of it");
+    assert_eq!(b.load().await.expect("a load").entries.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

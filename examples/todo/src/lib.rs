@@ -8,10 +8,10 @@ use std::path::Path;
 
 use eventstore::{Aggregate, CancellationToken, Event};
 use synckit::core::{Number, Status};
-use synckit::{DecideError, Entry, Options, Replica, Result, SyncOptions, SyncReport};
+use synckit::{DecideAgain, DecideError, Entry, Options, Replica, Result, SyncOptions, SyncReport};
 
 use crate::domain::{Refused, Todo, Wish};
-use crate::resolver::{DecideAgain, SO_ALREADY};
+use crate::resolver::{SO_ALREADY, decide_again};
 
 /// The to-dos of a directory, which is a replica of the hub's.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl Todos {
     }
 
     fn options(&self) -> SyncOptions {
-        SyncOptions::new().resolver(DecideAgain(self.replica.clone()))
+        SyncOptions::new().resolver(DecideAgain::new(decide_again))
     }
 
     /// Fetches what others did, and sends what was done here.
