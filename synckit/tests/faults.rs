@@ -658,6 +658,37 @@ async fn loads_go_on_while_another_history_is_accepted() {
     }
 }
 
+#[tokio::test]
+async fn a_subscription_in_the_middle_of_a_history_does_not_go_on_in_another() {
+    let hub = Hub::new().await;
+    let other = eventstore::open("memory:").await.expect("memory");
+    for (name, store) in [("old", &hub.store), ("new", &other)] {
+        for at in 0..2 {
+            let events = (0..1_000).map(|number| event(&format!("{name} {at} {number}"), "x"));
+            store
+                .append(events.collect::<Vec<_>>())
+                .durability(eventstore::Durability::Buffered)
+                .await
+                .expect("appended");
+        }
+    }
+    let a = hub.replica("a").await;
+    a.sync_once(&SyncOptions::new()).await.expect("a sync");
+    a.close().await.expect("closed");
+    let a = Options::new(hub.path("a")).hub_store(other).open().await.expect("a replica");
+    let mut notices = a.subscribe(Cursor::START);
+    notices.next().await.expect("the first");
+    a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    let ended = loop {
+        match notices.next().await {
+            Ok(Notice::Confirmed { event, .. }) => assert!(event.event.id().starts_with("old"), "{event:?}"),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(ended, Error::Store(eventstore::Error::HistoryDiverged { .. })), "{ended}");
+}
+
 // Much.
 
 /// Each decision leaves a mark, on which later batches may stand.
