@@ -1,5 +1,6 @@
 //! What a replica does when its directory, its hub, its resolver or its program misbehave.
 
+use std::future::IntoFuture as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -426,6 +427,71 @@ async fn a_resolver_may_append_and_delete() {
     assert_eq!(a.rejected().len(), 1);
 }
 
+/// Calls that are dropped, and closing, at any moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn calls_that_end_early_lose_and_double_nothing() {
+    let hub = Hub::new().await;
+    let mut acknowledged = Vec::new();
+    for round in 0..25 {
+        let a = hub.replica("a").await;
+        let have = ids(&a).await;
+        for id in &acknowledged {
+            assert_eq!(have.iter().filter(|other| *other == id).count(), 1, "{id} in {have:?}");
+        }
+        let mut appends = Vec::new();
+        for task in 0..4 {
+            let a = a.clone();
+            appends.push(tokio::spawn(async move {
+                let mut done = Vec::new();
+                for number in 0..20 {
+                    let id = format!("{round}-{task}-{number}");
+                    let append = a.append([event(&id, "x"), event(&format!("{id} too"), "y")]).into_future();
+                    let most = Duration::from_micros(fastrand::u64(..3_000));
+                    match tokio::time::timeout(most, append).await {
+                        Ok(Ok(_)) => done.push(id),
+                        Ok(Err(Error::Store(eventstore::Error::Closed))) => break,
+                        Ok(Err(error)) => panic!("{error}"),
+                        Err(_) => {}
+                    }
+                }
+                done
+            }));
+        }
+        let syncs = [1_000, 5_000].map(|most| {
+            let a = a.clone();
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let most = Duration::from_micros(fastrand::u64(..most));
+                    let _ = tokio::time::timeout(most, a.sync_once(&SyncOptions::new())).await;
+                    let mut notices = a.subscribe(Cursor::START);
+                    let _ = tokio::time::timeout(most, notices.next()).await;
+                }
+            })
+        });
+        if round % 2 == 0 {
+            let most = Duration::from_micros(fastrand::u64(..20_000));
+            let _ = tokio::time::timeout(most, a.sync_once(&SyncOptions::new())).await;
+            // Closed, also if nobody waits for it.
+            drop(tokio::time::timeout(Duration::from_micros(10), a.close()).await);
+            soon(a.close()).await.expect("closed");
+        }
+        for append in appends {
+            acknowledged.extend(soon(append).await.expect("it ends"));
+        }
+        for sync in syncs {
+            soon(sync).await.expect("it ends");
+        }
+        soon(a.close()).await.expect("closed");
+    }
+    let a = hub.replica("a").await;
+    a.sync_once(&SyncOptions::new()).await.expect("a sync");
+    let all = hub.store.load(Version::ZERO).await.expect("a load");
+    let of_hub: Vec<_> = all.iter().map(|event| event.event.id().to_owned()).collect();
+    assert_eq!(ids(&a).await, of_hub);
+    assert!(of_hub.chunks(2).all(|pair| pair[1] == format!("{} too", pair[0])), "no batch is torn");
+    assert!(acknowledged.iter().all(|id| of_hub.contains(id)));
+}
+
 // Hubs.
 
 /// What a hub does wrong.
@@ -656,6 +722,37 @@ async fn loads_go_on_while_another_history_is_accepted() {
             "{ended}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_subscription_in_the_middle_of_a_history_does_not_go_on_in_another() {
+    let hub = Hub::new().await;
+    let other = eventstore::open("memory:").await.expect("memory");
+    for (name, store) in [("old", &hub.store), ("new", &other)] {
+        for at in 0..2 {
+            let events = (0..1_000).map(|number| event(&format!("{name} {at} {number}"), "x"));
+            store
+                .append(events.collect::<Vec<_>>())
+                .durability(eventstore::Durability::Buffered)
+                .await
+                .expect("appended");
+        }
+    }
+    let a = hub.replica("a").await;
+    a.sync_once(&SyncOptions::new()).await.expect("a sync");
+    a.close().await.expect("closed");
+    let a = Options::new(hub.path("a")).hub_store(other).open().await.expect("a replica");
+    let mut notices = a.subscribe(Cursor::START);
+    notices.next().await.expect("the first");
+    a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    let ended = loop {
+        match notices.next().await {
+            Ok(Notice::Confirmed { event, .. }) => assert!(event.event.id().starts_with("old"), "{event:?}"),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(ended, Error::Store(eventstore::Error::HistoryDiverged { .. })), "{ended}");
 }
 
 // Much.

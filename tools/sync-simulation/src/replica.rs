@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use eventstore_api::{Batch, Digest, Event, Expected, Place, RecordedEvent, Revision, Version};
 use synckit::core::{
-    Change, Condition, Decision, Expectation, Facts, Machine, Number, Proposed, Question, Record, Rule, Scope, Seen,
-    Status, Why, Write,
+    BatchRecord, Change, Condition, Decision, Expectation, Facts, Machine, Number, Proposed, Question, Record, Rule,
+    Scope, Seen, Status, Why, Write,
 };
 
 use crate::world::{Message, Shared, event_of};
@@ -127,6 +127,13 @@ pub(crate) struct Look {
     exists: bool,
 }
 
+/// A batch on its way to the disk.
+struct Begun {
+    record: BatchRecord,
+    change: Change,
+    kind: &'static str,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Replica {
     pub(crate) number: usize,
@@ -205,6 +212,15 @@ impl Replica {
     /// The process begins anew with what is on the disk.
     pub(crate) fn restart(&mut self) -> Result<(), Broken> {
         let before = (self.generation, self.machine.generation(), self.machine.published());
+        // What is on the disk are bytes.
+        for record in &mut self.journal {
+            let bytes = postcard::to_stdvec(record).expect("it can be written");
+            let read: Record = postcard::from_bytes(&bytes).expect("it can be read");
+            if read != *record {
+                return broken("disk: a record is another one when it is read");
+            }
+            *record = read;
+        }
         self.generation = self
             .journal
             .iter()
@@ -362,7 +378,53 @@ impl Replica {
         }
     }
 
+    /// Appends one batch, or several that are one write; sometimes there is no room for them.
     pub(crate) fn append(&mut self, shared: &mut Shared) -> Step {
+        let count = if shared.random.f64() < 0.2 { shared.random.usize(2..4) } else { 1 };
+        let mut begun = Vec::new();
+        for _ in 0..count {
+            begun.extend(self.begin(shared)?);
+        }
+        if begun.is_empty() {
+            return Ok(());
+        }
+        // Meanwhile messages are sent.
+        if Rule::DurableBeforeShown.is_kept() {
+            let sent = self.machine.to_send(self.skips, 8, 1 << 20);
+            if sent.iter().any(|(number, _)| begun.iter().any(|begun: &Begun| begun.record.number == *number)) {
+                return Err(Broken("append: sent before it is durable".to_owned()).into());
+            }
+        }
+        if shared.crashes && shared.random.f64() < 0.05 {
+            let numbers: Vec<_> = begun.iter().rev().map(|begun| begun.record.number).collect();
+            self.machine.withdraw(&numbers);
+            numbers.iter().for_each(|number| {
+                self.ghosts.remove(number);
+                self.shown.remove(number);
+            });
+            shared.say(|| format!("replica {} has no room for {numbers:?}", self.number));
+            return Ok(());
+        }
+        self.write(shared, 0.03, |replica| {
+            for Begun { record, .. } in &begun {
+                replica.journal.push(Record::Batch(record.clone()));
+                replica.acked.insert(record.number, record.events.clone());
+            }
+            Ok(())
+        })?;
+        self.machine.durable();
+        for Begun { record, change, kind } in begun {
+            self.tell(vec![change])?;
+            shared.say(|| {
+                let what: Vec<_> = record.events.iter().map(|event| (id_of(event), aggregate_of(event))).collect();
+                format!("replica {} appends batch {} {what:?} if {kind}", self.number, record.number)
+            });
+            shared.batches += 1;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, shared: &mut Shared) -> Step<Option<Begun>> {
         if self.tokens.is_empty() {
             self.load(shared);
         }
@@ -407,7 +469,7 @@ impl Replica {
             _ => Expectation::Plain(Expected::Any),
         };
         let facts = self.facts(&events, scope.as_ref(), &token);
-        let Ok(Proposed::New(record, _)) = self.machine.propose(events, &expectation, &facts) else { return Ok(()) };
+        let Ok(Proposed::New(record, _)) = self.machine.propose(events, &expectation, &facts) else { return Ok(None) };
         // What is there now is what was seen.
         let view = self.view();
         let now =
@@ -436,24 +498,11 @@ impl Replica {
             _ => own.map(|(_, event)| id_of(event)).collect(),
         };
         let number = record.number;
-        let events = record.events.clone();
         let change = self.machine.appended(record.clone(), &facts);
         self.ghosts
             .insert(number, Ghost { kind, aggregate: (kind != "latest").then_some(aggregate), known: Rc::new(known) });
         self.look_around();
-        self.write(shared, 0.03, |replica| {
-            replica.journal.push(Record::Batch(record));
-            replica.acked.insert(number, events.clone());
-            Ok(())
-        })?;
-        self.machine.durable();
-        self.tell(vec![change])?;
-        shared.say(|| {
-            let what: Vec<_> = events.iter().map(|event| (id_of(event), aggregate_of(event))).collect();
-            format!("replica {} appends batch {number} {what:?} if {kind}", self.number)
-        });
-        shared.batches += 1;
-        Ok(())
+        Ok(Some(Begun { record, change, kind }))
     }
 
     // Syncing, one message at a time.
