@@ -99,13 +99,26 @@ pub(crate) fn finish(directory: &Path) -> Result<()> {
     }
 }
 
+/// The lock on a directory, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a process that is being started has the file as well, until it has become another program.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the lock of a replica was not released");
+        }
+    }
+}
+
 /// Holds the directory: there is one process that has it open.
-pub(crate) fn lock(directory: &Path) -> Result<File> {
+pub(crate) fn lock(directory: &Path) -> Result<Lock> {
     let path = directory.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
     let file = file.map_err(|error| io("open the replica's lock file", error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: directory.display().to_string() }.into()),
         Err(TryLockError::Error(error)) => Err(io("lock the replica", error).into()),
     }

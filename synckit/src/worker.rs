@@ -1,6 +1,5 @@
 //! The one task that writes to a replica's directory.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +10,7 @@ use eventstore_api::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::config::Lock;
 use crate::core::{
     Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused, Scope,
     Seen, Write,
@@ -121,7 +121,7 @@ pub(crate) struct Worker {
     /// It is with a thread while it writes.
     pub(crate) journal: Option<Journal>,
     /// Held by the thread as well: whatever becomes of the runtime, nobody else writes as long as it does.
-    pub(crate) lock: Option<Arc<File>>,
+    pub(crate) lock: Option<Arc<Lock>>,
 }
 
 impl Drop for Worker {

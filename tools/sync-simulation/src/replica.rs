@@ -155,6 +155,8 @@ pub(crate) struct Replica {
     shown: HashSet<Number>,
     deleted: HashSet<Number>,
     was_replaced: HashSet<Number>,
+    /// The end of the common part of the history that was accepted last.
+    accepted: Option<usize>,
     /// The outcomes that rejected batches.
     rejected_by: HashMap<Number, Number>,
     pub(crate) skips: bool,
@@ -182,6 +184,7 @@ impl Replica {
             deleted: HashSet::new(),
             was_replaced: HashSet::new(),
             rejected_by: HashMap::new(),
+            accepted: None,
             skips: shared.random.f64() < 0.3,
             skew: [0, 0, -40, 40][shared.random.usize(..4)],
         }
@@ -839,6 +842,7 @@ impl Replica {
             Ok(())
         };
         let replace_journal = |replica: &mut Replica| {
+            replica.accepted = Some(common);
             replica.journal = journal;
             Ok(())
         };
@@ -870,7 +874,8 @@ impl Replica {
             }
         }
         let published = self.machine.published().get() as usize;
-        if published > 0 {
+        // Of a history that was just accepted, the common part may end inside of a batch, until the next head.
+        if published > 0 && self.accepted != Some(published) {
             let last = self.conf().events[published - 1].event.id();
             if !shared.hub.log().ends.contains(last) {
                 return broken("view: a foreign batch is shown in part");
