@@ -28,15 +28,7 @@ use process::{Server, event, raise_descriptors};
 type Store = Arc<dyn EventStore>;
 
 fn main() {
-    if !Path::new("/proc/self/status").exists() {
-        println!("needs /proc/self/status: left out on this system");
-        return;
-    }
-    let arguments: Vec<String> = std::env::args().collect();
-    // `cargo bench -- --test` runs everything once, small.
-    let is_test = arguments.iter().any(|argument| argument == "--test");
-    let rounds = arguments.iter().skip_while(|argument| *argument != "--rounds").nth(1);
-    let rounds = rounds.map_or(if is_test { 1 } else { 5 }, |rounds| rounds.parse().expect("a number of rounds"));
+    let Some((is_test, rounds)) = process::arguments(5) else { return };
     let size = if is_test {
         Size { events: 5_000, time: Duration::from_millis(100), followers: 50 }
     } else {

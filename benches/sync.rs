@@ -21,15 +21,7 @@ use synckit::{Notice, Options, Replica, SyncOptions};
 use process::{Server, event, memory_kib, raise_descriptors};
 
 fn main() {
-    if !Path::new("/proc/self/status").exists() {
-        println!("needs /proc/self/status: left out on this system");
-        return;
-    }
-    let arguments: Vec<String> = std::env::args().collect();
-    // `cargo bench -- --test` runs everything once, small.
-    let is_test = arguments.iter().any(|argument| argument == "--test");
-    let rounds = arguments.iter().skip_while(|argument| *argument != "--rounds").nth(1);
-    let rounds = rounds.map_or(if is_test { 1 } else { 3 }, |rounds| rounds.parse().expect("a number of rounds"));
+    let Some((is_test, rounds)) = process::arguments(3) else { return };
     let size = match is_test {
         true => Size { events: 5_000, pending: 200, appends: 50, replicas: 5, seconds: 1 },
         false => Size { events: 1_000_000, pending: 10_000, appends: 2_000, replicas: 1_000, seconds: 20 },

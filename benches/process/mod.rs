@@ -10,6 +10,20 @@ use std::time::Duration;
 
 use eventstore::Event;
 
+/// Whether everything is to run once, small, as by `cargo bench -- --test`, and how many rounds; `None` where it cannot run.
+#[allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
+pub(crate) fn arguments(rounds: usize) -> Option<(bool, usize)> {
+    if !Path::new("/proc/self/status").exists() {
+        println!("needs /proc/self/status: left out on this system");
+        return None;
+    }
+    let arguments: Vec<String> = std::env::args().collect();
+    let is_test = arguments.iter().any(|argument| argument == "--test");
+    let given = arguments.iter().skip_while(|argument| *argument != "--rounds").nth(1);
+    let rounds = given.map_or(if is_test { 1 } else { rounds }, |given| given.parse().expect("a number of rounds"));
+    Some((is_test, rounds))
+}
+
 /// Ten thousand connections need as many descriptors, on each side. A child inherits the limit.
 #[allow(unsafe_code, reason = "the standard library cannot change a limit")]
 pub(crate) fn raise_descriptors() {

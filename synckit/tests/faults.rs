@@ -1,5 +1,7 @@
 //! What a replica does when its directory, its hub, its resolver or its program misbehave.
 
+mod common;
+
 use std::future::IntoFuture as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,44 +12,12 @@ use eventstore::backend::EventStore;
 use eventstore::{CancellationToken, Cursor, Event, Expected, RecordedEvent, Revision, Store, Version};
 use eventstore_api::{Batch, Context, Gc, GcReport, LoadOptions, Page, PageSize, Place, Pulled, Pushed, Stats, Stored};
 use synckit::{Answer, Conflict, Error, Notice, Options, RejectConflicts, Replica, Resolution, Resolver, SyncOptions};
-use tempfile::TempDir;
+
+use common::{Hub, event, ids};
 
 /// Whatever hangs is an error.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("it ends")
-}
-
-struct Hub {
-    store: Store,
-    directory: TempDir,
-}
-
-impl Hub {
-    async fn new() -> Self {
-        let store = eventstore::open("memory:").await.expect("memory");
-        Hub { store, directory: tempfile::tempdir().expect("a directory") }
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn options(&self, name: &str) -> Options {
-        Options::new(self.path(name)).hub_store(self.store.clone())
-    }
-
-    async fn replica(&self, name: &str) -> Replica {
-        self.options(name).open().await.expect("a replica")
-    }
-}
-
-fn event(id: &str, aggregate_id: &str) -> Event {
-    Event::builder("Happened", aggregate_id).id(id).data(format!("{{\"of\":\"{id}\"}}")).build().expect("valid")
-}
-
-async fn ids(replica: &Replica) -> Vec<String> {
-    let loaded = replica.load().await.expect("a load");
-    loaded.entries.iter().map(|entry| entry.event().id().to_owned()).collect()
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -1,45 +1,17 @@
 //! Replicas and their hubs in one process.
 
+mod common;
+
 use std::sync::Arc;
 
-use eventstore::{CancellationToken, Cursor, Durability, Event, Expected, Revision, Store, Version};
+use eventstore::{CancellationToken, Cursor, Durability, Event, Expected, Revision, Version};
 use synckit::core::{EventPlace, Number, Status, Why};
 use synckit::{
     Answer, DecideAgain, DecideError, Entry, Error, KeepBoth, LastWriterWins, Notice, Options, RejectConflicts,
     Replica, Resolution, SyncOptions, SyncState,
 };
-use tempfile::TempDir;
 
-struct Hub {
-    store: Store,
-    directory: TempDir,
-}
-
-impl Hub {
-    async fn new() -> Self {
-        Hub {
-            store: eventstore::open("memory:").await.expect("memory"),
-            directory: tempfile::tempdir().expect("a directory"),
-        }
-    }
-
-    fn options(&self, name: &str) -> Options {
-        Options::new(self.directory.path().join(name)).hub_store(self.store.clone())
-    }
-
-    async fn replica(&self, name: &str) -> Replica {
-        self.options(name).open().await.expect("a replica")
-    }
-}
-
-fn event(id: &str, aggregate_id: &str) -> Event {
-    Event::builder("Happened", aggregate_id).id(id).data(format!("{{\"of\":\"{id}\"}}")).build().expect("valid")
-}
-
-async fn ids(replica: &Replica) -> Vec<String> {
-    let loaded = replica.load().await.expect("a load");
-    loaded.entries.iter().map(|entry| entry.event().id().to_owned()).collect()
-}
+use common::{Hub, event, ids};
 
 async fn sync(replica: &Replica) -> synckit::SyncReport {
     replica.sync_once(&SyncOptions::new()).await.expect("a sync")
