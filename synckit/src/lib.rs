@@ -33,8 +33,8 @@
 //! # }).unwrap();
 //! ```
 //!
-//! The protocol is a state machine without I/O, in [`core`](crate::core), and `tools/sync-simulation` shows by random schedules what each of its
-//! rules is for. The model, what is promised and what is not: `docs/sync.md` in the repository.
+//! The protocol is a state machine without I/O, in [`core`], and `tools/sync-simulation` shows by random schedules what each of
+//! its rules is for. The model, what is promised and what is not: `docs/sync.md` in the repository.
 
 #![forbid(unsafe_code)]
 
