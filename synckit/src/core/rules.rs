@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 /// A rule of syncing. Without it events get lost or twisted, and the simulation breaks.
 ///
-/// Rules are constants: only a build with the feature `mutants` has [`without`](Rule::without).
+/// Rules are constants: only a build with the feature `mutants` has `Rule::without`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "`about` says what each is")]
 pub enum Rule {
