@@ -121,15 +121,28 @@ pub(crate) async fn push<S: EventStore + ?Sized>(
     batches: Vec<Batch>,
 ) -> Result<Pushed> {
     check(store, ctx, at, store.latest_version(ctx).await?).await?;
-    let (mut stored, mut refused) = (Vec::new(), None);
-    for batch in batches {
+    let (mut stored, mut refused, mut owes_sync) = (Vec::new(), None, false);
+    for mut batch in batches {
+        // One sync behind all of them is as good as one for each.
+        let is_sync = batch.durability != Some(Durability::Buffered);
+        batch.durability = Some(Durability::Buffered);
         match store.store_batch(ctx, batch).await {
-            Ok(places) => stored.push(places),
+            Ok(places) => {
+                stored.push(places);
+                owes_sync |= is_sync;
+            }
             Err(error) => {
                 refused = Some(error);
                 break;
             }
         }
+    }
+    if owes_sync {
+        let unknown = |error: Error| Error::OutcomeUnknown {
+            reason: "the batches of a push were stored, but not certainly synced".to_owned(),
+            source: Some(error.into()),
+        };
+        store.sync(ctx).await.map_err(unknown)?;
     }
     // What was appended is there, whatever the context says by now.
     let head = store.latest_version(&Context::background()).await?;

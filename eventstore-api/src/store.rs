@@ -202,7 +202,7 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// `HistoryDiverged` if this store has another history at `at`, or ends before it, with nothing written; those of
-    /// [`digest`](EventStore::digest). That a batch is refused, or its outcome unknown, is not an error of the push but in
+    /// [`digest`](EventStore::digest); `OutcomeUnknown` if what was stored could not be synced. That a batch is refused, or its outcome unknown, is not an error of the push but in
     /// [`Pushed::refused`].
     async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
         replication::push(self, ctx, at, batches).await

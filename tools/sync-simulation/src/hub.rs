@@ -198,7 +198,12 @@ impl EventStore for Hub {
         }
         let store: &dyn EventStore = &Plain(self.clone());
         if Rule::StopAtRefusal.is_kept() {
-            return store.push(ctx, at, batches).await;
+            let pushed = store.push(ctx, at, batches).await?;
+            let mut log = self.log();
+            if !pushed.stored.is_empty() {
+                log.synced = log.events.len();
+            }
+            return Ok(pushed);
         }
         store.push(ctx, at, Vec::new()).await?;
         let (mut stored, mut refused) = (Vec::new(), None);
