@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench sync                     # three rounds, some minutes on a quiet machine
 //! cargo bench --bench sync -- --rounds 5
+//! cargo bench --bench sync -- --only pushing   # or initial, appending, confirming, many
 //! ```
 //!
 //! The hub is the command `eventstore serve`, in a process of its own, with LMDB. Events have 300 bytes of data that does not
@@ -59,11 +60,24 @@ async fn replica(directory: &Path, name: &str, hub: &str) -> Replica {
 
 async fn run(size: Size, rounds: usize) {
     let directory = tempfile::tempdir().expect("a directory");
-    initial(directory.path(), size, rounds).await;
-    pushing(directory.path(), size, rounds).await;
-    appending(directory.path(), size, rounds).await;
-    confirming(directory.path(), size, rounds).await;
-    many(directory.path(), size).await;
+    let arguments: Vec<String> = std::env::args().collect();
+    let only = arguments.iter().skip_while(|argument| *argument != "--only").nth(1);
+    let is_wanted = |name: &str| only.is_none_or(|only| only == name);
+    if is_wanted("initial") {
+        initial(directory.path(), size, rounds).await;
+    }
+    if is_wanted("pushing") {
+        pushing(directory.path(), size, rounds).await;
+    }
+    if is_wanted("appending") {
+        appending(directory.path(), size, rounds).await;
+    }
+    if is_wanted("confirming") {
+        confirming(directory.path(), size, rounds).await;
+    }
+    if is_wanted("many") {
+        many(directory.path(), size).await;
+    }
 }
 
 /// A new replica of a large hub.
