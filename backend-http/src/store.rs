@@ -409,7 +409,7 @@ impl EventStore for HttpStore {
     }
 
     async fn sync(&self, ctx: &Context) -> Result<Version> {
-        eventstore_api::sync_by_appending(self, ctx).await
+        eventstore_api::replication::sync_by_appending(self, ctx).await
     }
 
     async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {

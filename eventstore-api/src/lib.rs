@@ -32,7 +32,8 @@ pub mod limits;
 mod load;
 mod maintenance;
 mod progress;
-mod replication;
+#[doc(hidden)]
+pub mod replication;
 mod stats;
 mod store;
 mod stream;
@@ -57,8 +58,6 @@ pub use ext::EventStoreExt;
 pub use load::{Direction, LoadOptions, Page, PageSize};
 pub use maintenance::{BackupReport, Finding, Gc, GcReport, VerifyReport};
 pub use progress::Progress;
-#[doc(hidden)]
-pub use replication::sync_by_appending;
 pub use replication::{Place, Pulled, Pushed};
 pub use stats::Stats;
 pub use store::EventStore;

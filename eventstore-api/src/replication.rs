@@ -72,7 +72,6 @@ impl Pushed {
 }
 
 /// Syncs by appending the newest event again: that syncs it, and all before it, whatever it was appended with (rule W4).
-#[doc(hidden)]
 pub async fn sync_by_appending<S: EventStore + ?Sized>(store: &S, ctx: &Context) -> Result<Version> {
     loop {
         let newest = LoadOptions::all().backward().limit(1);
@@ -102,24 +101,16 @@ async fn check<S: EventStore + ?Sized>(store: &S, ctx: &Context, place: Place, l
     Err(Error::HistoryDiverged { cursor: place.cursor(), found: found.cursor() })
 }
 
-pub(crate) async fn pull<S: EventStore + ?Sized>(
-    store: &S,
-    ctx: &Context,
-    since: Place,
-    size: PageSize,
-) -> Result<Pulled> {
+/// What a store does that does not implement `pull`.
+pub async fn pull<S: EventStore + ?Sized>(store: &S, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
     let head = store.sync(ctx).await?;
     check(store, ctx, since, head).await?;
     let page = store.load_page(ctx, &LoadOptions::since(since.version).before(head.next()), size).await?;
     Ok(Pulled::new(page.events, head))
 }
 
-pub(crate) async fn push<S: EventStore + ?Sized>(
-    store: &S,
-    ctx: &Context,
-    at: Place,
-    batches: Vec<Batch>,
-) -> Result<Pushed> {
+/// What a store does that does not implement `push`.
+pub async fn push<S: EventStore + ?Sized>(store: &S, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
     check(store, ctx, at, store.latest_version(ctx).await?).await?;
     let (mut stored, mut refused, mut owes_sync) = (Vec::new(), None, false);
     for mut batch in batches {

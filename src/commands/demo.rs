@@ -1,6 +1,7 @@
 //! `demo`: a guided tour of the store, in a temporary directory.
 
 use std::fmt::{Debug, Display};
+use std::path::Path;
 use std::time::Duration;
 
 use eventstore::{
@@ -17,30 +18,45 @@ use crate::output::Output;
 const SCHEME: &str = if cfg!(feature = "lmdb") { "lmdb" } else { "memory" };
 
 pub(crate) async fn run() -> Result<Ending, Failure> {
-    let directory = tempfile::tempdir().map_err(|error| Failure::io("make a temporary directory", &error))?;
-    let url = match SCHEME {
-        "memory" => "memory:".to_owned(),
-        scheme => format!("{scheme}:{}", directory.path().join("store").display()),
-    };
-    // The directory is removed before it ends.
-    let interrupted = interrupt::token_of_work();
-    let ending = super::with_store(&url, async |store| {
-        let (store, stop) = (Store::from(store.clone()), interrupted.clone());
-        let mut tour = Tour { store, stop, output: Output::of_printing(), step: 0 };
-        tour.output.text(&format!("A tour of the event store, on {url}"))?;
-        match tour.run().await {
-            Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
-            done => done.map(|()| Ending::Finished),
-        }
+    in_directory("Next: eventstore --help", async |directory, interrupted| {
+        let url = match SCHEME {
+            "memory" => "memory:".to_owned(),
+            scheme => format!("{scheme}:{}", directory.join("store").display()),
+        };
+        super::with_store(&url, async |store| {
+            let (store, stop) = (Store::from(store.clone()), interrupted.clone());
+            let mut tour = Tour { store, stop, output: Output::of_printing(), step: 0 };
+            tour.output.text(&format!("A tour of the event store, on {url}"))?;
+            ended(tour.run().await)
+        })
+        .await
     })
-    .await?;
+    .await
+}
+
+/// How a tour ends that a signal may have ended.
+pub(super) fn ended(done: Result<(), Failure>) -> Result<Ending, Failure> {
+    match done {
+        Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
+        done => done.map(|()| Ending::Finished),
+    }
+}
+
+/// Gives a tour in a temporary directory, which is removed before this ends. `next` says where to go on.
+pub(super) async fn in_directory(
+    next: &str,
+    tour: impl AsyncFnOnce(&Path, &CancellationToken) -> Result<Ending, Failure>,
+) -> Result<Ending, Failure> {
+    let directory = tempfile::tempdir().map_err(|error| Failure::io("make a temporary directory", &error))?;
+    let interrupted = interrupt::token_of_work();
+    let ending = tour(directory.path(), &interrupted).await?;
     let path = directory.path().display().to_string();
     directory.close().map_err(|error| Failure::io(format_args!("remove {path}"), &error))?;
     if ending == Ending::Interrupted {
         return Ok(ending);
     }
     let mut output = Output::of_printing();
-    output.text("\nThat was all; the temporary directory is removed. Next: eventstore --help")?;
+    output.text(&format!("\nThat was all; the temporary directory is removed. {next}"))?;
     output.flush()?;
     Ok(Ending::Finished)
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use synckit::{Conflict, DecideAgain, DecideError, Options, Replica, Resolution, SyncOptions, SyncReport};
 
 use super::Ending;
+use super::demo::{ended, in_directory};
 use crate::failure::Failure;
-use crate::interrupt;
 use crate::output::Output;
 
 /// The engine of the hub and of the replicas: the first that the program was built with.
@@ -29,32 +29,20 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
     let engine = ENGINE.ok_or_else(|| Error::Unsupported {
         what: "a replica needs an engine, and this program has none; build it with the feature lmdb".to_owned(),
     })?;
-    let directory = tempfile::tempdir().map_err(|error| Failure::io("make a temporary directory", &error))?;
-    // The directory is removed before it ends.
-    let interrupted = interrupt::token_of_work();
-    let url = format!("{engine}:{}", directory.path().join("hub").display());
-    let ending = super::with_store(&url, async |store| {
-        let mut tour = Tour::new(interrupted.clone());
-        let done = tour.run(engine, directory.path(), Store::from(store.clone())).await;
-        // Also what a failure left open.
-        for replica in &tour.opened {
-            replica.close().await?;
-        }
-        match done {
-            Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
-            done => done.map(|()| Ending::Finished),
-        }
+    in_directory("In a program: the crate synckit", async |directory, interrupted| {
+        let url = format!("{engine}:{}", directory.join("hub").display());
+        super::with_store(&url, async |store| {
+            let mut tour = Tour::new(interrupted.clone());
+            let done = tour.run(engine, directory, Store::from(store.clone())).await;
+            // Also what a failure left open.
+            for replica in &tour.opened {
+                replica.close().await?;
+            }
+            ended(done)
+        })
+        .await
     })
-    .await?;
-    let path = directory.path().display().to_string();
-    directory.close().map_err(|error| Failure::io(format_args!("remove {path}"), &error))?;
-    if ending == Ending::Interrupted {
-        return Ok(ending);
-    }
-    let mut output = Output::of_printing();
-    output.text("\nThat was all; the temporary directory is removed. In a program: the crate synckit")?;
-    output.flush()?;
-    Ok(Ending::Finished)
+    .await
 }
 
 /// What happens to the goods of the demo's market stall.

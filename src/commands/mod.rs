@@ -128,7 +128,14 @@ async fn with_open(
     let Some(store) = interrupt::while_opening(opening).await else { return Ok(Ending::Interrupted) };
     let store = store?;
     let result = work(&store).await;
-    let closed = store.close().await;
+    closed(result, store.close().await)
+}
+
+/// How work ends on something that was closed behind it.
+fn closed<E>(result: Result<Ending, Failure>, closed: Result<(), E>) -> Result<Ending, Failure>
+where
+    Failure: From<E>,
+{
     match result {
         // That nobody reads any more is no reason to hide what went wrong.
         Err(failure) if failure.is_closed_pipe() => closed.map_err(Failure::from).and(Err(failure)),

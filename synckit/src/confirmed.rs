@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use eventstore::backend::EventStore;
 use eventstore_api::{
     AggregateOptions, AggregatePage, BackupReport, Batch, Context, Digest, Error, Gc, GcReport, LoadOptions, Page,
-    PageSize, Place, Pulled, Pushed, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
+    PageSize, Place, Pushed, RecordedEvent, Result, Revision, Stats, Stored, VerifyReport, Version,
 };
 
 use crate::worker::State;
@@ -33,6 +33,11 @@ impl Confirmed {
     }
 }
 
+/// The bound of what is read: that of the caller, or the end of what is shown.
+fn bounded(before: Option<Version>, published: Version) -> Version {
+    before.map_or(published.next(), |before| before.min(published.next()))
+}
+
 fn unsupported<T>(what: &str) -> Result<T> {
     Err(Error::Unsupported { what: format!("{what} through the confirmed events of a replica; use the replica") })
 }
@@ -47,8 +52,7 @@ impl EventStore for Confirmed {
     async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
         let (store, published) = self.now();
         let mut options = options.clone();
-        let behind = published.next();
-        options.before = Some(options.before.map_or(behind, |before| before.min(behind)));
+        options.before = Some(bounded(options.before, published));
         let mut page = store.load_page(ctx, &options, size).await?;
         page.head = page.head.min(published);
         Ok(page)
@@ -77,8 +81,7 @@ impl EventStore for Confirmed {
     async fn list_aggregates(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
         let (store, published) = self.now();
         let mut options = options.clone();
-        let behind = published.next();
-        options.before = Some(options.before.map_or(behind, |before| before.min(behind)));
+        options.before = Some(bounded(options.before, published));
         let mut page = store.list_aggregates(ctx, &options, most).await?;
         page.head = page.head.min(published);
         Ok(page)
@@ -122,16 +125,6 @@ impl EventStore for Confirmed {
 
     async fn sync(&self, ctx: &Context) -> Result<Version> {
         self.latest_version(ctx).await // they were synced when they were pulled
-    }
-
-    async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
-        let published = self.now().1;
-        let found = Place::new(since.version.min(published), self.digest(ctx, since.version).await?);
-        if found != since {
-            return Err(Error::HistoryDiverged { cursor: since.cursor(), found: found.cursor() });
-        }
-        let options = LoadOptions::since(since.version).before(published.next());
-        Ok(Pulled::new(self.load_page(ctx, &options, size).await?.events, published))
     }
 
     async fn push(&self, _: &Context, _: Place, _: Vec<Batch>) -> Result<Pushed> {

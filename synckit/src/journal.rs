@@ -1,11 +1,10 @@
 //! The journal of a replica: a log whose records are what the state machine wants to be written.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Error, Result};
-use eventstore_log::{Appender, CommitError, DiskDirectory, Group, Known, Log, Options};
+use eventstore_log::{Appender, CommitError, Directory as _, DiskDirectory, Group, Known, Log, Options};
 
 use crate::core::{BeginRecord, Record};
 
@@ -260,9 +259,5 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Names that were made or changed in a directory survive a power cut.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    if cfg!(unix) {
-        let synced = File::open(path).and_then(|directory| directory.sync_all());
-        synced.map_err(|error| io("sync a directory", error))?;
-    }
-    Ok(())
+    DiskDirectory::new(path).sync().map_err(|error| io("sync a directory", error))
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use eventstore::backend::EventStore;
 use eventstore_api::{
-    CancellationToken, Context, Cursor, Digest, Error as StoreError, LoadOptions, PageSize, Place, Pulled, Version,
+    CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, Version,
 };
 
 use crate::core::{Condition, Decision, Number, Question, Refusal, Why};
 use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::resolve::{Answer, Conflict, Resolution, Resolver};
-use crate::worker::{Job, PAGES};
+use crate::worker::{Job, PAGES, behind};
 
 /// What syncing does, for a user interface to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -364,26 +364,24 @@ impl Replica {
         loop {
             let Pulled { events, head, .. } = page;
             pulled += events.len() as u64;
-            let end = events.last().map_or(since.version, |last| last.version);
             if !(since.version.get() + 1..).zip(&events).all(|(version, event)| event.version.get() == version) {
                 let what = "they are not the ones behind the place that was named";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
-            if end >= head {
-                self.ask(|reply| Job::Page { since, events, head, reply }).await?;
+            let end = behind(since, &events);
+            if end.version >= head {
+                self.ask(|reply| Job::Page { since, events, end, head, reply }).await?;
                 return Ok(pulled);
             }
             if events.is_empty() {
                 let what = "it has events behind those that it gives, and gives none";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
-            self.set_state(SyncState::Behind(head.get() - end.get()));
-            let digest = events.iter().fold(since.digest, Digest::chain);
-            let behind = Place::new(end, digest);
+            self.set_state(SyncState::Behind(head.get() - end.version.get()));
             let (written, following) =
-                tokio::join!(self.ask(|reply| Job::Page { since, events, head, reply }), next(behind));
+                tokio::join!(self.ask(|reply| Job::Page { since, events, end, head, reply }), next(end));
             written?;
-            (since, page) = (behind, following?);
+            (since, page) = (end, following?);
         }
     }
 

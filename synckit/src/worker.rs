@@ -103,12 +103,36 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// What is to be written.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Append { events: Vec<Event>, wish: Wish, reply: Reply<(Option<Number>, Vec<EventPlace>)> },
-    Page { since: Place, events: Vec<RecordedEvent>, head: Version, reply: Reply<()> },
-    Decide { question: Question, decision: Decision, on_top: Vec<(Number, Decision)>, reply: Reply<()> },
-    Delete { batch: Number, reply: Reply<bool> },
-    Recover { common: Version, reply: Reply<PathBuf> },
-    Close { reply: Reply<()> },
+    Append {
+        events: Vec<Event>,
+        wish: Wish,
+        reply: Reply<(Option<Number>, Vec<EventPlace>)>,
+    },
+    /// `end` is the place behind the events.
+    Page {
+        since: Place,
+        events: Vec<RecordedEvent>,
+        end: Place,
+        head: Version,
+        reply: Reply<()>,
+    },
+    Decide {
+        question: Question,
+        decision: Decision,
+        on_top: Vec<(Number, Decision)>,
+        reply: Reply<()>,
+    },
+    Delete {
+        batch: Number,
+        reply: Reply<bool>,
+    },
+    Recover {
+        common: Version,
+        reply: Reply<PathBuf>,
+    },
+    Close {
+        reply: Reply<()>,
+    },
 }
 
 /// The most jobs that are taken together: their records are one write and one sync.
@@ -257,10 +281,11 @@ impl Worker {
         let lock = self.lock.clone();
         let written = tokio::task::spawn_blocking(move || {
             let written = journal.append(&records);
-            drop(lock);
-            (journal, written)
+            // If nobody takes it any more, the journal is closed before the lock is released.
+            (journal, written, lock)
         });
-        let (journal, written) = written.await.map_err(|error| StoreError::engine("write to the journal", error))?;
+        let (journal, written, _lock) =
+            written.await.map_err(|error| StoreError::engine("write to the journal", error))?;
         self.journal = Some(journal);
         written.inspect_err(|error| self.fail(error))?;
         Ok(())
@@ -372,8 +397,8 @@ impl Worker {
 
     async fn take(&mut self, job: Job) {
         match job {
-            Job::Page { since, events, head, reply } => {
-                let done = self.page(since, events, head).await;
+            Job::Page { since, events, end, head, reply } => {
+                let done = self.page(since, events, end, head).await;
                 let _ = reply.send(done);
             }
             Job::Decide { question, decision, on_top, reply } => {
@@ -393,7 +418,7 @@ impl Worker {
         self.state.tell();
     }
 
-    async fn page(&mut self, since: Place, events: Vec<RecordedEvent>, head: Version) -> Result<()> {
+    async fn page(&mut self, since: Place, events: Vec<RecordedEvent>, end: Place, head: Version) -> Result<()> {
         self.state.check()?;
         let writes = self.state.machine().page(since, events, head);
         for write in writes {
@@ -404,8 +429,8 @@ impl Worker {
                         self.state.machine().shown(until);
                     }
                 }
-                Write::Confirmed(events) => match copy(&self.state.confirmed(), &events, since).await {
-                    Ok(end) => _ = self.state.machine().staged(&events, end),
+                Write::Confirmed(events) => match copy(&self.state.confirmed(), &events, end).await {
+                    Ok(()) => _ = self.state.machine().staged(&events, end),
                     Err(NotCopied::NotThere(error)) => {
                         self.fail(&error);
                         return Err(error.into());
@@ -444,13 +469,9 @@ impl Worker {
     async fn replace(&mut self, records: Vec<Record>) -> Result<()> {
         let Some(journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
         let lock = self.lock.clone();
-        let replaced = tokio::task::spawn_blocking(move || {
-            let replaced = journal.replace(&records);
-            drop(lock);
-            replaced
-        });
+        let replaced = tokio::task::spawn_blocking(move || (journal.replace(&records), lock));
         let (journal, replaced) = match replaced.await {
-            Ok(done) => done,
+            Ok((done, _lock)) => done,
             Err(error) => (None, Err(StoreError::engine("write the journal anew", error))),
         };
         self.journal = journal;
@@ -538,8 +559,9 @@ impl Worker {
         while let Some(options) = next {
             let page = old.load_page(ctx, &options, PAGES).await?;
             if !page.events.is_empty() {
+                end = behind(end, &page.events);
                 let copied = copy(&new, &page.events, end).await;
-                end = copied.map_err(|(NotCopied::NotThere(error) | NotCopied::Wrong(error))| error)?;
+                copied.map_err(|(NotCopied::NotThere(error) | NotCopied::Wrong(error))| error)?;
             }
             next = page.next;
         }
@@ -583,24 +605,22 @@ enum NotCopied {
     Wrong(StoreError),
 }
 
-/// Appends a copy of events behind a place, which is the end, and returns the place behind them.
-async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent], since: Place) -> Result<Place, NotCopied> {
+/// The place behind events that come behind a place.
+pub(crate) fn behind(since: Place, events: &[RecordedEvent]) -> Place {
+    let version = events.last().map_or(since.version, |last| last.version);
+    Place::new(version, events.iter().fold(since.digest, Digest::chain))
+}
+
+/// Appends a copy of events at the end, of which the last comes to the place `end`.
+async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent], end: Place) -> Result<(), NotCopied> {
     let ctx = &Context::background();
-    let stored = store.store_batch(ctx, Batch::copy_of(events)).await.map_err(NotCopied::NotThere)?;
-    let is_same = stored
-        .iter()
-        .zip(events)
-        .all(|(stored, event)| (stored.version, stored.revision) == (event.version, event.revision));
-    let wrong = |reason: &str| {
+    store.store_batch(ctx, Batch::copy_of(events)).await.map_err(NotCopied::NotThere)?;
+    // It has versions and revisions in it, so this says that their places are the same as well.
+    let digest = store.digest(ctx, end.version).await.map_err(NotCopied::Wrong)?;
+    if digest != end.digest {
         let version = events.first().map(|first| first.version);
-        NotCopied::Wrong(StoreError::Corrupt { version, reason: reason.to_owned() })
-    };
-    let Some(last) = events.last().filter(|_| is_same && stored.len() == events.len()) else {
-        return Err(wrong("copies of the hub's events have other places than there"));
-    };
-    let digest = store.digest(ctx, last.version).await.map_err(NotCopied::Wrong)?;
-    if digest != events.iter().fold(since.digest, Digest::chain) {
-        return Err(wrong("copies of the hub's events are not as they are there"));
+        let reason = "copies of the hub's events are not as they are there".to_owned();
+        return Err(NotCopied::Wrong(StoreError::Corrupt { version, reason }));
     }
-    Ok(Place::new(last.version, digest))
+    Ok(())
 }

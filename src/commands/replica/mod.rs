@@ -58,12 +58,7 @@ async fn with_replica(
 ) -> Result<Ending, Failure> {
     let replica = options.open().await?;
     let result = work(&replica).await;
-    let closed = replica.close().await;
-    match result {
-        Err(failure) if failure.is_closed_pipe() => closed.map_err(Failure::from).and(Err(failure)),
-        Ok(ending) => closed.map(|()| ending).map_err(Failure::from),
-        failed => failed,
-    }
+    super::closed(result, replica.close().await)
 }
 
 async fn existing(

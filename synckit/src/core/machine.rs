@@ -343,6 +343,11 @@ impl Own {
         let Own { condition, seen, runs, rejected } = self.clone();
         OwnRecord { number, runs, condition, seen, rejected }
     }
+
+    /// Whether an event of it is behind a version.
+    fn reaches_behind(&self, version: Version) -> bool {
+        versions_of(&self.runs).any(|own| own > version.get())
+    }
 }
 
 /// The state of a replica.
@@ -416,9 +421,10 @@ impl Machine {
             machine.load(record);
         }
         machine.durable = machine.last;
-        let open: Vec<_> = machine.entries.values().filter(|entry| entry.is_open()).cloned().collect();
-        for entry in &open {
-            machine.watch(&entry.condition, entry.record.number);
+        let open = machine.entries.iter().filter(|(_, entry)| entry.is_open());
+        let open: Vec<_> = open.map(|(number, entry)| (*number, entry.condition.clone())).collect();
+        for (number, condition) in &open {
+            machine.watch(condition, *number);
         }
         machine
     }
@@ -480,8 +486,7 @@ impl Machine {
 
     /// The own batch whose event has this version.
     fn owner(&self, version: Version) -> Option<Number> {
-        let (&first, &(more, number)) = self.own_at.range(..=version.get()).next_back()?;
-        (version.get() <= first + u64::from(more)).then_some(number)
+        owner_in(&self.own_at, version.get())
     }
 
     fn enter(&mut self, batch: BatchRecord) {
@@ -1101,10 +1106,6 @@ impl Machine {
     /// Events whose ids are not those of open batches any more are own or foreign for good.
     fn sort_known(&mut self) {
         let (ids, own_at) = (&self.ids, &self.own_at);
-        let is_own = |version: u64| {
-            let run = own_at.range(..=version).next_back();
-            run.is_some_and(|(first, (more, _))| version <= first + u64::from(*more))
-        };
         for watch in self.aggregates.values_mut().chain(&mut self.store) {
             let published = self.published.get();
             let mut foreign = watch.foreign;
@@ -1112,7 +1113,7 @@ impl Machine {
                 if ids.contains_key(id) || *version > published {
                     return true;
                 }
-                if !is_own(*version) {
+                if owner_in(own_at, *version).is_none() {
                     foreign = foreign.max(*version);
                 }
                 false
@@ -1189,11 +1190,7 @@ impl Machine {
     /// The hub said what became of a push: a hint, but for what it will never take.
     pub fn answered(&mut self, stored: &[Number], refused: Option<(Number, Refusal)>) {
         if !Rule::AckIsNoConfirmation.is_kept() {
-            for number in stored {
-                let Some(entry) = self.entries.get(number).cloned() else { continue };
-                self.unwatch(&entry.condition);
-                self.forget(*number);
-            }
+            self.withdraw(stored);
         }
         match refused {
             Some((number, Refusal::ForEver(reason))) if self.entries.contains_key(&number) => {
@@ -1425,10 +1422,16 @@ impl Machine {
     /// Begins the recovery from a hub of another history, which has the same events up to `common`.
     #[must_use]
     pub fn recovery(&self, common: Version) -> Recovery<'_> {
-        let is_lost = |own: &&Own| versions_of(&own.runs).any(|version| version > common.get());
-        let needed = self.own.values().filter(is_lost).flat_map(|own| versions_of(&own.runs)).collect();
+        let lost = self.own.values().filter(|own| own.reaches_behind(common));
+        let needed = lost.flat_map(|own| versions_of(&own.runs)).collect();
         Recovery { machine: self, common, needed, contents: BTreeMap::new(), lost_foreign: BTreeSet::new() }
     }
+}
+
+/// The own batch whose event has this version, by the runs of own events.
+fn owner_in(own_at: &BTreeMap<u64, (u32, Number)>, version: u64) -> Option<Number> {
+    let (&first, &(more, number)) = own_at.range(..=version).next_back()?;
+    (version <= first + u64::from(more)).then_some(number)
 }
 
 /// Versions as runs of consecutive ones.
@@ -1499,8 +1502,7 @@ impl Recovery<'_> {
         let machine = self.machine;
         let mut missing = None;
         let mut again = BTreeMap::new();
-        let is_lost = |own: &&Own| versions_of(&own.runs).any(|version| version > self.common.get());
-        for (&number, own) in machine.own.iter().filter(|(_, own)| is_lost(own)) {
+        for (&number, own) in machine.own.iter().filter(|(_, own)| own.reaches_behind(self.common)) {
             let events = versions_of(&own.runs).map(|version| self.contents.get(&version).cloned());
             match events.collect::<Option<Vec<_>>>() {
                 Some(events) => {

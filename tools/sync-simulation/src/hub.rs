@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use eventstore_api::{
     Actual, Batch, Context, Digest, Durability, Error, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, Place,
-    Pulled, Pushed, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, Version, async_trait,
+    Pulled, Pushed, RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, Version, async_trait, replication,
 };
 use synckit::core::Rule;
 
@@ -186,8 +186,7 @@ impl EventStore for Hub {
         if !Rule::DigestOnPull.is_kept() && since.version <= self.sync(ctx).await? {
             since.digest = self.digest(ctx, since.version).await?;
         }
-        let store: &dyn EventStore = &Plain(self.clone());
-        store.pull(ctx, since, size).await
+        replication::pull(self, ctx, since, size).await
     }
 
     async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
@@ -196,16 +195,15 @@ impl EventStore for Hub {
             let log = self.log();
             at = log.end();
         }
-        let store: &dyn EventStore = &Plain(self.clone());
         if Rule::StopAtRefusal.is_kept() {
-            let pushed = store.push(ctx, at, batches).await?;
+            let pushed = replication::push(self, ctx, at, batches).await?;
             let mut log = self.log();
             if !pushed.stored.is_empty() {
                 log.synced = log.events.len();
             }
             return Ok(pushed);
         }
-        store.push(ctx, at, Vec::new()).await?;
+        replication::push(self, ctx, at, Vec::new()).await?;
         let (mut stored, mut refused) = (Vec::new(), None);
         for batch in batches {
             match self.log().append(&batch) {
@@ -219,57 +217,6 @@ impl EventStore for Hub {
 
     async fn stats(&self, _: &Context) -> Result<Stats> {
         left_out()
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// The hub with the `pull` and `push` that every store has.
-#[derive(Debug)]
-struct Plain(Hub);
-
-#[async_trait]
-impl EventStore for Plain {
-    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
-        self.0.store_batch(ctx, batch).await
-    }
-
-    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page> {
-        self.0.load_page(ctx, options, size).await
-    }
-
-    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
-        self.0.get(ctx, id).await
-    }
-
-    async fn latest_version(&self, ctx: &Context) -> Result<Version> {
-        self.0.latest_version(ctx).await
-    }
-
-    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
-        self.0.aggregate_revision(ctx, aggregate_id).await
-    }
-
-    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
-        self.0.wait_for_events(ctx, after).await
-    }
-
-    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
-        self.0.run_gc(ctx, gc).await
-    }
-
-    async fn digest(&self, ctx: &Context, until: Version) -> Result<Digest> {
-        self.0.digest(ctx, until).await
-    }
-
-    async fn sync(&self, ctx: &Context) -> Result<Version> {
-        self.0.sync(ctx).await
-    }
-
-    async fn stats(&self, ctx: &Context) -> Result<Stats> {
-        self.0.stats(ctx).await
     }
 
     async fn close(&self) -> Result<()> {
