@@ -50,7 +50,8 @@
 //! | `fjall` | `fjall:PATH` | no | fjall: as RocksDB, in pure Rust |
 //! | `sled` | `sled:PATH` | no | sled: a beta engine; its index is rebuilt from the log after a crash |
 //! | `http` | `http://HOST/PATH`, `https://HOST/PATH`, `unix:PATH` | no | the store of a server, `eventstore serve` |
-//! | `full` | | no | every engine; not `http` |
+//! | `postgres` | `postgres://USER@HOST/DATABASE?schema=NAME` | no | a store on PostgreSQL, for any number of processes |
+//! | `full` | | no | every engine; neither `http` nor `postgres` |
 //! | `serde` | | no | `Serialize` and `Deserialize` for versions, cursors, conditions, events and reports |
 //! | `zstd` | | yes | log compression, the option `compression=zstd`; needs a C compiler |
 
@@ -114,6 +115,11 @@ pub use backend_sled as sled;
 #[cfg(feature = "http")]
 #[doc(inline)]
 pub use backend_http as http;
+
+/// Stores on PostgreSQL with their typed options.
+#[cfg(feature = "postgres")]
+#[doc(inline)]
+pub use backend_postgres as postgres;
 
 /// The examples of the README compile, of this package's and of the repository's.
 #[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]

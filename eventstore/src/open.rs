@@ -43,7 +43,7 @@ pub(crate) use with_engine;
 /// programs without one.
 ///
 /// `http://`, `https://` and `unix:` lead to the store of a server, `http://host:7080/stores/orders?token_file=…`, with the
-/// feature `http`.
+/// feature `http`; `postgres://app@host/db?schema=orders` to one on PostgreSQL, with the feature `postgres`.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -94,8 +94,8 @@ pub(crate) mod backend {
     ///
     /// Those of [`eventstore::open`](crate::open).
     pub async fn open(url: &str) -> Result<Arc<dyn EventStore>> {
-        if is_served(url) {
-            return open_served(url, To::Make).await;
+        if let Some(server) = server_of(url) {
+            return open_remote(server, url, To::Make).await;
         }
         open_url(&parse(url)?).await
     }
@@ -107,8 +107,8 @@ pub(crate) mod backend {
     /// Those of [`eventstore::open_existing`](crate::open_existing).
     pub async fn open_existing(url: &str) -> Result<Arc<dyn EventStore>> {
         const OPTION: &str = "create_if_missing";
-        if is_served(url) {
-            return open_served(url, To::Find).await;
+        if let Some(server) = server_of(url) {
+            return open_remote(server, url, To::Find).await;
         }
         let mut url = parse(url)?;
         if url.scheme != MEMORY && url.options.iter().all(|(name, _)| name != OPTION) {
@@ -123,8 +123,8 @@ pub(crate) mod backend {
     ///
     /// Those of [`eventstore::open_read_only`](crate::open_read_only).
     pub async fn open_read_only(url: &str) -> Result<Arc<dyn EventStore>> {
-        if is_served(url) {
-            return open_served(url, To::Read).await;
+        if let Some(server) = server_of(url) {
+            return open_remote(server, url, To::Read).await;
         }
         let url = &parse(url)?;
         if url.scheme == MEMORY {
@@ -134,18 +134,26 @@ pub(crate) mod backend {
         with_engine!(url, engine => Ok(Arc::new(engine::open_read_only(engine::Options::from_url(url)?).await?)))
     }
 
-    /// Whether a URL names a store of a server: `http:`, `https:` or `unix:`. It has a form of its own.
+    /// Whether a URL names a store of an eventstore server: `http:`, `https:` or `unix:`.
     #[must_use]
     pub fn is_served(url: &str) -> bool {
-        url.split_once(':').is_some_and(|(scheme, _)| SERVED.contains(&scheme))
+        server_of(url) == Some(HTTP)
     }
 }
 
 pub(crate) const MEMORY: &str = "memory";
 
-/// The schemes that lead to a server, all of the backend `http`.
-const SERVED: [&str; 3] = [HTTP, "https", "unix"];
+/// The schemes that lead to a server, and their backends. Their URLs have forms of their own.
+const SERVERS: [(&str, &str); 5] =
+    [(HTTP, HTTP), ("https", HTTP), ("unix", HTTP), (POSTGRES, POSTGRES), ("postgresql", POSTGRES)];
 const HTTP: &str = "http";
+const POSTGRES: &str = "postgres";
+
+/// The backend of a URL that leads to a server.
+fn server_of(url: &str) -> Option<&'static str> {
+    let (scheme, _) = url.split_once(':')?;
+    SERVERS.iter().find(|(of_server, _)| *of_server == scheme).map(|(_, backend)| *backend)
+}
 
 /// What a store is opened for.
 enum To {
@@ -154,19 +162,26 @@ enum To {
     Read,
 }
 
-#[cfg(feature = "http")]
-async fn open_served(url: &str, to: To) -> Result<Arc<dyn EventStore>> {
-    let options = backend_http::Options::from_url(url)?;
-    Ok(Arc::new(match to {
-        To::Make => backend_http::open(options).await?,
-        To::Find => backend_http::open_existing(options).await?,
-        To::Read => backend_http::open_read_only(options).await?,
-    }))
-}
-
-#[cfg(not(feature = "http"))]
-async fn open_served(_: &str, _: To) -> Result<Arc<dyn EventStore>> {
-    Err(no_backend(HTTP))
+#[allow(unused_variables, reason = "a build may have no backend with a server")]
+async fn open_remote(server: &str, url: &str, to: To) -> Result<Arc<dyn EventStore>> {
+    #[cfg(any(feature = "http", feature = "postgres"))]
+    macro_rules! open {
+        ($backend:ident) => {{
+            let options = $backend::Options::from_url(url)?;
+            Ok(Arc::new(match to {
+                To::Make => $backend::open(options).await?,
+                To::Find => $backend::open_existing(options).await?,
+                To::Read => $backend::open_read_only(options).await?,
+            }))
+        }};
+    }
+    match server {
+        #[cfg(feature = "http")]
+        HTTP => open!(backend_http),
+        #[cfg(feature = "postgres")]
+        POSTGRES => open!(backend_postgres),
+        other => Err(no_backend(other)),
+    }
 }
 
 async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
@@ -177,24 +192,28 @@ async fn open_url(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
 }
 
 /// The engines, and whether this build has them.
-const ENGINES: [(&str, bool); 6] = [
+const ENGINES: [(&str, bool); 7] = [
     (MEMORY, true),
     ("lmdb", cfg!(feature = "lmdb")),
     ("rocksdb", cfg!(feature = "rocksdb")),
     ("fjall", cfg!(feature = "fjall")),
     ("sled", cfg!(feature = "sled")),
     (HTTP, cfg!(feature = "http")),
+    (POSTGRES, cfg!(feature = "postgres")),
 ];
 
 /// Reads a URL that names files. Its scheme comes first: how to write a path better is no help with an engine that there is not.
 pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
+    let of_server = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     match url.split_once(':') {
-        Some((scheme, _)) if SERVED.contains(&scheme) => Err(Error::Unsupported {
-            what: format!(
-                "{scheme}: leads to a server, and this is done with the files of a store; do it on the server's machine, while \
-                 the server is stopped"
-            ),
-        }),
+        Some(_) if server_of(url) == Some(HTTP) => of_server(
+            "the URL leads to a server, and this is done with the files of a store; do it on the server's machine, while the \
+             server is stopped",
+        ),
+        Some(_) if server_of(url) == Some(POSTGRES) => of_server(
+            "this is done with the files of a store, and one on PostgreSQL has none of its own; back the database up and \
+             restore it with PostgreSQL's tools, or copy the store",
+        ),
         Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
         _ => url.parse(),
     }

@@ -1,0 +1,115 @@
+//! What the server's errors mean.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use eventstore_api::{Error, Source};
+use tokio_postgres::error::{Severity, SqlState};
+
+pub(crate) type PgError = tokio_postgres::Error;
+
+/// Why something was not done.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// It may go well the next time: the server was not there, or was busy with somebody else.
+    Passing { reason: String, source: Source, is_lost: bool },
+    /// It would fail again.
+    Final(Error),
+}
+
+impl Failed {
+    /// For a server at `url` that was asked to `operation`.
+    pub(crate) fn of(error: PgError, url: &str, operation: &'static str) -> Self {
+        let reason = reason(&error);
+        let Some(code) = error.code() else {
+            // Not the server's answer: a connection that was lost or refused, or something that cannot be read.
+            return match can_connect_later(&error) {
+                true => Failed::Passing { reason, source: error.into(), is_lost: true },
+                false => Failed::Final(Error::Open { path: url.to_owned(), reason, source: Some(error.into()) }),
+            };
+        };
+        let text = code.code();
+        let is_over = error
+            .as_db_error()
+            .is_some_and(|error| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic)));
+        let path = || url.to_owned();
+        match (code, &text[..2]) {
+            (&SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED, _) => {
+                Failed::Passing { reason, source: error.into(), is_lost: false }
+            }
+            // Locks that somebody else has for too long.
+            (&SqlState::LOCK_NOT_AVAILABLE, _) => Failed::Passing { reason, source: error.into(), is_lost: false },
+            // A server that was the primary, or will be: another one may be by now.
+            (&SqlState::READ_ONLY_SQL_TRANSACTION, _) => {
+                Failed::Passing { reason: "it takes no writes".to_owned(), source: error.into(), is_lost: true }
+            }
+            (&SqlState::QUERY_CANCELED, _) => Failed::Final(Error::engine(
+                format!("{operation}: the server ended it ({reason}); raise its statement_timeout for this user"),
+                error,
+            )),
+            (&SqlState::DISK_FULL, _) => Failed::Final(Error::Full {
+                reason: format!("{url} has no room ({reason}); make room on the server's disk"),
+            }),
+            (&SqlState::INSUFFICIENT_PRIVILEGE, _) => Failed::Final(Error::Forbidden {
+                what: format!("{reason}; grant it to this user, or open the store as another"),
+            }),
+            (&SqlState::INVALID_CATALOG_NAME, _) => Failed::Final(Error::Open {
+                path: path(),
+                reason: format!("{reason}; create the database first"),
+                source: Some(error.into()),
+            }),
+            (&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_TABLE, _) => Failed::Final(Error::Open {
+                path: path(),
+                reason: "there is no store".to_owned(),
+                source: Some(error.into()),
+            }),
+            (_, "28") => Failed::Final(Error::Forbidden { what: format!("{url}: {reason}") }),
+            (_, "08" | "57" | "53") => Failed::Passing { reason, source: error.into(), is_lost: true },
+            (_, "XX") if text != "XX000" => Failed::Final(Error::Corrupt {
+                version: None,
+                reason: format!("{reason}; restore a backup of the database"),
+            }),
+            _ if is_over => Failed::Passing { reason, source: error.into(), is_lost: true },
+            _ => Failed::Final(Error::engine(format!("{operation}: {reason}"), error)),
+        }
+    }
+}
+
+/// What the server said, or why it said nothing.
+pub(crate) fn reason(error: &PgError) -> String {
+    if let Some(error) = error.as_db_error() {
+        return match error.detail() {
+            Some(detail) => format!("{} ({detail})", error.message()),
+            None => error.message().to_owned(),
+        };
+    }
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Whether a later attempt may connect: not if it is for what the program asks that there is no connection.
+fn can_connect_later(error: &PgError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return false;
+        }
+        // rustls hands its errors through as those of reading.
+        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
+            && inner.is::<rustls::Error>()
+        {
+            return false;
+        }
+        cause = error.source();
+    }
+    true
+}
+
+/// The pauses between attempts: each up to twice as long as the one before, and none as long as those of others.
+pub(crate) fn pauses() -> ExponentialBackoff {
+    let pauses =
+        ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(Duration::from_secs(1));
+    pauses.with_factor(2.0).with_jitter().without_max_times().build()
+}

@@ -1,0 +1,150 @@
+//! Following: the head as this process knows it, and a task that learns of what others append.
+//!
+//! A notification says only that there may be something new; the head is read then. So nothing is missed: the head is read
+//! whenever listening has begun, and now and then without a notification.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eventstore_api::{Context, Error, Result, Version};
+use futures_util::TryStreamExt as _;
+use tokio::sync::mpsc;
+
+use crate::connect::Session;
+use crate::error::{PgError, pauses, reason};
+use crate::read;
+use crate::store::Shared;
+
+/// How long a listener waits to hear itself, before it counts as deaf: a pooler that hands the connection to others passes
+/// nothing on.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// How often the head is read although nothing was heard.
+const IN_ANY_CASE: Duration = Duration::from_secs(10);
+
+/// How often a deaf listener tries again.
+const PROBE_AGAIN: Duration = Duration::from_secs(60);
+
+impl Shared {
+    pub(crate) async fn wait(self: &Arc<Self>, ctx: &Context, after: Version) -> Result<Version> {
+        self.follow();
+        let mut seen = self.seen.subscribe();
+        let waiting = async {
+            let newer = seen.wait_for(|seen| *seen > after).await;
+            newer.map(|seen| *seen).map_err(|_| Error::Closed)
+        };
+        let until_closed = async {
+            tokio::select! {
+                biased;
+                newer = waiting => newer,
+                () = self.closing.cancelled() => Err(Error::Closed),
+            }
+        };
+        ctx.run(until_closed).await?
+    }
+
+    /// Starts the task that learns of what others append, unless it runs.
+    fn follow(self: &Arc<Self>) {
+        self.following.get_or_init(|| {
+            let (shared, closing) = (Arc::downgrade(self), self.closing.clone());
+            self.connector.handle().spawn(async move {
+                let mut pauses = pauses();
+                loop {
+                    let Some(shared) = shared.upgrade() else { return };
+                    let ended = tokio::select! {
+                        () = closing.cancelled() => return,
+                        ended = listen(&shared) => ended,
+                    };
+                    drop(shared);
+                    if let Err(error) = ended {
+                        tracing::debug!(error = reason(&error), "nothing can be followed");
+                    }
+                    let pause = pauses.next().unwrap_or(IN_ANY_CASE);
+                    tokio::select! {
+                        () = closing.cancelled() => return,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Listens until the connection is lost, and reads the head whenever there may be something new.
+async fn listen(shared: &Shared) -> Result<(), PgError> {
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let session = shared.connector.connect(Some(sender)).await?;
+    read_head(shared, &session).await?;
+    loop {
+        if !hears(shared, &session, &mut heard).await? {
+            tracing::warn!(
+                store = shared.url,
+                "nothing can be listened to, so the head is polled every {:?}; a connection pooler between transactions is the \
+                 usual reason, or a standby",
+                shared.poll_interval
+            );
+            let until = tokio::time::Instant::now() + PROBE_AGAIN;
+            while tokio::time::Instant::now() < until {
+                read_head(shared, &session).await?;
+                tokio::time::sleep(shared.poll_interval).await;
+            }
+            continue;
+        }
+        // What was appended before it listened was not heard of.
+        read_head(shared, &session).await?;
+        loop {
+            match tokio::time::timeout(IN_ANY_CASE, heard.recv()).await {
+                Ok(None) => return Ok(()), // the connection is lost
+                Ok(Some(first)) => {
+                    let mut newest = first;
+                    while let Ok(newer) = heard.try_recv() {
+                        newest = newer;
+                    }
+                    let is_known = newest.parse().is_ok_and(|version: Version| version <= *shared.seen.borrow());
+                    if is_known {
+                        continue;
+                    }
+                }
+                Err(_) => {}
+            }
+            read_head(shared, &session).await?;
+        }
+    }
+}
+
+/// Whether what is told on the channel comes here.
+async fn hears(
+    shared: &Shared,
+    session: &Session,
+    heard: &mut mpsc::UnboundedReceiver<String>,
+) -> Result<bool, PgError> {
+    let listens = session.batch_execute(&format!("LISTEN {}", shared.channel)).await;
+    if let Err(error) = listens {
+        return if session.is_closed() { Err(error) } else { Ok(false) };
+    }
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    let probe =
+        format!("SELECT set_config('synchronous_commit', 'off', true), pg_notify('{}', '{token}')", shared.channel);
+    // On another connection: what a session tells itself needs no listening.
+    let other = shared.connector.connect(None).await?;
+    if let Err(error) = other.batch_execute(&probe).await {
+        return if other.is_closed() { Err(error) } else { Ok(false) };
+    }
+    let coming = async {
+        while let Some(text) = heard.recv().await {
+            if text == token {
+                return true;
+            }
+        }
+        false
+    };
+    Ok(tokio::time::timeout(PROBE, coming).await.unwrap_or(false))
+}
+
+async fn read_head(shared: &Shared, session: &Session) -> Result<(), PgError> {
+    let rows: Vec<_> = session.query(&shared.queries.head, &[]).await?.try_collect().await?;
+    if let Some(head) = rows.first().and_then(|row| read::number(row, 0).ok()) {
+        shared.has_seen(Version::new(head));
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The statements, with the names of one schema in them.
+
+use std::sync::Arc;
+
+use tokio_postgres::types::Type;
+
+/// One statement.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub(crate) text: String,
+    /// Of its parameters.
+    pub(crate) types: Vec<Type>,
+    /// Where it stands among those that are prepared once for each connection; `None` for those that are rare.
+    pub(crate) place: Option<usize>,
+}
+
+impl Query {
+    pub(crate) fn rare(text: String, types: Vec<Type>) -> Arc<Self> {
+        Arc::new(Query { text, types, place: None })
+    }
+}
+
+/// How many statements are prepared.
+pub(crate) const PREPARED: usize = 13;
+
+/// The statements that are run often.
+#[derive(Debug)]
+pub(crate) struct Queries {
+    /// The store's name.
+    pub(crate) schema: String,
+    /// → version, synced.
+    pub(crate) head: Arc<Query>,
+    /// → version, synced, aggregates, digest; nobody else gets them so until the transaction ends.
+    pub(crate) lock_head: Arc<Query>,
+    /// ids → the events with these ids.
+    pub(crate) find: Arc<Query>,
+    /// aggregate ids → aggregate id, newest revision; those without events are left out.
+    pub(crate) revisions: Arc<Query>,
+    /// versions, revisions, times, ids, types, aggregate ids, metadata, data, digests.
+    pub(crate) insert: Arc<Query>,
+    /// version, synced, aggregates, digest.
+    pub(crate) update_head: Arc<Query>,
+    /// since, before, events, bytes → head, and an event.
+    pub(crate) page: [Arc<Query>; 2],
+    /// since, before, events, bytes, aggregate id, since revision → head, and an event.
+    pub(crate) aggregate_page: [Arc<Query>; 2],
+    /// id → an event.
+    pub(crate) get: Arc<Query>,
+    /// aggregate id → revision.
+    pub(crate) revision: Arc<Query>,
+    /// version → head, digest; no digest for version 0.
+    pub(crate) digest: Arc<Query>,
+}
+
+/// What an event is read from, in this order.
+pub(crate) const EVENT: &str = "version, revision, recorded_at, id, type, aggregate_id, metadata, data";
+
+/// Which events of a page are wanted. Each is a condition on `v`, with its parameters behind the four of every page.
+pub(crate) struct Shape<'a> {
+    pub(crate) is_backward: bool,
+    pub(crate) is_of_aggregate: bool,
+    pub(crate) filters: &'a str,
+}
+
+/// A page: of what matches, at most so many events, and up to the one that reaches so many bytes. There is one row without an
+/// event if none matches. The head and the events are of one snapshot.
+pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
+    let Shape { is_backward, is_of_aggregate, filters } = shape;
+    // Of an aggregate, the order of the revisions is that of the versions, and there is an index of them. Where the page begins is
+    // looked up once: at the event that the page before ended with, or else from the newest event down.
+    let (order, aggregate) = match is_of_aggregate {
+        false => ("version", String::new()),
+        true => (
+            "revision",
+            format!(
+                "AND v.aggregate_id = $5 AND v.revision > greatest($6, CASE WHEN $1 = 0 THEN 0 ELSE coalesce(\
+                   (SELECT s.revision FROM {schema}.events s WHERE s.version = $1 AND s.aggregate_id = $5), \
+                   (SELECT s.revision FROM {schema}.events s WHERE s.aggregate_id = $5 AND s.version <= $1 \
+                    ORDER BY s.revision DESC LIMIT 1), 0) END) \
+                 AND v.revision < coalesce(\
+                   (SELECT b.revision FROM {schema}.events b WHERE b.version = $2 AND b.aggregate_id = $5), \
+                   9223372036854775807)"
+            ),
+        ),
+    };
+    let direction = if *is_backward { "DESC" } else { "ASC" };
+    let columns = EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
+    format!(
+        "SELECT h.version, {columns} FROM {schema}.head h LEFT JOIN LATERAL (\
+           SELECT * FROM (\
+             SELECT p.*, sum(p.size) OVER (ORDER BY p.{order} {direction} \
+                                           ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (\
+               SELECT {EVENT}, octet_length(id) + octet_length(type) + octet_length(aggregate_id) + octet_length(metadata) \
+                      + octet_length(data) AS size \
+               FROM {schema}.events v WHERE v.version > $1 AND v.version < $2 {aggregate} {filters} \
+               ORDER BY v.{order} {direction} LIMIT $3) p) w \
+           WHERE w.before IS NULL OR w.before < $4) e ON true"
+    )
+}
+
+/// The types of the parameters of every page.
+pub(crate) const PAGE: [Type; 4] = [Type::INT8, Type::INT8, Type::INT8, Type::INT8];
+
+/// The types of the two more of a page of an aggregate.
+pub(crate) const OF_AGGREGATE: [Type; 2] = [Type::BYTEA, Type::INT8];
+
+impl Queries {
+    pub(crate) fn new(schema: &str) -> Self {
+        let mut places = 0..PREPARED;
+        let mut often =
+            |text: String, types: &[Type]| Arc::new(Query { text, types: types.to_vec(), place: places.next() });
+        // As part of a statement a name is quoted, whatever it is.
+        let s = format!("\"{schema}\"");
+        let columns = EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
+        let shape = |is_backward, is_of_aggregate| page(&s, &Shape { is_backward, is_of_aggregate, filters: "" });
+        let of_aggregate = [&PAGE[..], &OF_AGGREGATE[..]].concat();
+        Queries {
+            head: often(format!("SELECT version, synced FROM {s}.head"), &[]),
+            lock_head: often(format!("SELECT version, synced, aggregates, digest FROM {s}.head FOR UPDATE"), &[]),
+            // Each id by the index, however small the table was when the statement was planned: LIMIT keeps it from being joined
+            // in another way.
+            find: often(
+                format!(
+                    "SELECT {columns} FROM unnest($1) AS wanted(id) CROSS JOIN LATERAL \
+                     (SELECT * FROM {s}.events f WHERE f.id = wanted.id LIMIT 1) e"
+                ),
+                &[Type::BYTEA_ARRAY],
+            ),
+            revisions: often(
+                format!(
+                    "SELECT wanted.id, e.revision FROM unnest($1) AS wanted(id) CROSS JOIN LATERAL \
+                     (SELECT n.revision FROM {s}.events n WHERE n.aggregate_id = wanted.id \
+                      ORDER BY n.revision DESC LIMIT 1) e"
+                ),
+                &[Type::BYTEA_ARRAY],
+            ),
+            insert: often(
+                format!(
+                    "INSERT INTO {s}.events (version, revision, recorded_at, id, type, aggregate_id, metadata, data, digest) \
+                     SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+                ),
+                &[
+                    Type::INT8_ARRAY,
+                    Type::INT8_ARRAY,
+                    Type::TIMESTAMPTZ_ARRAY,
+                    Type::BYTEA_ARRAY,
+                    Type::BYTEA_ARRAY,
+                    Type::BYTEA_ARRAY,
+                    Type::BYTEA_ARRAY,
+                    Type::BYTEA_ARRAY,
+                    Type::BYTEA_ARRAY,
+                ],
+            ),
+            update_head: often(
+                format!("UPDATE {s}.head SET version = $1, synced = $2, aggregates = $3, digest = $4"),
+                &[Type::INT8, Type::INT8, Type::INT8, Type::BYTEA],
+            ),
+            page: [often(shape(false, false), &PAGE), often(shape(true, false), &PAGE)],
+            aggregate_page: [often(shape(false, true), &of_aggregate), often(shape(true, true), &of_aggregate)],
+            get: often(format!("SELECT {EVENT} FROM {s}.events WHERE id = $1"), &[Type::BYTEA]),
+            revision: often(
+                format!("SELECT revision FROM {s}.events WHERE aggregate_id = $1 ORDER BY revision DESC LIMIT 1"),
+                &[Type::BYTEA],
+            ),
+            digest: often(
+                format!(
+                    "SELECT h.version, (SELECT e.digest FROM {s}.events e WHERE e.version = least($1, h.version)) \
+                     FROM {s}.head h"
+                ),
+                &[Type::INT8],
+            ),
+            schema: s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_statement_has_a_place_of_its_own() {
+        let queries = Queries::new("x");
+        let Queries {
+            schema: _,
+            head,
+            lock_head,
+            find,
+            revisions,
+            insert,
+            update_head,
+            page,
+            aggregate_page,
+            get,
+            revision,
+            digest,
+        } = &queries;
+        let all = [head, lock_head, find, revisions, insert, update_head, get, revision, digest];
+        let mut places: Vec<_> = all.into_iter().chain(page).chain(aggregate_page).map(|query| query.place).collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..PREPARED).map(Some).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,527 @@
+//! The one task of a process that appends: it takes what waits, and commits it as one transaction.
+//!
+//! ```text
+//!  first round trip    BEGIN; lock the row of head; look the ids and the aggregates up
+//!  decide              duplicates, conditions, versions, revisions, digests
+//!  second round trip   insert the events; update head; COMMIT; wake the followers
+//! ```
+//!
+//! The lock is what puts the events of all processes in one order. Each statement sees what was committed before it began, and the
+//! lock is given up by the commit: so whoever gets it sees all that its predecessors wrote, and nobody's versions become visible
+//! before theirs.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt::Write as _;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use eventstore_api::limits::clamp_recorded_at;
+use eventstore_api::{
+    Actual, Batch, CancellationToken, Digest, Error, Event, RecordedEvent, Result, Revision, StoreOutcome, Stored,
+    Version,
+};
+use futures_util::future::{join3, join4};
+use futures_util::{FutureExt as _, TryStreamExt as _};
+use tokio::sync::mpsc;
+use tokio_postgres::error::Severity;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, RowStream};
+
+use crate::connect::Session;
+use crate::error::{Failed, PgError, pauses, reason};
+use crate::queue::{Request, unknown};
+use crate::read;
+use crate::store::Shared;
+
+/// A group takes no more appends once it has so many events or bytes.
+const GROUP_EVENTS: usize = 4096;
+const GROUP_BYTES: usize = 4 << 20;
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    session: Option<Session>,
+    /// Since when nothing can be written.
+    trouble: Option<Instant>,
+}
+
+/// Tells that the writer has ended, however it ends.
+struct Ended(CancellationToken);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
+        Writer { shared, requests, session: None, trouble: None }
+    }
+
+    /// Works until the store is closed and nothing waits.
+    pub(crate) async fn run(mut self) {
+        let _ended = Ended(self.shared.ended.clone());
+        let closing = self.shared.closing.clone();
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = self.requests.recv() => first,
+                () = closing.cancelled(), if !self.requests.is_closed() => {
+                    self.requests.close(); // what is in the queue is still received
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
+            let group = self.take_group(first);
+            self.write(group).await;
+        }
+    }
+
+    fn take_group(&mut self, first: Request) -> Vec<Request> {
+        let (mut events, mut bytes, mut group) = (0, 0, Vec::new());
+        let mut next = Some(first);
+        while let Some(request) = next {
+            events += request.batch.events.len();
+            bytes += request.bytes;
+            group.push(request);
+            let is_full = events >= GROUP_EVENTS || bytes >= GROUP_BYTES;
+            next = if is_full { None } else { self.requests.try_recv().ok() };
+        }
+        group
+    }
+
+    /// Writes a group, in as many attempts as it takes, and answers each append of it.
+    async fn write(&mut self, mut group: Vec<Request>) {
+        let mut pauses = pauses();
+        loop {
+            group.retain(|request| !request.ticket.is_withdrawn());
+            if group.is_empty() {
+                return;
+            }
+            match self.attempt(&mut group).await {
+                Ok(()) => {
+                    self.trouble = None;
+                    debug_assert!(group.is_empty());
+                    return;
+                }
+                Err(Failed::Final(error)) if group.len() == 1 => {
+                    return group.drain(..).for_each(|request| request.answer(Err(error.clone())));
+                }
+                Err(Failed::Final(error)) => {
+                    // It may be for one of them: each is tried alone.
+                    tracing::debug!(%error, "a group of appends failed");
+                    for request in group.drain(..) {
+                        Box::pin(self.write(vec![request])).await;
+                    }
+                    return;
+                }
+                Err(Failed::Passing { reason, source, .. }) => {
+                    let now = Instant::now();
+                    let trouble = *self.trouble.get_or_insert(now);
+                    let is_over = |request: &mut Request| {
+                        let until = request.since.max(trouble).checked_add(self.shared.retry_for);
+                        until.is_some_and(|until| until <= now)
+                    };
+                    for request in group.extract_if(.., is_over) {
+                        let url = self.shared.url.clone();
+                        request.answer(Err(Error::Unavailable {
+                            url,
+                            reason: reason.clone(),
+                            source: Some(source.clone()),
+                        }));
+                    }
+                    tracing::debug!(reason, "appends wait for the server");
+                    tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
+                }
+            }
+        }
+    }
+
+    /// One transaction. What it answered is no more in the group.
+    async fn attempt(&mut self, group: &mut Vec<Request>) -> Result<(), Failed> {
+        let session = match self.session.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => self.connect().await?,
+        };
+        let outcome = transact(&self.shared, &session, group).await;
+        let is_usable = match &outcome {
+            Ok(()) => true,
+            Err(Failed::Passing { is_lost: true, .. }) => false,
+            // Nothing but that one statement failed.
+            Err(_) => session.batch_execute("ROLLBACK").await.is_ok(),
+        };
+        if is_usable {
+            self.session = Some(session);
+        }
+        outcome
+    }
+
+    async fn connect(&self) -> Result<Session, Failed> {
+        let (shared, queries) = (&self.shared, &self.shared.queries);
+        let failed = |error| Failed::of(error, &shared.url, "connect");
+        let session = shared.connector.connect(None).await.map_err(failed)?;
+        let prepared = async {
+            for query in [&queries.lock_head, &queries.find, &queries.revisions, &queries.insert, &queries.update_head]
+            {
+                session.prepare(query).await?;
+            }
+            Ok(())
+        };
+        prepared.await.map_err(failed)?;
+        Ok(session)
+    }
+}
+
+async fn rows(stream: Result<RowStream, PgError>) -> Result<Vec<Row>, PgError> {
+    stream?.try_collect().await
+}
+
+/// What becomes of an append.
+enum Decision {
+    /// It is part of the transaction; these are its places once that is committed.
+    Staged(Vec<Stored>),
+    /// All of it is stored, or is by this transaction; these are the places of the first.
+    AlreadyStored(Vec<Stored>),
+    /// It is refused.
+    Refused(Error),
+    /// Its caller has gone.
+    Withdrawn,
+}
+
+async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) -> Result<(), Failed> {
+    let failed = |error| Failed::of(error, &shared.url, "append");
+    let queries = &shared.queries;
+    let is_sync = group.iter().any(|request| request.is_sync);
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit TO {}; \
+         SET LOCAL idle_in_transaction_session_timeout TO 10000",
+        if is_sync { shared.synchronous_commit.as_str() } else { "off" }
+    );
+    let looked_up = {
+        let events = || group.iter().flat_map(|request| &request.batch.events);
+        let ids: Vec<&[u8]> = events().map(|event| event.id().as_bytes()).collect();
+        let mut aggregates: Vec<&[u8]> = events().map(|event| event.aggregate_id().as_bytes()).collect();
+        aggregates.sort_unstable();
+        aggregates.dedup();
+        let head = async { rows(session.query(&queries.lock_head, &[]).await).await };
+        let found = async { rows(session.query(&queries.find, &[&ids]).await).await };
+        let revisions = async { rows(session.query(&queries.revisions, &[&aggregates]).await).await };
+        let (begin, head, found, revisions) = join4(session.batch_execute(&begin), head, found, revisions).await;
+        begin.map_err(failed)?;
+        LookedUp { head: head.map_err(failed)?, found: found.map_err(failed)?, revisions: revisions.map_err(failed)? }
+    };
+    let mut staging = Staging::new(&looked_up, shared).map_err(Failed::Final)?;
+    let decisions: Vec<Decision> = group.iter().map(|request| staging.decide(request)).collect();
+    let Staging { events, digests, head, .. } = staging;
+    let newest = |places: &[Stored]| places.iter().map(|place| place.version).max().unwrap_or_default();
+    let owes_sync = group.iter().zip(&decisions).any(|(request, decision)| match decision {
+        Decision::AlreadyStored(places) => request.is_sync && newest(places) > head.synced,
+        _ => false,
+    });
+    let synced = if is_sync { head.version } else { head.synced };
+    let outcome = match events.is_empty() && !owes_sync {
+        true => match session.batch_execute("COMMIT").await {
+            Ok(()) => Ok(()),
+            Err(error) => return Err(failed(error)), // it had written nothing
+        },
+        false => commit(shared, session, &events, &digests, &head, synced).await,
+    };
+    let doubt = match outcome {
+        Ok(()) => session.take_warning().filter(|_| is_sync).map(|warning| {
+            // Such as that it did not wait for the standby.
+            unknown(format!("it was committed, but the server warns: {warning}"), None)
+        }),
+        Err(Uncommitted::No(failed)) => return Err(failed),
+        Err(Uncommitted::Unknown(error)) => Some(error),
+    };
+    if doubt.is_none() && !events.is_empty() {
+        shared.commits.fetch_add(1, Ordering::Relaxed);
+        shared.events_written.fetch_add(events.len() as u64, Ordering::Relaxed);
+        shared.largest_group.fetch_max(events.len() as u64, Ordering::Relaxed);
+    }
+    if doubt.is_none() {
+        shared.has_seen(head.version);
+    }
+    let mut again = Vec::new();
+    for (request, decision) in group.drain(..).zip(decisions) {
+        match (decision, &doubt) {
+            (Decision::Withdrawn, _) => {}
+            (Decision::Staged(_), Some(doubt)) => request.answer(Err(doubt.clone())),
+            // It was decided on what may not be so.
+            (_, Some(_)) => again.push(request),
+            (Decision::Staged(places) | Decision::AlreadyStored(places), None) => request.answer(Ok(places)),
+            (Decision::Refused(error), None) => request.answer(Err(error)),
+        }
+    }
+    *group = again;
+    match doubt {
+        Some(_) if session.is_closed() => Err(Failed::Passing {
+            reason: "the connection was lost while it committed".to_owned(),
+            source: "the connection was lost".into(),
+            is_lost: true,
+        }),
+        Some(_) if !group.is_empty() => Err(Failed::Passing {
+            reason: "the commit before it is in doubt".to_owned(),
+            source: "the commit before it is in doubt".into(),
+            is_lost: true,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Why a transaction is not certainly committed.
+enum Uncommitted {
+    /// Certainly it is not.
+    No(Failed),
+    /// Nobody knows.
+    Unknown(Error),
+}
+
+/// The second round trip.
+async fn commit(
+    shared: &Shared,
+    session: &Session,
+    events: &[RecordedEvent],
+    digests: &[Digest],
+    head: &Head,
+    synced: Version,
+) -> Result<(), Uncommitted> {
+    let queries = &shared.queries;
+    let numbers =
+        |number: fn(&RecordedEvent) -> u64| events.iter().map(|event| number(event) as i64).collect::<Vec<_>>();
+    let bytes =
+        |part: for<'e> fn(&'e Event) -> &'e [u8]| events.iter().map(|event| part(&event.event)).collect::<Vec<_>>();
+    let versions = numbers(|event| event.version.get());
+    let revisions = numbers(|event| event.revision.get());
+    let times: Vec<SystemTime> = events.iter().map(|event| event.recorded_at).collect();
+    let (ids, types) = (bytes(|event| event.id().as_bytes()), bytes(|event| event.event_type().as_bytes()));
+    let aggregates = bytes(|event| event.aggregate_id().as_bytes());
+    let (metadata, data) = (bytes(|event| event.metadata().as_bytes()), bytes(|event| event.data()));
+    let chained: Vec<&[u8]> = digests.iter().map(|digest| digest.as_bytes().as_slice()).collect();
+    let insert = async {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let columns: [&(dyn ToSql + Sync); 9] =
+            [&versions, &revisions, &times, &ids, &types, &aggregates, &metadata, &data, &chained];
+        let rows = session.query(&queries.insert, &columns).await?;
+        rows.try_for_each(|_| async { Ok(()) }).await
+    };
+    let digest = head.digest.as_bytes().as_slice();
+    let (version, synced, aggregates) = (head.version.get() as i64, synced.get() as i64, head.aggregates as i64);
+    let update = async {
+        let rows = session.query(&queries.update_head, &[&version, &synced, &aggregates, &digest]).await?;
+        rows.try_for_each(|_| async { Ok(()) }).await
+    };
+    session.take_warning(); // of what came before
+    let mut committing = pin!(join3(insert, update, session.batch_execute("COMMIT")));
+    let first = std::future::poll_fn(|cx| Poll::Ready(committing.as_mut().poll(cx))).await;
+    let (inserted, updated, committed) = match first {
+        Poll::Ready(done) => done,
+        Poll::Pending => {
+            // Behind the commit in the same message, and so in a transaction of its own, which nobody waits for: a commit that
+            // notifies waits for all others of the server that do.
+            let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
+            let _ = write!(notify, "'{}', '{version}')", shared.channel);
+            let _ = session.batch_execute(&notify).now_or_never();
+            committing.await
+        }
+    };
+    // An error of a statement makes a rollback of the commit, which is no error.
+    let error = match (inserted, updated, committed) {
+        (Ok(()), Ok(()), Ok(())) => return Ok(()),
+        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => error,
+    };
+    let is_over = error.as_db_error().is_none_or(|error| {
+        let is_fatal = matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
+        // "statement completion unknown"
+        is_fatal || error.code().code() == "40003"
+    });
+    match is_over {
+        true => Err(Uncommitted::Unknown(unknown(
+            format!("the connection to {} was lost while it committed ({})", shared.url, reason(&error)),
+            Some(error.into()),
+        ))),
+        false => Err(Uncommitted::No(Failed::of(error, &shared.url, "append"))),
+    }
+}
+
+struct LookedUp {
+    head: Vec<Row>,
+    found: Vec<Row>,
+    revisions: Vec<Row>,
+}
+
+/// The row of `head`.
+pub(crate) struct Head {
+    version: Version,
+    synced: Version,
+    aggregates: u64,
+    digest: Digest,
+}
+
+/// An event of an append, after it was looked up.
+enum Lookup {
+    New,
+    /// It stands in the same append, at this place in it.
+    Repeats(usize),
+    Stored(Stored),
+}
+
+/// Appends on their way into a transaction. Each is checked against what is stored and what is staged before it, so a group gives
+/// the same result as its appends one by one.
+struct Staging<'g> {
+    head: Head,
+    stored: HashMap<String, RecordedEvent>,
+    revisions: HashMap<String, u64>,
+    /// Where the events that are staged stand in `events`.
+    staged: HashMap<&'g str, usize>,
+    events: Vec<RecordedEvent>,
+    digests: Vec<Digest>,
+    recorded_at: SystemTime,
+}
+
+impl<'g> Staging<'g> {
+    fn new(looked_up: &LookedUp, shared: &Shared) -> Result<Self> {
+        let damaged = |reason: &str| Error::Corrupt {
+            version: None,
+            reason: format!("the table head of {} {reason}; restore a backup of the database", shared.url),
+        };
+        let head = looked_up.head.first().ok_or_else(|| damaged("has no row"))?;
+        let number = |column| head.try_get::<_, i64>(column).ok().and_then(|number| u64::try_from(number).ok());
+        let digest = head.try_get::<_, &[u8]>(3).ok().and_then(|digest| digest.try_into().ok());
+        let (Some(version), Some(synced), Some(aggregates), Some(digest)) = (number(0), number(1), number(2), digest)
+        else {
+            return Err(damaged("has a row that is none"));
+        };
+        let head = Head {
+            version: Version::new(version),
+            synced: Version::new(synced),
+            aggregates,
+            digest: Digest::from_bytes(digest),
+        };
+        let stored = read::events(&looked_up.found, 0)?;
+        let revision = |row: &Row| {
+            let (id, revision): (&[u8], i64) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+            Some((String::from_utf8(id.to_vec()).ok()?, u64::try_from(revision).ok()?))
+        };
+        Ok(Staging {
+            head,
+            stored: stored.into_iter().map(|event| (event.event.id().to_owned(), event)).collect(),
+            revisions: looked_up.revisions.iter().filter_map(revision).collect(),
+            staged: HashMap::new(),
+            events: Vec::new(),
+            digests: Vec::new(),
+            recorded_at: clamp_recorded_at(SystemTime::now()),
+        })
+    }
+
+    fn decide(&mut self, request: &'g Request) -> Decision {
+        // Everything that can refuse it comes before the first change.
+        let lookups = match self.check(&request.batch) {
+            Ok(lookups) => lookups,
+            Err(error) => return Decision::Refused(error),
+        };
+        let any_new = lookups.iter().any(|lookup| matches!(lookup, Lookup::New));
+        if any_new && !request.ticket.stage() {
+            return Decision::Withdrawn;
+        }
+        let places = self.stage(&request.batch, &lookups);
+        if any_new { Decision::Staged(places) } else { Decision::AlreadyStored(places) }
+    }
+
+    fn check(&self, batch: &Batch) -> Result<Vec<Lookup>> {
+        let lookups = self.look_up(batch)?;
+        let first_new = batch.events.iter().zip(&lookups).find(|(_, lookup)| matches!(lookup, Lookup::New));
+        let Some((first_new, _)) = first_new else { return Ok(lookups) };
+        let aggregate_id = first_new.aggregate_id();
+        let revision = Revision::new(self.revisions.get(aggregate_id).copied().unwrap_or_default());
+        let (expected, latest) = (batch.expected, self.head.version);
+        if !expected.holds(revision, latest) {
+            let actual = Actual::of(expected, aggregate_id, revision, latest);
+            return Err(Error::VersionConflict { expected, actual });
+        }
+        Ok(lookups)
+    }
+
+    fn look_up(&self, batch: &Batch) -> Result<Vec<Lookup>> {
+        let mut in_batch: HashMap<&str, usize> = HashMap::with_capacity(batch.events.len());
+        let mut lookups = Vec::with_capacity(batch.events.len());
+        for (place, event) in batch.events.iter().enumerate() {
+            let duplicate = |version| Error::DuplicateEvent { id: event.id().to_owned(), version };
+            let lookup = match in_batch.entry(event.id()) {
+                Entry::Occupied(first) => {
+                    if !batch.idempotency.is_same(&batch.events[*first.get()], event) {
+                        return Err(duplicate(None));
+                    }
+                    Lookup::Repeats(*first.get())
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(place);
+                    let staged = self.staged.get(event.id()).map(|&place| &self.events[place]);
+                    match staged.or_else(|| self.stored.get(event.id())) {
+                        None => Lookup::New,
+                        Some(first) if batch.idempotency.is_same(&first.event, event) => {
+                            Lookup::Stored(Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored))
+                        }
+                        Some(first) => return Err(duplicate(Some(first.version))),
+                    }
+                }
+            };
+            lookups.push(lookup);
+        }
+        Ok(lookups)
+    }
+
+    fn stage(&mut self, batch: &'g Batch, lookups: &[Lookup]) -> Vec<Stored> {
+        let mut places: Vec<Stored> = Vec::with_capacity(lookups.len());
+        for (nth, (event, lookup)) in batch.events.iter().zip(lookups).enumerate() {
+            let place = match lookup {
+                Lookup::New => {
+                    let named = batch.recorded_at.as_ref().and_then(|times| times.get(nth));
+                    self.stage_one(event, named.copied().unwrap_or(self.recorded_at))
+                }
+                Lookup::Stored(stored) => *stored,
+                Lookup::Repeats(first) => {
+                    let first = places[*first];
+                    Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored)
+                }
+            };
+            places.push(place);
+        }
+        places
+    }
+
+    fn stage_one(&mut self, event: &'g Event, recorded_at: SystemTime) -> Stored {
+        self.head.version = self.head.version.next();
+        let revision = match self.revisions.get_mut(event.aggregate_id()) {
+            Some(revision) => {
+                *revision += 1;
+                *revision
+            }
+            None => {
+                self.revisions.insert(event.aggregate_id().to_owned(), 1);
+                self.head.aggregates += 1;
+                1
+            }
+        };
+        let (version, revision) = (self.head.version, Revision::new(revision));
+        let recorded = RecordedEvent::new(version, revision, to_the_microsecond(recorded_at), event.clone());
+        self.head.digest = self.head.digest.chain(&recorded);
+        self.digests.push(self.head.digest);
+        self.staged.insert(event.id(), self.events.len());
+        self.events.push(recorded);
+        Stored::new(version, revision, StoreOutcome::Written)
+    }
+}
+
+/// What the server keeps of a time.
+fn to_the_microsecond(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_micros(since.as_micros() as u64)
+}
