@@ -10,8 +10,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use backend_http::{HttpStore, Options, open};
-use common::proxy::{Fate, Proxy};
 use common::{LONG, Running, ctx, event, in_memory};
+use cutting_proxy::{Fate, Proxy};
 use conformance::{Outcome, Profile, Suite};
 use eventstore_api::{
     Batch, CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, PageSize,

@@ -149,13 +149,7 @@ impl Writer {
             None => self.connect().await?,
         };
         let outcome = transact(&self.shared, &session, group).await;
-        let is_usable = match &outcome {
-            Ok(()) => true,
-            Err(Failed::Passing { is_lost: true, .. }) => false,
-            // Nothing but that one statement failed.
-            Err(_) => session.batch_execute("ROLLBACK").await.is_ok(),
-        };
-        if is_usable {
+        if !matches!(outcome, Err(Failed::Passing { is_lost: true, .. })) {
             self.session = Some(session);
         }
         outcome
@@ -177,8 +171,8 @@ impl Writer {
     }
 }
 
-async fn rows(stream: Result<RowStream, PgError>) -> Result<Vec<Row>, PgError> {
-    stream?.try_collect().await
+async fn rows(stream: impl Future<Output = Result<RowStream, PgError>>) -> Result<Vec<Row>, PgError> {
+    stream.await?.try_collect().await
 }
 
 /// What becomes of an append.
@@ -195,27 +189,26 @@ enum Decision {
 
 async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) -> Result<(), Failed> {
     let failed = |error| Failed::of(error, &shared.url, "append");
-    let queries = &shared.queries;
     let is_sync = group.iter().any(|request| request.is_sync);
     let begin = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit TO {}; \
          SET LOCAL idle_in_transaction_session_timeout TO 10000",
         if is_sync { shared.synchronous_commit.as_str() } else { "off" }
     );
-    let looked_up = {
-        let events = || group.iter().flat_map(|request| &request.batch.events);
-        let ids: Vec<&[u8]> = events().map(|event| event.id().as_bytes()).collect();
-        let mut aggregates: Vec<&[u8]> = events().map(|event| event.aggregate_id().as_bytes()).collect();
-        aggregates.sort_unstable();
-        aggregates.dedup();
-        let head = async { rows(session.query(&queries.lock_head, &[]).await).await };
-        let found = async { rows(session.query(&queries.find, &[&ids]).await).await };
-        let revisions = async { rows(session.query(&queries.revisions, &[&aggregates]).await).await };
-        let (begin, head, found, revisions) = join4(session.batch_execute(&begin), head, found, revisions).await;
-        begin.map_err(failed)?;
-        LookedUp { head: head.map_err(failed)?, found: found.map_err(failed)?, revisions: revisions.map_err(failed)? }
+    let looked_up = match look_up(shared, session, group, &begin).await {
+        Ok(looked_up) => looked_up,
+        Err(error) => {
+            let _ = session.batch_execute("ROLLBACK").await; // or the connection is lost, which is the same
+            return Err(failed(error));
+        }
     };
-    let mut staging = Staging::new(&looked_up, shared).map_err(Failed::Final)?;
+    let mut staging = match Staging::new(&looked_up, shared) {
+        Ok(staging) => staging,
+        Err(error) => {
+            let _ = session.batch_execute("ROLLBACK").await;
+            return Err(Failed::Final(error));
+        }
+    };
     let decisions: Vec<Decision> = group.iter().map(|request| staging.decide(request)).collect();
     let Staging { events, digests, head, .. } = staging;
     let newest = |places: &[Stored]| places.iter().map(|place| place.version).max().unwrap_or_default();
@@ -272,6 +265,26 @@ async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) 
         }),
         _ => Ok(()),
     }
+}
+
+/// The first round trip.
+async fn look_up(shared: &Shared, session: &Session, group: &[Request], begin: &str) -> Result<LookedUp, PgError> {
+    let queries = &shared.queries;
+    let events = || group.iter().flat_map(|request| &request.batch.events);
+    let ids: Vec<&[u8]> = events().map(|event| event.id().as_bytes()).collect();
+    let mut aggregates: Vec<&[u8]> = events().map(|event| event.aggregate_id().as_bytes()).collect();
+    aggregates.sort_unstable();
+    aggregates.dedup();
+    let (ids, aggregates): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&ids], [&aggregates]);
+    let (begin, head, found, revisions) = join4(
+        session.batch_execute(begin),
+        rows(session.query(&queries.lock_head, &[])),
+        rows(session.query(&queries.find, &ids)),
+        rows(session.query(&queries.revisions, &aggregates)),
+    )
+    .await;
+    begin?;
+    Ok(LookedUp { head: head?, found: found?, revisions: revisions? })
 }
 
 /// Why a transaction is not certainly committed.

@@ -2,8 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-pub(crate) mod proxy;
-
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -7,12 +7,12 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -137,8 +137,17 @@ impl Cluster {
     ///
     /// If PostgreSQL is not installed, or a server does not start.
     pub fn start(settings: &[&str]) -> Result<Self, Error> {
+        Self::start_below(&std::env::temp_dir(), settings)
+    }
+
+    /// The same with its files below a directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Self::start).
+    pub fn start_below(parent: &Path, settings: &[&str]) -> Result<Self, Error> {
         let programs = Programs::find()?;
-        let cluster = Cluster { directory: Self::directory(&programs)?, programs, port: free_port()? };
+        let cluster = Cluster { directory: Self::directory(&programs, parent)?, programs, port: free_port()? };
         let mut initdb = cluster.programs.command("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--data-checksums", "-D"]);
         run(initdb.arg(cluster.data()))?;
@@ -167,8 +176,8 @@ impl Cluster {
         }
     }
 
-    fn directory(programs: &Programs) -> Result<TempDir, Error> {
-        let directory = tempfile::Builder::new().prefix("eventstore-postgres-").tempdir()?;
+    fn directory(programs: &Programs, parent: &Path) -> Result<TempDir, Error> {
+        let directory = tempfile::Builder::new().prefix("eventstore-postgres-").tempdir_in(parent)?;
         programs.own(directory.path())?;
         Ok(directory)
     }
@@ -244,8 +253,12 @@ impl Cluster {
         while processes.iter().any(|process| is_alive(*process)) {
             std::thread::yield_now();
         }
-        // A new server that finds the old one's number in use by somebody else does not start.
-        let _ = std::fs::remove_file(self.data().join("postmaster.pid"));
+        // A new server that finds the old one's number in use, by somebody else or by a process that nobody has waited for, does
+        // not start.
+        let lock = self.directory.path().join(format!(".s.PGSQL.{}.lock", self.port));
+        for file in [self.data().join("postmaster.pid"), lock] {
+            let _ = std::fs::remove_file(file); // or it is not there
+        }
         Ok(())
     }
 
@@ -280,21 +293,28 @@ impl Cluster {
     /// If the copy fails, or the standby does not start.
     pub fn standby(&self, name: &str) -> Result<Self, Error> {
         let programs = self.programs.clone();
-        let standby = Cluster { directory: Self::directory(&programs)?, programs, port: free_port()? };
-        let mut command = standby.programs.command("pg_basebackup");
-        command.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "stream", "-c", "fast", "--no-sync", "-p"]);
-        run(command.arg(self.port.to_string()).arg("-D").arg(standby.data()))?;
-        standby.follow(self, name)?;
-        standby.restart()?;
+        let directory = Self::directory(&programs, &std::env::temp_dir())?;
+        let standby = Cluster { directory, programs, port: free_port()? };
+        standby.become_standby(self, name)?;
         Ok(standby)
     }
 
-    /// Makes this server, which does not run, a standby of another.
+    /// Makes this server, which does not run, a standby that copies another from now on, named `name` to it. What it had is
+    /// removed.
     ///
     /// # Errors
     ///
-    /// If its settings cannot be written.
-    pub fn follow(&self, primary: &Cluster, name: &str) -> Result<(), Error> {
+    /// If the copy fails, or the standby does not start.
+    pub fn become_standby(&self, primary: &Cluster, name: &str) -> Result<(), Error> {
+        let _ = std::fs::remove_dir_all(self.data()); // or there was nothing
+        let mut command = self.programs.command("pg_basebackup");
+        command.args(["-h", "127.0.0.1", "-U", "postgres", "-X", "stream", "-c", "fast", "--no-sync", "-p"]);
+        run(command.arg(primary.port.to_string()).arg("-D").arg(self.data()))?;
+        self.follow(primary, name)?;
+        self.restart()
+    }
+
+    fn follow(&self, primary: &Cluster, name: &str) -> Result<(), Error> {
         let signal = self.data().join("standby.signal");
         std::fs::write(&signal, "")?;
         self.programs.own(&signal)?;
@@ -311,6 +331,37 @@ impl Cluster {
     pub fn promote(&self) -> Result<(), Error> {
         let mut command = self.programs.command("pg_ctl");
         run(command.args(["promote", "-w", "-s", "-t", "120", "-D"]).arg(self.data())).map(drop)
+    }
+
+    /// Gives a directory to the user that the server runs as.
+    ///
+    /// # Errors
+    ///
+    /// If this process may not.
+    pub fn own(&self, directory: &Path) -> io::Result<()> {
+        self.programs.own(directory)
+    }
+
+    /// Begins a transaction with this statement, and keeps it open until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the statement fails.
+    pub fn hold(&self, text: &str) -> Result<Held, Error> {
+        let mut command = self.programs.command("psql");
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"]);
+        command.args(["-p", &self.port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut session = command.spawn()?;
+        let (mut asks, answers) = (session.stdin.take(), session.stdout.take());
+        if let Some(asks) = &mut asks {
+            writeln!(asks, "BEGIN; {text}; SELECT 'held';")?;
+            asks.flush()?;
+        }
+        let mut lines = BufReader::new(answers.ok_or(Error::NotInstalled)?).lines();
+        match lines.any(|line| line.is_ok_and(|line| line == "held")) {
+            true => Ok(Held { session, _asks: asks }),
+            false => Err(Error::Failed(format!("{text} failed"))),
+        }
     }
 
     /// Its port on 127.0.0.1.
@@ -354,6 +405,21 @@ impl Cluster {
         ]);
         let output = run(command.args(["-p", &self.port.to_string(), "-c", text]))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+}
+
+/// A transaction that is open, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    session: Child,
+    /// It ends with its input.
+    _asks: Option<ChildStdin>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.session.kill();
+        let _ = self.session.wait();
     }
 }
 

@@ -1,18 +1,21 @@
-//! What stands between a client and a server: it delays, cuts, stalls and damages.
+//! What stands between a client and a server in a test: it delays, cuts, stalls and damages.
+
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use eventstore_api::CancellationToken;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// What becomes of a connection. Numbers are bytes from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
+    /// Nothing.
     #[default]
     Pass,
     /// So many bytes of the client get through; then the connection is cut.
@@ -27,17 +30,24 @@ pub(crate) enum Fate {
     Damage(u64),
     /// Both directions come in small pieces with pauses between. With `cuts`, some requests that only read are cut, or their answers,
     /// while what appends or works is left alone.
-    Rough { seed: u64, cuts: bool },
+    Rough {
+        /// Of everything random.
+        seed: u64,
+        /// Whether anything is cut.
+        cuts: bool,
+    },
 }
 
 /// What went over a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    pub(crate) requests: AtomicU64,
-    pub(crate) answers: AtomicU64,
+pub struct Traffic {
+    /// Bytes of the client.
+    pub requests: AtomicU64,
+    /// Bytes of the server.
+    pub answers: AtomicU64,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     to: Mutex<String>,
     /// Of the next connections; those behind pass, or are rough.
@@ -51,9 +61,10 @@ struct State {
 }
 
 /// A proxy that runs until it is dropped.
-pub(crate) struct Proxy {
+#[derive(Debug)]
+pub struct Proxy {
     /// Such as `http://127.0.0.1:7080`.
-    pub(crate) url: String,
+    pub url: String,
     state: Arc<State>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -71,7 +82,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Proxy {
     /// One in front of this address.
-    pub(crate) async fn start(to: &str) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// If nothing can be listened to.
+    pub async fn start(to: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(State::default());
@@ -96,43 +111,52 @@ impl Proxy {
         Proxy { url, state, task }
     }
 
+    /// Where it listens, such as `127.0.0.1:7080`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
     /// Connections go there from now on.
-    pub(crate) fn lead_to(&self, address: &str) {
+    pub fn lead_to(&self, address: &str) {
         *lock(&self.state.to) = address.to_owned();
     }
 
     /// The fates of the next connections.
-    pub(crate) fn next(&self, fates: impl IntoIterator<Item = Fate>) {
+    pub fn next(&self, fates: impl IntoIterator<Item = Fate>) {
         *lock(&self.state.next) = fates.into_iter().collect();
     }
 
     /// The fate of all others.
-    pub(crate) fn others(&self, fate: Fate) {
+    pub fn others(&self, fate: Fate) {
         *lock(&self.state.others) = fate;
     }
 
     /// Whether connections are closed as soon as they are there.
-    pub(crate) fn refuse(&self, refuses: bool) {
+    pub fn refuse(&self, refuses: bool) {
         self.state.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// How many were closed at once.
-    pub(crate) fn refused(&self) -> usize {
+    #[must_use]
+    pub fn refused(&self) -> usize {
         self.state.refused.load(Ordering::Relaxed)
     }
 
     /// Cuts all connections.
-    pub(crate) fn cut_all(&self) {
+    pub fn cut_all(&self) {
         std::mem::take(&mut *lock(&self.state.cut)).cancel();
     }
 
     /// The connections that there were, in their order.
-    pub(crate) fn connections(&self) -> Vec<Arc<Traffic>> {
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Traffic>> {
         lock(&self.state.connections).clone()
     }
 
     /// How many connections a rough way has cut.
-    pub(crate) fn cuts(&self) -> usize {
+    #[must_use]
+    pub fn cuts(&self) -> usize {
         self.state.cuts.load(Ordering::Relaxed)
     }
 }

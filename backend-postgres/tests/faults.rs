@@ -1,0 +1,329 @@
+//! Servers are killed, connections are cut at any byte, disks are full: nothing that was acknowledged is lost.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Writers, all, append_surely, ctx, event, incidents, is_written, store};
+use cutting_proxy::{Fate, Proxy};
+use eventstore_api::{Batch, Context, Error, Event, EventStore, LoadOptions, PageSize, Version};
+use postgres_cluster::Cluster;
+
+fn signal(name: &str, process: u32) {
+    let _ = Command::new("kill").args([name, &process.to_string()]).status(); // or it has ended
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_kills_of_the_server_and_its_processes() {
+    let Some(cluster) = Cluster::start_if_installed(&["restart_after_crash = on"]) else { return };
+    let stores = [store(&cluster.url(), |_| {}).await, store(&cluster.url(), |_| {}).await];
+    let mut writers = Writers::start(&stores, 3, 1);
+    let mut random = fastrand::Rng::with_seed(11);
+    for _ in 0..incidents(12) {
+        writers.go_on().await;
+        tokio::time::sleep(Duration::from_micros(random.u64(..3000))).await; // somewhere within
+        let backends = cluster.backends().unwrap_or_default();
+        match random.u8(..4) {
+            0 | 1 if !backends.is_empty() => {
+                // One connection ends in good order.
+                signal("-TERM", backends[random.usize(..backends.len())]);
+            }
+            2 if !backends.is_empty() => {
+                // The server ends all of them, and recovers.
+                signal("-KILL", backends[random.usize(..backends.len())]);
+            }
+            _ => {
+                cluster.kill().expect("killed");
+                cluster.restart().expect("restarted");
+            }
+        }
+    }
+    writers.go_on().await;
+    writers.check(&stores[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_may_be_cut_at_any_byte() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let direct = store(&cluster.url(), |_| {}).await;
+    let proxy = Proxy::start(&format!("127.0.0.1:{}", cluster.port())).await;
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    let stores = [store(&url, |_| {}).await, store(&url, |_| {}).await];
+    proxy.cut_all();
+    let mut writers = Writers::start(&stores, 3, 2);
+    let mut random = fastrand::Rng::with_seed(22);
+    let mut left = incidents(60);
+    while left > 0 {
+        // The first bytes of a connection are the handshake and what is prepared: those are cut as well.
+        let fates: Vec<_> = (0..left.min(4))
+            .map(|_| {
+                let at = if random.u8(..4) == 0 { random.u64(..4_000) } else { random.u64(4_000..40_000) };
+                if random.bool() { Fate::CutRequest(at) } else { Fate::CutAnswer(at) }
+            })
+            .collect();
+        left -= fates.len() as u64;
+        let before = proxy.connections().len();
+        proxy.next(fates.iter().copied());
+        proxy.cut_all();
+        while proxy.connections().len() < before + fates.len() {
+            writers.go_on().await;
+        }
+    }
+    proxy.next([]);
+    writers.go_on().await;
+    writers.check(&direct).await;
+}
+
+/// A small file system, until it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(megabytes: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("made");
+        let size = format!("size={megabytes}m,mode=777");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(directory)),
+            _ => {
+                eprintln!("left out: no file system can be mounted here");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all room but so many bytes.
+    fn fill(&self) {
+        let _ = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}/filler", self.path().display())).output();
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.path().join("filler")).expect("removed");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_loses_nothing() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let Some(disk) = SmallDisk::mount(24) else { return };
+    let place = disk.path().join("tables");
+    std::fs::create_dir(&place).expect("made");
+    cluster.own(&place).expect("given away");
+    cluster.sql(&format!("CREATE TABLESPACE small LOCATION '{}'", place.display())).expect("created");
+    let url = format!("{}?options=-c%20default_tablespace%3Dsmall", cluster.url());
+    let store = store(&url, |_| {}).await;
+    let large = |number: u64| {
+        // It does not compress.
+        let mut random = fastrand::Rng::with_seed(number);
+        let data: Vec<u8> = (0..100_000).map(|_| random.u8(..)).collect();
+        Event::builder("T", "a").id(format!("large-{number}")).data(data).build().expect("valid")
+    };
+    let mut stored = 0;
+    let full = loop {
+        match store.store_batch(&ctx(), large(stored).into()).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        if stored == 20 {
+            disk.fill();
+        }
+    };
+    assert!(matches!(full, Error::Full { .. }), "{full:?}");
+    assert!(full.to_string().contains("make room"), "{full}");
+    assert_eq!(all(&store).await.len() as u64, stored, "what was acknowledged is there, and nothing else");
+    disk.make_room();
+    let places = store.store_batch(&ctx(), large(stored).into()).await.expect("stored");
+    assert!(is_written(&places) && places[0].version.get() == stored + 1, "no version is left out");
+    assert!(store.verify(&ctx()).await.expect("verified").is_clean());
+    store.close().await.expect("closed");
+    drop(cluster); // before its disk
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_without_room_stops_the_server_and_loses_nothing() {
+    let Some(disk) = SmallDisk::mount(150) else { return };
+    let settings = ["max_wal_size = 48MB", "min_wal_size = 32MB"];
+    let cluster = match Cluster::start_below(disk.path(), &settings) {
+        Ok(cluster) => cluster,
+        Err(postgres_cluster::Error::NotInstalled) => return,
+        Err(error) => panic!("{error}"),
+    };
+    let store = store(&cluster.url(), |options| options.retry_for = Duration::from_secs(1)).await;
+    let mut stored = 0;
+    disk.fill();
+    let failed = loop {
+        let event = Event::builder("T", "a").id(format!("{stored}")).data(vec![7; 500_000]).build().expect("valid");
+        match store.store_batch(&ctx(), event.into()).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    let is_told = matches!(failed, Error::Full { .. } | Error::Unavailable { .. } | Error::OutcomeUnknown { .. });
+    assert!(is_told, "{failed:?}");
+    disk.make_room();
+    let _ = cluster.kill(); // it may have ended itself
+    cluster.restart().expect("restarted");
+    append_surely(&store, event("after", "a").into()).await;
+    let events = all(&store).await;
+    assert!(events.len() as u64 - 1 == stored || events.len() as u64 - 2 == stored, "{} of {stored}", events.len());
+    assert!(store.verify(&ctx()).await.expect("verified").is_clean());
+    store.close().await.expect("closed");
+    drop(cluster);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_unavailable_and_then_there_again() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let store = store(&cluster.url(), |options| options.retry_for = Duration::from_millis(50)).await;
+    store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    cluster.stop("fast").expect("stopped");
+    let refused = store.store_batch(&ctx(), event("second", "a").into()).await;
+    assert!(matches!(&refused, Err(Error::Unavailable { .. } | Error::OutcomeUnknown { .. })), "{refused:?}");
+    for _ in 0..2 {
+        let refused = store.store_batch(&ctx(), event("third", "a").into()).await;
+        assert!(matches!(&refused, Err(Error::Unavailable { url, .. }) if url.starts_with("postgres://127.0.0.1")), "{refused:?}");
+        let refused = store.latest_version(&ctx()).await;
+        assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    }
+    let waiting = {
+        let store = store.clone();
+        tokio::spawn(async move { store.wait_for_events(&ctx(), Version::new(1)).await })
+    };
+    cluster.restart().expect("restarted");
+    append_surely(&store, event("third", "a").into()).await;
+    assert!(waiting.await.expect("no panic").expect("something came") > Version::new(1), "waiting goes on over the outage");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let owner = store(&cluster.url(), |_| {}).await;
+    owner.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    cluster.sql("CREATE ROLE nobody LOGIN").expect("created");
+    let url = cluster.url().replace("postgres@", "nobody@");
+    let options = |url: &str| backend_postgres::Options::from_url(url).expect("valid");
+    let refused = backend_postgres::open(options(&url)).await;
+    assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
+    let refused = backend_postgres::open(options(&format!("{}?schema=other", url))).await;
+    assert!(matches!(refused, Err(Error::Forbidden { .. })), "it may not create a schema: {refused:?}");
+    let refused = backend_postgres::open(options(&format!("{}?dbname=missing", cluster.url()))).await;
+    assert!(matches!(refused, Err(Error::Open { .. })), "{refused:?}");
+    let refused = backend_postgres::open_existing(options(&format!("{}?schema=other", cluster.url()))).await;
+    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason == "there is no store"), "{refused:?}");
+
+    cluster.sql("GRANT USAGE ON SCHEMA eventstore TO nobody; GRANT SELECT ON ALL TABLES IN SCHEMA eventstore TO nobody").expect("granted");
+    let reader = backend_postgres::open_read_only(options(&url)).await.expect("opened");
+    assert_eq!(reader.latest_version(&ctx()).await.expect("read"), Version::new(1));
+    let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+
+    // Somebody holds what a read needs.
+    let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
+    let reading = {
+        let owner = owner.clone();
+        let ctx = Context::background().with_timeout(Duration::from_millis(300));
+        tokio::spawn(async move { owner.load_page(&ctx, &LoadOptions::all(), PageSize::FIRST).await })
+    };
+    while cluster.sql(waiting).expect("asked") == "0" && !reading.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let ended = reading.await.expect("no panic");
+    assert!(matches!(ended, Err(Error::DeadlineExceeded)), "{ended:?}");
+    while cluster.sql(waiting).expect("asked") != "0" {
+        tokio::task::yield_now().await; // until it is cancelled there
+    }
+    drop(lock);
+    assert_eq!(all(&owner).await.len(), 1);
+
+    // An append that waits for the lock of another process is certainly not written when its deadline passes.
+    let lock = cluster.hold("SELECT * FROM eventstore.head FOR UPDATE").expect("locked");
+    let ctx_of_append = Context::background().with_timeout(Duration::from_millis(100));
+    let ended = owner.store_batch(&ctx_of_append, event("late", "a").into()).await;
+    assert!(matches!(ended, Err(Error::DeadlineExceeded)), "{ended:?}");
+    drop(lock);
+    owner.store_batch(&ctx(), event("second", "a").into()).await.expect("stored");
+    let found = owner.get(&ctx(), "late").await;
+    assert!(matches!(found, Err(Error::EventNotFound { .. })), "{found:?}");
+    let statement = cluster.url() + "?options=-c%20statement_timeout%3D1";
+    let hasty = store(&statement, |_| {}).await;
+    let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
+    let ended = hasty.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect_err("it may take a millisecond");
+    assert!(ended.to_string().contains("statement_timeout"), "{ended}");
+    drop(lock);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_would_lose_is_refused() {
+    let Some(cluster) = Cluster::start_if_installed(&["synchronous_commit = off"]) else { return };
+    let options = |url: &str| backend_postgres::Options::from_url(url).expect("valid");
+    let refused = backend_postgres::open(options(&cluster.url())).await.expect_err("it may lose what it confirmed");
+    assert!(matches!(&refused, Error::InvalidOption { option, .. } if option == "synchronous_commit"), "{refused:?}");
+    let url = format!("{}?synchronous_commit=on", cluster.url());
+    let store = store(&url, |_| {}).await;
+    store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    let stats = store.stats(&ctx()).await.expect("told");
+    let property = |name: &str| stats.properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    assert_eq!(property("synchronous_commit").as_deref(), Some("on"));
+    // What is buffered is synced by a later append, and by asking for it.
+    store.store_batch(&ctx(), common::buffered(event("second", "a"))).await.expect("stored");
+    assert_eq!(cluster.sql("SELECT version, synced FROM eventstore.head").expect("asked"), "2|1");
+    assert_eq!(store.sync(&ctx()).await.expect("synced"), Version::new(2));
+    assert_eq!(cluster.sql("SELECT version, synced FROM eventstore.head").expect("asked"), "2|2");
+    store.store_batch(&ctx(), common::buffered(event("third", "a"))).await.expect("stored");
+    let again = store.store_batch(&ctx(), Batch::from(event("third", "a"))).await.expect("stored");
+    assert!(!is_written(&again));
+    assert_eq!(cluster.sql("SELECT version, synced FROM eventstore.head").expect("asked"), "3|3");
+    cluster.configure(&["fsync = off"]).expect("configured");
+    cluster.stop("fast").expect("stopped");
+    cluster.restart().expect("restarted");
+    let refused = backend_postgres::open(options(&url)).await.expect_err("it may lose everything");
+    assert!(refused.to_string().contains("fsync"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_changed_by_hand_is_found() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    cluster.sql("CREATE EXTENSION amcheck").expect("created");
+    let findings = async |change: &str, schema: &str| {
+        let store = store(&cluster.url(), |options| options.schema = schema.to_owned()).await;
+        for number in 0..30 {
+            store.store_batch(&ctx(), event(&number.to_string(), ["a", "b"][number % 2]).into()).await.expect("stored");
+        }
+        assert!(store.verify(&ctx()).await.expect("verified").is_clean());
+        cluster.sql(&change.replace("{}", schema)).expect(change);
+        let report = store.verify(&ctx()).await.expect("verified");
+        assert!(!report.is_clean(), "{change}");
+        report.findings
+    };
+    for (nth, (change, version)) in [
+        ("UPDATE {}.events SET data = 'x' WHERE version = 7", Some(7)),
+        ("UPDATE {}.events SET type = 'x' WHERE version = 7", Some(7)),
+        ("UPDATE {}.events SET digest = decode(repeat('11', 32), 'hex') WHERE version = 30", Some(30)),
+        ("DELETE FROM {}.events WHERE version = 7", Some(7)),
+        ("DELETE FROM {}.events WHERE version = 30", Some(30)),
+        ("UPDATE {}.events SET revision = 100 WHERE version = 29", Some(29)),
+        ("UPDATE {}.events SET id = '\\xff' WHERE version = 7", Some(7)),
+        ("UPDATE {}.head SET aggregates = 3", None),
+        ("UPDATE {}.head SET digest = decode(repeat('11', 32), 'hex')", None),
+        ("UPDATE {}.head SET synced = 99", None),
+        ("UPDATE {}.head SET version = 31", Some(31)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let found = findings(change, &format!("s{nth}")).await;
+        assert_eq!(found[0].version, version.map(Version::new), "{change}: {found:?}");
+    }
+}
