@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use backend_http::{HttpStore, Options, open};
 use common::{LONG, Running, ctx, event, in_memory};
-use cutting_proxy::{Fate, Proxy};
 use conformance::{Outcome, Profile, Suite};
+use cutting_proxy::{Fate, Proxy};
 use eventstore_api::{
     Batch, CancellationToken, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, PageSize,
     RecordedEvent, StoreOutcome, Stored, Version,

@@ -27,6 +27,13 @@ const PROBE_AGAIN: Duration = Duration::from_secs(60);
 
 impl Shared {
     pub(crate) async fn wait(self: &Arc<Self>, ctx: &Context, after: Version) -> Result<Version> {
+        if *self.seen.borrow() > after {
+            // What is known may be old news, of which another process knows more.
+            let (head, _) = self.head(ctx).await?;
+            if head > after {
+                return Ok(head);
+            }
+        }
         self.follow();
         let mut seen = self.seen.subscribe();
         let waiting = async {

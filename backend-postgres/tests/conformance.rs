@@ -1,12 +1,16 @@
-//! A store on PostgreSQL keeps the contract.
+//! A store on PostgreSQL keeps the contract, for one process and for several at once.
+
+mod common;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backend_postgres::{Options, open};
+use common::several::Several;
 use conformance::{Profile, Suite};
 use eventstore_api::{Error, EventStore};
 use postgres_cluster::{Cluster, URL_VARIABLE};
@@ -30,18 +34,34 @@ fn main() -> ExitCode {
             None => return ExitCode::SUCCESS,
         },
     };
-    let open = move |directory: PathBuf| {
-        let url = url.clone();
-        async move {
-            let mut options = Options::from_url(&url)?;
-            options.schema = schema(directory);
-            options.max_connections = 4;
-            Ok::<Arc<dyn EventStore>, Error>(Arc::new(open(options).await?))
-        }
-    };
-    // A server of its own has its files: any number of processes may have the store open, and none of them can back it up.
+    // A server has the files: any number of processes may have the store open, and none of them can back it up.
     let profile = Profile::persistent().without_locking().without_read_only().without_backup();
-    let outcome = Suite::new("postgres", profile.time_limit(Duration::from_secs(180)), open).run();
+    let profile = profile.time_limit(Duration::from_secs(180));
+    let one = {
+        let url = url.clone();
+        move |directory| open_one(url.clone(), schema(directory))
+    };
+    let several = move |directory| several(url.clone(), schema(directory));
+    let outcomes = [
+        Suite::new("postgres", profile.clone(), one).run(),
+        Suite::new("postgres, by three processes", profile, several).run(),
+    ];
     drop(cluster);
-    outcome
+    if outcomes == [ExitCode::SUCCESS; 2] { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn open_one(url: String, schema: String) -> Result<Arc<dyn EventStore>, Error> {
+    let mut options = Options::from_url(&url)?;
+    options.schema = schema;
+    options.max_connections = 4;
+    Ok(Arc::new(open(options).await?))
+}
+
+/// The same store as three processes have it open: nothing is shared but the server. Each call goes to the next of them.
+async fn several(url: String, schema: String) -> Result<Arc<dyn EventStore>, Error> {
+    let mut stores = Vec::new();
+    for _ in 0..3 {
+        stores.push(open_one(url.clone(), schema.clone()).await?);
+    }
+    Ok(Arc::new(Several { stores, next: AtomicUsize::new(0) }))
 }

@@ -99,7 +99,10 @@ impl SmallDisk {
 
     /// Takes all room but so many bytes.
     fn fill(&self) {
-        let _ = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}/filler", self.path().display())).output();
+        let _ = Command::new("dd")
+            .args(["if=/dev/zero", "bs=4k"])
+            .arg(format!("of={}/filler", self.path().display()))
+            .output();
     }
 
     fn make_room(&self) {
@@ -192,7 +195,10 @@ async fn a_server_that_is_away_is_unavailable_and_then_there_again() {
     assert!(matches!(&refused, Err(Error::Unavailable { .. } | Error::OutcomeUnknown { .. })), "{refused:?}");
     for _ in 0..2 {
         let refused = store.store_batch(&ctx(), event("third", "a").into()).await;
-        assert!(matches!(&refused, Err(Error::Unavailable { url, .. }) if url.starts_with("postgres://127.0.0.1")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(Error::Unavailable { url, .. }) if url.starts_with("postgres://127.0.0.1")),
+            "{refused:?}"
+        );
         let refused = store.latest_version(&ctx()).await;
         assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
     }
@@ -202,7 +208,10 @@ async fn a_server_that_is_away_is_unavailable_and_then_there_again() {
     };
     cluster.restart().expect("restarted");
     append_surely(&store, event("third", "a").into()).await;
-    assert!(waiting.await.expect("no panic").expect("something came") > Version::new(1), "waiting goes on over the outage");
+    assert!(
+        waiting.await.expect("no panic").expect("something came") > Version::new(1),
+        "waiting goes on over the outage"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,7 +231,9 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let refused = backend_postgres::open_existing(options(&format!("{}?schema=other", cluster.url()))).await;
     assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason == "there is no store"), "{refused:?}");
 
-    cluster.sql("GRANT USAGE ON SCHEMA eventstore TO nobody; GRANT SELECT ON ALL TABLES IN SCHEMA eventstore TO nobody").expect("granted");
+    cluster
+        .sql("GRANT USAGE ON SCHEMA eventstore TO nobody; GRANT SELECT ON ALL TABLES IN SCHEMA eventstore TO nobody")
+        .expect("granted");
     let reader = backend_postgres::open_read_only(options(&url)).await.expect("opened");
     assert_eq!(reader.latest_version(&ctx()).await.expect("read"), Version::new(1));
     let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
@@ -230,7 +241,8 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
 
     // Somebody holds what a read needs.
     let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
     let reading = {
         let owner = owner.clone();
         let ctx = Context::background().with_timeout(Duration::from_millis(300));
@@ -259,7 +271,8 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let statement = cluster.url() + "?options=-c%20statement_timeout%3D1";
     let hasty = store(&statement, |_| {}).await;
     let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
-    let ended = hasty.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect_err("it may take a millisecond");
+    let ended =
+        hasty.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect_err("it may take a millisecond");
     assert!(ended.to_string().contains("statement_timeout"), "{ended}");
     drop(lock);
 }

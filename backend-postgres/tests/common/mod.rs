@@ -2,8 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod several;
+
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use backend_postgres::{Options, PostgresStore, open};
@@ -110,12 +111,7 @@ impl Writers {
 
 /// Appends batches of one to four events: to an aggregate of its own on its revision, or to one that all share. One that is of
 /// unknown outcome is repeated, or left as it is.
-async fn write(
-    store: PostgresStore,
-    name: String,
-    stop: CancellationToken,
-    told: watch::Sender<u64>,
-) -> Vec<Attempt> {
+async fn write(store: PostgresStore, name: String, stop: CancellationToken, told: watch::Sender<u64>) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let mut revision = Some(Revision::ZERO);
     let mut random = fastrand::Rng::with_seed(name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte)));
@@ -225,5 +221,3 @@ pub(crate) fn buffered(event: Event) -> Batch {
 pub(crate) fn is_written(places: &[Stored]) -> bool {
     places.iter().all(|place| place.outcome == StoreOutcome::Written)
 }
-
-pub(crate) type Shared = Arc<dyn EventStore>;

@@ -349,7 +349,20 @@ impl Cluster {
     /// If the statement fails.
     pub fn hold(&self, text: &str) -> Result<Held, Error> {
         let mut command = self.programs.command("psql");
-        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"]);
+        command.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+        ]);
         command.args(["-p", &self.port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut session = command.spawn()?;
         let (mut asks, answers) = (session.stdin.take(), session.stdout.take());

@@ -1,0 +1,92 @@
+//! A primary with a synchronous standby: what is read there, and that nothing is lost when it takes over.
+
+mod common;
+
+use common::{Writers, all, ctx, event, incidents, store};
+use eventstore_api::{EventStore, LoadOptions, PageSize, Version};
+use postgres_cluster::Cluster;
+
+/// The settings of a primary that confirms what its standby has on its disk.
+const SYNCHRONOUS: [&str; 3] = ["synchronous_standby_names = '*'", "max_wal_senders = 10", "hot_standby = on"];
+
+/// A URL with both servers.
+fn both(one: &Cluster, other: &Cluster) -> String {
+    format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres", one.port(), other.port())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_loses_nothing_that_was_acknowledged() {
+    let Some(one) = Cluster::start_if_installed(&[]) else { return };
+    let other = one.standby("other").expect("a standby");
+    one.configure(&SYNCHRONOUS).expect("configured");
+    one.sql("SELECT pg_reload_conf()").expect("reloaded");
+    let url = both(&one, &other);
+    let stores = [store(&url, |_| {}).await, store(&url, |_| {}).await];
+    let mut writers = Writers::start(&stores, 3, 3);
+    let (mut primary, mut standby) = (&one, &other);
+    for _ in 0..incidents(3) {
+        writers.go_on().await;
+        primary.kill().expect("killed");
+        standby.promote().expect("promoted");
+        // It confirms nothing until it has a standby of its own.
+        (primary, standby) = (standby, primary);
+        primary.configure(&SYNCHRONOUS).expect("configured");
+        primary.sql("SELECT pg_reload_conf()").expect("reloaded");
+        standby.become_standby(primary, "again").expect("a standby");
+    }
+    writers.go_on().await;
+    writers.check(&stores[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_of_a_standby_never_miss_what_this_store_has_seen() {
+    let Some(primary) = Cluster::start_if_installed(&[]) else { return };
+    let standby = primary.standby("standby").expect("a standby");
+    let url = both(&primary, &standby);
+    let writer = store(&primary.url(), |_| {}).await;
+    let reader = store(&format!("{url}?reads=standby"), |_| {}).await;
+    let read = async || reader.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect("a page").head;
+    writer.store_batch(&ctx(), event("1", "a").into()).await.expect("stored");
+    // Whatever the standby shows, it is asked; and the primary if that is not enough.
+    let applied = "SELECT count(*) FROM eventstore.events";
+    while standby.sql(applied).unwrap_or_default() != "1" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(read().await, Version::new(1));
+    let reads = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'eventstore'";
+    assert_ne!(standby.sql(reads).expect("asked"), "0", "the standby was read from");
+
+    standby.sql("SELECT pg_wal_replay_pause()").expect("paused");
+    while standby.sql("SELECT pg_get_wal_replay_pause_state()").expect("asked") != "paused" {
+        tokio::task::yield_now().await;
+    }
+    writer.store_batch(&ctx(), event("2", "a").into()).await.expect("stored");
+    assert_eq!(read().await, Version::new(1), "what another has appended may be missing");
+    reader.store_batch(&ctx(), event("3", "a").into()).await.expect("stored");
+    assert_eq!(read().await, Version::new(3), "what it has appended itself may not");
+    assert_eq!(reader.latest_version(&ctx()).await.expect("read"), Version::new(3));
+    standby.sql("SELECT pg_wal_replay_resume()").expect("resumed");
+
+    // Without the standby, and on the standby alone.
+    let only =
+        backend_postgres::Options::from_url(&format!("{}?target_session_attrs=standby", standby.url())).expect("valid");
+    let only = backend_postgres::open_read_only(only).await.expect("opened");
+    while only.latest_version(&ctx()).await.expect("read") < Version::new(3) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(all(&only).await.len(), 3);
+    let waiting = tokio::spawn({
+        let only = only.clone();
+        async move { only.wait_for_events(&ctx(), Version::new(3)).await }
+    });
+    writer.store_batch(&ctx(), event("4", "a").into()).await.expect("stored");
+    assert_eq!(waiting.await.expect("no panic").expect("told"), Version::new(4), "a standby is polled");
+    standby.kill().expect("killed");
+    assert_eq!(read().await, Version::new(4));
+    let refused = backend_postgres::Options::from_url(&standby.url()).expect("valid");
+    standby.restart().expect("restarted");
+    let mut refused = refused;
+    refused.connect_timeout = std::time::Duration::from_millis(200);
+    let refused = backend_postgres::open(refused).await.expect_err("it takes no writes");
+    assert!(refused.to_string().contains("not allow writes"), "{refused}");
+}
