@@ -12,7 +12,7 @@ use crate::times;
 #[derive(Debug, Parser)]
 #[command(name = "eventstore", version, about, after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// The store: an engine and a directory, such as lmdb:./data. `append` and `import` create it if it does not exist
+    /// The store: an engine and a directory, such as lmdb:./data, or the address of a server. `append` and `import` create it if it does not exist
     #[arg(
         long,
         global = true,
@@ -62,7 +62,8 @@ Exit codes: 0 success, 1 error or damage, 2 wrong usage, 3 success but lines wer
 128 + N clean stop by signal N: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. A second signal stops at once.
 
 A store belongs to one process at a time. If a program has it open, let it serve the store, and name its address: \
-`--store http://127.0.0.1:7080`. Commands that only read write nothing, so several can read at once, also from read-only media.";
+`--store http://127.0.0.1:7080`. One on PostgreSQL, `--store postgres://user@host/database?schema=name`, may be open in any \
+number of processes. Commands that only read write nothing, so several can read at once, also from read-only media.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -118,7 +119,7 @@ pub(crate) enum Command {
     /// Read everything and report what is wrong: damaged records, gaps, index entries that do not match the events
     #[command(after_help = "Exit code: 0 if the store is sound, 1 if damage was found.")]
     Verify,
-    /// Copy the store to a directory; the backup can be opened like any store
+    /// Copy the store to a directory; the backup can be opened like any store. One of PostgreSQL becomes an LMDB store
     #[command(after_help = "What an earlier backup has is not read again. To check all of it, verify the backup:\n  \
                             eventstore --store lmdb:./backup verify")]
     Backup {
@@ -142,6 +143,12 @@ pub(crate) enum Command {
     /// `--store` names an engine and, if the location matters, an empty directory
     #[command(after_help = BENCH)]
     Bench(BenchArgs),
+    /// Print the SQL that creates the store on PostgreSQL, for users who may not create it themselves
+    #[cfg(feature = "postgres")]
+    #[command(
+        after_help = "Example:\n  eventstore --store postgres://app@db/shop?schema=orders schema | psql -h db shop"
+    )]
+    Schema,
     /// Serve the store over HTTP to other programs, to this command in another terminal, and to a browser
     #[cfg(feature = "serve")]
     #[command(after_help = SERVE)]

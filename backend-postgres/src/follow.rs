@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::connect::Session;
 use crate::error::{PgError, pauses, reason};
+use crate::mutants::Mutant;
 use crate::read;
 use crate::store::Shared;
 
@@ -112,6 +113,7 @@ async fn listen(shared: &Shared) -> Result<(), PgError> {
                         continue;
                     }
                 }
+                Err(_) if shared.mutants.has(Mutant::NotifiesBeforeCommit) => continue,
                 Err(_) => {}
             }
             read_head(shared, &session).await?;

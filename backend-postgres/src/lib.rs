@@ -39,6 +39,8 @@
 mod connect;
 mod error;
 mod follow;
+#[doc(hidden)]
+pub mod mutants;
 mod options;
 mod queue;
 mod read;
@@ -87,4 +89,14 @@ pub async fn open_read_only(mut options: Options) -> Result<PostgresStore> {
     options.read_only = true;
     options.create_if_missing = false;
     PostgresStore::open(options).await
+}
+
+/// Deletes the store in the options' schema, with all of its events. Nobody should have it open.
+///
+/// # Errors
+///
+/// Those of [`open`]; `Open` if the schema holds no store, and `Engine` if it holds something else as well.
+pub async fn delete(mut options: Options) -> Result<()> {
+    options.create_if_missing = false;
+    PostgresStore::open(options).await?.delete().await
 }

@@ -57,6 +57,8 @@ pub struct Options {
     /// Whether statements are prepared by name, once for each connection. False is for a connection pooler that hands a
     /// connection to somebody else between transactions, and knows no prepared statements. Default: true.
     pub prepare: bool,
+    #[doc(hidden)]
+    pub mutants: crate::mutants::Mutants,
 }
 
 /// Where reads go. In a URL: `primary`, `standby`.
@@ -162,6 +164,7 @@ impl Options {
             tls: None,
             ca_file: None,
             prepare: true,
+            mutants: crate::mutants::Mutants::default(),
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Queries {
     pub(crate) head: Arc<Query>,
     /// → version, synced, aggregates, digest; nobody else gets them so until the transaction ends.
     pub(crate) lock_head: Arc<Query>,
+    /// The same without the lock, for a mutant.
+    pub(crate) unlocked_head: Arc<Query>,
     /// ids → the events with these ids.
     pub(crate) find: Arc<Query>,
     /// aggregate ids → aggregate id, newest revision; those without events are left out.
@@ -117,6 +119,7 @@ impl Queries {
         Queries {
             head: often(format!("SELECT version, synced FROM {s}.head"), &[]),
             lock_head: often(format!("SELECT version, synced, aggregates, digest FROM {s}.head FOR UPDATE"), &[]),
+            unlocked_head: Query::rare(format!("SELECT version, synced, aggregates, digest FROM {s}.head"), Vec::new()),
             // Each id by the index, however small the table was when the statement was planned: LIMIT keeps it from being joined
             // in another way.
             find: often(
@@ -183,6 +186,7 @@ mod tests {
         let queries = Queries::new("x");
         let Queries {
             schema: _,
+            unlocked_head: _,
             head,
             lock_head,
             find,

@@ -33,6 +33,7 @@ use tokio_postgres::{Row, RowStream};
 
 use crate::connect::Session;
 use crate::error::{Failed, PgError, pauses, reason};
+use crate::mutants::Mutant;
 use crate::queue::{Request, unknown};
 use crate::read;
 use crate::store::Shared;
@@ -230,6 +231,7 @@ async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) 
             unknown(format!("it was committed, but the server warns: {warning}"), None)
         }),
         Err(Uncommitted::No(failed)) => return Err(failed),
+        Err(Uncommitted::Unknown(_)) if shared.mutants.has(Mutant::AcknowledgesUnknown) => None,
         Err(Uncommitted::Unknown(error)) => Some(error),
     };
     if doubt.is_none() && !events.is_empty() {
@@ -276,9 +278,10 @@ async fn look_up(shared: &Shared, session: &Session, group: &[Request], begin: &
     aggregates.sort_unstable();
     aggregates.dedup();
     let (ids, aggregates): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&ids], [&aggregates]);
+    let lock = if shared.mutants.has(Mutant::LocksNothing) { &queries.unlocked_head } else { &queries.lock_head };
     let (begin, head, found, revisions) = join4(
         session.batch_execute(begin),
-        rows(session.query(&queries.lock_head, &[])),
+        rows(session.query(lock, &[])),
         rows(session.query(&queries.find, &ids)),
         rows(session.query(&queries.revisions, &aggregates)),
     )
@@ -305,6 +308,7 @@ async fn commit(
     synced: Version,
 ) -> Result<(), Uncommitted> {
     let queries = &shared.queries;
+    let failed = |error| Failed::of(error, &shared.url, "append");
     let numbers =
         |number: fn(&RecordedEvent) -> u64| events.iter().map(|event| number(event) as i64).collect::<Vec<_>>();
     let bytes =
@@ -332,6 +336,13 @@ async fn commit(
         rows.try_for_each(|_| async { Ok(()) }).await
     };
     session.take_warning(); // of what came before
+    let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
+    let _ = write!(notify, "'{}', '{version}')", shared.channel);
+    if shared.mutants.has(Mutant::NotifiesBeforeCommit) {
+        let other = shared.connector.connect(None).await.map_err(|error| Uncommitted::No(failed(error)))?;
+        other.batch_execute(&notify).await.map_err(|error| Uncommitted::No(failed(error)))?;
+        notify.clear();
+    }
     let mut committing = pin!(join3(insert, update, session.batch_execute("COMMIT")));
     let first = std::future::poll_fn(|cx| Poll::Ready(committing.as_mut().poll(cx))).await;
     let (inserted, updated, committed) = match first {
@@ -339,8 +350,6 @@ async fn commit(
         Poll::Pending => {
             // Behind the commit in the same message, and so in a transaction of its own, which nobody waits for: a commit that
             // notifies waits for all others of the server that do.
-            let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
-            let _ = write!(notify, "'{}', '{version}')", shared.channel);
             let _ = session.batch_execute(&notify).now_or_never();
             committing.await
         }
@@ -360,7 +369,7 @@ async fn commit(
             format!("the connection to {} was lost while it committed ({})", shared.url, reason(&error)),
             Some(error.into()),
         ))),
-        false => Err(Uncommitted::No(Failed::of(error, &shared.url, "append"))),
+        false => Err(Uncommitted::No(failed(error))),
     }
 }
 

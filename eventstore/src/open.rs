@@ -139,6 +139,12 @@ pub(crate) mod backend {
     pub fn is_served(url: &str) -> bool {
         server_of(url) == Some(HTTP)
     }
+
+    /// Whether a URL names a store on PostgreSQL: `postgres:` or `postgresql:`.
+    #[must_use]
+    pub fn is_postgres(url: &str) -> bool {
+        server_of(url) == Some(POSTGRES)
+    }
 }
 
 pub(crate) const MEMORY: &str = "memory";

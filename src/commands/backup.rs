@@ -2,11 +2,21 @@
 
 use std::path::Path;
 
-use super::{Ending, interruptible, reading};
+use eventstore::backend::{Error, is_postgres};
+
+use super::{Ending, copy, interruptible, reading};
 use crate::failure::Failure;
 use crate::output::Output;
 
 pub(crate) async fn run(url: &str, directory: &Path) -> Result<Ending, Failure> {
+    if is_postgres(url) {
+        // A server's files are its own. A copy has the same events, and opens at once.
+        let path = directory.to_str().filter(|path| !path.contains('?')).ok_or_else(|| Error::InvalidOption {
+            option: "directory".to_owned(),
+            reason: format!("{} cannot stand in the URL of a store; name another", directory.display()),
+        })?;
+        return copy::run(url, &format!("lmdb:{path}")).await;
+    }
     reading(url, async |store| {
         let Some(report) = interruptible("bytes", async |ctx| store.backup(ctx, directory).await).await? else {
             return Ok(Ending::Interrupted);

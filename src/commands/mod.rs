@@ -18,6 +18,8 @@ mod repair;
 #[cfg(feature = "sync")]
 mod replica;
 mod restore;
+#[cfg(feature = "postgres")]
+mod schema;
 #[cfg(feature = "serve")]
 mod serve;
 mod stats;
@@ -85,6 +87,8 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Verify => verify::run(url).await,
         Command::Copy { to } => copy::run(url, &to).await,
         Command::Bench(args) => bench::run(url, &args).await,
+        #[cfg(feature = "postgres")]
+        Command::Schema => schema::run(url),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(url, args).await,
         #[cfg(feature = "sync")]

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let address = Address::parse(&arguments.store)?;
-    if !address.directory.is_empty() && !address.is_served() {
+    if !address.directory.is_empty() && !address.is_on_server() {
         return Err(format!(
             "{:?} has to be a scheme without a directory, such as lmdb: (each check makes a store of its own)",
             arguments.store
@@ -57,7 +57,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .into());
     }
     let (name, profile) = (address.scheme.clone(), address.profile());
-    let (is_served, has_files) = (address.is_served(), !address.is_memory() && !address.is_served());
+    let (is_on_server, has_files) = (address.is_on_server(), !address.is_memory() && !address.is_on_server());
     let reads = address.clone();
     let open = move |directory: std::path::PathBuf| address.open(&directory);
     let read_only = move |directory: std::path::PathBuf| reads.open_read_only(&directory);
@@ -71,7 +71,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
 
     let is_wanted = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
     let suite = Suite::new(&name, profile, open).only(is_wanted);
-    let suite = if is_served { suite } else { suite.read_only(read_only) };
+    let suite = if is_on_server { suite } else { suite.read_only(read_only) };
     let kit = kit.map(|kit| kit.only(is_wanted));
     let checks = suite.checks().count() + kit.as_ref().map_or(0, |kit| kit.checks().count());
     let bar = ProgressBar::new(checks as u64)

@@ -51,13 +51,13 @@ fn torture(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>
     if address.is_memory() {
         return Err("a store in memory cannot survive a crash; name one with files, such as lmdb:".into());
     }
-    let path = address.directory.clone();
+    let (path, is_on_server) = (address.directory.clone(), address.is_on_server());
     let kit = Kit::new(&address.scheme.clone(), address.profile(), move |directory| address.open(&directory));
     if kit.is_child() {
         return Ok(kit.run());
     }
     let temporary = tempfile::Builder::new().prefix("eventstore-torture-").tempdir()?;
-    let directory = if path.is_empty() { temporary.path().to_owned() } else { PathBuf::from(path) };
+    let directory = if path.is_empty() || is_on_server { temporary.path().to_owned() } else { PathBuf::from(path) };
     if directory.read_dir().is_ok_and(|mut content| content.next().is_some()) {
         return Err(format!("{} is not empty; choose another directory, or empty it", directory.display()).into());
     }

@@ -25,9 +25,11 @@ pub(super) struct Candidate {
     pub(super) events: Events,
     /// The number of the next event to append, which is also how many there are.
     pub(super) next: u64,
-    /// `None` in memory.
+    /// `None` without files.
     place: Option<Place>,
     path: PathBuf,
+    /// The URL of a store of its own in a database.
+    in_database: Option<String>,
     /// `None` while it is closed.
     store: Option<Store>,
 }
@@ -39,6 +41,9 @@ impl Candidate {
     ///
     /// `Cancelled` if the user has had enough; nothing stays behind then, or after any other error.
     pub(super) async fn filled(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
+        if eventstore::backend::is_postgres(url) {
+            return Self::filled_in_database(url, events, ctx).await;
+        }
         let parsed: StoreUrl = match url.parse() {
             Ok(parsed) => parsed,
             // Whoever opens stores knows more about what is wrong.
@@ -58,14 +63,42 @@ impl Candidate {
             next: 0,
             place,
             path,
+            in_database: None,
             store: None,
         };
-        match candidate.open_and_fill(ctx).await {
-            Ok(()) => Ok(candidate),
+        candidate.fill_or_remove(ctx).await?;
+        Ok(candidate)
+    }
+
+    async fn filled_in_database(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
+        let (address, options) = url.split_once('?').unwrap_or((url, ""));
+        let options: Vec<_> = options.split('&').filter_map(|option| option.split_once('=')).collect();
+        // Whatever schema is named holds somebody's store, or will.
+        let options: Vec<_> = options.into_iter().filter(|(name, _)| *name != "schema").collect();
+        let own = format!("schema=eventstore_bench_{:016x}", fastrand::u64(..));
+        let given: Vec<_> = options.iter().map(|(name, value)| format!("{name}={value}")).chain([own]).collect();
+        let mut candidate = Candidate {
+            url: url.to_owned(),
+            backend: "postgres".to_owned(),
+            options: options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            events,
+            next: 0,
+            place: None,
+            path: PathBuf::new(),
+            in_database: Some(format!("{address}?{}", given.join("&"))),
+            store: None,
+        };
+        candidate.fill_or_remove(ctx).await?;
+        Ok(candidate)
+    }
+
+    async fn fill_or_remove(&mut self, ctx: &Context) -> Result<(), Failure> {
+        match self.open_and_fill(ctx).await {
+            Ok(()) => Ok(()),
             // The first error is the one to tell.
             Err(failure) => {
-                candidate.remove().await.ok();
-                Err(failure.at(url))
+                self.remove().await.ok();
+                Err(failure.at(&self.url))
             }
         }
     }
@@ -79,14 +112,22 @@ impl Candidate {
         self.store.clone().ok_or_else(|| eventstore::backend::Error::Closed.into())
     }
 
-    /// The directory that holds its files; `None` for one in memory.
+    /// Whether it can be opened again.
+    pub(super) fn is_kept(&self) -> bool {
+        self.backend != MEMORY
+    }
+
+    /// The directory that holds its files; `None` if it has none.
     pub(super) fn directory(&self) -> Option<&Path> {
         self.place.as_ref().map(|place| place.files.path())
     }
 
     pub(super) async fn open(&mut self) -> Result<(), Failure> {
         let options: Vec<_> = self.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let url = format!("{}:{}?{}", self.backend, self.path.display(), options.join("&"));
+        let url = match &self.in_database {
+            Some(url) => url.clone(),
+            None => format!("{}:{}?{}", self.backend, self.path.display(), options.join("&")),
+        };
         self.store = Some(eventstore::backend::open(&url).await?);
         Ok(())
     }
@@ -145,9 +186,13 @@ impl Candidate {
     }
 
     /// Closes it and deletes what was made for it.
-    pub(super) async fn remove(mut self) -> Result<(), Failure> {
+    pub(super) async fn remove(&mut self) -> Result<(), Failure> {
         let closed = self.close().await;
         let removed = self.place.take().map_or(Ok(()), Place::remove);
+        #[cfg(feature = "postgres")]
+        if let Some(url) = self.in_database.take() {
+            eventstore::postgres::delete(eventstore::postgres::Options::from_url(&url)?).await?;
+        }
         closed.and(removed)
     }
 }

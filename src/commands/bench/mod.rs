@@ -188,6 +188,13 @@ impl Bench {
             disk: None,
             measurements: Vec::new(),
         };
+        if candidate.directory().is_none()
+            && let Some(bytes) = candidate.store()?.stats(&self.context()).await?.bytes_on_disk
+        {
+            let (name, title) = DISK_FILLED;
+            let filled = Measurement::bytes(bytes, candidate.next);
+            measured.measurements.push(named(name.to_owned(), title.to_owned(), filled));
+        }
         if let Some(directory) = candidate.directory().map(Path::to_owned) {
             candidate.close().await?;
             measured.measurements.extend(disk_use(candidate, DISK_FILLED)?);
@@ -243,7 +250,7 @@ impl Bench {
     /// Deletes every store.
     async fn remove(self) -> Result<(), Failure> {
         let mut removed = Ok(());
-        for candidate in self.candidates {
+        for mut candidate in self.candidates {
             let this = candidate.remove().await;
             removed = removed.and(this);
         }

@@ -110,7 +110,7 @@ pub(super) async fn get(candidate: &Candidate, limit: &Limit) -> Result<Slice, F
 /// Closes and opens the store a few times; one in memory, which cannot be opened again, is left alone.
 pub(super) async fn open(candidate: &mut Candidate) -> Result<Slice, Failure> {
     let mut slice = Slice::default();
-    if candidate.directory().is_none() {
+    if !candidate.is_kept() {
         return Ok(slice);
     }
     for _ in 0..OPENINGS {

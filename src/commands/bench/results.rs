@@ -41,6 +41,7 @@ impl Program {
             ("rocksdb", cfg!(feature = "rocksdb")),
             ("fjall", cfg!(feature = "fjall")),
             ("sled", cfg!(feature = "sled")),
+            ("postgres", cfg!(feature = "postgres")),
         ];
         Program {
             version: env!("CARGO_PKG_VERSION"),

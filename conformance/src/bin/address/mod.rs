@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use conformance::Profile;
 use eventstore::backend::{Error, EventStore, Result, engine_of, is_served};
 
-/// A store's address: `scheme:directory?option=value`; or `http://host:port/stores?option=value`, the stores of a server.
+/// A store's address: `scheme:directory?option=value`; or `http://host:port/stores?option=value`, the stores of a server, and
+/// `postgres://user@host/database?option=value`, those of a database.
 #[derive(Clone)]
 pub(crate) struct Address {
     pub(crate) scheme: String,
@@ -35,15 +36,20 @@ impl Address {
     }
 
     /// Whether such a store is on a server, which makes it under the name that it is given.
-    pub(crate) fn is_served(&self) -> bool {
-        is_served(&format!("{}:", self.scheme))
+    pub(crate) fn is_on_server(&self) -> bool {
+        self.is_in_database() || is_served(&format!("{}:", self.scheme))
+    }
+
+    fn is_in_database(&self) -> bool {
+        ["postgres", "postgresql"].contains(&self.scheme.as_str())
     }
 
     /// What such a store can do.
     pub(crate) fn profile(&self) -> Profile {
         match self.scheme.as_str() {
+            _ if self.is_in_database() => Profile::persistent().without_locking().without_read_only().without_backup(),
             // It belongs to the server, which lets in as many as come.
-            _ if self.is_served() => Profile::persistent().without_locking().without_read_only(),
+            _ if self.is_on_server() => Profile::persistent().without_locking().without_read_only(),
             "memory" => Profile::in_memory(),
             "lmdb" => Profile::persistent().trusting_its_files(),
             "fjall" | "sled" => Profile::persistent().without_clocks_before_1970(),
@@ -55,7 +61,7 @@ impl Address {
     pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
         let url = self.url(directory);
         // The store is on the server, but its directory is not empty, as that of any store.
-        let sign = (self.is_served() && engine_of(directory).is_err()).then(|| directory.to_owned());
+        let sign = (self.is_on_server() && engine_of(directory).is_err()).then(|| directory.to_owned());
         async move {
             let store = eventstore::backend::open(&url).await?;
             if let Some(directory) = sign {
@@ -80,20 +86,25 @@ impl Address {
         let mut hasher = DefaultHasher::new();
         // Directories of other runs may have the same path.
         (directory, std::process::id(), self.began).hash(&mut hasher);
-        format!("conformance-{:016x}", hasher.finish())
+        format!("conformance_{:016x}", hasher.finish())
     }
 
     fn url(&self, directory: &Path) -> String {
+        if self.is_in_database() {
+            return format!("{}:{}?{}&schema={}", self.scheme, self.directory, self.options, self.name(directory));
+        }
         let place = match self.is_memory() {
             true => String::new(),
             // What a server gave as a backup lies here, and opens with the server's engine.
             false
-                if self.is_served()
+                if self.is_on_server()
                     && let Ok(engine) = engine_of(directory) =>
             {
                 return format!("{engine}:{}", directory.display());
             }
-            false if self.is_served() => format!("{}/{}", self.directory.trim_end_matches('/'), self.name(directory)),
+            false if self.is_on_server() => {
+                format!("{}/{}", self.directory.trim_end_matches('/'), self.name(directory))
+            }
             false => directory.display().to_string(),
         };
         format!("{}:{place}?{}", self.scheme, self.options)
