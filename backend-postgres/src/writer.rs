@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  first round trip    BEGIN; lock the row of head; look the ids and the aggregates up
+//!  another             look those up that came while the others waited for the lock, if any did
 //!  decide              duplicates, conditions, versions, revisions, digests
-//!  second round trip   insert the events; update head; COMMIT; wake the followers
+//!  last round trip     insert the events; update head; COMMIT; wake the followers
 //! ```
 //!
 //! The lock is what puts the events of all processes in one order. Each statement sees what was committed before it began, and the
@@ -24,7 +25,7 @@ use eventstore_api::{
     Actual, Batch, CancellationToken, Digest, Error, Event, RecordedEvent, Result, Revision, StoreOutcome, Stored,
     Version,
 };
-use futures_util::future::{join3, join4};
+use futures_util::future::{join, join3, join4};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio_postgres::error::Severity;
@@ -78,33 +79,21 @@ impl Writer {
                 }
             };
             let Some(first) = first else { return };
-            let group = self.take_group(first);
-            self.write(group).await;
+            let mut group = vec![first];
+            fill(&mut group, &mut self.requests);
+            self.write(group, true).await;
         }
     }
 
-    fn take_group(&mut self, first: Request) -> Vec<Request> {
-        let (mut events, mut bytes, mut group) = (0, 0, Vec::new());
-        let mut next = Some(first);
-        while let Some(request) = next {
-            events += request.batch.events.len();
-            bytes += request.bytes;
-            group.push(request);
-            let is_full = events >= GROUP_EVENTS || bytes >= GROUP_BYTES;
-            next = if is_full { None } else { self.requests.try_recv().ok() };
-        }
-        group
-    }
-
-    /// Writes a group, in as many attempts as it takes, and answers each append of it.
-    async fn write(&mut self, mut group: Vec<Request>) {
+    /// Writes a group, in as many attempts as it takes, and answers each append of it. It may grow meanwhile.
+    async fn write(&mut self, mut group: Vec<Request>, may_grow: bool) {
         let mut pauses = pauses();
         loop {
             group.retain(|request| !request.ticket.is_withdrawn());
             if group.is_empty() {
                 return;
             }
-            match self.attempt(&mut group).await {
+            match self.attempt(&mut group, may_grow).await {
                 Ok(()) => {
                     self.trouble = None;
                     debug_assert!(group.is_empty());
@@ -117,7 +106,7 @@ impl Writer {
                     // It may be for one of them: each is tried alone.
                     tracing::debug!(%error, "a group of appends failed");
                     for request in group.drain(..) {
-                        Box::pin(self.write(vec![request])).await;
+                        Box::pin(self.write(vec![request], false)).await;
                     }
                     return;
                 }
@@ -144,12 +133,13 @@ impl Writer {
     }
 
     /// One transaction. What it answered is no more in the group.
-    async fn attempt(&mut self, group: &mut Vec<Request>) -> Result<(), Failed> {
+    async fn attempt(&mut self, group: &mut Vec<Request>, may_grow: bool) -> Result<(), Failed> {
         let session = match self.session.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let outcome = transact(&self.shared, &session, group).await;
+        let more = may_grow.then_some(&mut self.requests);
+        let outcome = transact(&self.shared, &session, group, more).await;
         if !matches!(outcome, Err(Failed::Passing { is_lost: true, .. })) {
             self.session = Some(session);
         }
@@ -172,6 +162,22 @@ impl Writer {
     }
 }
 
+/// Takes what waits, until the group is full. Returns how many it took.
+fn fill(group: &mut Vec<Request>, requests: &mut mpsc::UnboundedReceiver<Request>) -> usize {
+    let before = group.len();
+    let mut events: usize = group.iter().map(|request| request.batch.events.len()).sum();
+    let mut bytes: usize = group.iter().map(|request| request.bytes).sum();
+    while events < GROUP_EVENTS
+        && bytes < GROUP_BYTES
+        && let Ok(request) = requests.try_recv()
+    {
+        events += request.batch.events.len();
+        bytes += request.bytes;
+        group.push(request);
+    }
+    group.len() - before
+}
+
 async fn rows(stream: impl Future<Output = Result<RowStream, PgError>>) -> Result<Vec<Row>, PgError> {
     stream.await?.try_collect().await
 }
@@ -188,21 +194,30 @@ enum Decision {
     Withdrawn,
 }
 
-async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) -> Result<(), Failed> {
+async fn transact(
+    shared: &Shared,
+    session: &Session,
+    group: &mut Vec<Request>,
+    more: Option<&mut mpsc::UnboundedReceiver<Request>>,
+) -> Result<(), Failed> {
     let failed = |error| Failed::of(error, &shared.url, "append");
-    let is_sync = group.iter().any(|request| request.is_sync);
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit TO {}; \
-         SET LOCAL idle_in_transaction_session_timeout TO 10000",
-        if is_sync { shared.synchronous_commit.as_str() } else { "off" }
-    );
-    let looked_up = match look_up(shared, session, group, &begin).await {
+    let looking_up = async {
+        let mut looked_up = begin(shared, session, group).await?;
+        // Callers that were answered together come back one after the other, and others while the lock was waited for.
+        let came = more.map_or(0, |more| fill(group, more));
+        if came > 0 {
+            looked_up.add(look_up(shared, session, &group[group.len() - came..]).await?);
+        }
+        Ok(looked_up)
+    };
+    let looked_up = match looking_up.await {
         Ok(looked_up) => looked_up,
         Err(error) => {
             let _ = session.batch_execute("ROLLBACK").await; // or the connection is lost, which is the same
             return Err(failed(error));
         }
     };
+    let is_sync = group.iter().any(|request| request.is_sync);
     let mut staging = match Staging::new(&looked_up, shared) {
         Ok(staging) => staging,
         Err(error) => {
@@ -223,7 +238,7 @@ async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) 
             Ok(()) => Ok(()),
             Err(error) => return Err(failed(error)), // it had written nothing
         },
-        false => commit(shared, session, &events, &digests, &head, synced).await,
+        false => commit(shared, session, &events, &digests, &head, synced, is_sync).await,
     };
     let doubt = match outcome {
         Ok(()) => session.take_warning().filter(|_| is_sync).map(|warning| {
@@ -270,24 +285,28 @@ async fn transact(shared: &Shared, session: &Session, group: &mut Vec<Request>) 
 }
 
 /// The first round trip.
-async fn look_up(shared: &Shared, session: &Session, group: &[Request], begin: &str) -> Result<LookedUp, PgError> {
+async fn begin(shared: &Shared, session: &Session, group: &[Request]) -> Result<LookedUp, PgError> {
+    // A lock that nobody uses any more, since its process is gone and the network has not told yet, is given up.
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout TO 10000";
     let queries = &shared.queries;
-    let events = || group.iter().flat_map(|request| &request.batch.events);
+    let lock = if shared.mutants.has(Mutant::LocksNothing) { &queries.unlocked_head } else { &queries.lock_head };
+    let (begun, head, looked_up) =
+        join3(session.batch_execute(BEGIN), rows(session.query(lock, &[])), look_up(shared, session, group)).await;
+    begun?;
+    Ok(LookedUp { head: head?, ..looked_up? })
+}
+
+async fn look_up(shared: &Shared, session: &Session, requests: &[Request]) -> Result<LookedUp, PgError> {
+    let queries = &shared.queries;
+    let events = || requests.iter().flat_map(|request| &request.batch.events);
     let ids: Vec<&[u8]> = events().map(|event| event.id().as_bytes()).collect();
     let mut aggregates: Vec<&[u8]> = events().map(|event| event.aggregate_id().as_bytes()).collect();
     aggregates.sort_unstable();
     aggregates.dedup();
     let (ids, aggregates): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&ids], [&aggregates]);
-    let lock = if shared.mutants.has(Mutant::LocksNothing) { &queries.unlocked_head } else { &queries.lock_head };
-    let (begin, head, found, revisions) = join4(
-        session.batch_execute(begin),
-        rows(session.query(lock, &[])),
-        rows(session.query(&queries.find, &ids)),
-        rows(session.query(&queries.revisions, &aggregates)),
-    )
-    .await;
-    begin?;
-    Ok(LookedUp { head: head?, found: found?, revisions: revisions? })
+    let found = rows(session.query(&queries.find, &ids));
+    let (found, revisions) = join(found, rows(session.query(&queries.revisions, &aggregates))).await;
+    Ok(LookedUp { head: Vec::new(), found: found?, revisions: revisions? })
 }
 
 /// Why a transaction is not certainly committed.
@@ -306,6 +325,7 @@ async fn commit(
     digests: &[Digest],
     head: &Head,
     synced: Version,
+    is_sync: bool,
 ) -> Result<(), Uncommitted> {
     let queries = &shared.queries;
     let failed = |error| Failed::of(error, &shared.url, "append");
@@ -343,9 +363,12 @@ async fn commit(
         other.batch_execute(&notify).await.map_err(|error| Uncommitted::No(failed(error)))?;
         notify.clear();
     }
-    let mut committing = pin!(join3(insert, update, session.batch_execute("COMMIT")));
+    let synchronous_commit = if is_sync { shared.synchronous_commit.as_str() } else { "off" };
+    let set = format!("SET LOCAL synchronous_commit TO {synchronous_commit}");
+    let (set, commit) = (session.batch_execute(&set), session.batch_execute("COMMIT"));
+    let mut committing = pin!(join4(set, insert, update, commit));
     let first = std::future::poll_fn(|cx| Poll::Ready(committing.as_mut().poll(cx))).await;
-    let (inserted, updated, committed) = match first {
+    let (set, inserted, updated, committed) = match first {
         Poll::Ready(done) => done,
         Poll::Pending => {
             // Behind the commit in the same message, and so in a transaction of its own, which nobody waits for: a commit that
@@ -355,10 +378,7 @@ async fn commit(
         }
     };
     // An error of a statement makes a rollback of the commit, which is no error.
-    let error = match (inserted, updated, committed) {
-        (Ok(()), Ok(()), Ok(())) => return Ok(()),
-        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => error,
-    };
+    let Err(error) = set.and(inserted).and(updated).and(committed) else { return Ok(()) };
     let is_over = error.as_db_error().is_none_or(|error| {
         let is_fatal = matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
         // "statement completion unknown"
@@ -377,6 +397,13 @@ struct LookedUp {
     head: Vec<Row>,
     found: Vec<Row>,
     revisions: Vec<Row>,
+}
+
+impl LookedUp {
+    fn add(&mut self, mut more: LookedUp) {
+        self.found.append(&mut more.found);
+        self.revisions.append(&mut more.revisions);
+    }
 }
 
 /// The row of `head`.

@@ -1,5 +1,7 @@
 //! Servers are killed, connections are cut at any byte, disks are full: nothing that was acknowledged is lost.
 
+#![allow(clippy::print_stderr, reason = "what is left out is told")]
+
 mod common;
 
 use std::path::Path;
