@@ -49,7 +49,7 @@ if cargo tree --quiet -p synckit-eventstore --all-features --edges normal,build 
 fi
 
 step "a plain build of the library has neither a server nor an HTTP client"
-if cargo tree --quiet -p synckit-eventstore --edges normal,build --prefix none | grep -E '^(axum|hyper|rustls|tokio-tungstenite) '; then
+if cargo tree --quiet -p synckit-eventstore --edges normal,build --prefix none | grep -E '^(axum|hyper|rustls|tokio-postgres|tokio-tungstenite) '; then
     echo "the default features of the library must not depend on these" >&2
     exit 1
 fi
@@ -62,6 +62,14 @@ cargo clippy "${workspace[@]}" --all-targets -- -D warnings
 
 step "tests and the examples in the documentation, on every backend: $features"
 cargo test "${workspace[@]}"
+
+if command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1; then
+    step "wrong stores on PostgreSQL are noticed"
+    cargo test --quiet -p synckit-backend-postgres --features mutants --test mutants
+else
+    echo "left out: apt-get install postgresql"
+    left_out+=("stores on PostgreSQL are not tested")
+fi
 
 step "the repository of cqrs-es over a store, alone: without what other crates ask of their dependencies"
 cargo test --quiet -p synckit-eventstore-cqrs
@@ -85,8 +93,8 @@ if [ "$features" = full ]; then alone+=(rocksdb full); fi
 for package in synckit-eventstore synckit-eventstore-cli benches; do
     own=()
     case $package in
-    synckit-eventstore) own=(http) ;;
-    synckit-eventstore-cli) own=(http serve sync) ;;
+    synckit-eventstore) own=(http postgres) ;;
+    synckit-eventstore-cli) own=(http postgres serve sync) ;;
     esac
     for feature in "${alone[@]}" ${own[@]+"${own[@]}"}; do
         echo "$package: features: [$feature]"
@@ -116,6 +124,7 @@ done
 for bench in memory served sync; do
     cargo bench --quiet --profile dev -p synckit-eventstore-cli --features "$features" --bench "$bench" -- --test
 done
+cargo bench --quiet --profile dev -p synckit-backend-postgres --bench postgres -- --test
 
 step "what is outside the workspace still compiles: fuzz targets, the comparison with other stores"
 RUSTFLAGS="--cfg fuzzing" cargo check --quiet --manifest-path fuzz/Cargo.toml
@@ -137,7 +146,7 @@ step "the packages that are published have all they need"
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 packed="$target/package/unpacked"
 rm -rf "$target/package"
-cargo package --quiet --offline --allow-dirty --no-verify --workspace --exclude benches --exclude engine-suite --exclude models --exclude sync-simulation
+cargo package --quiet --offline --allow-dirty --no-verify --workspace --exclude benches --exclude cutting-proxy --exclude engine-suite --exclude models --exclude postgres-cluster --exclude sync-simulation
 mkdir -p "$packed"
 cp Cargo.lock "$packed"
 printf '[workspace]\nresolver = "3"\nmembers = ["synckit-*"]\n[patch.crates-io]\n' >"$packed/Cargo.toml"

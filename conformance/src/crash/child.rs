@@ -58,7 +58,7 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
         0 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    let worked = builder.worker_threads(2).enable_time().build().map_err(Failure::from).and_then(|runtime| {
+    let worked = builder.worker_threads(2).enable_all().build().map_err(Failure::from).and_then(|runtime| {
         let child = Arc::new(child);
         let outcome = runtime.block_on(async {
             match plan.role {

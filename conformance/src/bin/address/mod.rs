@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use conformance::Profile;
 use eventstore::backend::{Error, EventStore, Result, engine_of, is_served};
@@ -15,8 +14,6 @@ pub(crate) struct Address {
     /// Empty if there is none.
     pub(crate) directory: String,
     options: String,
-    /// When the command began.
-    began: SystemTime,
 }
 
 impl Address {
@@ -27,7 +24,7 @@ impl Address {
             return Err(format!("{address:?} is not a store; write it as scheme:directory, such as lmdb:"));
         };
         let [scheme, directory, options] = [scheme, directory, options].map(str::to_owned);
-        Ok(Address { scheme, directory, options, began: SystemTime::now() })
+        Ok(Address { scheme, directory, options })
     }
 
     /// Whether such a store has no files.
@@ -84,8 +81,8 @@ impl Address {
     fn name(&self, directory: &Path) -> String {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
         let mut hasher = DefaultHasher::new();
-        // Directories of other runs may have the same path.
-        (directory, std::process::id(), self.began).hash(&mut hasher);
+        // Temporary directories have names of their own. A process that is started again finds its store by it.
+        directory.hash(&mut hasher);
         format!("conformance_{:016x}", hasher.finish())
     }
 
