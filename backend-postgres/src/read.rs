@@ -247,9 +247,15 @@ impl Shared {
             _ => {}
         }
         self.has_seen(head);
-        let len: u64 = loaded.iter().map(|event| event.event.len_bytes() as u64).sum();
-        let is_complete = (loaded.len() as u64) < most && len < bytes;
-        Ok(Page::new(options, loaded, head, is_complete))
+        let came = loaded.len() as u64;
+        let mut len = 0;
+        let reaches = |event: &RecordedEvent| {
+            len += event.event.len_bytes() as u64;
+            len >= bytes
+        };
+        let end = loaded.iter().position(reaches);
+        loaded.truncate(end.map_or(usize::MAX, |last| last + 1));
+        Ok(Page::new(options, loaded, head, came < most && end.is_none()))
     }
 
     pub(crate) async fn list(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {

@@ -29,8 +29,10 @@ CREATE TABLE {schema}.head (
     synced     bigint NOT NULL,
     -- How many aggregates have events.
     aggregates bigint NOT NULL,
+    -- Bytes of the largest event: texts and data.
+    largest    bigint NOT NULL,
     -- Of all events.
     digest     bytea NOT NULL
 ) WITH (fillfactor = 10);
-INSERT INTO {schema}.head (format, store_id, version, synced, aggregates, digest)
-    VALUES (1, '{store_id}', 0, 0, 0, decode(repeat('00', 32), 'hex'));
+INSERT INTO {schema}.head (format, store_id, version, synced, aggregates, largest, digest)
+    VALUES (1, '{store_id}', 0, 0, 0, 0, decode(repeat('00', 32), 'hex'));

@@ -30,7 +30,7 @@ pub(crate) struct Queries {
     pub(crate) schema: String,
     /// → version, synced.
     pub(crate) head: Arc<Query>,
-    /// → version, synced, aggregates, digest; nobody else gets them so until the transaction ends.
+    /// → version, synced, aggregates, largest, digest; nobody else gets them so until the transaction ends.
     pub(crate) lock_head: Arc<Query>,
     /// The same without the lock, for a mutant.
     pub(crate) unlocked_head: Arc<Query>,
@@ -40,7 +40,7 @@ pub(crate) struct Queries {
     pub(crate) revisions: Arc<Query>,
     /// versions, revisions, times, ids, types, aggregate ids, metadata, data, digests.
     pub(crate) insert: Arc<Query>,
-    /// version, synced, aggregates, digest.
+    /// version, synced, aggregates, largest, digest.
     pub(crate) update_head: Arc<Query>,
     /// since, before, events, bytes → head, and an event.
     pub(crate) page: [Arc<Query>; 2],
@@ -64,7 +64,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) filters: &'a str,
 }
 
-/// A page: of what matches, at most so many events, and up to the one that reaches so many bytes. There is one row without an
+/// A page: of what matches, at most so many events. If none of the store's events is so large that these could be far more than
+/// the bytes that are asked for, they come as they are; otherwise up to the one that reaches the bytes. There is one row without an
 /// event if none matches. The head and the events are of one snapshot.
 pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
     let Shape { is_backward, is_of_aggregate, filters } = shape;
@@ -87,18 +88,30 @@ pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
     };
     let direction = if *is_backward { "DESC" } else { "ASC" };
     let columns = EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
+    let wanted = |condition: &str| {
+        format!(
+            "FROM {schema}.events v WHERE v.version > $1 AND v.version < $2 AND {condition} {aggregate} {filters} \
+             ORDER BY v.{order} {direction} LIMIT $3"
+        )
+    };
+    let (all, counted) =
+        (wanted(&format!("h.largest * $3 <= {SPARE} * $4")), wanted(&format!("h.largest * $3 > {SPARE} * $4")));
     format!(
-        "SELECT h.version, {columns} FROM {schema}.head h LEFT JOIN LATERAL (\
-           SELECT * FROM (\
-             SELECT p.*, sum(p.size) OVER (ORDER BY p.{order} {direction} \
-                                           ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (\
-               SELECT {EVENT}, octet_length(id) + octet_length(type) + octet_length(aggregate_id) + octet_length(metadata) \
-                      + octet_length(data) AS size \
-               FROM {schema}.events v WHERE v.version > $1 AND v.version < $2 {aggregate} {filters} \
-               ORDER BY v.{order} {direction} LIMIT $3) p) w \
-           WHERE w.before IS NULL OR w.before < $4) e ON true"
+        "SELECT h.version, {columns} FROM (SELECT version, largest FROM {schema}.head LIMIT 1) h LEFT JOIN LATERAL (\
+           (SELECT {EVENT} {all}) \
+           UNION ALL \
+           (SELECT {EVENT} FROM (\
+              SELECT p.*, sum(p.size) OVER (ORDER BY p.{order} {direction} \
+                                            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM (\
+                SELECT {EVENT}, octet_length(id) + octet_length(type) + octet_length(aggregate_id) + octet_length(metadata) \
+                       + octet_length(data) AS size {counted}) p) w \
+            WHERE w.before IS NULL OR w.before < $4)) e ON true"
     )
 }
+
+/// How many times the bytes that are asked for may come, and be thrown away, before the server counts them: that takes it many
+/// times as long as reading the events.
+const SPARE: u64 = 4;
 
 /// The types of the parameters of every page.
 pub(crate) const PAGE: [Type; 4] = [Type::INT8, Type::INT8, Type::INT8, Type::INT8];
@@ -118,8 +131,14 @@ impl Queries {
         let of_aggregate = [&PAGE[..], &OF_AGGREGATE[..]].concat();
         Queries {
             head: often(format!("SELECT version, synced FROM {s}.head"), &[]),
-            lock_head: often(format!("SELECT version, synced, aggregates, digest FROM {s}.head FOR UPDATE"), &[]),
-            unlocked_head: Query::rare(format!("SELECT version, synced, aggregates, digest FROM {s}.head"), Vec::new()),
+            lock_head: often(
+                format!("SELECT version, synced, aggregates, largest, digest FROM {s}.head FOR UPDATE"),
+                &[],
+            ),
+            unlocked_head: Query::rare(
+                format!("SELECT version, synced, aggregates, largest, digest FROM {s}.head"),
+                Vec::new(),
+            ),
             // Each id by the index, however small the table was when the statement was planned: LIMIT keeps it from being joined
             // in another way.
             find: often(
@@ -155,8 +174,8 @@ impl Queries {
                 ],
             ),
             update_head: often(
-                format!("UPDATE {s}.head SET version = $1, synced = $2, aggregates = $3, digest = $4"),
-                &[Type::INT8, Type::INT8, Type::INT8, Type::BYTEA],
+                format!("UPDATE {s}.head SET version = $1, synced = $2, aggregates = $3, largest = $4, digest = $5"),
+                &[Type::INT8, Type::INT8, Type::INT8, Type::INT8, Type::BYTEA],
             ),
             page: [often(shape(false, false), &PAGE), often(shape(true, false), &PAGE)],
             aggregate_page: [often(shape(false, true), &of_aggregate), often(shape(true, true), &of_aggregate)],

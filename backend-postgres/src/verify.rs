@@ -17,7 +17,7 @@ const PAGE: PageSize = PageSize::new(2_000, 8 << 20);
 impl Shared {
     pub(crate) async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
         let s = self.queries.schema.clone();
-        let text = format!("SELECT version, aggregates, digest, synced FROM {s}.head");
+        let text = format!("SELECT version, aggregates, digest, synced, largest FROM {s}.head");
         let rows = self.rows(ctx, "read the head", &Query::rare(text, Vec::new()), Vec::new()).await?;
         let head = rows.first().ok_or_else(read::no_head)?;
         let latest = Version::new(number(head, 0)?);
@@ -26,7 +26,7 @@ impl Shared {
 
         // What page after page is found of the events, up to the head of this moment: they do not change any more.
         let mut digest = Digest::EMPTY;
-        let (mut seen, mut aggregates) = (Version::ZERO, 0);
+        let (mut seen, mut aggregates, mut largest) = (Version::ZERO, 0, 0);
         while seen < latest && !report.is_cut_short {
             let options = LoadOptions::since(seen).before(latest.next());
             let page = match self.load(ctx, &self.sessions, &options, PAGE).await {
@@ -57,6 +57,7 @@ impl Shared {
                     // One that is wrong is told once.
                     digest = digests.get(place).copied().flatten().unwrap_or(digest);
                 }
+                largest = largest.max(event.event.len_bytes() as u64);
                 aggregates += u64::from(event.revision.get() == 1);
                 seen = event.version;
             }
@@ -79,6 +80,13 @@ impl Shared {
         }
         if number(head, 3)? > latest.get() {
             tell(&mut report, None, "the table head says that more is synced than there is".to_owned());
+        }
+        if number(head, 4)? < largest {
+            let what = format!(
+                "the table head says that no event has more than {} bytes: one has {largest}",
+                number(head, 4)?
+            );
+            tell(&mut report, None, what);
         }
         for what in self.index_damage(ctx).await? {
             tell(&mut report, None, what);

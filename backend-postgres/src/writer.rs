@@ -350,9 +350,11 @@ async fn commit(
         rows.try_for_each(|_| async { Ok(()) }).await
     };
     let digest = head.digest.as_bytes().as_slice();
-    let (version, synced, aggregates) = (head.version.get() as i64, synced.get() as i64, head.aggregates as i64);
+    let (version, synced) = (head.version.get() as i64, synced.get() as i64);
+    let (aggregate_count, largest) = (head.aggregates as i64, head.largest as i64);
     let update = async {
-        let rows = session.query(&queries.update_head, &[&version, &synced, &aggregates, &digest]).await?;
+        let rows =
+            session.query(&queries.update_head, &[&version, &synced, &aggregate_count, &largest, &digest]).await?;
         rows.try_for_each(|_| async { Ok(()) }).await
     };
     session.take_warning(); // of what came before
@@ -411,6 +413,8 @@ pub(crate) struct Head {
     version: Version,
     synced: Version,
     aggregates: u64,
+    /// Bytes of the largest event.
+    largest: u64,
     digest: Digest,
 }
 
@@ -443,15 +447,16 @@ impl<'g> Staging<'g> {
         };
         let head = looked_up.head.first().ok_or_else(|| damaged("has no row"))?;
         let number = |column| head.try_get::<_, i64>(column).ok().and_then(|number| u64::try_from(number).ok());
-        let digest = head.try_get::<_, &[u8]>(3).ok().and_then(|digest| digest.try_into().ok());
-        let (Some(version), Some(synced), Some(aggregates), Some(digest)) = (number(0), number(1), number(2), digest)
-        else {
+        let digest = head.try_get::<_, &[u8]>(4).ok().and_then(|digest| digest.try_into().ok());
+        let numbers = (number(0), number(1), number(2), number(3), digest);
+        let (Some(version), Some(synced), Some(aggregates), Some(largest), Some(digest)) = numbers else {
             return Err(damaged("has a row that is none"));
         };
         let head = Head {
             version: Version::new(version),
             synced: Version::new(synced),
             aggregates,
+            largest,
             digest: Digest::from_bytes(digest),
         };
         let stored = read::events(&looked_up.found, 0)?;
@@ -559,6 +564,7 @@ impl<'g> Staging<'g> {
                 1
             }
         };
+        self.head.largest = self.head.largest.max(event.len_bytes() as u64);
         let (version, revision) = (self.head.version, Revision::new(revision));
         let recorded = RecordedEvent::new(version, revision, to_the_microsecond(recorded_at), event.clone());
         self.head.digest = self.head.digest.chain(&recorded);

@@ -333,6 +333,7 @@ async fn what_was_changed_by_hand_is_found() {
         ("UPDATE {}.head SET aggregates = 3", None),
         ("UPDATE {}.head SET digest = decode(repeat('11', 32), 'hex')", None),
         ("UPDATE {}.head SET synced = 99", None),
+        ("UPDATE {}.head SET largest = 1", None),
         ("UPDATE {}.head SET version = 31", Some(31)),
     ]
     .into_iter()
