@@ -209,7 +209,14 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
             let store_id = schema::prepare(&session, options, url).await?;
             let synchronous_commit = match options.read_only {
                 true => String::new(),
-                false => check_durability(&session, options, url).await?,
+                false => {
+                    let synchronous_commit = check_durability(&session, options, url).await?;
+                    // What a process that is gone had begun to commit is decided when it gives up the lock. Nobody is to see it
+                    // appear later.
+                    let wait = format!("BEGIN; SELECT version FROM \"{}\".head FOR UPDATE; ROLLBACK", options.schema);
+                    session.batch_execute(&wait).await.map_err(failed)?;
+                    synchronous_commit
+                }
             };
             Ok((store_id, synchronous_commit))
         };

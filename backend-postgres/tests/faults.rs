@@ -280,6 +280,26 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_waits_for_what_a_process_that_is_gone_had_begun_to_commit() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    store(&cluster.url(), |_| {}).await.close().await.expect("closed");
+    let begun = cluster.hold("SELECT * FROM eventstore.head FOR UPDATE").expect("locked");
+    let opening = {
+        let url = cluster.url();
+        tokio::spawn(async move { store(&url, |_| {}).await })
+    };
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
+    while cluster.sql(waiting).expect("asked") == "0" {
+        assert!(!opening.is_finished(), "it has to wait");
+        tokio::task::yield_now().await;
+    }
+    drop(begun);
+    let opened = opening.await.expect("no panic");
+    assert_eq!(opened.latest_version(&ctx()).await.expect("read"), Version::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_would_lose_is_refused() {
     let Some(cluster) = Cluster::start_if_installed(&["synchronous_commit = off"]) else { return };
     let options = |url: &str| backend_postgres::Options::from_url(url).expect("valid");

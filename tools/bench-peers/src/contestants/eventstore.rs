@@ -1,5 +1,6 @@
 //! eventstore on each of its engines, called from a Tokio runtime with many threads.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{Appended, Contestant, Scan, Store, Work, tasks};
 use crate::events::Sample;
 
-pub(super) fn all() -> [Contestant; 4] {
+pub(super) fn all() -> [Contestant; 5] {
     [
         Contestant {
             name: "eventstore-lmdb",
@@ -64,7 +65,29 @@ pub(super) fn all() -> [Contestant; 4] {
             }),
             ..ANY
         },
+        Contestant {
+            name: "eventstore-postgres",
+            by_default: false,
+            settings: "defaults, on the server that EVENTSTORE_POSTGRES_URL names; its sync is that server's, and bytes on disk are \
+                       not measured",
+            index: None,
+            open: open_postgres,
+            ..ANY
+        },
     ]
+}
+
+/// A schema for each path, on a server that is there for the whole run and whose stores survive the process.
+fn open_postgres(path: &Path) -> Result<Box<dyn Store>> {
+    const SERVER: &str = "EVENTSTORE_POSTGRES_URL";
+    let server = std::env::var(SERVER).with_context(|| format!("set {SERVER} to the URL of a PostgreSQL server"))?;
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    let runtime = Runtime::new()?;
+    let mut options = eventstore::postgres::Options::from_url(&server)?;
+    options.schema = format!("bench_peers_{:016x}", hasher.finish());
+    let store = Arc::new(runtime.block_on(eventstore::postgres::open(options))?);
+    Ok(Box::new(Embedded { store, runtime }))
 }
 
 /// What all engines have in common below the store.
