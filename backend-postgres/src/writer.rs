@@ -1,11 +1,14 @@
 //! The one task of a process that appends: it takes what waits, and commits it as one transaction.
 //!
 //! ```text
-//!  first round trip    BEGIN; lock the row of head; look the ids and the aggregates up
+//!  first round trip    BEGIN; lock the row of head; look the aggregates up
 //!  another             look those up that came while the others waited for the lock, if any did
 //!  decide              duplicates, conditions, versions, revisions, digests
 //!  last round trip     insert the events; update head; COMMIT; wake the followers
 //! ```
+//!
+//! Most ids are new, and the index of ids refuses those that are not. So ids are looked up only after that has happened, or if an append
+//! would be refused: one whose events are stored already is not, whatever its condition.
 //!
 //! The lock is what puts the events of all processes in one order. Each statement sees what was committed before it began, and the
 //! lock is given up by the commit: so whoever gets it sees all that its predecessors wrote, and nobody's versions become visible
@@ -25,10 +28,10 @@ use eventstore_api::{
     Actual, Batch, CancellationToken, Digest, Error, Event, RecordedEvent, Result, Revision, StoreOutcome, Stored,
     Version,
 };
-use futures_util::future::{join, join3, join4};
+use futures_util::future::{join3, join4};
 use futures_util::{FutureExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
-use tokio_postgres::error::Severity;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, RowStream};
 
@@ -49,6 +52,8 @@ pub(crate) struct Writer {
     session: Option<Session>,
     /// Since when nothing can be written.
     trouble: Option<Instant>,
+    /// The newest group had ids that were stored before.
+    expects_repetitions: bool,
 }
 
 /// Tells that the writer has ended, however it ends.
@@ -62,7 +67,7 @@ impl Drop for Ended {
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
-        Writer { shared, requests, session: None, trouble: None }
+        Writer { shared, requests, session: None, trouble: None, expects_repetitions: false }
     }
 
     /// Works until the store is closed and nothing waits.
@@ -138,8 +143,18 @@ impl Writer {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let more = may_grow.then_some(&mut self.requests);
-        let outcome = transact(&self.shared, &session, group, more).await;
+        let mut more = may_grow.then_some(&mut self.requests);
+        let outcome = loop {
+            let looks_ids_up = self.expects_repetitions;
+            match transact(&self.shared, &session, group, more.as_deref_mut(), looks_ids_up).await {
+                Ok(Transacted::IdsAreStored) => self.expects_repetitions = true, // and once more
+                Ok(Transacted::Done { had_repetitions }) => {
+                    self.expects_repetitions = had_repetitions;
+                    break Ok(());
+                }
+                Err(failed) => break Err(failed),
+            }
+        };
         if !matches!(outcome, Err(Failed::Passing { is_lost: true, .. })) {
             self.session = Some(session);
         }
@@ -194,38 +209,36 @@ enum Decision {
     Withdrawn,
 }
 
+/// How a transaction ended that did not fail.
+enum Transacted {
+    Done {
+        had_repetitions: bool,
+    },
+    /// Nothing was written: some ids that were not looked up are stored.
+    IdsAreStored,
+}
+
 async fn transact(
     shared: &Shared,
     session: &Session,
     group: &mut Vec<Request>,
     more: Option<&mut mpsc::UnboundedReceiver<Request>>,
-) -> Result<(), Failed> {
+    looks_ids_up: bool,
+) -> Result<Transacted, Failed> {
     let failed = |error| Failed::of(error, &shared.url, "append");
-    let looking_up = async {
-        let mut looked_up = begin(shared, session, group).await?;
-        // Callers that were answered together come back one after the other, and others while the lock was waited for.
-        let came = more.map_or(0, |more| fill(group, more));
-        if came > 0 {
-            looked_up.add(look_up(shared, session, &group[group.len() - came..]).await?);
-        }
-        Ok(looked_up)
+    let decided = match gather(shared, session, group, more, looks_ids_up).await {
+        Ok(looked_up) => decide(shared, session, group, looked_up).await,
+        Err(error) => Err(failed(error)),
     };
-    let looked_up = match looking_up.await {
-        Ok(looked_up) => looked_up,
+    let Decided { staging, decisions, ids_were_looked_up } = match decided {
+        Ok(decided) => decided,
         Err(error) => {
             let _ = session.batch_execute("ROLLBACK").await; // or the connection is lost, which is the same
-            return Err(failed(error));
+            return Err(error);
         }
     };
     let is_sync = group.iter().any(|request| request.is_sync);
-    let mut staging = match Staging::new(&looked_up, shared) {
-        Ok(staging) => staging,
-        Err(error) => {
-            let _ = session.batch_execute("ROLLBACK").await;
-            return Err(Failed::Final(error));
-        }
-    };
-    let decisions: Vec<Decision> = group.iter().map(|request| staging.decide(request)).collect();
+    let had_repetitions = !staging.stored.is_empty();
     let Staging { events, digests, head, .. } = staging;
     let newest = |places: &[Stored]| places.iter().map(|place| place.version).max().unwrap_or_default();
     let owes_sync = group.iter().zip(&decisions).any(|(request, decision)| match decision {
@@ -245,7 +258,10 @@ async fn transact(
             // Such as that it did not wait for the standby.
             unknown(format!("it was committed, but the server warns: {warning}"), None)
         }),
-        Err(Uncommitted::No(failed)) => return Err(failed),
+        Err(Uncommitted::No(_, code)) if code == SqlState::UNIQUE_VIOLATION && !ids_were_looked_up => {
+            return Ok(Transacted::IdsAreStored);
+        }
+        Err(Uncommitted::No(failed, _)) => return Err(failed),
         Err(Uncommitted::Unknown(_)) if shared.mutants.has(Mutant::AcknowledgesUnknown) => None,
         Err(Uncommitted::Unknown(error)) => Some(error),
     };
@@ -280,8 +296,57 @@ async fn transact(
             source: "the commit before it is in doubt".into(),
             is_lost: true,
         }),
-        _ => Ok(()),
+        _ => Ok(Transacted::Done { had_repetitions }),
     }
+}
+
+/// Begins the transaction, and looks up what is needed to decide. Callers that were answered together come back one after the
+/// other, and others while the lock was waited for: they join.
+async fn gather(
+    shared: &Shared,
+    session: &Session,
+    group: &mut Vec<Request>,
+    more: Option<&mut mpsc::UnboundedReceiver<Request>>,
+    looks_ids_up: bool,
+) -> Result<LookedUp, PgError> {
+    let mut looked_up = begin(shared, session, group).await?;
+    let came = more.map_or(0, |more| fill(group, more));
+    if came > 0 {
+        looked_up.revisions.append(&mut look_up(shared, session, &group[group.len() - came..]).await?);
+    }
+    if looks_ids_up {
+        looked_up.found = Some(find(shared, session, group).await?);
+    }
+    Ok(looked_up)
+}
+
+struct Decided<'g> {
+    staging: Staging<'g>,
+    decisions: Vec<Decision>,
+    ids_were_looked_up: bool,
+}
+
+async fn decide<'g>(
+    shared: &Shared,
+    session: &Session,
+    group: &'g [Request],
+    mut looked_up: LookedUp,
+) -> Result<Decided<'g>, Failed> {
+    let decide = |looked_up: &LookedUp| {
+        let mut staging = Staging::new(looked_up, shared).map_err(Failed::Final)?;
+        let decisions: Vec<Decision> = group.iter().map(|request| staging.decide(request)).collect();
+        let ids_were_looked_up = looked_up.found.is_some();
+        Ok(Decided { staging, decisions, ids_were_looked_up })
+    };
+    let decided = decide(&looked_up)?;
+    let any_refused = decided.decisions.iter().any(|decision| matches!(decision, Decision::Refused(_)));
+    if !any_refused || decided.ids_were_looked_up {
+        return Ok(decided);
+    }
+    // What is stored already is not refused, whatever the condition.
+    let found = find(shared, session, group).await.map_err(|error| Failed::of(error, &shared.url, "append"))?;
+    looked_up.found = Some(found);
+    decide(&looked_up)
 }
 
 /// The first round trip.
@@ -290,29 +355,32 @@ async fn begin(shared: &Shared, session: &Session, group: &[Request]) -> Result<
     const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout TO 10000";
     let queries = &shared.queries;
     let lock = if shared.mutants.has(Mutant::LocksNothing) { &queries.unlocked_head } else { &queries.lock_head };
-    let (begun, head, looked_up) =
+    let (begun, head, revisions) =
         join3(session.batch_execute(BEGIN), rows(session.query(lock, &[])), look_up(shared, session, group)).await;
     begun?;
-    Ok(LookedUp { head: head?, ..looked_up? })
+    Ok(LookedUp { head: head?, found: None, revisions: revisions? })
 }
 
-async fn look_up(shared: &Shared, session: &Session, requests: &[Request]) -> Result<LookedUp, PgError> {
-    let queries = &shared.queries;
-    let events = || requests.iter().flat_map(|request| &request.batch.events);
-    let ids: Vec<&[u8]> = events().map(|event| event.id().as_bytes()).collect();
-    let mut aggregates: Vec<&[u8]> = events().map(|event| event.aggregate_id().as_bytes()).collect();
+/// The newest revisions of the aggregates of some requests.
+async fn look_up(shared: &Shared, session: &Session, requests: &[Request]) -> Result<Vec<Row>, PgError> {
+    let events = requests.iter().flat_map(|request| &request.batch.events);
+    let mut aggregates: Vec<&[u8]> = events.map(|event| event.aggregate_id().as_bytes()).collect();
     aggregates.sort_unstable();
     aggregates.dedup();
-    let (ids, aggregates): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) = ([&ids], [&aggregates]);
-    let found = rows(session.query(&queries.find, &ids));
-    let (found, revisions) = join(found, rows(session.query(&queries.revisions, &aggregates))).await;
-    Ok(LookedUp { head: Vec::new(), found: found?, revisions: revisions? })
+    rows(session.query(&shared.queries.revisions, &[&aggregates])).await
+}
+
+/// The events that are stored with the ids of some requests.
+async fn find(shared: &Shared, session: &Session, requests: &[Request]) -> Result<Vec<Row>, PgError> {
+    let events = requests.iter().flat_map(|request| &request.batch.events);
+    let ids: Vec<&[u8]> = events.map(|event| event.id().as_bytes()).collect();
+    rows(session.query(&shared.queries.find, &[&ids])).await
 }
 
 /// Why a transaction is not certainly committed.
 enum Uncommitted {
-    /// Certainly it is not.
-    No(Failed),
+    /// Certainly it is not, and this is what the server said.
+    No(Failed, SqlState),
     /// Nobody knows.
     Unknown(Error),
 }
@@ -328,7 +396,10 @@ async fn commit(
     is_sync: bool,
 ) -> Result<(), Uncommitted> {
     let queries = &shared.queries;
-    let failed = |error| Failed::of(error, &shared.url, "append");
+    let refused = |error: PgError| {
+        let code = error.code().cloned().unwrap_or(SqlState::CONNECTION_EXCEPTION);
+        Uncommitted::No(Failed::of(error, &shared.url, "append"), code)
+    };
     let numbers =
         |number: fn(&RecordedEvent) -> u64| events.iter().map(|event| number(event) as i64).collect::<Vec<_>>();
     let bytes =
@@ -361,8 +432,8 @@ async fn commit(
     let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
     let _ = write!(notify, "'{}', '{version}')", shared.channel);
     if shared.mutants.has(Mutant::NotifiesBeforeCommit) {
-        let other = shared.connector.connect(None).await.map_err(|error| Uncommitted::No(failed(error)))?;
-        other.batch_execute(&notify).await.map_err(|error| Uncommitted::No(failed(error)))?;
+        let other = shared.connector.connect(None).await.map_err(refused)?;
+        other.batch_execute(&notify).await.map_err(refused)?;
         notify.clear();
     }
     let synchronous_commit = if is_sync { shared.synchronous_commit.as_str() } else { "off" };
@@ -391,21 +462,15 @@ async fn commit(
             format!("the connection to {} was lost while it committed ({})", shared.url, reason(&error)),
             Some(error.into()),
         ))),
-        false => Err(Uncommitted::No(failed(error))),
+        false => Err(refused(error)),
     }
 }
 
 struct LookedUp {
     head: Vec<Row>,
-    found: Vec<Row>,
+    /// `None` if the ids were not looked up.
+    found: Option<Vec<Row>>,
     revisions: Vec<Row>,
-}
-
-impl LookedUp {
-    fn add(&mut self, mut more: LookedUp) {
-        self.found.append(&mut more.found);
-        self.revisions.append(&mut more.revisions);
-    }
 }
 
 /// The row of `head`.
@@ -459,7 +524,7 @@ impl<'g> Staging<'g> {
             largest,
             digest: Digest::from_bytes(digest),
         };
-        let stored = read::events(&looked_up.found, 0)?;
+        let stored = read::events(looked_up.found.as_deref().unwrap_or_default(), 0)?;
         let revision = |row: &Row| {
             let (id, revision): (&[u8], i64) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
             Some((String::from_utf8(id.to_vec()).ok()?, u64::try_from(revision).ok()?))

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Writers, all, append_surely, ctx, event, incidents, is_written, store};
 use cutting_proxy::{Fate, Proxy};
-use eventstore_api::{Batch, Context, Error, Event, EventStore, LoadOptions, PageSize, Version};
+use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected, LoadOptions, PageSize, Version};
 use postgres_cluster::Cluster;
 
 fn signal(name: &str, process: u32) {
@@ -362,4 +362,33 @@ async fn what_was_changed_by_hand_is_found() {
         let found = findings(change, &format!("s{nth}")).await;
         assert_eq!(found[0].version, version.map(Version::new), "{change}: {found:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repetitions_get_the_first_places_whatever_they_are_among() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let store = store(&cluster.url(), |_| {}).await;
+    let batch = |ids: &[&str]| Batch::new(ids.iter().map(|id| event(id, "a")).collect());
+    let places = async |batch: Batch| {
+        let stored = store.store_batch(&ctx(), batch).await.expect("stored");
+        stored.iter().map(|place| place.version.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(places(batch(&["1", "2"])).await, [1, 2]);
+    // The index of ids refuses the first attempt.
+    assert_eq!(places(batch(&["3", "1"])).await, [3, 1]);
+    assert_eq!(places(batch(&["4"])).await, [4]);
+    assert_eq!(places(batch(&["5"])).await, [5]);
+    // The condition holds no more, and need not.
+    let first = batch(&["1", "2"]).expected(Expected::NoEvents);
+    assert_eq!(places(first).await, [1, 2]);
+    let again = batch(&["5"]).expected(Expected::LatestVersion(Version::new(4)));
+    assert_eq!(places(again).await, [5]);
+    let refused = store.store_batch(&ctx(), batch(&["6"]).expected(Expected::NoEvents)).await;
+    assert!(matches!(refused, Err(Error::VersionConflict { .. })), "{refused:?}");
+    let other = Event::builder("T", "a").id("1").data("other").build().expect("valid");
+    for expected in [Expected::Any, Expected::NoEvents] {
+        let refused = store.store_batch(&ctx(), Batch::from(other.clone()).expected(expected)).await;
+        assert!(matches!(&refused, Err(Error::DuplicateEvent { version: Some(_), .. })), "{refused:?}");
+    }
+    assert_eq!(all(&store).await.len(), 5);
 }
