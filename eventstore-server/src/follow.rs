@@ -18,6 +18,7 @@ use eventstore_wire::{EVENT_STREAM, JSON_LINES, Problem};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until};
 
+use crate::access::{Gone, gone};
 use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
 use crate::gosync::frames;
 use crate::read::check_since;
@@ -203,6 +204,7 @@ impl Stream {
 pub(crate) async fn follow(
     State(app): State<Arc<App>>,
     Reading(served): Reading,
+    gone: Gone,
     headers: HeaderMap,
     params: Params,
 ) -> Answer {
@@ -225,20 +227,20 @@ pub(crate) async fn follow(
         let reason = format!("{} are too many for a stream: at most {MOST_TYPES}", options.types.len());
         return Err(Error::InvalidOption { option: "type".to_owned(), reason }.into());
     }
-    stream_of(app, served, ctx, options, form)
+    stream_of(app, served, gone, ctx, options, form)
 }
 
 /// The answer with the events that these options select, and each new one.
 pub(crate) fn stream_of(
     app: Arc<App>,
     served: Arc<Served>,
+    gone: Gone,
     ctx: Context,
     options: LoadOptions,
     form: Stream,
 ) -> Answer {
     let counted = app.count(&served, Kind::Follower)?;
-    let heartbeat = app.limits.heartbeat;
-    let follower = Follower::new(app, served, counted, ctx, options, form, heartbeat);
+    let follower = Follower::new(app, served, counted, gone, ctx, options, form);
     let pieces = futures_util::stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|piece| (Ok::<_, Infallible>(piece), follower))
     });
@@ -255,6 +257,8 @@ type NextPage = Pin<Box<dyn Future<Output = Result<(Page, broadcast::Receiver<Ar
 struct Follower {
     app: Arc<App>,
     served: Arc<Served>,
+    /// Its token.
+    gone: Gone,
     ctx: Context,
     options: LoadOptions,
     /// Everything up to here was given, or does not match.
@@ -279,15 +283,16 @@ impl Follower {
         app: Arc<App>,
         served: Arc<Served>,
         counted: Counted,
+        gone: Gone,
         ctx: Context,
         options: LoadOptions,
         form: Stream,
-        heartbeat: Duration,
     ) -> Self {
-        let (seen, size) = (options.since, PageSize::FIRST);
+        let (seen, size, heartbeat) = (options.since, PageSize::FIRST, app.limits.heartbeat);
         Follower {
             app,
             served,
+            gone,
             ctx,
             options,
             seen,
@@ -341,6 +346,7 @@ impl Follower {
                     Ok(())
                 }
                 () = stopping_token.cancelled() => Err(stopping().into()),
+                () = self.gone.wait() => Err(gone()),
                 // The reading goes on: with a filter it may take long.
                 () = sleep_until(due) => {
                     self.pieces.push_back(self.form.heartbeat(self.seen));
@@ -351,6 +357,7 @@ impl Follower {
         tokio::select! {
             biased;
             () = stopping_token.cancelled() => Err(stopping().into()),
+            () = self.gone.wait() => Err(gone()),
             received = news.recv() => {
                 match received {
                     Ok(news) => self.take(&news),

@@ -21,6 +21,7 @@ mod listen;
 mod page;
 mod read;
 mod replicas;
+mod request_log;
 mod server;
 mod session;
 mod socket;

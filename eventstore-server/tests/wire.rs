@@ -605,6 +605,67 @@ async fn a_session_is_a_websocket_of_its_protocol() {
 }
 
 #[tokio::test]
+async fn tokens_that_are_replaced_end_what_was_opened_with_them_and_leave_the_rest() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let tokens: Tokens = format!("{READER} read *\n{WRITER} write *\n{KEEPER} read *\n").parse().expect("valid");
+    let server = Running::start(Server::new(memory().await).tokens(tokens.clone())).await;
+    let of = |token: &str| format!("Bearer {token}");
+    let (reader, writer, keeper) = (of(READER), of(WRITER), of(KEEPER));
+    let mut stays = server.stream("/follow", &[("authorization", &reader)]).await;
+    let mut goes = server.stream("/follow", &[("authorization", &writer)]).await;
+    let mut changes = server.stream("/sync/sse", &[("authorization", &keeper)]).await;
+    for lines in [&mut stays, &mut goes, &mut changes] {
+        lines.next().await.expect("it follows");
+    }
+    let session = [
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("sec-websocket-protocol", "eventstore.v1"),
+        ("authorization", writer.as_str()),
+    ];
+    let head = String::from_utf8(server.head("GET", "/appends", &session, 0)).expect("text");
+    let mut session = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+    session.write_all(head.replace("connection: close", "connection: upgrade").as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(session.read_u8().await.expect("an answer"));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+
+    const NEW: &str = "brand-new-0123456789abcdef";
+    // One is as before, one is missing, one is good for something else, one is new.
+    let text = format!("{NEW} write *\n{KEEPER} write *\n{READER} read *\n");
+    tokens.replace(text.parse().expect("valid"));
+    let end = goes.event().await;
+    assert_eq!(end["end"]["code"], "unauthorized", "{end}");
+    assert!(goes.next().await.is_none(), "it ends");
+    let end = changes.next().await.expect("a reason");
+    assert!(end.contains("unauthorized"), "{end}");
+    let mut frame = [0; 4];
+    session.read_exact(&mut frame).await.expect("a frame");
+    assert_eq!((frame[0], u16::from_be_bytes([frame[2], frame[3]])), (0x88, 1008), "closed for a reason of rights");
+    let append = |token: &str, id: &str| {
+        let (server, token, body) = (&server, of(token), event(id, "T", "a"));
+        async move {
+            let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+            server.request("POST", "/events", &headers, body.as_bytes()).await
+        }
+    };
+    assert_eq!(append(WRITER, "e1").await.code(), "unauthorized");
+    assert_eq!(append(READER, "e1").await.code(), "forbidden");
+    assert_eq!(append(NEW, "e1").await.ok()["stored"][0]["version"], 1);
+    assert_eq!(append(KEEPER, "e2").await.ok()["stored"][0]["version"], 2);
+    assert_eq!(stays.event().await["event"]["id"], "e1");
+    // Twice the same is no change.
+    tokens.replace(text.parse().expect("valid"));
+    assert_eq!(stays.event().await["event"]["id"], "e2");
+    assert_eq!(append(NEW, "e3").await.status, 200);
+    assert_eq!(stays.event().await["event"]["id"], "e3");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_for_this_machine_answers_no_other_origin() {
     let server = Running::start(Server::new(memory().await).only_this_machine()).await;
     assert_eq!(server.get("/latest").await.status, 200);
