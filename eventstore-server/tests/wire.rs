@@ -30,7 +30,7 @@ async fn what_was_appended_is_read_back() {
     let server = Running::start(Server::new(memory().await)).await;
     let one = r#"{"id":"o1","type":"OrderPlaced","aggregate_id":"order-42","data":{"total": 12.50,"b":1}}"#;
     let stored = server.post("/events?expected=none", one).await.ok();
-    assert_eq!(stored, json!({ "stored": [{ "version": 1, "revision": 1, "outcome": "written" }] }));
+    assert_eq!(stored, json!({ "stored": [{ "id": "o1", "version": 1, "revision": 1, "outcome": "written" }] }));
     let again = server.post("/events", one).await.ok();
     assert_eq!(again["stored"][0]["outcome"], "already_stored");
     let read = server.get("/event?id=o1").await;
@@ -49,16 +49,17 @@ async fn what_was_appended_is_read_back() {
     assert!(digest["digest"].as_str().expect("text").starts_with(&cursor[2..]));
     let stats = server.get("/stats").await.ok();
     assert_eq!((&stats["latest_version"], &stats["server"]["followers"]), (&json!(1), &json!(0)));
-    let lines = server
-        .request(
-            "POST",
-            "/events",
-            &[("content-type", "application/x-ndjson")],
-            b"{\"type\":\"T\",\"aggregate_id\":\"x\"}\n{\"type\":\"T\",\"aggregate_id\":\"x\"}\n",
-        )
-        .await
-        .ok();
-    assert_eq!(lines["stored"].as_array().expect("places").len(), 2);
+    // Of an event without an id, the answer has the one that it was given.
+    let nameless = r#"{"type":"OrderPaid","aggregate_id":"order-7"}"#;
+    let batch = format!("{nameless}\n{}\n{nameless}", event("o2", "OrderPaid", "order-7"));
+    let lines = [("content-type", "application/x-ndjson")];
+    let stored = server.request("POST", "/events", &lines, batch.as_bytes()).await.ok();
+    assert_eq!(stored["stored"][1]["id"], "o2");
+    for place in [0, 2] {
+        let place = &stored["stored"][place];
+        let found = server.get(&format!("/event?id={}", place["id"].as_str().expect("an id"))).await.ok();
+        assert_eq!((&found["version"], &found["revision"]), (&place["version"], &place["revision"]));
+    }
     server.stop().await;
 }
 
