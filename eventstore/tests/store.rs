@@ -322,6 +322,61 @@ async fn a_command_with_a_key_is_done_once() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_used_for_another_command_is_refused() {
+    let store = memory().await;
+    let policy = SnapshotPolicy::new(MemorySnapshots::default(), 1).every(1);
+    store.decide::<Account>("a", deposit(10)).await.expect("decided");
+    store.decide::<Account>("a", deposit(5)).idempotency_key("k").await.expect("decided");
+    // By now there is enough; when the key was used there was, too.
+    for policy in [None, Some(&policy)] {
+        let mut other = store.decide::<Account>("a", withdraw(7)).idempotency_key("k");
+        if let Some(policy) = policy {
+            other = other.snapshots(policy);
+        }
+        let other = other.await;
+        let Err(DecideError::Store(Error::DuplicateEvent { version, .. })) = &other else { panic!("{other:?}") };
+        assert_eq!(*version, Some(Version::new(2)));
+    }
+    assert_eq!(store.latest_version().await.expect("read"), Version::new(2), "nothing was written");
+    // What cannot be told apart is a repetition: other content, and what was rejected, or without effect, on that state.
+    for again in [
+        store.decide::<Account>("a", deposit(6)).idempotency_key("k").await,
+        store.decide::<Account>("a", withdraw(11)).idempotency_key("k").await,
+        store.decide::<Account>("a", |_| Ok(vec![])).idempotency_key("k").await,
+    ] {
+        assert_eq!(again.expect("repeated").appended.expect("events").last, Version::new(2));
+    }
+    // An event of another aggregate that has the id of a command here.
+    let id = store.load(Version::new(1)).await.expect("loaded")[0].event.id().to_owned();
+    let elsewhere = memory().await;
+    let foreign = Event::builder("Deposited", "b").id(id).json(&serde_json::json!({ "cents": 5 })).build();
+    elsewhere.append(foreign.expect("valid")).await.expect("appended");
+    let refused = elsewhere.decide::<Account>("a", deposit(5)).idempotency_key("k").await;
+    assert!(matches!(&refused, Err(DecideError::Store(Error::DuplicateEvent { .. }))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_another_command_uses_meanwhile_is_refused() {
+    let store = memory().await;
+    store.decide::<Account>("a", deposit(10)).await.expect("decided");
+    let inner = store.clone();
+    let mut is_first = true;
+    let slow = store.decide::<Account>("a", move |account: &Account| {
+        if std::mem::take(&mut is_first) {
+            let store = inner.clone();
+            let other = std::thread::spawn(move || {
+                let store = store.blocking().expect("a runtime");
+                store.run(store.decide::<Account>("a", deposit(7)).idempotency_key("k")).expect("decided");
+            });
+            other.join().expect("no panic");
+        }
+        withdraw(3)(account)
+    });
+    let refused = slow.idempotency_key("k").await;
+    assert!(matches!(&refused, Err(DecideError::Store(Error::DuplicateEvent { .. }))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn of_attempts_of_one_command_that_decide_otherwise_the_first_counts() {
     // Both see that it is not there yet. The one that is slower finds the other's event under its own id.
     let store = memory().await;
