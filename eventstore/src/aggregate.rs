@@ -5,8 +5,8 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 
 use eventstore_api::{
-    Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, LoadOptions, RecordedEvent, Result, Revision,
-    StoreOutcome, Stored, Version,
+    Batch, Context, Error, Event, EventStore, EventStoreExt, EventStream, Expected, LoadOptions, RecordedEvent, Result,
+    Revision, StoreOutcome, Stored, Version,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -425,7 +425,22 @@ async fn catch_up<A: Aggregate>(
     aggregate_id: &str,
     loaded: &mut Loaded<A>,
 ) -> Result<()> {
-    let mut events = store.load_by_aggregate(ctx, aggregate_id, loaded.version);
+    take_up(store.load_by_aggregate(ctx, aggregate_id, loaded.version), loaded).await
+}
+
+/// An aggregate as it was before this version.
+pub(crate) async fn load_before<A: Aggregate>(
+    store: &Arc<dyn EventStore>,
+    ctx: &Context,
+    aggregate_id: &str,
+    version: Version,
+) -> Result<Loaded<A>> {
+    let mut loaded = Loaded::default();
+    take_up(store.load(ctx, LoadOptions::all().aggregate(aggregate_id).before(version)), &mut loaded).await?;
+    Ok(loaded)
+}
+
+async fn take_up<A: Aggregate>(mut events: EventStream, loaded: &mut Loaded<A>) -> Result<()> {
     while let Some(page) = events.next_page().await {
         for recorded in &page? {
             loaded.state.apply(recorded.decode()?);
@@ -444,15 +459,11 @@ async fn decided_before<A: Aggregate>(
     version: Version,
     decision: &mut Decision<'_, A>,
 ) -> Result<Vec<Event>> {
-    let mut state = A::default();
-    let mut events = store.load(ctx, LoadOptions::all().aggregate(aggregate_id).before(version));
-    while let Some(page) = events.next_page().await {
-        for recorded in &page? {
-            let Ok(event) = recorded.decode() else { return Ok(Vec::new()) };
-            state.apply(event);
-        }
-    }
-    let decided = decision(&state).unwrap_or_default();
+    let then: Loaded<A> = match load_before(store, ctx, aggregate_id, version).await {
+        Err(Error::Decode { .. }) => return Ok(Vec::new()),
+        then => then?,
+    };
+    let decided = decision(&then.state).unwrap_or_default();
     let events = decided.iter().map(|event| Event::of(aggregate_id, event)).collect::<Result<_>>();
     Ok(events.unwrap_or_default())
 }

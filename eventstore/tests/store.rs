@@ -322,6 +322,66 @@ async fn a_command_with_a_key_is_done_once() {
 }
 
 #[tokio::test]
+async fn a_store_at_a_version_is_as_it_was() {
+    let store = memory().await;
+    for (id, aggregate_id) in [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"), ("5", "a")] {
+        store.append(event(id, aggregate_id)).await.expect("appended");
+    }
+    let copy = memory().await;
+    let mut then = store.at(Version::ZERO).await.expect("read");
+    assert_eq!(then.digest().await.expect("read"), copy.digest().await.expect("read"));
+    for version in 1..=5 {
+        let recorded = store.load(Version::new(version - 1)).limit(1).await.expect("loaded").remove(0);
+        copy.append(recorded.event).await.expect("appended");
+        let version = Version::new(version);
+        then = store.at(version).await.expect("read");
+        // What a store has that ended there is what this shows.
+        assert_eq!(then.version(), version);
+        assert_eq!(then.digest().await.expect("read"), copy.digest().await.expect("read"));
+        assert_eq!(then.cursor().await.expect("read"), copy.cursor().await.expect("read"));
+        let ids = |events: Vec<RecordedEvent>| -> Vec<_> { events.iter().map(|e| e.event.id().to_owned()).collect() };
+        for backward in [false, true] {
+            let (mut shown, mut expected) = (then.load(Version::ZERO), copy.load(Version::ZERO));
+            if backward {
+                (shown, expected) = (shown.backward(), expected.backward());
+            }
+            assert_eq!(ids(shown.await.expect("loaded")), ids(expected.await.expect("loaded")));
+        }
+        let beyond = then.load(Version::ZERO).before(Version::new(99)).await.expect("loaded");
+        assert_eq!(beyond.len() as u64, version.get(), "no bound leads beyond it");
+        assert_eq!(then.load(Version::ZERO).before(Version::new(2)).await.expect("loaded").len(), 1);
+        for options in [AggregateOptions::all(), AggregateOptions::all().before(Version::new(99))] {
+            let shown = then.aggregates(options.clone(), 10).await.expect("listed").aggregates;
+            assert_eq!(shown, copy.aggregates(options, 10).await.expect("listed").aggregates);
+        }
+        for aggregate_id in ["a", "b", "c", "d"] {
+            let shown = then.revision(aggregate_id).await.expect("read");
+            assert_eq!(shown, copy.revision(aggregate_id).await.expect("read"), "{aggregate_id}");
+        }
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            match (then.get(id).await, copy.get(id).await) {
+                (Ok(shown), Ok(expected)) => assert_eq!(shown.version, expected.version),
+                (shown, _) => {
+                    let later = id.parse::<u64>().expect("a number") > version.get();
+                    assert!(later && matches!(&shown, Err(Error::EventNotFound { .. })), "{id}: {shown:?}");
+                }
+            }
+        }
+    }
+    store.decide::<Account>("acc", deposit(5)).await.expect("decided");
+    let rich = store.at(store.cursor().await.expect("read")).await.expect("read");
+    store.decide::<Account>("acc", withdraw(5)).await.expect("decided");
+    let loaded = rich.aggregate::<Account>("acc").await.expect("loaded");
+    assert_eq!((loaded.state.balance, loaded.revision), (5, Revision::new(1)));
+    let beyond = store.at(Version::new(8)).await;
+    assert!(matches!(&beyond, Err(Error::InvalidVersion { text, .. }) if text == "8"), "{beyond:?}");
+    let foreign = memory().await;
+    foreign.append(event("other", "a")).await.expect("appended");
+    let diverged = store.at(foreign.cursor().await.expect("read")).await;
+    assert!(matches!(&diverged, Err(Error::HistoryDiverged { .. })), "{diverged:?}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_used_for_another_command_is_refused() {
     let store = memory().await;
     let policy = SnapshotPolicy::new(MemorySnapshots::default(), 1).every(1);
