@@ -104,7 +104,7 @@ pub(crate) enum Command {
     },
     /// Print a hash over all events: two stores with the same events in the same order have the same hash
     Digest {
-        /// Only the events up to this version, to compare with a store that ends there
+        /// Only the events up to this version, to compare with a store that ends there. An error if the store ends before it
         #[arg(long, value_name = "VERSION")]
         until: Option<String>,
     },
