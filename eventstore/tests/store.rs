@@ -943,6 +943,129 @@ async fn a_projection_that_fails_is_given_the_same_events_again() {
     assert_eq!(source, "the database is away");
 }
 
+/// Adds up what was deposited; its errors are its own.
+#[derive(Debug, Default)]
+struct Deposits {
+    cents: u64,
+    pages: Vec<Vec<u64>>,
+    cursor: Cursor,
+    /// Fails so often for another reason.
+    fails: u32,
+    /// Has the error as a source of its own.
+    wraps: bool,
+}
+
+#[derive(Debug)]
+struct Wrapped(Error);
+
+impl std::fmt::Display for Wrapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the view failed")
+    }
+}
+
+impl std::error::Error for Wrapped {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl eventstore::blocking::Projection for Deposits {
+    fn cursor(&mut self) -> Result<Cursor, BoxError> {
+        Ok(self.cursor)
+    }
+
+    fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError> {
+        assert!(tokio::runtime::Handle::try_current().is_ok());
+        self.pages.push(events.iter().map(|recorded| recorded.version.get()).collect());
+        let mut cents = self.cents;
+        for event in events {
+            cents += match event.decode::<AccountEvent>() {
+                Ok(Deposited { cents } | Withdrawn { cents }) => cents,
+                Err(error) if self.wraps => return Err(Wrapped(error).into()),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        if self.fails > 0 {
+            self.fails -= 1;
+            return Err("the database is away".into());
+        }
+        (self.cents, self.cursor) = (cents, cursor);
+        Ok(())
+    }
+}
+
+/// Two deposits, of which something that is none is between, and before, and behind.
+fn unreadable_store() -> eventstore::blocking::Blocking {
+    let store = eventstore::blocking::open("memory:").expect("opened");
+    let deposit = |cents: u64| Event::of("a", &Deposited { cents }).expect("valid");
+    let broken = Event::builder("Deposited", "a").data("{").build().expect("valid");
+    store.run(store.append([event("1", "a"), deposit(2), broken, deposit(4), event("5", "a")])).expect("appended");
+    store
+}
+
+#[test]
+fn a_projection_ends_with_an_event_that_it_cannot_decode() {
+    for wraps in [false, true] {
+        let store = unreadable_store();
+        let running =
+            store.start(store.project(Deposits { wraps, ..Deposits::default() }).backoff(SOON, SOON).give_up_after(9));
+        let reached = store.run(running.reached(Version::new(5)));
+        let is_it = |error: &Error| matches!(error, Error::Decode { version: Some(version), .. } if version.get() == 1);
+        assert!(reached.as_ref().is_err_and(is_it), "{reached:?}");
+        let ended = store.run(running.stop());
+        assert!(ended.as_ref().is_err_and(is_it), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_projection_leaves_out_what_it_cannot_decode_if_it_is_told_to() {
+    let store = unreadable_store();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = told.clone();
+    let project = store.project(Deposits { fails: 2, ..Deposits::default() }).backoff(SOON, SOON).give_up_after(9);
+    let project = project.on_decode_error(move |recorded, error| {
+        assert!(matches!(error, Error::Decode { version, .. } if *version == Some(recorded.version)));
+        telling.lock().unwrap().push(recorded.version.get());
+        Ok(())
+    });
+    let running = store.start(project);
+    store.run(running.reached(Version::new(5))).expect("reached");
+    let deposits = store.run(running.stop()).expect("stopped").into_inner();
+    assert_eq!(*told.lock().unwrap(), [1, 3, 5], "once each, also where the page fails for another reason");
+    let left = [vec![1, 2, 3, 4, 5], vec![2, 3, 4, 5], vec![2, 4, 5], vec![2, 4], vec![2, 4], vec![2, 4]];
+    assert_eq!((deposits.cents, deposits.cursor.version()), (6, Version::new(5)));
+    assert_eq!(deposits.pages, left);
+    // It may end it as well.
+    let third = Version::new(3);
+    let running = store.start(
+        store
+            .project(Deposits::default())
+            .on_decode_error(move |event, error| if event.version == third { Err(error.clone()) } else { Ok(()) }),
+    );
+    let reached = store.run(running.reached(Version::new(5)));
+    assert!(matches!(&reached, Err(Error::Decode { version, .. }) if *version == Some(third)), "{reached:?}");
+}
+
+#[test]
+fn a_blocking_projection_that_panics_ends_and_says_so() {
+    struct Panics;
+    impl eventstore::blocking::Projection for Panics {
+        fn cursor(&mut self) -> Result<Cursor, BoxError> {
+            panic!("no view");
+        }
+
+        fn apply(&mut self, _: &[RecordedEvent], _: Cursor) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+    let store = unreadable_store();
+    let running = store.start(store.project(Panics));
+    assert!(store.run(running.reached(Version::new(1))).is_err());
+    let ended = store.run(running.stop());
+    assert!(matches!(ended, Err(Error::Engine { .. })));
+}
+
 #[tokio::test]
 async fn a_filtered_projection_reaches_what_does_not_match() {
     let (store, view) = (memory().await, View::default());
