@@ -26,6 +26,7 @@ mod server;
 mod session;
 mod socket;
 mod stores;
+mod tail;
 mod work;
 
 pub use access::{Right, Tokens};

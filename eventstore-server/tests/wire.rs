@@ -222,6 +222,80 @@ async fn followers_that_come_and_go_miss_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_with_filters_get_what_matches_whenever_they_come() {
+    // With the type and the aggregate of an event that matches.
+    const FILTERS: [(&str, &str, &str); 7] = [
+        ("", "T", "c"),
+        ("&aggregate=a1", "T", "a1"),
+        ("&aggregate=missing", "T", "missing"),
+        ("&type=T2", "T2", "c"),
+        ("&type=T1&type=T3", "T3", "c"),
+        ("&aggregate_prefix=a", "T", "a9"),
+        ("&aggregate=b1&type=T1", "T1", "b1"),
+    ];
+    let server = std::sync::Arc::new(with_events(1).await);
+    let follow = |nth: usize| {
+        let server = server.clone();
+        async move {
+            let (mut since, mut seen, end) = (0, Vec::new(), format!("end-{nth}"));
+            loop {
+                let path = format!("/follow?since={since}&limit=9{}", FILTERS[nth].0);
+                let mut stream = server.stream(&path, &[]).await;
+                for _ in 0..9 {
+                    let line = stream.event().await;
+                    since = line["event"]["version"].as_u64().unwrap_or_else(|| panic!("{line}"));
+                    seen.push(since);
+                    if line["event"]["id"] == end {
+                        return seen;
+                    }
+                }
+            }
+        }
+    };
+    let followers: Vec<_> = (0..FILTERS.len()).map(|nth| tokio::spawn(follow(nth))).collect();
+    for n in 2..=400 {
+        let aggregate = format!("{}{}", ["a", "b"][n % 2], n % 3);
+        server.post("/events", &event(&format!("e{n}"), &format!("T{}", n % 5), &aggregate)).await.ok();
+    }
+    for (nth, (_, event_type, aggregate_id)) in FILTERS.into_iter().enumerate() {
+        server.post("/events", &event(&format!("end-{nth}"), event_type, aggregate_id)).await.ok();
+    }
+    for (nth, follower) in followers.into_iter().enumerate() {
+        let seen = tokio::time::timeout(common::LONG, follower).await.expect("it ends").expect("no panic");
+        let last = seen.last().expect("some");
+        let path = format!("/events?page_events=10000&before={}{}", last + 1, FILTERS[nth].0);
+        assert_eq!(seen, versions(&server.get(&path).await.ok()), "{:?}", FILTERS[nth]);
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_tell_how_far_was_looked_where_nothing_matches() {
+    let mut limits = Limits::default();
+    limits.heartbeat = Duration::from_millis(20);
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let mut streams = Vec::new();
+    for filter in ["aggregate=missing", "type=Missing", "aggregate_prefix=missing"] {
+        let mut stream = server.stream(&format!("/follow?{filter}"), &[]).await;
+        stream.next().await.expect("it follows");
+        streams.push(stream);
+    }
+    server.post("/events", &format!("[{},{}]", event("1", "T", "a"), event("2", "T", "b"))).await.ok();
+    for stream in &mut streams {
+        let mut lines = 0;
+        while stream.next().await.expect("it goes on") != r#"{"heartbeat":{"head":2}}"# {
+            lines += 1;
+            assert!(lines < 500, "its heartbeats stay behind");
+        }
+    }
+    // And what matches is there as ever.
+    server.post("/events", &event("3", "Missing", "missing")).await.ok();
+    for stream in &mut streams {
+        assert_eq!(stream.event().await["event"]["version"], 3);
+    }
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn server_sent_events_have_ids_and_go_on() {
     let server = with_events(2).await;
