@@ -254,12 +254,15 @@ async fn run(size: Size, rounds: usize) {
     }
     let of = |of: fn(&Followed) -> f64| median(followed.iter().map(of).collect());
     println!(
-        "\n{} idle followers and one writer: {:.0} appends/s, without them {:.0} (ratio {:.2}); every follower had an event \
+        "\n{} idle followers and one writer: {:.0} appends/s, without them {:.0} (ratio {:.2}); an append costs the \
+         server {:.0} us of processor time, without them {:.0} us; every follower had an event \
          of its own after {:.0} ms; the server's memory grew by {:.0} MB to {:.0} MB",
         size.followers,
         of(|followed| followed.with),
         of(|followed| followed.without),
         of(|followed| followed.with / followed.without),
+        of(|followed| followed.cost_with),
+        of(|followed| followed.cost_without),
         of(|followed| followed.last_after.as_secs_f64() * 1e3),
         of(|followed| followed.grown as f64 / 1e3),
         of(|followed| followed.memory as f64 / 1e3),
@@ -274,16 +277,27 @@ fn eprintln_round(round: usize, rounds: usize) {
 struct Followed {
     without: f64,
     with: f64,
+    /// Of an append, in microseconds of the server's processor time: what else the machine does changes it little.
+    cost_without: f64,
+    cost_with: f64,
     last_after: Duration,
     grown: u64,
     memory: u64,
 }
 
+/// One append after the other: how many each second, and what each costs the server.
+async fn writing(server: &Server, served: &Store, time: Duration) -> (f64, f64) {
+    let (began, used) = (Instant::now(), server.processor_time());
+    let writer = served.clone();
+    let rate = rate(time, 1, move || append(writer.clone(), 1)).await;
+    let used = server.processor_time().saturating_sub(used);
+    (rate, used.as_secs_f64() * 1e6 / (rate * began.elapsed().as_secs_f64()))
+}
+
 /// Followers of an aggregate each, which are up to date, and one writer, who appends to others. In the end each is woken by an
 /// event of its own.
 async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
-    let writer = served.clone();
-    let without = rate(size.time, 1, move || append(writer.clone(), 1)).await;
+    let (without, cost_without) = writing(server, served, size.time).await;
     let before = server.memory_kib();
     let latest = served.latest_version(&Context::background()).await.expect("read");
     let own = |number: usize| format!("followed-{latest}-{number}");
@@ -300,8 +314,7 @@ async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
         }
         tasks.push(tokio::spawn(woken(stream, own)));
     }
-    let writer = served.clone();
-    let with = rate(size.time * 2, 1, move || append(writer.clone(), 1)).await;
+    let (with, cost_with) = writing(server, served, size.time * 2).await;
     assert!(tasks.iter().all(|task| !task.is_finished()), "nobody was woken by what others get");
     let memory = server.memory_kib();
     let began = Instant::now();
@@ -314,7 +327,8 @@ async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
     for task in tasks {
         tokio::time::timeout(Duration::from_secs(60), task).await.expect("woken").expect("no panic");
     }
-    Followed { without, with, last_after: began.elapsed(), grown: memory.saturating_sub(before), memory }
+    let (last_after, grown) = (began.elapsed(), memory.saturating_sub(before));
+    Followed { without, with, cost_without, cost_with, last_after, grown, memory }
 }
 
 /// Reads until an event has come, which has to be one of this aggregate. Heartbeats may come before.
