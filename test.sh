@@ -18,6 +18,7 @@ need strace "tests that watch system calls are ignored" "Debian, Ubuntu: apt-get
 need unshare "tests that fill a disk are ignored" "Debian, Ubuntu: apt-get install util-linux"
 need chromedriver "the page is not tried in a browser" "Debian: apt-get install chromium chromium-driver"
 need cargo-deny "licences are not checked" "cargo install --locked cargo-deny"
+need typos "the spelling is not checked" "cargo install --locked typos-cli"
 
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] || ldconfig -p 2>/dev/null | grep -q libclang ||
@@ -56,6 +57,9 @@ fi
 
 step "format"
 cargo fmt --all --check
+
+step "spelling"
+if command -v typos >/dev/null; then typos; else echo "left out"; fi
 
 step "lints"
 cargo clippy "${workspace[@]}" --all-targets -- -D warnings

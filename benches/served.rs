@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench served                     # five rounds, some minutes on a quiet machine
 //! cargo bench --bench served -- --rounds 3
+//! cargo bench --bench served -- --only by-id     # or append-1, append-64, batches, scan, scan-json, go-sync-kit, followers
 //! ```
 //!
 //! The server is the command `eventstore serve` on loopback, in a process of its own, with LMDB; the embedded store is opened
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use eventstore::backend::{Batch, Context, EventStore, LoadOptions, PageSize, Version};
+use eventstore::Event;
+use eventstore::backend::{Batch, Context, EventStore, LoadOptions, PageSize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -35,7 +37,8 @@ fn main() {
     };
     raise_descriptors();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(run(size, rounds));
+    // As a program has it: a task on the threads of the runtime, and not on a thread that each answer has to wake.
+    runtime.block_on(async { tokio::spawn(run(size, rounds)).await.expect("no panic") });
 }
 
 #[derive(Clone, Copy)]
@@ -195,11 +198,19 @@ async fn run(size: Size, rounds: usize) {
     let ids = [fill(&embedded, size.events).await, fill(&served, size.events).await];
     let mut figures = Figures { rows: Vec::new() };
     let mut followed = Vec::new();
+    let arguments: Vec<String> = std::env::args().collect();
+    let only = arguments.iter().skip_while(|argument| *argument != "--only").nth(1);
+    let is_wanted = |name: &str| only.is_none_or(|only| only == name);
     for round in 1..=rounds {
         eprintln_round(round, rounds);
-        for (name, at_once, events) in
-            [("append, 1 at a time", 1, 1), ("append, 64 at a time", 64, 1), ("append, batches of 1,000", 1, 1_000)]
-        {
+        for (name, key, at_once, events) in [
+            ("append, 1 at a time", "append-1", 1, 1),
+            ("append, 64 at a time", "append-64", 64, 1),
+            ("append, batches of 1,000", "batches", 1, 1_000),
+        ] {
+            if !is_wanted(key) {
+                continue;
+            }
             let mut both = [0.0; 2];
             for (store, figure) in [&embedded, &served].into_iter().zip(&mut both) {
                 let store = store.clone();
@@ -207,12 +218,22 @@ async fn run(size: Size, rounds: usize) {
             }
             figures.add(name, both[0], both[1]);
         }
-        figures.add("scan by page", scan(&embedded, size.time).await, scan(&served, size.time).await);
+        if is_wanted("scan") {
+            figures.add("scan by page", scan(&embedded, size.time).await, scan(&served, size.time).await);
+        }
         let latest = served.latest_version(&Context::background()).await.expect("read").get();
-        figures.add("scan by page, JSON", f64::NAN, scan_json(server.address(), latest, size.time).await);
-        figures.add("stream for Go Sync Kit", f64::NAN, catch_up(server.address(), latest).await);
-        figures.add("by id", gets(&embedded, &ids[0], size.time).await, gets(&served, &ids[1], size.time).await);
-        followed.push(follow(&server, &served, size).await);
+        if is_wanted("scan-json") {
+            figures.add("scan by page, JSON", f64::NAN, scan_json(server.address(), latest, size.time).await);
+        }
+        if is_wanted("go-sync-kit") {
+            figures.add("stream for Go Sync Kit", f64::NAN, catch_up(server.address(), latest).await);
+        }
+        if is_wanted("by-id") {
+            figures.add("by id", gets(&embedded, &ids[0], size.time).await, gets(&served, &ids[1], size.time).await);
+        }
+        if is_wanted("followers") {
+            followed.push(follow(&server, &served, size).await);
+        }
     }
     println!("| events/s | embedded | over HTTP | ratio | added to each call |\n|---|---|---|---|---|");
     for (name, all) in &figures.rows {
@@ -228,14 +249,20 @@ async fn run(size: Size, rounds: usize) {
             _ => println!("| {name} | {floor:.0} | {over_http:.0} | {ratio:.2} | |"),
         }
     }
+    if followed.is_empty() {
+        return;
+    }
     let of = |of: fn(&Followed) -> f64| median(followed.iter().map(of).collect());
     println!(
-        "\n{} idle followers and one writer: {:.0} appends/s, without them {:.0} (ratio {:.2}); every follower had the last \
-         event after {:.0} ms; the server's memory grew by {:.0} MB to {:.0} MB",
+        "\n{} idle followers and one writer: {:.0} appends/s, without them {:.0} (ratio {:.2}); an append costs the \
+         server {:.0} us of processor time, without them {:.0} us; every follower had an event \
+         of its own after {:.0} ms; the server's memory grew by {:.0} MB to {:.0} MB",
         size.followers,
         of(|followed| followed.with),
         of(|followed| followed.without),
         of(|followed| followed.with / followed.without),
+        of(|followed| followed.cost_with),
+        of(|followed| followed.cost_without),
         of(|followed| followed.last_after.as_secs_f64() * 1e3),
         of(|followed| followed.grown as f64 / 1e3),
         of(|followed| followed.memory as f64 / 1e3),
@@ -250,53 +277,70 @@ fn eprintln_round(round: usize, rounds: usize) {
 struct Followed {
     without: f64,
     with: f64,
+    /// Of an append, in microseconds of the server's processor time: what else the machine does changes it little.
+    cost_without: f64,
+    cost_with: f64,
     last_after: Duration,
     grown: u64,
     memory: u64,
 }
 
-/// Followers that are up to date, and one writer.
-async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
+/// One append after the other: how many each second, and what each costs the server.
+async fn writing(server: &Server, served: &Store, time: Duration) -> (f64, f64) {
+    let (began, used) = (Instant::now(), server.processor_time());
     let writer = served.clone();
-    let without = rate(size.time, 1, move || append(writer.clone(), 1)).await;
+    let rate = rate(time, 1, move || append(writer.clone(), 1)).await;
+    let used = server.processor_time().saturating_sub(used);
+    (rate, used.as_secs_f64() * 1e6 / (rate * began.elapsed().as_secs_f64()))
+}
+
+/// Followers of an aggregate each, which are up to date, and one writer, who appends to others. In the end each is woken by an
+/// event of its own.
+async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
+    let (without, cost_without) = writing(server, served, size.time).await;
     let before = server.memory_kib();
     let latest = served.latest_version(&Context::background()).await.expect("read");
-    let (mut tasks, last) = (Vec::with_capacity(size.followers), Arc::new(AtomicU64::new(u64::MAX)));
-    for _ in 0..size.followers {
-        let mut stream = TcpStream::connect(server.address()).await.expect("connected");
-        let request = format!("GET /follow?since={latest} HTTP/1.1\r\nhost: {}\r\n\r\n", server.address());
+    let own = |number: usize| format!("followed-{latest}-{number}");
+    let mut tasks = Vec::with_capacity(size.followers);
+    for number in 0..size.followers {
+        let (mut stream, own) = (TcpStream::connect(server.address()).await.expect("connected"), own(number));
+        let host = server.address();
+        let request = format!("GET /follow?since={latest}&aggregate={own} HTTP/1.1\r\nhost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
-        let last = last.clone();
-        tasks.push(tokio::spawn(seen(stream, last)));
+        // It follows when it has said so.
+        let mut head = Vec::with_capacity(1024);
+        while !String::from_utf8_lossy(&head).contains("heartbeat") {
+            assert!(stream.read_buf(&mut head).await.expect("read") > 0, "the stream ended");
+        }
+        tasks.push(tokio::spawn(woken(stream, own)));
     }
-    let writer = served.clone();
-    let with = rate(size.time * 2, 1, move || append(writer.clone(), 1)).await;
-    last.store(served.latest_version(&Context::background()).await.expect("read").get() + 1, Ordering::SeqCst);
-    let began = Instant::now();
-    append(served.clone(), 1).await;
+    let (with, cost_with) = writing(server, served, size.time * 2).await;
+    assert!(tasks.iter().all(|task| !task.is_finished()), "nobody was woken by what others get");
     let memory = server.memory_kib();
+    let began = Instant::now();
+    let numbers: Vec<_> = (0..size.followers).collect();
+    for numbers in numbers.chunks(1_000) {
+        let event = |number: &usize| Event::builder("Woken", own(*number)).build().expect("valid");
+        let batch: Vec<_> = numbers.iter().map(event).collect();
+        served.store_batch(&Context::background(), batch.into()).await.expect("stored");
+    }
     for task in tasks {
         tokio::time::timeout(Duration::from_secs(60), task).await.expect("woken").expect("no panic");
     }
-    Followed { without, with, last_after: began.elapsed(), grown: memory.saturating_sub(before), memory }
+    let (last_after, grown) = (began.elapsed(), memory.saturating_sub(before));
+    Followed { without, with, cost_without, cost_with, last_after, grown, memory }
 }
 
-/// Reads until the last event has come.
-async fn seen(mut stream: TcpStream, last: Arc<AtomicU64>) {
-    let mut bytes = Vec::with_capacity(4096);
+/// Reads until an event has come, which has to be one of this aggregate. Heartbeats may come before.
+async fn woken(mut stream: TcpStream, own: String) {
+    let mut bytes = Vec::with_capacity(512);
     loop {
         assert!(stream.read_buf(&mut bytes).await.expect("read") > 0, "the stream ended");
-        // The beginning of a line may be all that came.
-        let keep = bytes.len().saturating_sub(1024);
         let text = String::from_utf8_lossy(&bytes);
-        let seen = text.rmatch_indices("\"version\":").find_map(|(at, found)| {
-            let digits: String = text[at + found.len()..].chars().take_while(char::is_ascii_digit).collect();
-            // Only one that is whole.
-            text[at + found.len() + digits.len()..].starts_with(',').then(|| digits.parse::<u64>().expect("a number"))
-        });
-        if seen.is_some_and(|seen| Version::new(seen) >= Version::new(last.load(Ordering::SeqCst))) {
+        let Some((_, event)) = text.split_once("{\"event\":") else { continue };
+        if event.contains('\n') {
+            assert!(event.contains(&format!("\"aggregate_id\":\"{own}\"")), "{event}");
             return;
         }
-        bytes.drain(..keep);
     }
 }

@@ -105,7 +105,7 @@ pub(crate) enum Command {
     },
     /// Print a hash over all events: two stores with the same events in the same order have the same hash
     Digest {
-        /// Only the events up to this version, to compare with a store that ends there
+        /// Only the events up to this version, to compare with a store that ends there. An error if the store ends before it
         #[arg(long, value_name = "VERSION")]
         until: Option<String>,
     },
@@ -484,8 +484,8 @@ const SERVE: &str = "\
 Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
 A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
 
-The files of tokens and certificates are read once. To change them, start the server again: clients and followers reconnect by \
-themselves. SIGHUP ends the server, as it ends every command.
+SIGHUP has the files of tokens and of the certificate read again; one that cannot be read changes nothing, and the server says so. \
+Streams and sessions of a token that is gone end. Without such files SIGHUP ends the server, as it ends every command.
 
 Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
 
@@ -497,6 +497,7 @@ includes those before it, and create, joined by commas; STORES are names, `tenan
 Examples:
   eventstore serve
   eventstore --store lmdb:./data serve --read-only
+  eventstore serve --log requests
   eventstore serve --listen unix:/run/app/store.sock
   eventstore serve --stores ./tenants \\
       --listen 0.0.0.0:7080 --token-file tokens \\
@@ -533,6 +534,10 @@ pub(crate) struct ServeArgs {
     /// Open the store read-only and refuse appends
     #[arg(long)]
     pub(crate) read_only: bool,
+
+    /// Log to stderr. A request is logged by its path, without its query and its headers: no token is shown
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub(crate) log: Option<crate::request_log::Log>,
 
     /// With --stores: how many stores are open at the same time
     #[arg(long, value_name = "STORES", default_value_t = 100, requires = "stores")]

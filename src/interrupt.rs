@@ -26,6 +26,8 @@ struct Requests {
     is_working: AtomicBool,
     /// A store is being opened, which nothing but the end of the process ends, and which needs no good order.
     is_opening: AtomicBool,
+    /// A hangup is no request to end: the command reads its files again.
+    is_kept_by_hangup: AtomicBool,
 }
 
 fn requests() -> &'static Requests {
@@ -43,6 +45,12 @@ impl Requests {
 /// What a shell shows for a command that the signal ended: 128 and its number.
 pub(crate) fn exit_code() -> u8 {
     128 + requests().signal.load(Ordering::Relaxed)
+}
+
+/// From here on a hangup (SIGHUP) ends nothing: whoever calls this listens for it.
+#[cfg(all(unix, feature = "serve"))]
+pub(crate) fn keep_on_hangup() {
+    requests().is_kept_by_hangup.store(true, Ordering::SeqCst);
 }
 
 /// Listens from here on. The first signal is a request, the second ends the process at once; what was acknowledged is durable
@@ -112,12 +120,18 @@ impl Signals {
     }
 
     async fn next(&mut self) -> u8 {
-        std::future::poll_fn(|cx| {
-            let mut signals = self.listeners.iter_mut();
-            let received = signals.find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
-            received.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
-        })
-        .await
+        let hangup = u8::try_from(tokio::signal::unix::SignalKind::hangup().as_raw_value()).unwrap_or_default();
+        loop {
+            let signal = std::future::poll_fn(|cx| {
+                let mut signals = self.listeners.iter_mut();
+                let received = signals.find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
+                received.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+            });
+            let signal = signal.await;
+            if signal != hangup || !requests().is_kept_by_hangup.load(Ordering::SeqCst) {
+                return signal;
+            }
+        }
     }
 }
 

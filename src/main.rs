@@ -21,6 +21,8 @@ mod process;
 mod progress;
 mod records;
 mod rejects;
+#[cfg(feature = "serve")]
+mod request_log;
 mod table;
 mod times;
 

@@ -760,6 +760,11 @@ fn a_digest_can_end_at_a_version() {
     assert_eq!(until.stdout, shell.run(&["--store", "lmdb:./other", "digest"]).succeeded().stdout);
     shell.run(&["digest", "--until", "-1"]).failed("usage", &[]);
     shell.run(&["digest", "--until", "x"]).failed("invalid_version", &["x"]);
+    let latest: u64 = shell.run(&["latest"]).succeeded().stdout.trim().parse().unwrap();
+    let all = shell.run(&["digest"]).succeeded().stdout;
+    assert_eq!(shell.run(&["digest", "--until", &latest.to_string()]).succeeded().stdout, all);
+    let (beyond, end) = ((latest + 1).to_string(), format!("ends at version {latest}"));
+    shell.run(&["digest", "--until", &beyond]).failed("invalid_version", &[&beyond, &end]);
 }
 
 #[test]

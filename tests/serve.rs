@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
+use base64::Engine as _;
 use serde_json::Value;
 
 use server::Server;
@@ -202,6 +203,110 @@ fn beyond_this_machine_it_wants_a_token() {
     assert!(!told.contains("0123456789abcdef"), "{told}");
     shell.write("tokens", "short read *\n");
     shell.run(&["serve", "--token-file", "tokens"]).failed("cannot_serve", &["tokens", "line 1"]);
+}
+
+/// Writes a certificate for localhost and its key.
+fn issue(shell: &Shell) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let pem = |name: &str, label: &str, der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        shell.write(name, format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n")));
+    };
+    pem("cert.pem", "CERTIFICATE", made.cert.der());
+    pem("key.pem", "PRIVATE KEY", &made.signing_key.serialize_der());
+}
+
+#[test]
+fn a_hangup_has_tokens_and_certificates_read_again() {
+    let shell = Shell::new();
+    let (old, new) = ("old-0123456789abcdef", "new-0123456789abcdef");
+    shell.write("tokens", format!("{old} read *\n"));
+    issue(&shell);
+    let files = ["--token-file", "tokens", "--tls-cert", "cert.pem", "--tls-key", "key.pem"];
+    let mut server = Server::on_any_port(&shell, &files);
+    let url = format!("https://localhost:{}?ca_file=ca.pem&connect_timeout=5s", server.port());
+    let latest = |token: &str| {
+        let mut command = shell.command(&["--store", url.as_str(), "latest"]);
+        command.env("EVENTSTORE_TOKEN", token).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Done::of(command.spawn().unwrap())
+    };
+    let hang_up = |server: &mut Server| {
+        signals::send(&server.child, libc::SIGHUP);
+        [(); 2].map(|()| {
+            let mut line = String::new();
+            server.stderr.read_line(&mut line).unwrap();
+            line
+        })
+    };
+    std::fs::copy(shell.path("cert.pem"), shell.path("ca.pem")).unwrap();
+    latest(old).succeeded();
+    latest(new).failed("forbidden", &["token"]);
+
+    shell.write("tokens", format!("{new} read *\n"));
+    issue(&shell);
+    let told = hang_up(&mut server);
+    assert!(told[0].contains("read the tokens again") && told[1].contains("read the certificate again"), "{told:?}");
+    latest(new).failed("cannot_open", &["ca_file"]);
+    std::fs::copy(shell.path("cert.pem"), shell.path("ca.pem")).unwrap();
+    latest(new).succeeded();
+    latest(old).failed("forbidden", &["token"]);
+
+    // What cannot be read changes nothing, and is told without showing a token.
+    shell.write("tokens", format!("{new} reed *\n"));
+    std::fs::remove_file(shell.path("key.pem")).unwrap();
+    let told = hang_up(&mut server);
+    assert!(told[0].contains("the tokens stay as they were") && told[0].contains("line 1"), "{told:?}");
+    assert!(told[1].contains("the certificate stays as it was") && told[1].contains("key.pem"), "{told:?}");
+    assert!(!told.concat().contains("0123456789abcdef"), "{told:?}");
+    latest(new).succeeded();
+    assert_eq!(server.end(libc::SIGTERM).0, Some(143));
+
+    // Without such files it ends, as other commands do.
+    let server = Server::on_any_port(&shell, &[]);
+    assert_eq!(server.end(libc::SIGHUP).0, Some(129));
+}
+
+#[test]
+fn requests_are_logged_on_demand_and_without_secrets() {
+    let shell = Shell::new();
+    let token = "reader-0123456789abcdef";
+    shell.write("tokens", format!("{token} admin *\n"));
+    let server = Server::on_any_port(&shell, &["--token-file", "tokens", "--log", "requests"]);
+    let address = format!("127.0.0.1:{}", server.port());
+    let get = |path: &str, headers: &str| ask(TcpStream::connect(&address).unwrap(), path, headers);
+    let authorized = format!("authorization: Bearer {token}\r\n");
+    let body = |answer: String| answer.split_once("\r\n\r\n").unwrap().1.len();
+    let latest = body(get("/latest?cursor", &authorized));
+    let refused = body(get(&format!("/event?id=hidden&token={token}"), ""));
+    let page = body(get("/", "accept: text/html\r\n"));
+    // One that goes on until the server stops, and one that its client leaves.
+    let mut stays = TcpStream::connect(&address).unwrap();
+    write!(stays, "GET /follow HTTP/1.1\r\nhost: localhost\r\n{authorized}\r\n").unwrap();
+    let mut lines = BufReader::new(stays.try_clone().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line.contains("heartbeat")).expect("it follows");
+    let (code, told) = server.end(15);
+    assert_eq!(code, Some(143));
+    assert!(!told.contains("0123456789abcdef") && !told.contains("hidden") && !told.contains("earer"), "{told}");
+    let entries: Vec<Vec<&str>> = told.lines().map(|line| line.split(' ').collect()).collect();
+    let of = |path: &str| {
+        let mut found = entries.iter().filter(|entry| entry[2] == path);
+        let entry = found.next().unwrap_or_else(|| panic!("no {path} in {told}"));
+        assert!(found.next().is_none(), "{path} once: {told}");
+        humantime::parse_rfc3339(entry[0]).expect("a time");
+        assert!(entry[4].parse::<f64>().is_ok() && entry[5] == "ms" && entry[7] == "B", "{entry:?}");
+        (entry[1], entry[3].parse::<u16>().unwrap(), entry[6].parse::<usize>().unwrap(), entry[8..].join(" "))
+    };
+    assert_eq!(of("/latest"), ("GET", 200, latest, String::new()));
+    assert_eq!(of("/event"), ("GET", 401, refused, String::new()));
+    assert_eq!(of("/"), ("GET", 200, page, String::new()));
+    let (method, status, bytes, _) = of("/follow");
+    assert!((method, status) == ("GET", 200) && bytes > 0, "{told}");
+    assert_eq!(entries.len(), 4, "{told}");
+
+    let server = Server::on_any_port(&shell, &[]);
+    ask(TcpStream::connect(format!("127.0.0.1:{}", server.port())).unwrap(), "/latest", "");
+    assert_eq!(server.end(15), (Some(143), String::new()), "nothing unless it is asked for");
 }
 
 #[test]

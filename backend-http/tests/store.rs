@@ -279,7 +279,7 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
     issued("sound", "localhost");
     issued("other", "localhost");
     let tls = Tls::from_files(&file("sound.pem"), &file("sound.key")).expect("read");
-    let listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound").tls(tls);
+    let listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound").tls(tls.clone());
     let url = listener.url().replace("127.0.0.1", "localhost");
     let server = Running::on(Server::new(in_memory()), listener);
     works(Options::from_url(&format!("{url}?ca_file={}", file("sound.pem").display())).expect("a URL")).await;
@@ -315,6 +315,12 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
         let refused = Tls::from_files(&file(certificate), &file(key)).expect_err(told).to_string();
         assert!(refused.contains(told) && refused.contains(directory.path().to_str().expect("text")), "{refused}");
     }
+    // Another certificate, while it runs: for those who connect from here on.
+    tls.replace(Tls::from_files(&file("other.pem"), &file("other.key")).expect("read"));
+    let opened = open(with("other.pem", &url)).await;
+    assert!(opened.is_ok(), "{opened:?}");
+    let refused = open(with("sound.pem", &url)).await;
+    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("ca_file")), "{refused:?}");
     std::fs::write(file("empty.pem"), "nothing").expect("written");
     for name in ["empty.pem", "missing.pem"] {
         let refused = open(with(name, &url)).await;

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Arc, RwLock};
 
 use axum::http::{HeaderMap, Uri, header};
 use eventstore_wire::Problem;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, Refused};
 
@@ -44,8 +46,10 @@ impl fmt::Display for Right {
 /// let tokens: Tokens = "6fe1c9a07b0f4f0e9a55b7e2d3c41a90 write,create tenant-*".parse()?;
 /// # Ok::<(), String>(())
 /// ```
+///
+/// Clones share the tokens: [`replace`](Tokens::replace) changes them for a server that runs.
 #[derive(Clone, Default)]
-pub struct Tokens(Vec<Token>);
+pub struct Tokens(Arc<RwLock<Vec<Token>>>);
 
 #[derive(Clone)]
 struct Token {
@@ -54,6 +58,8 @@ struct Token {
     right: Option<Right>,
     may_create: bool,
     stores: Vec<String>,
+    /// Cancelled when the token, or what it is good for, was replaced: it ends what is open.
+    gone: CancellationToken,
 }
 
 /// Shorter tokens can be guessed.
@@ -70,19 +76,47 @@ impl Tokens {
         text.parse().map_err(|reason| format!("{}: {reason}", path.display()))
     }
 
+    /// Takes these tokens instead, in this value and all its clones: from here on requests are judged by them. Streams and
+    /// sessions of appends that were opened with a token whose line is no longer there, word for word, end with
+    /// `unauthorized`; other requests that run are finished.
+    ///
+    /// ```
+    /// # use std::path::Path;
+    /// # use eventstore_server::Tokens;
+    /// fn reread(tokens: &Tokens, path: &Path) -> Result<(), String> {
+    ///     tokens.replace(Tokens::from_file(path)?); // a file that cannot be read changes nothing
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn replace(&self, with: Tokens) {
+        let mut new = with.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let mut all = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for token in &mut new {
+            // The same token is good for what was opened with it. One that comes from elsewhere is not ended from there.
+            let old = all.iter().find(|old| old.is_same(token));
+            token.gone = old.map_or_else(CancellationToken::new, |old| old.gone.clone());
+        }
+        let old = std::mem::replace(&mut *all, new);
+        for gone in old.iter().filter(|old| !all.iter().any(|new| new.is_same(old))) {
+            gone.gone.cancel();
+        }
+    }
+
     /// The token with this text. All are compared, each in constant time.
-    fn find(&self, text: &str) -> Option<&Token> {
+    fn find(&self, text: &str) -> Option<Token> {
         let hash: [u8; 32] = Sha256::digest(text).into();
-        self.0.iter().fold(None, |found, token| match bool::from(token.hash.ct_eq(&hash)) {
+        let all = self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let found = all.iter().fold(None, |found, token| match bool::from(token.hash.ct_eq(&hash)) {
             true => Some(token),
             false => found,
-        })
+        });
+        found.cloned()
     }
 }
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({})", self.0.len())
+        write!(f, "Tokens({})", self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).len())
     }
 }
 
@@ -102,7 +136,7 @@ impl std::str::FromStr for Tokens {
         if hashes.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("it has a token twice; keep one line of each".to_owned());
         }
-        Ok(Tokens(tokens))
+        Ok(Tokens(Arc::new(RwLock::new(tokens))))
     }
 }
 
@@ -141,7 +175,14 @@ impl Token {
                 _ => return Err("a right is none of read, write, create, admin".to_owned()),
             });
         }
-        Ok(Token { hash: Sha256::digest(text).into(), right, may_create, stores })
+        let gone = CancellationToken::new();
+        Ok(Token { hash: Sha256::digest(text).into(), right, may_create, stores, gone })
+    }
+
+    /// Whether it is the same token, and good for the same.
+    fn is_same(&self, other: &Token) -> bool {
+        let good_for = |token: &Token| (token.hash, token.right, token.may_create);
+        good_for(self) == good_for(other) && self.stores == other.stores
     }
 
     fn is_for(&self, store: &str) -> bool {
@@ -164,17 +205,43 @@ pub(crate) enum Access {
 }
 
 /// What a request may do to a store.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Allowed {
     pub(crate) right: Option<Right>,
     pub(crate) may_create: bool,
+    pub(crate) gone: Gone,
+}
+
+/// What tells a stream or a session that its token was taken away; nothing where there are no tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gone(Option<CancellationToken>);
+
+impl Gone {
+    /// Waits until the token is gone.
+    pub(crate) async fn wait(&self) {
+        match &self.0 {
+            Some(gone) => gone.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.as_ref().is_some_and(CancellationToken::is_cancelled)
+    }
+}
+
+/// What ends with its token says so.
+pub(crate) const GONE: &str = "the token was taken away or changed; connect again with one that the server knows";
+
+pub(crate) fn gone() -> Refused {
+    Problem::new(401, "unauthorized", GONE).into()
 }
 
 impl Access {
     /// What the request with these headers may do to the store with this name; `""` is the only one of a server.
     pub(crate) fn allowed(&self, headers: &HeaderMap, store: &str) -> Answer<Allowed> {
         let Access::Tokens(tokens) = self else {
-            return Ok(Allowed { right: Some(Right::Admin), may_create: true });
+            return Ok(Allowed { right: Some(Right::Admin), may_create: true, gone: Gone::default() });
         };
         let unauthorized = |detail: &str| Refused::from(Problem::new(401, "unauthorized", detail));
         let Some(value) = headers.get(header::AUTHORIZATION) else {
@@ -186,7 +253,8 @@ impl Access {
         };
         let token = tokens.find(text.trim()).ok_or_else(|| unauthorized("the token is unknown"))?;
         let is_for = token.is_for(store);
-        Ok(Allowed { right: token.right.filter(|_| is_for), may_create: token.may_create && is_for })
+        let (right, may_create) = (token.right.filter(|_| is_for), token.may_create && is_for);
+        Ok(Allowed { right, may_create, gone: Gone(Some(token.gone)) })
     }
 
     /// Refuses what a page of another origin makes a browser send: without tokens a browser on this machine is let in, whatever

@@ -12,7 +12,7 @@ use eventstore_api::{Context, Error};
 use eventstore_wire::{BINARY, JSON, PROBLEM, Problem, Query};
 use serde::Serialize;
 
-use crate::access::{Allowed, Right};
+use crate::access::{Allowed, Gone, Right};
 use crate::server::App;
 use crate::stores::Served;
 
@@ -170,7 +170,17 @@ async fn served(parts: &mut Parts, app: &Arc<App>, wanted: Right) -> Answer<Arc<
         let detail = "this server only reads; append where the store is written";
         return Err(Problem::new(403, "forbidden", detail).into());
     }
+    parts.extensions.insert(allowed.gone);
     app.stores.get(&name, false).await
+}
+
+/// Of the token of a request whose store was extracted before.
+impl<S: Send + Sync> FromRequestParts<S> for Gone {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get::<Gone>().cloned().unwrap_or_default())
+    }
 }
 
 /// The store of a request that may read it.

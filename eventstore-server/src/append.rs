@@ -209,5 +209,6 @@ pub(crate) async fn events(
         BodyForm::Json => batch(parse(received, |bytes| Ok(read_events(bytes)?)).await?, &mut query)?,
     };
     query.finish()?;
-    json(&Appended { stored: served.store.store_batch(&ctx, batch).await? })
+    let ids = batch.events.iter().map(|event| event.id().to_owned()).collect();
+    json(&Appended::new(ids, served.store.store_batch(&ctx, batch).await?))
 }

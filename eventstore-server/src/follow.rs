@@ -2,148 +2,28 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
-use eventstore::backend::EventStore;
 use eventstore_api::{Context, Error, LoadOptions, Page, PageSize, RecordedEvent, Version};
 use eventstore_wire::{EVENT_STREAM, JSON_LINES, Problem};
-use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, sleep_until};
 
+use crate::access::{Gone, gone};
 use crate::answer::{Answer, Params, Reading, accepts, stopping, stream};
 use crate::gosync::frames;
 use crate::read::check_since;
 use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
-
-/// Pages of news that wait for a follower that is slower. One that is slower still reads them from the store.
-const PAGES: usize = 8;
-
-/// What it costs to give news to a follower, about. All followers are to take a part of the processors, not all of them: so
-/// with many of them the news come in larger pages.
-const COST: Duration = Duration::from_micros(25);
-
-/// The news come not later than this, however many followers there are.
-const LONGEST_PACE: Duration = Duration::from_millis(500);
+use crate::tail::{News, Subscription, Tail};
 
 /// Types that a follower may name: they are kept as long as it follows, and each new event is compared with them.
 const MOST_TYPES: usize = 100;
-
-/// The newest events of a store, read once and written once for all followers that are up to date.
-pub(crate) struct Tail {
-    store: Arc<dyn EventStore>,
-    news: broadcast::Sender<Arc<News>>,
-    /// A task reads them.
-    is_read: AtomicBool,
-}
-
-impl fmt::Debug for Tail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tail").field("followers", &self.news.receiver_count()).finish_non_exhaustive()
-    }
-}
-
-/// Events without a gap, in the forms that were asked for.
-struct News {
-    events: Vec<RecordedEvent>,
-    /// The version of the last of them; of the first news, which have none, the one behind which the others begin.
-    head: Version,
-    lines: OnceLock<Bytes>,
-    messages: OnceLock<Bytes>,
-    frames: OnceLock<Bytes>,
-}
-
-impl News {
-    fn written(&self, form: Stream) -> Bytes {
-        let cell = match form {
-            Stream::Lines => &self.lines,
-            Stream::Messages => &self.messages,
-            Stream::Frames => &self.frames,
-        };
-        cell.get_or_init(|| form.write(&self.events)).clone()
-    }
-}
-
-impl Tail {
-    pub(crate) fn new(store: Arc<dyn EventStore>) -> Self {
-        let (news, _) = broadcast::channel(PAGES);
-        Tail { store, news, is_read: AtomicBool::new(false) }
-    }
-
-    /// News from here on, which a task reads as long as somebody wants them.
-    fn subscribe(served: &Arc<Served>) -> broadcast::Receiver<Arc<News>> {
-        let receiver = served.tail.news.subscribe();
-        if !served.tail.is_read.swap(true, Ordering::SeqCst) {
-            tokio::spawn(read_news(served.clone()));
-        }
-        receiver
-    }
-
-    fn tell(&self, head: Version, events: Vec<RecordedEvent>) {
-        let [lines, messages, frames] = [const { OnceLock::new() }; 3];
-        let news = News { events, head, lines, messages, frames };
-        // Nobody may be there any more.
-        let _ = self.news.send(Arc::new(news));
-    }
-}
-
-/// Reads what is new, and gives it to all who wait for it, until nobody does.
-async fn read_news(served: Arc<Served>) {
-    /// Whatever ends the reading, the next follower begins it anew.
-    struct Flag(Arc<Served>);
-    impl Drop for Flag {
-        fn drop(&mut self) {
-            self.0.tail.is_read.store(false, Ordering::SeqCst);
-        }
-    }
-    loop {
-        let flag = Flag(served.clone());
-        let ended = read_while_wanted(&served.tail).await;
-        drop(flag);
-        // Who came before the flag was taken back relies on it. After an error they find out themselves.
-        let is_wanted = served.tail.news.receiver_count() > 0;
-        if ended.is_err() || !is_wanted || served.tail.is_read.swap(true, Ordering::SeqCst) {
-            return;
-        }
-    }
-}
-
-async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
-    /// Time to look whether anybody is still there.
-    const LOOK: Duration = Duration::from_secs(1);
-    let ctx = Context::background();
-    let mut seen = tail.store.latest_version(&ctx).await?;
-    // For those who have read up to before that already.
-    tail.tell(seen, Vec::new());
-    while tail.news.receiver_count() > 0 {
-        match tail.store.wait_for_events(&ctx.clone().with_timeout(LOOK), seen).await {
-            Ok(_) => {}
-            Err(Error::DeadlineExceeded) => continue,
-            Err(error) => return Err(error),
-        }
-        // All that is there by now: the pause is between moments, not between pages.
-        let mut next = Some(LoadOptions::since(seen));
-        while let Some(options) = next {
-            let page = tail.store.load_page(&ctx, &options, PageSize::LARGEST).await?;
-            next = page.next;
-            if let Some(last) = page.events.last() {
-                seen = last.version;
-                tail.tell(seen, page.events);
-            }
-        }
-        let followers = u32::try_from(tail.news.receiver_count()).unwrap_or(u32::MAX);
-        tokio::time::sleep(COST.saturating_mul(followers).min(LONGEST_PACE)).await;
-    }
-    Ok(())
-}
 
 /// The forms of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +42,7 @@ impl Stream {
         }
     }
 
-    fn write(self, events: &[RecordedEvent]) -> Bytes {
+    pub(crate) fn write(self, events: &[RecordedEvent]) -> Bytes {
         if self == Stream::Frames {
             return frames(events).into();
         }
@@ -203,6 +83,7 @@ impl Stream {
 pub(crate) async fn follow(
     State(app): State<Arc<App>>,
     Reading(served): Reading,
+    gone: Gone,
     headers: HeaderMap,
     params: Params,
 ) -> Answer {
@@ -225,20 +106,20 @@ pub(crate) async fn follow(
         let reason = format!("{} are too many for a stream: at most {MOST_TYPES}", options.types.len());
         return Err(Error::InvalidOption { option: "type".to_owned(), reason }.into());
     }
-    stream_of(app, served, ctx, options, form)
+    stream_of(app, served, gone, ctx, options, form)
 }
 
 /// The answer with the events that these options select, and each new one.
 pub(crate) fn stream_of(
     app: Arc<App>,
     served: Arc<Served>,
+    gone: Gone,
     ctx: Context,
     options: LoadOptions,
     form: Stream,
 ) -> Answer {
     let counted = app.count(&served, Kind::Follower)?;
-    let heartbeat = app.limits.heartbeat;
-    let follower = Follower::new(app, served, counted, ctx, options, form, heartbeat);
+    let follower = Follower::new(app, served, counted, gone, ctx, options, form);
     let pieces = futures_util::stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|piece| (Ok::<_, Infallible>(piece), follower))
     });
@@ -249,12 +130,14 @@ pub(crate) fn stream_of(
 }
 
 /// A page and the news from before its reading on.
-type NextPage = Pin<Box<dyn Future<Output = Result<(Page, broadcast::Receiver<Arc<News>>), Error>> + Send>>;
+type NextPage = Pin<Box<dyn Future<Output = Result<(Page, Subscription), Error>> + Send>>;
 
 /// One who follows.
 struct Follower {
     app: Arc<App>,
     served: Arc<Served>,
+    /// Its token.
+    gone: Gone,
     ctx: Context,
     options: LoadOptions,
     /// Everything up to here was given, or does not match.
@@ -267,7 +150,7 @@ struct Follower {
     /// The page that is being read.
     reading: Option<NextPage>,
     /// Where it is up to date; `None` while it catches up.
-    news: Option<broadcast::Receiver<Arc<News>>>,
+    news: Option<Subscription>,
     /// What waits to be sent.
     pieces: VecDeque<Bytes>,
     has_ended: bool,
@@ -279,15 +162,16 @@ impl Follower {
         app: Arc<App>,
         served: Arc<Served>,
         counted: Counted,
+        gone: Gone,
         ctx: Context,
         options: LoadOptions,
         form: Stream,
-        heartbeat: Duration,
     ) -> Self {
-        let (seen, size) = (options.since, PageSize::FIRST);
+        let (seen, size, heartbeat) = (options.since, PageSize::FIRST, app.limits.heartbeat);
         Follower {
             app,
             served,
+            gone,
             ctx,
             options,
             seen,
@@ -329,7 +213,7 @@ impl Follower {
                     (self.served.clone(), self.ctx.clone(), self.options.clone(), self.size);
                 Box::pin(async move {
                     // From before the reading on, so that nothing comes between.
-                    let news = Tail::subscribe(&served);
+                    let news = Tail::subscribe(&served, options.clone());
                     served.store.load_page(&ctx, &options, size).await.map(|page| (page, news))
                 })
             });
@@ -341,6 +225,7 @@ impl Follower {
                     Ok(())
                 }
                 () = stopping_token.cancelled() => Err(stopping().into()),
+                () = self.gone.wait() => Err(gone()),
                 // The reading goes on: with a filter it may take long.
                 () = sleep_until(due) => {
                     self.pieces.push_back(self.form.heartbeat(self.seen));
@@ -351,26 +236,28 @@ impl Follower {
         tokio::select! {
             biased;
             () = stopping_token.cancelled() => Err(stopping().into()),
-            received = news.recv() => {
+            () = self.gone.wait() => Err(gone()),
+            received = news.next() => {
                 match received {
-                    Ok(news) => self.take(&news),
+                    Some(news) => self.take(&news),
                     // It was too slow, or nobody reads the news any more: it reads itself.
-                    Err(RecvError::Lagged(_) | RecvError::Closed) => self.news = None,
+                    None => self.news = None,
                 }
                 Ok(())
             }
             error = ctx.done() => Err(error.into()),
             () = sleep_until(due) => {
-                // Whoever reads the news may have failed: reading here finds out.
-                self.news = None;
-                self.pieces.push_back(self.form.heartbeat(self.seen));
+                if let Some(head) = news.idle_up_to() {
+                    self.seen = self.seen.max(head);
+                    self.pieces.push_back(self.form.heartbeat(self.seen));
+                }
                 Ok(())
             }
         }
     }
 
     /// Takes the next page; behind the last one, waits for news.
-    fn take_page(&mut self, page: &Page, news: broadcast::Receiver<Arc<News>>) {
+    fn take_page(&mut self, page: &Page, news: Subscription) {
         self.size = self.size.grown();
         self.seen = match (&page.next, page.events.last()) {
             (Some(_), Some(last)) => last.version,
@@ -387,14 +274,14 @@ impl Follower {
         if news.head <= self.seen {
             return;
         }
-        let Some(first) = news.events.first().filter(|first| first.version <= self.seen.next()) else {
+        let takes_all = self.options == LoadOptions::since(self.options.since);
+        let Some(first) = news.events.first().filter(|first| !takes_all || first.version <= self.seen.next()) else {
             // Something lies between.
             self.news = None;
             return;
         };
         let seen = std::mem::replace(&mut self.seen, news.head);
-        let all = LoadOptions::since(self.options.since);
-        if first.version == seen.next() && self.options == all {
+        if takes_all && first.version == seen.next() {
             self.give(&news.events, Some(news));
         } else {
             let new = news.events.iter().filter(|event| event.version > seen && self.options.matches(event));

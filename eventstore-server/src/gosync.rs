@@ -20,6 +20,7 @@ use eventstore_wire::{JSON, MAX_BODY, Problem};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::access::Gone;
 use crate::answer::{Answer, Params, Reading, Writing, bytes, json as answer, problem};
 use crate::append::{Received, Sizes, parse, receive_within};
 use crate::follow;
@@ -129,11 +130,12 @@ async fn choose(app: &Arc<App>, parts: &mut Parts, body: Body) -> Answer {
         return push(app, &served, &base, &parts.headers, params, body).await;
     }
     let Reading(served) = Reading::from_request_parts(parts, app).await?;
+    let gone = parts.extensions.get::<Gone>().cloned().unwrap_or_default();
     match name {
         "pull" => pull(app, &served, &base, params).await,
         "latest-version" => latest(app, &served, &base, params).await,
         "pull-cursor" => pull_cursor(app, &served, &parts.headers, params, body).await,
-        _ => stream(app, served, params).await,
+        _ => stream(app, served, gone, params).await,
     }
 }
 
@@ -416,7 +418,7 @@ async fn pull_cursor(app: &Arc<App>, served: &Arc<Served>, headers: &HeaderMap, 
     Ok(bytes(JSON, [b"{\"events\":[", told.events.as_slice(), b"]", next.as_bytes(), b"}"].concat()))
 }
 
-async fn stream(app: &Arc<App>, served: Arc<Served>, params: Params) -> Answer {
+async fn stream(app: &Arc<App>, served: Arc<Served>, gone: Gone, params: Params) -> Answer {
     let (mut query, ctx) = (params.query, params.ctx);
     let since = match query.text("cursor")?.filter(|cursor| !cursor.is_empty()) {
         None => Version::ZERO,
@@ -425,7 +427,7 @@ async fn stream(app: &Arc<App>, served: Arc<Served>, params: Params) -> Answer {
             form::read_cursor(cursor.map_err(|error| Problem::new(400, "malformed", format!("bad cursor: {error}")))?)?
         }
     };
-    follow::stream_of(app.clone(), served, ctx, LoadOptions::since(since), follow::Stream::Frames)
+    follow::stream_of(app.clone(), served, gone, ctx, LoadOptions::since(since), follow::Stream::Frames)
 }
 
 #[cfg(test)]

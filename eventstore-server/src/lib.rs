@@ -21,10 +21,12 @@ mod listen;
 mod page;
 mod read;
 mod replicas;
+mod request_log;
 mod server;
 mod session;
 mod socket;
 mod stores;
+mod tail;
 mod work;
 
 pub use access::{Right, Tokens};

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
@@ -133,8 +133,10 @@ impl std::error::Error for ListenError {
 }
 
 /// A certificate and its key, for `https`.
+///
+/// Clones share it: [`replace`](Tls::replace) changes it for a server that runs.
 #[derive(Clone)]
-pub struct Tls(Arc<ServerConfig>);
+pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,7 +181,26 @@ impl Tls {
             })
         })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Tls(Arc::new(config)))
+        Ok(Tls(Arc::new(RwLock::new(Arc::new(config)))))
+    }
+
+    /// Takes this certificate instead, in this value and all its clones, for each connection that is made from here on.
+    ///
+    /// ```
+    /// # use std::path::Path;
+    /// # use eventstore_server::{ListenError, Tls};
+    /// fn reread(tls: &Tls, certificates: &Path, key: &Path) -> Result<(), ListenError> {
+    ///     tls.replace(Tls::from_files(certificates, key)?); // files that cannot be used change nothing
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn replace(&self, with: Tls) {
+        let new = with.config();
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = new;
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 
@@ -296,7 +317,7 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
     app.stores.prepare().map_err(|error| ListenError::new("cannot make the directory of the stores", error))?;
     let _ = tokio::task::spawn_blocking(|| backup::remove_left(&std::env::temp_dir())).await;
     let connections = Connections::new(router, app.limits.head_wait);
-    let tls = listener.tls.as_ref().map(|tls| TlsAcceptor::from(tls.0.clone()));
+    let tls = listener.tls.clone();
     loop {
         let next = async {
             let permit = connections.permit().await;
@@ -310,7 +331,7 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
             (Ok(Stream::Tcp(stream)), None) => connections.serve(stream, permit),
             #[cfg(unix)]
             (Ok(Stream::Unix(stream)), _) => connections.serve(stream, permit),
-            (Ok(Stream::Tcp(stream)), Some(tls)) => connections.serve_tls(stream, tls.clone(), permit),
+            (Ok(Stream::Tcp(stream)), Some(tls)) => connections.serve_tls(stream, tls.config().into(), permit),
             // Such as too many open files: others may end meanwhile.
             (Err(error), _) => {
                 tracing::warn!(%error, "accepting a connection failed");

@@ -20,12 +20,12 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{DefaultPredicate, NotForContentType, Predicate as _};
-use tower_http::trace::TraceLayer;
 
 use crate::access::{Access, Tokens};
 use crate::answer::{Answer, Refused, problem, stopping, too_many};
 use crate::gosync::{self, Replicas};
 use crate::held::hold;
+use crate::request_log::RequestLog;
 use crate::stores::{Served, Source, Stores};
 use crate::{about, append, backup, follow, page, read, replicas, session, work};
 
@@ -316,7 +316,7 @@ fn routes(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .layer(CompressionLayer::new().compress_when(is_compressed))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(TraceLayer::new_for_http())
+        .layer(RequestLog)
         .with_state(app)
 }
 

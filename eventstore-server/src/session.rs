@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use crate::access::{GONE, Gone};
 use crate::answer::{Answer, Params, Writing, problem_of, too_many};
 use crate::server::{App, Kind};
 use crate::socket::{FREE, Meter, Socket, Upgrade};
@@ -51,6 +52,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub(crate) async fn appends(
     State(app): State<Arc<App>>,
     Writing(served): Writing,
+    gone: Gone,
     params: Params,
     upgrade: Answer<Upgrade>,
 ) -> Answer<Response> {
@@ -62,7 +64,7 @@ pub(crate) async fn appends(
     let tasks = app.tasks.clone();
     tasks.spawn(async move {
         if let Some((socket, meter)) = upgrade.socket(app.body_room.clone(), app.limits).await {
-            run(app, served, socket, meter).await;
+            run(app, served, gone, socket, meter).await;
         }
         drop(counted);
     });
@@ -86,7 +88,7 @@ struct Room {
 /// `None`: the message is small.
 type MessageRoom = Option<Arc<OwnedSemaphorePermit>>;
 
-async fn run(app: Arc<App>, served: Arc<Served>, socket: Socket, meter: Meter) {
+async fn run(app: Arc<App>, served: Arc<Served>, gone: Gone, socket: Socket, meter: Meter) {
     let (sink, mut stream) = socket.split();
     // Bounded by the room of the session: what was read is answered once.
     let (answers, answered) = mpsc::unbounded_channel();
@@ -94,6 +96,7 @@ async fn run(app: Arc<App>, served: Arc<Served>, socket: Socket, meter: Meter) {
     let session = Session {
         app,
         served,
+        gone,
         meter,
         appends: Arc::new(Semaphore::new(MOST_APPENDS)),
         bytes: Arc::new(Semaphore::new(MOST_BYTES)),
@@ -129,6 +132,8 @@ type Appending = Pin<Box<dyn Future<Output = Answered> + Send>>;
 struct Session {
     app: Arc<App>,
     served: Arc<Served>,
+    /// Its token.
+    gone: Gone,
     meter: Meter,
     appends: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
@@ -140,7 +145,7 @@ struct Session {
 impl Session {
     /// Reads and appends, and never waits for the writer: an append that nobody polls would hold up others.
     async fn run(mut self, stream: &mut SplitStream<Socket>) {
-        let stopping = self.app.stopping.clone();
+        let (stopping, gone) = (self.app.stopping.clone(), self.gone.clone());
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
         let mut unanswered = 0;
         loop {
@@ -165,6 +170,7 @@ impl Session {
                     continue;
                 }
                 () = stopping.cancelled() => return self.end(CloseCode::Away, "the server is shutting down").await,
+                () = gone.wait() => return self.end(CloseCode::Policy, GONE).await,
                 () = self.answers.closed() => return,
             };
             let bytes = match message {
@@ -197,7 +203,7 @@ impl Session {
             let room = self.message_room(len, taken).await;
             for frame in frames {
                 // What was not begun is not written.
-                if self.answers.is_closed() || stopping.is_cancelled() {
+                if self.answers.is_closed() || stopping.is_cancelled() || gone.is_gone() {
                     break;
                 }
                 self.take(frame, room.clone()).await;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::answer::{Answer, too_many};
-use crate::follow::Tail;
+use crate::tail::Tail;
 
 /// A store that is open, and what the server does with it.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct Job {
 }
 
 impl Served {
-    fn new(name: String, store: Arc<dyn EventStore>) -> Arc<Self> {
+    pub(crate) fn new(name: String, store: Arc<dyn EventStore>) -> Arc<Self> {
         Arc::new(Served {
             name,
             tail: Tail::new(store.clone()),

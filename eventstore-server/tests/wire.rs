@@ -30,7 +30,7 @@ async fn what_was_appended_is_read_back() {
     let server = Running::start(Server::new(memory().await)).await;
     let one = r#"{"id":"o1","type":"OrderPlaced","aggregate_id":"order-42","data":{"total": 12.50,"b":1}}"#;
     let stored = server.post("/events?expected=none", one).await.ok();
-    assert_eq!(stored, json!({ "stored": [{ "version": 1, "revision": 1, "outcome": "written" }] }));
+    assert_eq!(stored, json!({ "stored": [{ "id": "o1", "version": 1, "revision": 1, "outcome": "written" }] }));
     let again = server.post("/events", one).await.ok();
     assert_eq!(again["stored"][0]["outcome"], "already_stored");
     let read = server.get("/event?id=o1").await;
@@ -49,16 +49,17 @@ async fn what_was_appended_is_read_back() {
     assert!(digest["digest"].as_str().expect("text").starts_with(&cursor[2..]));
     let stats = server.get("/stats").await.ok();
     assert_eq!((&stats["latest_version"], &stats["server"]["followers"]), (&json!(1), &json!(0)));
-    let lines = server
-        .request(
-            "POST",
-            "/events",
-            &[("content-type", "application/x-ndjson")],
-            b"{\"type\":\"T\",\"aggregate_id\":\"x\"}\n{\"type\":\"T\",\"aggregate_id\":\"x\"}\n",
-        )
-        .await
-        .ok();
-    assert_eq!(lines["stored"].as_array().expect("places").len(), 2);
+    // Of an event without an id, the answer has the one that it was given.
+    let nameless = r#"{"type":"OrderPaid","aggregate_id":"order-7"}"#;
+    let batch = format!("{nameless}\n{}\n{nameless}", event("o2", "OrderPaid", "order-7"));
+    let lines = [("content-type", "application/x-ndjson")];
+    let stored = server.request("POST", "/events", &lines, batch.as_bytes()).await.ok();
+    assert_eq!(stored["stored"][1]["id"], "o2");
+    for place in [0, 2] {
+        let place = &stored["stored"][place];
+        let found = server.get(&format!("/event?id={}", place["id"].as_str().expect("an id"))).await.ok();
+        assert_eq!((&found["version"], &found["revision"]), (&place["version"], &place["revision"]));
+    }
     server.stop().await;
 }
 
@@ -219,6 +220,80 @@ async fn followers_that_come_and_go_miss_nothing() {
     for follower in followers {
         follower.await.expect("nothing was missed");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_with_filters_get_what_matches_whenever_they_come() {
+    // With the type and the aggregate of an event that matches.
+    const FILTERS: [(&str, &str, &str); 7] = [
+        ("", "T", "c"),
+        ("&aggregate=a1", "T", "a1"),
+        ("&aggregate=missing", "T", "missing"),
+        ("&type=T2", "T2", "c"),
+        ("&type=T1&type=T3", "T3", "c"),
+        ("&aggregate_prefix=a", "T", "a9"),
+        ("&aggregate=b1&type=T1", "T1", "b1"),
+    ];
+    let server = std::sync::Arc::new(with_events(1).await);
+    let follow = |nth: usize| {
+        let server = server.clone();
+        async move {
+            let (mut since, mut seen, end) = (0, Vec::new(), format!("end-{nth}"));
+            loop {
+                let path = format!("/follow?since={since}&limit=9{}", FILTERS[nth].0);
+                let mut stream = server.stream(&path, &[]).await;
+                for _ in 0..9 {
+                    let line = stream.event().await;
+                    since = line["event"]["version"].as_u64().unwrap_or_else(|| panic!("{line}"));
+                    seen.push(since);
+                    if line["event"]["id"] == end {
+                        return seen;
+                    }
+                }
+            }
+        }
+    };
+    let followers: Vec<_> = (0..FILTERS.len()).map(|nth| tokio::spawn(follow(nth))).collect();
+    for n in 2..=400 {
+        let aggregate = format!("{}{}", ["a", "b"][n % 2], n % 3);
+        server.post("/events", &event(&format!("e{n}"), &format!("T{}", n % 5), &aggregate)).await.ok();
+    }
+    for (nth, (_, event_type, aggregate_id)) in FILTERS.into_iter().enumerate() {
+        server.post("/events", &event(&format!("end-{nth}"), event_type, aggregate_id)).await.ok();
+    }
+    for (nth, follower) in followers.into_iter().enumerate() {
+        let seen = tokio::time::timeout(common::LONG, follower).await.expect("it ends").expect("no panic");
+        let last = seen.last().expect("some");
+        let path = format!("/events?page_events=10000&before={}{}", last + 1, FILTERS[nth].0);
+        assert_eq!(seen, versions(&server.get(&path).await.ok()), "{:?}", FILTERS[nth]);
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_tell_how_far_was_looked_where_nothing_matches() {
+    let mut limits = Limits::default();
+    limits.heartbeat = Duration::from_millis(20);
+    let server = Running::start(Server::new(memory().await).limits(limits)).await;
+    let mut streams = Vec::new();
+    for filter in ["aggregate=missing", "type=Missing", "aggregate_prefix=missing"] {
+        let mut stream = server.stream(&format!("/follow?{filter}"), &[]).await;
+        stream.next().await.expect("it follows");
+        streams.push(stream);
+    }
+    server.post("/events", &format!("[{},{}]", event("1", "T", "a"), event("2", "T", "b"))).await.ok();
+    for stream in &mut streams {
+        let mut lines = 0;
+        while stream.next().await.expect("it goes on") != r#"{"heartbeat":{"head":2}}"# {
+            lines += 1;
+            assert!(lines < 500, "its heartbeats stay behind");
+        }
+    }
+    // And what matches is there as ever.
+    server.post("/events", &event("3", "Missing", "missing")).await.ok();
+    for stream in &mut streams {
+        assert_eq!(stream.event().await["event"]["version"], 3);
+    }
+    server.stop().await;
 }
 
 #[tokio::test]
@@ -601,6 +676,67 @@ async fn a_session_is_a_websocket_of_its_protocol() {
         let answer = common::answer_of_one(stream).await;
         assert!(answer.starts_with("HTTP/1.1 400"), "{protocol:?}: {answer}");
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_that_are_replaced_end_what_was_opened_with_them_and_leave_the_rest() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let tokens: Tokens = format!("{READER} read *\n{WRITER} write *\n{KEEPER} read *\n").parse().expect("valid");
+    let server = Running::start(Server::new(memory().await).tokens(tokens.clone())).await;
+    let of = |token: &str| format!("Bearer {token}");
+    let (reader, writer, keeper) = (of(READER), of(WRITER), of(KEEPER));
+    let mut stays = server.stream("/follow", &[("authorization", &reader)]).await;
+    let mut goes = server.stream("/follow", &[("authorization", &writer)]).await;
+    let mut changes = server.stream("/sync/sse", &[("authorization", &keeper)]).await;
+    for lines in [&mut stays, &mut goes, &mut changes] {
+        lines.next().await.expect("it follows");
+    }
+    let session = [
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("sec-websocket-protocol", "eventstore.v1"),
+        ("authorization", writer.as_str()),
+    ];
+    let head = String::from_utf8(server.head("GET", "/appends", &session, 0)).expect("text");
+    let mut session = tokio::net::TcpStream::connect(&server.address).await.expect("connected");
+    session.write_all(head.replace("connection: close", "connection: upgrade").as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(session.read_u8().await.expect("an answer"));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+
+    const NEW: &str = "brand-new-0123456789abcdef";
+    // One is as before, one is missing, one is good for something else, one is new.
+    let text = format!("{NEW} write *\n{KEEPER} write *\n{READER} read *\n");
+    tokens.replace(text.parse().expect("valid"));
+    let end = goes.event().await;
+    assert_eq!(end["end"]["code"], "unauthorized", "{end}");
+    assert!(goes.next().await.is_none(), "it ends");
+    let end = changes.next().await.expect("a reason");
+    assert!(end.contains("unauthorized"), "{end}");
+    let mut frame = [0; 4];
+    session.read_exact(&mut frame).await.expect("a frame");
+    assert_eq!((frame[0], u16::from_be_bytes([frame[2], frame[3]])), (0x88, 1008), "closed for a reason of rights");
+    let append = |token: &str, id: &str| {
+        let (server, token, body) = (&server, of(token), event(id, "T", "a"));
+        async move {
+            let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+            server.request("POST", "/events", &headers, body.as_bytes()).await
+        }
+    };
+    assert_eq!(append(WRITER, "e1").await.code(), "unauthorized");
+    assert_eq!(append(READER, "e1").await.code(), "forbidden");
+    assert_eq!(append(NEW, "e1").await.ok()["stored"][0]["version"], 1);
+    assert_eq!(append(KEEPER, "e2").await.ok()["stored"][0]["version"], 2);
+    assert_eq!(stays.event().await["event"]["id"], "e1");
+    // Twice the same is no change.
+    tokens.replace(text.parse().expect("valid"));
+    assert_eq!(stays.event().await["event"]["id"], "e2");
+    assert_eq!(append(NEW, "e3").await.status, 200);
+    assert_eq!(stays.event().await["event"]["id"], "e3");
     server.stop().await;
 }
 

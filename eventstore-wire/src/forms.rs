@@ -1,6 +1,6 @@
 //! JSON forms of answers.
 
-use eventstore_api::{AggregateInfo, Cursor, Digest, RecordedEvent, Revision, Stored, Version};
+use eventstore_api::{AggregateInfo, Cursor, Digest, RecordedEvent, Revision, StoreOutcome, Stored, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -79,7 +79,30 @@ pub struct BackupForm {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Appended {
     /// One place for each event.
-    pub stored: Vec<Stored>,
+    pub stored: Vec<StoredForm>,
+}
+
+/// Where an appended event stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredForm {
+    /// Its id: the one that the server gave to an event that had none.
+    pub id: String,
+    /// Its version in the store.
+    pub version: Version,
+    /// Its revision in its aggregate.
+    pub revision: Revision,
+    /// Whether this append wrote it.
+    pub outcome: StoreOutcome,
+}
+
+impl Appended {
+    /// The places of events with these ids.
+    #[must_use]
+    pub fn new(ids: Vec<String>, stored: Vec<Stored>) -> Self {
+        let places = ids.into_iter().zip(stored);
+        let form = |(id, Stored { version, revision, outcome, .. })| StoredForm { id, version, revision, outcome };
+        Appended { stored: places.map(form).collect() }
+    }
 }
 
 /// What became of a push.

@@ -21,6 +21,7 @@ mod session;
 pub use binary::Malformed;
 pub use forms::{
     AggregatesForm, Appended, BackupForm, DigestForm, Info, Latest, LineOfWork, PageForm, Pushed, RevisionForm,
+    StoredForm,
 };
 pub use incoming::{AtMost, Incoming, read_batches, read_events};
 pub use page::{decode_batch, decode_batches, decode_page, encode_batch, encode_batches, encode_page};

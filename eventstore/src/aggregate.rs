@@ -5,8 +5,8 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 
 use eventstore_api::{
-    Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, RecordedEvent, Result, Revision, StoreOutcome,
-    Stored, Version,
+    Batch, Context, Error, Event, EventStore, EventStoreExt, EventStream, Expected, LoadOptions, RecordedEvent, Result,
+    Revision, StoreOutcome, Stored, Version,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -186,7 +186,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Rejected`](DecideError::Rejected) with the error of `decision`; [`Store`](DecideError::Store) with those of
-    /// [`aggregate`](Store::aggregate) and [`append`](Store::append), but for conflicts. An event that could not be read back is
+    /// [`aggregate`](Store::aggregate) and [`append`](Store::append), but for conflicts. `DuplicateEvent` if the
+    /// [key](Decide::idempotency_key) was used for another command. An event that could not be read back is
     /// `InvalidEvent`, such as one with a float that is no number: it would be in the way of every later decision.
     pub fn decide<'a, A: Aggregate + 'a>(
         &self,
@@ -230,14 +231,18 @@ struct Command {
 
 impl<'a, A: Aggregate + 'a> Decide<'a, A> {
     /// Makes the command idempotent. The ids of its events are derived from the aggregate id and this key. If these events are
-    /// stored already, the decision is not called, and their places are returned, with the aggregate as it is by then; also
-    /// after a restart. The metadata may differ between attempts, such as a trace id; the first attempt's metadata is kept.
+    /// stored already, nothing is appended, and their places are returned, with the aggregate as it is by then; also after a
+    /// restart. The metadata may differ between attempts, such as a trace id; the first attempt's metadata is kept.
     ///
     /// The sender of the command chooses the key, such as the header `Idempotency-Key` of an HTTP request. It must be unique per
     /// aggregate. A command that produced no event is decided again.
     ///
-    /// The key alone identifies the command. To refuse a key that is reused for another command, store the command in the
-    /// [`metadata`](Self::metadata) and compare it with that of [`Decided::earlier`].
+    /// A key that is reused for another command is [`DuplicateEvent`](crate::Error::DuplicateEvent) where the stored events show
+    /// it: they are of another aggregate, or the decision, which is called once more with the state that the first attempt saw,
+    /// gives events of other types. This reads the aggregate's events up to there. Events of the same types with other content
+    /// count as a repetition, as do a rejection and a decision without events: what a decision sees beside the state, such as
+    /// the time, may have changed. To tell these apart as well, store the command in the [`metadata`](Self::metadata) and compare
+    /// it with that of [`Decided::earlier`].
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.command.key = Some(key.into());
         self
@@ -290,11 +295,18 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
         let is_of_earlier = |place: &Stored| place.outcome == StoreOutcome::AlreadyStored;
         let has_key = command.key.is_some();
         let mut failed = None;
+        let mut attempted: Option<(Revision, Vec<String>)> = None;
         for attempt in 1.. {
             catch_up(&store, &ctx, id, &mut loaded).await?;
             // Only now: an attempt that comes later than this look changes the aggregate behind the revision that is expected.
             let earlier = command.already_appended(&*store, &ctx, id).await?;
-            if !earlier.is_empty() {
+            if let Some(first) = earlier.first() {
+                let types = match attempted.take() {
+                    // It was decided on the same state.
+                    Some((revision, types)) if revision.next() == first.revision => types,
+                    _ => types_of(&decided_before(&store, &ctx, id, first.version, &mut *decision).await?),
+                };
+                refuse_other(id, &earlier, &types)?;
                 catch_up(&store, &ctx, id, &mut loaded).await?;
                 let place =
                     |event: &RecordedEvent| Stored::new(event.version, event.revision, StoreOutcome::AlreadyStored);
@@ -312,6 +324,9 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
             }
             let events = command.events(id, &decided)?;
             let decided = read_back(&events)?;
+            if has_key {
+                attempted = Some((loaded.revision, types_of(&events)));
+            }
             let batch = Batch::new(events).expected(Expected::Revision(loaded.revision));
             match append_until_known(&*store, &ctx, batch).await {
                 // An attempt of the same command was faster. It may have decided on more, and others may have come before it.
@@ -410,7 +425,22 @@ async fn catch_up<A: Aggregate>(
     aggregate_id: &str,
     loaded: &mut Loaded<A>,
 ) -> Result<()> {
-    let mut events = store.load_by_aggregate(ctx, aggregate_id, loaded.version);
+    take_up(store.load_by_aggregate(ctx, aggregate_id, loaded.version), loaded).await
+}
+
+/// An aggregate as it was before this version.
+pub(crate) async fn load_before<A: Aggregate>(
+    store: &Arc<dyn EventStore>,
+    ctx: &Context,
+    aggregate_id: &str,
+    version: Version,
+) -> Result<Loaded<A>> {
+    let mut loaded = Loaded::default();
+    take_up(store.load(ctx, LoadOptions::all().aggregate(aggregate_id).before(version)), &mut loaded).await?;
+    Ok(loaded)
+}
+
+async fn take_up<A: Aggregate>(mut events: EventStream, loaded: &mut Loaded<A>) -> Result<()> {
     while let Some(page) = events.next_page().await {
         for recorded in &page? {
             loaded.state.apply(recorded.decode()?);
@@ -418,6 +448,40 @@ async fn catch_up<A: Aggregate>(
         }
     }
     Ok(())
+}
+
+/// What a decision leads to on the state before this version: nothing, if it rejects the command there, or if that cannot be
+/// known, as after a change of old events' shapes that a snapshot stands for.
+async fn decided_before<A: Aggregate>(
+    store: &Arc<dyn EventStore>,
+    ctx: &Context,
+    aggregate_id: &str,
+    version: Version,
+    decision: &mut Decision<'_, A>,
+) -> Result<Vec<Event>> {
+    let then: Loaded<A> = match load_before(store, ctx, aggregate_id, version).await {
+        Err(Error::Decode { .. }) => return Ok(Vec::new()),
+        then => then?,
+    };
+    let decided = decision(&then.state).unwrap_or_default();
+    let events = decided.iter().map(|event| Event::of(aggregate_id, event)).collect::<Result<_>>();
+    Ok(events.unwrap_or_default())
+}
+
+fn types_of(events: &[Event]) -> Vec<String> {
+    events.iter().map(|event| event.event_type().to_owned()).collect()
+}
+
+/// Refuses a key whose events are of another command, as far as that can be seen. How many there are may depend on more than
+/// the state.
+fn refuse_other(aggregate_id: &str, earlier: &[RecordedEvent], types: &[String]) -> Result<()> {
+    let of_another_type = earlier.iter().zip(types).find(|(earlier, wanted)| earlier.event.event_type() != *wanted);
+    let of_another_type = of_another_type.map(|(earlier, _)| earlier);
+    let other = earlier.iter().find(|earlier| earlier.event.aggregate_id() != aggregate_id).or(of_another_type);
+    match other {
+        Some(other) => Err(Error::DuplicateEvent { id: other.event.id().to_owned(), version: Some(other.version) }),
+        None => Ok(()),
+    }
 }
 
 /// The events of a decision as a load gives them: those that it could not give would be in the way of every later one.

@@ -34,6 +34,7 @@
 //! - [`Aggregate`] and [`Store::decide`]: decisions on an aggregate's state, with idempotent commands and
 //!   [snapshots](SnapshotPolicy).
 //! - [`Projection`] and [`Store::project`]: views that are kept up to date and resume where they stopped.
+//! - [`Store::at`]: the store as it was at a version.
 //! - [`Cursor`]: a position to resume from, which detects another history.
 //! - [`blocking`]: for programs without an async runtime.
 //! - [`testing`]: stores that fail on request, and given-when-then tests for aggregates.
@@ -60,6 +61,7 @@
 
 mod aggregate;
 mod append;
+mod at;
 pub mod backend;
 pub mod blocking;
 mod call;
@@ -75,6 +77,7 @@ pub mod testing;
 
 pub use aggregate::{Aggregate, Decide, DecideError, Decided, Loaded};
 pub use append::{Append, Appended};
+pub use at::StoreAt;
 pub use call::Call;
 pub use copy::CopyReport;
 pub use load::{Load, Since, Subscribe};

@@ -54,6 +54,8 @@ struct Selection {
     store: Arc<dyn EventStore>,
     cursor: Option<Cursor>,
     options: LoadOptions,
+    /// Events from here on are not there, whatever the options say.
+    end: Option<Version>,
 }
 
 impl Selection {
@@ -62,7 +64,7 @@ impl Selection {
             Since::Version(version) => (version, None),
             Since::Cursor(cursor) => (cursor.version(), Some(cursor)),
         };
-        Selection { store, cursor, options: LoadOptions::since(version) }
+        Selection { store, cursor, options: LoadOptions::since(version), end: None }
     }
 
     /// The events, once the cursor was found to be of the store's history.
@@ -137,8 +139,16 @@ impl Load {
         Load { selection: Selection::new(store, since), ctx: Context::background() }
     }
 
+    /// Of a store as it was at this version.
+    pub(crate) fn until(store: Arc<dyn EventStore>, since: Since, version: Version) -> Self {
+        let mut load = Load::new(store, since);
+        load.selection.end = Some(version.next());
+        load.before(version.next())
+    }
+
     /// Only events with a smaller version than this one.
     pub fn before(mut self, version: Version) -> Self {
+        let version = self.selection.end.map_or(version, |end| version.min(end));
         self.selection.options = self.selection.options.before(version);
         self
     }

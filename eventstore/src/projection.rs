@@ -1,5 +1,6 @@
 //! Views that are kept up to date with the events.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -62,6 +63,10 @@ pub trait Projection: Send + 'static {
     ///
     /// After an error it is called again with the same events, and perhaps more. So a failed call must leave nothing behind, as
     /// with a transaction.
+    ///
+    /// An event that cannot be decoded is not tried again: if the error is the [`Decode`](crate::Error::Decode) of
+    /// [`RecordedEvent::decode`], or has it as a source, the projection ends with it, or
+    /// [leaves the event out](Project::on_decode_error).
     async fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError>;
 }
 
@@ -76,6 +81,8 @@ impl Store {
             page: PageSize::LARGEST,
             pauses: (Duration::from_millis(100), Duration::from_secs(30)),
             give_up_after: None,
+            on_decode_error: None,
+            left_out: BTreeSet::new(),
             ctx: Context::background(),
             progress: watch::Sender::new(Seen::default()),
         }
@@ -92,9 +99,14 @@ pub struct Project<P> {
     page: PageSize,
     pauses: (Duration, Duration),
     give_up_after: Option<u32>,
+    on_decode_error: Option<Box<OnDecodeError>>,
+    /// Of the page that is being taken up.
+    left_out: BTreeSet<Version>,
     ctx: Context,
     progress: watch::Sender<Seen>,
 }
+
+type OnDecodeError = dyn FnMut(&RecordedEvent, &Error) -> Result<()> + Send;
 
 impl<P: Projection> Project<P> {
     /// Sets its name for logs and for the label `projection` of its metrics. Without a name it has no metrics.
@@ -131,6 +143,63 @@ impl<P: Projection> Project<P> {
     /// jitter. Without it, 100 ms to 30 s.
     pub fn backoff(mut self, shortest: Duration, longest: Duration) -> Self {
         self.pauses = (shortest, longest.max(shortest));
+        self
+    }
+
+    /// Decides on an event that the projection cannot decode: `Ok` leaves it out, for good, and the projection gets the rest of
+    /// its page; an error ends the projection. Without it, the projection ends with [`Decode`](crate::Error::Decode).
+    ///
+    /// `decide` must not block. It is called once for each such event, and again after a restart before the page was saved.
+    ///
+    /// ```
+    /// # use eventstore::{BoxError, Cursor, Event, Projection, RecordedEvent, async_trait};
+    /// #[derive(serde::Deserialize)]
+    /// enum Order {
+    ///     Placed { cents: u64 },
+    /// }
+    ///
+    /// #[derive(Default)]
+    /// struct Total {
+    ///     cents: u64,
+    ///     cursor: Cursor,
+    /// }
+    ///
+    /// #[async_trait]
+    /// impl Projection for Total {
+    /// #   async fn cursor(&mut self) -> Result<Cursor, BoxError> {
+    /// #       Ok(self.cursor)
+    /// #   }
+    ///     async fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError> {
+    ///         let mut cents = self.cents;
+    ///         for event in events {
+    ///             let Order::Placed { cents: more } = event.decode()?;
+    ///             cents += more;
+    ///         }
+    ///         (self.cents, self.cursor) = (cents, cursor);
+    ///         Ok(())
+    ///     }
+    ///     // ...
+    /// }
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let store = eventstore::open("memory:").await?;
+    /// # store.append(Event::builder("Placed", "order-1").data("{not JSON").build()?).await?;
+    /// # let last = store.append(Event::builder("Placed", "order-2").data(r#"{"cents":7}"#).build()?).await?.last;
+    /// let running = store.project(Total::default()).on_decode_error(|event, error| {
+    ///     eprintln!("left out: {} {error}", event.event.id());
+    ///     Ok(())
+    /// });
+    /// # let running = running.start();
+    /// # running.reached(last).await?;
+    /// # assert_eq!(running.stop().await?.cents, 7);
+    /// # Ok::<(), eventstore::Error>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn on_decode_error(
+        mut self,
+        decide: impl FnMut(&RecordedEvent, &Error) -> Result<()> + Send + 'static,
+    ) -> Self {
+        self.on_decode_error = Some(Box::new(decide));
         self
     }
 
@@ -247,7 +316,8 @@ impl<P> Running<P> {
     ///
     /// # Errors
     ///
-    /// Why it had ended by itself: `HistoryDiverged` if its cursor is of another history; the error of the store or of the
+    /// Why it had ended by itself: `HistoryDiverged` if its cursor is of another history; `Decode` if it could not decode an
+    /// event, or what [`on_decode_error`](Project::on_decode_error) said to that; the error of the store or of the
     /// projection, if it was to [give up](Project::give_up_after); `Closed` with the store. `Engine` if it panicked.
     pub async fn stop(mut self) -> Result<P> {
         self.stop.cancel();
@@ -341,7 +411,7 @@ impl<P: Projection> Project<P> {
             }
         };
         self.options.since = at.version();
-        let page = self.store.load_page(&self.ctx, &self.options, self.page).await?;
+        let mut page = self.store.load_page(&self.ctx, &self.options, self.page).await?;
         // Behind the last page of those that match, everything up to the head was looked at.
         let reached = match (&page.next, page.events.last()) {
             (Some(_), Some(last)) => last.version,
@@ -353,11 +423,31 @@ impl<P: Projection> Project<P> {
             return Ok(());
         }
         let next = self.store.cursor_at(&self.ctx, reached).await?;
-        self.projection.apply(&page.events, next).await.map_err(projection_failed("take up events"))?;
+        self.take_up(std::mem::take(&mut page.events), next).await?;
         *cursor = Some(next);
         self.tell(reached, page.head, page.next.is_none());
         self.ctx.check()?;
         Ok(())
+    }
+
+    /// Gives events to the projection, but those that are left out because it cannot decode them.
+    async fn take_up(&mut self, mut events: Vec<RecordedEvent>, cursor: Cursor) -> Result<(), Failed> {
+        loop {
+            events.retain(|recorded| !self.left_out.contains(&recorded.version));
+            let Err(failed) = self.projection.apply(&events, cursor).await else {
+                self.left_out.clear(); // the next page is behind them
+                return Ok(());
+            };
+            let Some(error) = decode_error(&*failed) else { return Err(projection_failed("take up events")(failed)) };
+            let is_it = |recorded: &&RecordedEvent| matches!(&error, Error::Decode { version, .. } if *version == Some(recorded.version));
+            // Of an event that it was not given there is nothing to leave out.
+            let (Some(decide), Some(recorded)) = (&mut self.on_decode_error, events.iter().find(is_it)) else {
+                return Err(Failed::ForGood(error));
+            };
+            decide(recorded, &error).map_err(Failed::ForGood)?;
+            tracing::warn!(projection = self.name, %error, "a projection leaves an event out");
+            self.left_out.insert(recorded.version);
+        }
     }
 
     fn tell(&self, version: Version, head: Version, is_caught_up: bool) {
@@ -370,6 +460,18 @@ impl<P: Projection> Project<P> {
         set("eventstore_projection_lag", head.get().saturating_sub(version.get()));
         set("eventstore_projection_caught_up", u64::from(is_caught_up));
     }
+}
+
+/// That an event cannot be decoded, if that is what has failed.
+fn decode_error(failed: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let mut next = Some(failed);
+    while let Some(error) = next {
+        match error.downcast_ref::<Error>() {
+            Some(decode @ Error::Decode { .. }) => return Some(decode.clone()),
+            _ => next = error.source(),
+        }
+    }
+    None
 }
 
 fn projection_failed(what: &'static str) -> impl Fn(BoxError) -> Failed {

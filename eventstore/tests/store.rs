@@ -322,6 +322,121 @@ async fn a_command_with_a_key_is_done_once() {
 }
 
 #[tokio::test]
+async fn a_store_at_a_version_is_as_it_was() {
+    let store = memory().await;
+    for (id, aggregate_id) in [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"), ("5", "a")] {
+        store.append(event(id, aggregate_id)).await.expect("appended");
+    }
+    let copy = memory().await;
+    let mut then = store.at(Version::ZERO).await.expect("read");
+    assert_eq!(then.digest().await.expect("read"), copy.digest().await.expect("read"));
+    for version in 1..=5 {
+        let recorded = store.load(Version::new(version - 1)).limit(1).await.expect("loaded").remove(0);
+        copy.append(recorded.event).await.expect("appended");
+        let version = Version::new(version);
+        then = store.at(version).await.expect("read");
+        // What a store has that ended there is what this shows.
+        assert_eq!(then.version(), version);
+        assert_eq!(then.digest().await.expect("read"), copy.digest().await.expect("read"));
+        assert_eq!(then.cursor().await.expect("read"), copy.cursor().await.expect("read"));
+        let ids = |events: Vec<RecordedEvent>| -> Vec<_> { events.iter().map(|e| e.event.id().to_owned()).collect() };
+        for backward in [false, true] {
+            let (mut shown, mut expected) = (then.load(Version::ZERO), copy.load(Version::ZERO));
+            if backward {
+                (shown, expected) = (shown.backward(), expected.backward());
+            }
+            assert_eq!(ids(shown.await.expect("loaded")), ids(expected.await.expect("loaded")));
+        }
+        let beyond = then.load(Version::ZERO).before(Version::new(99)).await.expect("loaded");
+        assert_eq!(beyond.len() as u64, version.get(), "no bound leads beyond it");
+        assert_eq!(then.load(Version::ZERO).before(Version::new(2)).await.expect("loaded").len(), 1);
+        for options in [AggregateOptions::all(), AggregateOptions::all().before(Version::new(99))] {
+            let shown = then.aggregates(options.clone(), 10).await.expect("listed").aggregates;
+            assert_eq!(shown, copy.aggregates(options, 10).await.expect("listed").aggregates);
+        }
+        for aggregate_id in ["a", "b", "c", "d"] {
+            let shown = then.revision(aggregate_id).await.expect("read");
+            assert_eq!(shown, copy.revision(aggregate_id).await.expect("read"), "{aggregate_id}");
+        }
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            match (then.get(id).await, copy.get(id).await) {
+                (Ok(shown), Ok(expected)) => assert_eq!(shown.version, expected.version),
+                (shown, _) => {
+                    let later = id.parse::<u64>().expect("a number") > version.get();
+                    assert!(later && matches!(&shown, Err(Error::EventNotFound { .. })), "{id}: {shown:?}");
+                }
+            }
+        }
+    }
+    store.decide::<Account>("acc", deposit(5)).await.expect("decided");
+    let rich = store.at(store.cursor().await.expect("read")).await.expect("read");
+    store.decide::<Account>("acc", withdraw(5)).await.expect("decided");
+    let loaded = rich.aggregate::<Account>("acc").await.expect("loaded");
+    assert_eq!((loaded.state.balance, loaded.revision), (5, Revision::new(1)));
+    let beyond = store.at(Version::new(8)).await;
+    assert!(matches!(&beyond, Err(Error::InvalidVersion { text, .. }) if text == "8"), "{beyond:?}");
+    let foreign = memory().await;
+    foreign.append(event("other", "a")).await.expect("appended");
+    let diverged = store.at(foreign.cursor().await.expect("read")).await;
+    assert!(matches!(&diverged, Err(Error::HistoryDiverged { .. })), "{diverged:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_for_another_command_is_refused() {
+    let store = memory().await;
+    let policy = SnapshotPolicy::new(MemorySnapshots::default(), 1).every(1);
+    store.decide::<Account>("a", deposit(10)).await.expect("decided");
+    store.decide::<Account>("a", deposit(5)).idempotency_key("k").await.expect("decided");
+    // By now there is enough; when the key was used there was, too.
+    for policy in [None, Some(&policy)] {
+        let mut other = store.decide::<Account>("a", withdraw(7)).idempotency_key("k");
+        if let Some(policy) = policy {
+            other = other.snapshots(policy);
+        }
+        let other = other.await;
+        let Err(DecideError::Store(Error::DuplicateEvent { version, .. })) = &other else { panic!("{other:?}") };
+        assert_eq!(*version, Some(Version::new(2)));
+    }
+    assert_eq!(store.latest_version().await.expect("read"), Version::new(2), "nothing was written");
+    // What cannot be told apart is a repetition: other content, and what was rejected, or without effect, on that state.
+    for again in [
+        store.decide::<Account>("a", deposit(6)).idempotency_key("k").await,
+        store.decide::<Account>("a", withdraw(11)).idempotency_key("k").await,
+        store.decide::<Account>("a", |_| Ok(vec![])).idempotency_key("k").await,
+    ] {
+        assert_eq!(again.expect("repeated").appended.expect("events").last, Version::new(2));
+    }
+    // An event of another aggregate that has the id of a command here.
+    let id = store.load(Version::new(1)).await.expect("loaded")[0].event.id().to_owned();
+    let elsewhere = memory().await;
+    let foreign = Event::builder("Deposited", "b").id(id).json(&serde_json::json!({ "cents": 5 })).build();
+    elsewhere.append(foreign.expect("valid")).await.expect("appended");
+    let refused = elsewhere.decide::<Account>("a", deposit(5)).idempotency_key("k").await;
+    assert!(matches!(&refused, Err(DecideError::Store(Error::DuplicateEvent { .. }))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_another_command_uses_meanwhile_is_refused() {
+    let store = memory().await;
+    store.decide::<Account>("a", deposit(10)).await.expect("decided");
+    let inner = store.clone();
+    let mut is_first = true;
+    let slow = store.decide::<Account>("a", move |account: &Account| {
+        if std::mem::take(&mut is_first) {
+            let store = inner.clone();
+            let other = std::thread::spawn(move || {
+                let store = store.blocking().expect("a runtime");
+                store.run(store.decide::<Account>("a", deposit(7)).idempotency_key("k")).expect("decided");
+            });
+            other.join().expect("no panic");
+        }
+        withdraw(3)(account)
+    });
+    let refused = slow.idempotency_key("k").await;
+    assert!(matches!(&refused, Err(DecideError::Store(Error::DuplicateEvent { .. }))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn of_attempts_of_one_command_that_decide_otherwise_the_first_counts() {
     // Both see that it is not there yet. The one that is slower finds the other's event under its own id.
     let store = memory().await;
@@ -826,6 +941,129 @@ async fn a_projection_that_fails_is_given_the_same_events_again() {
     let error = running.stop().await.expect_err("it gave up");
     let source = std::error::Error::source(&error).expect("there is a cause").to_string();
     assert_eq!(source, "the database is away");
+}
+
+/// Adds up what was deposited; its errors are its own.
+#[derive(Debug, Default)]
+struct Deposits {
+    cents: u64,
+    pages: Vec<Vec<u64>>,
+    cursor: Cursor,
+    /// Fails so often for another reason.
+    fails: u32,
+    /// Has the error as a source of its own.
+    wraps: bool,
+}
+
+#[derive(Debug)]
+struct Wrapped(Error);
+
+impl std::fmt::Display for Wrapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the view failed")
+    }
+}
+
+impl std::error::Error for Wrapped {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl eventstore::blocking::Projection for Deposits {
+    fn cursor(&mut self) -> Result<Cursor, BoxError> {
+        Ok(self.cursor)
+    }
+
+    fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError> {
+        assert!(tokio::runtime::Handle::try_current().is_ok());
+        self.pages.push(events.iter().map(|recorded| recorded.version.get()).collect());
+        let mut cents = self.cents;
+        for event in events {
+            cents += match event.decode::<AccountEvent>() {
+                Ok(Deposited { cents } | Withdrawn { cents }) => cents,
+                Err(error) if self.wraps => return Err(Wrapped(error).into()),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        if self.fails > 0 {
+            self.fails -= 1;
+            return Err("the database is away".into());
+        }
+        (self.cents, self.cursor) = (cents, cursor);
+        Ok(())
+    }
+}
+
+/// Two deposits, of which something that is none is between, and before, and behind.
+fn unreadable_store() -> eventstore::blocking::Blocking {
+    let store = eventstore::blocking::open("memory:").expect("opened");
+    let deposit = |cents: u64| Event::of("a", &Deposited { cents }).expect("valid");
+    let broken = Event::builder("Deposited", "a").data("{").build().expect("valid");
+    store.run(store.append([event("1", "a"), deposit(2), broken, deposit(4), event("5", "a")])).expect("appended");
+    store
+}
+
+#[test]
+fn a_projection_ends_with_an_event_that_it_cannot_decode() {
+    for wraps in [false, true] {
+        let store = unreadable_store();
+        let running =
+            store.start(store.project(Deposits { wraps, ..Deposits::default() }).backoff(SOON, SOON).give_up_after(9));
+        let reached = store.run(running.reached(Version::new(5)));
+        let is_it = |error: &Error| matches!(error, Error::Decode { version: Some(version), .. } if version.get() == 1);
+        assert!(reached.as_ref().is_err_and(is_it), "{reached:?}");
+        let ended = store.run(running.stop());
+        assert!(ended.as_ref().is_err_and(is_it), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_projection_leaves_out_what_it_cannot_decode_if_it_is_told_to() {
+    let store = unreadable_store();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = told.clone();
+    let project = store.project(Deposits { fails: 2, ..Deposits::default() }).backoff(SOON, SOON).give_up_after(9);
+    let project = project.on_decode_error(move |recorded, error| {
+        assert!(matches!(error, Error::Decode { version, .. } if *version == Some(recorded.version)));
+        telling.lock().unwrap().push(recorded.version.get());
+        Ok(())
+    });
+    let running = store.start(project);
+    store.run(running.reached(Version::new(5))).expect("reached");
+    let deposits = store.run(running.stop()).expect("stopped").into_inner();
+    assert_eq!(*told.lock().unwrap(), [1, 3, 5], "once each, also where the page fails for another reason");
+    let left = [vec![1, 2, 3, 4, 5], vec![2, 3, 4, 5], vec![2, 4, 5], vec![2, 4], vec![2, 4], vec![2, 4]];
+    assert_eq!((deposits.cents, deposits.cursor.version()), (6, Version::new(5)));
+    assert_eq!(deposits.pages, left);
+    // It may end it as well.
+    let third = Version::new(3);
+    let running = store.start(
+        store
+            .project(Deposits::default())
+            .on_decode_error(move |event, error| if event.version == third { Err(error.clone()) } else { Ok(()) }),
+    );
+    let reached = store.run(running.reached(Version::new(5)));
+    assert!(matches!(&reached, Err(Error::Decode { version, .. }) if *version == Some(third)), "{reached:?}");
+}
+
+#[test]
+fn a_blocking_projection_that_panics_ends_and_says_so() {
+    struct Panics;
+    impl eventstore::blocking::Projection for Panics {
+        fn cursor(&mut self) -> Result<Cursor, BoxError> {
+            panic!("no view");
+        }
+
+        fn apply(&mut self, _: &[RecordedEvent], _: Cursor) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+    let store = unreadable_store();
+    let running = store.start(store.project(Panics));
+    assert!(store.run(running.reached(Version::new(1))).is_err());
+    let ended = store.run(running.stop());
+    assert!(matches!(ended, Err(Error::Engine { .. })));
 }
 
 #[tokio::test]

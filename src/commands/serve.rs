@@ -1,5 +1,6 @@
 //! `serve`: a store, or a directory of stores, over HTTP, until a signal.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use eventstore::backend::HISTOGRAM_BUCKETS;
@@ -10,6 +11,7 @@ use super::Ending;
 use crate::cli::ServeArgs;
 use crate::failure::{Failure, tell};
 use crate::interrupt;
+use crate::request_log::Log;
 
 pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     let stop = interrupt::token_of_work();
@@ -26,13 +28,9 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
             args.listen
         )));
     }
-    let tls = match (&args.tls_cert, &args.tls_key) {
-        (Some(certificate), Some(key)) => {
-            Some(Tls::from_files(certificate, key).map_err(|error| Failure::refused(error.to_string()))?)
-        }
-        _ => None,
-    };
-    let tokens = args.token_file.as_deref().map(Tokens::from_file).transpose().map_err(Failure::refused)?;
+    let files = Files { tokens: args.token_file.clone(), tls: args.tls_cert.clone().zip(args.tls_key.clone()) };
+    let (tokens, tls) = (files.tokens().map_err(Failure::refused)?, files.tls().map_err(Failure::refused)?);
+    files.read_on_hangup(tokens.clone(), tls.clone())?;
     let metrics = record_metrics()?;
     // Before a store is opened: whoever mistypes the address has not opened it for nothing.
     let mut listener = Listener::bind(&args.listen).await.map_err(|error| Failure::refused(error.to_string()))?;
@@ -70,9 +68,75 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
         None if args.listen.is_local() && matches!(args.listen, Address::Tcp(_)) => server.only_this_machine(),
         None => server,
     };
+    let log = args.log.map(Log::begin);
     tell(&format!("serving {what} at {}; stop with Ctrl-C", listener.url()));
-    serve(server, listener, stop).await.map_err(|error| Failure::refused(error.to_string()))?;
+    let served = serve(server, listener, stop).await;
+    if let Some(log) = log {
+        log.end();
+    }
+    served.map_err(|error| Failure::refused(error.to_string()))?;
     Ok(Ending::Interrupted)
+}
+
+/// The files that are read at the beginning, and again whenever the process gets SIGHUP.
+struct Files {
+    tokens: Option<PathBuf>,
+    /// The certificate and its key.
+    tls: Option<(PathBuf, PathBuf)>,
+}
+
+impl Files {
+    fn tokens(&self) -> Result<Option<Tokens>, String> {
+        self.tokens.as_deref().map(Tokens::from_file).transpose()
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, String> {
+        let read = |(certificate, key): &(PathBuf, PathBuf)| Tls::from_files(certificate, key);
+        self.tls.as_ref().map(read).transpose().map_err(|error| error.to_string())
+    }
+
+    /// Without files, a hangup ends the command as it ends others.
+    #[cfg(unix)]
+    fn read_on_hangup(self, tokens: Option<Tokens>, tls: Option<Tls>) -> Result<(), Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        if tokens.is_none() && tls.is_none() {
+            return Ok(());
+        }
+        let mut hangups = signal(SignalKind::hangup()).map_err(|error| Failure::io("listen for signals", &error))?;
+        interrupt::keep_on_hangup();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                self.read_again(tokens.as_ref(), tls.as_ref());
+            }
+        });
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn read_on_hangup(self, _: Option<Tokens>, _: Option<Tls>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// What cannot be read stays as it is.
+    #[cfg(unix)]
+    fn read_again(&self, tokens: Option<&Tokens>, tls: Option<&Tls>) {
+        match (tokens, self.tokens()) {
+            (Some(tokens), Ok(Some(new))) => {
+                tokens.replace(new);
+                tell("read the tokens again");
+            }
+            (_, Err(reason)) => tell(&format!("the tokens stay as they were: {reason}")),
+            _ => {}
+        }
+        match (tls, self.tls()) {
+            (Some(tls), Ok(Some(new))) => {
+                tls.replace(new);
+                tell("read the certificate again");
+            }
+            (_, Err(reason)) => tell(&format!("the certificate stays as it was: {reason}")),
+            _ => {}
+        }
+    }
 }
 
 /// `DIR`, or `ENGINE:DIR?options`, as a store's URL.

@@ -61,12 +61,16 @@ async fn command(app: &App, id: String, key: Key, command: Command) -> Answer {
     if let Some(first) = done.earlier.first()
         && first.event.metadata_as::<Value>()? != json!({ "command": command })
     {
-        let detail = "the key was used for another command; give each command a key of its own";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", detail));
+        return Err(key_reused());
     }
     let status = if matches!(command, Command::Place(_)) { StatusCode::CREATED } else { StatusCode::OK };
     let body = json!({ "version": appended.last.get(), "repeated": !done.earlier.is_empty(), "order": done.state });
     Ok((status, Json(body)))
+}
+
+fn key_reused() -> Problem {
+    let detail = "the key was used for another command; give each command a key of its own";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", detail)
 }
 
 /// From the events: always what is so now.
@@ -180,6 +184,8 @@ impl IntoResponse for Problem {
 impl From<DecideError<Refused>> for Problem {
     fn from(error: DecideError<Refused>) -> Self {
         match error {
+            // The ids of a command's events are those of its key.
+            DecideError::Store(Error::DuplicateEvent { .. }) => key_reused(),
             DecideError::Store(error) => error.into(),
             DecideError::Rejected(refused) => {
                 let status = match &refused {
