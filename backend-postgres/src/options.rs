@@ -294,6 +294,10 @@ impl Options {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(Duration::from_secs(30));
         }
+        // A machine that is gone is noticed within half a minute, and not after the two hours that are the default.
+        if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
+            config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(4);
+        }
         config.ssl_mode(if self.is_tls(&config) { config::SslMode::Require } else { config::SslMode::Disable });
         if config.get_password().is_none()
             && let Some(password) = &self.password
