@@ -107,7 +107,8 @@ impl From<Resolution> for Answer {
 /// Decides on batches that cannot be appended as they were decided.
 ///
 /// It is asked for one batch after the other, in their order, when all that the hub has is pulled. A function of a [`Conflict`] that
-/// gives a [`Resolution`] is one.
+/// gives a [`Resolution`] is one. It may append, load and delete; it does not sync the replica that it decides for
+/// ([`Error::Deciding`](crate::Error::Deciding)), nor wait for a task that does.
 #[async_trait]
 pub trait Resolver: Send + Sync {
     /// What to do with the batch.

@@ -19,10 +19,15 @@ use crate::worker::{Job, PAGES, behind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncState {
-    /// Nobody syncs.
+    /// Nobody syncs, and nothing went wrong.
     Idle,
-    /// The hub cannot be reached, for this reason.
+    /// The hub cannot be reached, or cannot be used now, for this reason. It may be later.
     Offline(String),
+    /// The hub was reached, and says what trying again does not mend, for this reason: it wants another token, it has no such
+    /// store, it is another store.
+    Refused(String),
+    /// Nothing is wrong with the hub: the replica's own files, its resolver or its program ended the sync, for this reason.
+    Failed(String),
     /// The hub has so many events that are not here yet.
     Behind(u64),
     /// All that the hub has is here, and it is followed.
@@ -33,11 +38,25 @@ pub enum SyncState {
     AnotherHistory,
 }
 
+impl SyncState {
+    /// What an error that ended a sync says.
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::AnotherHistory { .. } => SyncState::AnotherHistory,
+            error if error.is_offline() => SyncState::Offline(error.to_string()),
+            Error::Hub { .. } | Error::AnotherHub { .. } => SyncState::Refused(error.to_string()),
+            error => SyncState::Failed(error.to_string()),
+        }
+    }
+}
+
 impl fmt::Display for SyncState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SyncState::Idle => f.write_str("idle"),
             SyncState::Offline(reason) => write!(f, "offline: {reason}"),
+            SyncState::Refused(reason) => write!(f, "refused by the hub: {reason}"),
+            SyncState::Failed(reason) => write!(f, "failed: {reason}"),
             SyncState::Behind(events) => write!(f, "behind by {events} events"),
             SyncState::Live => f.write_str("live"),
             SyncState::Waiting(batch) => write!(f, "batch {batch} waits for a decision"),
@@ -146,6 +165,11 @@ const FRUITLESS: u32 = 5;
 /// How often the hub may have another history during one sync.
 const HISTORIES: u32 = 3;
 
+tokio::task_local! {
+    /// The replicas whose resolvers are being asked, each by one before it.
+    static DECIDING: Vec<usize>;
+}
+
 impl Replica {
     /// What syncing does.
     #[must_use]
@@ -175,16 +199,16 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says.
-    /// What was done until then is kept, and another sync goes on.
+    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says;
+    /// [`Error::Deciding`] from inside of a resolver of this replica. What was done until then is kept, and another sync goes on.
     pub async fn sync_once(&self, options: &SyncOptions) -> Result<SyncReport> {
+        self.check_not_deciding()?;
         let _one = self.shared.syncing.lock().await;
         let done = self.sync(options).await;
         match &done {
             Ok(SyncReport { waiting: Some(batch), .. }) => self.set_state(SyncState::Waiting(*batch)),
             Ok(_) => self.set_state(SyncState::Live),
-            Err(Error::AnotherHistory { .. }) => self.set_state(SyncState::AnotherHistory),
-            Err(error) => self.set_state(SyncState::Offline(error.to_string())),
+            Err(error) => self.set_state(SyncState::of(error)),
         }
         if done.is_err() {
             self.shared.hub.forget().await;
@@ -199,8 +223,10 @@ impl Replica {
     /// # Errors
     ///
     /// Those that trying again does not mend: [`Error::AnotherHistory`], [`Error::AnotherHub`], `Closed`, `Forbidden`, what the
-    /// resolver says, and what the replica's own files say.
+    /// resolver says, what the replica's own files say, and [`Error::Deciding`] from inside of a resolver of this replica. The
+    /// [state](Replica::sync_state) tells it afterwards as well.
     pub async fn run(&self, options: &SyncOptions) -> Result<()> {
+        self.check_not_deciding()?;
         let stop = options.stop.clone();
         let live = async {
             let (mut failures, mut quiet, mut is_by_news) = (0, 0, false);
@@ -242,8 +268,26 @@ impl Replica {
             done = live => done,
             () = stop.cancelled() => Ok(()),
         };
-        self.set_state(SyncState::Idle);
+        if done.is_ok() {
+            self.set_state(SyncState::Idle);
+        }
         done
+    }
+
+    /// A sync waits for the decision that is being made, which must not wait for a sync.
+    fn check_not_deciding(&self) -> Result<()> {
+        let is_deciding = DECIDING.try_with(|deciding| deciding.contains(&self.id()));
+        if is_deciding.unwrap_or_default() { Err(Error::Deciding) } else { Ok(()) }
+    }
+
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
+    async fn resolve(&self, resolver: &dyn Resolver, conflict: &Conflict) -> Result<Answer> {
+        let mut deciding = DECIDING.try_with(Clone::clone).unwrap_or_default();
+        deciding.push(self.id());
+        DECIDING.scope(deciding, resolver.resolve(conflict)).await
     }
 
     /// Waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were none the
@@ -392,7 +436,7 @@ impl Replica {
             let Some(question) = question else { return Ok(None) };
             let Some(resolver) = &options.resolver else { return Ok(Some(question.batch)) };
             let conflict = self.conflict(&question).await?;
-            let Answer { resolution, on_top } = resolver.resolve(&conflict).await?;
+            let Answer { resolution, on_top } = self.resolve(&**resolver, &conflict).await?;
             let on_top = on_top.into_iter().filter_map(|(batch, resolution)| Some((batch, decision(resolution)?)));
             let on_top = on_top.collect();
             let Some(decision) = decision(resolution) else { return Ok(Some(question.batch)) };

@@ -11,7 +11,9 @@ use std::time::Duration;
 use eventstore::backend::EventStore;
 use eventstore::{CancellationToken, Cursor, Event, Expected, RecordedEvent, Revision, Store, Version};
 use eventstore_api::{Batch, Context, Gc, GcReport, LoadOptions, Page, PageSize, Place, Pulled, Pushed, Stats, Stored};
-use synckit::{Answer, Conflict, Error, Notice, Options, RejectConflicts, Replica, Resolution, Resolver, SyncOptions};
+use synckit::{
+    Answer, Conflict, Error, Notice, Options, RejectConflicts, Replica, Resolution, Resolver, SyncOptions, SyncState,
+};
 
 use common::{Hub, event, ids};
 
@@ -395,6 +397,74 @@ async fn a_resolver_may_append_and_delete() {
     soon(a.sync_once(&SyncOptions::new().resolver(busy))).await.expect("a sync");
     assert_eq!(ids(&a).await, ["h", "beside", "of resolver 0", "of resolver 1"]);
     assert_eq!(a.rejected().len(), 1);
+}
+
+/// The sync that asks it waits for its answer.
+#[tokio::test]
+async fn a_resolver_that_syncs_its_own_replica_is_told_at_once_that_it_cannot() {
+    #[derive(Debug)]
+    struct Syncs {
+        replicas: Vec<Replica>,
+        told: Arc<std::sync::Mutex<Vec<synckit::Result<()>>>>,
+    }
+    #[synckit::async_trait]
+    impl Resolver for Syncs {
+        async fn resolve(&self, conflict: &Conflict) -> synckit::Result<Answer> {
+            for replica in &self.replicas {
+                let stop = CancellationToken::new();
+                stop.cancel();
+                let once = replica.sync_once(&SyncOptions::new().resolver(RejectConflicts)).await.map(drop);
+                let run = replica.run(&SyncOptions::new().stop(stop)).await;
+                self.told.lock().expect("no panic").extend([once, run]);
+            }
+            RejectConflicts.resolve(conflict).await
+        }
+    }
+    let (hub, a) = conflicting().await;
+    let b = hub.replica("b").await;
+    let told = Arc::default();
+    let syncs = Syncs { replicas: vec![a.clone(), b.clone()], told: Arc::clone(&told) };
+    soon(a.sync_once(&SyncOptions::new().resolver(syncs))).await.expect("a sync");
+    let told = std::mem::take(&mut *told.lock().expect("no panic"));
+    // Of two batches, one after the other.
+    for told in told.chunks(4) {
+        let [Err(Error::Deciding), Err(Error::Deciding), Ok(()), Ok(())] = told else { panic!("{told:?}") };
+    }
+    assert_eq!(a.rejected().len(), 2, "and its answers count");
+    assert_eq!(a.sync_state(), SyncState::Live);
+    // A resolver that ends with it ends the sync with it.
+    let (_hub, a) = conflicting().await;
+    #[derive(Debug)]
+    struct Ends(Replica);
+    #[synckit::async_trait]
+    impl Resolver for Ends {
+        async fn resolve(&self, _: &Conflict) -> synckit::Result<Answer> {
+            self.0.sync_once(&SyncOptions::new()).await.map(|_| Resolution::Wait.into())
+        }
+    }
+    let ended = soon(a.run(&SyncOptions::new().resolver(Ends(a.clone())))).await;
+    assert!(matches!(ended, Err(Error::Deciding)), "{ended:?}");
+    assert!(matches!(a.sync_state(), SyncState::Failed(_)), "{}", a.sync_state());
+}
+
+/// A user interface tells by the state whom to ask: the network, the hub's owner, or this machine's.
+#[tokio::test]
+async fn the_state_tells_what_is_the_hubs_from_what_is_the_replicas() {
+    let hub = Hub::new().await;
+    // There is no such store: to try again does not help.
+    let a = Options::new(hub.path("a")).hub(format!("lmdb:{}", hub.path("none").display())).open().await;
+    let a = a.expect("it works without a hub");
+    let refused = soon(a.run(&SyncOptions::new())).await.expect_err("there is none");
+    assert!(!refused.is_offline(), "{refused}");
+    assert_eq!(a.sync_state(), SyncState::Refused(refused.to_string()));
+    a.close().await.expect("closed");
+    let closed = a.sync_once(&SyncOptions::new()).await.expect_err("it is closed");
+    assert_eq!(a.sync_state(), SyncState::Refused(closed.to_string()), "the hub is asked first");
+    let a = hub.replica("a").await;
+    a.close().await.expect("closed");
+    hub.store.append(event("1", "x")).await.expect("appended");
+    let closed = a.sync_once(&SyncOptions::new()).await.expect_err("it is closed");
+    assert_eq!(a.sync_state(), SyncState::Failed(closed.to_string()));
 }
 
 /// Calls that are dropped, and closing, at any moment.
