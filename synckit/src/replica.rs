@@ -165,6 +165,7 @@ impl Options {
             state: state.clone(),
             journal: Some(journal),
             lock: Some(lock),
+            next: None,
         };
         tokio::spawn(worker.run(waiting));
         let hub = match (self.store, &config.hub) {

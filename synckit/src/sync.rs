@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use eventstore::backend::EventStore;
 use eventstore_api::{
-    CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, Version,
+    CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, RecordedEvent,
+    Version,
 };
 
 use crate::core::{Condition, Decision, Number, Question, Refusal, Why};
 use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::resolve::{Answer, Conflict, Resolution, Resolver};
-use crate::worker::{Job, PAGES, behind};
+use crate::worker::{Job, PAGES, Reply, behind};
 
 /// What syncing does, for a user interface to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -332,7 +333,7 @@ impl Replica {
                         let what = "the hub has another history again and again";
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
-                    self.leave_history(&hub, options, cursor, found).await?;
+                    report.pulled += self.leave_history(&hub, options, cursor, found).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -394,8 +395,26 @@ impl Replica {
         Ok(())
     }
 
-    /// Pulls up to the head. While a page is written, the next one is on its way.
     async fn pull(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<u64> {
+        let since = self.shared.state.machine().end();
+        self.pages(hub, options, since, |Page { since, events, end, head }, reply| Job::Page {
+            since,
+            events,
+            end,
+            head,
+            reply,
+        })
+        .await
+    }
+
+    /// Pulls up to the head, and returns how many events that were. While a page is written, the next one is on its way.
+    async fn pages(
+        &self,
+        hub: &Arc<dyn EventStore>,
+        options: &SyncOptions,
+        mut since: Place,
+        job: impl Fn(Page, Reply<()>) -> Job,
+    ) -> Result<u64> {
         let next = |since: Place| {
             let (hub, timeout) = (hub.clone(), options.timeout);
             async move {
@@ -403,7 +422,6 @@ impl Replica {
                 hub.pull(&ctx, since, PAGES).await.map_err(|error| self.of_hub(error))
             }
         };
-        let mut since = self.shared.state.machine().end();
         let (mut pulled, mut page) = (0, next(since).await?);
         loop {
             let Pulled { events, head, .. } = page;
@@ -413,17 +431,18 @@ impl Replica {
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             let end = behind(since, &events);
+            let is_empty = events.is_empty();
+            let write = self.ask(|reply| job(Page { since, events, end, head }, reply));
             if end.version >= head {
-                self.ask(|reply| Job::Page { since, events, end, head, reply }).await?;
+                write.await?;
                 return Ok(pulled);
             }
-            if events.is_empty() {
+            if is_empty {
                 let what = "it has events behind those that it gives, and gives none";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             self.set_state(SyncState::Behind(head.get() - end.version.get()));
-            let (written, following) =
-                tokio::join!(self.ask(|reply| Job::Page { since, events, end, head, reply }), next(end));
+            let (written, following) = tokio::join!(write, next(end));
             written?;
             (since, page) = (end, following?);
         }
@@ -481,8 +500,7 @@ impl Replica {
                 let machine = self.shared.state.machine();
                 // Own earlier batches are known, wherever they were confirmed.
                 let basis = crate::core::Seen { number: question.batch, ..question.basis };
-                let is_unseen =
-                    |event: &eventstore_api::RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
+                let is_unseen = |event: &RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
                 unseen.extend(page.events.into_iter().filter(is_unseen));
                 next = page.next;
             }
@@ -501,14 +519,14 @@ impl Replica {
         })
     }
 
-    /// The hub has another history: goes over to it, if that is accepted.
+    /// The hub has another history: goes over to it, if that is accepted. Returns how many events were pulled.
     async fn leave_history(
         &self,
         hub: &Arc<dyn EventStore>,
         options: &SyncOptions,
         confirmed: Cursor,
         found: Cursor,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         if !options.accept_history {
             return Err(Error::AnotherHistory { hub: self.shared.hub.to_string(), confirmed, found });
         }
@@ -531,13 +549,31 @@ impl Replica {
             }
         }
         let common = Version::new(same);
-        let aside = self.ask(|reply| Job::Recover { common, reply }).await?;
+        let since = self.ask(|reply| Job::BeginHistory { common, reply }).await?;
+        // What both have may end inside of a batch. So it is shown when all is there that the hub has.
+        let copied =
+            self.pages(hub, options, since, |Page { events, end, .. }, reply| Job::CopyHistory { events, end, reply });
+        let pulled = match copied.await {
+            // It has yet another one by now, as the next pull will show.
+            Err(Error::Hub { source: StoreError::HistoryDiverged { .. }, .. }) => return Ok(0),
+            copied => copied?,
+        };
+        let aside = self.ask(|reply| Job::EnterHistory { reply }).await?;
         tracing::warn!(
             hub = %self.shared.hub, %common, was = %end.version, aside = %aside.display(),
             "the hub has another history, which was accepted; what was confirmed before is kept aside"
         );
-        Ok(())
+        Ok(pulled)
     }
+}
+
+/// A page that was pulled.
+struct Page {
+    since: Place,
+    events: Vec<RecordedEvent>,
+    /// The place behind them.
+    end: Place,
+    head: Version,
 }
 
 fn decision(resolution: Resolution) -> Option<Decision> {

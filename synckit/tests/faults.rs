@@ -553,6 +553,8 @@ enum Lie {
     Head,
     /// It cannot wait.
     NoWait,
+    /// It says whether it has a history, and gives nothing of it.
+    Mute,
 }
 
 #[derive(Debug)]
@@ -604,6 +606,10 @@ impl EventStore for Liar {
             Lie::Order if is_long => events.swap(0, 1),
             Lie::Revisions if is_long => events[1].revision = Revision::new(7),
             Lie::Twice if is_long => events[1].event = events[0].event.clone(),
+            Lie::Mute if size.events > 1 => {
+                let (url, reason) = ("hub".to_owned(), "it is busy".to_owned());
+                return Err(eventstore::Error::Unavailable { url, reason, source: None });
+            }
             Lie::Head => return Ok(Pulled::new(events, head.next())),
             Lie::NoHistory => {
                 let (cursor, found) = (since.cursor(), Cursor::START);
@@ -793,6 +799,36 @@ async fn a_subscription_in_the_middle_of_a_history_does_not_go_on_in_another() {
         }
     };
     assert!(matches!(ended, Error::Store(eventstore::Error::HistoryDiverged { .. })), "{ended}");
+}
+
+/// What both histories have may end inside of a batch.
+#[tokio::test]
+async fn no_batch_is_seen_in_part_when_another_history_is_accepted() {
+    let hub = Hub::new().await;
+    hub.store.append([event("1", "x"), event("2", "x"), event("3", "x")]).await.expect("appended");
+    let a = hub.replica("a").await;
+    a.append(event("own", "y")).await.expect("appended");
+    a.sync_once(&SyncOptions::new()).await.expect("a sync");
+    a.close().await.expect("closed");
+    let other = eventstore::open("memory:").await.expect("memory");
+    other.append([event("1", "x"), event("2", "x"), event("other", "x")]).await.expect("appended");
+    let (liar, _) = Liar::store(&other, Lie::Mute);
+    let a = Options::new(hub.path("a")).hub_store(liar).open().await.expect("a replica");
+    let before = ids(&a).await;
+    let mut notices = a.subscribe(a.cursor().await.expect("a cursor"));
+    // The second attempt finds what the first one left.
+    for _ in 0..2 {
+        let mute = soon(a.sync_once(&SyncOptions::new().accept_history())).await;
+        assert!(matches!(&mute, Err(error) if error.is_offline()), "{mute:?}");
+        assert_eq!(ids(&a).await, before, "nothing new, as long as the rest is not there");
+        assert_eq!(notices.try_next().await.expect("the same history"), None);
+    }
+    a.append(event("meanwhile", "z")).await.expect("appended");
+    a.close().await.expect("closed");
+    let a = Options::new(hub.path("a")).hub_store(other.clone()).open().await.expect("a replica");
+    a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    assert_eq!(ids(&a).await, ["1", "2", "other", "own", "meanwhile"]);
+    assert_eq!(a.cursor().await.expect("a cursor"), other.cursor().await.expect("a cursor"));
 }
 
 // Much.

@@ -1462,7 +1462,8 @@ pub enum Refusal {
 /// The recovery of a replica whose hub has another history.
 ///
 /// Own events that the hub does not have become pending again. What is to be done, in this order: the confirmed events up to the
-/// common version are copied; the new journal takes the place of the old one, which makes the copy the one that counts; what was
+/// common version are copied; those that the hub has behind them, up to its head, are put behind the copy, since the common ones
+/// may end inside of a batch; the new journal takes the place of the old one, which makes the copy the one that counts; what was
 /// confirmed before is kept aside as it is.
 #[derive(Debug)]
 pub struct Recovery<'machine> {

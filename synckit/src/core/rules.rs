@@ -29,6 +29,7 @@ pub enum Rule {
     OutcomeFirst,
     RejectedIdsKnown,
     AsideFirst,
+    HeadFirst,
     LostBasisMarks,
     AnswerNamesSeen,
     OwnIsNotForeign,
@@ -72,6 +73,7 @@ impl Rule {
         Rule::OutcomeFirst,
         Rule::RejectedIdsKnown,
         Rule::AsideFirst,
+        Rule::HeadFirst,
         Rule::LostBasisMarks,
         Rule::AnswerNamesSeen,
         Rule::OwnIsNotForeign,
@@ -133,6 +135,9 @@ impl Rule {
             Rule::OutcomeFirst => "an outcome is durable before its batch is sent; without: it is sent first",
             Rule::RejectedIdsKnown => "appending a rejected id is an error; without: a new pending batch",
             Rule::AsideFirst => "recovery: the new journal, then the old events leave; without: they leave first",
+            Rule::HeadFirst => {
+                "recovery: what the hub has up to its head, then the new journal; without: only what both have, which may end inside of a batch"
+            }
             Rule::LostBasisMarks => {
                 "recovery sends batches on top of lost foreign events to the resolver; without: it does not"
             }

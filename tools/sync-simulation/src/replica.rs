@@ -155,8 +155,6 @@ pub(crate) struct Replica {
     shown: HashSet<Number>,
     deleted: HashSet<Number>,
     was_replaced: HashSet<Number>,
-    /// The end of the common part of the history that was accepted last.
-    accepted: Option<usize>,
     /// The outcomes that rejected batches.
     rejected_by: HashMap<Number, Number>,
     pub(crate) skips: bool,
@@ -184,7 +182,6 @@ impl Replica {
             deleted: HashSet::new(),
             was_replaced: HashSet::new(),
             rejected_by: HashMap::new(),
-            accepted: None,
             skips: shared.random.f64() < 0.3,
             skew: [0, 0, -40, 40][shared.random.usize(..4)],
         }
@@ -841,13 +838,28 @@ impl Replica {
             replica.confirmed.insert(new, copy);
             Ok(())
         };
+        // Up to the head, by pages.
+        let behind: Vec<RecordedEvent> = {
+            let log = hub.log();
+            let end = if Rule::HeadFirst.is_kept() { log.synced } else { common };
+            log.events[common..end].to_vec()
+        };
+        let complete_copy = |replica: &mut Replica, shared: &mut Shared| -> Step {
+            for page in behind.chunks(3) {
+                replica.write(shared, 0.05, |replica| {
+                    let copy = replica.confirmed.get_mut(&new).expect("it was begun");
+                    page.iter().try_for_each(|event| copy.push(event.clone()))
+                })?;
+            }
+            Ok(())
+        };
         let replace_journal = |replica: &mut Replica| {
-            replica.accepted = Some(common);
             replica.journal = journal;
             Ok(())
         };
         if Rule::AsideFirst.is_kept() {
             self.write(shared, 0.15, make_copy)?;
+            complete_copy(self, shared)?;
             self.write(shared, 0.15, replace_journal)?;
         } else {
             self.write(shared, 0.15, |replica| {
@@ -856,6 +868,7 @@ impl Replica {
                 Ok(())
             })?;
             self.write(shared, 0.15, make_copy)?;
+            complete_copy(self, shared)?;
             self.write(shared, 0.15, replace_journal)?;
         }
         self.restart()?;
@@ -874,12 +887,8 @@ impl Replica {
             }
         }
         let published = self.machine.published().get() as usize;
-        // Of a history that was just accepted, the common part may end inside of a batch, until the next head.
-        if published > 0 && self.accepted != Some(published) {
-            let last = self.conf().events[published - 1].event.id();
-            if !shared.hub.log().ends.contains(last) {
-                return broken("view: a foreign batch is shown in part");
-            }
+        if published > 0 && !shared.hub.log().ends.contains(&self.conf().digests[published]) {
+            return broken("view: a foreign batch is shown in part");
         }
         let shown: HashSet<&str> = view.iter().map(Event::id).collect();
         if shown.len() != view.len() {
