@@ -317,6 +317,19 @@ impl Watch {
         };
     }
 
+    /// What is staged in the scope, of which more may be known by now.
+    fn look_again<'staged>(&mut self, staged: impl Iterator<Item = (&'staged (Version, String), bool)>) {
+        self.staged_foreign = 0;
+        for ((version, id), is_known) in staged {
+            let version = version.get();
+            if !is_known {
+                self.staged_foreign = self.staged_foreign.max(version);
+            } else if !self.known.iter().any(|(known, _)| *known == version) {
+                self.known.push((version, id.clone()));
+            }
+        }
+    }
+
     /// An own batch has an event in the scope.
     fn overtaken(&mut self, by: Number, version: Version) {
         if self.first_open.is_some_and(|first| first < by) {
@@ -958,18 +971,21 @@ impl Machine {
         for found in facts.found.iter().flatten() {
             self.found(found);
         }
-        if !is_watched {
-            let known: Vec<_> = facts.staged.iter().map(|(_, id)| self.ids.contains_key(id)).collect();
-            let watch = match condition.scope() {
-                Some(Scope::Aggregate(aggregate_id)) => self.aggregates.get_mut(&aggregate_id),
-                Some(Scope::Store) => self.store.as_mut(),
-                None => None,
-            };
-            if let Some(watch) = watch {
+        let known: Vec<_> = facts.staged.iter().map(|(_, id)| self.ids.contains_key(id)).collect();
+        let watch = match condition.scope() {
+            Some(Scope::Aggregate(aggregate_id)) => self.aggregates.get_mut(&aggregate_id),
+            Some(Scope::Store) => self.store.as_mut(),
+            None => None,
+        };
+        if let Some(watch) = watch {
+            let staged = facts.staged.iter().zip(known);
+            if !is_watched {
                 watch.count = facts.count.saturating_sub(facts.staged.len() as u64);
-                for ((version, id), is_known) in facts.staged.iter().zip(known) {
+                for ((version, id), is_known) in staged {
                     watch.take(*version, is_known.then_some(id.as_str()), false);
                 }
+            } else if !facts.staged.is_empty() {
+                watch.look_again(staged);
             }
         }
         Change::Appended(number)
