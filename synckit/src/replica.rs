@@ -247,6 +247,8 @@ pub struct Appended {
     pub batch: Option<Number>,
     /// The place of each event, in their order.
     pub places: Vec<EventPlace>,
+    /// The id of each event, in their order: those that were made for the events as well.
+    pub ids: Vec<String>,
 }
 
 /// A batch that is not confirmed.
@@ -350,7 +352,7 @@ impl Replica {
                 .collect::<Result<_, StoreError>>()
                 .map_err(Error::from)?;
             if events.is_empty() {
-                return Ok((state, Appended { batch: None, places: Vec::new() }));
+                return Ok((state, Appended { batch: None, places: Vec::new(), ids: Vec::new() }));
             }
             match self.append(events).basis(&loaded.basis).await {
                 Ok(appended) => {
@@ -510,7 +512,7 @@ impl Append {
         }
         batch.validate()?;
         if batch.events.is_empty() {
-            return Ok(Appended { batch: None, places: Vec::new() });
+            return Ok(Appended { batch: None, places: Vec::new(), ids: Vec::new() });
         }
         let wish = match basis {
             Some(Basis { scope, seen, generation }) => {
@@ -525,8 +527,9 @@ impl Append {
             None => Wish::Plain(batch.expected),
         };
         let events = batch.events;
+        let ids = events.iter().map(|event| event.id().to_owned()).collect();
         let (batch, places) = replica.ask(|reply| Job::Append { events, wish, reply }).await?;
-        Ok(Appended { batch, places })
+        Ok(Appended { batch, places, ids })
     }
 }
 

@@ -75,6 +75,9 @@ pub enum Resolution {
     AppendInstead(Vec<Event>),
     /// Do not append it, for this reason. It stays readable until it is deleted.
     Reject(String),
+    /// There is nothing to append any more, as when what it was to bring about is there already. Nothing is kept of it, and it does
+    /// not count as rejected; its ids may be used again. Batches on top of it go to the resolver.
+    Drop,
     /// Not now: the batch waits, and syncing stops there.
     Wait,
 }
@@ -165,7 +168,7 @@ impl Resolver for RejectConflicts {
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
         let reason = match &conflict.why {
             Why::Conflict => "others changed it meanwhile".to_owned(),
-            Why::Dependency => "it stands on a batch that was rejected or replaced".to_owned(),
+            Why::Dependency => "it stands on a batch that was rejected, dropped or replaced".to_owned(),
             Why::Duplicate => "an id is used with other content".to_owned(),
             Why::Refused(reason) => reason.clone(),
         };

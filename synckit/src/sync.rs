@@ -581,6 +581,7 @@ fn decision(resolution: Resolution) -> Option<Decision> {
         Resolution::AppendAnyway => Some(Decision::Anyway),
         Resolution::AppendInstead(events) => Some(Decision::Replace(events)),
         Resolution::Reject(reason) => Some(Decision::Reject(reason)),
+        Resolution::Drop => Some(Decision::Drop),
         Resolution::Wait => None,
     }
 }

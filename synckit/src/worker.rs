@@ -460,7 +460,7 @@ impl Worker {
                     }
                 }
                 Write::Confirmed(events) => match copy(&self.state.confirmed(), &events, end).await {
-                    Ok(()) => _ = self.state.machine().staged(&events, end),
+                    Ok(()) => self.state.machine().staged(&events, end),
                     Err(NotCopied::NotThere(error)) => {
                         self.fail(&error);
                         return Err(error.into());

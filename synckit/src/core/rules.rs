@@ -43,6 +43,7 @@ pub enum Rule {
     PullSyncedOnly,
     DurableBeforeShown,
     ToldOnPublish,
+    ReplacedIsTold,
 }
 
 #[cfg(feature = "mutants")]
@@ -87,6 +88,7 @@ impl Rule {
         Rule::PullSyncedOnly,
         Rule::DurableBeforeShown,
         Rule::ToldOnPublish,
+        Rule::ReplacedIsTold,
     ];
 
     /// The rule in a sentence, and what is done without it.
@@ -101,7 +103,7 @@ impl Rule {
                 "a condition covers only what its own decision saw; without: it moves along with a decision on a batch below it"
             }
             Rule::Dependencies => {
-                "batches on top of a rejected or replaced one go to the resolver; without: they are pushed where the revision fits"
+                "batches on top of a rejected, dropped or replaced one go to the resolver; without: they are pushed where the revision fits"
             }
             Rule::LatestOnAll => {
                 "a batch with `latest` stands on every own batch before it; without: on those of its aggregates"
@@ -162,6 +164,9 @@ impl Rule {
             Rule::DurableBeforeShown => "an own batch is shown when it is durable; without: before that",
             Rule::ToldOnPublish => {
                 "subscribers are told what is confirmed when it is shown; without: when it is staged"
+            }
+            Rule::ReplacedIsTold => {
+                "subscribers are told a batch anew whose events are others than were told; without: when it was not told before"
             }
         }
     }

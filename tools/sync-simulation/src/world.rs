@@ -114,7 +114,7 @@ impl World {
             &["any", "exists", "exists", "rev"],
             &["rev", "rev", "latest", "any"],
         ];
-        let policies: [&'static [&'static str]; 5] = [&[], &[], &["any"], &["rep"], &["rej"]];
+        let policies: [&'static [&'static str]; 5] = [&[], &[], &["any"], &["rep"], &["rej", "rej", "drop"]];
         let restores_any = random.bool();
         let aggregates = [2, 2, 3, 4][random.usize(..4)];
         let (kinds, policy) = (kinds[random.usize(..4)], policies[random.usize(..5)]);
