@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use eventstore::backend::EventStore;
 use eventstore_api::{
     CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, RecordedEvent,
@@ -160,6 +161,16 @@ impl SyncOptions {
 const PUSH_EVENTS: usize = 10_000;
 const PUSH_BYTES: usize = 8 << 20;
 
+/// Pauses between attempts, which never end: each up to twice as long as the one before, up to half a minute, and none as long as
+/// those of others, since the jitter makes a pause up to twice as long.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_jitter()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_secs(15))
+    .without_max_times();
+
+type Pauses = <ExponentialBuilder as BackoffBuilder>::Backoff;
+
 /// How often batches are pushed while nothing that is pulled shows what became of them.
 const FRUITLESS: u32 = 5;
 
@@ -230,16 +241,16 @@ impl Replica {
         self.check_not_deciding()?;
         let stop = options.stop.clone();
         let live = async {
-            let (mut failures, mut quiet, mut is_by_news) = (0, 0, false);
+            let (mut failures, mut quiet, mut is_by_news) = (PAUSES.build(), None, false);
             loop {
                 let mut changes = self.shared.state.changes();
                 changes.mark_unchanged();
                 let before = self.shared.state.machine().seen().number;
                 match self.sync_once(options).await {
                     Ok(report) => {
-                        failures = 0;
+                        failures = PAUSES.build();
                         // Without a pause a hub whose news are none would be asked all the time.
-                        quiet = if is_by_news && report.pulled == 0 { quiet + 1 } else { 0 };
+                        quiet = (is_by_news && report.pulled == 0).then(|| quiet.unwrap_or_else(|| PAUSES.build()));
                         is_by_news = false;
                         let is_appended = async {
                             loop {
@@ -253,13 +264,13 @@ impl Replica {
                         };
                         tokio::select! {
                             () = is_appended => {}
-                            is_there = self.news(options, quiet) => is_by_news = is_there,
+                            is_there = self.news(options, &mut quiet) => is_by_news = is_there,
                         }
                     }
                     Err(error) if error.is_offline() => {
-                        failures += 1;
-                        tracing::debug!(%error, failures, "syncing failed, and is tried again");
-                        tokio::time::sleep(pause(failures)).await;
+                        let pause = failures.next().unwrap_or_default();
+                        tracing::debug!(%error, ?pause, "syncing failed, and is tried again");
+                        tokio::time::sleep(pause).await;
                     }
                     Err(error) => return Err(error),
                 }
@@ -293,23 +304,20 @@ impl Replica {
 
     /// Waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were none the
     /// last times.
-    async fn news(&self, options: &SyncOptions, quiet: u32) -> bool {
+    async fn news(&self, options: &SyncOptions, quiet: &mut Option<Pauses>) -> bool {
         let published = self.shared.state.machine().published();
         let waiting = async {
             let hub = self.shared.hub.get().await?;
             let ctx = Context::background().with_timeout(options.timeout);
             hub.wait_for_events(&ctx, published).await.map_err(|error| self.of_hub(error))
         };
-        let failures = match waiting.await {
-            Ok(latest) => {
-                self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get())));
-                quiet
-            }
+        match waiting.await {
+            Ok(latest) => self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get()))),
             Err(Error::Hub { source: StoreError::DeadlineExceeded, .. }) => return false,
-            Err(_) => quiet + 1,
-        };
-        if failures > 0 {
-            tokio::time::sleep(pause(failures)).await;
+            Err(_) => _ = quiet.get_or_insert_with(|| PAUSES.build()),
+        }
+        if let Some(quiet) = quiet {
+            tokio::time::sleep(quiet.next().unwrap_or_default()).await;
         }
         true
     }
@@ -593,12 +601,4 @@ fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
         StoreError::InvalidEvent { .. } => Ok(Refusal::ForEver(error.to_string())),
         error => Err(error),
     }
-}
-
-/// The pause behind so many failures: each up to twice as long as the one before, and none as long as those of others.
-fn pause(failures: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(30);
-    let pause = (FIRST * (1 << failures.min(16).saturating_sub(1))).min(LONGEST);
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
