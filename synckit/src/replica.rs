@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventstore::{Aggregate, Store};
@@ -180,6 +181,7 @@ impl Options {
                 state,
                 jobs,
                 hub,
+                is_checked: AtomicBool::new(false),
                 syncing: tokio::sync::Mutex::new(()),
                 sync_state: watch::Sender::new(SyncState::Idle),
             }),
@@ -226,6 +228,8 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) hub: Hub,
+    /// Whether the hub was found to be the store that it was, since it was opened.
+    pub(crate) is_checked: AtomicBool,
     pub(crate) syncing: tokio::sync::Mutex<()>,
     pub(crate) sync_state: watch::Sender<SyncState>,
 }

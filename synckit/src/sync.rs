@@ -1,6 +1,7 @@
 //! Syncing: the rounds between a replica and its hub.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use eventstore_api::{
     CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, RecordedEvent,
     Version,
 };
+use tokio::time::Instant;
 
 use crate::core::{Condition, Decision, Number, Question, Refusal, Why};
 use crate::error::{Error, Result};
@@ -169,6 +171,12 @@ const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(Duration::from_secs(15))
     .without_max_times();
 
+/// Behind a sync that pulled something, a replica waits this many times as long as that took before it pulls what others append,
+/// and at most so long. So where many events come, or many replicas pull, many of them travel in one page; where few do, nobody
+/// notices. Own batches do not wait.
+const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 type Pauses = <ExponentialBuilder as BackoffBuilder>::Backoff;
 
 /// How often batches are pushed while nothing that is pulled shows what became of them.
@@ -223,12 +231,15 @@ impl Replica {
             Err(error) => self.set_state(SyncState::of(error)),
         }
         if done.is_err() {
+            self.shared.is_checked.store(false, Ordering::SeqCst);
             self.shared.hub.forget().await;
         }
         done
     }
 
     /// Syncs, follows the hub, and pushes what is appended at once, until `stop` of the options is cancelled.
+    ///
+    /// Between pulls of what others append it rests four times as long as the last one took, at most a second.
     ///
     /// While the hub cannot be used it tries again, with pauses that grow up to half a minute.
     ///
@@ -242,12 +253,15 @@ impl Replica {
         let stop = options.stop.clone();
         let live = async {
             let (mut failures, mut quiet, mut is_by_news) = (PAUSES.build(), None, false);
+            let mut rest = Duration::ZERO;
             loop {
                 let mut changes = self.shared.state.changes();
                 changes.mark_unchanged();
                 let before = self.shared.state.machine().seen().number;
+                let began = Instant::now();
                 match self.sync_once(options).await {
                     Ok(report) => {
+                        rest = rest_behind(report.pulled, began.elapsed(), rest);
                         failures = PAUSES.build();
                         // Without a pause a hub whose news are none would be asked all the time.
                         quiet = (is_by_news && report.pulled == 0).then(|| quiet.unwrap_or_else(|| PAUSES.build()));
@@ -264,7 +278,7 @@ impl Replica {
                         };
                         tokio::select! {
                             () = is_appended => {}
-                            is_there = self.news(options, &mut quiet) => is_by_news = is_there,
+                            is_there = self.news(options, rest, &mut quiet) => is_by_news = is_there,
                         }
                     }
                     Err(error) if error.is_offline() => {
@@ -302,9 +316,10 @@ impl Replica {
         DECIDING.scope(deciding, resolver.resolve(conflict)).await
     }
 
-    /// Waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were none the
-    /// last times.
-    async fn news(&self, options: &SyncOptions, quiet: &mut Option<Pauses>) -> bool {
+    /// Rests, and waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were
+    /// none the last times.
+    async fn news(&self, options: &SyncOptions, rest: Duration, quiet: &mut Option<Pauses>) -> bool {
+        tokio::time::sleep(rest).await;
         let published = self.shared.state.machine().published();
         let waiting = async {
             let hub = self.shared.hub.get().await?;
@@ -342,6 +357,8 @@ impl Replica {
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
                     report.pulled += self.leave_history(&hub, options, cursor, found).await?;
+                    self.shared.is_checked.store(false, Ordering::SeqCst);
+                    self.check_hub(&hub, options).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -384,12 +401,19 @@ impl Replica {
 
     /// The hub has to be the store that it was.
     async fn check_hub(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<()> {
+        // Behind the beginning each pull and push says whether it is the same, by the digest.
+        if self.shared.state.machine().end() != Place::START && self.shared.is_checked.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let ctx = Context::background().with_timeout(options.timeout);
         let stats = hub.stats(&ctx).await.map_err(|error| self.of_hub(error))?;
         let Some(found) = stats.store_id else { return Ok(()) };
         let known = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).store_id.clone();
         match known {
-            Some(known) if known == found => return Ok(()),
+            Some(known) if known == found => {
+                self.shared.is_checked.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
             // With events of its own history it shows by their digest whether it is a copy.
             Some(expected) if self.shared.state.machine().end() == Place::START && !options.accept_history => {
                 return Err(Error::AnotherHub { hub: self.shared.hub.to_string(), expected, found });
@@ -400,6 +424,7 @@ impl Replica {
         config.store_id = Some(found);
         config.write(&self.shared.directory)?;
         *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        self.shared.is_checked.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -600,5 +625,26 @@ fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
         StoreError::VersionConflict { .. } | StoreError::DuplicateEvent { .. } => Ok(Refusal::ForNow),
         StoreError::InvalidEvent { .. } => Ok(Refusal::ForEver(error.to_string())),
         error => Err(error),
+    }
+}
+
+/// How long a replica rests behind a sync that pulled so many events in such a time.
+fn rest_behind(pulled: u64, took: Duration, before: Duration) -> Duration {
+    match pulled {
+        0 => before,
+        _ => took.saturating_mul(REST).min(LONGEST_REST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_rests_as_long_as_pulls_ask_for() {
+        let [short, long] = [2, 10_000].map(Duration::from_millis);
+        assert_eq!(rest_behind(1, short, Duration::ZERO), short * 4);
+        assert_eq!(rest_behind(1, long, short), Duration::from_secs(1), "and not longer");
+        assert_eq!(rest_behind(0, long, short), short, "a sync without news says nothing");
     }
 }
