@@ -263,6 +263,8 @@ pub(crate) enum Resolve {
     KeepBoth,
     /// It is rejected, and stays readable
     Reject,
+    /// It is dropped, and nothing is left of it
+    Drop,
 }
 
 /// What a tour shows.

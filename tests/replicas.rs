@@ -96,8 +96,18 @@ fn a_conflict_waits_with_its_exit_code_until_somebody_decides() {
     assert_eq!(lines(&rejected.stdout)[0]["reason"], "others changed it meanwhile");
     shell.run(&["rejected", "b", "--delete", "1"]).succeeded();
     assert_eq!(shell.run(&["rejected", "b"]).succeeded().stdout, "");
+    // What is dropped is not among them.
+    let append = ["--store", "replica:b", "append", "--expect", "none", "one.jsonl"];
+    shell.write("one.jsonl", line("dropped", "y"));
+    shell.run(&append).succeeded();
+    shell.write("one.jsonl", line("before it", "y"));
+    shell.run(&["--store", &server.url, "append", "one.jsonl"]).succeeded();
+    shell.run(&["sync", "b", "--resolve", "drop"]).succeeded();
+    assert_eq!(shell.run(&["rejected", "b"]).succeeded().stdout, "");
+    assert_eq!(shell.run(&["pending", "b"]).succeeded().stdout, "");
     let loaded = shell.run(&["--store", "replica:b", "load"]).succeeded();
-    assert_eq!(lines(&loaded.stdout).len(), 1);
+    let ids: Vec<_> = lines(&loaded.stdout).iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(ids, ["of a", "before it"]);
     let other = shell.run(&["--store", "replica:b", "verify"]);
     assert!(other.stderr.starts_with("error[unsupported]"), "{}", other.stderr);
 }

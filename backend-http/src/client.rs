@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
 use eventstore_api::{Context, Error, Result, Source};
 use eventstore_wire::{BINARY, JSON, MAX_BODY, PROBLEM, Problem, QueryWriter};
@@ -344,7 +345,7 @@ const OUTAGE: &str = "backend_http::outage";
 pub(crate) struct Retries {
     until: Option<Instant>,
     began: Instant,
-    pauses: Pauses,
+    pauses: <ExponentialBuilder as BackoffBuilder>::Backoff,
     last: Option<(String, Option<Source>)>,
     /// Whoever listens was told that the server is away.
     is_told: bool,
@@ -353,12 +354,12 @@ pub(crate) struct Retries {
 impl Retries {
     pub(crate) fn new(retry_for: Duration) -> Self {
         let began = Instant::now();
-        Retries { until: began.checked_add(retry_for), began, pauses: Pauses::default(), last: None, is_told: false }
+        Retries { until: began.checked_add(retry_for), began, pauses: PAUSES.build(), last: None, is_told: false }
     }
 
     /// For as long as the context lasts.
     pub(crate) fn for_ever() -> Self {
-        Retries { until: None, began: Instant::now(), pauses: Pauses::default(), last: None, is_told: false }
+        Retries { until: None, began: Instant::now(), pauses: PAUSES.build(), last: None, is_told: false }
     }
 
     /// What the caller is told when its context ends: what was in the way, if that is why there is no answer.
@@ -396,7 +397,7 @@ impl Retries {
             Failed::Passing { reason, source, after, .. } => (reason, source, after),
             Failed::Final(error) => return Err(error),
         };
-        let pause = self.pauses.next().max(after.unwrap_or_default());
+        let pause = self.pauses.next().max(after).unwrap_or_default();
         if self.until.is_some_and(|until| Instant::now() + pause > until) {
             return Err(self.unavailable((reason, source), url));
         }
@@ -413,20 +414,13 @@ impl Retries {
     }
 }
 
-/// Pauses between attempts: each up to twice as long as the one before, and none as long as those of others.
-#[derive(Debug, Default)]
-pub(crate) struct Pauses(u32);
-
-impl Pauses {
-    const FIRST: Duration = Duration::from_millis(5);
-    const LONGEST: Duration = Duration::from_secs(2);
-
-    pub(crate) fn next(&mut self) -> Duration {
-        let pause = (Self::FIRST * (1 << self.0.min(16))).min(Self::LONGEST);
-        self.0 = self.0.saturating_add(1);
-        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
+/// Pauses between attempts, which never end: each up to twice as long as the one before, up to 2 s, and none as long as those of
+/// others, since the jitter makes a pause up to twice as long.
+pub(crate) const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_jitter()
+    .with_min_delay(Duration::from_micros(2_500))
+    .with_max_delay(Duration::from_secs(1))
+    .without_max_times();
 
 fn authority(address: &Address) -> Result<HeaderValue> {
     HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host is no name of a host"))

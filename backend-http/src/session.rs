@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
+use backon::BackoffBuilder as _;
 use bytes::Bytes;
 use eventstore_api::{Error, Source};
 use eventstore_wire::{Answer, Frame, MAX_BODY, SESSION, decode_answers, encode_frames};
@@ -24,7 +25,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::client::{Attempt, Failed, Pauses, SharedClient, is_passing_problem};
+use crate::client::{Attempt, Failed, PAUSES, SharedClient, is_passing_problem};
 use crate::net::{Conn, Traffic, source};
 use crate::options::invalid;
 use crate::queue::{Append, Queue};
@@ -38,14 +39,14 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Runs the session until the queue is closed.
 pub(crate) async fn run(client: SharedClient, queue: Arc<Queue>, lost_after: Duration) {
     let _ended = Ended(queue.clone());
-    let mut pauses = Pauses::default();
+    let mut pauses = PAUSES.build();
     while poll_fn(|cx| queue.poll_work(cx)).await {
         let failed = match meanwhile(&queue, connect(&client)).await {
             Ok(link) => {
                 let mut serving = Serving::new(&client, &queue, link, lost_after);
                 let end = serving.run().await;
                 if serving.works {
-                    pauses = Pauses::default();
+                    pauses = PAUSES.build();
                 }
                 let Some(lost) = serving.end(end).await else { return };
                 tracing::debug!(url = client.url, reason = lost.reason, "the session of appends has ended");
@@ -60,7 +61,7 @@ pub(crate) async fn run(client: SharedClient, queue: Arc<Queue>, lost_after: Dur
             Failed::Final(error) => queue.fail_all(&error),
             Failed::Passing { reason, source, after, .. } => {
                 queue.is_in_trouble(reason, source);
-                let pause = pauses.next().max(after.unwrap_or_default());
+                let pause = pauses.next().max(after).unwrap_or_default();
                 meanwhile(&queue, sleep(pause)).await;
             }
         }

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use eventstore_api::{
     Context, Cursor, Error, EventStore, EventStoreExt, LoadOptions, PageSize, RecordedEvent, Result, Source, Version,
     async_trait,
@@ -79,7 +80,7 @@ impl Store {
             name: None,
             options: LoadOptions::all(),
             page: PageSize::LARGEST,
-            pauses: (Duration::from_millis(100), Duration::from_secs(30)),
+            pauses: pauses(Duration::from_millis(100), Duration::from_secs(30)),
             give_up_after: None,
             on_decode_error: None,
             left_out: BTreeSet::new(),
@@ -97,7 +98,7 @@ pub struct Project<P> {
     name: Option<String>,
     options: LoadOptions,
     page: PageSize,
-    pauses: (Duration, Duration),
+    pauses: ExponentialBuilder,
     give_up_after: Option<u32>,
     on_decode_error: Option<Box<OnDecodeError>>,
     /// Of the page that is being taken up.
@@ -142,7 +143,7 @@ impl<P: Projection> Project<P> {
     /// Sets the backoff after an error of the store or of the projection: from `shortest`, doubled each time, up to `longest`, with
     /// jitter. Without it, 100 ms to 30 s.
     pub fn backoff(mut self, shortest: Duration, longest: Duration) -> Self {
-        self.pauses = (shortest, longest.max(shortest));
+        self.pauses = pauses(shortest, longest);
         self
     }
 
@@ -376,11 +377,11 @@ impl<P: Projection> Project<P> {
 
     async fn follow(&mut self) -> Result<()> {
         let mut cursor = None;
-        let (mut errors, mut pause) = (0, self.pauses.0);
+        let (mut errors, mut pauses) = (0, self.pauses.build());
         loop {
             let failed = match self.step(&mut cursor).await {
                 Ok(()) => {
-                    (errors, pause) = (0, self.pauses.0);
+                    (errors, pauses) = (0, self.pauses.build());
                     continue;
                 }
                 Err(Failed::ForGood(error)) => return Err(error),
@@ -390,10 +391,9 @@ impl<P: Projection> Project<P> {
             if self.give_up_after.is_some_and(|most| errors >= most) {
                 return Err(failed);
             }
-            let waits = pause.mul_f64(0.5 + chance() / 2.0);
+            let waits = pauses.next().unwrap_or_default();
             tracing::warn!(projection = self.name, error = %failed, ?waits, "a projection retries");
             self.ctx.run(tokio::time::sleep(waits)).await?;
-            pause = (pause * 2).min(self.pauses.1);
             cursor = None; // asks what was saved: an error may have come behind that
         }
     }
@@ -478,8 +478,29 @@ fn projection_failed(what: &'static str) -> impl Fn(BoxError) -> Failed {
     move |error| Failed::Perhaps(Error::Engine { operation: what.into(), source: Source::from(error) })
 }
 
-/// A number from 0 to 1.
-fn chance() -> f64 {
-    let bytes = uuid::Uuid::new_v4();
-    f64::from(u16::from_be_bytes([bytes.as_bytes()[0], bytes.as_bytes()[1]])) / f64::from(u16::MAX)
+/// Pauses that never end, each up to twice as long as the one before: the jitter makes a pause up to twice as long.
+fn pauses(shortest: Duration, longest: Duration) -> ExponentialBuilder {
+    let builder = ExponentialBuilder::new().with_jitter().without_max_times();
+    builder.with_min_delay(shortest / 2).with_max_delay(longest.max(shortest) / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_from_the_shortest_to_the_longest_and_never_end() {
+        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
+        let pauses: Vec<_> = pauses(shortest, longest).build().take(200).collect();
+        assert_eq!(pauses.len(), 200);
+        assert!((shortest / 2..=shortest).contains(&pauses[0]), "{:?}", pauses[0]);
+        assert!((shortest..=shortest * 2).contains(&pauses[1]), "{:?}", pauses[1]);
+        assert!(pauses[12..].iter().all(|pause| (longest / 2..=longest).contains(pause)), "{pauses:?}");
+        assert!(pauses[12..].iter().any(|pause| *pause != pauses[12]), "they differ");
+        let same = super::pauses(longest, shortest).build().take(9);
+        assert!(
+            same.into_iter().all(|pause| (longest / 2..=longest).contains(&pause)),
+            "the longest is at least the shortest"
+        );
+    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use eventstore_api::Error as StoreError;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::journal::{io, sync_directory};
@@ -31,8 +32,7 @@ const FORMAT: u32 = 1;
 
 impl Config {
     pub(crate) fn new(hub: Option<String>, engine: String, read_only: bool) -> Self {
-        let id = u128::from_be_bytes(std::array::from_fn(|_| fastrand::u8(..)));
-        Config { format: FORMAT, id: format!("{id:032x}"), hub, store_id: None, engine, read_only }
+        Config { format: FORMAT, id: Uuid::new_v4().simple().to_string(), hub, store_id: None, engine, read_only }
     }
 
     /// Reads it, if it is there.

@@ -76,6 +76,9 @@ pub enum Error {
         reason: String,
     },
 
+    /// A resolver syncs the replica that it decides for: the sync that asks it would wait for itself.
+    Deciding,
+
     /// The directory is no replica.
     NotAReplica {
         /// The directory.
@@ -101,6 +104,7 @@ impl Error {
             Error::AnotherHistory { .. } => "another_history",
             Error::AnotherHub { .. } => "another_hub",
             Error::Answer { .. } => "wrong_answer",
+            Error::Deciding => "deciding",
             Error::NotAReplica { .. } => "not_a_replica",
             Error::ReadOnly => "read_only",
         }
@@ -115,14 +119,19 @@ impl Error {
         }
     }
 
-    /// Whether the hub cannot be used now, and may be later.
+    /// Whether the hub cannot be used now, and may be later. Not so if it answers what stays so: it wants another token, there is
+    /// no such store, what it has is damaged.
     #[must_use]
     pub fn is_offline(&self) -> bool {
         use eventstore_api::Error as Store;
         let Error::Hub { source, .. } = self else { return false };
         !matches!(
             source,
-            Store::Forbidden { .. } | Store::Unsupported { .. } | Store::InvalidOption { .. } | Store::Corrupt { .. }
+            Store::Forbidden { .. }
+                | Store::Unsupported { .. }
+                | Store::InvalidOption { .. }
+                | Store::Corrupt { .. }
+                | Store::Open { .. }
         )
     }
 }
@@ -169,6 +178,10 @@ impl fmt::Display for Error {
                 "{hub} is another store (id {found}) than the one this replica belongs to (id {expected}); check the address"
             ),
             Error::Answer { batch, reason } => write!(f, "the answer for batch {batch} cannot be taken: {reason}"),
+            Error::Deciding => f.write_str(
+                "a resolver cannot sync the replica that it decides for: that sync waits for its answer; decide on what the conflict \
+                 shows, or answer to wait and sync afterwards",
+            ),
             Error::NotAReplica { path, reason } => {
                 write!(f, "{path} is no replica: {reason}; check the path, or make a new one")
             }

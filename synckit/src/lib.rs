@@ -57,8 +57,9 @@ pub use async_trait::async_trait;
 #[doc = include_str!("../../docs/sync.md")]
 struct Chapter;
 
+pub use crate::core::{Notice, PendingEvent};
 pub use error::{Error, Result};
-pub use load::{Basis, Entry, Load, Loaded, Notice, PendingEvent, Subscribe};
+pub use load::{Basis, Entry, Load, Loaded, Subscribe};
 pub use replica::{Append, Appended, DecideError, Options, OwnBatch, Replica, ReplicaStatus};
 pub use resolve::{
     Answer, Conflict, DecideAgain, KeepBoth, LastWriterWins, RejectConflicts, Resolution, Resolver, with_new_ids,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eventstore::{Aggregate, Store};
@@ -165,6 +166,7 @@ impl Options {
             state: state.clone(),
             journal: Some(journal),
             lock: Some(lock),
+            next: None,
         };
         tokio::spawn(worker.run(waiting));
         let hub = match (self.store, &config.hub) {
@@ -179,6 +181,7 @@ impl Options {
                 state,
                 jobs,
                 hub,
+                is_checked: AtomicBool::new(false),
                 syncing: tokio::sync::Mutex::new(()),
                 sync_state: watch::Sender::new(SyncState::Idle),
             }),
@@ -225,6 +228,8 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) hub: Hub,
+    /// Whether the hub was found to be the store that it was, since it was opened.
+    pub(crate) is_checked: AtomicBool,
     pub(crate) syncing: tokio::sync::Mutex<()>,
     pub(crate) sync_state: watch::Sender<SyncState>,
 }
@@ -246,6 +251,8 @@ pub struct Appended {
     pub batch: Option<Number>,
     /// The place of each event, in their order.
     pub places: Vec<EventPlace>,
+    /// The id of each event, in their order: those that were made for the events as well.
+    pub ids: Vec<String>,
 }
 
 /// A batch that is not confirmed.
@@ -349,7 +356,7 @@ impl Replica {
                 .collect::<Result<_, StoreError>>()
                 .map_err(Error::from)?;
             if events.is_empty() {
-                return Ok((state, Appended { batch: None, places: Vec::new() }));
+                return Ok((state, Appended { batch: None, places: Vec::new(), ids: Vec::new() }));
             }
             match self.append(events).basis(&loaded.basis).await {
                 Ok(appended) => {
@@ -509,7 +516,7 @@ impl Append {
         }
         batch.validate()?;
         if batch.events.is_empty() {
-            return Ok(Appended { batch: None, places: Vec::new() });
+            return Ok(Appended { batch: None, places: Vec::new(), ids: Vec::new() });
         }
         let wish = match basis {
             Some(Basis { scope, seen, generation }) => {
@@ -524,8 +531,9 @@ impl Append {
             None => Wish::Plain(batch.expected),
         };
         let events = batch.events;
+        let ids = events.iter().map(|event| event.id().to_owned()).collect();
         let (batch, places) = replica.ask(|reply| Job::Append { events, wish, reply }).await?;
-        Ok(Appended { batch, places })
+        Ok(Appended { batch, places, ids })
     }
 }
 

@@ -75,6 +75,9 @@ pub enum Resolution {
     AppendInstead(Vec<Event>),
     /// Do not append it, for this reason. It stays readable until it is deleted.
     Reject(String),
+    /// There is nothing to append any more, as when what it was to bring about is there already. Nothing is kept of it, and it does
+    /// not count as rejected; its ids may be used again. Batches on top of it go to the resolver.
+    Drop,
     /// Not now: the batch waits, and syncing stops there.
     Wait,
 }
@@ -107,7 +110,8 @@ impl From<Resolution> for Answer {
 /// Decides on batches that cannot be appended as they were decided.
 ///
 /// It is asked for one batch after the other, in their order, when all that the hub has is pulled. A function of a [`Conflict`] that
-/// gives a [`Resolution`] is one.
+/// gives a [`Resolution`] is one. It may append, load and delete; it does not sync the replica that it decides for
+/// ([`Error::Deciding`](crate::Error::Deciding)), nor wait for a task that does.
 #[async_trait]
 pub trait Resolver: Send + Sync {
     /// What to do with the batch.
@@ -164,7 +168,7 @@ impl Resolver for RejectConflicts {
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
         let reason = match &conflict.why {
             Why::Conflict => "others changed it meanwhile".to_owned(),
-            Why::Dependency => "it stands on a batch that was rejected or replaced".to_owned(),
+            Why::Dependency => "it stands on a batch that was rejected, dropped or replaced".to_owned(),
             Why::Duplicate => "an id is used with other content".to_owned(),
             Why::Refused(reason) => reason.clone(),
         };

@@ -1,28 +1,37 @@
 //! Syncing: the rounds between a replica and its hub.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use eventstore::backend::EventStore;
 use eventstore_api::{
-    CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, Version,
+    CancellationToken, Context, Cursor, Error as StoreError, LoadOptions, PageSize, Place, Pulled, RecordedEvent,
+    Version,
 };
+use tokio::time::Instant;
 
 use crate::core::{Condition, Decision, Number, Question, Refusal, Why};
 use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::resolve::{Answer, Conflict, Resolution, Resolver};
-use crate::worker::{Job, PAGES, behind};
+use crate::worker::{Job, PAGES, Reply, behind};
 
 /// What syncing does, for a user interface to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncState {
-    /// Nobody syncs.
+    /// Nobody syncs, and nothing went wrong.
     Idle,
-    /// The hub cannot be reached, for this reason.
+    /// The hub cannot be reached, or cannot be used now, for this reason. It may be later.
     Offline(String),
+    /// The hub was reached, and says what trying again does not mend, for this reason: it wants another token, it has no such
+    /// store, it is another store.
+    Refused(String),
+    /// Nothing is wrong with the hub: the replica's own files, its resolver or its program ended the sync, for this reason.
+    Failed(String),
     /// The hub has so many events that are not here yet.
     Behind(u64),
     /// All that the hub has is here, and it is followed.
@@ -33,11 +42,25 @@ pub enum SyncState {
     AnotherHistory,
 }
 
+impl SyncState {
+    /// What an error that ended a sync says.
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::AnotherHistory { .. } => SyncState::AnotherHistory,
+            error if error.is_offline() => SyncState::Offline(error.to_string()),
+            Error::Hub { .. } | Error::AnotherHub { .. } => SyncState::Refused(error.to_string()),
+            error => SyncState::Failed(error.to_string()),
+        }
+    }
+}
+
 impl fmt::Display for SyncState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SyncState::Idle => f.write_str("idle"),
             SyncState::Offline(reason) => write!(f, "offline: {reason}"),
+            SyncState::Refused(reason) => write!(f, "refused by the hub: {reason}"),
+            SyncState::Failed(reason) => write!(f, "failed: {reason}"),
             SyncState::Behind(events) => write!(f, "behind by {events} events"),
             SyncState::Live => f.write_str("live"),
             SyncState::Waiting(batch) => write!(f, "batch {batch} waits for a decision"),
@@ -140,11 +163,32 @@ impl SyncOptions {
 const PUSH_EVENTS: usize = 10_000;
 const PUSH_BYTES: usize = 8 << 20;
 
+/// Pauses between attempts, which never end: each up to twice as long as the one before, up to half a minute, and none as long as
+/// those of others, since the jitter makes a pause up to twice as long.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_jitter()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_secs(15))
+    .without_max_times();
+
+/// Behind a sync that pulled something, a replica waits this many times as long as that took before it pulls what others append,
+/// and at most so long. So where many events come, or many replicas pull, many of them travel in one page; where few do, nobody
+/// notices. Own batches do not wait.
+const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+type Pauses = <ExponentialBuilder as BackoffBuilder>::Backoff;
+
 /// How often batches are pushed while nothing that is pulled shows what became of them.
 const FRUITLESS: u32 = 5;
 
 /// How often the hub may have another history during one sync.
 const HISTORIES: u32 = 3;
+
+tokio::task_local! {
+    /// The replicas whose resolvers are being asked, each by one before it.
+    static DECIDING: Vec<usize>;
+}
 
 impl Replica {
     /// What syncing does.
@@ -175,18 +219,19 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says.
-    /// What was done until then is kept, and another sync goes on.
+    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says;
+    /// [`Error::Deciding`] from inside of a resolver of this replica. What was done until then is kept, and another sync goes on.
     pub async fn sync_once(&self, options: &SyncOptions) -> Result<SyncReport> {
+        self.check_not_deciding()?;
         let _one = self.shared.syncing.lock().await;
         let done = self.sync(options).await;
         match &done {
             Ok(SyncReport { waiting: Some(batch), .. }) => self.set_state(SyncState::Waiting(*batch)),
             Ok(_) => self.set_state(SyncState::Live),
-            Err(Error::AnotherHistory { .. }) => self.set_state(SyncState::AnotherHistory),
-            Err(error) => self.set_state(SyncState::Offline(error.to_string())),
+            Err(error) => self.set_state(SyncState::of(error)),
         }
         if done.is_err() {
+            self.shared.is_checked.store(false, Ordering::SeqCst);
             self.shared.hub.forget().await;
         }
         done
@@ -194,25 +239,32 @@ impl Replica {
 
     /// Syncs, follows the hub, and pushes what is appended at once, until `stop` of the options is cancelled.
     ///
+    /// Between pulls of what others append it rests four times as long as the last one took, at most a second.
+    ///
     /// While the hub cannot be used it tries again, with pauses that grow up to half a minute.
     ///
     /// # Errors
     ///
     /// Those that trying again does not mend: [`Error::AnotherHistory`], [`Error::AnotherHub`], `Closed`, `Forbidden`, what the
-    /// resolver says, and what the replica's own files say.
+    /// resolver says, what the replica's own files say, and [`Error::Deciding`] from inside of a resolver of this replica. The
+    /// [state](Replica::sync_state) tells it afterwards as well.
     pub async fn run(&self, options: &SyncOptions) -> Result<()> {
+        self.check_not_deciding()?;
         let stop = options.stop.clone();
         let live = async {
-            let (mut failures, mut quiet, mut is_by_news) = (0, 0, false);
+            let (mut failures, mut quiet, mut is_by_news) = (PAUSES.build(), None, false);
+            let mut rest = Duration::ZERO;
             loop {
                 let mut changes = self.shared.state.changes();
                 changes.mark_unchanged();
                 let before = self.shared.state.machine().seen().number;
+                let began = Instant::now();
                 match self.sync_once(options).await {
                     Ok(report) => {
-                        failures = 0;
+                        rest = rest_behind(report.pulled, began.elapsed(), rest);
+                        failures = PAUSES.build();
                         // Without a pause a hub whose news are none would be asked all the time.
-                        quiet = if is_by_news && report.pulled == 0 { quiet + 1 } else { 0 };
+                        quiet = (is_by_news && report.pulled == 0).then(|| quiet.unwrap_or_else(|| PAUSES.build()));
                         is_by_news = false;
                         let is_appended = async {
                             loop {
@@ -226,13 +278,13 @@ impl Replica {
                         };
                         tokio::select! {
                             () = is_appended => {}
-                            is_there = self.news(options, quiet) => is_by_news = is_there,
+                            is_there = self.news(options, rest, &mut quiet) => is_by_news = is_there,
                         }
                     }
                     Err(error) if error.is_offline() => {
-                        failures += 1;
-                        tracing::debug!(%error, failures, "syncing failed, and is tried again");
-                        tokio::time::sleep(pause(failures)).await;
+                        let pause = failures.next().unwrap_or_default();
+                        tracing::debug!(%error, ?pause, "syncing failed, and is tried again");
+                        tokio::time::sleep(pause).await;
                     }
                     Err(error) => return Err(error),
                 }
@@ -242,29 +294,45 @@ impl Replica {
             done = live => done,
             () = stop.cancelled() => Ok(()),
         };
-        self.set_state(SyncState::Idle);
+        if done.is_ok() {
+            self.set_state(SyncState::Idle);
+        }
         done
     }
 
-    /// Waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were none the
-    /// last times.
-    async fn news(&self, options: &SyncOptions, quiet: u32) -> bool {
+    /// A sync waits for the decision that is being made, which must not wait for a sync.
+    fn check_not_deciding(&self) -> Result<()> {
+        let is_deciding = DECIDING.try_with(|deciding| deciding.contains(&self.id()));
+        if is_deciding.unwrap_or_default() { Err(Error::Deciding) } else { Ok(()) }
+    }
+
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
+    async fn resolve(&self, resolver: &dyn Resolver, conflict: &Conflict) -> Result<Answer> {
+        let mut deciding = DECIDING.try_with(Clone::clone).unwrap_or_default();
+        deciding.push(self.id());
+        DECIDING.scope(deciding, resolver.resolve(conflict)).await
+    }
+
+    /// Rests, and waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were
+    /// none the last times.
+    async fn news(&self, options: &SyncOptions, rest: Duration, quiet: &mut Option<Pauses>) -> bool {
+        tokio::time::sleep(rest).await;
         let published = self.shared.state.machine().published();
         let waiting = async {
             let hub = self.shared.hub.get().await?;
             let ctx = Context::background().with_timeout(options.timeout);
             hub.wait_for_events(&ctx, published).await.map_err(|error| self.of_hub(error))
         };
-        let failures = match waiting.await {
-            Ok(latest) => {
-                self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get())));
-                quiet
-            }
+        match waiting.await {
+            Ok(latest) => self.set_state(SyncState::Behind(latest.get().saturating_sub(published.get()))),
             Err(Error::Hub { source: StoreError::DeadlineExceeded, .. }) => return false,
-            Err(_) => quiet + 1,
-        };
-        if failures > 0 {
-            tokio::time::sleep(pause(failures)).await;
+            Err(_) => _ = quiet.get_or_insert_with(|| PAUSES.build()),
+        }
+        if let Some(quiet) = quiet {
+            tokio::time::sleep(quiet.next().unwrap_or_default()).await;
         }
         true
     }
@@ -288,7 +356,9 @@ impl Replica {
                         let what = "the hub has another history again and again";
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
-                    self.leave_history(&hub, options, cursor, found).await?;
+                    report.pulled += self.leave_history(&hub, options, cursor, found).await?;
+                    self.shared.is_checked.store(false, Ordering::SeqCst);
+                    self.check_hub(&hub, options).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -331,12 +401,19 @@ impl Replica {
 
     /// The hub has to be the store that it was.
     async fn check_hub(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<()> {
+        // Behind the beginning each pull and push says whether it is the same, by the digest.
+        if self.shared.state.machine().end() != Place::START && self.shared.is_checked.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let ctx = Context::background().with_timeout(options.timeout);
         let stats = hub.stats(&ctx).await.map_err(|error| self.of_hub(error))?;
         let Some(found) = stats.store_id else { return Ok(()) };
         let known = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).store_id.clone();
         match known {
-            Some(known) if known == found => return Ok(()),
+            Some(known) if known == found => {
+                self.shared.is_checked.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
             // With events of its own history it shows by their digest whether it is a copy.
             Some(expected) if self.shared.state.machine().end() == Place::START && !options.accept_history => {
                 return Err(Error::AnotherHub { hub: self.shared.hub.to_string(), expected, found });
@@ -347,11 +424,30 @@ impl Replica {
         config.store_id = Some(found);
         config.write(&self.shared.directory)?;
         *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        self.shared.is_checked.store(true, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Pulls up to the head. While a page is written, the next one is on its way.
     async fn pull(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<u64> {
+        let since = self.shared.state.machine().end();
+        self.pages(hub, options, since, |Page { since, events, end, head }, reply| Job::Page {
+            since,
+            events,
+            end,
+            head,
+            reply,
+        })
+        .await
+    }
+
+    /// Pulls up to the head, and returns how many events that were. While a page is written, the next one is on its way.
+    async fn pages(
+        &self,
+        hub: &Arc<dyn EventStore>,
+        options: &SyncOptions,
+        mut since: Place,
+        job: impl Fn(Page, Reply<()>) -> Job,
+    ) -> Result<u64> {
         let next = |since: Place| {
             let (hub, timeout) = (hub.clone(), options.timeout);
             async move {
@@ -359,7 +455,6 @@ impl Replica {
                 hub.pull(&ctx, since, PAGES).await.map_err(|error| self.of_hub(error))
             }
         };
-        let mut since = self.shared.state.machine().end();
         let (mut pulled, mut page) = (0, next(since).await?);
         loop {
             let Pulled { events, head, .. } = page;
@@ -369,17 +464,18 @@ impl Replica {
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             let end = behind(since, &events);
+            let is_empty = events.is_empty();
+            let write = self.ask(|reply| job(Page { since, events, end, head }, reply));
             if end.version >= head {
-                self.ask(|reply| Job::Page { since, events, end, head, reply }).await?;
+                write.await?;
                 return Ok(pulled);
             }
-            if events.is_empty() {
+            if is_empty {
                 let what = "it has events behind those that it gives, and gives none";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             self.set_state(SyncState::Behind(head.get() - end.version.get()));
-            let (written, following) =
-                tokio::join!(self.ask(|reply| Job::Page { since, events, end, head, reply }), next(end));
+            let (written, following) = tokio::join!(write, next(end));
             written?;
             (since, page) = (end, following?);
         }
@@ -392,7 +488,7 @@ impl Replica {
             let Some(question) = question else { return Ok(None) };
             let Some(resolver) = &options.resolver else { return Ok(Some(question.batch)) };
             let conflict = self.conflict(&question).await?;
-            let Answer { resolution, on_top } = resolver.resolve(&conflict).await?;
+            let Answer { resolution, on_top } = self.resolve(&**resolver, &conflict).await?;
             let on_top = on_top.into_iter().filter_map(|(batch, resolution)| Some((batch, decision(resolution)?)));
             let on_top = on_top.collect();
             let Some(decision) = decision(resolution) else { return Ok(Some(question.batch)) };
@@ -437,8 +533,7 @@ impl Replica {
                 let machine = self.shared.state.machine();
                 // Own earlier batches are known, wherever they were confirmed.
                 let basis = crate::core::Seen { number: question.batch, ..question.basis };
-                let is_unseen =
-                    |event: &eventstore_api::RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
+                let is_unseen = |event: &RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
                 unseen.extend(page.events.into_iter().filter(is_unseen));
                 next = page.next;
             }
@@ -457,14 +552,14 @@ impl Replica {
         })
     }
 
-    /// The hub has another history: goes over to it, if that is accepted.
+    /// The hub has another history: goes over to it, if that is accepted. Returns how many events were pulled.
     async fn leave_history(
         &self,
         hub: &Arc<dyn EventStore>,
         options: &SyncOptions,
         confirmed: Cursor,
         found: Cursor,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         if !options.accept_history {
             return Err(Error::AnotherHistory { hub: self.shared.hub.to_string(), confirmed, found });
         }
@@ -487,13 +582,31 @@ impl Replica {
             }
         }
         let common = Version::new(same);
-        let aside = self.ask(|reply| Job::Recover { common, reply }).await?;
+        let since = self.ask(|reply| Job::BeginHistory { common, reply }).await?;
+        // What both have may end inside of a batch. So it is shown when all is there that the hub has.
+        let copied =
+            self.pages(hub, options, since, |Page { events, end, .. }, reply| Job::CopyHistory { events, end, reply });
+        let pulled = match copied.await {
+            // It has yet another one by now, as the next pull will show.
+            Err(Error::Hub { source: StoreError::HistoryDiverged { .. }, .. }) => return Ok(0),
+            copied => copied?,
+        };
+        let aside = self.ask(|reply| Job::EnterHistory { reply }).await?;
         tracing::warn!(
             hub = %self.shared.hub, %common, was = %end.version, aside = %aside.display(),
             "the hub has another history, which was accepted; what was confirmed before is kept aside"
         );
-        Ok(())
+        Ok(pulled)
     }
+}
+
+/// A page that was pulled.
+struct Page {
+    since: Place,
+    events: Vec<RecordedEvent>,
+    /// The place behind them.
+    end: Place,
+    head: Version,
 }
 
 fn decision(resolution: Resolution) -> Option<Decision> {
@@ -501,6 +614,7 @@ fn decision(resolution: Resolution) -> Option<Decision> {
         Resolution::AppendAnyway => Some(Decision::Anyway),
         Resolution::AppendInstead(events) => Some(Decision::Replace(events)),
         Resolution::Reject(reason) => Some(Decision::Reject(reason)),
+        Resolution::Drop => Some(Decision::Drop),
         Resolution::Wait => None,
     }
 }
@@ -514,10 +628,23 @@ fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
     }
 }
 
-/// The pause behind so many failures: each up to twice as long as the one before, and none as long as those of others.
-fn pause(failures: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(30);
-    let pause = (FIRST * (1 << failures.min(16).saturating_sub(1))).min(LONGEST);
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+/// How long a replica rests behind a sync that pulled so many events in such a time.
+fn rest_behind(pulled: u64, took: Duration, before: Duration) -> Duration {
+    match pulled {
+        0 => before,
+        _ => took.saturating_mul(REST).min(LONGEST_REST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_rests_as_long_as_pulls_ask_for() {
+        let [short, long] = [2, 10_000].map(Duration::from_millis);
+        assert_eq!(rest_behind(1, short, Duration::ZERO), short * 4);
+        assert_eq!(rest_behind(1, long, short), Duration::from_secs(1), "and not longer");
+        assert_eq!(rest_behind(0, long, short), short, "a sync without news says nothing");
+    }
 }

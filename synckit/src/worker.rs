@@ -126,8 +126,20 @@ pub(crate) enum Job {
         batch: Number,
         reply: Reply<bool>,
     },
-    Recover {
+    /// Begins the confirmed events of another history of the hub, with those up to a version that are the same. Answers with the
+    /// place behind them.
+    BeginHistory {
         common: Version,
+        reply: Reply<Place>,
+    },
+    /// Goes on with them, up to the place `end`.
+    CopyHistory {
+        events: Vec<RecordedEvent>,
+        end: Place,
+        reply: Reply<()>,
+    },
+    /// Goes over to them. Answers with the path of those that counted before.
+    EnterHistory {
         reply: Reply<PathBuf>,
     },
     Close {
@@ -146,6 +158,15 @@ pub(crate) struct Worker {
     pub(crate) journal: Option<Journal>,
     /// Held by the thread as well: whatever becomes of the runtime, nobody else writes as long as it does.
     pub(crate) lock: Option<Arc<Lock>>,
+    /// The confirmed events of another history, before they count.
+    pub(crate) next: Option<Next>,
+}
+
+/// The confirmed events of another history of the hub.
+pub(crate) struct Next {
+    /// Up to here both histories are the same.
+    common: Version,
+    store: Arc<dyn EventStore>,
 }
 
 impl Drop for Worker {
@@ -262,6 +283,7 @@ impl Worker {
 
     async fn close(&mut self) -> Result<()> {
         self.journal = None;
+        self.leave_next().await;
         let closed = self.state.confirmed().close().await;
         self.lock = None;
         self.state.end();
@@ -409,8 +431,16 @@ impl Worker {
                 let done = self.delete(batch).await;
                 let _ = reply.send(done);
             }
-            Job::Recover { common, reply } => {
-                let done = self.recover(common).await;
+            Job::BeginHistory { common, reply } => {
+                let done = self.begin_history(common).await;
+                let _ = reply.send(done);
+            }
+            Job::CopyHistory { events, end, reply } => {
+                let done = self.copy_history(&events, end).await;
+                let _ = reply.send(done);
+            }
+            Job::EnterHistory { reply } => {
+                let done = self.enter_history().await;
                 let _ = reply.send(done);
             }
             Job::Append { .. } | Job::Close { .. } => {}
@@ -430,7 +460,7 @@ impl Worker {
                     }
                 }
                 Write::Confirmed(events) => match copy(&self.state.confirmed(), &events, end).await {
-                    Ok(()) => _ = self.state.machine().staged(&events, end),
+                    Ok(()) => self.state.machine().staged(&events, end),
                     Err(NotCopied::NotThere(error)) => {
                         self.fail(&error);
                         return Err(error.into());
@@ -529,10 +559,78 @@ impl Worker {
         Ok(is_rejected)
     }
 
-    /// Begins a new generation, with the events up to a version. What was confirmed before is kept aside, at the path that is
-    /// returned.
-    async fn recover(&mut self, common: Version) -> Result<PathBuf> {
+    /// Begins the next generation of confirmed events, with those up to a version.
+    async fn begin_history(&mut self, common: Version) -> Result<Place> {
         self.state.check()?;
+        self.leave_next().await;
+        let old = self.state.confirmed();
+        let path = path_of(&self.directory, self.state.machine().generation() + 1);
+        remove(&path)?;
+        let store = open_confirmed(&self.engine, &path, true).await?;
+        self.next = Some(Next { common, store: store.clone() });
+        let (mut next, mut end) = (Some(LoadOptions::all().before(common.next())), Place::START);
+        while let Some(options) = next {
+            let page = old.load_page(&Context::background(), &options, PAGES).await?;
+            if !page.events.is_empty() {
+                end = behind(end, &page.events);
+                copy(&store, &page.events, end).await.map_err(NotCopied::error)?;
+            }
+            next = page.next;
+        }
+        Ok(end)
+    }
+
+    async fn copy_history(&mut self, events: &[RecordedEvent], end: Place) -> Result<()> {
+        self.state.check()?;
+        let Some(next) = &self.next else { return Err(StoreError::Closed.into()) };
+        if events.is_empty() {
+            return Ok(());
+        }
+        Ok(copy(&next.store, events, end).await.map_err(NotCopied::error)?)
+    }
+
+    /// What was begun does not count: the next time begins anew.
+    async fn leave_next(&mut self) {
+        if let Some(next) = self.next.take()
+            && let Err(error) = next.store.close().await
+        {
+            tracing::debug!(%error, "copied events were not closed");
+        }
+    }
+
+    /// Begins the new generation. What was confirmed before is kept aside, at the path that is returned.
+    async fn enter_history(&mut self) -> Result<PathBuf> {
+        self.state.check()?;
+        let Some(Next { common, store: new }) = self.next.take() else { return Err(StoreError::Closed.into()) };
+        let (records, restored) = match self.recovered(common, &new).await {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                let _ = new.close().await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.replace(records).await {
+            let _ = new.close().await;
+            return Err(error);
+        }
+        // From here on the new ones count.
+        let (old, from) = {
+            let mut machine = self.state.machine();
+            let mut confirmed = self.state.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+            let from = machine.generation();
+            *machine = restored;
+            (std::mem::replace(&mut *confirmed, new), from)
+        };
+        let closed = old.close().await.map_err(Error::from);
+        let aside = closed.and_then(|()| set_aside(&self.directory, from));
+        Ok(aside.unwrap_or_else(|error| {
+            tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
+            path_of(&self.directory, from)
+        }))
+    }
+
+    /// The new journal, and the state that it leads to.
+    async fn recovered(&self, common: Version, new: &Arc<dyn EventStore>) -> Result<(Vec<Record>, Machine)> {
         let (ctx, old) = (&Context::background(), self.state.confirmed());
         let machine = self.state.machine().clone();
         let mut recovery = machine.recovery(common);
@@ -551,38 +649,9 @@ impl Worker {
             version: None,
             reason: format!("the events of own batch {batch} are not among the confirmed ones"),
         })?;
-        let (from, to) = (machine.generation(), machine.generation() + 1);
-        let path = path_of(&self.directory, to);
-        remove(&path)?;
-        let new = open_confirmed(&self.engine, &path, true).await?;
-        let (mut next, mut end) = (Some(LoadOptions::all().before(common.next())), Place::START);
-        while let Some(options) = next {
-            let page = old.load_page(ctx, &options, PAGES).await?;
-            if !page.events.is_empty() {
-                end = behind(end, &page.events);
-                let copied = copy(&new, &page.events, end).await;
-                copied.map_err(|(NotCopied::NotThere(error) | NotCopied::Wrong(error))| error)?;
-            }
-            next = page.next;
-        }
         sync_directory(&self.directory)?;
-        let restored = restore(records.clone(), &new).await?;
-        if let Err(error) = self.replace(records).await {
-            let _ = new.close().await;
-            return Err(error);
-        }
-        // From here on the new ones count.
-        {
-            let mut machine = self.state.machine();
-            *self.state.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = new;
-            *machine = restored;
-        }
-        let closed = old.close().await.map_err(Error::from);
-        let aside = closed.and_then(|()| set_aside(&self.directory, from));
-        Ok(aside.unwrap_or_else(|error| {
-            tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
-            path_of(&self.directory, from)
-        }))
+        let restored = restore(records.clone(), new).await?;
+        Ok((records, restored))
     }
 }
 
@@ -603,6 +672,13 @@ enum NotCopied {
     NotThere(StoreError),
     /// They are there, and not as they should be.
     Wrong(StoreError),
+}
+
+impl NotCopied {
+    fn error(self) -> StoreError {
+        let (NotCopied::NotThere(error) | NotCopied::Wrong(error)) = self;
+        error
+    }
 }
 
 /// The place behind events that come behind a place.

@@ -11,7 +11,9 @@ use std::time::Duration;
 use eventstore::backend::EventStore;
 use eventstore::{CancellationToken, Cursor, Event, Expected, RecordedEvent, Revision, Store, Version};
 use eventstore_api::{Batch, Context, Gc, GcReport, LoadOptions, Page, PageSize, Place, Pulled, Pushed, Stats, Stored};
-use synckit::{Answer, Conflict, Error, Notice, Options, RejectConflicts, Replica, Resolution, Resolver, SyncOptions};
+use synckit::{
+    Answer, Conflict, Error, Notice, Options, RejectConflicts, Replica, Resolution, Resolver, SyncOptions, SyncState,
+};
 
 use common::{Hub, event, ids};
 
@@ -397,6 +399,74 @@ async fn a_resolver_may_append_and_delete() {
     assert_eq!(a.rejected().len(), 1);
 }
 
+/// The sync that asks it waits for its answer.
+#[tokio::test]
+async fn a_resolver_that_syncs_its_own_replica_is_told_at_once_that_it_cannot() {
+    #[derive(Debug)]
+    struct Syncs {
+        replicas: Vec<Replica>,
+        told: Arc<std::sync::Mutex<Vec<synckit::Result<()>>>>,
+    }
+    #[synckit::async_trait]
+    impl Resolver for Syncs {
+        async fn resolve(&self, conflict: &Conflict) -> synckit::Result<Answer> {
+            for replica in &self.replicas {
+                let stop = CancellationToken::new();
+                stop.cancel();
+                let once = replica.sync_once(&SyncOptions::new().resolver(RejectConflicts)).await.map(drop);
+                let run = replica.run(&SyncOptions::new().stop(stop)).await;
+                self.told.lock().expect("no panic").extend([once, run]);
+            }
+            RejectConflicts.resolve(conflict).await
+        }
+    }
+    let (hub, a) = conflicting().await;
+    let b = hub.replica("b").await;
+    let told = Arc::default();
+    let syncs = Syncs { replicas: vec![a.clone(), b.clone()], told: Arc::clone(&told) };
+    soon(a.sync_once(&SyncOptions::new().resolver(syncs))).await.expect("a sync");
+    let told = std::mem::take(&mut *told.lock().expect("no panic"));
+    // Of two batches, one after the other.
+    for told in told.chunks(4) {
+        let [Err(Error::Deciding), Err(Error::Deciding), Ok(()), Ok(())] = told else { panic!("{told:?}") };
+    }
+    assert_eq!(a.rejected().len(), 2, "and its answers count");
+    assert_eq!(a.sync_state(), SyncState::Live);
+    // A resolver that ends with it ends the sync with it.
+    let (_hub, a) = conflicting().await;
+    #[derive(Debug)]
+    struct Ends(Replica);
+    #[synckit::async_trait]
+    impl Resolver for Ends {
+        async fn resolve(&self, _: &Conflict) -> synckit::Result<Answer> {
+            self.0.sync_once(&SyncOptions::new()).await.map(|_| Resolution::Wait.into())
+        }
+    }
+    let ended = soon(a.run(&SyncOptions::new().resolver(Ends(a.clone())))).await;
+    assert!(matches!(ended, Err(Error::Deciding)), "{ended:?}");
+    assert!(matches!(a.sync_state(), SyncState::Failed(_)), "{}", a.sync_state());
+}
+
+/// A user interface tells by the state whom to ask: the network, the hub's owner, or this machine's.
+#[tokio::test]
+async fn the_state_tells_what_is_the_hubs_from_what_is_the_replicas() {
+    let hub = Hub::new().await;
+    // There is no such store: to try again does not help.
+    let a = Options::new(hub.path("a")).hub(format!("lmdb:{}", hub.path("none").display())).open().await;
+    let a = a.expect("it works without a hub");
+    let refused = soon(a.run(&SyncOptions::new())).await.expect_err("there is none");
+    assert!(!refused.is_offline(), "{refused}");
+    assert_eq!(a.sync_state(), SyncState::Refused(refused.to_string()));
+    a.close().await.expect("closed");
+    let closed = a.sync_once(&SyncOptions::new()).await.expect_err("it is closed");
+    assert_eq!(a.sync_state(), SyncState::Refused(closed.to_string()), "the hub is asked first");
+    let a = hub.replica("a").await;
+    a.close().await.expect("closed");
+    hub.store.append(event("1", "x")).await.expect("appended");
+    let closed = a.sync_once(&SyncOptions::new()).await.expect_err("it is closed");
+    assert_eq!(a.sync_state(), SyncState::Failed(closed.to_string()));
+}
+
 /// Calls that are dropped, and closing, at any moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn calls_that_end_early_lose_and_double_nothing() {
@@ -483,6 +553,8 @@ enum Lie {
     Head,
     /// It cannot wait.
     NoWait,
+    /// It says whether it has a history, and gives nothing of it.
+    Mute,
 }
 
 #[derive(Debug)]
@@ -534,6 +606,10 @@ impl EventStore for Liar {
             Lie::Order if is_long => events.swap(0, 1),
             Lie::Revisions if is_long => events[1].revision = Revision::new(7),
             Lie::Twice if is_long => events[1].event = events[0].event.clone(),
+            Lie::Mute if size.events > 1 => {
+                let (url, reason) = ("hub".to_owned(), "it is busy".to_owned());
+                return Err(eventstore::Error::Unavailable { url, reason, source: None });
+            }
             Lie::Head => return Ok(Pulled::new(events, head.next())),
             Lie::NoHistory => {
                 let (cursor, found) = (since.cursor(), Cursor::START);
@@ -723,6 +799,36 @@ async fn a_subscription_in_the_middle_of_a_history_does_not_go_on_in_another() {
         }
     };
     assert!(matches!(ended, Error::Store(eventstore::Error::HistoryDiverged { .. })), "{ended}");
+}
+
+/// What both histories have may end inside of a batch.
+#[tokio::test]
+async fn no_batch_is_seen_in_part_when_another_history_is_accepted() {
+    let hub = Hub::new().await;
+    hub.store.append([event("1", "x"), event("2", "x"), event("3", "x")]).await.expect("appended");
+    let a = hub.replica("a").await;
+    a.append(event("own", "y")).await.expect("appended");
+    a.sync_once(&SyncOptions::new()).await.expect("a sync");
+    a.close().await.expect("closed");
+    let other = eventstore::open("memory:").await.expect("memory");
+    other.append([event("1", "x"), event("2", "x"), event("other", "x")]).await.expect("appended");
+    let (liar, _) = Liar::store(&other, Lie::Mute);
+    let a = Options::new(hub.path("a")).hub_store(liar).open().await.expect("a replica");
+    let before = ids(&a).await;
+    let mut notices = a.subscribe(a.cursor().await.expect("a cursor"));
+    // The second attempt finds what the first one left.
+    for _ in 0..2 {
+        let mute = soon(a.sync_once(&SyncOptions::new().accept_history())).await;
+        assert!(matches!(&mute, Err(error) if error.is_offline()), "{mute:?}");
+        assert_eq!(ids(&a).await, before, "nothing new, as long as the rest is not there");
+        assert_eq!(notices.try_next().await.expect("the same history"), None);
+    }
+    a.append(event("meanwhile", "z")).await.expect("appended");
+    a.close().await.expect("closed");
+    let a = Options::new(hub.path("a")).hub_store(other.clone()).open().await.expect("a replica");
+    a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    assert_eq!(ids(&a).await, ["1", "2", "other", "own", "meanwhile"]);
+    assert_eq!(a.cursor().await.expect("a cursor"), other.cursor().await.expect("a cursor"));
 }
 
 // Much.

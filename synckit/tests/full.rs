@@ -4,7 +4,7 @@
 
 use eventstore::Event;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use synckit::{Error, Options, SyncOptions};
+use synckit::{Error, Options, SyncOptions, SyncState};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn event(id: &str) -> Event {
@@ -63,6 +63,7 @@ async fn what_has_no_room_is_not_there_and_what_comes_later_is() {
     limit(Some(100 << 10));
     let full = a.sync_once(&SyncOptions::new()).await;
     assert!(full.is_err(), "{full:?}");
+    assert!(matches!(a.sync_state(), SyncState::Failed(_)), "{}", a.sync_state());
     assert_eq!(a.load().await.expect("a load").entries.len(), acknowledged.len());
     limit(None);
     a.sync_once(&SyncOptions::new()).await.expect("there is room");

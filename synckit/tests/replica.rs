@@ -27,6 +27,7 @@ async fn appending_works_offline_and_is_durable() {
     let replica = hub.replica("a").await;
     let appended = replica.append([event("1", "x"), event("2", "y")]).await.expect("appended");
     let batch = appended.batch.expect("a new batch");
+    assert_eq!(appended.ids, ["1", "2"]);
     assert_eq!(appended.places, [EventPlace::Pending(batch, 0), EventPlace::Pending(batch, 1)]);
     // Again: nothing is written.
     let again = replica.append([event("1", "x"), event("2", "y")]).await.expect("a repetition");
@@ -119,6 +120,55 @@ async fn a_rejected_batch_stays_readable_until_it_is_deleted() {
     assert!(b.delete_rejected(number).await.expect("deleted"));
     assert!(!b.delete_rejected(number).await.expect("nothing to delete"));
     b.append(event("of b", "x")).await.expect("the id is free");
+}
+
+/// Whoever lets an id be made learns it.
+#[tokio::test]
+async fn an_append_tells_the_ids_of_its_events() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    let made = || Event::builder("Happened", "x").data("{}").build().expect("valid");
+    let appended = a.append([made(), event("given", "x"), made()]).await.expect("appended");
+    assert_eq!(appended.ids, ids(&a).await);
+    assert_eq!(appended.ids.len(), 3);
+    a.append(Vec::new()).await.map(|none| assert!(none.ids.is_empty())).expect("nothing");
+}
+
+#[tokio::test]
+async fn a_dropped_batch_is_gone_and_those_on_top_are_asked_about() {
+    let (hub, b) = conflicting().await;
+    let mut notices = b.subscribe(Cursor::START);
+    while notices.try_next().await.expect("a notice").is_some() {}
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let drops = {
+        let asked = asked.clone();
+        move |conflict: &synckit::Conflict| {
+            let mut asked = asked.lock().expect("no panic");
+            asked.push(conflict.why.clone());
+            if asked.len() == 1 { Resolution::Drop } else { Resolution::AppendAnyway }
+        }
+    };
+    let report = b.sync_once(&resolved(drops)).await.expect("a sync");
+    assert_eq!(report.waiting, None);
+    assert_eq!(*asked.lock().expect("no panic"), [Why::Conflict, Why::Dependency]);
+    assert_eq!(ids(&b).await, ["of a", "b on top", "b beside"]);
+    assert!(b.rejected().is_empty(), "it is none of the rejected ones");
+    let mut told = Vec::new();
+    while let Some(notice) = notices.try_next().await.expect("a notice") {
+        told.push(match notice {
+            Notice::Confirmed { event, .. } => format!("confirmed {}", event.event.id()),
+            Notice::Dropped { batch } => format!("dropped {batch}"),
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(told, ["confirmed of a", "confirmed b on top", "confirmed b beside", "dropped 1"]);
+    // As if it had never been there, also after reopening.
+    b.close().await.expect("closed");
+    let b = hub.replica("b").await;
+    assert_eq!(ids(&b).await, ["of a", "b on top", "b beside"]);
+    assert!(b.rejected().is_empty() && b.pending().is_empty());
+    let again = b.append(event("of b", "x")).await.expect("its id may be used again");
+    assert!(again.batch.is_some());
 }
 
 #[tokio::test]

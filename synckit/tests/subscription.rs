@@ -57,7 +57,7 @@ impl Listener {
                 Notice::Pending(pending) => {
                     self.pending.entry(pending.batch).or_default().push((pending.index, pending.event.id().to_owned()));
                 }
-                Notice::Rejected { batch, .. } | Notice::Replaced { batch } => {
+                Notice::Rejected { batch, .. } | Notice::Dropped { batch } | Notice::Replaced { batch } => {
                     assert!(self.pending.remove(&batch).is_some(), "batch {batch} was told");
                 }
                 other => panic!("{other:?}"),
@@ -92,8 +92,9 @@ struct AtRandom(std::sync::Mutex<Rng>);
 impl Resolver for AtRandom {
     async fn resolve(&self, conflict: &Conflict) -> synckit::Result<Answer> {
         let mut random = self.0.lock().expect("not poisoned");
-        let mut one = |events: &[Event]| match random.u8(..5) {
+        let mut one = |events: &[Event]| match random.u8(..6) {
             0 => Resolution::Wait,
+            3 => Resolution::Drop,
             1 => Resolution::Reject("no".to_owned()),
             2 => Resolution::AppendInstead(
                 events

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use eventstore::{Aggregate, CancellationToken, Event};
-use synckit::core::{Number, Status};
+use synckit::core::Number;
 use synckit::{DecideAgain, DecideError, Entry, Options, Replica, Result, SyncOptions, SyncReport};
 
 use crate::domain::{Refused, Todo, Wish};
-use crate::resolver::{SO_ALREADY, decide_again};
+use crate::resolver::decide_again;
 
 /// The to-dos of a directory, which is a replica of the hub's.
 #[derive(Clone, Debug)]
@@ -73,9 +73,7 @@ impl Todos {
     /// Fetches what others did, and sends what was done here.
     pub async fn sync(&self, accept_history: bool) -> Result<SyncReport> {
         let options = self.options();
-        let report = self.replica.sync_once(&if accept_history { options.accept_history() } else { options }).await?;
-        self.rejected().await?;
-        Ok(report)
+        self.replica.sync_once(&if accept_history { options.accept_history() } else { options }).await
     }
 
     /// Syncs at once whatever is done here or elsewhere, until it is stopped.
@@ -83,18 +81,9 @@ impl Todos {
         self.replica.run(&self.options().stop(stop)).await
     }
 
-    /// What was done here and could not stay, with the reasons. What is so anyway is deleted, and not among them.
-    pub async fn rejected(&self) -> Result<Vec<(Number, String)>> {
-        let mut rejected = Vec::new();
-        for batch in self.replica.rejected() {
-            match batch.status {
-                Status::Rejected(reason) if reason == SO_ALREADY => {
-                    self.replica.delete_rejected(batch.number).await?;
-                }
-                Status::Rejected(reason) => rejected.push((batch.number, reason)),
-                _ => {}
-            }
-        }
-        Ok(rejected)
+    /// What was done here and could not stay, with the reasons.
+    pub fn rejected(&self) -> Vec<(Number, String)> {
+        let rejected = self.replica.rejected();
+        rejected.iter().filter_map(|batch| Some((batch.number, batch.reason()?.to_owned()))).collect()
     }
 }

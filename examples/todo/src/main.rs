@@ -134,7 +134,7 @@ fn show(list: &[Item]) {
 }
 
 async fn rejected(todos: &Todos, forget: bool) -> Result<(), BoxError> {
-    for (number, reason) in todos.rejected().await? {
+    for (number, reason) in todos.rejected() {
         println!("rejected: {reason}");
         if forget {
             todos.replica.delete_rejected(number).await?;
@@ -167,7 +167,7 @@ async fn watch(todos: &Todos) -> Result<(), BoxError> {
                     list = now;
                     show(&list);
                 }
-                let now = todos.rejected().await?;
+                let now = todos.rejected();
                 for (_, reason) in now.iter().filter(|rejected| !reasons.contains(*rejected)) {
                     println!("rejected: {reason}");
                 }

@@ -5,9 +5,6 @@ use synckit::{Conflict, Resolution};
 
 use crate::domain::{Todo, TodoEvent};
 
-/// The reason of rejections that nobody needs to hear of: what was wanted is so.
-pub const SO_ALREADY: &str = "it is so already";
-
 /// Decides again: what was wanted, on the to-do as it is now.
 ///
 /// Done by two people is done once. A new text for something that is done is rejected. Of two new texts the one that comes to
@@ -20,8 +17,8 @@ pub fn decide_again(todo: &Todo, conflict: &Conflict) -> Resolution {
     let [event] = conflict.events.as_slice() else { return Resolution::Wait };
     let Ok(wish) = event.decode::<TodoEvent>() else { return Resolution::Wait };
     match todo.decide(&wish.into()) {
-        Ok(events) if events.is_empty() => Resolution::Reject(SO_ALREADY.to_owned()),
-        Ok(_) => Resolution::AppendAnyway, // it leads to the same event again
+        Ok(events) if events.is_empty() => Resolution::Drop, // it is so already
+        Ok(_) => Resolution::AppendAnyway,                   // it leads to the same event again
         Err(refused) => Resolution::Reject(refused.to_string()),
     }
 }

@@ -98,6 +98,7 @@ async fn follow(replica: &Replica, args: &LoadArgs, output: &mut Output, most: u
                 serde_json::to_writer(&mut *out, reason)?;
                 out.write_all(b"}")
             })?,
+            Notice::Dropped { batch } => output.line(|out| write!(out, "{{\"dropped\":{batch}}}"))?,
             Notice::Replaced { batch } => output.line(|out| write!(out, "{{\"replaced\":{batch}}}"))?,
             _ => {}
         }

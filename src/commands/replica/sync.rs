@@ -1,7 +1,7 @@
 //! `sync`: a replica and its hub.
 
 use eventstore::CancellationToken;
-use synckit::{KeepBoth, Options, RejectConflicts, Replica, SyncOptions, SyncReport, SyncState};
+use synckit::{Conflict, KeepBoth, Options, RejectConflicts, Replica, Resolution, SyncOptions, SyncReport, SyncState};
 
 use super::own::describe;
 use super::{Ending, with_replica};
@@ -32,6 +32,7 @@ fn how(args: &SyncArgs, stop: &CancellationToken) -> SyncOptions {
         Resolve::Stop => options,
         Resolve::KeepBoth => options.resolver(KeepBoth),
         Resolve::Reject => options.resolver(RejectConflicts),
+        Resolve::Drop => options.resolver(|_: &Conflict| Resolution::Drop),
     };
     if args.skip_waiting {
         options = options.skip_waiting();

@@ -32,7 +32,7 @@ impl std::fmt::Display for EventPlace {
 pub enum Why {
     /// There is something that its condition covers, and that its decision had not seen.
     Conflict,
-    /// It stands on an own batch that was rejected or replaced, or on events that are lost at the hub.
+    /// It stands on an own batch that was rejected, dropped or replaced, or on events that are lost at the hub.
     Dependency,
     /// The hub has one of its ids with other content.
     Duplicate,
@@ -72,21 +72,6 @@ pub enum Refused {
     Conflict,
     /// A condition on a revision or version, where own events are pending that have neither yet.
     PendingInScope,
-}
-
-/// What subscribers are told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A batch was appended.
-    Appended(Number),
-    /// Confirmed events are shown, up to this version.
-    Published(Version),
-    /// A batch is confirmed, with its events at these versions.
-    Confirmed(Number, Vec<Version>),
-    /// A batch was rejected.
-    Rejected(Number),
-    /// The events of a batch were replaced.
-    Replaced(Number),
 }
 
 /// What the confirmed events say about a batch that is to be appended.
@@ -222,6 +207,7 @@ impl Entry {
     fn decide(&mut self, outcome: OutcomeRecord) {
         match &outcome.decision {
             Decision::Reject(reason) => self.rejected = Some(reason.clone()),
+            Decision::Drop => {}
             Decision::Anyway | Decision::Replace(_) => {
                 self.seen = outcome.seen;
                 self.is_anyway = outcome.decision == Decision::Anyway;
@@ -315,6 +301,19 @@ impl Watch {
         } else {
             self.staged += 1
         };
+    }
+
+    /// What is staged in the scope, of which more may be known by now.
+    fn look_again<'staged>(&mut self, staged: impl Iterator<Item = (&'staged (Version, String), bool)>) {
+        self.staged_foreign = 0;
+        for ((version, id), is_known) in staged {
+            let version = version.get();
+            if !is_known {
+                self.staged_foreign = self.staged_foreign.max(version);
+            } else if !self.known.iter().any(|(known, _)| *known == version) {
+                self.known.push((version, id.clone()));
+            }
+        }
     }
 
     /// An own batch has an event in the scope.
@@ -553,6 +552,9 @@ impl Machine {
             for event in events {
                 self.ids.entry(event.id().to_owned()).or_default().push(outcome.batch);
             }
+        }
+        if outcome.decision == Decision::Drop {
+            return self.forget(outcome.batch);
         }
         let Some(entry) = self.entries.get_mut(&outcome.batch) else { return };
         let (was_open, before) = (entry.is_open(), entry.events.clone());
@@ -810,7 +812,13 @@ impl Machine {
         all
     }
 
-    /// How an own batch stands; `None` if it is confirmed, or deleted.
+    /// Whether an own batch is confirmed.
+    #[must_use]
+    pub fn is_confirmed(&self, batch: Number) -> bool {
+        self.own.contains_key(&batch)
+    }
+
+    /// Why an own batch is rejected; `None` if it is not, or is deleted.
     #[must_use]
     pub fn rejection(&self, batch: Number) -> Option<&str> {
         self.entries.get(&batch)?.rejected.as_deref()
@@ -944,7 +952,7 @@ impl Machine {
 
     /// A batch that was proposed is on its way to the journal: from now on others are decided with it, but it is shown only
     /// when it is [`durable`](Machine::durable).
-    pub fn appended(&mut self, record: BatchRecord, facts: &Facts) -> Change {
+    pub fn appended(&mut self, record: BatchRecord, facts: &Facts) {
         let number = record.number;
         self.last = number;
         let condition = record.condition.clone();
@@ -958,21 +966,23 @@ impl Machine {
         for found in facts.found.iter().flatten() {
             self.found(found);
         }
-        if !is_watched {
-            let known: Vec<_> = facts.staged.iter().map(|(_, id)| self.ids.contains_key(id)).collect();
-            let watch = match condition.scope() {
-                Some(Scope::Aggregate(aggregate_id)) => self.aggregates.get_mut(&aggregate_id),
-                Some(Scope::Store) => self.store.as_mut(),
-                None => None,
-            };
-            if let Some(watch) = watch {
+        let known: Vec<_> = facts.staged.iter().map(|(_, id)| self.ids.contains_key(id)).collect();
+        let watch = match condition.scope() {
+            Some(Scope::Aggregate(aggregate_id)) => self.aggregates.get_mut(&aggregate_id),
+            Some(Scope::Store) => self.store.as_mut(),
+            None => None,
+        };
+        if let Some(watch) = watch {
+            let staged = facts.staged.iter().zip(known);
+            if !is_watched {
                 watch.count = facts.count.saturating_sub(facts.staged.len() as u64);
-                for ((version, id), is_known) in facts.staged.iter().zip(known) {
+                for ((version, id), is_known) in staged {
                     watch.take(*version, is_known.then_some(id.as_str()), false);
                 }
+            } else if !facts.staged.is_empty() {
+                watch.look_again(staged);
             }
         }
-        Change::Appended(number)
     }
 
     /// Batches that were [`appended`](Machine::appended) last could not be written: they never were there. Newest first; their
@@ -1026,39 +1036,38 @@ impl Machine {
     }
 
     /// Events were written behind the end, which is now this place.
-    pub fn staged(&mut self, events: &[RecordedEvent], end: Place) -> Vec<Change> {
+    pub fn staged(&mut self, events: &[RecordedEvent], end: Place) {
         for recorded in events {
             self.found(recorded);
             // It is shown later.
             self.note(recorded, None);
         }
         self.end = end;
-        if self.is_staging {
-            return if Rule::ToldOnPublish.is_kept() { Vec::new() } else { self.settle() };
+        if !self.is_staging {
+            self.publish(end.version);
+        } else if !Rule::ToldOnPublish.is_kept() {
+            self.settle();
         }
-        self.publish(end.version)
     }
 
     /// A record [`Record::Shown`] was written.
-    pub fn shown(&mut self, until: Option<u64>) -> Vec<Change> {
+    pub fn shown(&mut self, until: Option<u64>) {
         self.is_staging = until.is_some();
-        self.publish(until.map_or(self.end.version, Version::new))
+        self.publish(until.map_or(self.end.version, Version::new));
     }
 
-    fn publish(&mut self, until: Version) -> Vec<Change> {
+    fn publish(&mut self, until: Version) {
         if until <= self.published {
-            return Vec::new();
+            return;
         }
         self.published = until;
         self.heads.retain(|head| *head > until);
         self.aggregates.values_mut().chain(&mut self.store).for_each(Watch::publish);
-        let mut changes = vec![Change::Published(until)];
-        changes.extend(self.settle());
-        changes
+        self.settle();
     }
 
     /// Takes what is confirmed out of what is not.
-    pub fn settle(&mut self) -> Vec<Change> {
+    pub fn settle(&mut self) {
         let until = if Rule::ToldOnPublish.is_kept() { self.published } else { self.end.version };
         let is_confirmed = |entry: &Entry| {
             if entry.is_open() {
@@ -1070,7 +1079,6 @@ impl Machine {
         };
         let confirmed: Vec<_> =
             self.entries.iter().filter(|(_, entry)| is_confirmed(entry)).map(|(number, _)| *number).collect();
-        let mut changes = Vec::new();
         for number in &confirmed {
             let Some(entry) = self.entries.get(number).cloned() else { continue };
             let found = if are_there(&entry.found, until) { &entry.found } else { &entry.found_first };
@@ -1095,12 +1103,10 @@ impl Machine {
             }
             self.forget(*number);
             self.told.remove(number);
-            changes.push(Change::Confirmed(*number, versions));
         }
         if !confirmed.is_empty() {
             self.sort_known();
         }
-        changes
     }
 
     /// Events whose ids are not those of open batches any more are own or foreign for good.
@@ -1324,29 +1330,22 @@ impl Machine {
     }
 
     /// Outcomes are durable.
-    pub fn decided(&mut self, outcomes: Vec<OutcomeRecord>) -> Vec<Change> {
-        let mut changes = Vec::new();
+    pub fn decided(&mut self, outcomes: Vec<OutcomeRecord>) {
         for outcome in outcomes {
             let number = outcome.batch;
             self.last = self.last.max(outcome.number);
             let Some(before) = self.entries.get(&number).map(|entry| entry.condition.clone()) else { continue };
             self.refused.remove(&number);
             self.told.remove(&number);
-            let change = match &outcome.decision {
-                Decision::Anyway => None,
-                Decision::Replace(_) => Some(Change::Replaced(number)),
-                Decision::Reject(_) => Some(Change::Rejected(number)),
-            };
+            let is_over = matches!(outcome.decision, Decision::Reject(_) | Decision::Drop);
             self.take_outcome(outcome);
-            // The scope stays the same.
-            if matches!(change, Some(Change::Rejected(_))) {
+            // Of the others the scope stays the same.
+            if is_over {
                 self.unwatch(&before);
             }
-            changes.extend(change);
         }
         self.durable = self.last;
-        changes.extend(self.settle());
-        changes
+        self.settle();
     }
 
     /// The rejected batches, with their events and reasons.
@@ -1462,7 +1461,8 @@ pub enum Refusal {
 /// The recovery of a replica whose hub has another history.
 ///
 /// Own events that the hub does not have become pending again. What is to be done, in this order: the confirmed events up to the
-/// common version are copied; the new journal takes the place of the old one, which makes the copy the one that counts; what was
+/// common version are copied; those that the hub has behind them, up to its head, are put behind the copy, since the common ones
+/// may end inside of a batch; the new journal takes the place of the old one, which makes the copy the one that counts; what was
 /// confirmed before is kept aside as it is.
 #[derive(Debug)]
 pub struct Recovery<'machine> {

@@ -3,13 +3,15 @@
 //! A [`Machine`] says what is to be written and sent, and is told what was written and answered. [`Replica`](crate::Replica)
 //! is the shell around it; the simulation in `tools/sync-simulation` is another.
 
+mod listen;
 mod machine;
 mod record;
 mod rules;
 
+pub use listen::{Listener, Notice, PendingEvent, View};
 pub use machine::{
-    Change, EventPlace, Expectation, Facts, Machine, Misfit, PendingBatch, Proposed, Question, Recovery, Refusal,
-    Refused, Status, Wanted, Why, Write,
+    EventPlace, Expectation, Facts, Machine, Misfit, PendingBatch, Proposed, Question, Recovery, Refusal, Refused,
+    Status, Wanted, Why, Write,
 };
 pub use record::{
     BatchRecord, BeginRecord, Condition, Decision, MarkRecord, Number, OutcomeRecord, OwnRecord, Record, Scope, Seen,

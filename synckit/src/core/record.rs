@@ -99,6 +99,8 @@ pub enum Decision {
     Replace(#[serde(with = "events_form")] Vec<Event>),
     /// Do not append it, for this reason.
     Reject(String),
+    /// There is nothing to append any more. Nothing is kept of it; its ids may be used again.
+    Drop,
 }
 
 /// A decision on a batch.
@@ -119,7 +121,7 @@ pub struct OutcomeRecord {
 pub struct MarkRecord {
     /// Its number.
     pub number: Number,
-    /// The batch that was rejected or replaced; `ZERO` for foreign events that another history does not have.
+    /// The batch that was rejected, dropped or replaced; `ZERO` for foreign events that another history does not have.
     pub batch: Number,
     /// The aggregates in which something is not there any more.
     pub aggregates: Vec<String>,

@@ -29,6 +29,7 @@ pub enum Rule {
     OutcomeFirst,
     RejectedIdsKnown,
     AsideFirst,
+    HeadFirst,
     LostBasisMarks,
     AnswerNamesSeen,
     OwnIsNotForeign,
@@ -42,6 +43,7 @@ pub enum Rule {
     PullSyncedOnly,
     DurableBeforeShown,
     ToldOnPublish,
+    ReplacedIsTold,
 }
 
 #[cfg(feature = "mutants")]
@@ -72,6 +74,7 @@ impl Rule {
         Rule::OutcomeFirst,
         Rule::RejectedIdsKnown,
         Rule::AsideFirst,
+        Rule::HeadFirst,
         Rule::LostBasisMarks,
         Rule::AnswerNamesSeen,
         Rule::OwnIsNotForeign,
@@ -85,6 +88,7 @@ impl Rule {
         Rule::PullSyncedOnly,
         Rule::DurableBeforeShown,
         Rule::ToldOnPublish,
+        Rule::ReplacedIsTold,
     ];
 
     /// The rule in a sentence, and what is done without it.
@@ -99,7 +103,7 @@ impl Rule {
                 "a condition covers only what its own decision saw; without: it moves along with a decision on a batch below it"
             }
             Rule::Dependencies => {
-                "batches on top of a rejected or replaced one go to the resolver; without: they are pushed where the revision fits"
+                "batches on top of a rejected, dropped or replaced one go to the resolver; without: they are pushed where the revision fits"
             }
             Rule::LatestOnAll => {
                 "a batch with `latest` stands on every own batch before it; without: on those of its aggregates"
@@ -133,6 +137,9 @@ impl Rule {
             Rule::OutcomeFirst => "an outcome is durable before its batch is sent; without: it is sent first",
             Rule::RejectedIdsKnown => "appending a rejected id is an error; without: a new pending batch",
             Rule::AsideFirst => "recovery: the new journal, then the old events leave; without: they leave first",
+            Rule::HeadFirst => {
+                "recovery: what the hub has up to its head, then the new journal; without: only what both have, which may end inside of a batch"
+            }
             Rule::LostBasisMarks => {
                 "recovery sends batches on top of lost foreign events to the resolver; without: it does not"
             }
@@ -157,6 +164,9 @@ impl Rule {
             Rule::DurableBeforeShown => "an own batch is shown when it is durable; without: before that",
             Rule::ToldOnPublish => {
                 "subscribers are told what is confirmed when it is shown; without: when it is staged"
+            }
+            Rule::ReplacedIsTold => {
+                "subscribers are told a batch anew whose events are others than were told; without: when it was not told before"
             }
         }
     }

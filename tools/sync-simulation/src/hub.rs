@@ -23,8 +23,10 @@ pub(crate) struct Log {
     pub(crate) synced: usize,
     /// Lengths of the copies that were made.
     pub(crate) copies: Vec<usize>,
-    /// The ids of events that ended a batch.
-    pub(crate) ends: HashSet<String>,
+    /// The digests at the ends of batches, also of those that were lost.
+    pub(crate) ends: HashSet<Digest>,
+    /// The events that were lost last, in their order.
+    pub(crate) lost: Vec<RecordedEvent>,
     /// The most events that a batch may have.
     pub(crate) limit: usize,
 }
@@ -32,7 +34,10 @@ pub(crate) struct Log {
 impl Log {
     /// Loses all but the first events.
     pub(crate) fn cut(&mut self, len: usize) {
-        self.events.truncate(len);
+        let lost = self.events.split_off(len);
+        if !lost.is_empty() {
+            self.lost = lost;
+        }
         self.digests.truncate(len + 1);
         self.synced = self.synced.min(len);
         self.ids = self.events.iter().enumerate().map(|(at, event)| (event.event.id().to_owned(), at)).collect();
@@ -79,7 +84,6 @@ impl Log {
                 return Err(Error::VersionConflict { expected: batch.expected, actual });
             }
         }
-        let mut last = None;
         let stored = batch.events.iter().map(|event| {
             if let Some(&at) = self.ids.get(event.id()) {
                 let found = &self.events[at];
@@ -93,11 +97,10 @@ impl Log {
             self.revisions.insert(event.aggregate_id().to_owned(), revision.get());
             self.events.push(recorded);
             self.digests.push(digest);
-            last = Some(event.id().to_owned());
             Stored::new(version, revision, StoreOutcome::Written)
         });
         let stored = stored.collect();
-        self.ends.extend(last);
+        self.ends.insert(self.end().digest);
         if batch.durability != Some(Durability::Buffered) {
             self.synced = self.events.len();
         }
@@ -120,6 +123,7 @@ impl Hub {
             synced: 0,
             copies: vec![0],
             ends: HashSet::new(),
+            lost: Vec::new(),
             limit,
         })))
     }

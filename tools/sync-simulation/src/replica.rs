@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use eventstore_api::{Batch, Digest, Event, Expected, Place, RecordedEvent, Revision, Version};
 use synckit::core::{
-    BatchRecord, Change, Condition, Decision, Expectation, Facts, Machine, Number, Proposed, Question, Record, Rule,
-    Scope, Seen, Status, Why, Write,
+    BatchRecord, Condition, Decision, EventPlace, Expectation, Facts, Listener, Machine, Notice, Number, Proposed,
+    Question, Record, Rule, Scope, Seen, Status, Why, Write,
 };
 
 use crate::world::{Message, Shared, event_of};
@@ -112,11 +112,48 @@ struct Token {
     top: i64,
 }
 
-/// What a subscriber knows.
-#[derive(Clone, Debug)]
-struct Subscriber {
-    published: u64,
-    pending: BTreeMap<Number, Vec<u32>>,
+/// What somebody knows who only listens.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    /// Up to which version.
+    confirmed: u64,
+    /// Each pending event with its place in its batch.
+    pending: BTreeMap<Number, Vec<(u32, u32)>>,
+}
+
+impl Heard {
+    fn hear(&mut self, notice: Notice) -> Result<(), Broken> {
+        match notice {
+            Notice::Confirmed { event, was } => {
+                if event.version.get() != self.confirmed + 1 {
+                    return broken("told: a version is missing, or told twice");
+                }
+                self.confirmed += 1;
+                let id = id_of(&event.event);
+                let place = self.pending.iter().find_map(|(batch, events)| {
+                    let (index, _) = events.iter().find(|(_, other)| *other == id)?;
+                    Some(EventPlace::Pending(*batch, *index))
+                });
+                if was != place {
+                    return broken("told: an event was somewhere else before it was confirmed");
+                }
+                if let Some(EventPlace::Pending(batch, index)) = was {
+                    self.pending.entry(batch).or_default().retain(|(other, _)| *other != index);
+                    self.pending.retain(|_, events| !events.is_empty());
+                }
+            }
+            Notice::Pending(pending) => {
+                self.pending.entry(pending.batch).or_default().push((pending.index, id_of(&pending.event)));
+            }
+            Notice::Rejected { batch, .. } | Notice::Dropped { batch } | Notice::Replaced { batch } => {
+                if self.pending.remove(&batch).is_none() {
+                    return broken("told: something of a batch that was not told");
+                }
+            }
+            _ => return broken("told: what nobody knows"),
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -130,7 +167,6 @@ pub(crate) struct Look {
 /// A batch on its way to the disk.
 struct Begun {
     record: BatchRecord,
-    change: Change,
     kind: &'static str,
 }
 
@@ -147,7 +183,8 @@ pub(crate) struct Replica {
     pub(crate) has_diverged: bool,
     tokens: Vec<Token>,
     pub(crate) look: Option<Look>,
-    subscriber: Subscriber,
+    listener: Listener,
+    heard: Heard,
     // For the invariants.
     pub(crate) acked: BTreeMap<Number, Vec<Event>>,
     ghosts: HashMap<Number, Ghost>,
@@ -155,8 +192,6 @@ pub(crate) struct Replica {
     shown: HashSet<Number>,
     deleted: HashSet<Number>,
     was_replaced: HashSet<Number>,
-    /// The end of the common part of the history that was accepted last.
-    accepted: Option<usize>,
     /// The outcomes that rejected batches.
     rejected_by: HashMap<Number, Number>,
     pub(crate) skips: bool,
@@ -176,7 +211,8 @@ impl Replica {
             has_diverged: false,
             tokens: Vec::new(),
             look: None,
-            subscriber: Subscriber { published: 0, pending: BTreeMap::new() },
+            listener: Listener::new(Version::ZERO),
+            heard: Heard::default(),
             acked: BTreeMap::new(),
             ghosts: HashMap::new(),
             contents: HashMap::new(),
@@ -184,7 +220,6 @@ impl Replica {
             deleted: HashSet::new(),
             was_replaced: HashSet::new(),
             rejected_by: HashMap::new(),
-            accepted: None,
             skips: shared.random.f64() < 0.3,
             skew: [0, 0, -40, 40][shared.random.usize(..4)],
         }
@@ -264,44 +299,43 @@ impl Replica {
         Ok(())
     }
 
+    /// Somebody begins to listen.
     fn subscribe(&mut self) {
-        let pending = self.machine.pending();
-        let events = |number: Number| self.machine.events(number).into_iter().flatten().map(id_of).collect();
-        self.subscriber = Subscriber {
-            published: self.machine.published().get(),
-            pending: pending.iter().map(|batch| (batch.number, events(batch.number))).collect(),
-        };
+        let since = self.machine.published().get() / 2;
+        self.listener = Listener::new(Version::new(since));
+        self.heard = Heard { confirmed: since, ..Heard::default() };
     }
 
-    /// Tells the subscriber.
-    fn tell(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
-        for change in changes {
-            let events = |number: Number| self.machine.events(number).into_iter().flatten().map(id_of).collect();
-            match change {
-                Change::Appended(number) => {
-                    self.subscriber.pending.insert(number, events(number));
+    /// Tells whoever listens so many things. Returns whether all is told.
+    fn tell(&mut self, most: usize) -> Result<bool, Broken> {
+        for _ in 0..most {
+            if !self.listener.look(&self.machine) {
+                return Ok(true);
+            }
+            let notices = match self.listener.wanted() {
+                Some((since, until)) => {
+                    let until = until.min(Version::new(since.get() + 2));
+                    let events = self.conf().events[since.get() as usize..until.get() as usize].to_vec();
+                    self.listener.confirmed(events, until)
                 }
-                Change::Published(version) => self.subscriber.published = version.get(),
-                Change::Confirmed(number, versions) => {
-                    let Some(was) = self.subscriber.pending.remove(&number) else { continue };
-                    let conf = &self.confirmed[&self.generation];
-                    let is = versions.iter().map(|version| {
-                        let event = conf.events.get(version.get() as usize - 1)?;
-                        (version.get() <= self.subscriber.published).then(|| id_of(&event.event))
-                    });
-                    if !is.eq(was.into_iter().map(Some)) && Rule::AllIds.is_kept() {
-                        return broken("told: a batch is confirmed where its events are not shown");
+                None => self.listener.end(),
+            };
+            for notice in notices {
+                let is_true = match &notice {
+                    Notice::Rejected { batch, .. } => self.rejected_by.contains_key(batch),
+                    Notice::Dropped { batch } => self.deleted.contains(batch),
+                    Notice::Replaced { batch } => {
+                        self.was_replaced.contains(batch) || self.machine.events(*batch).is_some()
                     }
+                    _ => true,
+                };
+                if !is_true {
+                    return broken("told: a batch is gone that was neither rejected nor dropped");
                 }
-                Change::Rejected(number) => {
-                    self.subscriber.pending.remove(&number);
-                }
-                Change::Replaced(number) => {
-                    self.subscriber.pending.insert(number, events(number));
-                }
+                self.heard.hear(notice)?;
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A durable write, which the process may not survive.
@@ -416,8 +450,7 @@ impl Replica {
             Ok(())
         })?;
         self.machine.durable();
-        for Begun { record, change, kind } in begun {
-            self.tell(vec![change])?;
+        for Begun { record, kind } in begun {
             shared.say(|| {
                 let what: Vec<_> = record.events.iter().map(|event| (id_of(event), aggregate_of(event))).collect();
                 format!("replica {} appends batch {} {what:?} if {kind}", self.number, record.number)
@@ -501,11 +534,11 @@ impl Replica {
             _ => own.map(|(_, event)| id_of(event)).collect(),
         };
         let number = record.number;
-        let change = self.machine.appended(record.clone(), &facts);
+        self.machine.appended(record.clone(), &facts);
         self.ghosts
             .insert(number, Ghost { kind, aggregate: (kind != "latest").then_some(aggregate), known: Rc::new(known) });
         self.look_around();
-        Ok(Some(Begun { record, change, kind }))
+        Ok(Some(Begun { record, kind }))
     }
 
     // Syncing, one message at a time.
@@ -551,8 +584,7 @@ impl Replica {
                         Write::Journal(record) => {
                             self.log(shared, vec![record.clone()])?;
                             if let Record::Shown(until) = record {
-                                let changes = self.machine.shown(until);
-                                self.tell(changes)?;
+                                self.machine.shown(until);
                             }
                         }
                         Write::Confirmed(events) => {
@@ -562,8 +594,7 @@ impl Replica {
                                 events.iter().try_for_each(|event| conf.push(event.clone()))
                             })?;
                             let end = self.conf().end();
-                            let changes = self.machine.staged(&events, end);
-                            self.tell(changes)?;
+                            self.machine.staged(&events, end);
                         }
                     }
                 }
@@ -649,7 +680,8 @@ impl Replica {
 
     fn decision(&self, look: &Look, shared: &mut Shared) -> Decision {
         let Question { events, why, .. } = &look.question;
-        let policies: &[&str] = if shared.policy.is_empty() { &["any", "any", "rep", "rej"] } else { shared.policy };
+        let policies: &[&str] =
+            if shared.policy.is_empty() { &["any", "any", "rep", "rej", "drop"] } else { shared.policy };
         let mut kind = policies[shared.random.usize(..policies.len())];
         if aggregate_of(&events[0]) == 0 {
             kind = if time_of(&events[0]) > look.top { "any" } else { "rej" };
@@ -669,6 +701,7 @@ impl Replica {
         match kind {
             "any" => Decision::Anyway,
             "rej" => Decision::Reject("it was decided so".to_owned()),
+            "drop" => Decision::Drop,
             _ => {
                 let count = if kind == "shorter" { 1 } else { events.len() };
                 let replace = |event: &Event| {
@@ -694,9 +727,10 @@ impl Replica {
                 if events.iter().any(|event| aggregate_of(event) == 0) || self.ghosts[&number].kind == "exists" {
                     break;
                 }
-                let decision = match shared.random.u8(..3) {
+                let decision = match shared.random.u8(..4) {
                     0 => Decision::Anyway,
                     1 => Decision::Reject("with what it stands on".to_owned()),
+                    2 => Decision::Drop,
                     _ => Decision::Replace(
                         events.to_vec().iter().map(|event| shared.event(aggregate_of(event), time_of(event))).collect(),
                     ),
@@ -736,7 +770,7 @@ impl Replica {
         for outcome in &outcomes {
             let mut ghost = self.ghosts[&outcome.batch].clone();
             let was = ghost.kind;
-            if was == "exists" && !matches!(outcome.decision, Decision::Reject(_)) {
+            if was == "exists" && !matches!(outcome.decision, Decision::Reject(_) | Decision::Drop) {
                 ghost.kind = "rev";
             }
             let known = match outcome.batch == batch && ghost.kind == was {
@@ -760,6 +794,10 @@ impl Replica {
                 match outcome.decision {
                     Decision::Replace(_) => _ = replica.was_replaced.insert(outcome.batch),
                     Decision::Reject(_) => _ = replica.rejected_by.insert(outcome.batch, outcome.number),
+                    Decision::Drop => {
+                        replica.acked.remove(&outcome.batch);
+                        replica.deleted.insert(outcome.batch);
+                    }
                     Decision::Anyway => {}
                 }
             }
@@ -773,8 +811,7 @@ impl Replica {
             });
         }
         written?;
-        let changes = self.machine.decided(outcomes);
-        self.tell(changes)?;
+        self.machine.decided(outcomes);
         Ok(())
     }
 
@@ -841,13 +878,28 @@ impl Replica {
             replica.confirmed.insert(new, copy);
             Ok(())
         };
+        // Up to the head, by pages.
+        let behind: Vec<RecordedEvent> = {
+            let log = hub.log();
+            let end = if Rule::HeadFirst.is_kept() { log.synced } else { common };
+            log.events[common..end].to_vec()
+        };
+        let complete_copy = |replica: &mut Replica, shared: &mut Shared| -> Step {
+            for page in behind.chunks(3) {
+                replica.write(shared, 0.05, |replica| {
+                    let copy = replica.confirmed.get_mut(&new).expect("it was begun");
+                    page.iter().try_for_each(|event| copy.push(event.clone()))
+                })?;
+            }
+            Ok(())
+        };
         let replace_journal = |replica: &mut Replica| {
-            replica.accepted = Some(common);
             replica.journal = journal;
             Ok(())
         };
         if Rule::AsideFirst.is_kept() {
             self.write(shared, 0.15, make_copy)?;
+            complete_copy(self, shared)?;
             self.write(shared, 0.15, replace_journal)?;
         } else {
             self.write(shared, 0.15, |replica| {
@@ -856,6 +908,7 @@ impl Replica {
                 Ok(())
             })?;
             self.write(shared, 0.15, make_copy)?;
+            complete_copy(self, shared)?;
             self.write(shared, 0.15, replace_journal)?;
         }
         self.restart()?;
@@ -874,12 +927,8 @@ impl Replica {
             }
         }
         let published = self.machine.published().get() as usize;
-        // Of a history that was just accepted, the common part may end inside of a batch, until the next head.
-        if published > 0 && self.accepted != Some(published) {
-            let last = self.conf().events[published - 1].event.id();
-            if !shared.hub.log().ends.contains(last) {
-                return broken("view: a foreign batch is shown in part");
-            }
+        if published > 0 && !shared.hub.log().ends.contains(&self.conf().digests[published]) {
+            return broken("view: a foreign batch is shown in part");
         }
         let shown: HashSet<&str> = view.iter().map(Event::id).collect();
         if shown.len() != view.len() {
@@ -929,14 +978,16 @@ impl Replica {
                 return broken("rejected, and pending as well");
             }
         }
-        // What a subscriber knows is what is there.
-        let pending: BTreeMap<Number, Vec<u32>> = statuses
-            .iter()
-            .filter(|(_, status)| !matches!(status, Status::Rejected(_)))
-            .map(|(number, _)| (*number, self.machine.events(*number).into_iter().flatten().map(id_of).collect()))
-            .collect();
-        if self.subscriber.pending != pending || self.subscriber.published != published as u64 {
-            return broken("told: a subscriber knows something else than is there");
+        // Whoever listens knows what is there, as soon as all is told; sometimes that takes a while.
+        let most = if shared.crashes { [0, 1, 2, usize::MAX][shared.time as usize % 4] } else { usize::MAX };
+        if self.tell(most)? {
+            let mut pending = BTreeMap::<Number, Vec<(u32, u32)>>::new();
+            for batch in self.machine.pending().iter().filter(|batch| !batch.events.is_empty()) {
+                pending.insert(batch.number, batch.events.iter().map(|(at, event)| (*at, id_of(event))).collect());
+            }
+            if self.heard.pending != pending || self.heard.confirmed != published as u64 {
+                return broken("told: a subscriber knows something else than is there");
+            }
         }
         // A process that begins now comes to the same.
         if shared.is_thorough {

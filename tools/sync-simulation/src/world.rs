@@ -114,7 +114,7 @@ impl World {
             &["any", "exists", "exists", "rev"],
             &["rev", "rev", "latest", "any"],
         ];
-        let policies: [&'static [&'static str]; 5] = [&[], &[], &["any"], &["rep"], &["rej"]];
+        let policies: [&'static [&'static str]; 5] = [&[], &[], &["any"], &["rep"], &["rej", "rej", "drop"]];
         let restores_any = random.bool();
         let aggregates = [2, 2, 3, 4][random.usize(..4)];
         let (kinds, policy) = (kinds[random.usize(..4)], policies[random.usize(..5)]);
@@ -209,7 +209,16 @@ impl World {
                 let aggregate = self.shared.random.u8(1..self.shared.aggregates.max(2));
                 let count = [1, 2, 3][self.shared.random.usize(..3)].min(hub.log().limit);
                 let time = self.shared.time;
-                let events: Vec<_> = (0..count).map(|_| self.shared.event(aggregate, time)).collect();
+                let mut events: Vec<_> = (0..count).map(|_| self.shared.event(aggregate, time)).collect();
+                if self.shared.random.f64() < 0.2 {
+                    // Somebody has some of what was lost, and appends it with something else.
+                    let log = hub.log();
+                    let lost = log.lost.iter().map(|lost| lost.event.clone());
+                    let lost: Vec<_> = lost.take_while(|event| aggregate_of(event) != 0).take(log.limit - 1).collect();
+                    let most = self.shared.random.usize(..=lost.len());
+                    events.truncate(log.limit - most.min(log.limit - 1));
+                    events.splice(..0, lost.into_iter().take(most));
+                }
                 let mut batch = Batch::new(events);
                 if self.shared.random.f64() >= 0.6 {
                     batch = batch.durability(eventstore_api::Durability::Buffered);
