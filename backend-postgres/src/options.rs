@@ -296,7 +296,10 @@ impl Options {
         }
         // A machine that is gone is noticed within half a minute, and not after the two hours that are the default.
         if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
-            config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(4);
+            config
+                .keepalives_idle(Duration::from_secs(10))
+                .keepalives_interval(Duration::from_secs(5))
+                .keepalives_retries(4);
         }
         config.ssl_mode(if self.is_tls(&config) { config::SslMode::Require } else { config::SslMode::Disable });
         if config.get_password().is_none()

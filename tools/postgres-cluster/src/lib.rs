@@ -348,22 +348,8 @@ impl Cluster {
     ///
     /// If the statement fails.
     pub fn hold(&self, text: &str) -> Result<Held, Error> {
-        let mut command = self.programs.command("psql");
-        command.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-            "-d",
-            "postgres",
-        ]);
-        command.args(["-p", &self.port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut command = self.psql();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut session = command.spawn()?;
         let (mut asks, answers) = (session.stdin.take(), session.stdout.take());
         if let Some(asks) = &mut asks {
@@ -395,12 +381,7 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Runs SQL with `psql`, and returns what it prints: one line for each row, `|` between the columns.
-    ///
-    /// # Errors
-    ///
-    /// If a statement fails.
-    pub fn sql(&self, text: &str) -> Result<String, Error> {
+    fn psql(&self) -> Command {
         let mut command = self.programs.command("psql");
         command.args([
             "-X",
@@ -416,7 +397,17 @@ impl Cluster {
             "-d",
             "postgres",
         ]);
-        let output = run(command.args(["-p", &self.port.to_string(), "-c", text]))?;
+        command.args(["-p", &self.port.to_string()]);
+        command
+    }
+
+    /// Runs SQL with `psql`, and returns what it prints: one line for each row, `|` between the columns.
+    ///
+    /// # Errors
+    ///
+    /// If a statement fails.
+    pub fn sql(&self, text: &str) -> Result<String, Error> {
+        let output = run(self.psql().args(["-c", text]))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
 }
