@@ -23,6 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::Options;
 use crate::error::{PgError, reason};
 use crate::options::invalid;
+use crate::probe;
 use crate::sql::{PREPARED, Query};
 
 /// Makes connections to the servers that take part.
@@ -33,6 +34,8 @@ pub(crate) struct Connector {
     /// The runtime that the store was opened in.
     handle: Handle,
     prepares: bool,
+    /// How long it may take until a connection can be used, with all hosts.
+    limit: Duration,
 }
 
 impl fmt::Debug for Connector {
@@ -55,7 +58,9 @@ impl Connector {
             true => Some(tls(options.ca_file.as_deref())?),
             false => None,
         };
-        Ok(Connector { config, tls, handle, prepares: options.prepare })
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
+        let limit = options.connect_timeout.saturating_mul(hosts);
+        Ok(Connector { config, tls, handle, prepares: options.prepare, limit })
     }
 
     /// The same for servers of one kind.
@@ -76,15 +81,25 @@ impl Connector {
     ) -> std::result::Result<Session, PgError> {
         let this = self.clone();
         let connecting = async move {
-            match this.tls {
+            let mut session = match this.tls {
                 Some(tls) => {
                     let (client, connection) = this.config.connect(tls).await?;
-                    Ok(Session::new(client, connection, heard, this.prepares))
+                    Session::new(client, connection, heard)
                 }
                 None => {
                     let (client, connection) = this.config.connect(NoTls).await?;
-                    Ok(Session::new(client, connection, heard, this.prepares))
+                    Session::new(client, connection, heard)
                 }
+            };
+            session.prepares = this.prepares && probe::is_direct(&session.client).await?;
+            Ok(session)
+        };
+        // The client library limits only how long it takes to reach a server, and not for how long that says nothing.
+        let (limit, config) = (self.limit, self.config.clone());
+        let connecting = async move {
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(probe::silent(&config, limit).await),
             }
         };
         // In the runtime of the store, whoever's this one is.
@@ -141,18 +156,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn new<S>(
-        client: Client,
-        connection: Connection<Socket, S>,
-        heard: Option<mpsc::UnboundedSender<String>>,
-        prepares: bool,
-    ) -> Self
+    fn new<S>(client: Client, connection: Connection<Socket, S>, heard: Option<mpsc::UnboundedSender<String>>) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let warning = Arc::new(Mutex::new(None));
         tokio::spawn(drive(connection, heard, warning.clone()));
-        Session { client, statements: [const { OnceCell::const_new() }; PREPARED], prepares, warning }
+        Session { client, statements: [const { OnceCell::const_new() }; PREPARED], prepares: false, warning }
     }
 
     /// Runs a statement. What several calls send in one turn travels together.

@@ -22,6 +22,12 @@ impl Failed {
     pub(crate) fn of(error: PgError, url: &str, operation: &'static str) -> Self {
         let reason = reason(&error);
         let Some(code) = error.code() else {
+            if reason.ends_with("password missing") {
+                let what = format!(
+                    "{url}: the server asks for a password; set PGPASSWORD, or name a password_file in the URL"
+                );
+                return Failed::Final(Error::Forbidden { what });
+            }
             // Not the server's answer: a connection that was lost or refused, or something that cannot be read.
             return match can_connect_later(&error) {
                 true => Failed::Passing { reason, source: error.into(), is_lost: true },
@@ -69,6 +75,10 @@ impl Failed {
                 version: None,
                 reason: format!("{reason}; restore a backup of the database"),
             }),
+            // Settings in the URL that the server does not take.
+            (_, "22" | "42") if is_over => {
+                Failed::Final(Error::Open { path: path(), reason, source: Some(error.into()) })
+            }
             _ if is_over => Failed::Passing { reason, source: error.into(), is_lost: true },
             _ => Failed::Final(Error::engine(format!("{operation}: {reason}"), error)),
         }

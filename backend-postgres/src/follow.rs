@@ -28,27 +28,38 @@ const PROBE_AGAIN: Duration = Duration::from_secs(60);
 
 impl Shared {
     pub(crate) async fn wait(self: &Arc<Self>, ctx: &Context, after: Version) -> Result<Version> {
-        if *self.seen.borrow() > after {
-            // What is known may be old news, of which another process knows more.
-            let (head, _) = self.head(ctx).await?;
-            if head > after {
-                return Ok(head);
+        loop {
+            let mut seen = self.seen.subscribe();
+            let known = *seen.borrow();
+            if known > after {
+                // What is known may be old news, of which another process knows more.
+                let (head, _) = self.head(ctx).await?;
+                if head > after {
+                    return Ok(head);
+                }
+            }
+            self.follow();
+            let waiting = async {
+                if known > after {
+                    // The server has lost what was not on its disk: nobody tells when the head is there again.
+                    tokio::time::sleep(self.poll_interval).await;
+                    return Ok(None);
+                }
+                let newer = seen.wait_for(|seen| *seen > after).await;
+                newer.map(|seen| Some(*seen)).map_err(|_| Error::Closed)
+            };
+            let until_closed = async {
+                tokio::select! {
+                    biased;
+                    newer = waiting => newer,
+                    () = self.closing.cancelled() => Err(Error::Closed),
+                    () = self.ended.cancelled() => Err(Error::Closed), // with the runtime of the store
+                }
+            };
+            if let Some(newer) = ctx.run(until_closed).await?? {
+                return Ok(newer);
             }
         }
-        self.follow();
-        let mut seen = self.seen.subscribe();
-        let waiting = async {
-            let newer = seen.wait_for(|seen| *seen > after).await;
-            newer.map(|seen| *seen).map_err(|_| Error::Closed)
-        };
-        let until_closed = async {
-            tokio::select! {
-                biased;
-                newer = waiting => newer,
-                () = self.closing.cancelled() => Err(Error::Closed),
-            }
-        };
-        ctx.run(until_closed).await?
     }
 
     /// Starts the task that learns of what others append, unless it runs.
@@ -127,7 +138,7 @@ async fn hears(
     session: &Session,
     heard: &mut mpsc::UnboundedReceiver<String>,
 ) -> Result<bool, PgError> {
-    let listens = session.batch_execute(&format!("LISTEN {}", shared.channel)).await;
+    let listens = session.batch_execute(&format!("LISTEN \"{}\"", shared.channel)).await;
     if let Err(error) = listens {
         return if session.is_closed() { Err(error) } else { Ok(false) };
     }

@@ -42,6 +42,7 @@ mod follow;
 #[doc(hidden)]
 pub mod mutants;
 mod options;
+mod probe;
 mod queue;
 mod read;
 mod schema;

@@ -39,7 +39,7 @@ pub struct Options {
     pub synchronous_commit: Option<SynchronousCommit>,
     /// At most this many connections for reads. There is one more for appends, and one that listens. Default: 8, at least 1.
     pub max_connections: usize,
-    /// How long it may take to connect. Default: 5 s.
+    /// How long it may take to connect, for each host. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long a call is repeated while the server cannot be reached, unless its context ends before. Then it is `Unavailable`.
     /// Waiting for events is repeated until its context ends. Default: 30 s.
@@ -54,8 +54,8 @@ pub struct Options {
     /// A file with certificates in PEM form: those that may have signed the server's. `sslrootcert` in a URL. Default: none, for
     /// the system's.
     pub ca_file: Option<PathBuf>,
-    /// Whether statements are prepared by name, once for each connection. False is for a connection pooler that hands a
-    /// connection to somebody else between transactions, and knows no prepared statements. Default: true.
+    /// Whether statements are prepared by name, once for each connection. Behind a connection pooler, which may hand the connection
+    /// to somebody else between transactions, they never are. Default: true.
     pub prepare: bool,
     #[doc(hidden)]
     pub mutants: crate::mutants::Mutants,
@@ -264,6 +264,10 @@ impl Options {
         if config.get_hosts().is_empty() {
             return Err(invalid("store", "it has no host; write postgres://user@host:5432/database"));
         }
+        // Such a host is the rest of a password, and is not to be shown.
+        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+            return Err(invalid("store", "it has more than one @; write one that belongs to the password as %40"));
+        }
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         if self.schema.is_empty() || self.schema.len() > 52 || !self.schema.bytes().all(is_name) {
             let reason = format!("{:?} is not 1 to 52 ASCII letters, digits and _", self.schema);
@@ -294,12 +298,19 @@ impl Options {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(Duration::from_secs(30));
         }
-        // A machine that is gone is noticed within half a minute, and not after the two hours that are the default.
-        if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
-            config
-                .keepalives_idle(Duration::from_secs(10))
-                .keepalives_interval(Duration::from_secs(5))
-                .keepalives_retries(4);
+        // The default of two hours is for how long an answer would be waited for from a machine that is gone.
+        let has = |name: &str| {
+            let parameters = self.url.split_once('?').map_or("", |(_, parameters)| parameters);
+            parameters.split('&').any(|pair| pair.split('=').next() == Some(name))
+        };
+        if !has("keepalives_idle") {
+            config.keepalives_idle(Duration::from_secs(10));
+        }
+        if !has("keepalives_interval") {
+            config.keepalives_interval(Duration::from_secs(5));
+        }
+        if !has("keepalives_retries") {
+            config.keepalives_retries(4);
         }
         config.ssl_mode(if self.is_tls(&config) { config::SslMode::Require } else { config::SslMode::Disable });
         if config.get_password().is_none()
@@ -398,6 +409,19 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_is_gone_is_noticed_within_half_a_minute_unless_the_url_says_otherwise() {
+        let config = of("postgres://db/x").and_then(|options| options.config()).expect("valid");
+        let longest = |config: &Config| {
+            let retries = config.get_keepalives_retries().expect("set");
+            config.get_keepalives_idle() + config.get_keepalives_interval().expect("set") * retries
+        };
+        assert_eq!(longest(&config), Duration::from_secs(30));
+        let url = "postgres://db/x?keepalives_idle=60&keepalives_interval=10&keepalives_retries=3";
+        let config = of(url).and_then(|options| options.config()).expect("valid");
+        assert_eq!(longest(&config), Duration::from_secs(90));
+    }
+
+    #[test]
     fn only_what_leaves_the_machine_is_encrypted_by_default() {
         for (url, is_tls) in [
             ("postgres://localhost/x", false),
@@ -429,6 +453,7 @@ mod tests {
             ("postgres://app:s3cret@db/x?sslmode=disable&ca_file=x", "ca_file"),
             ("postgres://app:s3cret@db/x?colour=blue", "colour"),
             ("postgres://app:s3cret@db:port/x", "store"),
+            ("postgres://app:not@s3cret@db/x", "store"),
             ("postgres://", "store"),
         ] {
             let (named, reason) = refused(url);

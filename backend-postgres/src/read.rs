@@ -46,7 +46,8 @@ impl Shared {
                 Ok(Ok(Err(PoolError::Backend(error)))) => Failed::of(error, &self.url, operation),
                 Ok(Ok(Err(PoolError::Closed))) => return Err(Error::Closed),
                 Ok(Ok(Err(error))) => return Err(Error::engine(operation, error.to_string())),
-                Ok(Err(error)) => return Err(Error::engine(operation, error)), // the runtime has ended
+                Ok(Err(error)) if error.is_cancelled() => return Err(Error::Closed), // with the runtime of the store
+                Ok(Err(error)) => return Err(Error::engine(operation, error)),
             };
             let (reason, source) = match failed {
                 Failed::Final(error) => return Err(error),

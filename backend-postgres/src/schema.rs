@@ -58,7 +58,14 @@ async fn look(session: &Session, schema: &str) -> std::result::Result<Found, PgE
 
 /// Sees to it that the store is there, and returns its id.
 pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> std::result::Result<String, Failed> {
-    let failed = |error| Failed::of(error, url, "open the store");
+    let failed = |error: PgError| match error.code() {
+        // Tables with these names and other columns, or something else with such a name.
+        Some(&SqlState::UNDEFINED_COLUMN | &SqlState::DUPLICATE_TABLE | &SqlState::WRONG_OBJECT_TYPE) => {
+            let what = format!("{url} holds a table events or head that is no store's; choose another schema");
+            Failed::Final(invalid("schema", &what))
+        }
+        _ => Failed::of(error, url, "open the store"),
+    };
     let of_store = |found| match found {
         Found::Store { format, id } if format == FORMAT => Ok(Some(id)),
         Found::Store { format, .. } if format > FORMAT => Err(Failed::Final(Error::Unsupported {

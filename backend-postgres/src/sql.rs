@@ -70,18 +70,19 @@ pub(crate) struct Shape<'a> {
 pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
     let Shape { is_backward, is_of_aggregate, filters } = shape;
     // Of an aggregate, the order of the revisions is that of the versions, and there is an index of them. Where the page begins is
-    // looked up once: at the event that the page before ended with, or else from the newest event down.
+    // looked up once: at the event that the page before ended with, or else from the newest event down. That event is looked up by its
+    // version alone: with its aggregate as well, the server may go through all of the aggregate's in the index that includes versions.
     let (order, aggregate) = match is_of_aggregate {
         false => ("version", String::new()),
         true => (
             "revision",
             format!(
                 "AND v.aggregate_id = $5 AND v.revision > greatest($6, CASE WHEN $1 = 0 THEN 0 ELSE coalesce(\
-                   (SELECT s.revision FROM {schema}.events s WHERE s.version = $1 AND s.aggregate_id = $5), \
+                   (SELECT CASE WHEN s.aggregate_id = $5 THEN s.revision END FROM {schema}.events s WHERE s.version = $1), \
                    (SELECT s.revision FROM {schema}.events s WHERE s.aggregate_id = $5 AND s.version <= $1 \
                     ORDER BY s.revision DESC LIMIT 1), 0) END) \
                  AND v.revision < coalesce(\
-                   (SELECT b.revision FROM {schema}.events b WHERE b.version = $2 AND b.aggregate_id = $5), \
+                   (SELECT CASE WHEN b.aggregate_id = $5 THEN b.revision END FROM {schema}.events b WHERE b.version = $2), \
                    9223372036854775807)"
             ),
         ),

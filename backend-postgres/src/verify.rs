@@ -1,6 +1,7 @@
 //! Verifying: every event is read, hashed again, and looked up by each index.
 
 use eventstore_api::{Context, Digest, Finding, LoadOptions, PageSize, Result, VerifyReport, Version};
+use futures_util::future::join3;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -173,10 +174,13 @@ impl Work for ByIndex {
     async fn run(&self, session: &Session) -> Result<Vec<Row>, PgError> {
         let begin = "BEGIN READ ONLY; SET LOCAL enable_seqscan TO off; SET LOCAL enable_hashjoin TO off; \
                      SET LOCAL enable_mergejoin TO off";
-        session.batch_execute(begin).await?;
-        let rows = session.query_typed(&self.0, &[]).await;
-        session.batch_execute("COMMIT").await?;
-        rows
+        // All at once: whoever goes away in the middle leaves no transaction behind for the next user of the connection.
+        let (begun, rows, ended) =
+            join3(session.batch_execute(begin), session.query_typed(&self.0, &[]), session.batch_execute("COMMIT"))
+                .await;
+        begun?;
+        let rows = rows?;
+        ended.map(|()| rows)
     }
 }
 

@@ -54,9 +54,10 @@ pub(crate) struct Writer {
     trouble: Option<Instant>,
     /// The newest group had ids that were stored before.
     expects_repetitions: bool,
+    _ended: Ended,
 }
 
-/// Tells that the writer has ended, however it ends.
+/// Tells that the writer has ended, however it ends: also if it never began, since its runtime ended before.
 struct Ended(CancellationToken);
 
 impl Drop for Ended {
@@ -67,12 +68,12 @@ impl Drop for Ended {
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) -> Self {
-        Writer { shared, requests, session: None, trouble: None, expects_repetitions: false }
+        let _ended = Ended(shared.ended.clone());
+        Writer { shared, requests, session: None, trouble: None, expects_repetitions: false, _ended }
     }
 
     /// Works until the store is closed and nothing waits.
     pub(crate) async fn run(mut self) {
-        let _ended = Ended(self.shared.ended.clone());
         let closing = self.shared.closing.clone();
         loop {
             let first = tokio::select! {

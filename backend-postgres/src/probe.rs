@@ -1,0 +1,126 @@
+//! What is asked of a connection before it is used.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
+
+use crate::error::PgError;
+
+/// Whether the other end is the server itself. A connection pooler hands out keys of its own for the cancelling of statements, and so
+/// another number than that of the server's process.
+///
+/// It matters for statements that are prepared by name. Their names count from 0 in each process. Behind a pooler that changes
+/// servers between transactions, a name may be that of another process's statement, which writes to another store.
+pub(crate) async fn is_direct(client: &Client) -> Result<bool, PgError> {
+    let told = match client.simple_query("SELECT pg_backend_pid()").await {
+        Err(error) if error.as_db_error().is_some() && !client.is_closed() => return Ok(false), // it has no such function
+        told => told?,
+    };
+    let process = told.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i32>().ok(),
+        _ => None,
+    });
+    let mut written = Vec::new();
+    let _ = client.cancel_token().cancel_query_raw(Paper(&mut written), Plain).await; // it is sent to nobody
+    // At the end: length, code, process, secret.
+    let key = written.len().checked_sub(8).and_then(|at| written.get(at..at + 4));
+    let is_direct = process.is_some_and(|process| key == Some(process.to_be_bytes().as_slice()));
+    if !is_direct {
+        tracing::debug!("there is a connection pooler before the server, so no statement is prepared by name");
+    }
+    Ok(is_direct)
+}
+
+/// The error of a server that takes a connection and says nothing.
+pub(crate) async fn silent(config: &Config, limit: Duration) -> PgError {
+    loop {
+        if let Err(error) = config.connect_raw(Silent(limit), Plain).await {
+            return error;
+        }
+    }
+}
+
+/// Takes down what is written, and agrees to TLS.
+struct Paper<'a>(&'a mut Vec<u8>);
+
+impl AsyncRead for Paper<'_> {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        buffer.put_slice(b"S");
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Paper<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().0.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl TlsStream for Paper<'_> {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+/// Fails at the first byte.
+struct Silent(Duration);
+
+impl Silent {
+    fn error<T>(&self) -> Poll<io::Result<T>> {
+        let text = format!("the server did not answer within {:?}", self.0);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)))
+    }
+}
+
+impl AsyncRead for Silent {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.error()
+    }
+}
+
+impl AsyncWrite for Silent {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        self.error()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.error()
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.error()
+    }
+}
+
+impl TlsStream for Silent {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+/// No TLS where the library expects some.
+struct Plain;
+
+impl<S: TlsStream + Unpin> TlsConnect<S> for Plain {
+    type Stream = S;
+    type Error = io::Error;
+    type Future = std::future::Ready<io::Result<S>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        std::future::ready(Ok(stream))
+    }
+}
