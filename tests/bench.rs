@@ -161,6 +161,7 @@ fn results_as_json_are_those_of_the_report() {
         ("rocksdb", cfg!(feature = "rocksdb")),
         ("fjall", cfg!(feature = "fjall")),
         ("sled", cfg!(feature = "sled")),
+        ("postgres", cfg!(feature = "postgres")),
     ];
     let compiled = features.into_iter().filter_map(|(name, is_there)| is_there.then_some(name));
     assert_eq!(printed["program"]["backends"], Value::from_iter(["memory"].into_iter().chain(compiled)));
