@@ -394,7 +394,7 @@ fn statistics_can_be_read_by_a_program() {
 fn an_address_of_something_else_is_told_which_engines_there_are() {
     let shell = Shell::new();
     for address in
-        ["nats://localhost:4222", "postgres://me@host/db", "ftp://example.org", "esdb:data", "C:\\data", "LMDB:./x"]
+        ["nats://localhost:4222", "mysql://me@host/db", "ftp://example.org", "esdb:data", "C:\\data", "LMDB:./x"]
     {
         for args in [&["latest"][..], &["append"], &["repair"], &["bench", "--quick"], &["restore", "backup"]] {
             fs::create_dir_all(shell.path("backup")).unwrap();
