@@ -53,7 +53,7 @@ mod writer;
 
 use eventstore_api::Result;
 
-pub use options::{Options, Reads};
+pub use options::{Options, Reads, SynchronousCommit};
 pub use schema::statements as schema;
 pub use store::PostgresStore;
 
