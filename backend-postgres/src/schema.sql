@@ -25,7 +25,7 @@ CREATE TABLE {schema}.head (
     store_id   text NOT NULL,
     -- The newest event's.
     version    bigint NOT NULL,
-    -- The newest event's that is certainly on the disk.
+    -- That of the newest event whose transaction waited for the disk.
     synced     bigint NOT NULL,
     -- How many aggregates have events.
     aggregates bigint NOT NULL,

@@ -86,6 +86,9 @@ pub(crate) struct Shared {
     pub(crate) channel: String,
     /// The newest version that this process knows of.
     pub(crate) seen: watch::Sender<Version>,
+    /// The version up to which a commit of this process was confirmed as synced, over the connection that it has now. What `head`
+    /// says is what commits meant to do: one whose wait for the standby was ended is there as well.
+    pub(crate) confirmed: AtomicU64,
     /// Whether the task that follows was started.
     pub(crate) following: OnceLock<()>,
     /// Closing has begun.
@@ -152,6 +155,7 @@ impl PostgresStore {
             synchronous_commit,
             channel: format!("eventstore_{}", options.schema),
             seen: watch::Sender::new(Version::ZERO),
+            confirmed: AtomicU64::new(0),
             following: OnceLock::new(),
             closing: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -336,9 +340,13 @@ impl EventStore for PostgresStore {
     }
 
     async fn sync(&self, ctx: &Context) -> Result<Version> {
-        let (head, synced) = self.shared(ctx)?.head(ctx).await?;
-        match head <= synced || self.inner.is_read_only {
-            true => Ok(head.min(synced)),
+        let shared = self.shared(ctx)?;
+        let (head, synced) = shared.head(ctx).await?;
+        if self.inner.is_read_only {
+            return Ok(head.min(synced));
+        }
+        match head.get() <= shared.confirmed.load(Ordering::Acquire) {
+            true => Ok(head),
             false => replication::sync_by_appending(self, ctx).await,
         }
     }

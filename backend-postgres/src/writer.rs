@@ -165,6 +165,7 @@ impl Writer {
     async fn connect(&self) -> Result<Session, Failed> {
         let (shared, queries) = (&self.shared, &self.shared.queries);
         let failed = |error| Failed::of(error, &shared.url, "connect");
+        shared.confirmed.store(0, Ordering::Relaxed); // it may be another server
         let session = shared.connector.connect(None).await.map_err(failed)?;
         let prepared = async {
             for query in [&queries.lock_head, &queries.find, &queries.revisions, &queries.insert, &queries.update_head]
@@ -242,17 +243,19 @@ async fn transact(
     let had_repetitions = !staging.stored.is_empty();
     let Staging { events, digests, head, .. } = staging;
     let newest = |places: &[Stored]| places.iter().map(|place| place.version).max().unwrap_or_default();
+    let confirmed = Version::new(shared.confirmed.load(Ordering::Relaxed));
     let owes_sync = group.iter().zip(&decisions).any(|(request, decision)| match decision {
-        Decision::AlreadyStored(places) => request.is_sync && newest(places) > head.synced,
+        Decision::AlreadyStored(places) => request.is_sync && newest(places) > confirmed,
         _ => false,
     });
     let synced = if is_sync { head.version } else { head.synced };
-    let outcome = match events.is_empty() && !owes_sync {
-        true => match session.batch_execute("COMMIT").await {
+    let writes = !events.is_empty() || owes_sync;
+    let outcome = match writes {
+        true => commit(shared, session, &events, &digests, &head, synced, is_sync).await,
+        false => match session.batch_execute("COMMIT").await {
             Ok(()) => Ok(()),
             Err(error) => return Err(failed(error)), // it had written nothing
         },
-        false => commit(shared, session, &events, &digests, &head, synced, is_sync).await,
     };
     let doubt = match outcome {
         Ok(()) => session.take_warning().filter(|_| is_sync).map(|warning| {
@@ -273,6 +276,9 @@ async fn transact(
     }
     if doubt.is_none() {
         shared.has_seen(head.version);
+        if writes && is_sync {
+            shared.confirmed.store(head.version.get(), Ordering::Release);
+        }
     }
     let mut again = Vec::new();
     for (request, decision) in group.drain(..).zip(decisions) {

@@ -90,3 +90,43 @@ async fn reads_of_a_standby_never_miss_what_this_store_has_seen() {
     let refused = backend_postgres::open(refused).await.expect_err("it takes no writes");
     assert!(refused.to_string().contains("not allow writes"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_standby_may_not_have_is_not_acknowledged_when_it_is_repeated() {
+    let Some(primary) = Cluster::start_if_installed(&[]) else { return };
+    let standby = primary.standby("standby").expect("a standby");
+    primary.configure(&SYNCHRONOUS).expect("configured");
+    primary.sql("SELECT pg_reload_conf()").expect("reloaded");
+    let store = store(&primary.url(), |_| {}).await;
+    store.store_batch(&ctx(), event("1", "a").into()).await.expect("stored");
+    standby.kill().expect("killed");
+    let append = || {
+        let store = store.clone();
+        tokio::spawn(async move { store.store_batch(&ctx(), event("2", "a").into()).await })
+    };
+    let sync = || {
+        let store = store.clone();
+        tokio::spawn(async move { store.sync(&ctx()).await })
+    };
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let first = append();
+    while primary.sql(waits).expect("asked") != "1" {
+        assert!(!first.is_finished(), "its standby is not there");
+        tokio::task::yield_now().await;
+    }
+    // It is committed here, and nobody knows whether there.
+    primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").expect("ended");
+    let unknown = first.await.expect("no panic");
+    assert!(matches!(unknown, Err(eventstore_api::Error::OutcomeUnknown { .. })), "{unknown:?}");
+    let (again, synced) = (append(), sync());
+    while primary.sql(waits).expect("asked") != "1" {
+        assert!(!again.is_finished() && !synced.is_finished(), "the standby does not have it");
+        tokio::task::yield_now().await;
+    }
+    assert!(!again.is_finished() && !synced.is_finished(), "the standby does not have it");
+    standby.restart().expect("restarted");
+    let places = again.await.expect("no panic").expect("stored");
+    assert_eq!(places[0].version, Version::new(2));
+    assert_eq!(synced.await.expect("no panic").expect("synced"), Version::new(2));
+    assert_eq!(standby.sql("SELECT count(*) FROM eventstore.events").expect("asked"), "2");
+}
