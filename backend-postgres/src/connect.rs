@@ -21,7 +21,7 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTl
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::Options;
-use crate::error::{PgError, reason};
+use crate::error::{ConnectError, PgError, reason};
 use crate::options::invalid;
 use crate::probe;
 use crate::sql::{PREPARED, Query};
@@ -78,7 +78,7 @@ impl Connector {
     pub(crate) async fn connect(
         &self,
         heard: Option<mpsc::UnboundedSender<String>>,
-    ) -> std::result::Result<Session, PgError> {
+    ) -> std::result::Result<Session, ConnectError> {
         let this = self.clone();
         let connecting = async move {
             let mut session = match this.tls {
@@ -95,13 +95,9 @@ impl Connector {
             Ok(session)
         };
         // The client library limits only how long it takes to reach a server, and not for how long that says nothing.
-        let (limit, config) = (self.limit, self.config.clone());
-        let connecting = async move {
-            match tokio::time::timeout(limit, connecting).await {
-                Ok(connected) => connected,
-                Err(_) => Err(probe::silent(&config, limit).await),
-            }
-        };
+        let limit = self.limit;
+        let connecting =
+            async move { tokio::time::timeout(limit, connecting).await.unwrap_or(Err(ConnectError::Silent(limit))) };
         // In the runtime of the store, whoever's this one is.
         match self.handle.spawn(connecting).await {
             Ok(connected) => connected,
@@ -239,13 +235,13 @@ async fn drive<S>(
 
 impl managed::Manager for Connector {
     type Type = Session;
-    type Error = PgError;
+    type Error = ConnectError;
 
-    async fn create(&self) -> std::result::Result<Session, PgError> {
+    async fn create(&self) -> std::result::Result<Session, ConnectError> {
         self.connect(None).await
     }
 
-    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<PgError> {
+    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<ConnectError> {
         match session.is_closed() {
             true => Err(RecycleError::message("the connection was lost")),
             false => Ok(()),

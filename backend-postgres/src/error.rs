@@ -1,12 +1,39 @@
 //! What the server's errors mean.
 
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use eventstore_api::{Error, Source};
+use eventstore_api::{Error, Result, Source};
 use tokio_postgres::error::{Severity, SqlState};
 
 pub(crate) type PgError = tokio_postgres::Error;
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum ConnectError {
+    /// It was refused or lost, or the server does not want it.
+    Refused(PgError),
+    /// The server took it and said nothing for so long.
+    Silent(Duration),
+}
+
+impl From<PgError> for ConnectError {
+    fn from(error: PgError) -> Self {
+        ConnectError::Refused(error)
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::Refused(error) => f.write_str(&reason(error)),
+            ConnectError::Silent(limit) => write!(f, "the server did not answer within {limit:?}"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
 
 /// Why something was not done.
 #[derive(Debug)]
@@ -19,7 +46,13 @@ pub(crate) enum Failed {
 
 impl Failed {
     /// For a server at `url` that was asked to `operation`.
-    pub(crate) fn of(error: PgError, url: &str, operation: &'static str) -> Self {
+    pub(crate) fn of(error: impl Into<ConnectError>, url: &str, operation: &'static str) -> Self {
+        let error = match error.into() {
+            ConnectError::Refused(error) => error,
+            silent @ ConnectError::Silent(_) => {
+                return Failed::Passing { reason: silent.to_string(), source: silent.into(), is_lost: true };
+            }
+        };
         let reason = reason(&error);
         let Some(code) = error.code() else {
             if reason.ends_with("password missing") {
@@ -117,9 +150,36 @@ fn can_connect_later(error: &PgError) -> bool {
     true
 }
 
+/// Attempts of one call, which is not repeated for longer than it may take.
+pub(crate) struct Retries {
+    began: Instant,
+    limit: Duration,
+    pauses: ExponentialBackoff,
+}
+
+impl Retries {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Retries { began: Instant::now(), limit, pauses: pauses() }
+    }
+
+    /// The pause before the next attempt, and why there is one; the error if there is none.
+    pub(crate) fn after(&mut self, failed: Failed, url: &str) -> Result<(Duration, String)> {
+        let (reason, source) = match failed {
+            Failed::Final(error) => return Err(error),
+            Failed::Passing { reason, source, .. } => (reason, source),
+        };
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
+        match self.began.elapsed() + pause > self.limit {
+            true => Err(Error::Unavailable { url: url.to_owned(), reason, source: Some(source) }),
+            false => Ok((pause, reason)),
+        }
+    }
+}
+
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// The pauses between attempts: each up to twice as long as the one before, and none as long as those of others.
 pub(crate) fn pauses() -> ExponentialBackoff {
-    let pauses =
-        ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(Duration::from_secs(1));
+    let pauses = ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(LONGEST_PAUSE);
     pauses.with_factor(2.0).with_jitter().without_max_times().build()
 }

@@ -11,7 +11,7 @@ use futures_util::TryStreamExt as _;
 use tokio::sync::mpsc;
 
 use crate::connect::Session;
-use crate::error::{PgError, pauses, reason};
+use crate::error::{ConnectError, LONGEST_PAUSE, PgError, pauses};
 use crate::mutants::Mutant;
 use crate::read;
 use crate::store::Shared;
@@ -65,22 +65,20 @@ impl Shared {
     /// Starts the task that learns of what others append, unless it runs.
     fn follow(self: &Arc<Self>) {
         self.following.get_or_init(|| {
-            let (shared, closing) = (Arc::downgrade(self), self.closing.clone());
+            let shared = self.clone();
             self.connector.handle().spawn(async move {
                 let mut pauses = pauses();
                 loop {
-                    let Some(shared) = shared.upgrade() else { return };
                     let ended = tokio::select! {
-                        () = closing.cancelled() => return,
+                        () = shared.closing.cancelled() => return,
                         ended = listen(&shared) => ended,
                     };
-                    drop(shared);
                     if let Err(error) = ended {
-                        tracing::debug!(error = reason(&error), "nothing can be followed");
+                        tracing::debug!(%error, "nothing can be followed");
                     }
-                    let pause = pauses.next().unwrap_or(IN_ANY_CASE);
+                    let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
                     tokio::select! {
-                        () = closing.cancelled() => return,
+                        () = shared.closing.cancelled() => return,
                         () = tokio::time::sleep(pause) => {}
                     }
                 }
@@ -90,7 +88,7 @@ impl Shared {
 }
 
 /// Listens until the connection is lost, and reads the head whenever there may be something new.
-async fn listen(shared: &Shared) -> Result<(), PgError> {
+async fn listen(shared: &Shared) -> Result<(), ConnectError> {
     let (sender, mut heard) = mpsc::unbounded_channel();
     let session = shared.connector.connect(Some(sender)).await?;
     read_head(shared, &session).await?;
@@ -137,10 +135,10 @@ async fn hears(
     shared: &Shared,
     session: &Session,
     heard: &mut mpsc::UnboundedReceiver<String>,
-) -> Result<bool, PgError> {
+) -> Result<bool, ConnectError> {
     let listens = session.batch_execute(&format!("LISTEN \"{}\"", shared.channel)).await;
     if let Err(error) = listens {
-        return if session.is_closed() { Err(error) } else { Ok(false) };
+        return if session.is_closed() { Err(error.into()) } else { Ok(false) };
     }
     let token = uuid::Uuid::new_v4().simple().to_string();
     let probe =
@@ -148,7 +146,7 @@ async fn hears(
     // On another connection: what a session tells itself needs no listening.
     let other = shared.connector.connect(None).await?;
     if let Err(error) = other.batch_execute(&probe).await {
-        return if other.is_closed() { Err(error) } else { Ok(false) };
+        return if other.is_closed() { Err(error.into()) } else { Ok(false) };
     }
     let coming = async {
         while let Some(text) = heard.recv().await {

@@ -195,15 +195,9 @@ impl Options {
         }
         options.schema = given.text("schema")?.unwrap_or(options.schema);
         options.durability = given.value("durability")?.unwrap_or_default();
-        let flag = |given: &mut Query, name: &str, default: bool| match given.text(name)?.as_deref() {
-            None => Ok(default),
-            Some("" | "true") => Ok(true),
-            Some("false") => Ok(false),
-            Some(other) => Err(invalid(name, &format!("{other:?} is neither true nor false"))),
-        };
-        options.create_if_missing = flag(&mut given, "create_if_missing", true)?;
-        options.read_only = flag(&mut given, "read_only", false)?;
-        options.prepare = flag(&mut given, "prepare", true)?;
+        options.create_if_missing = given.flag_or("create_if_missing", true)?;
+        options.read_only = given.flag("read_only")?;
+        options.prepare = given.flag_or("prepare", true)?;
         options.reads = given.value("reads")?.unwrap_or_default();
         match given.text("target_session_attrs")?.as_deref() {
             None | Some("any" | "read-write" | "primary") => {}

@@ -3,11 +3,10 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::PgError;
 
@@ -34,15 +33,6 @@ pub(crate) async fn is_direct(client: &Client) -> Result<bool, PgError> {
         tracing::debug!("there is a connection pooler before the server, so no statement is prepared by name");
     }
     Ok(is_direct)
-}
-
-/// The error of a server that takes a connection and says nothing.
-pub(crate) async fn silent(config: &Config, limit: Duration) -> PgError {
-    loop {
-        if let Err(error) = config.connect_raw(Silent(limit), Plain).await {
-            return error;
-        }
-    }
 }
 
 /// Takes down what is written, and agrees to TLS.
@@ -76,51 +66,15 @@ impl TlsStream for Paper<'_> {
     }
 }
 
-/// Fails at the first byte.
-struct Silent(Duration);
-
-impl Silent {
-    fn error<T>(&self) -> Poll<io::Result<T>> {
-        let text = format!("the server did not answer within {:?}", self.0);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)))
-    }
-}
-
-impl AsyncRead for Silent {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.error()
-    }
-}
-
-impl AsyncWrite for Silent {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        self.error()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.error()
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.error()
-    }
-}
-
-impl TlsStream for Silent {
-    fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
-    }
-}
-
 /// No TLS where the library expects some.
 struct Plain;
 
-impl<S: TlsStream + Unpin> TlsConnect<S> for Plain {
-    type Stream = S;
+impl<'a> TlsConnect<Paper<'a>> for Plain {
+    type Stream = Paper<'a>;
     type Error = io::Error;
-    type Future = std::future::Ready<io::Result<S>>;
+    type Future = std::future::Ready<io::Result<Paper<'a>>>;
 
-    fn connect(self, stream: S) -> Self::Future {
+    fn connect(self, stream: Paper<'a>) -> Self::Future {
         std::future::ready(Ok(stream))
     }
 }

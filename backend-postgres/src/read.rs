@@ -1,7 +1,7 @@
 //! Reading: a statement on a connection of the pool, repeated while the server is away.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use deadpool::managed::PoolError;
@@ -16,7 +16,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::connect::{InUse, Session, Sessions};
-use crate::error::{Failed, PgError, pauses};
+use crate::error::{ConnectError, Failed, PgError, Retries};
 use crate::sql::{self, Query, Shape};
 use crate::store::Shared;
 
@@ -35,8 +35,7 @@ impl Shared {
         operation: &'static str,
         work: W,
     ) -> Result<W::Output> {
-        let began = Instant::now();
-        let (mut pauses, mut last) = (pauses(), None);
+        let (mut retries, mut last) = (Retries::new(self.retry_for), None);
         let work = Arc::new(work);
         loop {
             let attempt = self.connector.handle().spawn(attempt(sessions.clone(), work.clone()));
@@ -49,14 +48,7 @@ impl Shared {
                 Ok(Err(error)) if error.is_cancelled() => return Err(Error::Closed), // with the runtime of the store
                 Ok(Err(error)) => return Err(Error::engine(operation, error)),
             };
-            let (reason, source) = match failed {
-                Failed::Final(error) => return Err(error),
-                Failed::Passing { reason, source, .. } => (reason, source),
-            };
-            let pause = pauses.next().unwrap_or(Duration::from_secs(1));
-            if began.elapsed() + pause > self.retry_for {
-                return Err(Error::Unavailable { url: self.url.clone(), reason, source: Some(source) });
-            }
+            let (pause, reason) = retries.after(failed, &self.url)?;
             tracing::debug!(reason, "a read is repeated");
             last = Some(reason);
             if let Err(ended) = ctx.run(tokio::time::sleep(pause)).await {
@@ -87,11 +79,11 @@ impl Shared {
     }
 }
 
-async fn attempt<W: Work>(sessions: Sessions, work: Arc<W>) -> Result<W::Output, PoolError<PgError>> {
+async fn attempt<W: Work>(sessions: Sessions, work: Arc<W>) -> Result<W::Output, PoolError<ConnectError>> {
     let in_use = InUse::new(sessions.get().await?);
     let done = work.run(in_use.session()).await;
     in_use.done();
-    Ok(done?)
+    Ok(done.map_err(ConnectError::from)?)
 }
 
 /// What is done on a connection, and may be done again.

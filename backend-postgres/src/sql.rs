@@ -57,6 +57,11 @@ pub(crate) struct Queries {
 /// What an event is read from, in this order.
 pub(crate) const EVENT: &str = "version, revision, recorded_at, id, type, aggregate_id, metadata, data";
 
+/// The same of the row `e`.
+fn columns_of_e() -> String {
+    EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Which events of a page are wanted. Each is a condition on `v`, with its parameters behind the four of every page.
 pub(crate) struct Shape<'a> {
     pub(crate) is_backward: bool,
@@ -88,7 +93,7 @@ pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
         ),
     };
     let direction = if *is_backward { "DESC" } else { "ASC" };
-    let columns = EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
+    let columns = columns_of_e();
     let wanted = |condition: &str| {
         format!(
             "FROM {schema}.events v WHERE v.version > $1 AND v.version < $2 AND {condition} {aggregate} {filters} \
@@ -127,7 +132,7 @@ impl Queries {
             |text: String, types: &[Type]| Arc::new(Query { text, types: types.to_vec(), place: places.next() });
         // As part of a statement a name is quoted, whatever it is.
         let s = format!("\"{schema}\"");
-        let columns = EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
+        let columns = columns_of_e();
         let shape = |is_backward, is_of_aggregate| page(&s, &Shape { is_backward, is_of_aggregate, filters: "" });
         let of_aggregate = [&PAGE[..], &OF_AGGREGATE[..]].concat();
         Queries {

@@ -19,7 +19,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 
 use crate::connect::{Connector, Session, Sessions};
-use crate::error::{Failed, PgError, pauses};
+use crate::error::{ConnectError, Failed, PgError, Retries};
 use crate::mutants::{Mutant, Mutants};
 use crate::options::{SynchronousCommit, invalid};
 use crate::queue::Queue;
@@ -173,17 +173,20 @@ impl PostgresStore {
     pub(crate) async fn delete(self) -> Result<()> {
         self.close().await?;
         let shared = &self.inner.shared;
-        let failed = |error| match Failed::of(error, &shared.url, "delete the store") {
+        let s = &shared.queries.schema;
+        // All or nothing: what else is in the schema keeps it.
+        let statements = format!("BEGIN; DROP TABLE {s}.events, {s}.head; DROP SCHEMA {s}; COMMIT");
+        let deleted = async {
+            let session = shared.connector.connect(None).await?;
+            Ok(session.batch_execute(&statements).await?)
+        };
+        let failed = |error: ConnectError| match Failed::of(error, &shared.url, "delete the store") {
             Failed::Final(error) => error,
             Failed::Passing { reason, source, .. } => {
                 Error::Unavailable { url: shared.url.clone(), reason, source: Some(source) }
             }
         };
-        let session = shared.connector.connect(None).await.map_err(failed)?;
-        let s = &shared.queries.schema;
-        // All or nothing: what else is in the schema keeps it.
-        let statements = format!("BEGIN; DROP TABLE {s}.events, {s}.head; DROP SCHEMA {s}; COMMIT");
-        session.batch_execute(&statements).await.map_err(failed)
+        deleted.await.map_err(failed)
     }
 
     /// The store, of a context that has not ended, unless it is closed.
@@ -205,10 +208,10 @@ impl PostgresStore {
 
 /// Sees to it that the store is there. Returns its id, and what commits that are synced say.
 async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<(String, String)> {
-    let (began, mut pauses) = (Instant::now(), pauses());
+    let mut retries = Retries::new(options.connect_timeout.min(options.retry_for));
     loop {
         let attempt = async {
-            let failed = |error| Failed::of(error, url, "open the store");
+            let failed = |error: ConnectError| Failed::of(error, url, "open the store");
             let session = connector.connect(None).await.map_err(failed)?;
             let store_id = schema::prepare(&session, options, url).await?;
             let synchronous_commit = match options.read_only {
@@ -218,21 +221,17 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
                     // What a process that is gone had begun to commit is decided when it gives up the lock. Nobody is to see it
                     // appear later.
                     let wait = format!("BEGIN; SELECT version FROM \"{}\".head FOR UPDATE; ROLLBACK", options.schema);
-                    session.batch_execute(&wait).await.map_err(failed)?;
+                    session.batch_execute(&wait).await.map_err(|error| failed(error.into()))?;
                     synchronous_commit
                 }
             };
             Ok((store_id, synchronous_commit))
         };
-        let (reason, source) = match attempt.await {
+        let failed = match attempt.await {
             Ok(prepared) => return Ok(prepared),
-            Err(Failed::Final(error)) => return Err(error),
-            Err(Failed::Passing { reason, source, .. }) => (reason, source),
+            Err(failed) => failed,
         };
-        let pause = pauses.next().unwrap_or(Duration::from_secs(1));
-        if began.elapsed() + pause > options.connect_timeout.min(options.retry_for) {
-            return Err(Error::Unavailable { url: url.to_owned(), reason, source: Some(source) });
-        }
+        let (pause, _) = retries.after(failed, url)?;
         tokio::time::sleep(pause).await;
     }
 }

@@ -36,7 +36,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, RowStream};
 
 use crate::connect::Session;
-use crate::error::{Failed, PgError, pauses, reason};
+use crate::error::{ConnectError, Failed, LONGEST_PAUSE, PgError, pauses, reason};
 use crate::mutants::Mutant;
 use crate::queue::{Request, unknown};
 use crate::read;
@@ -132,7 +132,7 @@ impl Writer {
                         }));
                     }
                     tracing::debug!(reason, "appends wait for the server");
-                    tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
+                    tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
                 }
             }
         }
@@ -164,18 +164,16 @@ impl Writer {
 
     async fn connect(&self) -> Result<Session, Failed> {
         let (shared, queries) = (&self.shared, &self.shared.queries);
-        let failed = |error| Failed::of(error, &shared.url, "connect");
         shared.confirmed.store(0, Ordering::Relaxed); // it may be another server
-        let session = shared.connector.connect(None).await.map_err(failed)?;
-        let prepared = async {
+        let connected = async {
+            let session = shared.connector.connect(None).await?;
             for query in [&queries.lock_head, &queries.find, &queries.revisions, &queries.insert, &queries.update_head]
             {
                 session.prepare(query).await?;
             }
-            Ok(())
+            Ok(session)
         };
-        prepared.await.map_err(failed)?;
-        Ok(session)
+        connected.await.map_err(|error: ConnectError| Failed::of(error, &shared.url, "connect"))
     }
 }
 
@@ -439,8 +437,9 @@ async fn commit(
     let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
     let _ = write!(notify, "'{}', '{version}')", shared.channel);
     if shared.mutants.has(Mutant::NotifiesBeforeCommit) {
-        let other = shared.connector.connect(None).await.map_err(refused)?;
-        other.batch_execute(&notify).await.map_err(refused)?;
+        if let Ok(other) = shared.connector.connect(None).await {
+            let _ = other.batch_execute(&notify).await;
+        }
         notify.clear();
     }
     let synchronous_commit = if is_sync { shared.synchronous_commit.as_str() } else { "off" };

@@ -77,8 +77,18 @@ impl Query {
     ///
     /// `InvalidOption` if it is something else.
     pub fn flag(&mut self, name: &str) -> Result<bool> {
+        self.flag_or(name, false)
+    }
+
+    /// The same with another value if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flag`](Self::flag).
+    pub fn flag_or(&mut self, name: &str, missing: bool) -> Result<bool> {
         match self.text(name)?.as_deref() {
-            None | Some("false") => Ok(false),
+            None => Ok(missing),
+            Some("false") => Ok(false),
             Some("" | "true") => Ok(true),
             Some(other) => Err(invalid(name, &format!("{other:?} is neither true nor false"))),
         }
