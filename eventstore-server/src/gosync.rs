@@ -3,7 +3,7 @@
 //! The kit's server hides failures behind 200, and its managers lose events that two of them wrote at the same time. Below a base
 //! URL of its own for each replica nothing is lost: `replica` says how.
 
-mod form;
+mod frames;
 mod replica;
 
 use std::collections::HashMap;
@@ -16,21 +16,21 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::Response;
 use eventstore_api::limits::MAX_BATCH_EVENTS;
 use eventstore_api::{Batch, Context, Durability, Error, Event, EventStoreExt as _, LoadOptions, PageSize, Version};
+use eventstore_wire::gosync::{self as form, Sent};
 use eventstore_wire::{JSON, MAX_BODY, Problem};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::access::Gone;
-use crate::answer::{Answer, Params, Reading, Writing, bytes, json as answer, problem};
+use crate::answer::{Answer, Params, Reading, Refused, Writing, bytes, json as answer, problem};
 use crate::append::{Received, Sizes, parse, receive_within};
 use crate::follow;
 use crate::server::App;
 use crate::stores::Served;
 
-use form::Pushed;
 use replica::{Pull, Range};
 
-pub(crate) use form::frames;
+pub(crate) use frames::frames;
 pub(crate) use replica::Replicas;
 
 /// What the kit's server takes of a body: as it is sent, and when it is unpacked.
@@ -52,6 +52,10 @@ const ATTEMPTS: usize = 5;
 /// The resources below each base URL, for the description.
 #[cfg(test)]
 pub(crate) const RESOURCES: [&str; 5] = ["push", "pull", "latest-version", "pull-cursor", "sse"];
+
+fn malformed(reason: String) -> Refused {
+    Problem::new(400, "malformed", reason).into()
+}
 
 /// Who shares a base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +173,7 @@ async fn push(
     let ctx = params.ctx;
     let sizes = if matches!(base, Base::Replica(_)) { SIZES_OF_REPLICA } else { SIZES };
     let received = read(app, &ctx, headers, body, sizes).await?;
-    let pushed = parse(received, |bytes| form::read_push(bytes)).await?;
+    let pushed = parse(received, |bytes| form::read_events(bytes).map_err(malformed)).await?;
     let first_wins = *base == Base::Shared { first_wins: true };
     let mut fates = Vec::with_capacity(pushed.len());
     for part in pushed.chunks(MAX_BATCH_EVENTS) {
@@ -194,7 +198,7 @@ fn fate_version(fate: &Fate) -> u64 {
 }
 
 /// The events that were refused, as one problem.
-fn refusals(pushed: &[Pushed], fates: Vec<Fate>) -> Answer<()> {
+fn refusals(pushed: &[Sent], fates: Vec<Fate>) -> Answer<()> {
     let count = fates.len();
     let mut refused = pushed.iter().zip(fates).filter_map(|(pushed, fate)| Some((pushed, fate.err()?)));
     let Some((first, error)) = refused.next() else { return Ok(()) };
@@ -208,7 +212,7 @@ fn refusals(pushed: &[Pushed], fates: Vec<Fate>) -> Answer<()> {
 }
 
 /// Appends events, and tells what became of each. An error is one after which the same push may succeed.
-async fn store(served: &Served, ctx: &Context, pushed: &[Pushed], first_wins: bool) -> Result<Vec<Fate>, Error> {
+async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool) -> Result<Vec<Fate>, Error> {
     let durable = |events| Batch::new(events).durability(Durability::Sync);
     let events: Option<Vec<Event>> = pushed.iter().map(|pushed| pushed.event.as_ref().ok().cloned()).collect();
     // Most pushes are new, or repeated as they were.
@@ -225,7 +229,7 @@ async fn store(served: &Served, ctx: &Context, pushed: &[Pushed], first_wins: bo
         let mut new: Vec<Event> = Vec::new();
         // Of each new id: where it stands in the batch.
         let mut places: HashMap<&str, usize> = HashMap::new();
-        for Pushed { event, .. } in pushed {
+        for Sent { event, .. } in pushed {
             fates.push(match event {
                 Err(error) => Found::Refused(refusal(error)),
                 Ok(event) => match places.get(event.id()) {
@@ -326,7 +330,7 @@ impl Told {
         if before > 0 {
             self.events.push(b',');
         }
-        form::write_event(&mut self.events, recorded);
+        form::write_event(&mut self.events, &recorded.event, recorded.version);
         let has_room = before == 0 || self.events.len() <= MOST_BYTES;
         match has_room {
             true => self.versions.push(recorded.version.get()..=recorded.version.get()),
@@ -373,7 +377,7 @@ async fn tell(served: &Served, ctx: &Context, ranges: &[Range], most: usize, is_
 
 async fn pull(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Params) -> Answer {
     let (mut query, ctx) = (params.query, params.ctx);
-    let since = form::read_version(query.texts("since").first().map_or("", String::as_str))?;
+    let since = form::read_version(query.texts("since").first().map_or("", String::as_str)).map_err(malformed)?;
     // Only what a power cut here does not take is given away.
     let head = served.store.sync(&ctx).await?.get();
     let told = match base {
@@ -411,7 +415,7 @@ async fn latest(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Param
 async fn pull_cursor(app: &Arc<App>, served: &Arc<Served>, headers: &HeaderMap, params: Params, body: Body) -> Answer {
     let ctx = params.ctx;
     let received = read(app, &ctx, headers, body, SIZES).await?;
-    let (since, limit) = parse(received, |bytes| form::read_page_request(bytes)).await?;
+    let (since, limit) = parse(received, |bytes| form::read_page_request(bytes).map_err(malformed)).await?;
     let head = served.store.sync(&ctx).await?.get();
     let told = tell(served, &ctx, &replica::from_to(since.get().saturating_add(1), head), limit, false).await?;
     let next = told.last().map_or_else(String::new, |last| format!(",\"next\":{}", form::cursor(last)));
@@ -424,7 +428,8 @@ async fn stream(app: &Arc<App>, served: Arc<Served>, gone: Gone, params: Params)
         None => Version::ZERO,
         Some(text) => {
             let cursor: Result<&RawValue, _> = serde_json::from_str(&text);
-            form::read_cursor(cursor.map_err(|error| Problem::new(400, "malformed", format!("bad cursor: {error}")))?)?
+            let cursor = cursor.map_err(|error| malformed(format!("bad cursor: {error}")))?;
+            form::read_cursor(cursor).map_err(malformed)?
         }
     };
     follow::stream_of(app.clone(), served, gone, ctx, LoadOptions::since(since), follow::Stream::Frames)

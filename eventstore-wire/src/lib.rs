@@ -12,6 +12,7 @@ mod forms;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gosync;
 mod incoming;
 mod page;
 mod problem;

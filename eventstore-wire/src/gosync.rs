@@ -1,68 +1,73 @@
-//! The JSON of Go Sync Kit, and which texts its clients cannot tell apart.
+//! The JSON of Go Sync Kit, and which texts its programs cannot tell apart.
 
 use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use eventstore_api::{Error, Event, RecordedEvent, Version};
-use eventstore_wire::{AtMost, Problem};
+use eventstore_api::{Error, Event, Version};
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::answer::{Answer, Refused};
+use crate::AtMost;
 
-/// Events of one push, at most.
-pub(super) const MOST_PUSHED: usize = 100_000;
+/// Events of one body, at most.
+const MOST_SENT: usize = 100_000;
 
 /// Go reads JSON that is nested 10,000 deep. Around the data of an event are up to four levels.
 const DEEPEST: usize = 10_000 - 4;
 
-/// Events of a frame of a stream, at most.
-const FRAME_EVENTS: usize = 100;
-
-/// A frame is closed when it has as many bytes.
-const FRAME_BYTES: usize = 4 << 20;
-
-/// The kit's client never gets past a line of 10 MiB. What is around an event has less than the difference.
-const LONGEST_FRAME: usize = (10 << 20) - 1024;
-
-/// An event as it was pushed.
+/// An event as it was sent.
 #[derive(Debug)]
-pub(super) struct Pushed {
-    /// Its number in the database of the replica, if it has one.
-    pub(super) number: Option<u64>,
+pub struct Sent {
+    /// Its number in the database of whoever sent it, if it has one.
+    pub number: Option<u64>,
     /// What can be stored, or why it cannot be.
-    pub(super) event: Result<Event, Error>,
+    pub event: Result<Event, Error>,
     /// Its id, as it was sent.
-    pub(super) id: String,
-}
-
-fn malformed(detail: impl std::fmt::Display) -> Refused {
-    Problem::new(400, "malformed", detail.to_string()).into()
+    pub id: String,
 }
 
 /// Text as Go reads it: what is not UTF-8 is replaced.
-fn text(body: &[u8]) -> Answer<Cow<'_, str>> {
+fn text(body: &[u8]) -> Result<Cow<'_, str>, String> {
     if body.trim_ascii().is_empty() {
-        return Err(malformed("the body is empty; send JSON"));
+        return Err("the body is empty; send JSON".to_owned());
     }
     Ok(String::from_utf8_lossy(body))
 }
 
-/// Reads the events of a push.
-pub(super) fn read_push(body: &[u8]) -> Answer<Vec<Pushed>> {
+/// Reads the events of a push, or those of the answer to a pull.
+///
+/// # Errors
+///
+/// Why the body has none.
+pub fn read_events(body: &[u8]) -> Result<Vec<Sent>, String> {
+    events(&text(body)?)
+}
+
+/// Reads the events of the answer to a [request for a page](page_request).
+///
+/// # Errors
+///
+/// Why the body is none.
+pub fn read_page(body: &[u8]) -> Result<Vec<Sent>, String> {
     let text = text(body)?;
-    let not_events = |error| malformed(format!("the body is not an array of events: {error}"));
-    let all: Option<AtMost<&RawValue, MOST_PUSHED>> = serde_json::from_str(&text).map_err(not_events)?;
+    let page: &RawValue = serde_json::from_str(&text).map_err(|error| format!("the body is not JSON: {error}"))?;
+    let [all] = members(page, ["events"])?;
+    all.map_or_else(|| Err("it has no events".to_owned()), |all| events(all.get()))
+}
+
+fn events(json: &str) -> Result<Vec<Sent>, String> {
+    let not_events = |error| format!("the body is not an array of events: {error}");
+    let all: Option<AtMost<&RawValue, MOST_SENT>> = serde_json::from_str(json).map_err(not_events)?;
     let all = all.map(|all| all.0).unwrap_or_default();
     let read = |(index, element): (usize, &&RawValue)| {
-        pushed(element).map_err(|reason| malformed(format!("event {} of the body: {reason}", index + 1)))
+        sent(element).map_err(|reason| format!("event {} of the body: {reason}", index + 1))
     };
     all.iter().enumerate().map(read).collect()
 }
 
-fn pushed(element: &RawValue) -> Result<Pushed, String> {
+fn sent(element: &RawValue) -> Result<Sent, String> {
     let [event, version] = members(element, ["event", "version"])?;
     let version: String = value("version", version)?;
     let [id, event_type, aggregate_id, data, metadata] = match event {
@@ -91,7 +96,7 @@ fn pushed(element: &RawValue) -> Result<Pushed, String> {
         .metadata_json(metadata)
         .build();
     let number = version.parse().ok().filter(|number| *number > 0);
-    Ok(Pushed { number, event, id })
+    Ok(Sent { number, event, id })
 }
 
 /// The members of an object with these names, in whatever case; of several the last one. `null` has none.
@@ -155,6 +160,14 @@ fn told_text(stored: &str) -> &str {
 
 /// Whether Go reads this JSON: so deep, and with numbers that a float64 holds.
 fn is_readable(json: &str) -> bool {
+    has_only(json, |number| {
+        let may_be_large = number.len() > 300 || number.contains(['e', 'E']);
+        !may_be_large || number.parse::<f64>().is_ok_and(f64::is_finite)
+    })
+}
+
+/// Whether this JSON is nested as deep as Go reads it, and its numbers are all like this.
+fn has_only(json: &str, is_good: impl Fn(&str) -> bool) -> bool {
     let mut depth = 0;
     let mut rest = json.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {
@@ -172,8 +185,7 @@ fn is_readable(json: &str) -> bool {
                 let len = number_len(rest);
                 let number = &json[json.len() - rest.len() - 1..][..len + 1];
                 rest = &rest[len..];
-                let may_be_large = number.len() > 300 || number.contains(['e', 'E']);
-                if may_be_large && !number.parse::<f64>().is_ok_and(f64::is_finite) {
+                if !is_good(number) {
                     return false;
                 }
             }
@@ -219,8 +231,7 @@ fn told_metadata(metadata: &str) -> Cow<'_, [u8]> {
 }
 
 /// Writes an event with its version.
-pub(super) fn write_event(out: &mut Vec<u8>, recorded: &RecordedEvent) {
-    let event = &recorded.event;
+pub fn write_event(out: &mut Vec<u8>, event: &Event, version: Version) {
     out.extend_from_slice(b"{\"event\":{");
     for (name, text) in
         [("id", event.id()), ("type", told_text(event.event_type())), ("aggregate_id", told_text(event.aggregate_id()))]
@@ -235,7 +246,7 @@ pub(super) fn write_event(out: &mut Vec<u8>, recorded: &RecordedEvent) {
     out.push(b',');
     write_name(out, "metadata");
     out.extend_from_slice(&told_metadata(event.metadata()));
-    out.extend_from_slice(format!("}},\"version\":\"{}\"}}", recorded.version).as_bytes());
+    out.extend_from_slice(format!("}},\"version\":\"{version}\"}}").as_bytes());
 }
 
 fn write_name(out: &mut Vec<u8>, name: &str) {
@@ -245,64 +256,56 @@ fn write_name(out: &mut Vec<u8>, name: &str) {
 }
 
 /// A cursor as the kit writes it.
-pub(super) fn cursor(version: Version) -> String {
+pub fn cursor(version: Version) -> String {
     format!("{{\"kind\":\"integer\",\"data\":{version}}}")
 }
 
-/// Writes events as frames of a stream. One that the kit's client cannot take is named in a comment.
-pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut frame = Vec::new();
-    let (mut count, mut last) = (0, Version::ZERO);
-    for recorded in events {
-        let before = frame.len();
-        if count > 0 {
-            frame.push(b',');
-        }
-        write_event(&mut frame, recorded);
-        if frame.len() - before > LONGEST_FRAME {
-            frame.truncate(before);
-            close_frame(&mut out, &mut frame, &mut count, last);
-            let version = recorded.version;
-            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was left out of it");
-            out.extend_from_slice(format!(": version {version} is too large for a frame\n\n").as_bytes());
+/// Whether the kit's server gives this event back with the same content, but for how its JSON is written: the order of keys, white
+/// space, escapes, and `null` for data that are empty.
+///
+/// # Errors
+///
+/// `InvalidEvent`, with what it would alter.
+pub fn check_survives(event: &Event) -> Result<(), Error> {
+    let altered = |field, reason: &str| Err(Error::invalid_event(field, format!("a server of Go Sync Kit {reason}")));
+    let json = |bytes| std::str::from_utf8(bytes).ok().filter(|json| serde_json::from_str::<&RawValue>(json).is_ok());
+    for (field, bytes) in [("data", event.data()), ("metadata", event.metadata().as_bytes())] {
+        if bytes.is_empty() {
             continue;
         }
-        if count > 0 && frame.len() > FRAME_BYTES {
-            let event = frame.split_off(before + 1);
-            frame.truncate(before);
-            close_frame(&mut out, &mut frame, &mut count, last);
-            frame = event;
+        let Some(json) = json(bytes) else {
+            return altered(field, "keeps JSON only; write what is none as a string of it");
+        };
+        if !is_readable(json) {
+            return altered(field, "reads no JSON that is nested so deep, and no number that is so large");
         }
-        (count, last) = (count + 1, recorded.version);
-        if count == FRAME_EVENTS || frame.len() > FRAME_BYTES {
-            close_frame(&mut out, &mut frame, &mut count, last);
+        if !has_only(json, is_exact) {
+            return altered(field, "keeps whole numbers exactly up to 2^53 only; write larger ones as strings");
         }
     }
-    close_frame(&mut out, &mut frame, &mut count, last);
-    out
+    Ok(())
 }
 
-fn close_frame(out: &mut Vec<u8>, frame: &mut Vec<u8>, count: &mut usize, last: Version) {
-    if *count > 0 {
-        // Line ends in JSON stand between its tokens; here they would end the frame.
-        frame.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-        out.extend_from_slice(b"data: {\"events\":[");
-        out.append(frame);
-        out.extend_from_slice(format!("],\"next_cursor\":{}}}\n\n", cursor(last)).as_bytes());
-        *count = 0;
-    }
+/// Whether a float64 holds a whole number exactly. Of fractions nobody expects that.
+fn is_exact(number: &str) -> bool {
+    let is_whole = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    !is_whole || number == "-0" || number.parse::<f64>().is_ok_and(|float| format!("{float:.0}") == number)
+}
+
+/// A request for a page: at most so many events behind a version.
+#[must_use]
+pub fn page_request(since: Version, limit: usize) -> String {
+    format!("{{\"since\":{},\"limit\":{limit}}}", cursor(since))
 }
 
 /// What a request for a page of the cursor's kind asks for: since when, and how many.
-pub(super) fn read_page_request(body: &[u8]) -> Answer<(Version, usize)> {
+pub fn read_page_request(body: &[u8]) -> Result<(Version, usize), String> {
     const LIMIT: usize = 200;
     const MOST: i64 = 1000;
     let text = text(body)?;
-    let request: &RawValue =
-        serde_json::from_str(&text).map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
-    let [since, limit] = members(request, ["since", "limit"]).map_err(malformed)?;
-    let limit: i64 = value("limit", limit).map_err(malformed)?;
+    let request: &RawValue = serde_json::from_str(&text).map_err(|error| format!("the body is not JSON: {error}"))?;
+    let [since, limit] = members(request, ["since", "limit"])?;
+    let limit: i64 = value("limit", limit)?;
     let since = match since.filter(|since| since.get() != "null") {
         Some(since) => read_cursor(since)?,
         None => Version::ZERO,
@@ -312,8 +315,8 @@ pub(super) fn read_page_request(body: &[u8]) -> Answer<(Version, usize)> {
 }
 
 /// Reads a cursor: `{"kind":"integer","data":7}`.
-pub(super) fn read_cursor(cursor: &RawValue) -> Answer<Version> {
-    let bad = |reason: String| malformed(format!("bad cursor: {reason}"));
+pub fn read_cursor(cursor: &RawValue) -> Result<Version, String> {
+    let bad = |reason: String| format!("bad cursor: {reason}");
     let [kind, data] = members(cursor, ["kind", "data"]).map_err(bad)?;
     let kind: String = value("kind", kind).map_err(bad)?;
     match kind.as_str() {
@@ -330,19 +333,19 @@ pub(super) fn read_cursor(cursor: &RawValue) -> Answer<Version> {
 }
 
 /// The version that a replica names as `since`.
-pub(super) fn read_version(text: &str) -> Answer<Version> {
+pub fn read_version(text: &str) -> Result<Version, String> {
     let number: i64 = match text {
         "" => 0,
         text => text.parse().unwrap_or(-1),
     };
     let number = u64::try_from(number)
-        .map_err(|_| malformed(format!("invalid 'since' version: {text:?} is no number of 0 to {}", i64::MAX)))?;
+        .map_err(|_| format!("invalid 'since' version: {text:?} is no number of 0 to {}", i64::MAX))?;
     Ok(Version::new(number))
 }
 
 /// Whether a client of the kit would hold both for the same event: it sorts the keys of objects, keeps numbers as float64, and
 /// writes all JSON anew.
-pub(super) fn is_same(stored: &Event, pushed: &Event) -> bool {
+pub fn is_same(stored: &Event, pushed: &Event) -> bool {
     let same_json = |a: &[u8], b: &[u8]| a == b || canonical(a) == canonical(b);
     // Of Go's maps, one that is empty and one that is not there are easily mistaken.
     let metadata = |event: &Event| match told_metadata(event.metadata()).into_owned() {
@@ -588,50 +591,5 @@ mod tests {
             assert!(!is_readable(json), "{json}");
             assert!(told_json(json.as_bytes()).starts_with(b"{\"data_base64\":"));
         }
-    }
-
-    fn recorded(version: u64, data: &str) -> RecordedEvent {
-        let event = Event::builder("T", "a").id(format!("e{version}")).data(data.to_owned()).build().expect("valid");
-        RecordedEvent::new(Version::new(version), 1.into(), std::time::SystemTime::UNIX_EPOCH, event)
-    }
-
-    /// The versions of each frame, and of each comment nothing.
-    fn versions(frames: &[u8]) -> Vec<Vec<u64>> {
-        let frames = std::str::from_utf8(frames).expect("text");
-        let read = |frame: &str| match frame.strip_prefix("data: ") {
-            Some(json) => {
-                assert!(!json.contains(['\n', '\r']) && json.len() < 10 << 20);
-                let frame: serde_json::Value = serde_json::from_str(json).expect("JSON");
-                let events = frame["events"].as_array().expect("events").iter();
-                let versions: Vec<u64> =
-                    events.map(|event| event["version"].as_str().expect("text").parse().expect("a number")).collect();
-                assert_eq!(frame["next_cursor"]["data"], *versions.last().expect("one"));
-                versions
-            }
-            None => {
-                assert!(frame.starts_with(": "), "{frame}");
-                Vec::new()
-            }
-        };
-        frames.split_terminator("\n\n").map(read).collect()
-    }
-
-    #[test]
-    fn frames_are_small_and_have_every_event_that_fits_a_line() {
-        let some: Vec<_> = (1..=250).map(|version| recorded(version, "[1,\n\r2]")).collect();
-        let lens: Vec<_> = versions(&frames(&some)).iter().map(Vec::len).collect();
-        assert_eq!(lens, [100, 100, 50]);
-        let text = |len: usize| format!("\"{}\"", "x".repeat(len));
-        let large = [
-            recorded(1, "1"),
-            recorded(2, &text(3 << 20)),
-            recorded(3, &text(3 << 20)),
-            recorded(4, &text(9 << 20)),
-            recorded(5, "1"),
-            recorded(6, &text(11 << 20)),
-            recorded(7, "1"),
-        ];
-        assert_eq!(versions(&frames(&large)), [vec![1, 2], vec![3], vec![4], vec![5], vec![], vec![7]]);
-        assert!(frames(&[]).is_empty());
     }
 }
