@@ -10,13 +10,12 @@ use eventstore_wire::{BINARY, JSON, MAX_BODY, PROBLEM, Problem, QueryWriter};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client as Pool;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
-use crate::net::{Connector, Home, innermost, source, tls_advice};
+use crate::net::{Connector, innermost, source, tls_advice};
 use crate::options::{Address, Options, invalid};
+use crate::pool::{Answered, Pool, Unanswered};
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -58,14 +57,11 @@ pub(crate) struct Client {
     authority: HeaderValue,
     base: String,
     authorization: Option<HeaderValue>,
-    pool: Pool<Connector, Full<Bytes>>,
+    pool: Pool,
 }
 
-/// Connections that nobody has used for so long are closed.
-const IDLE: Duration = Duration::from_secs(30);
-
 /// The answer to a request that has come so far.
-pub(crate) type Answer = Response<Incoming>;
+pub(crate) type Answer = Response<Answered>;
 
 /// The longest problem or other small answer that is read.
 const MAX_SMALL: usize = 1 << 20;
@@ -75,9 +71,6 @@ impl Client {
     pub(crate) fn new(options: &Options, home: &Handle) -> Result<Self> {
         let address = options.validate()?;
         let connector = Connector::new(&address, options.ca_file.as_deref(), options.connect_timeout, home.clone())?;
-        let home = Home(home.clone());
-        let mut pool = Pool::builder(home.clone());
-        pool.pool_idle_timeout(IDLE).pool_timer(home).set_host(false);
         Ok(Client {
             url: address.to_string(),
             retry_for: options.retry_for,
@@ -85,7 +78,7 @@ impl Client {
             authority: authority(&address)?,
             base: address.base.clone(),
             authorization: authorization(options)?,
-            pool: pool.build(connector.clone()),
+            pool: Pool::new(connector.clone(), home.clone()),
             connector,
         })
     }
@@ -97,11 +90,8 @@ impl Client {
             "" => self.base.clone(),
             _ => format!("{}/{resource}", self.base),
         };
-        // The connector knows where to; the pool wants to see a host.
-        let uri = http::Uri::builder().scheme("http").authority("store").path_and_query(target).build();
-        let mut request = uri
-            .and_then(|uri| Request::builder().method(method).uri(uri).body(Full::default()))
-            .map_err(|error| Error::engine("make a request", error))?;
+        let request = Request::builder().method(method).uri(target).body(Full::default());
+        let mut request = request.map_err(|error| Error::engine("make a request", error))?;
         let headers = request.headers_mut();
         headers.insert(HOST, self.authority.clone());
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
@@ -111,13 +101,17 @@ impl Client {
         Ok(request)
     }
 
+    /// Sends a request, and gives the answer, whatever it is.
+    pub(crate) async fn exchange(&self, request: Request<Full<Bytes>>) -> Attempt<Answer> {
+        self.pool.request(request).await.map_err(|error| match error {
+            Unanswered::NoConnection(error) => self.unreachable(error),
+            Unanswered::Lost(error) => Failed::lost("the connection was lost", error),
+        })
+    }
+
     /// Sends a request, and gives the answer if it is what was asked for.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Attempt<Answer> {
-        let sent = self.pool.request(request).await;
-        let answer = sent.map_err(|error| match error.is_connect() {
-            true => self.unreachable(error),
-            false => Failed::lost("the connection was lost", error),
-        })?;
+        let answer = self.exchange(request).await?;
         match answer.status() {
             StatusCode::OK | StatusCode::CREATED => Ok(answer),
             _ => Err(self.refusal(answer).await),
@@ -194,10 +188,18 @@ impl Client {
         form: &'static str,
         decode: impl Fn(Bytes) -> std::result::Result<T, String>,
     ) -> Result<T> {
+        self.repeat(ctx, || self.get_once(ctx, resource, query, form, &decode)).await
+    }
+
+    /// Attempts what may be done again, until it succeeds, or there is no time any more.
+    pub(crate) async fn repeat<T, F: Future<Output = Attempt<T>>>(
+        &self,
+        ctx: &Context,
+        attempt: impl Fn() -> F,
+    ) -> Result<T> {
         let mut retries = Retries::new(self.retry_for);
         loop {
-            let attempt = ctx.run(self.get_once(ctx, resource, query, form, &decode)).await;
-            let failed = match attempt {
+            let failed = match ctx.run(attempt()).await {
                 Ok(Ok(value)) => {
                     retries.succeeded(&self.url);
                     return Ok(value);
@@ -218,16 +220,12 @@ impl Client {
         query: &str,
         accept: &'static str,
     ) -> Result<Answer> {
-        let mut retries = Retries::new(self.retry_for);
-        loop {
+        let method = &method;
+        let attempt = || async move {
             let request = self.request(method.clone(), &with_timeout(resource, query, ctx), accept)?;
-            let failed = match ctx.run(self.send(request)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(failed)) => failed,
-                Err(ended) => return Err(retries.ended(ended, &self.url)),
-            };
-            retries.pause(ctx, failed, &self.url).await?;
-        }
+            self.send(request).await
+        };
+        self.repeat(ctx, attempt).await
     }
 
     /// As [`get`](Client::get), once.
@@ -313,9 +311,14 @@ pub(crate) fn is_of(headers: &HeaderMap, form: &str) -> bool {
 /// Reads a body that has at most so many bytes.
 async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
     let too_long = || Failed::Final(Error::engine("read an answer", format!("it is longer than {most} bytes")));
+    collect_up_to(answer, most).await?.ok_or_else(too_long)
+}
+
+/// Reads a body; `None` if it has more bytes than this.
+pub(crate) async fn collect_up_to(answer: Answer, most: usize) -> Attempt<Option<Bytes>> {
     let mut body = answer.into_body();
     if hyper::body::Body::size_hint(&body).lower() > most as u64 {
-        return Err(too_long());
+        return Ok(None);
     }
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
@@ -323,7 +326,7 @@ async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
         let frame = frame.map_err(|error| Failed::lost("its answer was cut off", error))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + all.len() + data.len() > most {
-            return Err(too_long());
+            return Ok(None);
         }
         // Most answers come in one piece, which need not be copied.
         match first.is_empty() && all.is_empty() {
@@ -334,7 +337,7 @@ async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
             }
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(Some(if all.is_empty() { first } else { all.freeze() }))
 }
 
 /// The target of the logs that tell that a server is away, and that it is back.

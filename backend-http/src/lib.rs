@@ -45,6 +45,7 @@ mod backup;
 mod client;
 mod net;
 mod options;
+mod pool;
 mod queue;
 mod session;
 mod store;

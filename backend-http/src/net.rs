@@ -1,20 +1,15 @@
 //! Connections: TCP, Unix sockets and TLS.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eventstore_api::{Error, Result, Source};
-use http::Uri;
-use hyper::rt::{Executor, Sleep, Timer};
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
@@ -195,44 +190,6 @@ pub(crate) fn source(error: impl std::error::Error + Send + Sync + 'static) -> S
     Source::from(error)
 }
 
-/// The runtime in which a store was opened. Its connections belong there, whoever uses them.
-#[derive(Clone, Debug)]
-pub(crate) struct Home(pub(crate) Handle);
-
-impl<F: Future<Output: Send + 'static> + Send + 'static> Executor<F> for Home {
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
-}
-
-impl Timer for Home {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        let _there = self.0.enter();
-        TokioTimer::new().sleep(duration)
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        let _there = self.0.enter();
-        TokioTimer::new().sleep_until(deadline)
-    }
-}
-
-/// For the pool of hyper-util.
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<Conn>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Conn>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
-    }
-}
-
 /// What went over a connection, in bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
@@ -262,12 +219,6 @@ enum Io {
     #[cfg(unix)]
     Unix(Counted<tokio::net::UnixStream>),
     Tls(Box<TlsStream<Counted<TcpStream>>>),
-}
-
-impl Connection for Conn {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
 }
 
 macro_rules! each {

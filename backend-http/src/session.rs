@@ -27,7 +27,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::client::{Attempt, Failed, PAUSES, SharedClient, is_passing_problem};
 use crate::net::{Conn, Traffic, source};
-use crate::options::invalid;
+use crate::pool::Answered;
 use crate::queue::{Append, Queue};
 
 /// How long the server may take to begin a session. It may have to open the store.
@@ -120,8 +120,6 @@ async fn handshake(client: &SharedClient, conn: Conn) -> Attempt<WebSocketStream
     });
     let key = generate_key();
     let mut request = client.request(Method::GET, "appends", eventstore_wire::JSON)?;
-    // A request on a connection has no host in its target.
-    *request.uri_mut() = request.uri().path().parse().map_err(|_| invalid("store", "its path is not one"))?;
     let headers = request.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -132,7 +130,7 @@ async fn handshake(client: &SharedClient, conn: Conn) -> Attempt<WebSocketStream
     }
     let mut answer = sender.send_request(request).await.map_err(lost)?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(client.refusal(answer).await);
+        return Err(client.refusal(answer.map(Answered::from)).await);
     }
     let is = |name, wanted: &str| answer.headers().get(name).is_some_and(|value| value.as_bytes() == wanted.as_bytes());
     if !is(SEC_WEBSOCKET_ACCEPT, &derive_accept_key(key.as_bytes())) || !is(SEC_WEBSOCKET_PROTOCOL, SESSION) {

@@ -197,6 +197,19 @@ async fn a_read_that_is_cut_at_any_byte_is_read_again() {
     }
 }
 
+/// A request may be given to a connection at the very moment at which that ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_meets_the_end_of_its_connection_is_answered() {
+    let behind = in_memory();
+    let server = serve(&behind).await;
+    let proxy = Proxy::start(server.address()).await;
+    let store = client(&proxy.url, |_| {}).await;
+    for _ in 0..3_000 {
+        store.latest_version(&ctx()).await.expect("answered");
+        proxy.cut_all();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unknown() {
     let behind = in_memory();
