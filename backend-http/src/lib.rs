@@ -20,6 +20,8 @@
 //! | memory | at most 1,024 unanswered appends or 64 MiB of them; one page for each read |
 //! | limits | requests of at most 64 KiB, which bounds filters by many types |
 //!
+//! [`gosync`] is another client, for servers of Go Sync Kit.
+//!
 //! # Lost connections
 //!
 //! A read is repeated until it is answered, for `retry_for` at most, and is `Unavailable` then. Waiting for events, and so a
@@ -43,6 +45,7 @@
 
 mod backup;
 mod client;
+pub mod gosync;
 mod net;
 mod options;
 mod pool;

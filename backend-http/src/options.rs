@@ -61,10 +61,24 @@ impl Options {
     ///
     /// [`InvalidOption`](Error::InvalidOption) for a URL that is none, and for an option that is unknown or cannot be read.
     pub fn from_url(url: &str) -> Result<Self> {
-        Self::from_url_and(url, std::env::var("EVENTSTORE_TOKEN").ok())
+        Self::from_url_with(url, &[], |_| Ok(()))
     }
 
-    fn from_url_and(url: &str, token: Option<String>) -> Result<Self> {
+    /// As [`from_url`](Options::from_url), with further options that `take` takes.
+    pub(crate) fn from_url_with(
+        url: &str,
+        further: &[&str],
+        take: impl FnOnce(&mut Query) -> Result<()>,
+    ) -> Result<Self> {
+        Self::from_url_and(url, std::env::var("EVENTSTORE_TOKEN").ok(), further, take)
+    }
+
+    fn from_url_and(
+        url: &str,
+        token: Option<String>,
+        further: &[&str],
+        take: impl FnOnce(&mut Query) -> Result<()>,
+    ) -> Result<Self> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut options = Options::new(base);
         options.address()?; // without what may be a password in its error
@@ -90,9 +104,12 @@ impl Options {
         }
         options.read_only = given.flag("read_only")?;
         options.insecure = given.flag("insecure")?;
+        take(&mut given)?;
         given.finish().map_err(|error| match error {
             Error::InvalidOption { option, .. } => {
-                let known = "token_file, ca_file, connect_timeout, retry_for, lost_after, read_only, insecure";
+                let known =
+                    ["token_file", "ca_file", "connect_timeout", "retry_for", "lost_after", "read_only", "insecure"];
+                let known = [&known, further].concat().join(", ");
                 invalid(&option, &format!("a store on a server has no such option; it has {known}"))
             }
             other => other,
@@ -278,11 +295,11 @@ mod tests {
     use super::*;
 
     fn options(url: &str) -> Options {
-        Options::from_url_and(url, None).expect(url)
+        Options::from_url_and(url, None, &[], |_| Ok(())).expect(url)
     }
 
     fn refused(url: &str, token: Option<&str>) -> (String, String) {
-        match Options::from_url_and(url, token.map(str::to_owned)) {
+        match Options::from_url_and(url, token.map(str::to_owned), &[], |_| Ok(())) {
             Err(Error::InvalidOption { option, reason }) => (option, reason),
             other => panic!("{url}: expected InvalidOption, got {other:?}"),
         }
@@ -361,10 +378,11 @@ mod tests {
 
     #[test]
     fn the_token_is_the_environments_unless_there_is_a_file_and_is_not_shown() {
-        let from = |url: &str| Options::from_url_and(url, Some("geheim".to_owned()));
+        let with = |url: &str, token: &str| Options::from_url_and(url, Some(token.to_owned()), &[], |_| Ok(()));
+        let from = |url: &str| with(url, "geheim");
         assert_eq!(from("https://h").expect("valid").token.as_deref(), Some("geheim"));
         assert_eq!(from("https://h?token_file=t").expect("valid").token, None);
-        assert_eq!(Options::from_url_and("https://h", Some(String::new())).expect("valid").token, None);
+        assert_eq!(with("https://h", "").expect("valid").token, None);
         let shown = format!("{:?}", from("https://h").expect("valid"));
         assert!(shown.contains("hidden") && !shown.contains("geheim"), "{shown}");
         let mut both = Options::new("https://h");
@@ -394,7 +412,7 @@ mod tests {
             "unix:/run/s",
             "http://host?insecure=true",
         ] {
-            Options::from_url_and(url, Some("geheim".to_owned())).expect(url);
+            Options::from_url_and(url, Some("geheim".to_owned()), &[], |_| Ok(())).expect(url);
         }
         options("http://host");
     }

@@ -68,6 +68,8 @@ mod call;
 mod copy;
 mod digest;
 mod files;
+#[cfg(feature = "http")]
+mod gosync;
 mod load;
 mod open;
 mod projection;

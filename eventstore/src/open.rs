@@ -44,6 +44,8 @@ pub(crate) use with_engine;
 ///
 /// `http://`, `https://` and `unix:` lead to the store of a server, `http://host:7080/stores/orders?token_file=…`, with the
 /// feature `http`; `postgres://app@host/db?schema=orders` to one on PostgreSQL, with the feature `postgres`.
+/// `gosync+http://host:8080/base?mirror=DIR` and `gosync+https://` lead to a server of Go Sync Kit, with the feature `http`: that
+/// is weaker than other stores, as the module `gosync` of the crate `backend_http` says.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -140,6 +142,12 @@ pub(crate) mod backend {
         server_of(url) == Some(HTTP)
     }
 
+    /// Whether a URL names the store of a server of Go Sync Kit: `gosync+http:` or `gosync+https:`.
+    #[must_use]
+    pub fn is_gosync(url: &str) -> bool {
+        server_of(url) == Some(GOSYNC)
+    }
+
     /// Whether a URL names a store on PostgreSQL: `postgres:` or `postgresql:`.
     #[must_use]
     pub fn is_postgres(url: &str) -> bool {
@@ -150,9 +158,17 @@ pub(crate) mod backend {
 pub(crate) const MEMORY: &str = "memory";
 
 /// The schemes that lead to a server, and their backends. Their URLs have forms of their own.
-const SERVERS: [(&str, &str); 5] =
-    [(HTTP, HTTP), ("https", HTTP), ("unix", HTTP), (POSTGRES, POSTGRES), ("postgresql", POSTGRES)];
+const SERVERS: [(&str, &str); 7] = [
+    (HTTP, HTTP),
+    ("https", HTTP),
+    ("unix", HTTP),
+    ("gosync+http", GOSYNC),
+    ("gosync+https", GOSYNC),
+    (POSTGRES, POSTGRES),
+    ("postgresql", POSTGRES),
+];
 const HTTP: &str = "http";
+const GOSYNC: &str = "gosync";
 const POSTGRES: &str = "postgres";
 
 /// The backend of a URL that leads to a server.
@@ -184,6 +200,10 @@ async fn open_remote(server: &str, url: &str, to: To) -> Result<Arc<dyn EventSto
     match server {
         #[cfg(feature = "http")]
         HTTP => open!(backend_http),
+        #[cfg(feature = "http")]
+        GOSYNC => crate::gosync::open(url, matches!(to, To::Read)).await,
+        #[cfg(not(feature = "http"))]
+        GOSYNC => Err(no_backend(HTTP)),
         #[cfg(feature = "postgres")]
         POSTGRES => open!(backend_postgres),
         other => Err(no_backend(other)),
@@ -212,7 +232,7 @@ const ENGINES: [(&str, bool); 7] = [
 pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
     let of_server = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     match url.split_once(':') {
-        Some(_) if server_of(url) == Some(HTTP) => of_server(
+        Some(_) if matches!(server_of(url), Some(HTTP | GOSYNC)) => of_server(
             "the URL leads to a server, and this is done with the files of a store; do it on the server's machine, while the \
              server is stopped",
         ),

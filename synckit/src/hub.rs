@@ -1,19 +1,30 @@
 //! The hub of a replica.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
-use eventstore::backend::{self, EventStore};
+use eventstore::backend::{self, Event, EventStore};
 use tokio::sync::Mutex;
 
+use crate::core::SameContent;
 use crate::error::{Error, Result};
+
+/// The directory with the mirror of a hub of Go Sync Kit, in that of the replica.
+const MIRROR: &str = "mirror";
 
 /// Where the hub is.
 pub(crate) enum Hub {
     /// A store of the same process.
     Store(Arc<dyn EventStore>),
-    /// A store that is opened when it is needed, by its address.
-    Url(String, Mutex<Option<Arc<dyn EventStore>>>),
+    /// A store that is opened when it is needed.
+    Url {
+        /// Its address, as it was said.
+        said: String,
+        /// The address that it is opened by.
+        url: String,
+        open: Mutex<Option<Arc<dyn EventStore>>>,
+    },
     /// Nobody said it.
     Missing,
 }
@@ -28,15 +39,36 @@ impl fmt::Display for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Hub::Store(_) => f.write_str("the hub"),
-            Hub::Url(url, _) => f.write_str(url),
+            Hub::Url { said, .. } => f.write_str(said),
             Hub::Missing => f.write_str("no hub"),
         }
     }
 }
 
 impl Hub {
-    pub(crate) fn url(url: String) -> Self {
-        Hub::Url(url, Mutex::new(None))
+    /// The hub of the replica in this directory, by its address.
+    pub(crate) fn url(said: String, directory: &Path) -> Self {
+        let mut url = said.clone();
+        if backend::is_served(&url) || backend::is_gosync(&url) {
+            // It is not asked again and again: syncing has pauses of its own.
+            add_option(&mut url, "retry_for", || "0s".to_owned());
+        }
+        if backend::is_gosync(&url) {
+            add_option(&mut url, "mirror", || {
+                let path = directory.join(MIRROR);
+                form_urlencoded::byte_serialize(path.as_os_str().as_encoded_bytes()).collect()
+            });
+        }
+        Hub::Url { said, url, open: Mutex::new(None) }
+    }
+
+    /// How the content of the hub's events is compared with that of own ones.
+    pub(crate) fn same_content(&self) -> SameContent {
+        match self {
+            #[cfg(feature = "http")]
+            Hub::Url { url, .. } if backend::is_gosync(url) => eventstore_wire::gosync::is_same,
+            _ => Event::eq,
+        }
     }
 
     /// The store. It is opened by the first call.
@@ -47,33 +79,37 @@ impl Hub {
                 let what = "this replica has no hub; name one when it is opened".to_owned();
                 Err(eventstore_api::Error::Unsupported { what }.into())
             }
-            Hub::Url(url, open) => {
+            Hub::Url { said, url, open } => {
                 let mut open = open.lock().await;
                 if let Some(store) = &*open {
                     return Ok(store.clone());
                 }
-                let store = backend::open_existing(&at_once(url)).await;
-                let store = store.map_err(|source| Error::Hub { hub: url.clone(), source })?;
+                let store = backend::open_existing(url).await;
+                let store = store.map_err(|source| Error::Hub { hub: said.clone(), source })?;
                 *open = Some(store.clone());
                 Ok(store)
             }
         }
     }
 
-    /// The next call opens it anew.
+    /// Closes it, if it was opened here. The next call opens it anew.
     pub(crate) async fn forget(&self) {
-        if let Hub::Url(_, open) = self {
-            open.lock().await.take();
+        if let Hub::Url { open, .. } = self
+            && let Some(store) = open.lock().await.take()
+            && let Err(error) = store.close().await
+        {
+            tracing::debug!(%error, hub = %self, "the hub was not closed cleanly");
         }
     }
 }
 
-/// A served store is not asked again and again: syncing has pauses of its own.
-fn at_once(url: &str) -> String {
-    const OPTION: &str = "retry_for";
-    if !backend::is_served(url) || url.contains(OPTION) {
-        return url.to_owned();
+/// Adds an option to an address, unless it is there.
+fn add_option(url: &mut String, name: &str, value: impl FnOnce() -> String) {
+    let options = url.split_once('?').map(|(_, options)| options);
+    let is_there =
+        options.is_some_and(|options| options.split('&').any(|option| option.split('=').next() == Some(name)));
+    if !is_there {
+        url.push(if options.is_some() { '&' } else { '?' });
+        url.push_str(&format!("{name}={}", value()));
     }
-    let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}{OPTION}=0s")
 }

@@ -156,7 +156,12 @@ impl Options {
         };
         let mut journal = journal;
         let own_written = records.iter().filter(|record| matches!(record, Record::Own(_))).count();
-        let machine = restore(records, &confirmed).await?;
+        let hub = match (self.store, &config.hub) {
+            (Some(store), _) => Hub::Store(store.backend().clone()),
+            (None, Some(url)) => Hub::url(url.clone(), &self.directory),
+            (None, None) => Hub::Missing,
+        };
+        let machine = restore(records, &confirmed, hub.same_content()).await?;
         journal.set_kept(machine.needed_records(own_written) as u64);
         let state = Arc::new(State::new(machine, confirmed));
         let (jobs, waiting) = mpsc::channel(1024);
@@ -167,13 +172,9 @@ impl Options {
             journal: Some(journal),
             lock: Some(lock),
             next: None,
+            is_same: hub.same_content(),
         };
         tokio::spawn(worker.run(waiting));
-        let hub = match (self.store, &config.hub) {
-            (Some(store), _) => Hub::Store(store.backend().clone()),
-            (None, Some(url)) => Hub::url(url.clone()),
-            (None, None) => Hub::Missing,
-        };
         Ok(Replica {
             shared: Arc::new(Shared {
                 directory: self.directory,
@@ -475,6 +476,7 @@ impl Replica {
     ///
     /// What the files say; it is closed all the same.
     pub async fn close(&self) -> Result<()> {
+        self.shared.hub.forget().await;
         match self.ask(|reply| Job::Close { reply }).await {
             Err(Error::Store(StoreError::Closed)) => {}
             done => done?,

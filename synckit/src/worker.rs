@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Lock;
 use crate::core::{
-    Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused, Scope,
-    Seen, Write,
+    Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused,
+    SameContent, Scope, Seen, Write,
 };
 use crate::error::{Error, Result};
 use crate::journal::{GROUP_BYTES, Journal, remove, sync_directory};
@@ -160,6 +160,7 @@ pub(crate) struct Worker {
     pub(crate) lock: Option<Arc<Lock>>,
     /// The confirmed events of another history, before they count.
     pub(crate) next: Option<Next>,
+    pub(crate) is_same: SameContent,
 }
 
 /// The confirmed events of another history of the hub.
@@ -197,10 +198,15 @@ pub(crate) async fn open_confirmed(engine: &str, path: &Path, is_new: bool) -> R
 }
 
 /// The state of a replica with this journal and these confirmed events.
-pub(crate) async fn restore(records: Vec<Record>, confirmed: &Arc<dyn EventStore>) -> Result<Machine> {
+pub(crate) async fn restore(
+    records: Vec<Record>,
+    confirmed: &Arc<dyn EventStore>,
+    is_same: SameContent,
+) -> Result<Machine> {
     let ctx = &Context::background();
     let end = confirmed.latest_version(ctx).await?;
     let mut machine = Machine::restore(records, Place::new(end, confirmed.digest(ctx, end).await?));
+    machine.compare_by(is_same);
     let wanted = machine.wanted();
     for id in &wanted.ids {
         if let Some(recorded) = find(confirmed, ctx, id).await? {
@@ -650,7 +656,7 @@ impl Worker {
             reason: format!("the events of own batch {batch} are not among the confirmed ones"),
         })?;
         sync_directory(&self.directory)?;
-        let restored = restore(records.clone(), new).await?;
+        let restored = restore(records.clone(), new, self.is_same).await?;
         Ok((records, restored))
     }
 }

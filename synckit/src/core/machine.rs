@@ -246,12 +246,12 @@ impl Entry {
         self.all_events().map(Event::aggregate_id).collect()
     }
 
-    fn find(&mut self, recorded: &RecordedEvent) {
+    fn find(&mut self, recorded: &RecordedEvent, is_same: SameContent) {
         let event = &recorded.event;
         let look = |events: &[Event], found: &mut [Option<Found>]| {
             for (own, found) in events.iter().zip(found) {
                 if own.id() == event.id() {
-                    *found = Some(Found { version: recorded.version, is_same: own == event });
+                    *found = Some(Found { version: recorded.version, is_same: is_same(event, own) });
                 }
             }
         };
@@ -378,7 +378,11 @@ pub struct Machine {
     /// Heads that were heard of, and conflicts that were told: only for rules that are switched off.
     heads: BTreeSet<Version>,
     told: HashSet<Number>,
+    is_same: SameContent,
 }
+
+/// Whether an event of the hub has the content of an own one: equality, where the hub keeps every byte.
+pub type SameContent = fn(&Event, &Event) -> bool;
 
 /// What has to be looked up in the confirmed events before a machine knows its state.
 #[derive(Clone, Debug, Default)]
@@ -415,6 +419,7 @@ impl Machine {
             refused: BTreeMap::new(),
             heads: BTreeSet::new(),
             told: HashSet::new(),
+            is_same: Event::eq,
         };
         for record in records {
             machine.load(record);
@@ -426,6 +431,12 @@ impl Machine {
             machine.watch(condition, *number);
         }
         machine
+    }
+
+    /// Compares the events of the hub with own ones by this, as a hub needs it that writes what it keeps anew. Before anything is
+    /// looked up.
+    pub fn compare_by(&mut self, is_same: SameContent) {
+        self.is_same = is_same;
     }
 
     fn load(&mut self, record: Record) {
@@ -599,9 +610,10 @@ impl Machine {
 
     /// After [`restore`](Machine::restore): an event that was wanted by its id.
     pub fn found(&mut self, recorded: &RecordedEvent) {
+        let is_same = self.is_same;
         for number in self.ids.get(recorded.event.id()).into_iter().flatten() {
             if let Some(entry) = self.entries.get_mut(number) {
-                entry.find(recorded);
+                entry.find(recorded, is_same);
             }
         }
     }
@@ -878,7 +890,7 @@ impl Machine {
             let mut place = None;
             if let Some(found) = found {
                 let found_at = EventPlace::Confirmed(found.version);
-                if found.event != event {
+                if !(self.is_same)(&found.event, &event) {
                     return Err(duplicate(Some(found_at)));
                 }
                 place = (found.version <= self.published).then_some(found_at);

@@ -11,7 +11,7 @@ mod rules;
 pub use listen::{Listener, Notice, PendingEvent, View};
 pub use machine::{
     EventPlace, Expectation, Facts, Machine, Misfit, PendingBatch, Proposed, Question, Recovery, Refusal, Refused,
-    Status, Wanted, Why, Write,
+    SameContent, Status, Wanted, Why, Write,
 };
 pub use record::{
     BatchRecord, BeginRecord, Condition, Decision, MarkRecord, Number, OutcomeRecord, OwnRecord, Record, Scope, Seen,
