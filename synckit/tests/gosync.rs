@@ -326,6 +326,15 @@ async fn a_mirror_on_disk_is_used_again_until_the_server_has_another_history() {
     assert_eq!(store.latest_version().await.expect("a version"), Version::new(2001));
     assert!(matches!(store.load(before).await, Err(Error::HistoryDiverged { .. })));
     assert_eq!(store.get("other").await.expect("there").version, Version::new(2001));
+    // Another one, which has more events by now.
+    {
+        let mut kit = server.kit();
+        kit.events.truncate(1000);
+        kit.last = 1000;
+        (0..2000).for_each(|number| kit.write(&format!("o{number}"), "a"));
+    }
+    assert_eq!(store.latest_version().await.expect("a version"), Version::new(3000));
+    assert_eq!(store.get("o0").await.expect("there").version, Version::new(1001));
     store.close().await.expect("closed");
 }
 
@@ -460,16 +469,20 @@ async fn a_live_replica_follows_a_hub_of_the_kit() {
         async move { a.run(&options).await }
     });
     let mut notices = a.subscribe(eventstore::Cursor::START);
+    let mut confirmed = async || {
+        let next = async {
+            loop {
+                if let synckit::Notice::Confirmed { event, .. } = notices.next().await.expect("a notice") {
+                    return event.event.id().to_owned();
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), next).await.expect("confirmed")
+    };
     all.server.kit().write("g1", "x");
-    let synckit::Notice::Confirmed { event: first, .. } = notices.next().await.expect("a notice") else { panic!() };
-    assert_eq!(first.event.id(), "g1");
+    assert_eq!(confirmed().await, "g1");
     a.append(event("a1", "x")).await.expect("appended");
-    loop {
-        if let synckit::Notice::Confirmed { event, .. } = notices.next().await.expect("a notice") {
-            assert_eq!(event.event.id(), "a1");
-            break;
-        }
-    }
+    assert_eq!(confirmed().await, "a1");
     assert_eq!(all.server.ids(), ["g1", "a1"]);
     options.stop.cancel();
     running.await.expect("no panic").expect("stopped");
