@@ -17,6 +17,7 @@
 #[macro_use(tell)]
 extern crate eventstore_log;
 
+mod backend;
 mod engine;
 mod error;
 mod files;
@@ -36,7 +37,11 @@ mod task;
 mod url;
 mod write;
 
+#[doc(hidden)]
+pub use backend::blocking;
 pub use engine::{Engine, Entries, KeyRange, Snapshot, Table, damaged_index, unclosed_index};
+#[doc(hidden)]
+pub use eventstore_api::{Context, Result};
 pub use eventstore_log::background::give_way;
 #[doc(hidden)]
 pub use eventstore_log::tell;
