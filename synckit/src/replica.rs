@@ -103,7 +103,7 @@ impl Options {
             }
             std::fs::create_dir_all(&self.directory).map_err(|error| io("make the replica's directory", error))?;
         }
-        let lock = Arc::new(lock(&self.directory)?);
+        let lock = lock(&self.directory)?;
         // Another process may have made it meanwhile.
         let found = Config::read(&self.directory)?;
         let (config, journal, records, confirmed) = match found {
@@ -174,7 +174,7 @@ impl Options {
             next: None,
             is_same: hub.same_content(),
         };
-        tokio::spawn(worker.run(waiting));
+        worker.start(waiting)?;
         Ok(Replica {
             shared: Arc::new(Shared {
                 directory: self.directory,

@@ -1,4 +1,4 @@
-//! The one task that writes to a replica's directory.
+//! The one thread that writes to a replica's directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::core::{
     SameContent, Scope, Seen, Write,
 };
 use crate::error::{Error, Result};
-use crate::journal::{GROUP_BYTES, Journal, remove, sync_directory};
+use crate::journal::{GROUP_BYTES, Journal, io, remove, sync_directory};
 
 /// The largest pages that events are copied in.
 pub(crate) const PAGES: PageSize = PageSize::new(10_000, 8 << 20);
@@ -154,10 +154,9 @@ pub(crate) struct Worker {
     pub(crate) directory: PathBuf,
     pub(crate) engine: String,
     pub(crate) state: Arc<State>,
-    /// It is with a thread while it writes.
     pub(crate) journal: Option<Journal>,
-    /// Held by the thread as well: whatever becomes of the runtime, nobody else writes as long as it does.
-    pub(crate) lock: Option<Arc<Lock>>,
+    /// Released behind the journal.
+    pub(crate) lock: Option<Lock>,
     /// The confirmed events of another history, before they count.
     pub(crate) next: Option<Next>,
     pub(crate) is_same: SameContent,
@@ -248,7 +247,17 @@ impl State {
 }
 
 impl Worker {
-    pub(crate) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+    /// Begins to do what is asked for, on a thread of its own: a write may block, and whoever waits for it is answered by the
+    /// thread that wrote.
+    pub(crate) fn start(self, jobs: mpsc::Receiver<Job>) -> Result<()> {
+        let failed = |error| io("start a thread", error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let thread = std::thread::Builder::new().name("replica".to_owned());
+        thread.spawn(move || runtime.block_on(self.run(jobs))).map_err(failed)?;
+        Ok(())
+    }
+
+    async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut taken = Vec::new();
         loop {
             if jobs.recv_many(&mut taken, TOGETHER).await == 0 {
@@ -303,18 +312,10 @@ impl Worker {
         }
     }
 
-    async fn write(&mut self, records: Vec<Record>) -> Result<()> {
+    fn write(&mut self, records: &[Record]) -> Result<()> {
         self.state.check()?;
-        let Some(mut journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
-        let lock = self.lock.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let written = journal.append(&records);
-            // If nobody takes it any more, the journal is closed before the lock is released.
-            (journal, written, lock)
-        });
-        let (journal, written, _lock) =
-            written.await.map_err(|error| StoreError::engine("write to the journal", error))?;
-        self.journal = Some(journal);
+        let Some(journal) = &mut self.journal else { return Err(StoreError::Closed.into()) };
+        let written = journal.append(records);
         written.inspect_err(|error| self.fail(error))?;
         Ok(())
     }
@@ -406,7 +407,7 @@ impl Worker {
     /// Writes what was begun, and answers.
     async fn end(&mut self, appending: Vec<Appending>) {
         let records: Vec<_> = appending.iter().filter_map(|appending| appending.record.clone()).collect();
-        let written = if records.is_empty() { Ok(()) } else { self.write(records).await };
+        let written = if records.is_empty() { Ok(()) } else { self.write(&records) };
         if let Err(error) = &written {
             // What is decided from now on must not stand on what is not there.
             let numbers: Vec<_> = appending.iter().rev().filter_map(|appending| appending.answer.0).collect();
@@ -434,7 +435,7 @@ impl Worker {
                 let _ = reply.send(done);
             }
             Job::Delete { batch, reply } => {
-                let done = self.delete(batch).await;
+                let done = self.delete(batch);
                 let _ = reply.send(done);
             }
             Job::BeginHistory { common, reply } => {
@@ -460,7 +461,7 @@ impl Worker {
         for write in writes {
             match write {
                 Write::Journal(record) => {
-                    self.write(vec![record.clone()]).await?;
+                    self.write(std::slice::from_ref(&record))?;
                     if let Record::Shown(until) = record {
                         self.state.machine().shown(until);
                     }
@@ -474,7 +475,7 @@ impl Worker {
                     Err(NotCopied::Wrong(error)) => {
                         // They are there, and must not be shown. The hub will say that they are none of its history.
                         let published = self.state.machine().published().get();
-                        let hidden = self.write(vec![Record::Shown(Some(published))]).await;
+                        let hidden = self.write(&[Record::Shown(Some(published))]);
                         self.state.set_failed(format!("{error}; open the replica again"));
                         hidden?;
                         return Err(error.into());
@@ -482,19 +483,19 @@ impl Worker {
                 },
             }
         }
-        self.compact().await;
+        self.compact();
         Ok(())
     }
 
     /// Writes the journal anew when most of it is not needed. If that fails, the old one goes on.
-    async fn compact(&mut self) {
+    fn compact(&mut self) {
         const LEAST: u64 = 1000;
         let (appended, kept) = self.journal.as_ref().map(Journal::lens).unwrap_or_default();
         if appended < LEAST.max(2 * kept) {
             return;
         }
         let records = self.state.machine().compacted();
-        if let Err(error) = self.replace(records).await {
+        if let Err(error) = self.replace(&records) {
             tracing::warn!(%error, "the journal of a replica was not written anew");
             if let Some(journal) = &mut self.journal {
                 journal.put_off();
@@ -502,14 +503,9 @@ impl Worker {
         }
     }
 
-    async fn replace(&mut self, records: Vec<Record>) -> Result<()> {
+    fn replace(&mut self, records: &[Record]) -> Result<()> {
         let Some(journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
-        let lock = self.lock.clone();
-        let replaced = tokio::task::spawn_blocking(move || (journal.replace(&records), lock));
-        let (journal, replaced) = match replaced.await {
-            Ok((done, _lock)) => done,
-            Err(error) => (None, Err(StoreError::engine("write the journal anew", error))),
-        };
+        let (journal, replaced) = journal.replace(records);
         self.journal = journal;
         let Err(error) = replaced else { return Ok(()) };
         if self.journal.is_none() {
@@ -551,15 +547,15 @@ impl Worker {
                 return Err(Error::Answer { batch: question.batch, reason: reason.to_owned() });
             }
         };
-        self.write(outcomes.iter().cloned().map(Record::Outcome).collect()).await?;
+        self.write(&outcomes.iter().cloned().map(Record::Outcome).collect::<Vec<_>>())?;
         self.state.machine().decided(outcomes);
         Ok(())
     }
 
-    async fn delete(&mut self, batch: Number) -> Result<bool> {
+    fn delete(&mut self, batch: Number) -> Result<bool> {
         let is_rejected = self.state.machine().rejection(batch).is_some();
         if is_rejected {
-            self.write(vec![Record::Deleted(batch)]).await?;
+            self.write(&[Record::Deleted(batch)])?;
             self.state.machine().deleted(batch);
         }
         Ok(is_rejected)
@@ -615,7 +611,7 @@ impl Worker {
                 return Err(error);
             }
         };
-        if let Err(error) = self.replace(records).await {
+        if let Err(error) = self.replace(&records) {
             let _ = new.close().await;
             return Err(error);
         }
