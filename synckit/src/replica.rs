@@ -306,7 +306,7 @@ impl OwnBatch {
 }
 
 impl Replica {
-    /// Asks the task that writes, and waits for its answer.
+    /// Asks the thread that writes, and waits for its answer.
     pub(crate) async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let closed = || Error::Store(StoreError::Closed);
