@@ -81,7 +81,8 @@ impl DiskFault {
     }
 }
 
-fn surviving(seed: u64) -> Surviving {
+/// What survives a power cut.
+pub(crate) fn surviving(seed: u64) -> Surviving {
     match seed % 5 {
         0 => Surviving::None,
         1 => Surviving::Names,

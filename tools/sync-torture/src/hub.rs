@@ -8,7 +8,8 @@ use eventstore_server::{Address, Limits, Listener, Server, serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::child::{commands, heal, is_disk_to_blame, runtime};
-use crate::told::{HubPlan, Stands, Told, Trying, Written, tell};
+use crate::disk::surviving;
+use crate::told::{Cut, HubPlan, Stands, Told, Trying, Written, tell};
 
 /// Small checkpoints of the index and small segments, so that each failure may hit one.
 const OPTIONS: &str = "index_events=40&segment_size=64KiB&map_size=1MiB";
@@ -70,6 +71,7 @@ fn fail(plan: &HubPlan, what: &str, error: &Error) {
 /// Appends batches beside those of replicas, some of them unsynced.
 async fn append(plan: Arc<HubPlan>, label: String, store: Store) {
     let mut random = fastrand::Rng::with_seed(plan.seed);
+    let mut unsynced = 0;
     for number in 0.. {
         tokio::time::sleep(Duration::from_micros(random.u64(1_000..30_000))).await;
         let label = format!("{label}-{number}");
@@ -87,7 +89,17 @@ async fn append(plan: Arc<HubPlan>, label: String, store: Store) {
         let append = store.append(batch);
         let appended = if is_durable { append.await } else { append.buffered().await };
         match appended {
-            Ok(_) => tell(&Told::Acknowledged { label, number: None, is_durable }),
+            Ok(_) => {
+                tell(&Told::Acknowledged { label, number: None, is_durable });
+                unsynced += u64::from(!is_durable);
+                if let Some(Cut { nth, micros, seed }) = plan.cut
+                    && !is_durable
+                    && nth == unsynced
+                {
+                    tokio::time::sleep(Duration::from_micros(micros)).await;
+                    faulty_disk::cut_power(surviving(seed));
+                }
+            }
             Err(error @ (Error::Fenced { .. } | Error::Full { .. })) if is_disk_to_blame(plan.fault) => {
                 tell(&Told::Refused { label, code: error.code().to_owned() });
                 if matches!(error, Error::Fenced { .. }) {

@@ -27,6 +27,17 @@ pub(crate) struct HubPlan {
     pub(crate) label: Option<String>,
     pub(crate) round: u64,
     pub(crate) fault: Option<DiskFault>,
+    pub(crate) cut: Option<Cut>,
+}
+
+/// The power of a hub is cut some time behind an unsynced append, in which replicas may pull, and nothing else is appended by it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Cut {
+    /// Behind which of the unsynced appends, counted from 1.
+    pub(crate) nth: u64,
+    pub(crate) micros: u64,
+    /// What survives.
+    pub(crate) seed: u64,
 }
 
 /// What a replica does.

@@ -19,7 +19,7 @@ use crate::disk::{DiskFault, What};
 use crate::hub::address_of;
 use crate::process::{End, Process};
 use crate::summary::Summary;
-use crate::told::{Dump, HubPlan, ReplicaPlan, Role, Told, Trying};
+use crate::told::{Cut, Dump, HubPlan, ReplicaPlan, Role, Told, Trying};
 use crate::witness::{HUB, Name, Witness};
 
 /// The longest time for the faults of a round, and for what comes behind them.
@@ -60,6 +60,8 @@ struct Place {
 /// What becomes of a process.
 struct Life {
     fault: Option<DiskFault>,
+    /// Of a hub.
+    cut: Option<Cut>,
     /// It is killed so many microseconds after it has told so much.
     kill: Option<(u64, u64)>,
     /// It is asked to stop when it has done its work, rather than killed.
@@ -73,7 +75,15 @@ impl Life {
         let fault = (random.u8(..100) < 55).then(|| DiskFault::random(random));
         let kill = (fault.is_none() && random.u8(..100) < 70).then(|| (random.u64(1..160), random.u64(..3_000)));
         let lingers = Duration::from_millis(random.u64(..120));
-        Life { fault, kill, is_stopped: random.u8(..4) == 0, lingers }
+        Life { fault, cut: None, kill, is_stopped: random.u8(..4) == 0, lingers }
+    }
+
+    fn random_of_hub(random: &mut fastrand::Rng) -> Self {
+        let cut = Cut { nth: random.u64(1..6), micros: random.u64(..30_000), seed: random.u64(..) };
+        match random.u8(..5) {
+            0 => Life { fault: None, cut: Some(cut), kill: None, ..Life::random(random) },
+            _ => Life::random(random),
+        }
     }
 }
 
@@ -219,6 +229,9 @@ impl World {
         self.say(&format!("{name} ended: {end:?}"));
         let is_hub = name == HUB;
         match (end, life.fault) {
+            (End::AtCall, _) if life.cut.is_some() => {
+                self.count(|summary| *summary.power_cuts_of(is_hub) += 1);
+            }
             (End::Killed, _) => self.count(|summary| *summary.kills_of(is_hub) += 1),
             (End::AtCall, Some(DiskFault { what: What::CutPower(_), .. })) => {
                 self.count(|summary| *summary.power_cuts_of(is_hub) += 1);
@@ -292,9 +305,12 @@ impl World {
         }
     }
 
-    fn hub_plan(&self, round: u64, seed: u64, fault: Option<DiskFault>, appends: bool) -> Role {
+    /// A hub with this life; without one it appends nothing.
+    fn hub_plan(&self, round: u64, seed: u64, life: Option<&Life>) -> Role {
         let label = format!("h{}", self.lives.fetch_add(1, Ordering::Relaxed));
-        Role::Hub(HubPlan { directory: self.directory.join(HUB), seed, label: appends.then_some(label), round, fault })
+        let (fault, cut) = life.map_or((None, None), |life| (life.fault, life.cut));
+        let label = life.map(|_| label);
+        Role::Hub(HubPlan { directory: self.directory.join(HUB), seed, label, round, fault, cut })
     }
 
     /// The lives of the hub, until the round is over.
@@ -306,9 +322,9 @@ impl World {
         over: &CancellationToken,
     ) -> Result<(), String> {
         for turn in 0.. {
-            let mut life = Life::random(&mut random);
+            let mut life = Life::random_of_hub(&mut random);
             // One that always fails at once would be no hub.
-            life.fault = life.fault.filter(|_| turn < 4);
+            (life.fault, life.cut) = (life.fault.filter(|_| turn < 4), life.cut.filter(|_| turn < 4));
             let target = *self.progress.borrow() + random.u64(20..500);
             let ends = async {
                 let mut progress = self.progress.subscribe();
@@ -317,7 +333,7 @@ impl World {
                     () = over.cancelled() => {}
                 }
             };
-            let role = self.hub_plan(round, random.u64(..), life.fault, true);
+            let role = self.hub_plan(round, random.u64(..), Some(&life));
             let hub = self.start(HUB, &role, life.fault)?;
             self.follow(HUB, hub, &life, ends).await?;
             lock(&self.witness).ended(HUB);
@@ -369,7 +385,7 @@ impl World {
     // Quiet.
 
     async fn settle(&self, round: u64, accepts: bool, random: &mut fastrand::Rng) -> Result<(), String> {
-        let mut hub = self.start(HUB, &self.hub_plan(round, 0, None, false), None)?;
+        let mut hub = self.start(HUB, &self.hub_plan(round, 0, None), None)?;
         let address = match hub.told().await? {
             Some(Told::Serves(address)) => address,
             told => return Err(format!("the hub does not serve: {told:?}")),
@@ -415,7 +431,7 @@ impl World {
         self.say(&format!("quiet after {pass} syncs, with {} events", events.len()));
         let counts = lock(&self.witness).check(&events, &dumps)?;
         self.count(|summary| summary.counts = counts);
-        let stopped = Life { fault: None, kill: None, is_stopped: true, lingers: Duration::ZERO };
+        let stopped = Life { fault: None, cut: None, kill: None, is_stopped: true, lingers: Duration::ZERO };
         for (name, process) in replicas {
             self.follow(name, process, &stopped, std::future::ready(())).await?;
         }
