@@ -150,7 +150,7 @@ step "the packages that are published have all they need"
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 packed="$target/package/unpacked"
 rm -rf "$target/package"
-cargo package --quiet --offline --allow-dirty --no-verify --workspace --exclude benches --exclude cutting-proxy --exclude engine-suite --exclude models --exclude postgres-cluster --exclude sync-simulation
+cargo package --quiet --offline --allow-dirty --no-verify --workspace --exclude benches --exclude cutting-proxy --exclude engine-suite --exclude models --exclude postgres-cluster --exclude sync-simulation --exclude sync-torture
 mkdir -p "$packed"
 cp Cargo.lock "$packed"
 printf '[workspace]\nresolver = "3"\nmembers = ["synckit-*"]\n[patch.crates-io]\n' >"$packed/Cargo.toml"

@@ -596,3 +596,75 @@ fn handles_can_be_shared() {
     is_shared::<Arc<SyncOptions>>();
     assert_eq!(Number(3).to_string(), "3");
 }
+
+/// Somebody else's event with an own id is not an own one: what was decided without it conflicts with it, wherever it stands.
+#[tokio::test]
+async fn an_event_of_somebody_else_with_an_own_id_is_a_conflict_for_its_aggregate() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    a.append(event("taken", "x")).await.expect("appended");
+    let y = a.load().aggregate("y").await.expect("a load");
+    let number = a.append(event("decided", "y")).basis(&y.basis).await.expect("appended").batch.expect("a batch");
+    hub.store.append(event("taken", "y")).await.expect("appended");
+    // The first one waits, and shares no aggregate with the second.
+    a.sync_once(&SyncOptions::new().skip_waiting()).await.expect("a sync");
+    let waiting: Vec<_> = a.pending().into_iter().map(|batch| (batch.number, batch.status)).collect();
+    let why = |at: usize| waiting.get(at).map(|(_, status)| status);
+    assert_eq!(why(0), Some(&Status::Waiting(Why::Duplicate)));
+    assert_eq!(why(1), Some(&Status::Waiting(Why::Conflict)), "{waiting:?}");
+    let also = a.append(event("later", "y")).basis(&y.basis).await;
+    assert!(matches!(also, Err(Error::Conflict)), "{also:?}");
+    // It is so when it is opened anew as well, and the resolver sees what was not seen.
+    a.close().await.expect("closed");
+    let a = hub.replica("a").await;
+    a.sync_once(&resolved(move |conflict: &synckit::Conflict| match conflict.batch == number {
+        true if conflict.unseen.len() == 1 && conflict.unseen[0].event.id() == "taken" => Resolution::AppendAnyway,
+        true => Resolution::Reject(format!("{:?}", conflict.unseen)),
+        false => Resolution::Drop,
+    }))
+    .await
+    .expect("a sync");
+    assert_eq!(ids(&a).await, ["taken", "decided"]);
+}
+
+/// What a batch had before it was replaced may be at the hub all the same. It is no own event then, and where it is lost, what
+/// stands on it is asked about.
+#[tokio::test]
+async fn what_stands_on_a_lost_event_that_a_batch_had_once_is_asked_about() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    let first = a.load().aggregate("x").await.expect("a load");
+    a.append(event("first", "x")).basis(&first.basis).await.expect("appended");
+    hub.store.append(event("of the hub", "x")).await.expect("appended");
+    // A push that was on its way for long comes behind the decision to append another event.
+    struct Late(eventstore::Store, std::sync::atomic::AtomicBool);
+    #[synckit::async_trait]
+    impl synckit::Resolver for Late {
+        async fn resolve(&self, _: &synckit::Conflict) -> synckit::Result<Answer> {
+            if !self.1.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                return Ok(Resolution::Wait.into());
+            }
+            self.0.append(event("first", "x")).await?;
+            Ok(Resolution::AppendInstead(vec![event("instead", "x")]).into())
+        }
+    }
+    let late = Late(hub.store.clone(), std::sync::atomic::AtomicBool::new(true));
+    a.sync_once(&resolved(late)).await.expect("a sync");
+    assert_eq!(ids(&a).await, ["of the hub", "first", "instead"]);
+    let seen = a.load().aggregate("x").await.expect("a load");
+    let on_it = a.append(event("on it", "x")).basis(&seen.basis).await.expect("appended").batch;
+    a.close().await.expect("closed");
+    // The hub has lost it.
+    let restored = eventstore::open("memory:").await.expect("memory");
+    restored.append(event("of the hub", "x")).await.expect("appended");
+    let a = Options::new(hub.path("a")).hub_store(restored.clone()).open().await.expect("a replica");
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asks = asked.clone();
+    let options = resolved(move |conflict: &synckit::Conflict| {
+        asks.lock().expect("no panic").push(conflict.batch);
+        Resolution::Reject("it stood on what is lost".to_owned())
+    });
+    a.sync_once(&options.accept_history()).await.expect("a sync");
+    let asked = asked.lock().expect("no panic").clone();
+    assert!(asked.contains(&on_it.expect("a batch")), "{asked:?}, and the hub has {:?}", ids(&a).await);
+}

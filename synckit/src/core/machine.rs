@@ -695,13 +695,15 @@ impl Machine {
         numbers.into_iter().any(|number| *number <= basis.number && self.owns(*number, id))
     }
 
-    /// Whether an id is that of an event of an own batch, as it is decided now.
+    /// Whether a confirmed event with this id is one of an own batch, as it is decided now. With other content it is none.
     fn owns(&self, number: Number, id: &str) -> bool {
         let Some(entry) = self.entries.get(&number) else { return false };
         if !Rule::OwnIsAsDecided.is_kept() {
             return true;
         }
-        entry.is_open() && entry.events.iter().any(|event| event.id() == id)
+        let is_it =
+            |(event, found): (&Event, &Option<Found>)| event.id() == id && found.is_none_or(|found| found.is_same);
+        entry.is_open() && entry.events.iter().zip(&entry.found).any(is_it)
     }
 
     /// The newest event in a scope that is shown and none of this batch or an earlier own one.
@@ -1499,7 +1501,9 @@ impl Recovery<'_> {
         if self.needed.contains(&recorded.version.get()) {
             self.contents.insert(recorded.version.get(), event.clone());
         }
-        let is_own = machine.owner(recorded.version).is_some() || machine.ids.contains_key(event.id());
+        let mut numbers = machine.ids.get(event.id()).into_iter().flatten();
+        let is_own =
+            machine.owner(recorded.version).is_some() || numbers.any(|number| machine.owns(*number, event.id()));
         if recorded.version > self.common && !is_own {
             self.lost_foreign.insert(event.aggregate_id().to_owned());
         }

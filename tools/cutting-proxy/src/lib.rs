@@ -58,6 +58,7 @@ struct State {
     refuses: AtomicBool,
     refused: AtomicUsize,
     cuts: AtomicUsize,
+    stalls: AtomicUsize,
 }
 
 /// A proxy that runs until it is dropped.
@@ -154,10 +155,16 @@ impl Proxy {
         lock(&self.state.connections).clone()
     }
 
-    /// How many connections a rough way has cut.
+    /// How many connections their fate has cut, or a rough way; not those that [`cut_all`](Proxy::cut_all) did.
     #[must_use]
     pub fn cuts(&self) -> usize {
         self.state.cuts.load(Ordering::Relaxed)
+    }
+
+    /// How many connections their fate has stalled.
+    #[must_use]
+    pub fn stalls(&self) -> usize {
+        self.state.stalls.load(Ordering::Relaxed)
     }
 }
 
@@ -209,7 +216,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
     let mut buffer = vec![0; 16 << 10];
     let mut reads_only = false;
     if limit == 0 {
-        return fulfil(fate, &cut).await;
+        return fulfil(fate, &state, &cut).await;
     }
     loop {
         let Ok(read @ 1..) = from.read(&mut buffer).await else {
@@ -266,15 +273,21 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
             return;
         }
         if before + read as u64 >= limit {
-            return fulfil(fate, &cut).await;
+            return fulfil(fate, &state, &cut).await;
         }
     }
 }
 
-async fn fulfil(fate: Fate, cut: &CancellationToken) {
+async fn fulfil(fate: Fate, state: &State, cut: &CancellationToken) {
     match fate {
-        Fate::CutRequest(_) | Fate::CutAnswer(_) => cut.cancel(),
+        Fate::CutRequest(_) | Fate::CutAnswer(_) => {
+            state.cuts.fetch_add(1, Ordering::Relaxed);
+            cut.cancel();
+        }
         // It stays open, and nothing is read any more.
-        _ => std::future::pending().await,
+        _ => {
+            state.stalls.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().await
+        }
     }
 }

@@ -49,6 +49,16 @@ pub(crate) fn id_of(event: &Event) -> u32 {
     event.id()[1..].parse().unwrap_or_default()
 }
 
+/// The id of an event, and its content where that may be another one: what a condition is about.
+pub(crate) fn key_of(event: &Event) -> u32 {
+    let data = std::str::from_utf8(event.data()).unwrap_or_default();
+    let content = data.split_once(':').and_then(|(content, _)| content.parse().ok()).unwrap_or(0);
+    match id_of(event) {
+        key @ ..10 => key + 10 * content,
+        id => id,
+    }
+}
+
 pub(crate) fn aggregate_of(event: &Event) -> u8 {
     event.aggregate_id()[1..].parse().unwrap_or_default()
 }
@@ -325,7 +335,9 @@ impl Replica {
                     Notice::Rejected { batch, .. } => self.rejected_by.contains_key(batch),
                     Notice::Dropped { batch } => self.deleted.contains(batch),
                     Notice::Replaced { batch } => {
-                        self.was_replaced.contains(batch) || self.machine.events(*batch).is_some()
+                        // It may be gone since.
+                        let was_replaced = self.was_replaced.contains(batch) || self.deleted.contains(batch);
+                        was_replaced || self.machine.events(*batch).is_some()
                     }
                     _ => true,
                 };
@@ -379,8 +391,8 @@ impl Replica {
         self.tokens.push(Token {
             aggregate,
             basis: self.machine.seen(),
-            ids: of_it().map(id_of).collect(),
-            all: view.iter().map(id_of).collect(),
+            ids: of_it().map(key_of).collect(),
+            all: view.iter().map(key_of).collect(),
             top: of_it().map(time_of).max().unwrap_or_default(),
         });
     }
@@ -509,7 +521,7 @@ impl Replica {
         // What is there now is what was seen.
         let view = self.view();
         let now =
-            |is_in: &dyn Fn(&Event) -> bool| view.iter().filter(|event| is_in(event)).map(id_of).collect::<Vec<_>>();
+            |is_in: &dyn Fn(&Event) -> bool| view.iter().filter(|event| is_in(event)).map(key_of).collect::<Vec<_>>();
         let ids = now(&|event| aggregate_of(event) == aggregate);
         if Rule::Basis.is_kept()
             && (kind == "rev" && ids != token.ids || kind == "latest" && now(&|_| true) != token.all)
@@ -531,7 +543,7 @@ impl Replica {
         let known: HashSet<u32> = match kind {
             "rev" => token.ids.iter().copied().collect(),
             "latest" => token.all.iter().copied().collect(),
-            _ => own.map(|(_, event)| id_of(event)).collect(),
+            _ => own.map(|(_, event)| key_of(event)).collect(),
         };
         let number = record.number;
         self.machine.appended(record.clone(), &facts);
@@ -623,11 +635,11 @@ impl Replica {
         // Own events are known, wherever they were confirmed.
         let own = self.confirmed_own(batch);
         let confirmed = self.conf().events.iter();
-        let confirmed = confirmed.filter(|event| event.version.get() <= until || own.contains(&id_of(&event.event)));
+        let confirmed = confirmed.filter(|event| event.version.get() <= until || own.contains(&key_of(&event.event)));
         let confirmed = confirmed.map(|event| &event.event);
         let is_conditional = matches!(ghost.kind, "rev" | "latest");
-        let confirmed = confirmed.filter(|event| is_conditional && is_in(event)).map(id_of);
-        confirmed.chain(below.map(|(_, event)| *event).filter(|event| is_in(event)).map(id_of)).collect()
+        let confirmed = confirmed.filter(|event| is_conditional && is_in(event)).map(key_of);
+        confirmed.chain(below.map(|(_, event)| *event).filter(|event| is_in(event)).map(key_of)).collect()
     }
 
     pub(crate) fn show(&mut self) -> Result<Option<Look>, Broken> {
@@ -640,11 +652,11 @@ impl Replica {
             let own: HashSet<u32> = (self.acked.keys())
                 .filter(|number| **number <= question.batch && open(number))
                 .flat_map(|number| self.machine.events(*number).into_iter().flatten())
-                .map(id_of)
+                .map(key_of)
                 .collect();
             let confirmed_own: HashSet<u32> = self.confirmed_own(question.batch);
             let is_unknown = |event: &RecordedEvent| {
-                let id = id_of(&event.event);
+                let id = key_of(&event.event);
                 ghost.aggregate.is_none_or(|aggregate| aggregate_of(&event.event) == aggregate)
                     && !ghost.known.contains(&id)
                     && !own.contains(&id)
@@ -675,7 +687,7 @@ impl Replica {
     fn confirmed_own(&self, before: Number) -> HashSet<u32> {
         let basis = Seen { version: 0, number: before };
         let is_own = |event: &&RecordedEvent| self.machine.is_seen(event.version, event.event.id(), basis);
-        self.conf().events.iter().filter(is_own).map(|event| id_of(&event.event)).collect()
+        self.conf().events.iter().filter(is_own).map(|event| key_of(&event.event)).collect()
     }
 
     fn decision(&self, look: &Look, shared: &mut Shared) -> Decision {

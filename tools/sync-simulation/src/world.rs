@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use synckit::core::{Number, Refusal, Status};
 
 use crate::hub::Hub;
-use crate::replica::{Broken, Ended, Ghost, Replica, aggregate_of, broken, id_of, time_of};
+use crate::replica::{Broken, Ended, Ghost, Replica, aggregate_of, broken, id_of, key_of, time_of};
 
 /// What is under way.
 #[derive(Clone, Debug)]
@@ -443,9 +443,9 @@ impl World {
 fn check_accepted(events: &[RecordedEvent], before: usize, batches: &[(Number, Batch, Ghost)]) -> Result<(), Broken> {
     let mut first = before;
     for (_, batch, ghost) in batches {
-        let own: HashSet<u32> = batch.events.iter().map(id_of).collect();
+        let own: HashSet<u32> = batch.events.iter().map(key_of).collect();
         // What is new of it stands behind what is new of those before it.
-        let new = (first..events.len()).take_while(|at| own.contains(&id_of(&events[*at].event)));
+        let new = (first..events.len()).take_while(|at| own.contains(&key_of(&events[*at].event)));
         let new: Vec<_> = new.collect();
         let earlier = &events[..first];
         first += new.len();
@@ -457,7 +457,7 @@ fn check_accepted(events: &[RecordedEvent], before: usize, batches: &[(Number, B
         match ghost.kind {
             "rev" | "latest" => {
                 let there: HashSet<u32> =
-                    there().filter(|event| is_in(event)).map(id_of).filter(|id| !own.contains(id)).collect();
+                    there().filter(|event| is_in(event)).map(key_of).filter(|id| !own.contains(id)).collect();
                 if there.iter().any(|id| !ghost.known.contains(id)) {
                     return broken("condition: accepted over an event its decision had not seen");
                 }
@@ -466,7 +466,7 @@ fn check_accepted(events: &[RecordedEvent], before: usize, batches: &[(Number, B
                 }
             }
             kind => {
-                let there_ids: HashSet<u32> = there().map(id_of).collect();
+                let there_ids: HashSet<u32> = there().map(key_of).collect();
                 if ghost.known.iter().any(|id| !own.contains(id) && !there_ids.contains(id)) {
                     return broken("dependency: accepted without the own batch below it");
                 }
