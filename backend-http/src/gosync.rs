@@ -13,6 +13,8 @@
 //!   not seen there is an error.
 //! - It writes JSON anew: the order of keys, white space, escapes; data that are empty become `null`. What it would alter beyond
 //!   that is refused with `InvalidEvent`: data that are no JSON, whole numbers that no float64 holds exactly.
+//! - Its own disk may be behind its answers: SQLite is used in a mode in which a power cut takes the last of them. That shows as
+//!   another history.
 //! - Its versions have to have no gaps, as those of its SQLite store. An event behind a gap is not read, since one may still appear
 //!   in it: that is `Unavailable`.
 //! - That the server has another history, such as an older one that was restored, is noticed by the event at the end of the mirror
@@ -41,6 +43,7 @@ use http_body_util::Full;
 use tokio::runtime::Handle;
 
 use crate::client::{Attempt, Client, Failed, collect_up_to, is_of};
+use crate::options::invalid;
 
 /// The name of these stores.
 pub const NAME: &str = "gosync";
@@ -67,7 +70,12 @@ impl Options {
         let url = url.strip_prefix("gosync+").unwrap_or(url);
         let server = crate::Options::from_url_with(url, &["mirror"], |given| {
             mirror = given.text("mirror")?.map(PathBuf::from);
-            Ok(())
+            match given.text("lost_after")? {
+                None => Ok(()),
+                Some(_) => {
+                    Err(invalid("lost_after", "a server of Go Sync Kit is asked anew for each append; leave it out"))
+                }
+            }
         })?;
         Ok(Options { server, mirror })
     }
@@ -255,6 +263,18 @@ impl GoSyncStore {
         if self.shared.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
     }
 
+    /// Waits for the server, unless the store is closed meanwhile.
+    async fn until_closed<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = asking => done,
+            () = self.shared.closed.cancelled() => Err(Error::Closed),
+        }
+    }
+
+    async fn latest(&self, ctx: &Context) -> Result<Version> {
+        self.until_closed(latest(&self.shared.client, ctx)).await
+    }
+
     fn check_writable(&self, what: &str) -> Result<()> {
         match self.shared.is_read_only {
             false => Ok(()),
@@ -323,7 +343,7 @@ impl GoSyncStore {
                 .into()),
             }
         };
-        client.repeat(ctx, attempt).await
+        self.until_closed(client.repeat(ctx, attempt)).await
     }
 
     /// Whether the server has this event at the end of the mirror.
@@ -488,7 +508,7 @@ impl GoSyncStore {
             true => None,
             false => self.send(ctx, &new).await,
         };
-        // What became of it, whatever the context says by now.
+        // What became of it, also if the context has ended by now.
         let copy = match plans.iter().any(|plan| plan.is_new) {
             false => copy,
             true => {
@@ -496,8 +516,9 @@ impl GoSyncStore {
                     reason: format!("events were sent to {}, and could not be read again", self.url()),
                     source: Some(error.into()),
                 };
-                let ctx = Context::background().with_timeout(self.shared.client.connect_timeout);
-                self.refresh(&ctx).await.map_err(unknown)?
+                let short = Context::background().with_timeout(self.shared.client.connect_timeout);
+                let ctx = if ctx.check().is_ok() { ctx } else { &short };
+                self.refresh(ctx).await.map_err(unknown)?
             }
         };
         let ctx = &Context::background();
@@ -529,15 +550,21 @@ impl GoSyncStore {
 
     /// Why an event that was sent is not there.
     fn missing(&self, id: &str, there: usize, of: usize, why: Option<Failed>) -> Error {
-        let (reason, source) = match why {
+        let (reason, source, may_come) = match why {
+            // It may be on its way.
+            Some(Failed::Final(error @ (Error::Cancelled | Error::DeadlineExceeded))) => {
+                (error.to_string(), Some(error.into()), true)
+            }
             Some(Failed::Final(error)) if there == 0 => return error,
-            Some(Failed::Final(error)) => (error.to_string(), Some(error.into())),
-            Some(Failed::Passing { reason, source, .. }) => (reason, source),
-            None => ("it says that all is well, and its log says why it is not".to_owned(), None),
+            Some(Failed::Final(error)) => (error.to_string(), Some(error.into()), false),
+            Some(Failed::Passing { reason, source, may_be_done, .. }) => (reason, source, may_be_done),
+            None => ("it says that all is well, and its log says why it is not".to_owned(), None, false),
         };
         let url = self.url().to_owned();
         match there {
-            0 => Error::Unavailable { url, reason: format!("it has not stored the event {id:?}: {reason}"), source },
+            0 if !may_come => {
+                Error::Unavailable { url, reason: format!("it has not stored the event {id:?}: {reason}"), source }
+            }
             there => Error::OutcomeUnknown {
                 reason: format!(
                     "{url} has stored {there} events of a batch of {of}, and not {id:?}: {reason}. Append the batch again"
@@ -645,17 +672,15 @@ impl EventStore for GoSyncStore {
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version> {
         loop {
             self.check(ctx)?;
-            let found = latest(&self.shared.client, ctx).await?;
+            let found = self.latest(ctx).await?;
             if found > after {
                 return Ok(found);
             }
             let pause = async {
-                tokio::select! {
-                    () = tokio::time::sleep(POLL) => {}
-                    () = self.shared.closed.cancelled() => {}
-                }
+                tokio::time::sleep(POLL).await;
+                Ok(())
             };
-            ctx.run(pause).await?;
+            ctx.run(self.until_closed(pause)).await??;
         }
     }
 
@@ -688,7 +713,7 @@ impl EventStore for GoSyncStore {
         let page = reached.copy.load_page(ctx, &LoadOptions::since(since.version), size).await?;
         let head = match reached.is_all {
             true => reached.latest,
-            false => latest(&self.shared.client, ctx).await?.max(reached.latest),
+            false => self.latest(ctx).await?.max(reached.latest),
         };
         Ok(Pulled::new(page.events, head))
     }

@@ -92,6 +92,7 @@ impl Options {
                 ));
             }
         }
+        take(&mut given)?;
         let path = |text: Option<String>| text.map(PathBuf::from);
         options.token_file = path(given.text("token_file")?);
         options.ca_file = path(given.text("ca_file")?);
@@ -104,7 +105,6 @@ impl Options {
         }
         options.read_only = given.flag("read_only")?;
         options.insecure = given.flag("insecure")?;
-        take(&mut given)?;
         given.finish().map_err(|error| match error {
             Error::InvalidOption { option, .. } => {
                 let known =

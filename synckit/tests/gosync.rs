@@ -31,6 +31,8 @@ struct Kit {
     room: Option<usize>,
     /// Answers get lost after so many requests.
     lost_after: Option<usize>,
+    /// It takes pushes, and does not come to storing them.
+    is_slow: bool,
     /// It answers with 503.
     is_down: bool,
     /// Events that were given.
@@ -135,6 +137,10 @@ fn answer(kit: &mut Kit, body: Value) -> Response {
 }
 
 async fn push(State(kit): State<Shared>, body: Bytes) -> Response {
+    let is_slow = kit.lock().expect("no panic").is_slow;
+    if is_slow {
+        std::future::pending::<()>().await;
+    }
     let mut kit = kit.lock().expect("no panic");
     if kit.is_down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -248,7 +254,7 @@ async fn an_append_that_the_server_has_not_stored_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_append_whose_answer_is_lost_is_looked_for() {
+async fn an_append_whose_answer_is_lost_or_late_is_looked_for() {
     let server = Server::start().await;
     let store = server.open("").await;
     // The mirror is read, and the push is done; its answer is lost, and so is all that follows.
@@ -258,6 +264,11 @@ async fn an_append_whose_answer_is_lost_is_looked_for() {
     server.kit().lost_after = None;
     let known = store.append(event("1", "a")).await.expect("resolved");
     assert_eq!((known.first, known.outcome), (Version::new(1), StoreOutcome::AlreadyStored));
+    // The server is slow: nobody knows what becomes of it, and later it is there.
+    server.kit().is_slow = true;
+    let late = store.append(event("late", "a")).timeout(std::time::Duration::from_millis(300)).await;
+    assert!(matches!(late, Err(Error::OutcomeUnknown { .. })), "{late:?}");
+    server.kit().is_slow = false;
     server.kit().is_down = true;
     assert!(matches!(store.append(event("2", "a")).await, Err(Error::Unavailable { .. })));
     assert!(matches!(store.latest_version().await, Err(Error::Unavailable { .. })));
@@ -349,6 +360,7 @@ async fn a_directory_that_is_no_mirror_is_left_alone() {
     assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 1);
     for (url, named) in [
         (format!("{}?colour=red", server.url), "colour"),
+        (format!("{}?lost_after=1s", server.url), "lost_after"),
         (server.url.replace("/sync", "/elsewhere"), "base URL"),
         ("gosync+http://".to_owned(), "host"),
     ] {
