@@ -43,7 +43,7 @@ use http_body_util::Full;
 use tokio::runtime::Handle;
 
 use crate::client::{Attempt, Client, Failed, collect_up_to, is_of};
-use crate::options::invalid;
+use crate::options::{KNOWN, invalid};
 
 /// The name of these stores.
 pub const NAME: &str = "gosync";
@@ -67,8 +67,10 @@ impl Options {
     /// `InvalidOption` for a URL that is none, and for an option that is unknown or cannot be read.
     pub fn from_url(url: &str) -> Result<Self> {
         let mut mirror = None;
+        let own = KNOWN.into_iter().filter(|option| *option != "lost_after");
+        let known: Vec<_> = own.chain(["mirror"]).collect();
         let url = url.strip_prefix("gosync+").unwrap_or(url);
-        let server = crate::Options::from_url_with(url, &["mirror"], |given| {
+        let server = crate::Options::from_url_with(url, &known, |given| {
             mirror = given.text("mirror")?.map(PathBuf::from);
             match given.text("lost_after")? {
                 None => Ok(()),

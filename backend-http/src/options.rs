@@ -38,6 +38,10 @@ pub struct Options {
     pub insecure: bool,
 }
 
+/// The options in a URL.
+pub(crate) const KNOWN: [&str; 7] =
+    ["token_file", "ca_file", "connect_timeout", "retry_for", "lost_after", "read_only", "insecure"];
+
 impl Options {
     /// The default options for the store at this base, without options behind it.
     pub fn new(url: impl Into<String>) -> Self {
@@ -61,22 +65,22 @@ impl Options {
     ///
     /// [`InvalidOption`](Error::InvalidOption) for a URL that is none, and for an option that is unknown or cannot be read.
     pub fn from_url(url: &str) -> Result<Self> {
-        Self::from_url_with(url, &[], |_| Ok(()))
+        Self::from_url_with(url, &KNOWN, |_| Ok(()))
     }
 
-    /// As [`from_url`](Options::from_url), with further options that `take` takes.
+    /// As [`from_url`](Options::from_url), with these options, of which `take` takes those that are not its own.
     pub(crate) fn from_url_with(
         url: &str,
-        further: &[&str],
+        known: &[&str],
         take: impl FnOnce(&mut Query) -> Result<()>,
     ) -> Result<Self> {
-        Self::from_url_and(url, std::env::var("EVENTSTORE_TOKEN").ok(), further, take)
+        Self::from_url_and(url, std::env::var("EVENTSTORE_TOKEN").ok(), known, take)
     }
 
     fn from_url_and(
         url: &str,
         token: Option<String>,
-        further: &[&str],
+        known: &[&str],
         take: impl FnOnce(&mut Query) -> Result<()>,
     ) -> Result<Self> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
@@ -107,10 +111,7 @@ impl Options {
         options.insecure = given.flag("insecure")?;
         given.finish().map_err(|error| match error {
             Error::InvalidOption { option, .. } => {
-                let known =
-                    ["token_file", "ca_file", "connect_timeout", "retry_for", "lost_after", "read_only", "insecure"];
-                let known = [&known, further].concat().join(", ");
-                invalid(&option, &format!("a store on a server has no such option; it has {known}"))
+                invalid(&option, &format!("a store on a server has no such option; it has {}", known.join(", ")))
             }
             other => other,
         })?;
@@ -295,11 +296,11 @@ mod tests {
     use super::*;
 
     fn options(url: &str) -> Options {
-        Options::from_url_and(url, None, &[], |_| Ok(())).expect(url)
+        Options::from_url_and(url, None, &KNOWN, |_| Ok(())).expect(url)
     }
 
     fn refused(url: &str, token: Option<&str>) -> (String, String) {
-        match Options::from_url_and(url, token.map(str::to_owned), &[], |_| Ok(())) {
+        match Options::from_url_and(url, token.map(str::to_owned), &KNOWN, |_| Ok(())) {
             Err(Error::InvalidOption { option, reason }) => (option, reason),
             other => panic!("{url}: expected InvalidOption, got {other:?}"),
         }
@@ -378,7 +379,7 @@ mod tests {
 
     #[test]
     fn the_token_is_the_environments_unless_there_is_a_file_and_is_not_shown() {
-        let with = |url: &str, token: &str| Options::from_url_and(url, Some(token.to_owned()), &[], |_| Ok(()));
+        let with = |url: &str, token: &str| Options::from_url_and(url, Some(token.to_owned()), &KNOWN, |_| Ok(()));
         let from = |url: &str| with(url, "geheim");
         assert_eq!(from("https://h").expect("valid").token.as_deref(), Some("geheim"));
         assert_eq!(from("https://h?token_file=t").expect("valid").token, None);
@@ -412,7 +413,7 @@ mod tests {
             "unix:/run/s",
             "http://host?insecure=true",
         ] {
-            Options::from_url_and(url, Some("geheim".to_owned()), &[], |_| Ok(())).expect(url);
+            Options::from_url_and(url, Some("geheim".to_owned()), &KNOWN, |_| Ok(())).expect(url);
         }
         options("http://host");
     }
