@@ -140,7 +140,7 @@ fn filled(store: &dyn Store, corpus: Corpus) -> Result<Vec<Sample>> {
 struct Turn {
     store: Option<Box<dyn Store>>,
     corpus: Corpus,
-    samples: Vec<Sample>,
+    samples: Arc<[Sample]>,
     /// The number of the next event that is appended.
     next: Arc<AtomicU64>,
     failed: bool,
@@ -155,7 +155,7 @@ impl Turn {
         // Looked for in an order that jumps through the store.
         samples.sort_by_key(|sample| u64::from_le_bytes(sample.data[..8].try_into().expect("eight bytes")));
         let next = Arc::new(AtomicU64::new(corpus.events()));
-        Ok(Turn { store: Some(store), corpus, samples, next, failed: false, _directory: directory })
+        Ok(Turn { store: Some(store), corpus, samples: samples.into(), next, failed: false, _directory: directory })
     }
 
     fn run(&mut self, kind: Kind, scale: &Scale) -> Result<Vec<f64>> {

@@ -1,7 +1,7 @@
 //! The engines themselves, with three puts an event, by the code that the benchmarks of the root have for their floors.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -106,7 +106,7 @@ impl<R: Raw + Send + 'static> Store for Engine<R> {
         Ok(aggregates.iter().map(|aggregate| raw.load_aggregate(aggregate)).sum())
     }
 
-    fn get(&self, wanted: &[Sample]) -> Result<()> {
+    fn get(&self, wanted: &Arc<[Sample]>) -> Result<()> {
         let raw = self.raw();
         let mut key = self.prefix.to_vec();
         wanted.iter().try_for_each(|sample| {

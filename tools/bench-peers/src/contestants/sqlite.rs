@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, ensure};
 use eventstore::backend::Event;
@@ -117,7 +117,7 @@ impl Store for Sqlite {
         Ok(count)
     }
 
-    fn get(&self, wanted: &[Sample]) -> Result<()> {
+    fn get(&self, wanted: &Arc<[Sample]>) -> Result<()> {
         let connection = locked(&self.reader);
         let mut select = connection.prepare_cached("SELECT data FROM events WHERE id = ?")?;
         wanted.iter().try_for_each(|sample| {

@@ -1,4 +1,4 @@
-//! Appenders as Tokio tasks.
+//! Appenders, and readers, as Tokio tasks.
 
 use std::future::Future;
 use std::time::Instant;
@@ -53,4 +53,12 @@ where
         }
         Ok(Appended { took: began.elapsed(), latencies })
     })
+}
+
+/// Runs a reader as a task, as programs have it: on a thread outside of the runtime, each answer of a server has to wake it.
+pub(super) fn run<T: Send + 'static>(
+    runtime: &Runtime,
+    reader: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    runtime.block_on(runtime.spawn(reader))?
 }

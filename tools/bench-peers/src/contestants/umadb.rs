@@ -117,7 +117,7 @@ impl Store for Uma {
         Ok(count)
     }
 
-    fn get(&self, _: &[Sample]) -> Result<()> {
+    fn get(&self, _: &Arc<[Sample]>) -> Result<()> {
         Err(Lacks("it has no index of ids").into())
     }
 
