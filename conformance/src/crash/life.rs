@@ -42,8 +42,8 @@ pub(crate) struct Life {
     cycles: u64,
     witness: Witness,
     witness_file: File,
-    /// The power was cut, and nobody has opened the store since.
-    has_lost_power: bool,
+    /// The power was cut, or a call failed, and nobody has opened the store since: nothing may say that its last groups were synced.
+    is_end_unproven: bool,
 }
 
 impl Life {
@@ -60,7 +60,7 @@ impl Life {
             cycles: 0,
             witness: Witness::default(),
             witness_file,
-            has_lost_power: false,
+            is_end_unproven: false,
         })
     }
 
@@ -117,7 +117,7 @@ impl Life {
             match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     answers += u64::from(matches!(line, Line::Stored { .. }));
-                    self.has_lost_power &= !matches!(line, Line::Audited { .. });
+                    self.is_end_unproven &= !matches!(line, Line::Audited { .. });
                     self.witness.take(&line);
                     let mut text = serde_json::to_vec(&line).map_err(std::io::Error::from)?;
                     text.push(b'\n');
@@ -139,9 +139,10 @@ impl Life {
         let was_killed = was_killed(status);
         if was_killed && plan.incident.cuts_power() && !heard.done {
             self.witness.power_was_cut();
-            self.has_lost_power = true;
+            self.is_end_unproven = true;
             writeln!(self.witness_file, "{POWER_CUT}")?;
         }
+        self.is_end_unproven |= heard.fired && plan.incident.is_fault();
         if let Some(violation) = heard.violation {
             return Err(Failure::elsewhere(violation));
         }
@@ -227,7 +228,7 @@ impl Life {
 
     /// Whether there is something to damage, and nothing else has happened to it.
     pub(crate) fn can_be_damaged(&self) -> bool {
-        self.witness.seen > 0 && !self.has_lost_power
+        self.witness.seen > 0 && !self.is_end_unproven
     }
 }
 

@@ -76,8 +76,8 @@ impl Disk {
     }
 }
 
-/// A thread that reads a map beyond what is left of its file waits for the end of the process, which it would be otherwise,
-/// before everything is taken back.
+/// A thread that reads a map beyond what is left of its file, or follows what is left there to nowhere, waits for the end of the
+/// process, which it would be otherwise, before everything is taken back.
 fn hold_up_readers_of_maps() {
     extern "C" fn wait(_: libc::c_int) {
         loop {
@@ -85,8 +85,10 @@ fn hold_up_readers_of_maps() {
             unsafe { libc::pause() };
         }
     }
-    // SAFETY: The handler touches no memory and never returns.
-    unsafe { libc::signal(libc::SIGBUS, wait as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGABRT] {
+        // SAFETY: The handler touches no memory and never returns.
+        unsafe { libc::signal(signal, wait as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    }
 }
 
 /// The disk, if the file at this path is watched, or the directory, of which the watched one is the first.
