@@ -67,8 +67,15 @@ pub(crate) type Answer = Response<Answered>;
 const MAX_SMALL: usize = 1 << 20;
 
 impl Client {
+    /// A client with these options, in the runtime of whoever calls.
+    pub(crate) async fn open(options: Options) -> Result<Self> {
+        // It reads files.
+        let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
+        client.map_err(|error| Error::engine("open the store", error))?
+    }
+
     /// A client with these options, in this runtime. It reads the files that they name, which blocks.
-    pub(crate) fn new(options: &Options, home: &Handle) -> Result<Self> {
+    fn new(options: &Options, home: &Handle) -> Result<Self> {
         let address = options.validate()?;
         let connector = Connector::new(&address, options.ca_file.as_deref(), options.connect_timeout, home.clone())?;
         Ok(Client {

@@ -33,17 +33,16 @@ use eventstore_api::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS};
 use eventstore_api::{
     Actual, AggregateOptions, AggregatePage, BackupReport, Batch, CancellationToken, Context, Digest, Durability,
     Error, Event, EventStore, Gc, GcReport, Idempotency, LoadOptions, Page, PageSize, Place, Pulled, Pushed,
-    RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait,
+    RecordedEvent, Result, Revision, Stats, StoreOutcome, Stored, VerifyReport, Version, async_trait, replication,
 };
 use eventstore_wire::gosync::{Sent, check_survives, is_same, page_request, read_page, write_event};
 use eventstore_wire::{JSON, MAX_BODY};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::Full;
-use tokio::runtime::Handle;
 
 use crate::client::{Attempt, Client, Failed, collect_up_to, is_of};
-use crate::options::{KNOWN, invalid};
+use crate::options::{KNOWN, check_writable, invalid};
 
 /// The name of these stores.
 pub const NAME: &str = "gosync";
@@ -102,9 +101,7 @@ pub trait Mirror: fmt::Debug + Send + Sync + 'static {
 /// mirror says.
 pub async fn open(options: crate::Options, mirror: impl Mirror) -> Result<GoSyncStore> {
     let is_read_only = options.read_only;
-    // It reads files.
-    let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
-    let client = client.map_err(|error| Error::engine("open the store", error))??;
+    let client = Client::open(options).await?;
     let ctx = Context::background().with_timeout(client.connect_timeout);
     latest(&client, &ctx).await?;
     let copy = mirror.open().await?;
@@ -149,7 +146,10 @@ impl fmt::Debug for GoSyncStore {
 /// Events that are asked for at a time; the server gives no more.
 const LIMIT: usize = 1000;
 
-/// The longest answer that is read, unless it has one event.
+/// As few as can be asked for: the last one that the mirror has, and the one behind it.
+const LEAST: usize = 2;
+
+/// The longest answer that is read, unless it has as few events as can be.
 const PAGE_BYTES: usize = 32 << 20;
 
 /// A request is sent when it has as many bytes. The server takes 10 MiB.
@@ -229,18 +229,21 @@ async fn latest(client: &Client, ctx: &Context) -> Result<Version> {
     client.repeat(ctx, attempt).await
 }
 
-/// A batch on its way to the server.
-struct Plan {
-    events: Vec<Event>,
-    /// Whether there is anything of it that the server does not have.
-    is_new: bool,
-}
-
 /// What the server will have when it has stored what is planned.
 struct Ahead {
     latest: Version,
     revisions: HashMap<String, Revision>,
     ids: HashMap<String, Event>,
+}
+
+impl Ahead {
+    /// The aggregate's revision, with the mirror behind what is planned.
+    async fn revision(&self, ctx: &Context, copy: &Arc<dyn EventStore>, id: &str) -> Result<Revision> {
+        match self.revisions.get(id) {
+            Some(revision) => Ok(*revision),
+            None => copy.aggregate_revision(ctx, id).await,
+        }
+    }
 }
 
 /// How far the mirror is behind a refresh.
@@ -277,15 +280,6 @@ impl GoSyncStore {
         self.until_closed(latest(&self.shared.client, ctx)).await
     }
 
-    fn check_writable(&self, what: &str) -> Result<()> {
-        match self.shared.is_read_only {
-            false => Ok(()),
-            true => Err(Error::Unsupported {
-                what: format!("{what} on a store that was opened to read only; open it to write"),
-            }),
-        }
-    }
-
     /// Reads what is new on the server into the mirror: all of it.
     async fn refresh(&self, ctx: &Context) -> Result<Arc<dyn EventStore>> {
         Ok(self.refresh_up_to(ctx, Version::new(u64::MAX)).await?.copy)
@@ -304,7 +298,7 @@ impl GoSyncStore {
             // Together with the last event that the mirror has: it says whether both have the same history.
             let overlap = Version::new(end.get().saturating_sub(1));
             let Some(sent) = self.page(ctx, overlap, *limit).await? else {
-                *limit = (*limit / 2).max(1);
+                *limit = (*limit / 2).max(LEAST);
                 continue;
             };
             let asked = *limit;
@@ -329,15 +323,14 @@ impl GoSyncStore {
 
     /// At most so many events behind a version; `None` if they are more bytes than are read at once.
     async fn page(&self, ctx: &Context, since: Version, limit: usize) -> Result<Option<Vec<Sent>>> {
-        let most = if limit == 1 { MAX_BODY } else { PAGE_BYTES };
+        let most = if limit == LEAST { MAX_BODY } else { PAGE_BYTES };
         let client = &self.shared.client;
         let attempt = || async move {
-            // One that stands behind the last one of the mirror as well.
-            let body = page_request(since, limit.saturating_add(usize::from(limit == 1)).min(LIMIT)).into_bytes();
+            let body = page_request(since, limit).into_bytes();
             match ask(client, Method::POST, "pull-cursor", Some(body), most).await? {
                 Answer::Ok(body) => Ok(Some(read_page(&body).map_err(damaged)?)),
                 Answer::Refused(reason) => Err(damaged(reason)),
-                Answer::TooLong if limit > 1 => Ok(None),
+                Answer::TooLong if limit > LEAST => Ok(None),
                 Answer::TooLong => Err(Error::engine(
                     "read an event",
                     format!("those behind version {since} are longer than {MAX_BODY} bytes"),
@@ -430,14 +423,14 @@ impl GoSyncStore {
     }
 
     /// Looks whether a batch can be appended behind those that are planned, and plans it.
-    async fn plan(ctx: &Context, copy: &Arc<dyn EventStore>, ahead: &mut Ahead, batch: Batch) -> Result<Plan> {
+    async fn plan(ctx: &Context, copy: &Arc<dyn EventStore>, ahead: &mut Ahead, batch: Batch) -> Result<Vec<Event>> {
         batch.validate()?;
         if batch.recorded_at.is_some() {
             return Err(Error::Unsupported {
                 what: "times of recording on a server of Go Sync Kit, which keeps none".to_owned(),
             });
         }
-        let (mut count, mut has_old) = (0_u64, false);
+        let mut has_old = false;
         let mut ids: HashMap<String, Event> = HashMap::new();
         for event in &batch.events {
             let found = match ids.get(event.id()).or_else(|| ahead.ids.get(event.id())) {
@@ -454,17 +447,13 @@ impl GoSyncStore {
                 None => {
                     check_survives(event)?;
                     ids.insert(event.id().to_owned(), event.clone());
-                    count += 1;
                 }
             }
         }
         // One that was stored in part held its condition when it was begun.
         if let Some(first) = batch.events.first().filter(|_| !has_old) {
             let id = first.aggregate_id();
-            let revision = match ahead.revisions.get(id) {
-                Some(revision) => *revision,
-                None => copy.aggregate_revision(ctx, id).await?,
-            };
+            let revision = ahead.revision(ctx, copy, id).await?;
             if !batch.expected.holds(revision, ahead.latest) {
                 let actual = Actual::of(batch.expected, id, revision, ahead.latest);
                 return Err(Error::VersionConflict { expected: batch.expected, actual });
@@ -472,15 +461,12 @@ impl GoSyncStore {
         }
         for event in ids.values() {
             let id = event.aggregate_id();
-            let revision = match ahead.revisions.get(id) {
-                Some(revision) => *revision,
-                None => copy.aggregate_revision(ctx, id).await?,
-            };
+            let revision = ahead.revision(ctx, copy, id).await?;
             ahead.revisions.insert(id.to_owned(), Revision::new(revision.get() + 1));
         }
-        ahead.latest = Version::new(ahead.latest.get() + count);
+        ahead.latest = Version::new(ahead.latest.get() + ids.len() as u64);
         ahead.ids.extend(ids);
-        Ok(Plan { events: batch.events, is_new: count > 0 })
+        Ok(batch.events)
     }
 
     /// Appends batches, one after the other, up to the first that is refused.
@@ -505,30 +491,27 @@ impl GoSyncStore {
         }
         // The server knows which of them it has; this program as well, so that nothing is sent twice.
         let is_new = |event: &&Event| ahead.ids.get(event.id()).is_some_and(|planned| planned == *event);
-        let new: Vec<&Event> = plans.iter().flat_map(|plan| &plan.events).filter(is_new).collect();
-        let why = match new.is_empty() {
-            true => None,
-            false => self.send(ctx, &new).await,
-        };
-        // What became of it, also if the context has ended by now.
-        let copy = match plans.iter().any(|plan| plan.is_new) {
-            false => copy,
-            true => {
+        let new: Vec<&Event> = plans.iter().flatten().filter(is_new).collect();
+        let (why, copy) = match new.is_empty() {
+            true => (None, copy),
+            false => {
+                let why = self.send(ctx, &new).await;
+                // What became of it, also if the context has ended by now.
                 let unknown = |error: Error| Error::OutcomeUnknown {
                     reason: format!("events were sent to {}, and could not be read again", self.url()),
                     source: Some(error.into()),
                 };
                 let short = Context::background().with_timeout(self.shared.client.connect_timeout);
                 let ctx = if ctx.check().is_ok() { ctx } else { &short };
-                self.refresh(ctx).await.map_err(unknown)?
+                (why, self.refresh(ctx).await.map_err(unknown)?)
             }
         };
         let ctx = &Context::background();
         let mut stored = Vec::new();
-        for plan in plans {
-            let mut places = Vec::with_capacity(plan.events.len());
+        for events in plans {
+            let mut places = Vec::with_capacity(events.len());
             let mut missing = None;
-            for event in &plan.events {
+            for event in &events {
                 let Some(found) = Self::find(ctx, &copy, event.id()).await? else {
                     missing.get_or_insert(event.id());
                     continue;
@@ -542,7 +525,7 @@ impl GoSyncStore {
                 places.push(Stored::new(found.version, found.revision, outcome));
             }
             if let Some(id) = missing {
-                let error = self.missing(id, places.len(), plan.events.len(), why);
+                let error = self.missing(id, places.len(), events.len(), why);
                 return Ok((stored, Some(error)));
             }
             stored.push(places);
@@ -628,21 +611,11 @@ impl GoSyncStore {
     }
 }
 
-/// Refuses a place that is not one of the mirror.
-async fn check_place(ctx: &Context, copy: &Arc<dyn EventStore>, place: Place) -> Result<()> {
-    let version = place.version.min(copy.latest_version(ctx).await?);
-    let found = Place::new(version, copy.digest(ctx, version).await?);
-    if found == place {
-        return Ok(());
-    }
-    Err(Error::HistoryDiverged { cursor: place.cursor(), found: found.cursor() })
-}
-
 #[async_trait]
 impl EventStore for GoSyncStore {
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         self.check(ctx)?;
-        self.check_writable("an append")?;
+        check_writable(self.shared.is_read_only, "an append")?;
         if batch.events.is_empty() {
             return Ok(Vec::new());
         }
@@ -711,7 +684,7 @@ impl EventStore for GoSyncStore {
         // A page may be given long before the mirror has all.
         let enough = since.version.get().saturating_add(size.events as u64);
         let reached = self.refresh_up_to(ctx, Version::new(enough)).await?;
-        check_place(ctx, &reached.copy, since).await?;
+        replication::check(&*reached.copy, ctx, since, reached.latest).await?;
         let page = reached.copy.load_page(ctx, &LoadOptions::since(since.version), size).await?;
         let head = match reached.is_all {
             true => reached.latest,
@@ -721,9 +694,9 @@ impl EventStore for GoSyncStore {
     }
 
     async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
-        self.check_writable("a push")?;
+        check_writable(self.shared.is_read_only, "a push")?;
         let copy = self.refresh(ctx).await?;
-        check_place(ctx, &copy, at).await?;
+        replication::check(&*copy, ctx, at, copy.latest_version(ctx).await?).await?;
         let (stored, refused) = self.append(ctx, batches, copy).await?;
         let head = self.copy().latest_version(&Context::background()).await?;
         Ok(Pushed::new(stored, refused, head))

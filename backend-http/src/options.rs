@@ -178,6 +178,16 @@ pub(crate) fn invalid(option: &str, reason: &str) -> Error {
     Error::InvalidOption { option: option.to_owned(), reason: reason.to_owned() }
 }
 
+/// Refuses what writes to a store that was opened to be read.
+pub(crate) fn check_writable(is_read_only: bool, what: &str) -> Result<()> {
+    match is_read_only {
+        false => Ok(()),
+        true => Err(Error::Unsupported {
+            what: format!("{what} on a store that was opened to read only; open it to write"),
+        }),
+    }
+}
+
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {

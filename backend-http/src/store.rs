@@ -19,11 +19,10 @@ use eventstore_wire::{
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
-use tokio::runtime::Handle;
 
 use crate::backup;
 use crate::client::{Answer, Attempt, Client, Failed, PAGES, Retries, SharedClient, from_json, is_of};
-use crate::options::Options;
+use crate::options::{Options, check_writable};
 use crate::queue::Queue;
 use crate::session;
 
@@ -74,9 +73,7 @@ const MAX_LINE: usize = 16 << 20;
 impl HttpStore {
     pub(crate) async fn open(options: Options, may_create: bool) -> Result<Self> {
         let (is_read_only, lost_after) = (options.read_only, options.lost_after);
-        // It reads files.
-        let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
-        let client = Arc::new(client.map_err(|error| Error::engine("open the store", error))??);
+        let client = Arc::new(Client::open(options).await?);
         let method = if may_create && !is_read_only { Method::PUT } else { Method::GET };
         let mut retries = Retries::new(client.connect_timeout.min(client.retry_for));
         let info = loop {
@@ -112,15 +109,6 @@ impl HttpStore {
     fn check(&self, ctx: &Context) -> Result<()> {
         ctx.check()?;
         if self.shared.queue.is_closing() { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    fn check_writable(&self, what: &str) -> Result<()> {
-        match self.shared.is_read_only {
-            false => Ok(()),
-            true => Err(Error::Unsupported {
-                what: format!("{what} on a store that was opened to read only; open it to write"),
-            }),
-        }
     }
 
     /// The page of a load that nothing matches.
@@ -252,7 +240,7 @@ impl EventStore for HttpStore {
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         self.check(ctx)?;
         batch.validate()?;
-        self.check_writable("an append")?;
+        check_writable(self.shared.is_read_only, "an append")?;
         if batch.events.is_empty() {
             return Ok(Vec::new());
         }
@@ -367,7 +355,7 @@ impl EventStore for HttpStore {
 
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
         self.check(ctx)?;
-        self.check_writable("a collection")?;
+        check_writable(self.shared.is_read_only, "a collection")?;
         let query = match gc {
             Gc::Quick => "",
             Gc::Full => "full=true",
@@ -429,7 +417,7 @@ impl EventStore for HttpStore {
     async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
         self.check(ctx)?;
         batches.iter().try_for_each(Batch::validate)?;
-        self.check_writable("a push")?;
+        check_writable(self.shared.is_read_only, "a push")?;
         let query = QueryWriter::new().put("at", at.version).put("digest", at.digest).finish();
         let client = self.client();
         let body = encode_batches(&batches);

@@ -92,7 +92,7 @@ pub async fn sync_by_appending<S: EventStore + ?Sized>(store: &S, ctx: &Context)
 
 /// Refuses a place that is not one of this store, which ends at `latest`. What a store has, it keeps: so what holds now holds
 /// for the rest of the call.
-async fn check<S: EventStore + ?Sized>(store: &S, ctx: &Context, place: Place, latest: Version) -> Result<()> {
+pub async fn check<S: EventStore + ?Sized>(store: &S, ctx: &Context, place: Place, latest: Version) -> Result<()> {
     let version = place.version.min(latest);
     let found = Place::new(version, store.digest(ctx, version).await?);
     if found == place {

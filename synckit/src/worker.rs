@@ -269,7 +269,7 @@ impl Worker {
                     Job::Append { events, wish, reply } => {
                         let len: usize = events.iter().map(Event::len_bytes).sum();
                         if bytes + len > GROUP_BYTES {
-                            self.end(std::mem::take(&mut appending)).await;
+                            self.end(std::mem::take(&mut appending));
                             bytes = 0;
                         }
                         bytes += len;
@@ -279,7 +279,7 @@ impl Worker {
                         }
                     }
                     other => {
-                        self.end(std::mem::take(&mut appending)).await;
+                        self.end(std::mem::take(&mut appending));
                         if let Job::Close { reply } = other {
                             jobs.close();
                             let _ = reply.send(self.close().await);
@@ -289,7 +289,7 @@ impl Worker {
                     }
                 }
             }
-            self.end(appending).await;
+            self.end(appending);
         }
         if let Err(error) = self.close().await {
             tracing::warn!(%error, "a replica was not closed cleanly");
@@ -405,7 +405,7 @@ impl Worker {
     }
 
     /// Writes what was begun, and answers.
-    async fn end(&mut self, appending: Vec<Appending>) {
+    fn end(&mut self, appending: Vec<Appending>) {
         let records: Vec<_> = appending.iter().filter_map(|appending| appending.record.clone()).collect();
         let written = if records.is_empty() { Ok(()) } else { self.write(&records) };
         if let Err(error) = &written {
