@@ -442,7 +442,8 @@ impl GoSyncStore {
                     if batch.idempotency == Idempotency::Content && !is_same(&there, event) {
                         return Err(Error::DuplicateEvent { id: event.id().to_owned(), version });
                     }
-                    has_old = true;
+                    // An event that this batch has twice was not there before.
+                    has_old |= !ids.contains_key(event.id());
                 }
                 None => {
                     check_survives(event)?;

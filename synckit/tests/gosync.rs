@@ -192,6 +192,9 @@ async fn a_server_of_the_kit_is_a_store() {
     let conflict = store.append(event("2", "a")).expected(Expected::NoEvents).await;
     let expected = Actual::Aggregate { id: "a".to_owned(), revision: Revision::new(2) };
     assert!(matches!(&conflict, Err(Error::VersionConflict { actual, .. }) if *actual == expected), "{conflict:?}");
+    // An event that a batch has twice is not one that was stored before.
+    let conflict = store.append([event("2", "a"), event("2", "a")]).expected(Expected::NoEvents).await;
+    assert!(matches!(&conflict, Err(Error::VersionConflict { actual, .. }) if *actual == expected), "{conflict:?}");
     let again = store.append(event("1", "a")).expected(Expected::NoEvents).await.expect("known");
     assert_eq!((again.first, again.outcome), (Version::new(2), StoreOutcome::AlreadyStored));
     let other = Event::builder("Happened", "a").id("1").data("{}").build().expect("valid");
