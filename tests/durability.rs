@@ -37,7 +37,7 @@ fn main() -> ExitCode {
                 "a file system cannot be mounted here: the tests that fill a disk are ignored (they need unshare)"
             );
         }
-        let tests: [(&str, Test, bool); 11] = [
+        let tests: [(&str, Test, bool); 12] = [
             ("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills, true),
             ("an_import_survives_fifty_kills", an_import_survives_fifty_kills, true),
             ("a_killed_copy_goes_on", a_killed_copy_goes_on, true),
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
             ("a_buffered_answer_comes_after_the_write", a_buffered_answer_comes_after_the_write, strace),
             ("concurrent_appends_share_syncs", concurrent_appends_share_syncs, strace),
             ("an_append_is_one_write_and_one_sync", an_append_is_one_write_and_one_sync, strace),
+            ("a_kill_at_any_sync_or_renaming_is_no_damage", a_kill_at_any_sync_or_renaming_is_no_damage, strace),
             ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences, strace),
             ("a_failing_write_loses_nothing_that_was_acknowledged", a_failing_write_loses_nothing, strace),
             ("a_full_disk_that_gets_room_again_loses_nothing", a_full_disk_that_gets_room_again_loses_nothing, mounts),
@@ -410,6 +411,51 @@ fn a_failing_write_loses_nothing(backend: &'static str) -> Result<(), Failed> {
         assert!(["outcome_unknown", "full", "cannot_open"].contains(&code.as_str()), "call {nth}: {code}");
     }
     Ok(())
+}
+
+/// Kills the making of a store and its first checkpoint at each call that changes what a directory says or what is on the disk.
+fn a_kill_at_any_sync_or_renaming_is_no_damage(backend: &'static str) -> Result<(), Failed> {
+    let mut kills = 0;
+    // Calls are counted in each thread: those of the opening hide as many of the indexer.
+    for is_made_before in [false, true] {
+        for syscall in ["fsync", "fdatasync", "rename", "renameat", "mkdir", "unlink", "ftruncate"] {
+            let killed = (1..).take_while(|&nth| killed_at(backend, is_made_before, syscall, nth));
+            kills += killed.count();
+        }
+    }
+    assert!(kills > 20, "{kills} kills");
+    Ok(())
+}
+
+/// Kills an import at a call, and checks what is left of it; false if there was no such call.
+fn killed_at(backend: &'static str, is_made_before: bool, syscall: &str, nth: usize) -> bool {
+    let shell = Shell::new(backend);
+    let url = format!("{backend}:./store?index_events=30&segment_size=64KiB");
+    let run = |args: &[&str]| {
+        let output = shell.command(&[&["--store", &url], args].concat()).output().unwrap();
+        assert!(output.status.success(), "{backend}, {syscall} {nth}: {}", text_of(&output));
+    };
+    fs::write(shell.path().join("events.jsonl"), event_lines("e", 120)).unwrap();
+    fs::write(shell.path().join("empty.jsonl"), "").unwrap();
+    if is_made_before {
+        run(&["import", "empty.jsonl"]);
+    }
+    let fault = format!("inject={syscall}:signal=KILL:when={nth}");
+    let strace = ["-e", &format!("trace={syscall}"), "-e", &fault];
+    let killed = shell.traced(&strace, &["--store", &url, "import", "events.jsonl"]).output().unwrap();
+    if killed.status.success() {
+        return false;
+    }
+    assert!(shell.trace().contains("killed by SIGKILL"), "{}", text_of(&killed));
+    if shell.path().join("store/eventstore.json").exists() {
+        run(&["verify"]);
+    }
+    run(&["import", "events.jsonl"]);
+    assert_eq!(shell.holds(&[]).len(), 120, "{backend}, {syscall} {nth}");
+    // sled's is made again after each end that was not clean.
+    let is_aside = shell.path().join("store/index.damaged").exists();
+    assert!(backend == "sled" || !is_aside, "{backend}, {syscall} {nth}: the index was put aside as damaged");
+    true
 }
 
 /// Imports on a disk of a few megabytes, gives it room, and imports the same again.

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use eventstore_api::{Context, Direction, Error, Result, Version};
+use eventstore_api::{Context, Digest, Direction, Error, Result, Version};
 use eventstore_log::{Appender, Directory, Known, Log, OverlayDirectory, Page};
 use tempfile::TempDir;
 
@@ -106,8 +106,8 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
     // The log is synced before its index is written, so the mark tells as well. A damaged log is still the truth.
     let known = Known { synced: synced.max(found.mark.map_or(0, |mark| mark.version)) };
     let mut behind = Behind::new(found.mark.map_or(0, |mark| mark.version), options);
-    // Without a mark the index is made from the log, which is read then.
-    let visit_behind = found.mark.map_or(u64::MAX, |mark| mark.version);
+    // An index that reaches nowhere is made from the log, which is read then.
+    let visit_behind = found.mark.map(|mark| mark.version).filter(|&version| version > 0).unwrap_or(u64::MAX);
     let log = Log::open(files, id, &options.log(), known, visit_behind, &mut |version, content| {
         behind.take(version, content)
     });
@@ -138,7 +138,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
             actions.extend(index.begin_again(disagrees.as_deref())?);
             unused_index = disagrees.filter(|reason| is_read_only && reason != NOT_CLOSED);
             behind = Behind::new(0, options);
-            index.make(engine)?
+            index.make(engine, id)?
         }
     };
     if behind.mark == 0 && log.last() > 0 || behind.is_too_much {
@@ -146,7 +146,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
             drop(made);
             index.begin_again(None)?;
             behind = Behind::new(0, options);
-            made = index.make(engine)?;
+            made = index.make(engine, id)?;
         }
         let reached = make_index(&made, index.own(), &log, id, &digests, behind.mark, task)?;
         actions.push(format!("rebuilt the index of {} events from the log", reached - behind.mark));
@@ -265,7 +265,7 @@ impl IndexFiles {
 
     fn open<E: Engine>(&mut self, options: &E::Options, id: [u8; 16], task: &Task<'_>) -> Result<Found<E>> {
         let IndexFiles::ReadOnly { own, temporary } = self else {
-            return look_into(open_or_make(self.own(), options), id);
+            return look_into(open_or_make(self.own(), options, id), id);
         };
         if !own.is_dir() || own.with_file_name(UNFINISHED_INDEX).exists() {
             return Ok(Found { engine: None, mark: None, disagrees: None });
@@ -298,9 +298,9 @@ impl IndexFiles {
     }
 
     /// Makes an engine where there is none.
-    fn make<E: Engine>(&self, options: &E::Options) -> Result<E> {
+    fn make<E: Engine>(&self, options: &E::Options, id: [u8; 16]) -> Result<E> {
         match self.own() {
-            Some(own) => make_engine(own, options),
+            Some(own) => make_engine(own, options, id),
             None => E::open(self.path(), options),
         }
     }
@@ -321,18 +321,19 @@ fn temporary_directory() -> Result<TempDir> {
 }
 
 /// Opens the engine in this directory, or makes it if nothing is there, or only what is left of a making that was cut short.
-fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options) -> Result<E> {
+fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options, id: [u8; 16]) -> Result<E> {
     let Some(index) = index else { return E::open(Path::new(""), options) };
     let failed = |error| Error::engine("look into the directory of the index", error);
     let is_unfinished = index.with_file_name(UNFINISHED_INDEX).exists();
     if !is_unfinished && fs::read_dir(index).map_err(failed)?.next().is_some() {
         return E::open(index, options);
     }
-    make_engine(index, options)
+    make_engine(index, options, id)
 }
 
-/// Makes the engine's files in this directory, which is emptied before.
-fn make_engine<E: Engine>(index: &Path, options: &E::Options) -> Result<E> {
+/// Makes the engine's files in this directory, which is emptied before. Their mark is there from the beginning: entries without
+/// one are damage, not the rest of a first write that was cut short.
+fn make_engine<E: Engine>(index: &Path, options: &E::Options, id: [u8; 16]) -> Result<E> {
     let (unfinished, directory) = (index.with_file_name(UNFINISHED_INDEX), index.parent().unwrap_or(Path::new(".")));
     let failed = |error: io::Error| Error::engine("make the directory of the index", error);
     let begin = || -> io::Result<()> {
@@ -343,6 +344,9 @@ fn make_engine<E: Engine>(index: &Path, options: &E::Options) -> Result<E> {
     };
     begin().map_err(failed)?;
     let engine = E::open(index, options)?;
+    let mut entries = Entries::new();
+    entries.put(Table::Meta, keys::META_MARK, &Mark { store: id, version: 0, digest: Digest::EMPTY }.to_bytes());
+    engine.write(&entries)?;
     fs::remove_file(&unfinished).map_err(failed)?;
     Ok(engine)
 }
@@ -421,7 +425,7 @@ pub(crate) fn open_again<E: Engine>(
     };
     put_aside(index, &reason)?;
     let engine: E = match index {
-        Some(index) => make_engine(index, options)?,
+        Some(index) => make_engine(index, options, id)?,
         None => E::open(path, options)?,
     };
     let ctx = Context::background();
@@ -1019,6 +1023,26 @@ pub(crate) mod tests {
                 assert!(!closed.path().join(name).exists(), "{name}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_first_write_of_the_index_that_was_cut_short_is_no_damage() {
+        let events = events(1..=30, 20);
+        let closed = Closed::new(&events).await;
+        let store = closed.mark().expect("a mark").store;
+        // Entries are written before the mark.
+        let written = read_entries(&fs::read(closed.path().join(INDEX).join(FILE)).expect("read")).expect("sound");
+        closed.remove(INDEX);
+        fs::create_dir(closed.path().join(INDEX)).expect("created");
+        drop(make_engine::<FileEngine>(&closed.path().join(INDEX), &(), store).expect("made"));
+        let mut first = Entries::new();
+        written.of(Table::Ids).for_each(|(key, value)| first.put(Table::Ids, key, value));
+        closed.put(&first);
+        let reader = FileStore::open_read_only(&closed.path(), (), options()).expect("opened");
+        let report = reader.verify(&ctx()).await.expect("verified");
+        assert!(report.is_clean() && report.events == 30, "{report:?}");
+        reader.close().await.expect("closed");
+        closed.check_opens(&events, false).await;
     }
 
     #[tokio::test]
