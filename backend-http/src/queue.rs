@@ -235,6 +235,13 @@ impl Queue {
         }
     }
 
+    /// Whether there is something to send. If not, the task is woken when there is.
+    pub(crate) fn has_work(&self, cx: &TaskContext<'_>) -> bool {
+        self.waker.register(cx.waker());
+        let state = self.state();
+        !state.waiting.is_empty() || !state.withdrawn.is_empty()
+    }
+
     /// Takes what is to be sent: appends into `appends`, as many as fit into one message, and the numbers of those that are
     /// withdrawn into `withdrawn`. Ready if there is anything; with `false` if nothing is, and nothing more will come.
     pub(crate) fn poll_take(

@@ -192,6 +192,8 @@ struct Serving<'a> {
     works: bool,
     appends: Vec<Append>,
     withdrawn: Vec<u64>,
+    /// Other tasks had a turn since there is something to send.
+    has_yielded: bool,
     lost_after: Duration,
     heard: Heard,
     look: Pin<Box<Sleep>>,
@@ -225,6 +227,7 @@ impl<'a> Serving<'a> {
             works: false,
             appends: Vec::new(),
             withdrawn: Vec::new(),
+            has_yielded: false,
             lost_after,
             heard,
             look: Box::pin(sleep(lost_after / 2)),
@@ -274,6 +277,12 @@ impl<'a> Serving<'a> {
             Poll::Pending => {}
         }
         if !self.is_flushing {
+            // Callers that were just answered append again. One turn later a single message takes what all of them append.
+            if !std::mem::replace(&mut self.has_yielded, true) && self.queue.has_work(cx) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.has_yielded = false;
             let takes_appends = self.leaving.is_none();
             match self.queue.poll_take(cx, takes_appends, &mut self.appends, &mut self.withdrawn) {
                 Poll::Ready(true) => return Poll::Ready(Ok(Next::Work)),

@@ -17,9 +17,15 @@ use eventstore_api::{
     PageSize, Progress, RecordedEvent, Revision, Stats, StoreOutcome, Stored, Version, async_trait, limits,
 };
 use eventstore_server::{Address, Listener, Server, Stores, Tls, Tokens};
+use eventstore_wire::{Answer, Frame, SESSION, decode_frames, encode_answers};
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_tungstenite::accept_hdr_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 /// Answers every request with this.
 async fn somebody_else(answer: impl Into<String>) -> String {
@@ -139,7 +145,6 @@ async fn a_store_that_is_closed_on_the_server_is_unavailable_here() {
 
 #[tokio::test]
 async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something() {
-    const INFO: &str = r#"{"wire":[1],"backend":"x","latest_version":0,"writable":true,"server":"1"}"#;
     let problem = |status: u16, code: &str| {
         let json = format!(
             r#"{{"type":"about:blank","title":"","status":{status},"code":"{code}","detail":"x","written":"nothing","retryable":true}}"#
@@ -176,6 +181,60 @@ async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something(
     let damaged = store.wait_for_events(&ctx(), Version::new(8)).await;
     assert!(matches!(damaged, Err(Error::Corrupt { .. })), "{damaged:?}");
     server.await.expect("all of it was asked for");
+}
+
+const INFO: &str = r#"{"wire":[1],"backend":"x","latest_version":0,"writable":true,"server":"1"}"#;
+
+/// On one thread, so that the order of turns is always the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn callers_that_are_answered_together_append_in_one_message() {
+    const CALLERS: usize = 64;
+    const ROUNDS: usize = 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    // Answers all callers at once, and counts the messages in which they came.
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let _ = stream.read(&mut vec![0; 4096]).await.expect("a request");
+        stream.write_all(answer("200 OK", "application/json", INFO).as_bytes()).await.expect("written");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        #[allow(clippy::result_large_err, reason = "the library gives the type")]
+        let agree = |_: &Request, mut response: Response| {
+            response.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(SESSION));
+            Ok(response)
+        };
+        let mut socket = accept_hdr_async(stream, agree).await.expect("a session");
+        let (mut messages, mut waiting) = (0, Vec::new());
+        while let Some(Ok(Message::Binary(message))) = socket.next().await {
+            messages += 1;
+            for frame in decode_frames(message).expect("whole") {
+                let Frame::Append { number, .. } = frame else { panic!("{frame:?}") };
+                let stored = Stored::new(Version::new(1), Revision::new(1), StoreOutcome::Written);
+                waiting.push(Answer { number, outcome: Ok(vec![stored]) });
+            }
+            if waiting.len() == CALLERS {
+                let answers = encode_answers(&std::mem::take(&mut waiting));
+                socket.send(Message::Binary(answers.into())).await.expect("sent");
+            }
+        }
+        messages
+    });
+    let store = Arc::new(open(Options::new(url)).await.expect("opened"));
+    let callers = (0..CALLERS).map(|caller| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let batch = Batch::from(event(&format!("{caller}-{round}"), "a"));
+                store.store_batch(&ctx(), batch).await.expect("stored");
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.expect("no panic");
+    }
+    store.close().await.expect("closed");
+    let messages = server.await.expect("no panic");
+    assert!(messages <= ROUNDS + 5, "{messages} messages for {ROUNDS} rounds");
 }
 
 const READS: &str = "reads-0123456789abcdef";

@@ -334,6 +334,8 @@ async fn write(
         }) else {
             return (sink, has_closed);
         };
+        // The appends of a group are answered one right after the other: one turn later a single message takes all answers.
+        tokio::task::yield_now().await;
         let mut rooms = Vec::new();
         let message = match first {
             Told::Answered(first) => {
