@@ -28,14 +28,14 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line.
+    /// Parses the command line.
     pub(crate) fn read() -> Result<Self, clap::Error> {
         let matches = Cli::command().try_get_matches()?;
         let cli = Cli::from_arg_matches(&matches)?;
         #[cfg(feature = "serve")]
         if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
             && args.stores.is_some()
-            // A default, and what is set for all commands, name nothing here.
+            // Defaults and environment variables do not count as given on the command line.
             && matches.value_source("store") == Some(clap::parser::ValueSource::CommandLine)
         {
             let both = "--store names one store, and --stores (or EVENTSTORE_STORES) a directory of many; leave one of them out";
@@ -45,7 +45,8 @@ impl Cli {
     }
 }
 
-// clap wraps a paragraph where a line of it ends: so each is one line here. Examples are wrapped by hand, to 60 columns.
+// clap wraps each line of a text separately, so a paragraph must be one line here. Examples are wrapped by hand, at 60
+// columns.
 const EXAMPLES: &str = "\
 Examples:
   eventstore demo
@@ -153,7 +154,7 @@ pub(crate) enum Command {
     #[cfg(feature = "serve")]
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
-    /// Make a replica: a directory in which you work offline, and that syncs with a hub
+    /// Create a replica: a directory in which you work offline, and that syncs with a hub
     #[cfg(feature = "sync")]
     #[command(subcommand, after_help = REPLICA)]
     Replica(ReplicaCommand),
@@ -161,7 +162,7 @@ pub(crate) enum Command {
     #[cfg(feature = "sync")]
     #[command(after_help = SYNC)]
     Sync(SyncArgs),
-    /// Print how far a replica is, one `name: value` per line
+    /// Print the state of a replica, one `name: value` per line
     #[cfg(feature = "sync")]
     Status {
         /// The replica's directory
@@ -210,11 +211,11 @@ Examples:
   eventstore sync notes --live
   eventstore sync notes --resolve keep-both";
 
-/// What is done with replicas.
+/// The commands for replicas.
 #[cfg(feature = "sync")]
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReplicaCommand {
-    /// Make a replica in a missing or empty directory. The hub need not be reachable
+    /// Create a replica in a missing or empty directory. The hub need not be reachable
     Init {
         /// The directory
         directory: PathBuf,
@@ -230,19 +231,19 @@ pub(crate) enum ReplicaCommand {
     },
 }
 
-/// How a replica is synced.
+/// How to sync a replica.
 #[cfg(feature = "sync")]
 #[derive(Args, Debug)]
 pub(crate) struct SyncArgs {
     /// The replica's directory
     pub(crate) directory: PathBuf,
-    /// Go on: follow the hub, push at once what is appended, and try again while the hub cannot be reached
+    /// Keep running: follow the hub, push new events at once, and retry while the hub cannot be reached
     #[arg(long)]
     pub(crate) live: bool,
-    /// What to do with a batch that conflicts
+    /// What to do with a conflicting batch
     #[arg(long, value_enum, default_value_t = Resolve::Stop)]
     pub(crate) resolve: Resolve,
-    /// Push past a batch that waits, as far as others share no aggregate with it
+    /// Push batches past one that waits for a decision, if they share no aggregate with it
     #[arg(long)]
     pub(crate) skip_waiting: bool,
     /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept aside
@@ -253,26 +254,26 @@ pub(crate) struct SyncArgs {
     pub(crate) hub: Option<String>,
 }
 
-/// What becomes of a batch that conflicts.
+/// What to do with a conflicting batch.
 #[cfg(feature = "sync")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Resolve {
-    /// It waits, and syncing stops there
+    /// Let it wait, and stop syncing there
     Stop,
-    /// It is appended all the same
+    /// Append it anyway
     KeepBoth,
-    /// It is rejected, and stays readable
+    /// Reject it; it stays readable
     Reject,
-    /// It is dropped, and nothing is left of it
+    /// Drop it; nothing of it is kept
     Drop,
 }
 
-/// What a tour shows.
+/// The tours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tour {
     /// A store: appends, loads, conditions, retries, a subscription
     Store,
-    /// A hub and two replicas, of which one goes offline: a conflict, its resolution, and equal digests at the end
+    /// A hub and two replicas, one of which goes offline: a conflict, its resolution, and equal digests at the end
     #[cfg(feature = "sync")]
     Sync,
 }
@@ -439,7 +440,7 @@ pub(crate) struct ImportArgs {
     pub(crate) retry_skipped: bool,
 }
 
-/// What an input is.
+/// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InputFormat {
     /// Detect the format
@@ -450,7 +451,7 @@ pub(crate) enum InputFormat {
     Csv,
 }
 
-/// What becomes of the times in an input.
+/// What to do with the times in an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KeepTimes {
     /// Keep the times of the input
@@ -521,7 +522,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
-    /// Listen on an address that other machines can reach although there is no token
+    /// Allow access without a token on an address that other machines can reach
     #[arg(long)]
     pub(crate) insecure: bool,
 
@@ -541,11 +542,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "WHAT", value_enum)]
     pub(crate) log: Option<crate::request_log::Log>,
 
-    /// With --stores: how many stores are open at the same time
+    /// With --stores: the most stores that are open at the same time
     #[arg(long, value_name = "STORES", default_value_t = 100, requires = "stores")]
     pub(crate) most_open: usize,
 
-    /// With --stores: how long a store stays open that nobody uses
+    /// With --stores: how long an unused store stays open
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, requires = "stores")]
     pub(crate) close_idle: Duration,
 }
@@ -612,7 +613,7 @@ Sorted by id, byte by byte. Only the index is read, and only the entries of matc
 Example:
   eventstore aggregates --prefix order-";
 
-/// How events are printed.
+/// The format of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// One JSON object per line, with all fields; `append` and `import` can read it
@@ -657,7 +658,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// Measure only for moments, to test that it works: the numbers are meaningless
+    /// Measure only briefly, to test that it works: the numbers are meaningless
     #[arg(long)]
     pub(crate) quick: bool,
 
@@ -666,7 +667,7 @@ pub(crate) struct BenchArgs {
     pub(crate) format: ResultFormat,
 }
 
-/// How results are printed.
+/// The format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ResultFormat {
     /// One JSON object with all results and settings
@@ -712,7 +713,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// The help texts of the command and of each of its own, short and long, in this width.
+    /// The short and long help texts of the command and its subcommands, at this width.
     fn help_texts(width: usize) -> Vec<(String, String)> {
         let mut command = Cli::command().term_width(width);
         command.build();
@@ -732,7 +733,7 @@ mod tests {
         for width in [60, 80, 120] {
             for (name, text) in help_texts(width) {
                 assert!(text.lines().all(|line| line.chars().count() <= width), "{name} at {width}:\n{text}");
-                // Usage, arguments and their descriptions are clap's own.
+                // The usage, the arguments and their descriptions are formatted by clap.
                 let Some((_, ours)) = text.split_once("-V, --version").or_else(|| text.split_once("-h, --help")) else {
                     panic!("{name} has no option for help:\n{text}")
                 };

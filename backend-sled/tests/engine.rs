@@ -1,4 +1,4 @@
-//! The engine alone: what it was given is there, or it says that it is damaged.
+//! The engine on its own: what was written is there, or damage is reported.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,5 +1,5 @@
-//! Everything in which threads and tasks meet, in one place: the crate `models` compiles this crate's sources over a
-//! `sync` of its own, which tries the orders in which they may meet.
+//! All synchronization primitives, in one place: the crate `models` compiles the sources of this crate with its own
+//! `sync`, which explores the possible interleavings.
 
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -14,13 +14,13 @@ pub(crate) use std::thread;
 pub(crate) use eventstore_log::background;
 pub(crate) use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-/// Whether the clock has come to this instant.
+/// Whether this instant has passed.
 pub(crate) fn is_past(instant: Instant) -> bool {
     Instant::now() >= instant
 }
 
-/// Lets a moment pass, awake. It does not give way where there is another processor: who then got this one, such as a thread of
-/// low priority, might keep it for milliseconds.
+/// Spins for a moment. It does not yield if there is another processor: a thread of low priority could then occupy this
+/// one for milliseconds.
 pub(crate) fn linger() {
     static HAS_OTHERS: LazyLock<bool> =
         LazyLock::new(|| thread::available_parallelism().is_ok_and(|all| all.get() > 1));

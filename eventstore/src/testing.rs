@@ -1,4 +1,4 @@
-//! For tests: a store that fails when it is told to, and given-when-then for aggregates.
+//! For tests: a store that fails on request, and given-when-then tests for aggregates.
 //!
 //! ```
 //! use eventstore::testing::{Fault, faulty};
@@ -46,7 +46,7 @@ pub enum Fault {
     Delay(Duration),
 }
 
-/// Wraps a store: returns a handle that can fail, and the faults to inject.
+/// Wraps a store. Returns a handle that can fail, and the faults to inject.
 #[must_use]
 pub fn faulty(store: Store) -> (Store, Faults) {
     let faults = Faults::default();
@@ -54,7 +54,7 @@ pub fn faulty(store: Store) -> (Store, Faults) {
     (Store::new(store), faults)
 }
 
-/// Faults for the next calls of a store. Each call takes the first one that is left in the queue.
+/// Faults for the next calls of a store. Each call takes the first fault in the queue.
 ///
 /// # Clone
 ///
@@ -89,7 +89,7 @@ impl Faults {
         self.state().fenced = Some(reason.into());
     }
 
-    /// Removes all faults, as if the store was reopened.
+    /// Removes all faults, as if the store had been reopened.
     pub fn clear(&self) {
         *self.state() = State::default();
     }
@@ -246,14 +246,14 @@ impl EventStore for FaultyStore {
 ///
 /// # Panics
 ///
-/// If an event could not be read back from a store.
+/// If an event cannot be read back from a store.
 #[must_use = "nothing is tested until `then` says what is expected"]
 #[track_caller]
 #[allow(clippy::panic, reason = "it fails a test")]
 pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<A> {
     let mut state = A::default();
     for event in events {
-        // As a store gives it back.
+        // As a store returns it.
         let stored = crate::Event::of("aggregate", &event);
         match stored.and_then(|stored| stored.decode()) {
             Ok(event) => state.apply(event),
@@ -288,11 +288,11 @@ where
     A::Event: Debug + PartialEq,
     A::Error: Debug,
 {
-    /// Asserts that it produced these events, and that they can be encoded and decoded again.
+    /// Asserts that the decision produced these events, and that they survive encoding and decoding.
     ///
     /// # Panics
     ///
-    /// If it did not produce them.
+    /// If it did not.
     #[track_caller]
     #[allow(clippy::panic, reason = "it fails a test")]
     pub fn then(self, expected: impl IntoIterator<Item = A::Event>) {
@@ -310,7 +310,7 @@ where
         }
     }
 
-    /// Asserts that it was rejected with this error.
+    /// Asserts that the decision was rejected with this error.
     ///
     /// # Panics
     ///

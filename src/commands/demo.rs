@@ -34,7 +34,7 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
     .await
 }
 
-/// How a tour ends that a signal may have ended.
+/// The ending of a tour that a signal may have stopped.
 pub(super) fn ended(done: Result<(), Failure>) -> Result<Ending, Failure> {
     match done {
         Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
@@ -42,7 +42,7 @@ pub(super) fn ended(done: Result<(), Failure>) -> Result<Ending, Failure> {
     }
 }
 
-/// Gives a tour in a temporary directory, which is removed before this ends. `next` says where to go on.
+/// Runs a tour in a temporary directory, which is deleted at the end. `next` says how to continue.
 pub(super) async fn in_directory(
     next: &str,
     tour: impl AsyncFnOnce(&Path, &CancellationToken) -> Result<Ending, Failure>,
@@ -61,7 +61,7 @@ pub(super) async fn in_directory(
     Ok(Ending::Finished)
 }
 
-/// What happens to the demo's orders.
+/// The events of the demo's orders.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum OrderEvent {
     Placed { cents: u32 },
@@ -70,7 +70,7 @@ enum OrderEvent {
     Cancelled,
 }
 
-/// An order, as far as the tour decides on it.
+/// The state of an order that the tour needs for decisions.
 #[derive(Default)]
 struct Order {
     is_shipped: bool,
@@ -191,7 +191,7 @@ impl Tour {
         for (order, cents) in [("order-45", 1990), ("order-46", 2990)] {
             let event = Event::of(order, &OrderEvent::Placed { cents })?;
             self.call(&format!("store.append(placed_{}).await?; events.next().await", &order[6..]))?;
-            // The subscriber waits before the event is there, as one in another task would.
+            // The subscriber waits before the event is appended, like one in another task.
             let append = self.store.append(event).cancel_on(&self.stop).into_future();
             let (appended, received) = tokio::join!(append, events.next());
             appended?;
@@ -200,7 +200,7 @@ impl Tour {
         Ok(())
     }
 
-    /// Appends events and shows where they stand.
+    /// Appends events and shows their positions.
     async fn append<const N: usize>(&mut self, events: [Event; N], expected: Expected) -> Result<(), Failure> {
         let types: Vec<_> = events.iter().map(|event| event.event_type().to_owned()).collect();
         let appended = self.store.append(events).expected(expected).cancel_on(&self.stop).await?;
@@ -236,7 +236,7 @@ impl Tour {
         self.output.text(&format!("   {code}"))
     }
 
-    /// Shows a result, and what came before it: the tour is read while it runs.
+    /// Shows a result, and flushes: the tour is read while it runs.
     fn result(&mut self, result: impl Display) -> Result<(), Failure> {
         self.output.text(&format!("     -> {result}"))?;
         self.output.flush()

@@ -1,4 +1,4 @@
-//! Replicas: their commands, and what other commands do on `replica:DIR`.
+//! Replicas: their commands, and other commands on `replica:DIR`.
 
 mod append;
 mod load;
@@ -17,12 +17,12 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::Output;
 
-/// The directory of a replica, if the address of a store leads to one.
+/// The directory of a replica, if the URL names one.
 pub(crate) fn directory(url: &str) -> Option<&Path> {
     url.strip_prefix("replica:").map(Path::new)
 }
 
-/// Whether a command is about the store that `--store` names.
+/// Whether a command works on the store of `--store`.
 pub(crate) fn is_of_store(command: &Command) -> bool {
     !matches!(
         command,
@@ -35,7 +35,7 @@ pub(crate) fn is_of_store(command: &Command) -> bool {
     )
 }
 
-/// Does with a replica what a command does with a store.
+/// Runs a command for stores on a replica.
 pub(crate) async fn with_store(directory: &Path, command: Command) -> Result<Ending, Failure> {
     match command {
         Command::Append(args) => append::run(directory, &args).await,
@@ -51,7 +51,7 @@ pub(crate) async fn with_store(directory: &Path, command: Command) -> Result<End
     }
 }
 
-/// Opens a replica that is there, works with it, and closes it, whatever came of the work.
+/// Opens an existing replica, runs the work, and closes the replica in any case.
 async fn with_replica(
     options: Options,
     work: impl AsyncFnOnce(&Replica) -> Result<Ending, Failure>,

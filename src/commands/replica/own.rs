@@ -1,4 +1,4 @@
-//! `pending` and `rejected`: the own batches of a replica that are not confirmed.
+//! `pending` and `rejected`: the unconfirmed own batches of a replica.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -56,7 +56,7 @@ fn print(batches: &[OwnBatch]) -> Result<Ending, Failure> {
     Ok(Ending::Finished)
 }
 
-/// Why a batch waits, for people.
+/// Describes for people why a batch waits.
 pub(super) fn describe(why: &Why) -> String {
     match why {
         Why::Conflict => "there are events that its decision had not seen".to_owned(),

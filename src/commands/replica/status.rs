@@ -1,4 +1,4 @@
-//! `status`: how far a replica is.
+//! `status`: prints the state of a replica.
 
 use std::path::Path;
 

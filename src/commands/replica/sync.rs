@@ -1,4 +1,4 @@
-//! `sync`: a replica and its hub.
+//! `sync`: syncs a replica with its hub.
 
 use eventstore::CancellationToken;
 use synckit::{Conflict, KeepBoth, Options, RejectConflicts, Replica, Resolution, SyncOptions, SyncReport, SyncState};
@@ -70,14 +70,14 @@ async fn once(replica: &Replica, options: &SyncOptions, stop: &CancellationToken
     }
 }
 
-/// Tells each state that it comes to, until a signal.
+/// Prints each change of the sync state, until a signal.
 async fn live(replica: &Replica, options: &SyncOptions, stop: &CancellationToken) -> Result<Ending, Failure> {
     let mut states = replica.watch_sync();
     let telling = async {
         let mut last = SyncState::Idle;
         while states.changed().await.is_ok() {
             let state = states.borrow_and_update().clone();
-            // How far behind it is goes by quickly.
+            // How far it is behind changes quickly and is not printed.
             if state != last && !matches!(state, SyncState::Behind(_)) {
                 tell(&state.to_string());
                 last = state;
