@@ -22,6 +22,9 @@ use tempfile::TempDir;
 
 use common::BACKENDS;
 
+/// The command serves stores, and reaches them.
+const SERVES: bool = cfg!(all(feature = "serve", feature = "http"));
+
 type Test = fn(&'static str) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
                 "a file system cannot be mounted here: the tests that fill a disk are ignored (they need unshare)"
             );
         }
-        let tests: [(&str, Test, bool); 12] = [
+        let tests: [(&str, Test, bool); 13] = [
             ("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills, true),
             ("an_import_survives_fifty_kills", an_import_survives_fifty_kills, true),
             ("a_killed_copy_goes_on", a_killed_copy_goes_on, true),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
             ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences, strace),
             ("a_failing_write_loses_nothing_that_was_acknowledged", a_failing_write_loses_nothing, strace),
             ("a_full_disk_that_gets_room_again_loses_nothing", a_full_disk_that_gets_room_again_loses_nothing, mounts),
+            ("a_full_disk_behind_a_server_loses_nothing", a_full_disk_behind_a_server_loses_nothing, mounts && SERVES),
             ("a_backup_that_finds_no_room_leaves_nothing", a_backup_that_finds_no_room_leaves_nothing, mounts),
         ];
         for &backend in BACKENDS {
@@ -468,12 +472,43 @@ const FULL_DISK: &str = r#"
 "#;
 
 fn a_full_disk_that_gets_room_again_loses_nothing(backend: &'static str) -> Result<(), Failed> {
+    fill_the_disk(backend, FULL_DISK)
+}
+
+/// The same through a server: it answers reads while its disk is full, and is started again when there is room.
+const FULL_DISK_SERVED: &str = r#"
+    mkdir disk && mount -t tmpfs -o size=12m none disk && mkfifo ready || exit 99
+    serve() {
+        "$0" --store "$EVENTSTORE_URL" serve --listen "unix:$PWD/socket" > ready 2>> log &
+        server=$!
+        exec 3< ready && read -r told <&3
+    }
+    serve
+    served() { "$0" --store "unix:$PWD/socket" "$@"; }
+    served import events.jsonl > first 2>&1 && exit 98
+    cat first
+    served latest && served load --limit 3 > /dev/null || exit 97
+    kill "$server"; wait "$server"
+    mount -o remount,size=1g disk || exit 96
+    serve
+    served latest && served verify && served import events.jsonl && served verify && served digest
+    code=$?
+    kill "$server"; wait "$server"
+    exit $code
+"#;
+
+fn a_full_disk_behind_a_server_loses_nothing(backend: &'static str) -> Result<(), Failed> {
+    fill_the_disk(backend, FULL_DISK_SERVED)
+}
+
+/// Runs a script that imports events on a disk that is too small, and again once it is larger.
+fn fill_the_disk(backend: &'static str, script: &str) -> Result<(), Failed> {
     let shell = Shell::new(backend);
     let padding = "0123456789".repeat(200);
     let line = |n| format!(r#"{{"id":"e-{n}","type":"T","aggregate_id":"a-{}","data":"{padding}{n}"}}"#, n % 9) + "\n";
     fs::write(shell.path().join("events.jsonl"), (0..20_000).map(line).collect::<String>())?;
     let mut on_disk = Command::new(MOUNT[0]);
-    on_disk.args(&MOUNT[1..]).args([FULL_DISK, env!("CARGO_BIN_EXE_eventstore")]);
+    on_disk.args(&MOUNT[1..]).args([script, env!("CARGO_BIN_EXE_eventstore")]);
     let output = shell.prepare(on_disk, &[]).env("EVENTSTORE_URL", format!("{backend}:./disk/store")).output()?;
     let text = text_of(&output);
     assert!(output.status.success(), "{:?}: {text}", output.status);

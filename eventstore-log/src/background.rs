@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -79,6 +79,14 @@ pub fn spawn(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle 
 /// Like [`spawn`], for a job that yields to all other work of the machine.
 pub fn spawn_low(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
     LOW.spawn(name, job)
+}
+
+/// Spins for a moment, for a thread that expects work soon: a wake-up takes about as long as a sync of a fast disk. It does not
+/// yield if there is another processor: a thread of low priority could then occupy this one for milliseconds.
+pub fn linger() {
+    static HAS_OTHERS: LazyLock<bool> =
+        LazyLock::new(|| thread::available_parallelism().is_ok_and(|all| all.get() > 1));
+    if *HAS_OTHERS { std::hint::spin_loop() } else { thread::yield_now() }
 }
 
 impl Pool {

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use eventstore::backend::{self, EventStore};
 use eventstore_api::{
     Batch, Context, Digest, Error as StoreError, Event, LoadOptions, Page, PageSize, Place, RecordedEvent, Version,
 };
+use eventstore_log::background::linger;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Lock;
@@ -18,8 +20,12 @@ use crate::core::{
 use crate::error::{Error, Result};
 use crate::journal::{GROUP_BYTES, Journal, io, remove, sync_directory};
 
+/// Callers often append again as soon as they are answered. If the last job came within this time, the thread stays awake for as
+/// long to wait for the next one.
+const STAY_AWAKE: Duration = Duration::from_micros(100);
+
 /// The largest pages for copying events.
-pub(crate) const PAGES: PageSize = PageSize::new(10_000, 8 << 20);
+pub(crate) const PAGES: PageSize = PageSize::new(5_000, 4 << 20);
 
 /// The state shared by all parts of a replica.
 #[derive(Debug)]
@@ -257,11 +263,16 @@ impl Worker {
     }
 
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        let mut taken = Vec::new();
+        let (mut taken, mut is_quick) = (Vec::new(), false);
         loop {
+            let began = Instant::now();
+            while is_quick && jobs.is_empty() && began.elapsed() < STAY_AWAKE {
+                linger();
+            }
             if jobs.recv_many(&mut taken, TOGETHER).await == 0 {
                 break; // the last handle is dropped
             }
+            is_quick = began.elapsed() < STAY_AWAKE;
             let (mut appending, mut bytes) = (Vec::new(), 0);
             for job in taken.drain(..) {
                 match job {
