@@ -223,7 +223,7 @@ fn invalid_lines_are_written_down_and_the_others_stored() {
 
     // The file is not overwritten, and nothing is imported.
     let before = shell.read("rejected.jsonl");
-    shell.run(&import).failed("io", &["rejected.jsonl", "not mended"]);
+    shell.run(&import).failed("io", &["rejected.jsonl", "not corrected"]);
     assert_eq!(shell.read("rejected.jsonl"), before);
 
     // Some are corrected; the others are skipped again, unchanged.

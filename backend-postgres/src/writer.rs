@@ -521,7 +521,7 @@ impl<'g> Staging<'g> {
         let digest = head.try_get::<_, &[u8]>(4).ok().and_then(|digest| digest.try_into().ok());
         let numbers = (number(0), number(1), number(2), number(3), digest);
         let (Some(version), Some(synced), Some(aggregates), Some(largest), Some(digest)) = numbers else {
-            return Err(damaged("has a row that is none"));
+            return Err(damaged("has an invalid row"));
         };
         let head = Head {
             version: Version::new(version),
