@@ -11,7 +11,7 @@
 //! faults.next_append(Fault::LoseAnswer);
 //! let unknown = store.append(event.clone()).await;
 //! assert!(matches!(unknown, Err(Error::OutcomeUnknown { .. })));
-//! // Repeating the same event tells that it had been written.
+//! // Repeating the same event shows that it was written.
 //! assert_eq!(store.append(event).await?.outcome, StoreOutcome::AlreadyStored);
 //! # Ok::<(), eventstore::Error>(())
 //! # }).unwrap();

@@ -326,7 +326,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         }
         let damaged = || Error::Corrupt {
             version: None,
-            reason: "the index does not say up to which version it reaches".to_owned(),
+            reason: "the index does not record up to which version it reaches".to_owned(),
         };
         Mark::from_bytes(&value).map(|mark| mark.version).ok_or_else(damaged)
     }
@@ -848,7 +848,7 @@ pub(crate) mod tests {
     fn an_index_that_does_not_say_how_far_it_reaches_is_named() {
         let store = store_of(&SOUND);
         put(&store, Table::Meta, keys::META_MARK, b"damaged");
-        assert_eq!(findings(&store), ["the index does not say up to which version it reaches"]);
+        assert_eq!(findings(&store), ["the index does not record up to which version it reaches"]);
     }
 
     #[test]
