@@ -1,8 +1,8 @@
 //! The one task of a process that appends: it takes the waiting appends and commits them as one transaction.
 //!
 //! ```text
-//!  first round trip    BEGIN; lock the row of head; look the aggregates up
-//!  another             look those up that came while the others waited for the lock, if any did
+//!  first round trip    BEGIN; lock the row of head; look up the aggregates
+//!  another, if needed  look up those of appends that arrived during the wait for the lock
 //!  decide              duplicates, conditions, versions, revisions, digests
 //!  last round trip     insert the events; update head; COMMIT; wake the followers
 //! ```
