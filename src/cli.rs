@@ -121,7 +121,7 @@ pub(crate) enum Command {
     #[command(after_help = "Exit code: 0 if the store is sound, 1 if damage was found.")]
     Verify,
     /// Copy the store to a directory; the backup can be opened like any store. One of PostgreSQL becomes an LMDB store
-    #[command(after_help = "What an earlier backup has is not read again. To check all of it, verify the backup:\n  \
+    #[command(after_help = "Data of an earlier backup is not read again. To check everything, verify the backup:\n  \
                             eventstore --store lmdb:./backup verify")]
     Backup {
         /// The target: a missing or empty directory, or an earlier backup of the store, to which only new data is copied
@@ -201,10 +201,10 @@ Example:
 
 #[cfg(feature = "sync")]
 const SYNC: &str = "\
-Appending works without the hub: what is appended is durable and pending, and syncing confirms it. A batch that was decided \
-without knowing what others did meanwhile is a conflict: --resolve says what becomes of it.
+Appending works without the hub: new events are durable and pending, and syncing confirms them. A batch that was decided \
+without knowing what others did meanwhile is a conflict: --resolve says what to do with it.
 
-Exit codes: 0 all is synced, 4 a batch waits for a decision.
+Exit codes: 0 everything is synced, 4 a batch waits for a decision.
 
 Examples:
   eventstore sync notes
@@ -485,12 +485,12 @@ Examples:
 #[cfg(feature = "serve")]
 const SERVE: &str = "\
 Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
-A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
+Browsers get a page. On a signal, the server ends streams, finishes accepted appends and closes the store.
 
-SIGHUP has the files of tokens and of the certificate read again; one that cannot be read changes nothing, and the server says so. \
-Streams and sessions of a token that is gone end. Without such files SIGHUP ends the server, as it ends every command.
+On SIGHUP, the server reads the token file and the certificate files again. A file that cannot be read changes nothing and is \
+reported. Streams and sessions of removed tokens end. Without such files, SIGHUP ends the server, like every command.
 
-Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
+Without --token-file, everybody who can reach the address may read and write: on this machine, all its users.
 
 --token-file has one token per line: TOKEN RIGHTS STORES. RIGHTS are read, write, admin (verify, gc, backup), each of which \
 includes those before it, and create, joined by commas; STORES are names, `tenant-*`, or * for all:

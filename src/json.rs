@@ -133,7 +133,7 @@ fn required(field: &'static str, value: Option<String>) -> Result<String, Failur
 }
 
 fn both(field: &str) -> Failure {
-    Failure::malformed(format!("both {field} and {field}_base64 are there; keep one"))
+    Failure::malformed(format!("both {field} and {field}_base64 are present; keep one"))
 }
 
 pub(crate) fn decode(field: &str, base64: &str) -> Result<Vec<u8>, Failure> {

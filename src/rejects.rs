@@ -48,7 +48,7 @@ impl Rejects {
         if metadata.is_file() && metadata.len() > 0 {
             let error = std::io::ErrorKind::AlreadyExists.into();
             return Err(Failure::io(format_args!("write {name}"), &error)
-                .note("it may have lines that are not mended yet: remove it, or name another file"));
+                .note("it may have lines that were not corrected yet: remove it, or name another file"));
         }
         Ok(Rejects { name, file })
     }
@@ -82,7 +82,7 @@ pub(crate) struct Wrapped {
 pub(crate) fn input_of(line: &[u8]) -> Result<Wrapped, Failure> {
     let text = json::object(line)?;
     let reject: Reject<'_> = serde_json::from_str(text).map_err(|error| {
-        Failure::malformed(json::describe(&error)).note("it is no line that --skip-invalid has written")
+        Failure::malformed(json::describe(&error)).note("it is not a line that --skip-invalid has written")
     })?;
     let input = match (reject.input, reject.input_base64) {
         (Some(text), None) => text.into_owned().into_bytes(),

@@ -31,8 +31,10 @@ pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
 /// Parses what [`parse`] accepts, or a date, which means its first moment in UTC.
 pub(crate) fn parse_or_date(text: &str) -> Result<SystemTime, String> {
     match text.len() {
-        10 => parse(&format!("{text}T00:00:00Z")).map_err(|_| format!("{text:?} is no date of the years 1970 to 9999")),
-        _ => parse(text).map_err(|reason| format!("{reason}; a date such as 2025-01-31 will do as well")),
+        10 => {
+            parse(&format!("{text}T00:00:00Z")).map_err(|_| format!("{text:?} is not a date in the years 1970 to 9999"))
+        }
+        _ => parse(text).map_err(|reason| format!("{reason}; a date such as 2025-01-31 is accepted as well")),
     }
 }
 

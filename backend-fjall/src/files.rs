@@ -164,7 +164,7 @@ impl Unsound {
     /// Deletes them, after the trees were opened without them.
     pub(crate) fn delete(mut self) -> Result<()> {
         for (path, aside) in std::mem::take(&mut self.tables) {
-            tell!(warn, path = %path.display(), "a table that was not written to its end is deleted");
+            tell!(warn, path = %path.display(), "an incomplete table is deleted");
             fs::remove_file(&aside).map_err(|error| io_error("delete a table", error))?;
         }
         Ok(())

@@ -36,7 +36,7 @@ impl Place {
                 Ok(true) => {}
                 Ok(false) => return Err(unusable(&place.target, "it is not empty", None)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unusable(&place.target, "it is no directory that can be read", Some(error))),
+                Err(error) => return Err(unusable(&place.target, "it is not a readable directory", Some(error))),
             }
             Ok(place)
         });
@@ -92,7 +92,7 @@ impl Unpacked {
         #[cfg(not(unix))]
         let _ = fs::remove_dir(&target); // if it exists and is empty
         if let Err(error) = fs::rename(directory.path(), &target) {
-            let error = unusable(&target, "something is there now", Some(error));
+            let error = unusable(&target, "something was created there meanwhile", Some(error));
             // It may be large.
             return blocking(move || {
                 drop(directory);
@@ -119,7 +119,7 @@ fn write_files(pieces: &mut Pieces, directory: &Path) -> io::Result<()> {
         let mut entry = entry.map_err(damaged)?;
         let path = entry.path().map_err(damaged)?.into_owned();
         if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
-            return Err(odd(format!("the archive has the path {path:?}, which leads elsewhere")));
+            return Err(odd(format!("the archive has the path {path:?}, which leads outside the target")));
         }
         let path = directory.join(path);
         match entry.header().entry_type() {
@@ -136,7 +136,7 @@ fn write_files(pieces: &mut Pieces, directory: &Path) -> io::Result<()> {
                 }
                 file.sync_all()?;
             }
-            other => return Err(odd(format!("the archive has {path:?} as {other:?}, which a backup has not"))),
+            other => return Err(odd(format!("the archive has {path:?} as {other:?}, which a backup does not have"))),
         }
     }
     // Data after the last file belongs to the answer: it may say that the answer was cut off.

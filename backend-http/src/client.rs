@@ -172,7 +172,8 @@ impl Client {
         Error::Open {
             path: self.url.clone(),
             reason: format!(
-                "the answer is no eventstore server's (HTTP {status} with {what}); check the address and what stands between"
+                "the answer does not come from an eventstore server (HTTP {status} with {what}); check the address, \
+                 and any proxies"
             ),
             source: None,
         }
@@ -433,7 +434,7 @@ pub(crate) const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .without_max_times();
 
 fn authority(address: &Address) -> Result<HeaderValue> {
-    HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host is no name of a host"))
+    HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host name is not valid"))
 }
 
 /// The header with the token, if there is one.
@@ -455,7 +456,7 @@ fn authorization(options: &Options) -> Result<Option<HeaderValue>> {
         ));
     }
     let mut value =
-        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it cannot stand in a header"))?;
+        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it is not valid in a header"))?;
     value.set_sensitive(true);
     Ok(Some(value))
 }

@@ -76,9 +76,7 @@ impl Options {
             mirror = given.text("mirror")?.map(PathBuf::from);
             match given.text("lost_after")? {
                 None => Ok(()),
-                Some(_) => {
-                    Err(invalid("lost_after", "a server of Go Sync Kit is asked anew for each append; leave it out"))
-                }
+                Some(_) => Err(invalid("lost_after", "it does not apply to a server of Go Sync Kit; leave it out")),
             }
         })?;
         Ok(Options { server, mirror })
@@ -202,7 +200,7 @@ async fn ask(client: &Client, method: Method, resource: &str, body: Option<Vec<u
         status => Err(Error::Open {
             path: client.url.clone(),
             reason: format!(
-                "the answer is none of Go Sync Kit's server (HTTP {status}); name the base URL that its clients have"
+                "the answer does not come from a server of Go Sync Kit (HTTP {status}); give the base URL of its clients"
             ),
             source: None,
         }
@@ -225,7 +223,7 @@ async fn latest(client: &Client, ctx: &Context) -> Result<Version> {
                 Ok(Version::new(number.max(0).unsigned_abs()))
             }
             Answer::Refused(reason) => Err(damaged(reason)),
-            Answer::TooLong => Err(damaged("it is no version")),
+            Answer::TooLong => Err(damaged("it is not a version")),
         }
     };
     client.repeat(ctx, attempt).await
@@ -310,7 +308,7 @@ impl GoSyncStore {
             if end > Version::ZERO && !self.is_at(ctx, &copy, end, sent.next()).await? {
                 histories += 1;
                 if histories > HISTORIES {
-                    return Err(Error::engine("read the server's events", "it has another history again and again"));
+                    return Err(Error::engine("read the server's events", "its history keeps changing"));
                 }
                 self.make_anew(&copy).await?;
                 continue;
@@ -353,7 +351,7 @@ impl GoSyncStore {
 
     /// The server has another history, so the mirror is rebuilt.
     async fn make_anew(&self, copy: &Arc<dyn EventStore>) -> Result<()> {
-        tracing::warn!(url = self.url(), "the server has another history than its mirror, which is made anew");
+        tracing::warn!(url = self.url(), "the server's history differs from that of its mirror, which is rebuilt");
         copy.close().await?;
         self.shared.mirror.remove().await?;
         let new = self.shared.mirror.open().await?;
@@ -429,7 +427,7 @@ impl GoSyncStore {
         batch.validate()?;
         if batch.recorded_at.is_some() {
             return Err(Error::Unsupported {
-                what: "times of recording on a server of Go Sync Kit, which keeps none".to_owned(),
+                what: "recording times on a server of Go Sync Kit, which stores none".to_owned(),
             });
         }
         let mut has_old = false;
@@ -546,7 +544,7 @@ impl GoSyncStore {
             Some(Failed::Final(error)) if there == 0 => return error,
             Some(Failed::Final(error)) => (error.to_string(), Some(error.into()), false),
             Some(Failed::Passing { reason, source, may_be_done, .. }) => (reason, source, may_be_done),
-            None => ("it says that all is well, and its log says why it is not".to_owned(), None, false),
+            None => ("it reports success; its log has the reason".to_owned(), None, false),
         };
         let url = self.url().to_owned();
         match there {

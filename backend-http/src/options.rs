@@ -130,7 +130,7 @@ impl Options {
     pub(crate) fn validate(&self) -> Result<Address> {
         let address = self.address()?;
         if self.connect_timeout.is_zero() {
-            return Err(invalid("connect_timeout", "it is zero, in which nothing connects"));
+            return Err(invalid("connect_timeout", "it is zero, so nothing can connect"));
         }
         if self.lost_after < Duration::from_millis(10) {
             return Err(invalid("lost_after", "it is less than 10ms, in which no server can answer"));
@@ -147,7 +147,7 @@ impl Options {
             return Err(invalid(
                 "insecure",
                 &format!(
-                    "{address} is another machine, and whoever is between can read the token on its way; use https://, or say \
+                    "{address} is another machine, and others on the network can read the token; use https://, or \
                      insecure=true if the network is safe"
                 ),
             ));

@@ -250,7 +250,7 @@ impl<'a> Serving<'a> {
                     let said = frame.map_or_else(String::new, |frame| format!(": {}", frame.reason));
                     return Err(Lost::new(format!("the server ended the session{said}")));
                 }
-                Next::Message(Message::Text(_)) => return Err(Lost::new("the server sent what is no answer")),
+                Next::Message(Message::Text(_)) => return Err(Lost::new("the server sent an invalid answer")),
                 Next::Message(_) => {}
                 Next::Work => self.send()?,
                 Next::Done => return Ok(()),
@@ -379,7 +379,7 @@ impl<'a> Serving<'a> {
         }
         let silent = now.saturating_duration_since(self.heard.at);
         if silent >= self.lost_after {
-            return Err(Lost::new(format!("nothing was heard of the server for {silent:.1?}")));
+            return Err(Lost::new(format!("nothing was heard from the server for {silent:.1?}")));
         }
         let mut next = self.heard.at + self.lost_after;
         if silent < self.lost_after / 2 {

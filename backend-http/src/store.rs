@@ -91,8 +91,8 @@ impl HttpStore {
             let speaks = info.wire.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
             return Err(Error::Unsupported {
                 what: format!(
-                    "the server at {} (version {}) speaks the versions {speaks} of the wire, and this program {WIRE}; update \
-                     the older of them",
+                    "the server at {} (version {}) speaks the versions {speaks} of the wire protocol, and this \
+                     program {WIRE}; update the older one",
                     client.url, info.server
                 ),
             });
@@ -157,7 +157,7 @@ async fn info(client: &Client, method: &Method) -> Attempt<Info> {
                 }
                 false => error,
             };
-            let reason = format!("the answer is no eventstore server's ({error}); check the address");
+            let reason = format!("the answer does not come from an eventstore server ({error}); check the address");
             Failed::Final(Error::Open { path: client.url.clone(), reason, source: None })
         })
     };
@@ -231,7 +231,7 @@ fn page(body: Bytes, options: &LoadOptions) -> std::result::Result<Page, String>
         Direction::Backward => pair[0].version > pair[1].version,
     };
     if !page.events.windows(2).all(is_in_order) || !page.events.iter().all(|event| options.matches(event)) {
-        return Err("it has events that were not asked for".to_owned());
+        return Err("it has events that were not requested".to_owned());
     }
     Ok(page)
 }

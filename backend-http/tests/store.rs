@@ -63,7 +63,7 @@ async fn another_server_is_no_store() {
         let url = somebody_else(&told).await;
         for opened in [open(Options::new(&url)).await, open_existing(Options::new(&url)).await] {
             let Err(Error::Open { path, reason, .. }) = opened else { panic!("{told}: {opened:?}") };
-            assert!(path == url && reason.contains("no eventstore server"), "{reason}");
+            assert!(path == url && reason.contains("does not come from an eventstore server"), "{reason}");
         }
     }
     for told in [String::new(), "garbage\r\n\r\n".to_owned(), answer("503 Busy", "text/html", "<html>")] {

@@ -323,7 +323,7 @@ impl Engine for LmdbEngine {
             if check_moment(directory, snapshot.txn.id() as u64, looks)? {
                 return Ok(());
             }
-            tell!(debug, "the check of all pages begins again: it was in the way of the writer, or behind it");
+            tell!(debug, "the check of all pages restarts: it blocked the writer, or fell behind");
         }
         Err(Error::engine(
             "check the pages",

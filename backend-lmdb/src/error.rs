@@ -26,7 +26,7 @@ pub(crate) fn engine_error(operation: &'static str, error: heed::Error) -> Error
     use MdbError::{Corrupted, CursorFull, Incompatible, Invalid, PageFull, PageNotFound};
     match error {
         heed::Error::Mdb(Corrupted | PageNotFound | Invalid | CursorFull | PageFull | Incompatible) => {
-            damaged_index(format!("LMDB found a damaged page while it was to {operation}"))
+            damaged_index(format!("LMDB found a damaged page while trying to {operation}"))
         }
         // LMDB also reports this when the disk has no room for a write.
         heed::Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => {

@@ -389,7 +389,7 @@ fn read_metas(file: &mut File) -> Checked<[[u8; META_LEN]; 2]> {
         let is_known = u16_at(meta, 10) & META != 0
             && u32_at(meta, PAGE_HEADER) == MAGIC
             && u32_at(meta, PAGE_HEADER + 4) == DATA_VERSION;
-        sound!(is_known, number, "is no first page of LMDB's, or of another version");
+        sound!(is_known, number, "is not a first page of this version of LMDB");
         page_size = u64::from(page_size_in(meta));
     }
     Ok(metas)
@@ -740,7 +740,7 @@ mod tests {
             assert!(matches!(error, Error::Corrupt { version: None, .. }), "{error}");
             error.to_string()
         };
-        assert!(refused(meta + PAGE_HEADER, 3).contains("no first page"), "the mark of LMDB's files");
+        assert!(refused(meta + PAGE_HEADER, 3).contains("not a first page"), "the mark of LMDB's files");
         assert!(refused(meta + 40, 3).contains("says that pages have"), "the size of a page");
         assert!(refused(meta + 44, 2).contains("flags"), "the flags of the free list");
         assert!(refused(meta + 94, 6).contains("levels"), "the levels of the names");

@@ -127,7 +127,7 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect> {
                 CertificateDer::pem_file_iter(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| refused(format!("is not in PEM form: {error}")))?;
-                roots.add(certificate).map_err(|error| refused(format!("has a certificate that is none: {error}")))?;
+                roots.add(certificate).map_err(|error| refused(format!("has an invalid certificate: {error}")))?;
             }
             if roots.is_empty() {
                 return Err(refused("has no certificate".to_owned()));
@@ -138,7 +138,7 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::engine("set TLS up", error))?;
+        .map_err(|error| Error::engine("set up TLS", error))?;
     Ok(MakeRustlsConnect::new(config.with_root_certificates(roots).with_no_client_auth()))
 }
 

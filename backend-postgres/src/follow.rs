@@ -97,8 +97,8 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
         if !hears(shared, &session, &mut heard).await? {
             tracing::warn!(
                 store = shared.url,
-                "nothing can be listened to, so the head is polled every {:?}; a connection pooler between transactions is the \
-                 usual reason, or a standby",
+                "notifications do not arrive, so the head is polled every {:?}; the usual reason is a connection \
+                 pooler or a standby",
                 shared.poll_interval
             );
             let until = tokio::time::Instant::now() + PROBE_AGAIN;

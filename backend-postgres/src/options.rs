@@ -252,7 +252,7 @@ impl Options {
             let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             invalid(
                 "store",
-                &format!("it is no URL of PostgreSQL ({reason}); write postgres://user@host:5432/database"),
+                &format!("it is not a PostgreSQL URL ({reason}); write postgres://user@host:5432/database"),
             )
         })?;
         if config.get_hosts().is_empty() {
@@ -271,10 +271,10 @@ impl Options {
             return Err(invalid("schema", "names that begin with pg_ are the server's own"));
         }
         if self.max_connections == 0 {
-            return Err(invalid("max_connections", "it is 0, and nothing is read without one"));
+            return Err(invalid("max_connections", "it is 0, but reads need at least one"));
         }
         if self.connect_timeout.is_zero() {
-            return Err(invalid("connect_timeout", "it is zero, in which nothing connects"));
+            return Err(invalid("connect_timeout", "it is zero, so nothing can connect"));
         }
         if self.poll_interval < Duration::from_millis(1) {
             return Err(invalid("poll_interval", "it is less than 1ms, which would keep the server busy"));

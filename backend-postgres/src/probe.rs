@@ -30,7 +30,7 @@ pub(crate) async fn is_direct(client: &Client) -> Result<bool, PgError> {
     let key = written.len().checked_sub(8).and_then(|at| written.get(at..at + 4));
     let is_direct = process.is_some_and(|process| key == Some(process.to_be_bytes().as_slice()));
     if !is_direct {
-        tracing::debug!("there is a connection pooler before the server, so no statement is prepared by name");
+        tracing::debug!("there is a connection pooler in front of the server, so statements are not prepared by name");
     }
     Ok(is_direct)
 }

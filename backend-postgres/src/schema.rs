@@ -61,7 +61,9 @@ pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> 
     let failed = |error: PgError| match error.code() {
         // Tables with these names but other columns, or other objects with these names.
         Some(&SqlState::UNDEFINED_COLUMN | &SqlState::DUPLICATE_TABLE | &SqlState::WRONG_OBJECT_TYPE) => {
-            let what = format!("{url} holds a table events or head that is no store's; choose another schema");
+            let what = format!(
+                "{url} has a table named events or head that does not belong to a store; choose another schema"
+            );
             Failed::Final(invalid("schema", &what))
         }
         _ => Failed::of(error, url, "open the store"),
@@ -87,14 +89,14 @@ pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> 
     if !options.create_if_missing || options.read_only {
         let reason = match is_missing {
             true => "there is no store",
-            false => "its tables are of an older version; open it for writing once, which brings them up to date",
+            false => "its tables have an older version; open it for writing once to update them",
         };
         return Err(Failed::Final(Error::Open { path: url.to_owned(), reason: reason.to_owned(), source: None }));
     }
     create(session, &options.schema).await.map_err(failed)?;
     match of_store(look(session, &options.schema).await.map_err(failed)?)? {
         Some(id) => Ok(id),
-        None => Err(Failed::Final(invalid("schema", &format!("{url} holds tables that are no store's")))),
+        None => Err(Failed::Final(invalid("schema", &format!("{url} has tables that do not belong to a store")))),
     }
 }
 

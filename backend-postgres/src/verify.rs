@@ -39,7 +39,7 @@ impl Shared {
                 Err(error) => return Err(error),
             };
             let Some(last) = page.events.last().map(|last| last.version) else {
-                tell(&mut report, Some(seen.next()), "it and all behind it are missing".to_owned());
+                tell(&mut report, Some(seen.next()), "it and all later events are missing".to_owned());
                 break;
             };
             let digests = self.digests(ctx, seen, last).await?;
@@ -80,7 +80,7 @@ impl Shared {
             tell(&mut report, None, what);
         }
         if number(head, 3)? > latest.get() {
-            tell(&mut report, None, "the table head says that more is synced than there is".to_owned());
+            tell(&mut report, None, "the table head says that more is synced than exists".to_owned());
         }
         if number(head, 4)? < largest {
             let what = format!(

@@ -1,8 +1,8 @@
 //! The one task of a process that appends: it takes the waiting appends and commits them as one transaction.
 //!
 //! ```text
-//!  first round trip    BEGIN; lock the row of head; look the aggregates up
-//!  another             look those up that came while the others waited for the lock, if any did
+//!  first round trip    BEGIN; lock the row of head; look up the aggregates
+//!  another, if needed  look up those of appends that arrived during the wait for the lock
 //!  decide              duplicates, conditions, versions, revisions, digests
 //!  last round trip     insert the events; update head; COMMIT; wake the followers
 //! ```
@@ -521,7 +521,7 @@ impl<'g> Staging<'g> {
         let digest = head.try_get::<_, &[u8]>(4).ok().and_then(|digest| digest.try_into().ok());
         let numbers = (number(0), number(1), number(2), number(3), digest);
         let (Some(version), Some(synced), Some(aggregates), Some(largest), Some(digest)) = numbers else {
-            return Err(damaged("has a row that is none"));
+            return Err(damaged("has an invalid row"));
         };
         let head = Head {
             version: Version::new(version),

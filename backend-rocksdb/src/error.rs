@@ -31,7 +31,7 @@ pub(crate) fn engine_error(operation: &'static str, error: rocksdb::Error) -> Er
     let message: &str = error.as_ref();
     let is_missing = error.kind() == ErrorKind::IOError && message.contains("No such file");
     match error.kind() == ErrorKind::Corruption || is_missing {
-        true => damaged_index(format!("RocksDB found damage while it was to {operation}: {error}")),
+        true => damaged_index(format!("RocksDB found damage while trying to {operation}: {error}")),
         false => Error::engine(operation, error),
     }
 }

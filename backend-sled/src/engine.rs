@@ -87,7 +87,7 @@ impl Drop for SledEngine {
                     .map_err(|error| Error::engine("close", error))
             });
         if let Err(error) = sealed {
-            tell!(warn, %error, "sled was not closed cleanly; the index is made again when the store is opened");
+            tell!(warn, %error, "sled was not closed cleanly; the index is rebuilt when the store is opened");
         }
         memory::give_back();
     }
@@ -177,7 +177,7 @@ impl Engine for SledEngine {
 
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
         task.check()?;
-        Ok(vec!["nothing to do for the index: sled uses space again by itself, and cannot be asked to".to_owned()])
+        Ok(vec!["nothing to do for the index: sled reuses space by itself, and not on request".to_owned()])
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {

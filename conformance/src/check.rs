@@ -60,12 +60,10 @@ impl Needs {
             Needs::NoBackup if profile.takes_backups() => Some("only for a store that takes no backups"),
             Needs::Verification if !profile.verifies() => Some("needs a store that verifies"),
             Needs::NoVerification if profile.verifies() => Some("only for a store that does not verify"),
-            Needs::ReadOnly if !profile.opens_read_only() => Some("needs a store that can be opened to be read only"),
-            Needs::NoReadOnly if profile.opens_read_only() => {
-                Some("only for a store that cannot be opened to be read only")
-            }
+            Needs::ReadOnly if !profile.opens_read_only() => Some("needs a store that can be opened read-only"),
+            Needs::NoReadOnly if profile.opens_read_only() => Some("only for a store that cannot be opened read-only"),
             Needs::ReadOnly | Needs::NoReadOnly if ways.read_only.is_none() => {
-                Some("needs a way to open the store to read only: `Suite::read_only`")
+                Some("needs a way to open the store read-only: `Suite::read_only`")
             }
             Needs::More(reason) => Some(reason),
             _ => None,

@@ -101,7 +101,7 @@ impl Env {
     /// Opens the store in a directory read-only.
     #[track_caller]
     pub(crate) fn read_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
-        opened(self.reading_at(directory), "opening the store to read only")
+        opened(self.reading_at(directory), "opening the store read-only")
     }
 
     /// The same, for an opening that may fail.

@@ -144,7 +144,7 @@ impl FromStr for Durability {
 /// ```
 /// use eventstore_api::{Batch, Event, Idempotency};
 ///
-/// // Each attempt has a trace id of its own.
+/// // Each attempt has its own trace id.
 /// let attempt = |trace: &str| {
 ///     let event = Event::builder("OrderPlaced", "order-42").id("place-order-42").data(r#"{"total":12}"#);
 ///     event.metadata(&serde_json::json!({ "trace_id": trace })).build()

@@ -435,7 +435,7 @@ impl fmt::Display for Error {
             }
             Error::HistoryDiverged { cursor, found } => write!(
                 f,
-                "the cursor {cursor} is of another history: this store is at {found}; start again from a cursor of this \
+                "the cursor {cursor} belongs to another history: this store is at {found}; start again from a cursor of this \
                  history"
             ),
             Error::Full { reason } => write!(f, "the store is full: {reason}; nothing of this append was written"),

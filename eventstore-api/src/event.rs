@@ -176,10 +176,7 @@ impl Event {
     /// the layout does not fit the bytes.
     pub fn from_parts(bytes: Bytes, layout: Layout) -> Result<Self> {
         let event = Event::from_stored(bytes, layout).ok_or_else(|| {
-            Error::invalid_event(
-                "event",
-                "its id, type and aggregate id have to be UTF-8, and have at least one character",
-            )
+            Error::invalid_event("event", "its id, type and aggregate id must be UTF-8 and have at least one character")
         })?;
         checked_len("id", event.id(), MAX_ID_LEN)?;
         checked_len("type", event.event_type(), MAX_TYPE_LEN)?;

@@ -129,7 +129,7 @@ fn value<E: serde::de::Error>(
     text: Option<String>,
 ) -> Result<Vec<u8>, E> {
     match (json, text) {
-        (Some(_), Some(_)) => Err(E::custom(format!("both {plain} and {base64} are there; keep one"))),
+        (Some(_), Some(_)) => Err(E::custom(format!("both {plain} and {base64} are present; keep one"))),
         (Some(json), None) => Ok(Box::<str>::from(json).into_string().into_bytes()),
         (None, Some(text)) => {
             BASE64.decode(text).map_err(|error| E::custom(format!("{base64} is not padded standard base64: {error}")))

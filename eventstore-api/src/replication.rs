@@ -131,7 +131,7 @@ pub async fn push<S: EventStore + ?Sized>(store: &S, ctx: &Context, at: Place, b
     }
     if owes_sync {
         let unknown = |error: Error| Error::OutcomeUnknown {
-            reason: "the batches of a push were stored, but not certainly synced".to_owned(),
+            reason: "the batches of a push were stored, but may not be synced".to_owned(),
             source: Some(error.into()),
         };
         store.sync(ctx).await.map_err(unknown)?;

@@ -256,7 +256,7 @@ impl Entries {
 }
 
 /// Why an engine rejects files that are not known to be damaged.
-pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, and this engine's files are not used then";
+pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, so this engine's files are not used";
 
 /// Like [`damaged_index`], for an engine that uses its files only after a clean close. There is no damage to report.
 #[must_use]
@@ -266,7 +266,7 @@ pub fn unclosed_index() -> Error {
 
 /// Adds what to do about damage to an index that was found while it was read or written.
 pub(crate) fn index_advice(reason: &str) -> String {
-    format!("{reason}; close the store, and make its index anew with `eventstore repair`")
+    format!("{reason}; close the store and rebuild its index with `eventstore repair`")
 }
 
 /// An engine's error about its own files. The store answers it by rebuilding the index.

@@ -373,7 +373,7 @@ impl<E: Engine> Shared<E> {
         }));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
-            tell!(error, error = with_causes(error), "the store did not close as it should");
+            tell!(error, error = with_causes(error), "the store was not closed cleanly");
         }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);

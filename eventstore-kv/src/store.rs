@@ -546,7 +546,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         self.inner.request_close();
         if self.inner.shared.is_kept_here() {
             let why =
-                "it was called where the progress of maintenance is told, which ends first; the store closes then";
+                "it was called by a progress listener of maintenance, which must end first; the store closes then";
             return Err(Error::engine("wait until the store is closed", why));
         }
         let mut progress = self.inner.shared.watch();
@@ -607,7 +607,7 @@ mod tests {
         let of_index = advised(crate::damaged_index("page 7 is torn"));
         assert_eq!(
             of_index,
-            "the store is corrupt: page 7 is torn; close the store, and make its index anew with `eventstore repair`"
+            "the store is corrupt: page 7 is torn; close the store and rebuild its index with `eventstore repair`"
         );
         let of_event = Error::Corrupt { version: Some(Version::new(7)), reason: "its checksum is wrong".to_owned() };
         let text = of_event.to_string();

@@ -130,7 +130,7 @@ impl PlainFile {
         let (offsets, end) = match (table.flatten(), known) {
             (Some(offsets), Some((_, footer))) => (offsets, footer.end),
             (_, known) => {
-                tell!(warn, name, "the table of blocks is damaged; they are looked for");
+                tell!(warn, name, "the block table is damaged; the blocks are located by their lengths");
                 walk(&*file, salt, known.map_or(len, |(at, _)| at), known.map(|(_, footer)| footer)).map_err(failed)?
             }
         };

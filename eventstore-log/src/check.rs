@@ -74,7 +74,7 @@ impl<'a> Check<'a> {
         scanner.limit = self.next;
         let Some(is_sound) = self.scan(&mut scanner, visit, found, go_on)? else { return Ok(()) };
         let hint = |is_mended: bool| match is_sound && is_mended {
-            true => "; no record is lost with it, and a repair makes it again",
+            true => "; no record is lost, and a repair rebuilds it",
             false => "",
         };
         if let Some(blocks) = &self.blocks
@@ -134,7 +134,7 @@ impl<'a> Check<'a> {
             return Ok(None);
         }
         if scanner.next != self.next {
-            lost(scanner.next, "it is missing or damaged, with all behind it".to_owned());
+            lost(scanner.next, "it is missing or damaged, and so is everything after it".to_owned());
         } else if (scanner.at, scanner.chain) != (self.end, self.chain) {
             lost(self.next - 1, "the end is not where it was".to_owned());
         }

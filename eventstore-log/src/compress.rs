@@ -268,7 +268,7 @@ impl<'a> Compressing<'a> {
         let new = Arc::new(Segment::new(self.header.clone(), state));
         self.shared.replace_segment(self.old, new);
         if let Err(error) = files.remove(&self.old.name).and_then(|()| files.sync()) {
-            tell!(warn, %error, name = self.old.name, "a segment that was compressed is left until the log is opened again");
+            tell!(warn, %error, name = self.old.name, "a replaced segment could not be removed; the next opening removes it");
         }
         tell!(trace, name: "replaced", segment = self.header.number, "the old generation is removed");
         Ok(Outcome::Shrunk { before: self.old_len, after })

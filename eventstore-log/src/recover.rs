@@ -415,7 +415,7 @@ impl Opening {
         };
         let anchors = is_whole(footer.end, footer.anchors as usize * anchors::LEN, footer.anchors_crc)?;
         if !anchors || !is_whole(footer.blob_at(), footer.blob as usize, footer.blob_crc)? {
-            tell!(warn, name = part.name, "the footer got through in part, and is made again");
+            tell!(warn, name = part.name, "the footer was written only in part and is rebuilt");
             part.footer = None;
         }
         Ok(())
@@ -427,7 +427,7 @@ impl Opening {
         match self.origin(&tail)? {
             Origin::This => self.tail = Some(tail),
             Origin::Other => {
-                tell!(warn, record = tail.next - 1, "the checkpoint is of another history of the log");
+                tell!(warn, record = tail.next - 1, "the checkpoint belongs to another history of the log");
             }
             Origin::Unknown => {
                 tell!(warn, record = tail.next - 1, "the frame before the checkpoint is missing or damaged");
@@ -740,7 +740,7 @@ impl Opening {
         }
         if !pieces.is_empty() {
             let (aside, bytes) = cut::set_aside(files, &pieces)?;
-            tell!(warn, aside, bytes, "a group that did not get through is taken off the end of the log");
+            tell!(warn, aside, bytes, "an incomplete group is removed from the end of the log");
             (self.recovery.aside, self.recovery.torn_bytes) = (Some(aside), bytes);
         }
         cut::remove(files, self.torn.iter().chain(&self.unused).map(|found| found.name.as_str()))?;

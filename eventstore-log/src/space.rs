@@ -270,7 +270,7 @@ impl Shared {
         if let Some(next) = fill.next.take()
             && let Err(error) = self.files.remove(&next.name)
         {
-            tell!(warn, %error, name = next.name, "a segment that was made ahead is left");
+            tell!(warn, %error, name = next.name, "a preallocated segment could not be removed");
         }
         if let Some(file) = fill.file.take().filter(|_| fill.filled > end) {
             match file.set_len(end) {

@@ -139,7 +139,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap, par
     params.query.finish()?;
     // The labels of metrics have the names of all stores.
     if app.access.allowed(&headers, "")?.right.is_none() {
-        let detail = "metrics are of all stores; use a token that may read all of them";
+        let detail = "metrics cover all stores; use a token that may read all of them";
         return Err(Problem::new(403, "forbidden", detail).into());
     }
     match &app.metrics {

@@ -172,7 +172,7 @@ impl Token {
                     None
                 }
                 // The error must not contain the word: it may be a token if a space is missing after it.
-                _ => return Err("a right is none of read, write, create, admin".to_owned()),
+                _ => return Err("a right is not one of read, write, create, admin".to_owned()),
             });
         }
         let gone = CancellationToken::new();
@@ -231,7 +231,7 @@ impl Gone {
 }
 
 /// The reason that streams and sessions give when their token is removed.
-pub(crate) const GONE: &str = "the token was taken away or changed; connect again with one that the server knows";
+pub(crate) const GONE: &str = "the token was removed or changed; reconnect with a valid one";
 
 pub(crate) fn gone() -> Refused {
     Problem::new(401, "unauthorized", GONE).into()

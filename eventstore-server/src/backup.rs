@@ -157,9 +157,12 @@ pub(crate) async fn take(
     let id = required(&mut query, "id")?;
     query.finish()?;
     if method != Method::GET {
-        return Err(
-            Problem::new(405, "method_not_allowed", "a backup has no HEAD: its length is not known before").into()
-        );
+        return Err(Problem::new(
+            405,
+            "method_not_allowed",
+            "a backup has no HEAD: its length is not known in advance",
+        )
+        .into());
     }
     let Some(place) = app.backups.take(&served.name, &id) else {
         let detail = format!("there is no backup {id:?}: it was taken, or is older than ten minutes; make another one");

@@ -62,7 +62,7 @@ fn make_many(description: &mut Value) {
     let listed = operation("The stores that the token may read", "getStores", "read", &names);
     paths.insert("/stores".to_owned(), json!({ "get": listed }));
     let mut told = operation("The server", "getServer", "none", &root);
-    told["description"] = "For a browser the page, which lists the stores.".into();
+    told["description"] = "Browsers get a page that lists the stores.".into();
     told["responses"]["200"]["content"]["text/html"] = json!({ "schema": { "type": "string" } });
     paths.insert("/".to_owned(), json!({ "get": told }));
     description["paths"] = Value::Object(paths);
@@ -73,7 +73,7 @@ fn operation(summary: &str, id: &str, right: &str, schema: &Value) -> Value {
         "summary": summary, "operationId": id, "tags": ["server"], "x-right": right,
         "parameters": [{ "$ref": "#/components/parameters/timeout" }],
         "responses": {
-            "200": { "description": "It is given.", "content": { "application/json": { "schema": schema } } },
+            "200": { "description": "The answer.", "content": { "application/json": { "schema": schema } } },
             "default": { "$ref": "#/components/responses/Problem" },
         },
     })

@@ -126,7 +126,7 @@ async fn choose(app: &Arc<App>, parts: &mut Parts, body: Body) -> Answer {
     if let Base::Replica(name) = &base
         && !is_name(name)
     {
-        let detail = format!("{name:?} is no name of a replica: 1 to 100 letters, digits, - _ and .");
+        let detail = format!("{name:?} is not a valid name of a replica: 1 to 100 letters, digits, - _ and .");
         return Err(Problem::new(400, "malformed", detail).into());
     }
     let params = Params::from_request_parts(parts, app).await?;
@@ -310,8 +310,8 @@ async fn learn(
         tracing::warn!(
             store = served.name,
             replica = name,
-            "a database of Go Sync Kit is not the one that had this name: two have it, or it was restored; it pushes \
-             all its events once more"
+            "a database of Go Sync Kit is not the one that had this name: two have it, or it was restored; it will \
+             push all its events again"
         );
     }
     Ok(())

@@ -28,7 +28,7 @@ pub(crate) async fn hold(app: &App, response: Response) -> Response {
     // The largest answer uses all the room that exists.
     let len = u32::try_from(len.min(app.limits.answer_bytes as u64)).unwrap_or(u32::MAX);
     let Ok(room) = app.answer_room.clone().try_acquire_many_owned(len) else {
-        return too_many("too many large answers wait until they are taken; retry later, or ask for smaller pages")
+        return too_many("too many large answers are waiting to be read; retry later, or ask for smaller pages")
             .into_response();
     };
     let (parts, body) = response.into_parts();
@@ -87,7 +87,7 @@ impl HttpBody for Held {
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut rest = lock(&self.rest);
         if rest.is_given_up {
-            let error = io::Error::new(io::ErrorKind::TimedOut, "nobody took the answer");
+            let error = io::Error::new(io::ErrorKind::TimedOut, "the answer was not read");
             return Poll::Ready(Some(Err(error)));
         }
         if rest.bytes.is_empty() {

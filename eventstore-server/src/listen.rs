@@ -285,7 +285,7 @@ async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::FileTypeExt as _;
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !metadata.file_type().is_socket() {
-        return Err(ListenError::told(format!("{} is there and is no socket; name another path", path.display())));
+        return Err(ListenError::told(format!("{} exists and is not a socket; name another path", path.display())));
     }
     match tokio::net::UnixStream::connect(path).await {
         Ok(_) => Err(ListenError::told(format!("another server listens on {}; stop it first", path.display()))),

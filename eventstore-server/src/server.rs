@@ -398,7 +398,7 @@ async fn no_method(request: Request) -> Response {
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::http::Response<Body> {
     // If a request panics, it is unknown whether its append was accepted.
-    let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug of it; its log has more");
+    let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug in it; its log has details");
     bug.written = "unknown".to_owned();
     problem(&bug)
 }

@@ -180,7 +180,7 @@ impl Session {
                     continue;
                 }
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
-                    return self.end(CloseCode::Unsupported, "messages have to be binary").await;
+                    return self.end(CloseCode::Unsupported, "messages must be binary").await;
                 }
                 Some(Err(tungstenite::Error::Capacity(_))) => {
                     return self.end(CloseCode::Size, "a message has more than 65 MiB; send smaller ones").await;

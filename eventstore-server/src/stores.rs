@@ -227,7 +227,7 @@ impl Source {
         };
         if !is_name(name) {
             let detail = format!(
-                "{name:?} is no name of a store: 1 to 100 characters of a-z, 0-9, - _ and ., the first a letter or a digit"
+                "{name:?} is not a valid store name: 1 to 100 characters of a-z, 0-9, - _ and ., the first a letter or a digit"
             );
             return Err(Problem::new(400, "malformed", detail).into());
         }

@@ -306,7 +306,7 @@ async fn read_news(served: Arc<Served>) {
     }
     let reading = Reading(served);
     if let Err(error) = read_while_wanted(&reading.0.tail).await {
-        tracing::debug!(%error, "reading news failed");
+        tracing::debug!(%error, "reading new events failed");
         tokio::time::sleep(PAUSE).await;
     }
 }

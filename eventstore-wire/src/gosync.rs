@@ -83,7 +83,7 @@ fn sent(element: &RawValue) -> Result<Sent, String> {
         "null" => "{}",
         "{}" => "{ }",
         object if object.starts_with('{') => object,
-        _ => return Err("metadata is no object".to_owned()),
+        _ => return Err("metadata is not an object".to_owned()),
     };
     for (name, json) in [("data", data), ("metadata", metadata)] {
         if !is_readable(json) {
@@ -274,10 +274,10 @@ pub fn check_survives(event: &Event) -> Result<(), Error> {
             continue;
         }
         let Some(json) = json(bytes) else {
-            return altered(field, "keeps JSON only; write what is none as a string of it");
+            return altered(field, "keeps only JSON; write other data as a JSON string");
         };
         if !is_readable(json) {
-            return altered(field, "reads no JSON that is nested so deep, and no number that is so large");
+            return altered(field, "does not read JSON that is nested so deeply, or numbers that are so large");
         }
         if !has_only(json, is_exact) {
             return altered(field, "keeps whole numbers exactly up to 2^53 only; write larger ones as strings");

@@ -71,8 +71,7 @@ pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
         #[serde(default)]
         idempotency: Idempotency,
     }
-    let malformed =
-        |error: serde_json::Error| Error::invalid_event("batch", format!("it is not as it should be: {error}"));
+    let malformed = |error: serde_json::Error| Error::invalid_event("batch", format!("it is not valid: {error}"));
     let forms: AtMost<Form<'_>, MOST_BATCHES> = serde_json::from_slice(text).map_err(malformed)?;
     let mut room = MOST;
     let mut read = |form: Form<'_>| {

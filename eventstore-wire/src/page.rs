@@ -156,19 +156,19 @@ pub(crate) fn take_batch(reader: &mut Reader, room: &mut usize) -> Result<Result
         2 => Expected::Exists,
         3 => Expected::Revision(Revision::new(number)),
         4 => Expected::LatestVersion(Version::new(number)),
-        _ => return Err(Malformed("a condition is none of those that there are")),
+        _ => return Err(Malformed("a condition is unknown")),
     };
     let durability = match reader.byte()? {
         0 => None,
         1 => Some(Durability::Sync),
         2 => Some(Durability::Buffered),
-        _ => return Err(Malformed("a durability is none of those that there are")),
+        _ => return Err(Malformed("a durability is unknown")),
     };
     let idempotency = match reader.byte()? {
         0 => Idempotency::Content,
         1 => Idempotency::Data,
         2 => Idempotency::Id,
-        _ => return Err(Malformed("an idempotency is none of those that there are")),
+        _ => return Err(Malformed("an idempotency is unknown")),
     };
     let times = match reader.count(1, *room + 1)? {
         0 => None,

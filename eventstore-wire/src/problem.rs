@@ -175,7 +175,7 @@ impl Problem {
             "closed" | "unavailable" | "too_many" => Error::Unavailable { url: path(), reason, source: cause },
             "unauthorized" => Error::Forbidden {
                 what: format!(
-                    "{url} wants a token that it knows ({reason}); set EVENTSTORE_TOKEN, or name a file by ?token_file=PATH"
+                    "{url} requires a valid token ({reason}); set EVENTSTORE_TOKEN, or name a file with ?token_file=PATH"
                 ),
             },
             "forbidden" => Error::Forbidden { what: format!("{url}: {reason}") },

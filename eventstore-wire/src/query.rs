@@ -38,7 +38,7 @@ impl Query {
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
         let mut values = self.texts(name);
         if values.len() > 1 {
-            return Err(invalid(name, "it is there more than once"));
+            return Err(invalid(name, "it occurs more than once"));
         }
         Ok(values.pop())
     }

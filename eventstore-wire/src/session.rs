@@ -92,7 +92,7 @@ pub fn decode_frames(bytes: Bytes) -> Result<Vec<Frame>, Malformed> {
                 Frame::Append { number, timeout, batch: take_batch(&mut reader, &mut room)? }
             }
             CANCEL => Frame::Cancel { number },
-            _ => return Err(Malformed("a frame is none of those that there are")),
+            _ => return Err(Malformed("a frame is unknown")),
         });
     }
     Ok(frames)
@@ -150,7 +150,7 @@ pub fn decode_answers(bytes: Bytes) -> Result<Vec<Answer>, Malformed> {
                 let problem = reader.bytes(len)?;
                 Err(Box::new(serde_json::from_slice(&problem).map_err(|_| Malformed("a problem is not JSON"))?))
             }
-            _ => return Err(Malformed("an answer is none of those that there are")),
+            _ => return Err(Malformed("an answer is unknown")),
         };
         answers.push(Answer { number, outcome });
     }

@@ -96,7 +96,7 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
             return Ok(of_source);
         }
         let version = self.first_difference(up_to).await?;
-        Err(no_beginning(format!("the two have different events at version {version}")))
+        Err(no_beginning(format!("the two stores have different events at version {version}")))
     }
 
     /// The first version at which the two stores differ, given that they differ at `differs`. A binary search.

@@ -68,9 +68,7 @@ impl InDirectory {
         }
         let mut entries = std::fs::read_dir(&self.0).map_err(failed)?;
         if entries.next().is_some() {
-            return Err(
-                self.unusable("it has files and is no mirror; choose a directory that is empty or missing", None)
-            );
+            return Err(self.unusable("it is neither empty nor a mirror; choose a missing or empty directory", None));
         }
         std::fs::write(self.0.join(MARKER), MARKER_TEXT).map_err(failed)
     }

@@ -233,12 +233,12 @@ pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
     let of_server = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     match url.split_once(':') {
         Some(_) if matches!(server_of(url), Some(HTTP | GOSYNC)) => of_server(
-            "the URL leads to a server, and this is done with the files of a store; do it on the server's machine, while the \
+            "the URL names a server, but this needs the files of a store; run it on the server's machine while the \
              server is stopped",
         ),
         Some(_) if server_of(url) == Some(POSTGRES) => of_server(
-            "this is done with the files of a store, and one on PostgreSQL has none of its own; back the database up and \
-             restore it with PostgreSQL's tools, or copy the store",
+            "this needs the files of a store, and a store on PostgreSQL has none; back up and restore the database \
+             with PostgreSQL's tools, or copy the store",
         ),
         Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
         _ => url.parse(),

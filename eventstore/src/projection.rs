@@ -441,14 +441,14 @@ impl<P: Projection> Project<P> {
                 self.left_out.clear(); // the next page comes after them
                 return Ok(());
             };
-            let Some(error) = decode_error(&*failed) else { return Err(projection_failed("take up events")(failed)) };
+            let Some(error) = decode_error(&*failed) else { return Err(projection_failed("apply events")(failed)) };
             let is_it = |recorded: &&RecordedEvent| matches!(&error, Error::Decode { version, .. } if *version == Some(recorded.version));
             // Only an event that was passed to the projection can be skipped.
             let (Some(decide), Some(recorded)) = (&mut self.on_decode_error, events.iter().find(is_it)) else {
                 return Err(Failed::ForGood(error));
             };
             decide(recorded, &error).map_err(Failed::ForGood)?;
-            tracing::warn!(projection = self.name, %error, "a projection leaves an event out");
+            tracing::warn!(projection = self.name, %error, "a projection skips an event");
             self.left_out.insert(recorded.version);
         }
     }

@@ -175,7 +175,7 @@ impl SnapshotPolicy {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return Ok(None),
             Err(error) => {
-                tracing::warn!(aggregate_id, %error, "a snapshot was not read; the events are");
+                tracing::warn!(aggregate_id, %error, "a snapshot could not be read; all events are read instead");
                 return Ok(None);
             }
         };
@@ -193,7 +193,7 @@ impl SnapshotPolicy {
             Ok(_) => Ok(None),
             Err(error @ (Error::Cancelled | Error::DeadlineExceeded | Error::Closed)) => Err(error),
             Err(error) => {
-                tracing::warn!(aggregate_id, %error, "a snapshot was not compared with the store; the events are read");
+                tracing::warn!(aggregate_id, %error, "a snapshot could not be checked against the store; all events are read instead");
                 Ok(None)
             }
         }
@@ -229,7 +229,7 @@ impl SnapshotPolicy {
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
-            tracing::warn!(aggregate_id, %error, "a snapshot was not taken");
+            tracing::warn!(aggregate_id, %error, "a snapshot could not be taken");
         }
     }
 }

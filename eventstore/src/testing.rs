@@ -11,7 +11,7 @@
 //! faults.next_append(Fault::LoseAnswer);
 //! let unknown = store.append(event.clone()).await;
 //! assert!(matches!(unknown, Err(Error::OutcomeUnknown { .. })));
-//! // Repeating the same event tells that it had been written.
+//! // Repeating the same event shows that it was written.
 //! assert_eq!(store.append(event).await?.outcome, StoreOutcome::AlreadyStored);
 //! # Ok::<(), eventstore::Error>(())
 //! # }).unwrap();
@@ -257,7 +257,7 @@ pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<
         let stored = crate::Event::of("aggregate", &event);
         match stored.and_then(|stored| stored.decode()) {
             Ok(event) => state.apply(event),
-            Err(error) => panic!("an event does not come back from a store: {error}"),
+            Err(error) => panic!("an event cannot be read back from a store: {error}"),
         }
     }
     Given { state }
@@ -299,11 +299,11 @@ where
         let expected: Vec<_> = expected.into_iter().collect();
         match self.decided {
             Ok(decided) => {
-                assert_eq!(decided, expected, "the decision led to other events");
+                assert_eq!(decided, expected, "the decision produced other events");
                 for event in &decided {
                     let stored = crate::Event::of("aggregate", event);
                     let read = stored.and_then(|stored| stored.decode::<A::Event>());
-                    assert_eq!(read.as_ref().ok(), Some(event), "it does not come back from a store: {read:?}");
+                    assert_eq!(read.as_ref().ok(), Some(event), "it cannot be read back from a store: {read:?}");
                 }
             }
             Err(refused) => panic!("the decision was rejected: {refused:?}; expected events: {expected:?}"),
@@ -322,7 +322,7 @@ where
         A::Error: PartialEq,
     {
         match self.decided {
-            Err(refused) => assert_eq!(refused, expected, "the decision was refused for another reason"),
+            Err(refused) => assert_eq!(refused, expected, "the decision was rejected for another reason"),
             Ok(decided) => panic!("the decision produced {decided:?}; expected rejection: {expected:?}"),
         }
     }

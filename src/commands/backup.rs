@@ -13,7 +13,7 @@ pub(crate) async fn run(url: &str, directory: &Path) -> Result<Ending, Failure> 
         // The files of a server belong to the server. A copy has the same events, and opens at once.
         let path = directory.to_str().filter(|path| !path.contains('?')).ok_or_else(|| Error::InvalidOption {
             option: "directory".to_owned(),
-            reason: format!("{} cannot stand in the URL of a store; name another", directory.display()),
+            reason: format!("{} cannot be part of the URL of a store; choose another", directory.display()),
         })?;
         return copy::run(url, &format!("lmdb:{path}")).await;
     }

@@ -56,7 +56,7 @@ pub(super) async fn in_directory(
         return Ok(ending);
     }
     let mut output = Output::of_printing();
-    output.text(&format!("\nThat was all; the temporary directory is removed. {next}"))?;
+    output.text(&format!("\nThat was all; the temporary directory has been deleted. {next}"))?;
     output.flush()?;
     Ok(Ending::Finished)
 }
@@ -120,7 +120,7 @@ impl Tour {
     }
 
     async fn append_a_batch(&mut self) -> Result<(), Failure> {
-        self.title("Append a batch: all of it or nothing, if nobody appended to the order in between.")?;
+        self.title("Append a batch, all or nothing, on the condition that nobody appended to the order in between.")?;
         let paid = Event::of("order-42", &OrderEvent::Paid { cents: 1250 })?;
         let shipped = Event::of("order-42", &OrderEvent::Shipped)?;
         self.call("store.append([paid, shipped]).expected(Expected::Revision(appended.revision)).await?")?;
@@ -145,7 +145,7 @@ impl Tour {
     }
 
     async fn run_into_a_conflict(&mut self) -> Result<(), Failure> {
-        self.title("Append on an old state: the order has moved on, so the store refuses.")?;
+        self.title("Append on an outdated state: the order has changed, so the store refuses.")?;
         let cancelled = Event::of("order-42", &OrderEvent::Cancelled)?;
         self.call("store.append(cancelled).expected(Expected::Revision(old)).await")?;
         let append = self.store.append(cancelled).expected(Expected::Revision(Revision::new(1)));
@@ -153,7 +153,7 @@ impl Tour {
     }
 
     async fn decide(&mut self) -> Result<(), Failure> {
-        self.title("Decide on what an order is: it is loaded, the decision is made, and its events are appended.")?;
+        self.title("Decide on the state of an order: load it, decide, and append the resulting events.")?;
         for id in ["order-42", "order-43"] {
             self.call(&format!("store.decide::<Order>(\"{id}\", |order| order.cancel()).await"))?;
             match self.store.decide::<Order>(id, Order::cancel).cancel_on(&self.stop).await {
@@ -175,7 +175,7 @@ impl Tour {
     }
 
     async fn retry(&mut self, placed: &Event) -> Result<(), Failure> {
-        self.title("Append the first event again, as after a lost answer: same place, nothing is written twice.")?;
+        self.title("Append the first event again, as after a lost answer: same position, nothing is written twice.")?;
         self.call("store.append(the_same_event).expected(Expected::NoEvents).await?")?;
         self.append([placed.clone()], Expected::NoEvents).await?;
         self.call("store.latest_version().await?")?;
@@ -184,7 +184,7 @@ impl Tour {
     }
 
     async fn follow(&mut self) -> Result<(), Failure> {
-        self.title("Follow the store: a subscriber gets what is there, then each new event as it is appended.")?;
+        self.title("Follow the store: a subscriber gets the stored events, then each new event as it is appended.")?;
         self.call("let mut events = store.subscribe(Version::new(4)).stream();")?;
         let mut events = self.store.subscribe(Version::new(4)).cancel_on(&self.stop).stream();
         self.received(events.next().await)?;
@@ -223,7 +223,7 @@ impl Tour {
         match outcome {
             Err(error) if error.code() == code => self.result(Failure::from(error)),
             Err(error) => Err(error.into()),
-            Ok(outcome) => self.result(format!("{outcome:?}, although {code} was to be expected")),
+            Ok(outcome) => self.result(format!("{outcome:?}, although {code} was expected")),
         }
     }
 

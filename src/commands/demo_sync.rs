@@ -192,7 +192,7 @@ impl Tour {
         let phone_line = line.beside().await?;
         let device = |name: &str, line: &Line| line.hub_of(Options::new(directory.join(name)).engine(engine));
 
-        self.title("A hub, which is a store like any other, and two replicas of it, each a directory.")?;
+        self.title("A hub, which is a store like any other, and two replicas of it, each in a directory.")?;
         self.result(format!("the hub is {}", line.name()))?;
         self.call("let laptop = synckit::Options::new(\"laptop\").hub(address).open().await?;")?;
         let laptop = self.open(device("laptop", &line)).await?;
@@ -206,7 +206,7 @@ impl Tour {
         self.sync("laptop", &laptop, &SyncOptions::new()).await?;
         self.sync("phone", &phone, &SyncOptions::new()).await?;
 
-        self.title("The phone goes offline, and sells all the same: a sale is on its disk when the call returns.")?;
+        self.title("The phone goes offline and still sells: a sale is on its disk when the call returns.")?;
         phone_line.cut().await?;
         self.call("phone.decide::<Stock>(\"apples\", |stock| stock.sell(6)).await?")?;
         self.write("phone", &phone, "apples", |stock| stock.sell(6)).await?;
@@ -223,12 +223,12 @@ impl Tour {
             }
         }
 
-        self.title("The laptop does not know of that. It sells too, and syncs.")?;
+        self.title("The laptop does not know about that. It also sells, and syncs.")?;
         self.write("laptop", &laptop, "apples", |stock| stock.sell(5)).await?;
         self.write("laptop", &laptop, "pears", |stock| stock.sell(2)).await?;
         self.sync("laptop", &laptop, &SyncOptions::new()).await?;
 
-        self.title("The phone is restarted, and is online again. What it wrote is there; the sales met a conflict.")?;
+        self.title("The phone is restarted and online again. What it wrote is there, but the sales conflict.")?;
         phone.close().await?;
         let phone_line = line.beside().await?;
         let phone = self.open(device("phone", &phone_line)).await?;
@@ -243,7 +243,7 @@ impl Tour {
         let unseen: Vec<_> = conflict.unseen.iter().map(|recorded| recorded.event.clone()).collect();
         self.result(format!("what it had not seen: {}", all(&unseen)?))?;
 
-        self.title("Your code resolves conflicts. Here each sale is decided again, on what is there now.")?;
+        self.title("Your code resolves conflicts. Here each sale is decided again, on the current stock.")?;
         self.call("phone.sync_once(&SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?")?;
         let seen = phone.status().await?.confirmed;
         self.sync("phone", &phone, &SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?;

@@ -184,7 +184,7 @@ impl fmt::Display for Error {
                  shows, or answer to wait and sync afterwards",
             ),
             Error::NotAReplica { path, reason } => {
-                write!(f, "{path} is no replica: {reason}; check the path, or make a new one")
+                write!(f, "{path} is not a replica: {reason}; check the path, or create a new one")
             }
             Error::ReadOnly => f.write_str("this replica only follows its hub; make one that is not read-only to append"),
         }

@@ -59,7 +59,7 @@ impl Journal {
         let newest = numbers.pop().ok_or_else(|| Error::Corrupt {
             version: None,
             reason: format!(
-                "{} has no journal, in which own events are; put it back, or make a new replica elsewhere",
+                "{} has no journal, which contains own events; restore it, or create a new replica elsewhere",
                 directory.display()
             ),
         })?;

@@ -16,7 +16,7 @@
 //! let laptop = Options::new(path("laptop")).hub_store(hub.clone()).open().await?;
 //! let phone = Options::new(path("phone")).hub_store(hub.clone()).open().await?;
 //!
-//! // Both decide on what they see, and neither sees the other.
+//! // Both decide on the same state, and neither sees the other's event.
 //! for (replica, text) in [(&laptop, r#"{"text":"milk"}"#), (&phone, r#"{"text":"bread"}"#)] {
 //!     let list = replica.load().aggregate("list").await?;
 //!     let event = Event::builder("Added", "list").data(text).build()?;

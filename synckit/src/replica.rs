@@ -133,7 +133,7 @@ impl Options {
                     let entry = entry.map_err(|error| io("list a directory", error))?;
                     if is_foreign(&entry.file_name().to_string_lossy()) {
                         return Err(not(
-                            "it has files, and no replica.json; choose a directory that is empty or missing, or put that file back",
+                            "it is not empty and has no replica.json; choose a missing or empty directory, or restore that file",
                         ));
                     }
                 }

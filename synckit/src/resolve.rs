@@ -170,7 +170,7 @@ impl Resolver for RejectConflicts {
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
         let reason = match &conflict.why {
             Why::Conflict => "others changed it meanwhile".to_owned(),
-            Why::Dependency => "it stands on a batch that was rejected, dropped or replaced".to_owned(),
+            Why::Dependency => "it depends on a batch that was rejected, dropped or replaced".to_owned(),
             Why::Duplicate => "an id is used with other content".to_owned(),
             Why::Refused(reason) => reason.clone(),
         };

@@ -285,7 +285,7 @@ impl Replica {
                     }
                     Err(error) if error.is_offline() => {
                         let pause = failures.next().unwrap_or_default();
-                        tracing::debug!(%error, ?pause, "syncing failed, and is tried again");
+                        tracing::debug!(%error, ?pause, "syncing failed and is retried");
                         tokio::time::sleep(pause).await;
                     }
                     Err(error) => return Err(error),
@@ -355,7 +355,7 @@ impl Replica {
                 Err(Error::Hub { source: StoreError::HistoryDiverged { cursor, found }, .. }) => {
                     histories += 1;
                     if histories > HISTORIES {
-                        let what = "the hub has another history again and again";
+                        let what = "the hub's history keeps changing";
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
                     report.pulled += self.leave_history(&hub, options, cursor, found).await?;
@@ -378,7 +378,7 @@ impl Replica {
             }
             fruitless += 1;
             if fruitless > FRUITLESS {
-                let what = "it was sent again and again, and the hub shows no event that says what became of it";
+                let what = "it was sent repeatedly, but no event of the hub shows its outcome";
                 return Err(self.of_hub(StoreError::engine("append a batch", what)));
             }
             let (numbers, batches): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
@@ -462,7 +462,7 @@ impl Replica {
             let Pulled { events, head, .. } = page;
             pulled += events.len() as u64;
             if !(since.version.get() + 1..).zip(&events).all(|(version, event)| event.version.get() == version) {
-                let what = "they are not the ones behind the place that was named";
+                let what = "they do not follow the given place";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             let end = behind(since, &events);
@@ -473,7 +473,7 @@ impl Replica {
                 return Ok(pulled);
             }
             if is_empty {
-                let what = "it has events behind those that it gives, and gives none";
+                let what = "it says that it has more events, but returns none";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             self.set_state(SyncState::Behind(head.get() - end.version.get()));

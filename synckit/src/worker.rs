@@ -196,7 +196,7 @@ pub(crate) fn path_of(directory: &Path, generation: u32) -> PathBuf {
 pub(crate) async fn open_confirmed(engine: &str, path: &Path, is_new: bool) -> Result<Arc<dyn EventStore>> {
     let url = format!("{engine}:{}", path.display());
     if url.contains('?') {
-        let reason = "its path has a ?, which stands before options in addresses of stores; choose another".to_owned();
+        let reason = "its path has a ?, which begins the options in the URL of a store; choose another".to_owned();
         return Err(Error::NotAReplica { path: path.display().to_string(), reason });
     }
     Ok(if is_new { backend::open(&url).await? } else { backend::open_existing(&url).await? })
@@ -507,7 +507,7 @@ impl Worker {
         }
         let records = self.state.machine().compacted();
         if let Err(error) = self.replace(&records) {
-            tracing::warn!(%error, "the journal of a replica was not written anew");
+            tracing::warn!(%error, "the journal of a replica could not be compacted");
             if let Some(journal) = &mut self.journal {
                 journal.put_off();
             }
@@ -520,7 +520,7 @@ impl Worker {
         self.journal = journal;
         let Err(error) = replaced else { return Ok(()) };
         if self.journal.is_none() {
-            self.state.set_failed(format!("the journal could not be written anew ({error}); open the replica again"));
+            self.state.set_failed(format!("the journal could not be compacted ({error}); open the replica again"));
         }
         Err(error.into())
     }
@@ -708,7 +708,7 @@ async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent], end: Place)
     let digest = store.digest(ctx, end.version).await.map_err(NotCopied::Wrong)?;
     if digest != end.digest {
         let version = events.first().map(|first| first.version);
-        let reason = "copies of the hub's events are not as they are there".to_owned();
+        let reason = "copies of the hub's events differ from the originals".to_owned();
         return Err(NotCopied::Wrong(StoreError::Corrupt { version, reason }));
     }
     Ok(())

@@ -359,7 +359,7 @@ async fn a_directory_that_is_no_mirror_is_left_alone() {
     std::fs::write(directory.path().join("thesis.txt"), "my only copy").expect("written");
     let url = format!("{}?mirror={}", server.url, directory.path().display());
     let refused = eventstore::open(&url).await;
-    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("no mirror")), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("nor a mirror")), "{refused:?}");
     assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 1);
     for (url, named) in [
         (format!("{}?colour=red", server.url), "colour"),

@@ -176,7 +176,7 @@ impl Kit {
         F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
     {
-        assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
+        assert!(profile.survives_closing(), "what is lost on closing cannot survive a crash");
         let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
         let names =
             SCENARIOS.iter().map(|scenario| scenario.name).chain(OTHERS.iter().map(|other| other.name)).collect();

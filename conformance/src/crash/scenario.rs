@@ -68,13 +68,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         Kind::KillAtACall(Phase::Collecting),
         5,
         "crash::f2_a_kill_amid_a_collection_loses_nothing",
-        "F2, M4: The same after a kill amid a garbage collection.",
+        "F2, M4: The same after a kill during a garbage collection.",
     ),
     scenario(
         Kind::KillAtACall(Phase::BackingUp),
         5,
         "crash::f2_a_kill_amid_a_backup_loses_nothing",
-        "F2, M2: The same after a kill amid a backup, of which nothing is left that opens, or all of it.",
+        "F2, M2: The same after a kill during a backup, of which nothing that opens is left, or all of it.",
     ),
     scenario(
         Kind::KillAtACall(Phase::Closing),
@@ -104,13 +104,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         Kind::CutAtACall(Phase::Collecting),
         3,
         "crash::w4_a_power_cut_amid_a_collection_takes_nothing_synced",
-        "W4, M4: The same after a power cut amid a garbage collection.",
+        "W4, M4: The same after a power cut during a garbage collection.",
     ),
     scenario(
         Kind::CutAtACall(Phase::BackingUp),
         3,
         "crash::w4_a_power_cut_amid_a_backup_takes_nothing_synced",
-        "W4, M2: The same after a power cut amid a backup.",
+        "W4, M2: The same after a power cut during a backup.",
     ),
     scenario(
         Kind::CutAtACall(Phase::Closing),

@@ -62,7 +62,7 @@ checks! {
     async fn f2_what_was_acknowledged_survives_a_kill(_env: &Env) {}
 
     /// F3: A damaged record is `Corrupt`, never a wrong event and never a panic.
-    #[ignore = "needs a hand on the files of the store"]
+    #[ignore = "needs access to the files of the store"]
     async fn f3_a_damaged_record_is_corrupt_and_never_a_wrong_event(_env: &Env) {}
 
     /// F4: If the disk is full, there is a clear error, nothing acknowledged is lost, and the store opens again.
@@ -133,7 +133,7 @@ checks! {
     }
 
     /// F5: Metrics recorders and log subscribers that panic end at most the call that they observe.
-    #[ignore = "needs a process of its own, whose recorder and subscriber they are"]
+    #[ignore = "needs a separate process with such a recorder and subscriber"]
     async fn f5_recorders_and_subscribers_that_panic_stop_nobody(_env: &Env) {}
 }
 

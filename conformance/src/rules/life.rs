@@ -414,7 +414,7 @@ checks! {
     }
 
     /// L3: Opening is bounded work: it does not grow with the number of events.
-    #[ignore = "needs a large store and a clock; it is a matter of benchmarks"]
+    #[ignore = "needs a large store and a clock; see the benchmarks"]
     async fn l3_opening_does_not_grow_with_the_number_of_events(_env: &Env) {}
 
     /// L4: A store or backup that is opened read-only shows everything and refuses writes, and no byte of its directory

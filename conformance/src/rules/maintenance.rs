@@ -402,7 +402,7 @@ checks! {
     }
 
     /// M3: A verification reports damage.
-    #[ignore = "needs a hand on the files of the store"]
+    #[ignore = "needs access to the files of the store"]
     async fn m3_damage_is_named(_env: &Env) {}
 
     /// M3, declared absent: a store without verification returns an error.

@@ -264,7 +264,7 @@ impl Drop for StoreDirectory {
 /// Locks a directory by its lock file, which is created if it is missing.
 fn lock(path: &Path) -> Result<(File, Place)> {
     let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
-    let unwritable = "its lock file cannot be written; give this user write access, which reading needs as well";
+    let unwritable = "its lock file cannot be written; give this user write access, which is needed even for reading";
     // A program may change its working directory; the locked directory stays the same.
     let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
     let lock_path = absolute.join(LOCK_FILE);
@@ -297,7 +297,8 @@ fn lock_shared(path: &Path) -> Result<(Option<File>, Place)> {
         // Some read-only file systems do not support locks either.
         Err(TryLockError::Error(_)) => Ok((None, Place::unknown(lock_path))),
         Ok(()) => {
-            let place = Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be seen", error))?;
+            let place =
+                Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be accessed", error))?;
             Ok((Some(lock), place))
         }
     }
@@ -433,8 +434,8 @@ fn refuse_links(path: &Path) -> Result<()> {
             return Err(Error::Open {
                 path: path.display().to_string(),
                 reason: format!(
-                    "{} is a symbolic link, and the lock of a store is for its own directory alone; put there what it leads to. \
-                     To keep a store somewhere else, link its whole directory, or mount its parts",
+                    "{} is a symbolic link, but the lock of a store covers only its own directory; move the link's \
+                     target to this place. To keep a store elsewhere, link its whole directory, or mount its parts",
                     link.strip_prefix(path).unwrap_or(&link).display()
                 ),
                 source: None,

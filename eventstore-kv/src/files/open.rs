@@ -454,7 +454,7 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
         sync_dir(index.parent().unwrap_or(Path::new(".")))
     };
     moved().map_err(|error| Error::engine("move the index aside", error))?;
-    tell!(warn, aside = %aside.display(), reason, "the index is made again from the log");
+    tell!(warn, aside = %aside.display(), reason, "the index is rebuilt from the log");
     Ok(format!("moved the index aside as {DAMAGED_INDEX}: {reason}"))
 }
 
@@ -501,7 +501,7 @@ fn make_index<E: Engine>(
         entries.put(Table::Meta, keys::META_MARK, &mark.to_bytes());
         engine.write(&entries)?;
         entries.clear();
-        tell!(info, events = reached, of = last, "making the index from the log");
+        tell!(info, events = reached, of = last, "building the index from the log");
     }
     Ok(reached)
 }
@@ -617,7 +617,7 @@ pub fn repair<E: Engine>(
     let mut actions = Vec::new();
     let had_index = index.is_dir();
     if had_index {
-        actions.push(put_aside(Some(&index), "a repair was asked for")?);
+        actions.push(put_aside(Some(&index), "a repair was requested")?);
     }
     let mut has_accepted_loss = false;
     let mut ready = open_directory::<E>(directory, engine, options, &task);

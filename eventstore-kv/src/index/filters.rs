@@ -95,7 +95,7 @@ impl Filters {
             fs::rename(new, directory.join(FILTER_FILE))
         };
         if let Err(error) = save() {
-            tell!(warn, %error, "the filter of known ids could not be saved; the next opening makes it again");
+            tell!(warn, %error, "the filter of known ids could not be saved; the next opening rebuilds it");
         }
     }
 }

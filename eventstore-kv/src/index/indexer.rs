@@ -100,8 +100,7 @@ impl Indexer {
             if let Some(failed) = &state.failed {
                 return Err(Error::Full {
                     reason: format!(
-                        "the index is {newer} events behind the log and cannot be written ({}); mend the cause, and \
-                         append again",
+                        "the index is {newer} events behind the log and cannot be written ({}); fix the cause, and append again",
                         failed.reason
                     ),
                 });

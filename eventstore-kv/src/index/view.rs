@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!   versions   1 ──────────────────── mark ────────── older ────────── newer ──── head
-//!   found in   the engine's tables     │  memory, and on its  │  memory
-//!                                      │  way into the tables │
+//!   found in   the engine's tables     │  memory, being       │  memory
+//!                                      │  written to tables   │
 //! ```
 //!
 //! The older events stay in memory until the newer ones become the older. A view reads memory first and takes the

@@ -43,7 +43,7 @@ pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>)
     }
     let is_index_sound = match damage_of(engine.check_files(task))? {
         Err(damage) => {
-            findings.add(None, format!("the index is damaged: {damage}; a repair makes it anew"));
+            findings.add(None, format!("the index is damaged: {damage}; a repair rebuilds it"));
             false
         }
         Ok(()) => true,
@@ -198,7 +198,7 @@ impl<'a, E: Engine> LogCheck<'a, E> {
                 continue; // in a gap
             }
             if self.digest_at.is_some() && self.digest != expected {
-                let what = "the digest of all events up to it is not the one that was written down when they were new: this \
+                let what = "the digest of all events up to it differs from the one stored when they were new: this \
                             event or one before it was altered";
                 self.findings.add(Some(version), what);
             }
@@ -326,7 +326,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         }
         let damaged = || Error::Corrupt {
             version: None,
-            reason: "the index does not say up to which version it reaches".to_owned(),
+            reason: "the index does not record up to which version it reaches".to_owned(),
         };
         Mark::from_bytes(&value).map(|mark| mark.version).ok_or_else(damaged)
     }
@@ -848,7 +848,7 @@ pub(crate) mod tests {
     fn an_index_that_does_not_say_how_far_it_reaches_is_named() {
         let store = store_of(&SOUND);
         put(&store, Table::Meta, keys::META_MARK, b"damaged");
-        assert_eq!(findings(&store), ["the index does not say up to which version it reaches"]);
+        assert_eq!(findings(&store), ["the index does not record up to which version it reaches"]);
     }
 
     #[test]
@@ -874,7 +874,7 @@ pub(crate) mod tests {
                 altered.log.checkpoint(position, &blob, of_segment).expect("written");
                 drop(altered);
                 let found = findings(&store_over(&files));
-                let what = "the digest of all events up to it is not the one that was written down";
+                let what = "the digest of all events up to it differs from the one stored";
                 assert_eq!(found.len(), 1, "{version}, {is_sealed}: {found:?}");
                 assert!(found[0].contains(what), "{found:?}");
                 let at = verified(&store_over(&files)).findings[0].version.expect("a version").get();

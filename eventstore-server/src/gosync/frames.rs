@@ -27,7 +27,7 @@ pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
             frame.truncate(before);
             close_frame(&mut out, &mut frame, &mut count, last);
             let version = recorded.version;
-            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was left out of it");
+            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was omitted");
             out.extend_from_slice(format!(": version {version} is too large for a frame\n\n").as_bytes());
             continue;
         }

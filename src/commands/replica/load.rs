@@ -21,8 +21,7 @@ pub(crate) async fn run(directory: &Path, args: LoadArgs) -> Result<Ending, Fail
         || args.backward
         || args.format != Format::Jsonl;
     if has_filters {
-        let what = "a load of a replica with more than --since, --aggregate, --limit and --follow; pending events have no \
-                    revision and no time of recording";
+        let what = "a load of a replica with more than --since, --aggregate, --limit and --follow; pending events have no revision and no recording time";
         return Err(Error::Unsupported { what: what.to_owned() }.into());
     }
     let interrupted = interrupt::token();

@@ -89,7 +89,7 @@ pub(crate) async fn init(
     let _stop = interrupt::token_of_work();
     with_replica(options, async |_| {
         let mut output = Output::of_printing();
-        output.text(&format!("{} is a replica now; next: eventstore sync {0}", directory.display()))?;
+        output.text(&format!("{} is now a replica; next: eventstore sync {0}", directory.display()))?;
         output.flush()?;
         Ok(Ending::Finished)
     })

@@ -61,9 +61,10 @@ pub(super) fn describe(why: &Why) -> String {
     match why {
         Why::Conflict => "there are events that its decision had not seen".to_owned(),
         Why::Dependency => {
-            "it stands on a batch that was rejected, dropped or replaced, or on events that the hub lost".to_owned()
+            "it depends on a batch that was rejected, dropped or replaced, or on events that the hub has lost"
+                .to_owned()
         }
         Why::Duplicate => "the hub has one of its ids with other content".to_owned(),
-        Why::Refused(reason) => format!("the hub will never take it: {reason}"),
+        Why::Refused(reason) => format!("the hub will never accept it: {reason}"),
     }
 }

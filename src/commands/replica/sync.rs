@@ -47,7 +47,7 @@ async fn once(replica: &Replica, options: &SyncOptions, stop: &CancellationToken
     let SyncReport { pulled, confirmed, version, waiting, .. } = tokio::select! {
         report = replica.sync_once(options) => report?,
         () = stop.cancelled() => {
-            tell("interrupted: what was synced stays, and the next sync goes on");
+            tell("interrupted: what was synced is kept, and the next sync continues");
             return Ok(Ending::Interrupted);
         }
     };
