@@ -164,7 +164,7 @@ fn parsed(text: &str) -> Result<SystemTime, String> {
     }
 }
 
-/// The properties of `Stats`, as an object. Engines report everything as text; numbers are written as JSON numbers.
+/// The properties of `Stats`, as an object. Engines report everything as text; numbers, `true` and `false` are written as such.
 pub(crate) mod properties {
     use super::*;
 
@@ -174,8 +174,9 @@ pub(crate) mod properties {
     ) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(properties.len()))?;
         for (name, value) in properties {
-            match value.parse::<u64>() {
-                Ok(number) if number.to_string() == *value => map.serialize_entry(name, &number)?,
+            match (value.as_str(), value.parse::<u64>()) {
+                ("true" | "false", _) => map.serialize_entry(name, &(value == "true"))?,
+                (_, Ok(number)) if number.to_string() == *value => map.serialize_entry(name, &number)?,
                 _ => map.serialize_entry(name, value)?,
             }
         }
@@ -192,7 +193,7 @@ pub(crate) mod properties {
             type Value = Vec<(Cow<'static, str>, String)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts and numbers")
+                f.write_str("an object of texts, numbers, true and false")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -200,12 +201,14 @@ pub(crate) mod properties {
                 #[serde(untagged)]
                 enum Property {
                     Number(u64),
+                    Flag(bool),
                     Text(String),
                 }
                 let mut properties = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, Property>()? {
                     let value = match value {
                         Property::Number(number) => number.to_string(),
+                        Property::Flag(flag) => flag.to_string(),
                         Property::Text(text) => text,
                     };
                     properties.push((Cow::Owned(name), value));
@@ -290,14 +293,19 @@ mod tests {
     fn stats_are_written_with_the_names_of_the_command() {
         let mut stats =
             Stats { backend: "lmdb".into(), latest_version: Version::new(7), aggregates: 2, ..Stats::default() };
-        stats.properties = vec![("lmdb.map".into(), "1024".to_owned()), ("lmdb.mode".into(), "fast".to_owned())];
+        let property = |name: &'static str, value: &str| (name.into(), value.to_owned());
+        stats.properties =
+            vec![property("lmdb.map", "1024"), property("lmdb.mode", "fast"), property("lmdb.in_use", "false")];
         let written = serde_json::to_value(&stats).expect("written");
         let expected = json!({
             "backend": "lmdb", "store_id": null, "latest_version": 7, "aggregates": 2, "bytes_on_disk": null,
             "queued_requests": 0, "queued_bytes": 0, "commits": 0, "events_written": 0, "largest_group": 0, "fenced": null,
-            "engine": { "lmdb.map": 1024, "lmdb.mode": "fast" },
+            "engine": { "lmdb.map": 1024, "lmdb.mode": "fast", "lmdb.in_use": false },
         });
         assert_eq!(written, expected);
+        let read: Stats = serde_json::from_str(&written.to_string()).expect("read");
+        let properties: Vec<_> = read.properties.iter().map(|(name, value)| (&**name, value.as_str())).collect();
+        assert!(properties.contains(&("lmdb.in_use", "false")) && properties.contains(&("lmdb.map", "1024")));
     }
 
     #[test]

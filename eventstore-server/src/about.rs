@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts as _, OriginalUri, Request, State};
 use axum::http::{HeaderMap, StatusCode};
-use eventstore_api::{Context, Error};
+use eventstore_api::{Context, Error, Stats};
 use eventstore_wire::{Info, Problem, WIRE};
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
@@ -45,7 +47,7 @@ async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
         return Err(Problem::new(403, "forbidden", detail).into());
     }
     let served = app.stores.get(&name, create).await?;
-    let stats = served.store.stats(&Context::background()).await?;
+    let stats = stats_within(&served, OPENING).await?;
     let info = Info {
         wire: vec![WIRE],
         name: Some(name).filter(|name| !name.is_empty()),
@@ -117,22 +119,42 @@ pub(crate) async fn health(params: Params) -> Answer {
     answer(&json!({ "status": "alive" }))
 }
 
-/// Readiness: the server accepts requests, and every open store accepts appends.
+/// Readiness: the server accepts requests, and every open store answers and accepts appends.
 pub(crate) async fn ready(State(app): State<Arc<App>>, params: Params) -> Answer {
     params.query.finish()?;
     if app.stopping.is_cancelled() {
         return Err(crate::answer::stopping().into());
     }
-    for served in app.stores.open() {
-        if let Some(reason) = fence(&served).await? {
+    let open = app.stores.open();
+    for stats in join_all(open.iter().map(|served| stats_within(served, READY))).await {
+        if let Some(reason) = stats?.fenced {
             return Err(Error::Fenced { reason }.into());
         }
     }
     answer(&json!({ "status": "ready" }))
 }
 
-async fn fence(served: &Served) -> Result<Option<String>, Error> {
-    Ok(served.store.stats(&Context::background()).await?.fenced)
+/// How long a store may take to answer `GET /ready`.
+const READY: Duration = Duration::from_secs(2);
+
+/// How long a store may take to answer a client that opens it. A client without an answer takes the server for dead.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// The statistics of a store. `Unavailable` if it does not answer in time, as one on PostgreSQL whose server is away.
+async fn stats_within(served: &Served, limit: Duration) -> Result<Stats, Error> {
+    /// Time for the store to report why it has no answer.
+    const GRACE: Duration = Duration::from_millis(250);
+    let ctx = Context::background().with_timeout(limit);
+    match tokio::time::timeout(limit + GRACE, served.store.stats(&ctx)).await {
+        Ok(Err(Error::DeadlineExceeded)) | Err(_) => {
+            let url = match served.name.as_str() {
+                "" => "the store".to_owned(),
+                name => format!("the store {name:?}"),
+            };
+            Err(Error::Unavailable { url, reason: format!("it has not answered within {limit:?}"), source: None })
+        }
+        Ok(told) => told,
+    }
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap, params: Params) -> Answer {

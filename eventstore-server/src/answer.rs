@@ -31,11 +31,16 @@ impl From<Error> for Refused {
 
 /// An error of a store as a problem. A closed store is reported as unavailable: either the next request opens it again,
 /// or the server is stopping.
+/// The reason of one that is not available names it, because a client puts the server's address before the reason.
 pub(crate) fn problem_of(error: &Error) -> Problem {
-    match error {
-        Error::Closed => stopping(),
+    let mut problem = match error {
+        Error::Closed => return stopping(),
         error => Problem::from(error),
+    };
+    if let Error::Unavailable { url, reason, .. } = error {
+        problem.reason = Some(format!("it serves {url}, which is not available: {reason}"));
     }
+    problem
 }
 
 impl From<Problem> for Refused {

@@ -321,6 +321,11 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
         match tail.store.wait_for_events(&ctx.clone().with_timeout(LOOK), seen).await {
             Ok(_) => {}
             Err(Error::DeadlineExceeded) => continue,
+            // The server of the store is away (PostgreSQL). Followers stay connected until it is back.
+            Err(Error::Unavailable { .. }) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
             Err(error) => return Err(error),
         }
         // Read everything that is there by now: the pause is between rounds, not between pages.

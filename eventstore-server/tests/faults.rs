@@ -3,10 +3,14 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use common::{Running, event, memory};
 use eventstore::testing::{Fault, faulty};
-use eventstore_api::{Error, Event};
+use eventstore_api::{
+    Batch, Context, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Revision,
+    Stats, Stored, Version, async_trait,
+};
 use eventstore_server::Server;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -42,6 +46,97 @@ async fn a_fenced_store_is_not_ready_and_is_still_read() {
     server.get("/health").await.ok();
     assert_eq!(server.get("/event?id=one").await.ok()["version"], 1);
     assert_eq!(server.get("/stats").await.ok()["fenced"], "sync failed: EIO");
+    server.stop().await;
+}
+
+/// A store on a server of its own that is away.
+#[derive(Debug)]
+struct Away {
+    /// It says nothing at all, whatever the context says.
+    is_silent: bool,
+}
+
+impl Away {
+    async fn fail<T>(&self) -> Result<T, Error> {
+        if self.is_silent {
+            std::future::pending::<()>().await;
+        }
+        Err(Error::Unavailable { url: "postgres://db/shop".to_owned(), reason: "refused".to_owned(), source: None })
+    }
+}
+
+#[async_trait]
+impl EventStore for Away {
+    async fn store_batch(&self, _: &Context, _: Batch) -> Result<Vec<Stored>, Error> {
+        self.fail().await
+    }
+
+    async fn load_page(&self, _: &Context, _: &LoadOptions, _: PageSize) -> Result<Page, Error> {
+        self.fail().await
+    }
+
+    async fn get(&self, _: &Context, _: &str) -> Result<RecordedEvent, Error> {
+        self.fail().await
+    }
+
+    async fn latest_version(&self, _: &Context) -> Result<Version, Error> {
+        self.fail().await
+    }
+
+    async fn aggregate_revision(&self, _: &Context, _: &str) -> Result<Revision, Error> {
+        self.fail().await
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, _: Version) -> Result<Version, Error> {
+        ctx.done().await; // it is asked again until then
+        self.fail().await
+    }
+
+    async fn run_gc(&self, _: &Context, _: Gc) -> Result<GcReport, Error> {
+        self.fail().await
+    }
+
+    async fn stats(&self, _: &Context) -> Result<Stats, Error> {
+        self.fail().await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_says_nothing_is_not_ready_and_the_server_says_so() {
+    let store = Arc::new(Away { is_silent: true }) as Arc<dyn EventStore>;
+    let server = Running::start(Server::new(store)).await;
+    server.get("/health").await.ok();
+    let (not_ready, not_opened) = tokio::join!(server.get("/ready"), server.get("/"));
+    for answer in [not_ready, not_opened] {
+        assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"));
+        assert!(answer.json()["detail"].as_str().expect("text").contains("has not answered within"), "{answer:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_told_from_the_server_that_serves_it() {
+    let store = Arc::new(Away { is_silent: false }) as Arc<dyn EventStore>;
+    let server = Running::start(Server::new(store)).await;
+    let event = event("one", "T", "a");
+    // Whoever waits does not wait to the end.
+    let (ready, opened, read, waited, appended) = tokio::join!(
+        server.get("/ready"),
+        server.get("/"),
+        server.get("/latest"),
+        server.get("/wait?timeout=1h"),
+        server.post("/events", &event)
+    );
+    for answer in [ready, opened, read, waited, appended] {
+        assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"));
+        let problem = answer.json();
+        assert_eq!((&problem["written"], &problem["retryable"]), (&json!("nothing"), &json!(true)));
+        assert_eq!(problem["reason"], "it serves postgres://db/shop, which is not available: refused");
+    }
     server.stop().await;
 }
 

@@ -48,14 +48,17 @@ impl<'a> Report<'a> {
             aggregates: stats.aggregates,
             bytes_on_disk: stats.bytes_on_disk,
             fenced: stats.fenced.as_deref(),
-            engine: stats.properties.iter().map(|(name, value)| (&**name, number_or_text(value))).collect(),
+            engine: stats.properties.iter().map(|(name, value)| (&**name, typed(value))).collect(),
         }
     }
 }
 
 /// Engines report all values as text.
-fn number_or_text(value: &str) -> Value {
-    value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from)
+fn typed(value: &str) -> Value {
+    match value {
+        "true" | "false" => Value::from(value == "true"),
+        _ => value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from),
+    }
 }
 
 fn write(output: &mut Output, stats: &Stats) -> Result<(), Failure> {
@@ -77,10 +80,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_numbers() {
-        assert_eq!(number_or_text("1073741824"), Value::from(1 << 30));
-        for text in ["", "1.5", "-1", "lz4", "18446744073709551616"] {
-            assert_eq!(number_or_text(text), Value::from(text));
+    fn numbers_are_numbers_and_what_is_true_or_false_is_so() {
+        assert_eq!(typed("1073741824"), Value::from(1 << 30));
+        assert_eq!((typed("true"), typed("false")), (Value::from(true), Value::from(false)));
+        for text in ["", "1.5", "-1", "lz4", "18446744073709551616", "True"] {
+            assert_eq!(typed(text), Value::from(text));
         }
     }
 }
