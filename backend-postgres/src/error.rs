@@ -35,6 +35,15 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
+/// The error as a source with the text of [`reason`], so that nobody prints it twice.
+pub(crate) fn cause(error: PgError) -> Source {
+    ConnectError::Refused(error).into()
+}
+
+/// Why a store that must exist cannot be opened.
+pub(crate) const NO_STORE: &str =
+    "there is no store in this schema; check `schema=` in the URL; appending, importing or copying to it creates it";
+
 /// Why an operation failed.
 #[derive(Debug)]
 pub(crate) enum Failed {
@@ -61,10 +70,14 @@ impl Failed {
                 );
                 return Failed::Final(Error::Forbidden { what });
             }
+            if reason.ends_with("server does not support TLS") {
+                let reason = format!("{reason}; set ssl = on there, or write sslmode=disable if the network is safe");
+                return Failed::Final(Error::Open { path: url.to_owned(), reason, source: Some(cause(error)) });
+            }
             // Not an answer of the server: a lost or refused connection, or something that cannot be read.
             return match can_connect_later(&error) {
-                true => Failed::Passing { reason, source: error.into(), is_lost: true },
-                false => Failed::Final(Error::Open { path: url.to_owned(), reason, source: Some(error.into()) }),
+                true => Failed::Passing { reason, source: cause(error), is_lost: true },
+                false => Failed::Final(Error::Open { path: url.to_owned(), reason, source: Some(cause(error)) }),
             };
         };
         let text = code.code();
@@ -74,17 +87,17 @@ impl Failed {
         let path = || url.to_owned();
         match (code, &text[..2]) {
             (&SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED, _) => {
-                Failed::Passing { reason, source: error.into(), is_lost: false }
+                Failed::Passing { reason, source: cause(error), is_lost: false }
             }
             // Somebody else holds a lock for too long.
-            (&SqlState::LOCK_NOT_AVAILABLE, _) => Failed::Passing { reason, source: error.into(), is_lost: false },
+            (&SqlState::LOCK_NOT_AVAILABLE, _) => Failed::Passing { reason, source: cause(error), is_lost: false },
             // A server that was the primary or will become one; another one may be it by now.
             (&SqlState::READ_ONLY_SQL_TRANSACTION, _) => {
-                Failed::Passing { reason: "it takes no writes".to_owned(), source: error.into(), is_lost: true }
+                Failed::Passing { reason: "it takes no writes".to_owned(), source: cause(error), is_lost: true }
             }
             (&SqlState::QUERY_CANCELED, _) => Failed::Final(Error::engine(
                 format!("{operation}: the server ended it ({reason}); raise its statement_timeout for this user"),
-                error,
+                cause(error),
             )),
             (&SqlState::DISK_FULL, _) => Failed::Final(Error::Full {
                 reason: format!("{url} has no room ({reason}); make room on the server's disk"),
@@ -95,25 +108,28 @@ impl Failed {
             (&SqlState::INVALID_CATALOG_NAME, _) => Failed::Final(Error::Open {
                 path: path(),
                 reason: format!("{reason}; create the database first"),
-                source: Some(error.into()),
+                source: Some(cause(error)),
             }),
-            (&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_TABLE, _) => Failed::Final(Error::Open {
-                path: path(),
-                reason: "there is no store".to_owned(),
-                source: Some(error.into()),
+            (&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_TABLE, _) => {
+                Failed::Final(Error::Open { path: path(), reason: NO_STORE.to_owned(), source: Some(cause(error)) })
+            }
+            (&SqlState::INVALID_PASSWORD, _) => Failed::Final(Error::Forbidden {
+                what: format!("{url}: {reason}; check PGPASSWORD, the password_file, or the password in the URL"),
             }),
-            (_, "28") => Failed::Final(Error::Forbidden { what: format!("{url}: {reason}") }),
-            (_, "08" | "57" | "53") => Failed::Passing { reason, source: error.into(), is_lost: true },
+            (_, "28") => Failed::Final(Error::Forbidden {
+                what: format!("{url}: {reason}; check the user in the URL, and pg_hba.conf on the server"),
+            }),
+            (_, "08" | "57" | "53") => Failed::Passing { reason, source: cause(error), is_lost: true },
             (_, "XX") if text != "XX000" => Failed::Final(Error::Corrupt {
                 version: None,
                 reason: format!("{reason}; restore a backup of the database"),
             }),
             // The URL has settings that the server rejects.
             (_, "22" | "42") if is_over => {
-                Failed::Final(Error::Open { path: path(), reason, source: Some(error.into()) })
+                Failed::Final(Error::Open { path: path(), reason, source: Some(cause(error)) })
             }
-            _ if is_over => Failed::Passing { reason, source: error.into(), is_lost: true },
-            _ => Failed::Final(Error::engine(format!("{operation}: {reason}"), error)),
+            _ if is_over => Failed::Passing { reason, source: cause(error), is_lost: true },
+            _ => Failed::Final(Error::engine(format!("{operation}: {reason}"), cause(error))),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A notification only says that there may be new events; then the head is read. The head is also read whenever
 //! listening begins, and periodically without a notification. So nothing is missed.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use eventstore_api::{Context, Error, Result, Version};
@@ -57,10 +57,18 @@ impl Shared {
                     () = self.ended.cancelled() => Err(Error::Closed), // together with the runtime of the store
                 }
             };
-            if let Some(newer) = ctx.run(until_closed).await?? {
+            let newer = match ctx.run(until_closed).await {
+                Ok(newer) => newer?,
+                Err(ended) => return Err(self.ended(ended, self.deaf().clone())),
+            };
+            if let Some(newer) = newer {
                 return Ok(newer);
             }
         }
+    }
+
+    fn deaf(&self) -> MutexGuard<'_, Option<String>> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts the task that learns of appends by others, unless it is running.
@@ -76,6 +84,7 @@ impl Shared {
                     };
                     if let Err(error) = ended {
                         tracing::debug!(%error, "nothing can be followed");
+                        *shared.deaf() = Some(error.to_string());
                     }
                     let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
                     tokio::select! {
@@ -162,6 +171,7 @@ async fn hears(
 
 async fn read_head(shared: &Shared, session: &Session) -> Result<(), PgError> {
     let rows: Vec<_> = session.query(&shared.queries.head, &[]).await?.try_collect().await?;
+    *shared.deaf() = None;
     if let Some(head) = rows.first().and_then(|row| read::number(row, 0).ok()) {
         shared.has_seen(Version::new(head));
     }

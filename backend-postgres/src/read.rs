@@ -58,7 +58,7 @@ impl Shared {
     }
 
     /// The error when the context ends: the last failure, if that is why there is no answer.
-    fn ended(&self, ended: Error, last: Option<String>) -> Error {
+    pub(crate) fn ended(&self, ended: Error, last: Option<String>) -> Error {
         match (ended, last) {
             (Error::DeadlineExceeded, Some(reason)) => {
                 Error::Unavailable { url: self.url.clone(), reason, source: None }

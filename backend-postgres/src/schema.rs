@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::Options;
 use crate::connect::Session;
-use crate::error::{Failed, PgError};
+use crate::error::{Failed, NO_STORE, PgError};
 use crate::options::invalid;
 
 /// The version of the tables. Each step leads to the next version.
@@ -88,7 +88,7 @@ pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> 
     }
     if !options.create_if_missing || options.read_only {
         let reason = match is_missing {
-            true => "there is no store",
+            true => NO_STORE,
             false => "its tables have an older version; open it for writing once to update them",
         };
         return Err(Failed::Final(Error::Open { path: url.to_owned(), reason: reason.to_owned(), source: None }));

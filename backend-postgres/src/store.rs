@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) confirmed: AtomicU64,
     /// Set when the following task was started.
     pub(crate) following: OnceLock<()>,
+    /// Why the following task has no connection, while it has none.
+    pub(crate) deaf: Mutex<Option<String>>,
     /// Closing has begun.
     pub(crate) closing: CancellationToken,
     /// The writer has ended.
@@ -157,6 +159,7 @@ impl PostgresStore {
             seen: watch::Sender::new(Version::ZERO),
             confirmed: AtomicU64::new(0),
             following: OnceLock::new(),
+            deaf: Mutex::default(),
             closing: CancellationToken::new(),
             ended: CancellationToken::new(),
             commits: AtomicU64::new(0),
@@ -214,9 +217,14 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
             let failed = |error: ConnectError| Failed::of(error, url, "open the store");
             let session = connector.connect(None).await.map_err(failed)?;
             let store_id = schema::prepare(&session, options, url).await?;
-            let synchronous_commit = match options.read_only {
-                true => String::new(),
-                false => {
+            let synchronous_commit = match (options.read_only, options.synchronous_commit) {
+                (true, Some(chosen)) => chosen.to_string(),
+                // Only for the statistics; it may be too weak for appends.
+                (true, None) => {
+                    let setting = setting(&session, "synchronous_commit", url).await?;
+                    setting.unwrap_or_else(|| SynchronousCommit::On.to_string())
+                }
+                (false, _) => {
                     let synchronous_commit = check_durability(&session, options, url).await?;
                     // A commit of a process that is gone may still be undecided until it releases the lock. It must not
                     // become visible later.
@@ -236,9 +244,9 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
     }
 }
 
-/// Checks that the server keeps what it confirms. Returns the setting of synced commits.
-async fn check_durability(session: &Session, options: &Options, url: &str) -> Result<String, Failed> {
-    let show = async |name: &str| match session.simple_query(&format!("SHOW {name}")).await {
+/// The server's setting for this user and database.
+async fn setting(session: &Session, name: &str, url: &str) -> Result<Option<String>, Failed> {
+    match session.simple_query(&format!("SHOW {name}")).await {
         Ok(rows) => Ok(rows.into_iter().find_map(|row| match row {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
@@ -246,8 +254,12 @@ async fn check_durability(session: &Session, options: &Options, url: &str) -> Re
         // Another server that speaks the protocol may not have this setting.
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(None),
         Err(error) => Err(Failed::of(error, url, "open the store")),
-    };
-    if show("fsync").await?.as_deref() == Some("off") {
+    }
+}
+
+/// Checks that the server keeps what it confirms. Returns the setting of synced commits.
+async fn check_durability(session: &Session, options: &Options, url: &str) -> Result<String, Failed> {
+    if setting(session, "fsync", url).await?.as_deref() == Some("off") {
         return Err(Failed::Final(Error::Open {
             path: url.to_owned(),
             reason: "the server has fsync=off, and so loses what it confirmed when its machine fails; set fsync=on"
@@ -258,7 +270,7 @@ async fn check_durability(session: &Session, options: &Options, url: &str) -> Re
     if let Some(chosen) = options.synchronous_commit {
         return Ok(chosen.to_string());
     }
-    match show("synchronous_commit").await?.as_deref() {
+    match setting(session, "synchronous_commit", url).await?.as_deref() {
         None => Ok(SynchronousCommit::On.to_string()),
         Some(stronger @ ("on" | "remote_apply")) => Ok(stronger.to_owned()),
         Some(weaker) => Err(Failed::Final(invalid(
@@ -395,9 +407,9 @@ impl Shared {
     }
 
     async fn collect_garbage(&self, ctx: &Context, gc: Gc) -> Result<GcReport> {
-        let how = match gc {
-            Gc::Quick => "ANALYZE",
-            Gc::Full => "FULL, ANALYZE",
+        let (how, done) = match gc {
+            Gc::Quick => ("ANALYZE", "vacuumed"),
+            Gc::Full => ("FULL, ANALYZE", "rewrote"),
             other => return Err(Error::Unsupported { what: format!("a {other} collection of a store on PostgreSQL") }),
         };
         let mut report = GcReport::default();
@@ -406,14 +418,34 @@ impl Shared {
             ctx.check()?;
             let dead = self.dead_rows(ctx, table).await?;
             let vacuum = format!("VACUUM ({how}) {}.{table}", self.queries.schema);
-            self.read(ctx, &self.sessions, "vacuum", Vacuum(vacuum)).await?;
+            let warning = self.read(ctx, &self.sessions, "vacuum", Vacuum(vacuum)).await?;
+            // The server skips a table that the user may not vacuum, with a warning. There are other warnings, too.
+            if let Some(warning) = warning
+                && !self.may_vacuum(ctx, table).await?
+            {
+                let what = format!("{}: {warning}; do it as the owner of the table or of the database", self.url);
+                return Err(Error::Forbidden { what });
+            }
             report.actions.push(match dead {
-                Some(dead) => format!("vacuumed the table {table}, which had about {dead} dead rows"),
-                None => format!("vacuumed the table {table}"),
+                Some(dead) => format!("{done} the table {table}, which had about {dead} dead rows"),
+                None => format!("{done} the table {table}"),
             });
         }
         report.bytes_after = Some(self.bytes(ctx).await?);
         Ok(report)
+    }
+
+    async fn may_vacuum(&self, ctx: &Context, table: &str) -> Result<bool> {
+        // PostgreSQL 17 has a privilege for it.
+        let text = format!(
+            "SELECT pg_has_role(d.datdba, 'USAGE') OR pg_has_role(c.relowner, 'USAGE') OR \
+             CASE WHEN current_setting('server_version_num')::int >= 170000 \
+             THEN has_table_privilege(c.oid, 'MAINTAIN') ELSE false END \
+             FROM pg_class c, pg_database d WHERE c.oid = '{}.{table}'::regclass AND d.datname = current_database()",
+            self.queries.schema
+        );
+        let rows = self.rows(ctx, "look who may vacuum", &Query::rare(text, Vec::new()), Vec::new()).await?;
+        rows.first().map_or(Ok(false), |row| read::column(row, 0))
     }
 
     async fn bytes(&self, ctx: &Context) -> Result<u64> {
@@ -492,10 +524,13 @@ impl Shared {
 struct Vacuum(String);
 
 impl Work for Vacuum {
-    type Output = ();
+    /// The server's warning.
+    type Output = Option<String>;
 
-    async fn run(&self, session: &Session) -> Result<(), PgError> {
-        session.batch_execute(&self.0).await
+    async fn run(&self, session: &Session) -> Result<Option<String>, PgError> {
+        session.take_warning(); // of earlier statements
+        session.batch_execute(&self.0).await?;
+        Ok(session.take_warning())
     }
 }
 

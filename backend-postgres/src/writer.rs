@@ -36,7 +36,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, RowStream};
 
 use crate::connect::Session;
-use crate::error::{ConnectError, Failed, LONGEST_PAUSE, PgError, pauses, reason};
+use crate::error::{ConnectError, Failed, LONGEST_PAUSE, PgError, cause, pauses, reason};
 use crate::mutants::Mutant;
 use crate::queue::{Request, unknown};
 use crate::read;
@@ -466,7 +466,7 @@ async fn commit(
     match is_over {
         true => Err(Uncommitted::Unknown(unknown(
             format!("the connection to {} was lost while it committed ({})", shared.url, reason(&error)),
-            Some(error.into()),
+            Some(cause(error)),
         ))),
         false => Err(refused(error)),
     }

@@ -253,4 +253,37 @@ async fn what_is_wrong_with_the_url_is_told_and_not_tried_again() {
     }
     let opened = open(Options::from_url(&format!("{}?options=-c%20no_such%3D1", cluster.url())).expect("valid")).await;
     assert!(matches!(&opened, Err(Error::Open { reason, .. }) if reason.contains("no_such")), "{opened:?}");
+    let opened = open(Options::from_url(&format!("{}?sslmode=require", cluster.url())).expect("valid")).await;
+    let is_told = matches!(&opened, Err(Error::Open { reason, .. }) if reason.contains("write sslmode=disable"));
+    assert!(is_told, "{opened:?}");
+    let opened = open(Options::from_url(&format!("{}?dbname=missing", cluster.url())).expect("valid")).await;
+    let error = opened.expect_err("there is no such database");
+    let cause = std::error::Error::source(&error).expect("what the server said").to_string();
+    assert!(error.to_string().contains(&cause), "its words are not told twice: {error}; {cause}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_not_let_in_is_told_what_to_check() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    cluster.sql("CREATE ROLE app LOGIN PASSWORD 'right'").expect("created");
+    let path = cluster.socket().join("hba.conf");
+    let rules = "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost all app 127.0.0.1/32 scram-sha-256\n";
+    std::fs::write(&path, rules).expect("written");
+    cluster.own(&path).expect("given to the server");
+    cluster.configure(&[&format!("hba_file = '{}'", path.display())]).expect("configured");
+    cluster.stop("fast").expect("stopped");
+    cluster.restart().expect("restarted");
+    for (user, advice) in [
+        ("app:wrong@", "check PGPASSWORD, the password_file, or the password in the URL"),
+        ("other@", "check the user in the URL, and pg_hba.conf on the server"),
+    ] {
+        let opened = open(Options::new(cluster.url().replace("postgres@", user))).await;
+        let is_told = matches!(&opened, Err(Error::Forbidden { what }) if what.ends_with(advice));
+        assert!(is_told, "{user}: {opened:?}");
+    }
+    let mut options = Options::new(cluster.url().replace("postgres@", "app@"));
+    options.password = Some("right".to_owned());
+    let opened = open(options).await;
+    let is_let_in = matches!(&opened, Err(Error::Forbidden { what }) if what.contains("permission denied"));
+    assert!(is_let_in, "it may not create a schema: {opened:?}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Writers, all, append_surely, ctx, event, incidents, is_written, store};
 use cutting_proxy::{Fate, Proxy};
-use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected, LoadOptions, PageSize, Version};
+use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected, Gc, LoadOptions, PageSize, Version};
 use postgres_cluster::Cluster;
 
 fn signal(name: &str, process: u32) {
@@ -204,6 +204,25 @@ async fn a_server_that_is_away_is_unavailable_and_then_there_again() {
         let refused = store.latest_version(&ctx()).await;
         assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
     }
+    // Who waits, and hears nothing, is told why at the end, as soon as that is known; and not any more when it is over.
+    let ended = async || {
+        let soon = Context::background().with_timeout(Duration::from_millis(50));
+        store.wait_for_events(&soon, Version::new(1)).await.expect_err("nothing comes")
+    };
+    let until_told = async {
+        loop {
+            let told = ended().await;
+            if !matches!(told, Error::DeadlineExceeded) {
+                return told;
+            }
+        }
+    };
+    let told = tokio::time::timeout(common::LONG, until_told).await.expect("it is told");
+    assert!(matches!(told, Error::Unavailable { .. }), "{told:?}");
+    cluster.restart().expect("restarted");
+    let until_over = async { while !matches!(ended().await, Error::DeadlineExceeded) {} };
+    tokio::time::timeout(common::LONG, until_over).await.expect("it is over");
+    cluster.stop("fast").expect("stopped");
     let waiting = {
         let store = store.clone();
         tokio::spawn(async move { store.wait_for_events(&ctx(), Version::new(1)).await })
@@ -231,7 +250,8 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let refused = backend_postgres::open(options(&format!("{}?dbname=missing", cluster.url()))).await;
     assert!(matches!(refused, Err(Error::Open { .. })), "{refused:?}");
     let refused = backend_postgres::open_existing(options(&format!("{}?schema=other", cluster.url()))).await;
-    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason == "there is no store"), "{refused:?}");
+    let is_told = matches!(&refused, Err(Error::Open { reason, .. }) if reason.starts_with("there is no store") && reason.contains("`schema=`"));
+    assert!(is_told, "{refused:?}");
 
     cluster
         .sql("GRANT USAGE ON SCHEMA eventstore TO nobody; GRANT SELECT ON ALL TABLES IN SCHEMA eventstore TO nobody")
@@ -280,6 +300,29 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_is_for_the_owner() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let owner = store(&cluster.url(), |_| {}).await;
+    let grants = "CREATE ROLE writer LOGIN; GRANT USAGE ON SCHEMA eventstore TO writer; \
+                  GRANT SELECT, INSERT ON eventstore.events TO writer; GRANT SELECT, UPDATE ON eventstore.head TO writer";
+    cluster.sql(grants).expect("granted");
+    let writer = store(&cluster.url().replace("postgres@", "writer@"), |_| {}).await;
+    writer.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
+    for (gc, done) in [(Gc::Quick, "vacuumed the table events"), (Gc::Full, "rewrote the table events")] {
+        // The server leaves the tables out, and says so in a warning only.
+        let refused = writer.run_gc(&ctx(), gc).await;
+        let is_told = matches!(&refused, Err(Error::Forbidden { what }) if what.contains("as the owner of the table"));
+        assert!(is_told, "{refused:?}");
+        let report = owner.run_gc(&ctx(), gc).await.expect("collected");
+        assert!(report.actions[0].starts_with(done), "{report:?}");
+    }
+    // The owner of the database may as well, and whoever has the owner's role.
+    cluster.sql("ALTER DATABASE postgres OWNER TO writer").expect("altered");
+    writer.run_gc(&ctx(), Gc::Full).await.expect("collected");
+    assert!(owner.verify(&ctx()).await.expect("verified").is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_opening_waits_for_what_a_process_that_is_gone_had_begun_to_commit() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     store(&cluster.url(), |_| {}).await.close().await.expect("closed");
@@ -311,6 +354,14 @@ async fn what_the_server_would_lose_is_refused() {
     let stats = store.stats(&ctx()).await.expect("told");
     let property = |name: &str| stats.properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     assert_eq!(property("synchronous_commit").as_deref(), Some("on"));
+    // Reading needs no such setting, and tells what it is.
+    for (url, setting) in [(cluster.url(), "off"), (url.clone(), "on")] {
+        let reader = backend_postgres::open_read_only(options(&url)).await.expect("opened");
+        let stats = reader.stats(&ctx()).await.expect("told");
+        let is_told =
+            |(name, value): &(std::borrow::Cow<str>, String)| name == "synchronous_commit" && value == setting;
+        assert!(stats.properties.iter().any(is_told), "{stats:?}");
+    }
     // Buffered events are synced by a later append, and by an explicit sync.
     store.store_batch(&ctx(), common::buffered(event("second", "a"))).await.expect("stored");
     assert_eq!(cluster.sql("SELECT version, synced FROM eventstore.head").expect("asked"), "2|1");
