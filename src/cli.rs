@@ -19,6 +19,7 @@ pub(crate) struct Cli {
         display_order = 100,
         value_name = "URL",
         env = "EVENTSTORE_URL",
+        hide_env_values = true, // one may have a password
         default_value = "lmdb:./eventstore-data"
     )]
     pub(crate) store: String,
@@ -331,7 +332,7 @@ pub(crate) struct AppendArgs {
     #[arg(long, value_name = "LEVEL")]
     pub(crate) durability: Option<String>,
 
-    /// The time limit of each append, such as 500ms or 2s; no limit by default
+    /// The time limit of each append, and of opening a store that is on a server, such as 500ms or 2s; no limit by default
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }

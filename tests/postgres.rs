@@ -7,6 +7,9 @@ mod server;
 mod shell;
 mod signals;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use postgres_cluster::Cluster;
 use serde_json::Value;
 
@@ -28,7 +31,8 @@ impl Shell {
 fn every_command_works_on_a_store_on_postgresql() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     let (shell, store) = (Shell::new(), url(&cluster, "orders"));
-    shell.on(&store, &["latest"]).failed("cannot_open", &["there is no store"]); // reads create nothing
+    // Reads create nothing.
+    shell.on(&store, &["latest"]).failed("cannot_open", &["there is no store", "`schema=`", "importing"]);
     shell.on(&store, &["import", orders().to_str().unwrap()]).succeeded();
     let one = "{\"id\":\"o\\u0000ne\",\"type\":\"T\",\"aggregate_id\":\"a\",\"data\":{\"n\": 1.50}}";
     shell.write("one.jsonl", one);
@@ -42,9 +46,12 @@ fn every_command_works_on_a_store_on_postgresql() {
     let stats: Value = serde_json::from_str(&shell.on(&store, &["stats", "--json"]).succeeded().stdout).unwrap();
     assert_eq!((stats["backend"].as_str(), stats["latest_version"].as_u64()), (Some("postgres"), Some(latest)));
     assert_eq!(stats["engine"]["synced_version"].as_u64(), Some(latest));
+    assert_eq!(stats["engine"]["in_recovery"], false);
+    assert_eq!(stats["engine"]["synchronous_commit"], "on");
     assert!(shell.on(&store, &["verify"]).succeeded().stdout.contains("verdict: clean"));
     assert!(shell.on(&store, &["gc"]).succeeded().stdout.contains("vacuumed the table events"));
-    assert!(shell.on(&store, &["gc", "--full"]).succeeded().stdout.contains("bytes_after"));
+    let full = shell.on(&store, &["gc", "--full"]).succeeded().stdout;
+    assert!(full.contains("bytes_after") && full.contains("rewrote the table events"), "{full}");
 
     // To an embedded store, and back to a new one on PostgreSQL.
     let digest = shell.on(&store, &["digest"]).succeeded().stdout;
@@ -61,11 +68,140 @@ fn every_command_works_on_a_store_on_postgresql() {
     shell.on(&store, &["append", "two.jsonl"]).succeeded();
     assert!(shell.on(&store, &["backup", "backup"]).succeeded().stdout.contains("copied: 1\n"));
     shell.on(&store, &["repair"]).failed("unsupported", &["a store on PostgreSQL has none"]);
-    let bench = shell.on(&cluster.url(), &["bench", "--quick"]);
+    let bench = shell.on(&with_password(&cluster.url()), &["bench", "--quick", "--report", "report"]);
     assert_eq!(bench.code, Some(0), "{}", bench.stderr);
     assert!(bench.stdout.contains("append"), "{}", bench.stdout);
+    let report = std::fs::read_dir(shell.path("report")).unwrap().map(|entry| entry.unwrap().path());
+    let report: Vec<_> =
+        report.map(|file| String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned()).collect();
+    assert!(report.iter().any(|text| text.contains("127.0.0.1")), "the URL is in it");
+    for text in report.iter().chain([&bench.stdout, &bench.stderr]) {
+        assert!(!text.contains(PASSWORD));
+    }
     let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'eventstore_bench%'";
     assert_eq!(cluster.sql(schemas).unwrap(), "0", "its stores are gone");
+}
+
+const PASSWORD: &str = "s3cret";
+
+/// A URL with the password of its user, which the server does not ask for.
+fn with_password(url: &str) -> String {
+    url.replace("postgres@", &format!("postgres:{PASSWORD}@"))
+}
+
+#[test]
+fn a_password_in_a_url_is_shown_to_nobody() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let (shell, store) = (Shell::new(), with_password(&url(&cluster, "shown")));
+    let server = Server::on_any_port(&shell, &["--store", &store]);
+    let address = format!("127.0.0.1:{}/postgres?schema=shown", cluster.port());
+    assert!(server.told.contains(&address) && !server.told.contains(PASSWORD), "{}", server.told);
+    assert_eq!(server.end(15).1, "");
+    // As the password of a parameter.
+    let store = format!("{}&password={PASSWORD}", url(&cluster, "shown"));
+    let server = Server::on_any_port(&shell, &["--store", &store]);
+    assert!(server.told.contains(&address) && !server.told.contains(PASSWORD), "{}", server.told);
+    assert_eq!(server.end(15).1, "");
+    let help = shell.command(&["load", "--help"]).env("EVENTSTORE_URL", &store).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("EVENTSTORE_URL") && !help.contains(PASSWORD), "{help}");
+}
+
+#[test]
+fn a_database_that_is_away_is_told_from_the_server_of_its_store() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let (shell, store) = (Shell::new(), url(&cluster, "away"));
+    let server = Server::on_any_port(&shell, &["--store", &format!("{store}&retry_for=100ms")]);
+    shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
+    shell.on(&server.url, &["append", "one.jsonl"]).succeeded();
+    let ready = || {
+        let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
+        write!(stream, "GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ready().starts_with("HTTP/1.1 200"));
+    cluster.stop("fast").unwrap();
+    let not_ready = ready();
+    assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("postgres://127.0.0.1"), "{not_ready}");
+    let impatient = format!("{}?retry_for=0s", server.url);
+    for command in [&["latest"][..], &["append", "one.jsonl"]] {
+        shell
+            .on(&impatient, command)
+            .failed("unavailable", &["it serves postgres://127.0.0.1", "which is not available"]);
+    }
+    cluster.restart().unwrap();
+    shell.on(&server.url, &["append", "one.jsonl"]).succeeded();
+    assert!(ready().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn the_time_limit_of_appends_holds_for_opening_too() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let (shell, store) = (Shell::new(), url(&cluster, "orders"));
+    shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
+    shell.on(&store, &["append", "one.jsonl"]).succeeded();
+    let held = cluster.hold("SELECT * FROM orders.head FOR UPDATE").unwrap();
+    let appended = shell.on(&store, &["append", "--timeout", "200ms", "one.jsonl"]);
+    drop(held);
+    appended.failed("deadline_exceeded", &["nothing was written"]);
+}
+
+#[test]
+fn a_schema_is_printed_for_a_store_on_postgresql_only() {
+    let shell = Shell::new();
+    for args in [&["schema"][..], &["--store", "lmdb:./store", "schema"]] {
+        shell.run(args).failed("invalid_option", &["`schema` prints", "--store postgres://"]);
+    }
+}
+
+/// The SQL that the document gives in its section on the setup.
+fn documented_sql() -> Vec<String> {
+    let document = include_str!("../docs/postgres.md");
+    let (_, setup) = document.split_once("## Setup").unwrap();
+    let (setup, _) = setup.split_once("\n## ").unwrap();
+    let blocks = setup.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    blocks.collect()
+}
+
+#[test]
+fn the_documented_setup_is_enough() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let shell = Shell::new();
+    let blocks = documented_sql();
+    let [database, grants] = &blocks[..] else { panic!("{blocks:?}") };
+    for statement in database.split_inclusive(';').filter(|statement| statement.contains(';')) {
+        cluster.sql(statement).unwrap(); // each by itself: a database is not created in a transaction
+    }
+    shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
+    let address = format!("127.0.0.1:{}", cluster.port());
+    let append = |url: &str| shell.on(url, &["append", "one.jsonl"]);
+    append(&format!("postgres://app@{address}/shop?schema=orders")).succeeded();
+
+    // In a database of somebody else, by what is printed there. Through a socket as well.
+    let printed = shell.on(&url(&cluster, "orders"), &["schema"]).succeeded().stdout;
+    cluster.sql(&printed).unwrap();
+    cluster.sql("CREATE ROLE writer LOGIN; CREATE ROLE reader LOGIN").unwrap();
+    cluster.sql(grants).unwrap();
+    let socket = cluster.socket().display().to_string();
+    let escaped = socket.replace('/', "%2F");
+    let of = |user: &str| {
+        [
+            format!("postgres://{user}@{address}/postgres?schema=orders"),
+            format!("postgres:///postgres?host={socket}&port={}&user={user}&schema=orders", cluster.port()),
+            format!("postgres://{user}@{escaped}:{}/postgres?schema=orders", cluster.port()),
+        ]
+    };
+    for (url, readers) in of("writer").into_iter().zip(of("reader")) {
+        append(&url).succeeded();
+        shell.on(&url, &["gc"]).failed("forbidden", &["as the owner of the table"]);
+        append(&readers).failed("forbidden", &["permission denied"]);
+        assert_eq!(shell.on(&readers, &["load"]).succeeded().events().len(), 1);
+        assert!(shell.on(&readers, &["verify"]).succeeded().stdout.contains("verdict: clean"));
+        shell.on(&readers, &["digest"]).succeeded();
+        shell.on(&readers, &["stats"]).succeeded();
+    }
 }
 
 #[test]

@@ -153,6 +153,30 @@ pub(crate) mod backend {
     pub fn is_postgres(url: &str) -> bool {
         server_of(url) == Some(POSTGRES)
     }
+
+    /// A URL to be shown: without passwords and tokens, in whose place it has `(hidden)`.
+    #[must_use]
+    pub fn shown(url: &str) -> String {
+        let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+        // Whatever is before the last @ may be a password, also where it is not written as it should be.
+        let rest = match rest.rsplit_once('@').map(|(user, place)| (user.split_once(':'), place)) {
+            Some((Some((user, _)), place)) => format!("{user}:(hidden)@{place}"),
+            _ => rest.to_owned(),
+        };
+        let Some((place, options)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
+        let redacted = |option: &str| match option.split_once('=') {
+            Some((name, _)) if is_secret(name) => format!("{name}=(hidden)"),
+            _ => option.to_owned(),
+        };
+        let options: Vec<_> = options.split('&').map(redacted).collect();
+        format!("{scheme}://{place}?{}", options.join("&"))
+    }
+}
+
+/// Whether the value of an option is for nobody to see. A name that is not written plainly may be any.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains('%') || matches!(name.as_str(), "password" | "sslpassword" | "token")
 }
 
 pub(crate) const MEMORY: &str = "memory";

@@ -18,6 +18,8 @@ const BACKENDS: &[(&str, &str)] = &[
     ("http://127.0.0.1:1", "## HTTP"),
     #[cfg(feature = "http")]
     ("gosync+http://127.0.0.1:1", "## Go Sync Kit"),
+    #[cfg(feature = "postgres")]
+    ("postgres://127.0.0.1:1/never-made", "## PostgreSQL"),
 ];
 
 fn section<'a>(document: &'a str, title: &str) -> &'a str {
@@ -46,7 +48,7 @@ async fn the_document_has_every_option_and_no_other() {
         } else if *title == "## Go Sync Kit" {
             let of_http = documented(section(document, "## HTTP"));
             expected.extend(of_http.into_iter().filter(|option| *option != "lost_after"));
-        } else if *title != "## HTTP" {
+        } else if !matches!(*title, "## HTTP" | "## PostgreSQL") {
             expected.extend(&for_all);
         }
         known.sort_unstable();
@@ -59,7 +61,7 @@ async fn the_document_has_every_option_and_no_other() {
 async fn the_documents_defaults_can_be_given() {
     let document = include_str!("../../docs/options.md");
     let directory = tempfile::tempdir().unwrap();
-    for (url, title) in BACKENDS[1..].iter().filter(|(url, _)| !url.contains("http")) {
+    for (url, title) in BACKENDS[1..].iter().filter(|(url, _)| !url.contains("://")) {
         let mut options = Vec::new();
         for line in section(document, title).lines().filter(|line| line.starts_with("| `")) {
             let mut columns = line.split(" | ").map(|column| column.trim_matches(['|', ' ', '`']));

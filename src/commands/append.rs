@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use eventstore::backend::limits::MAX_BATCH_BYTES;
-use eventstore::backend::{CancellationToken, Context, Durability, Expected, Stored};
+use eventstore::backend::{
+    CancellationToken, Context, Durability, Error, Expected, Stored, is_gosync, is_postgres, is_served,
+};
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use super::{Ending, Store, with_store};
+use super::{Ending, Store, with_open};
 use crate::batches::{BatchSize, Batches, Form, Gathered, refused};
 use crate::cli::AppendArgs;
 use crate::failure::{Failure, tell};
@@ -27,7 +29,16 @@ pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure>
     let size = BatchSize { events: args.batch, bytes: MAX_BATCH_BYTES + 1 };
     let input = Input::open(&args.file)?;
     let interrupted = interrupt::token_of_work();
-    with_store(url, async |store| {
+    let opening = async {
+        let opening = eventstore::backend::open(url);
+        let is_on_server = is_postgres(url) || is_served(url) || is_gosync(url);
+        match args.timeout.filter(|_| is_on_server) {
+            // It may wait for the server, or for others who append.
+            Some(limit) => tokio::time::timeout(limit, opening).await.unwrap_or(Err(Error::DeadlineExceeded)),
+            None => opening.await,
+        }
+    };
+    with_open(opening, async |store| {
         let batches = Batches::new(input.into_records(Wanted::Lines)?, size, Form::default());
         append(store, batches, &options, args.concurrency, &interrupted).await
     })

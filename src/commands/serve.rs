@@ -1,5 +1,6 @@
 //! `serve`: serves a store, or a directory of stores, over HTTP, until a signal.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,11 +52,12 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
             Server::of_many(stores)
         }
         None => {
-            what = url.to_owned();
+            what = eventstore::backend::shown(url);
+            let url = for_clients(url);
             let opening = async {
                 match args.read_only {
-                    true => eventstore::open_read_only(url).await,
-                    false => eventstore::open(url).await,
+                    true => eventstore::open_read_only(&url).await,
+                    false => eventstore::open(&url).await,
                 }
             };
             let Some(store) = interrupt::while_opening(opening).await else { return Ok(Ending::Interrupted) };
@@ -76,6 +78,18 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     }
     served.map_err(|error| Failure::refused(error.to_string()))?;
     Ok(Ending::Interrupted)
+}
+
+/// The URL with which a store is opened to be served. Clients retry for their own `retry_for`. So a store on PostgreSQL retries for
+/// less time than they do, and they get the reason in time.
+fn for_clients(url: &str) -> Cow<'_, str> {
+    const RETRY_FOR: &str = "retry_for=5s";
+    let options = url.split_once('?').map_or("", |(_, options)| options);
+    if !eventstore::backend::is_postgres(url) || options.split('&').any(|option| option.starts_with("retry_for=")) {
+        return url.into();
+    }
+    let separator = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{separator}{RETRY_FOR}").into()
 }
 
 /// The files that are read at the start, and again on SIGHUP.
@@ -172,6 +186,18 @@ fn record_metrics() -> Result<PrometheusHandle, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_on_postgresql_is_served_with_less_patience_than_its_clients_have() {
+        for (url, opened) in [
+            ("postgres://db/shop", "postgres://db/shop?retry_for=5s"),
+            ("postgresql://db/shop?schema=a", "postgresql://db/shop?schema=a&retry_for=5s"),
+            ("postgres://db/shop?retry_for=1m&schema=a", "postgres://db/shop?retry_for=1m&schema=a"),
+            ("lmdb:./data", "lmdb:./data"),
+        ] {
+            assert_eq!(for_clients(url), opened);
+        }
+    }
 
     #[test]
     fn a_place_of_stores_may_name_an_engine() {

@@ -13,6 +13,8 @@ pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) stderr: BufReader<ChildStderr>,
     pub(crate) url: String,
+    /// The line that has its address.
+    pub(crate) told: String,
 }
 
 impl Server {
@@ -23,7 +25,7 @@ impl Server {
         stderr.read_line(&mut line).unwrap();
         let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
         let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, stderr, url }
+        Server { child, stderr, url, told: line }
     }
 
     pub(crate) fn on_any_port(shell: &Shell, args: &[&str]) -> Self {
