@@ -147,9 +147,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Store(error) => error.fmt(f),
-            // Its text names the address.
-            Error::Hub { source: source @ eventstore_api::Error::Unavailable { .. }, .. } => source.fmt(f),
-            Error::Hub { hub, source } => write!(f, "{hub}: {source}"),
+            Error::Hub { hub, source } => {
+                let said = source.to_string();
+                // Some errors name the address themselves, without its options.
+                let address = hub.split('?').next().unwrap_or_default().trim_end_matches('/');
+                let is_named = matches!(source, eventstore_api::Error::Unavailable { .. }) || said.contains(address);
+                if is_named { f.write_str(&said) } else { write!(f, "{hub}: {said}") }
+            }
             Error::Conflict => {
                 f.write_str("conflict: there are events that this decision had not seen; load again and decide again")
             }
@@ -197,5 +201,23 @@ impl std::error::Error for Error {
             Error::Store(error) | Error::Hub { source: error, .. } => std::error::Error::source(error),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hub_is_named_once() {
+        use eventstore_api::Error as Store;
+        let url = "http://127.0.0.1:7080/stores/notes";
+        let told = |source: Store| Error::Hub { hub: format!("{url}?token_file=token"), source }.to_string();
+        let forbidden = told(Store::Forbidden { what: format!("{url}: the token may only read") });
+        assert_eq!(forbidden, format!("forbidden: {url}: the token may only read"));
+        let missing = Store::Open { path: url.to_owned(), reason: "there is no store".to_owned(), source: None };
+        assert_eq!(told(missing), format!("cannot open {url}: there is no store"));
+        let closed = told(Store::Closed);
+        assert!(closed.starts_with(url) && closed.ends_with("the store is closed; open it again"), "{closed}");
     }
 }
