@@ -143,7 +143,9 @@ fn the_time_limit_of_appends_holds_for_opening_too() {
     shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
     shell.on(&store, &["append", "one.jsonl"]).succeeded();
     let held = cluster.hold("SELECT * FROM orders.head FOR UPDATE").unwrap();
-    let appended = shell.on(&store, &["append", "--timeout", "200ms", "one.jsonl"]);
+    // Without the limit it would wait for the lock.
+    let waits = format!("{store}&options=-c%20lock_timeout%3D10s");
+    let appended = shell.on(&waits, &["append", "--timeout", "200ms", "one.jsonl"]);
     drop(held);
     appended.failed("deadline_exceeded", &["nothing was written"]);
 }
