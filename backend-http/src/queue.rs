@@ -235,7 +235,7 @@ impl Queue {
         }
     }
 
-    /// Whether there is something to send. If not, the task is woken when there is.
+    /// Whether there is something to send. If not, the task is woken later.
     pub(crate) fn has_work(&self, cx: &TaskContext<'_>) -> bool {
         self.waker.register(cx.waker());
         let state = self.state();

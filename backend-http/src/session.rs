@@ -192,7 +192,9 @@ struct Serving<'a> {
     works: bool,
     appends: Vec<Append>,
     withdrawn: Vec<u64>,
-    /// Other tasks had a turn since there is something to send.
+    /// The number of answers in the newest message with some.
+    answered: usize,
+    /// Other tasks have had a turn since there is something to send.
     has_yielded: bool,
     lost_after: Duration,
     heard: Heard,
@@ -227,6 +229,7 @@ impl<'a> Serving<'a> {
             works: false,
             appends: Vec::new(),
             withdrawn: Vec::new(),
+            answered: 0,
             has_yielded: false,
             lost_after,
             heard,
@@ -277,8 +280,10 @@ impl<'a> Serving<'a> {
             Poll::Pending => {}
         }
         if !self.is_flushing {
-            // Callers that were just answered append again. One turn later a single message takes what all of them append.
-            if !std::mem::replace(&mut self.has_yielded, true) && self.queue.has_work(cx) {
+            // Callers that were answered together append again together: one turn later, one message takes all their appends.
+            // A single caller does not wait for others.
+            let has_others = self.answered > 1 || !self.sent.is_empty();
+            if has_others && !std::mem::replace(&mut self.has_yielded, true) && self.queue.has_work(cx) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -333,7 +338,9 @@ impl<'a> Serving<'a> {
 
     fn take_answers(&mut self, message: Bytes) -> Result<(), Lost> {
         let damaged = |what: &dyn std::fmt::Display| Lost::new(format!("an answer was damaged on its way: {what}"));
-        for Answer { number, outcome } in decode_answers(message).map_err(|error| damaged(&error))? {
+        let answers = decode_answers(message).map_err(|error| damaged(&error))?;
+        self.answered = answers.len();
+        for Answer { number, outcome } in answers {
             let Some(append) = self.sent.remove(&number) else { continue };
             match outcome {
                 Ok(stored) if stored.len() == append.batch.events.len() => {

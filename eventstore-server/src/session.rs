@@ -92,13 +92,14 @@ async fn run(app: Arc<App>, served: Arc<Served>, gone: Gone, socket: Socket, met
     let (sink, mut stream) = socket.split();
     // Bounded by the room of the session: each append that was read is answered once.
     let (answers, answered) = mpsc::unbounded_channel();
-    let writer = tokio::spawn(write(sink, answered));
+    let appends = Arc::new(Semaphore::new(MOST_APPENDS));
+    let writer = tokio::spawn(write(sink, answered, appends.clone()));
     let session = Session {
         app,
         served,
         gone,
         meter,
-        appends: Arc::new(Semaphore::new(MOST_APPENDS)),
+        appends,
         bytes: Arc::new(Semaphore::new(MOST_BYTES)),
         running: FuturesUnordered::new(),
         cancels: HashMap::new(),
@@ -324,6 +325,7 @@ impl Session {
 async fn write(
     mut sink: SplitSink<Socket, Message>,
     mut told: mpsc::UnboundedReceiver<Told>,
+    appends: Arc<Semaphore>,
 ) -> (SplitSink<Socket, Message>, bool) {
     let mut next = None;
     let mut has_closed = false;
@@ -334,8 +336,10 @@ async fn write(
         }) else {
             return (sink, has_closed);
         };
-        // The appends of a group are answered one right after the other: one turn later a single message takes all answers.
-        tokio::task::yield_now().await;
+        // The appends of a group are answered at nearly the same time: one turn later, one message takes all answers.
+        if appends.available_permits() + 1 < MOST_APPENDS {
+            tokio::task::yield_now().await;
+        }
         let mut rooms = Vec::new();
         let message = match first {
             Told::Answered(first) => {
