@@ -410,7 +410,11 @@ impl Retries {
         };
         let pause = self.pauses.next().max(after).unwrap_or_default();
         if self.until.is_some_and(|until| Instant::now() + pause > until) {
-            return Err(self.unavailable((reason, source), url));
+            return Err(match self.has_failed() {
+                true => self.unavailable((reason, source), url),
+                // One attempt, however long the server took for it.
+                false => Error::Unavailable { url: url.to_owned(), reason, source },
+            });
         }
         tracing::debug!(url, reason, ?pause, "a request is repeated");
         // Most failures are resolved by the next attempt.
@@ -466,3 +470,29 @@ pub(crate) type SharedClient = Arc<Client>;
 
 /// The media type of pages and single events.
 pub(crate) const PAGES: &str = BINARY;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_time_of_the_attempts_is_told_if_there_were_several() {
+        let failed = || Failed::passing("refused");
+        let ctx = Context::background();
+        let four_seconds = |mut retries: Retries| {
+            retries.began = retries.began.checked_sub(Duration::from_secs(4)).expect("the machine runs for longer");
+            retries
+        };
+        let mut once = four_seconds(Retries::new(Duration::ZERO));
+        let told = once.pause(&ctx, failed(), "http://host").await;
+        assert!(matches!(&told, Err(Error::Unavailable { reason, .. }) if reason == "refused"), "{told:?}");
+        let mut several = four_seconds(Retries::new(Duration::from_secs(60)));
+        several.pause(&ctx, failed(), "http://host").await.expect("another attempt");
+        several.until = Some(Instant::now());
+        let told = several.pause(&ctx, failed(), "http://host").await;
+        assert!(
+            matches!(&told, Err(Error::Unavailable { reason, .. }) if reason.starts_with("refused (tried for ")),
+            "{told:?}"
+        );
+    }
+}
