@@ -59,24 +59,27 @@ pub struct Options {
 }
 
 impl Options {
-    /// The options in a URL: `gosync+http://host:8080/base?mirror=DIR`, and those of [`crate::Options`] but `lost_after`.
+    /// The options in a URL: `gosync+http://host:8080/base?mirror=DIR`, and those of [`crate::Options`] but `lost_after` and
+    /// `retry_waits`.
     ///
     /// # Errors
     ///
     /// `InvalidOption` for a URL that is none, and for an option that is unknown or cannot be read.
     pub fn from_url(url: &str) -> Result<Self> {
         let mut mirror = None;
-        let own = KNOWN.into_iter().filter(|option| *option != "lost_after");
+        const OTHERS: [(&str, &str); 2] = [
+            ("lost_after", "a server of Go Sync Kit is asked anew for each append; leave it out"),
+            ("retry_waits", "a server of Go Sync Kit is asked again and again by whoever waits; leave it out"),
+        ];
+        let own = KNOWN.into_iter().filter(|option| OTHERS.iter().all(|(other, _)| other != option));
         let known: Vec<_> = own.chain(["mirror"]).collect();
         let url = url.strip_prefix("gosync+").unwrap_or(url);
         let server = crate::Options::from_url_with(url, &known, |given| {
             mirror = given.text("mirror")?.map(PathBuf::from);
-            match given.text("lost_after")? {
+            OTHERS.into_iter().try_for_each(|(option, reason)| match given.text(option)? {
                 None => Ok(()),
-                Some(_) => {
-                    Err(invalid("lost_after", "a server of Go Sync Kit is asked anew for each append; leave it out"))
-                }
-            }
+                Some(_) => Err(invalid(option, reason)),
+            })
         })?;
         Ok(Options { server, mirror })
     }

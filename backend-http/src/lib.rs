@@ -25,7 +25,7 @@
 //! # Lost connections
 //!
 //! A read is repeated until it is answered, for `retry_for` at most, and is `Unavailable` then. Waiting for events, and so a
-//! subscription that waits, goes on over restarts of the server until its context ends.
+//! subscription that waits, goes on over restarts of the server until its context ends, unless `retry_waits` is false.
 //!
 //! An append that was not sent waits for a connection for as long. One that may have reached the server when the connection was
 //! lost is `OutcomeUnknown`: append the same events again, as after any unknown outcome. Nothing is written twice then.

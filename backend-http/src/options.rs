@@ -27,8 +27,11 @@ pub struct Options {
     /// repeated no longer than `retry_for`. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long a call is repeated while the server cannot be reached or takes no requests, unless its context ends before. Then
-    /// it is `Unavailable`. Waiting for events is repeated until its context ends. Default: 30 s.
+    /// it is `Unavailable`. Waiting for events is repeated until its context ends, unless `retry_waits` is false. Default: 30 s.
     pub retry_for: Duration,
+    /// Whether waiting for events goes on, until its context ends, while the server cannot be reached. If not, it is repeated for
+    /// `retry_for` as every call is, for those who want to know that the server is away. Default: true.
+    pub retry_waits: bool,
     /// How long appends wait for anything from the server until the connection counts as lost. Half as long after the last byte,
     /// the server is asked whether it is there. Default: 20 s, at least 10 ms.
     pub lost_after: Duration,
@@ -39,8 +42,8 @@ pub struct Options {
 }
 
 /// The options in a URL.
-pub(crate) const KNOWN: [&str; 7] =
-    ["token_file", "ca_file", "connect_timeout", "retry_for", "lost_after", "read_only", "insecure"];
+pub(crate) const KNOWN: [&str; 8] =
+    ["token_file", "ca_file", "connect_timeout", "retry_for", "retry_waits", "lost_after", "read_only", "insecure"];
 
 impl Options {
     /// The default options for the store at this base, without options behind it.
@@ -52,6 +55,7 @@ impl Options {
             ca_file: None,
             connect_timeout: Duration::from_secs(5),
             retry_for: Duration::from_secs(30),
+            retry_waits: true,
             lost_after: Duration::from_secs(20),
             read_only: false,
             insecure: false,
@@ -107,6 +111,7 @@ impl Options {
         ] {
             *duration = given.duration(name)?.unwrap_or(*duration);
         }
+        options.retry_waits = given.flag_or("retry_waits", options.retry_waits)?;
         options.read_only = given.flag("read_only")?;
         options.insecure = given.flag("insecure")?;
         given.finish().map_err(|error| match error {
@@ -167,6 +172,7 @@ impl fmt::Debug for Options {
             .field("ca_file", &self.ca_file)
             .field("connect_timeout", &self.connect_timeout)
             .field("retry_for", &self.retry_for)
+            .field("retry_waits", &self.retry_waits)
             .field("lost_after", &self.lost_after)
             .field("read_only", &self.read_only)
             .field("insecure", &self.insecure)
@@ -320,12 +326,13 @@ mod tests {
     fn every_option_can_stand_in_a_url() {
         let all = options(
             "https://host:7080/stores/orders/?token_file=/run/a%20b&ca_file=ca.pem&connect_timeout=2s&retry_for=500ms&\
-             lost_after=3s&read_only=true&insecure",
+             retry_waits=false&lost_after=3s&read_only=true&insecure",
         );
         assert_eq!(all.url, "https://host:7080/stores/orders/");
         assert_eq!((all.token_file, all.ca_file), (Some("/run/a b".into()), Some("ca.pem".into())));
         assert_eq!((all.connect_timeout, all.retry_for), (Duration::from_secs(2), Duration::from_millis(500)));
         assert_eq!((all.lost_after, all.read_only, all.insecure), (Duration::from_secs(3), true, true));
+        assert!(!all.retry_waits && options("http://h").retry_waits);
         for (url, named) in [
             ("http://h?colour=red", "colour"),
             ("http://h?retry_for=soon", "retry_for"),

@@ -315,8 +315,13 @@ impl EventStore for HttpStore {
         self.check(ctx)?;
         let client = self.client();
         let waiting = async {
-            // Whoever waits does so until the context ends, whatever the server does meanwhile.
-            let mut retries = Retries::for_ever();
+            // Whoever waits does so until the context ends, whatever the server does meanwhile, but for those who want to know
+            // that it is away.
+            let fresh = || match client.retry_waits {
+                true => Retries::for_ever(),
+                false => Retries::new(client.retry_for),
+            };
+            let mut retries = fresh();
             let query = QueryWriter::new().put("after", after).finish();
             loop {
                 // After a failure, an answer is to come soon: it tells that the server is back.
@@ -333,12 +338,15 @@ impl EventStore for HttpStore {
                     }
                     Ok(Err(Failed::Final(Error::DeadlineExceeded))) => {
                         retries.succeeded(&client.url);
-                        retries = Retries::for_ever();
+                        retries = fresh();
                         continue;
                     }
                     Ok(Err(failed)) => failed,
                     Err(_) => Failed::passing("it does not answer"),
                 };
+                if !retries.has_failed() {
+                    retries = fresh(); // a wait may take long, and it is the outage that counts
+                }
                 retries.pause(&Context::background(), failed, &client.url).await?;
             }
         };
