@@ -83,7 +83,7 @@ pub enum Error {
     NotAReplica {
         /// The directory.
         path: String,
-        /// Why.
+        /// Why; and behind a semicolon what to do, if that is not to check the path or to make a new one.
         reason: String,
     },
 
@@ -145,6 +145,10 @@ impl From<eventstore_api::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Nobody serves a replica.
+            Error::Store(eventstore_api::Error::Locked { path }) => {
+                write!(f, "{path} is locked: another handle or process has it open; close it there, or share its handle")
+            }
             Error::Store(error) => error.fmt(f),
             // It names the address.
             Error::Hub { source: source @ eventstore_api::Error::Unavailable { .. }, .. } => source.fmt(f),
@@ -183,7 +187,11 @@ impl fmt::Display for Error {
                  shows, or answer to wait and sync afterwards",
             ),
             Error::NotAReplica { path, reason } => {
-                write!(f, "{path} is no replica: {reason}; check the path, or make a new one")
+                write!(f, "{path} is no replica: {reason}")?;
+                match reason.contains(';') {
+                    true => Ok(()), // it says what to do
+                    false => f.write_str("; check the path, or make a new one"),
+                }
             }
             Error::ReadOnly => f.write_str("this replica only follows its hub; make one that is not read-only to append"),
         }

@@ -10,10 +10,10 @@ use eventstore_api::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Lock;
+use crate::config::{Lock, make_directory};
 use crate::core::{
     Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused,
-    SameContent, Scope, Seen, Write,
+    SameContent, Scope, Seen, Status, Write,
 };
 use crate::error::{Error, Result};
 use crate::journal::{GROUP_BYTES, Journal, io, remove, sync_directory};
@@ -120,7 +120,7 @@ pub(crate) enum Job {
         question: Question,
         decision: Decision,
         on_top: Vec<(Number, Decision)>,
-        reply: Reply<()>,
+        reply: Reply<Vec<Decision>>,
     },
     Delete {
         batch: Number,
@@ -138,9 +138,9 @@ pub(crate) enum Job {
         end: Place,
         reply: Reply<()>,
     },
-    /// Goes over to them. Answers with the path of those that counted before.
+    /// Goes over to them. Answers with the path of those that counted before, and how many own batches are pending again.
     EnterHistory {
-        reply: Reply<PathBuf>,
+        reply: Reply<(PathBuf, u64)>,
     },
     Close {
         reply: Reply<()>,
@@ -514,7 +514,13 @@ impl Worker {
         Err(error.into())
     }
 
-    async fn decide(&mut self, question: &Question, decision: Decision, on_top: Vec<(Number, Decision)>) -> Result<()> {
+    /// Returns the decisions that were taken.
+    async fn decide(
+        &mut self,
+        question: &Question,
+        decision: Decision,
+        on_top: Vec<(Number, Decision)>,
+    ) -> Result<Vec<Decision>> {
         self.state.check()?;
         let confirmed = self.state.confirmed();
         let mut used = std::collections::HashSet::new();
@@ -534,7 +540,7 @@ impl Worker {
         let outcomes = match outcomes {
             Ok(outcomes) => outcomes,
             // It does not wait any more: there is nothing to decide.
-            Err(Misfit::Stale) => return Ok(()),
+            Err(Misfit::Stale) => return Ok(Vec::new()),
             Err(Misfit::NoAnyway) => {
                 let reason = "it can only be replaced or rejected".to_owned();
                 return Err(Error::Answer { batch: question.batch, reason });
@@ -548,8 +554,9 @@ impl Worker {
             }
         };
         self.write(&outcomes.iter().cloned().map(Record::Outcome).collect::<Vec<_>>())?;
+        let taken = outcomes.iter().map(|outcome| outcome.decision.clone()).collect();
         self.state.machine().decided(outcomes);
-        Ok(())
+        Ok(taken)
     }
 
     fn delete(&mut self, batch: Number) -> Result<bool> {
@@ -600,8 +607,9 @@ impl Worker {
         }
     }
 
-    /// Begins the new generation. What was confirmed before is kept aside, at the path that is returned.
-    async fn enter_history(&mut self) -> Result<PathBuf> {
+    /// Begins the new generation. What was confirmed before is kept aside, at the path that is returned with the number of own
+    /// batches that are pending again.
+    async fn enter_history(&mut self) -> Result<(PathBuf, u64)> {
         self.state.check()?;
         let Some(Next { common, store: new }) = self.next.take() else { return Err(StoreError::Closed.into()) };
         let (records, restored) = match self.recovered(common, &new).await {
@@ -616,19 +624,24 @@ impl Worker {
             return Err(error);
         }
         // From here on the new ones count.
-        let (old, from) = {
+        let (old, from, again) = {
             let mut machine = self.state.machine();
+            let is_again = |(number, status): &&(Number, Status)| {
+                !matches!(status, Status::Rejected(_)) && machine.events(*number).is_none()
+            };
+            let again = restored.review().iter().filter(is_again).count();
             let mut confirmed = self.state.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
             let from = machine.generation();
             *machine = restored;
-            (std::mem::replace(&mut *confirmed, new), from)
+            (std::mem::replace(&mut *confirmed, new), from, again as u64)
         };
         let closed = old.close().await.map_err(Error::from);
         let aside = closed.and_then(|()| set_aside(&self.directory, from));
-        Ok(aside.unwrap_or_else(|error| {
+        let aside = aside.unwrap_or_else(|error| {
             tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
             path_of(&self.directory, from)
-        }))
+        });
+        Ok((aside, again))
     }
 
     /// The new journal, and the state that it leads to.
@@ -661,7 +674,7 @@ impl Worker {
 pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
     let aside = directory.join("aside");
     let target = aside.join(generation.to_string());
-    let moved = std::fs::create_dir_all(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
+    let moved = make_directory(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
     moved.map_err(|error| StoreError::engine("move older confirmed events aside", error))?;
     sync_directory(&aside)?;
     sync_directory(directory)?;
