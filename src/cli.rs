@@ -25,13 +25,24 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+
+    /// The name of that command.
+    #[arg(skip)]
+    pub(crate) name: String,
 }
+
+/// Commands that have nothing to do with the store that `--store` names.
+#[cfg(feature = "sync")]
+const WITHOUT_STORE: [&str; 6] = ["demo", "replica", "sync", "status", "pending", "rejected"];
+#[cfg(not(feature = "sync"))]
+const WITHOUT_STORE: [&str; 1] = ["demo"];
 
 impl Cli {
     /// Reads the command line.
     pub(crate) fn read() -> Result<Self, clap::Error> {
-        let matches = Cli::command().try_get_matches()?;
-        let cli = Cli::from_arg_matches(&matches)?;
+        let matches = Cli::shown().try_get_matches()?;
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.name = matches.subcommand_name().unwrap_or_default().to_owned();
         #[cfg(feature = "serve")]
         if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
             && args.stores.is_some()
@@ -42,6 +53,12 @@ impl Cli {
             return Err(Cli::command().error(clap::error::ErrorKind::ArgumentConflict, both));
         }
         Ok(cli)
+    }
+
+    /// The definition, in which the help of each command shows what means something to it.
+    fn shown() -> clap::Command {
+        let hidden = || clap::Arg::new("store").long("store").value_name("URL").global(true).hide(true);
+        WITHOUT_STORE.iter().fold(Cli::command(), |command, name| command.mut_subcommand(name, |own| own.arg(hidden())))
     }
 }
 
@@ -181,8 +198,8 @@ pub(crate) enum Command {
     Rejected {
         /// The replica's directory
         directory: PathBuf,
-        /// Delete this batch, so that its ids can be used again
-        #[arg(long, value_name = "BATCH")]
+        /// Delete this batch, so that its ids can be used again: its number, or the place of one of its events, such as 4 or 4.0
+        #[arg(long, value_name = "BATCH", value_parser = batch)]
         delete: Option<u64>,
     },
     /// Rebuild the index and damaged log footers from the log, and accept a log that has lost its end. Files that are
@@ -192,16 +209,23 @@ pub(crate) enum Command {
 
 #[cfg(feature = "sync")]
 const REPLICA: &str = "\
+A replica belongs to one process at a time, as long as that runs: while `sync --live` or `load --follow` has it open, the other \
+commands on it fail with error[locked]. `append` and `load` take it as --store replica:DIR; the other commands on stores do not.
+
 Example:
   eventstore replica init notes --hub http://127.0.0.1:7080
   eventstore --store replica:notes append events.jsonl
   eventstore sync notes
-  eventstore --store replica:notes load --follow";
+  eventstore --store replica:notes load";
 
 #[cfg(feature = "sync")]
 const SYNC: &str = "\
 Appending works without the hub: what is appended is durable and pending, and syncing confirms it. A batch that was decided \
-without knowing what others did meanwhile is a conflict: --resolve says what becomes of it.
+without knowing what others did meanwhile is a conflict: --resolve says what becomes of it. So is one with the id of another \
+event at the hub: keep-both gives the event a new id, and tells it on stderr.
+
+A replica belongs to one process at a time: while --live runs, the other commands on it fail with error[locked]. A program that \
+appends while it syncs does both in one process, with the library.
 
 Exit codes: 0 all is synced, 4 a batch waits for a decision.
 
@@ -218,7 +242,9 @@ pub(crate) enum ReplicaCommand {
     Init {
         /// The directory
         directory: PathBuf,
-        /// The store to sync with, such as http://127.0.0.1:7080 or http://host/stores/notes
+        /// The store to sync with: one that is served, http://host:7080, https://host/stores/notes or unix:PATH; one on
+        /// PostgreSQL, postgres://user@host/db?schema=notes; a server of Go Sync Kit, gosync+http://host/sync; or one in a directory,
+        /// lmdb:DIR
         #[arg(long, value_name = "URL")]
         hub: String,
         /// The engine of the confirmed events
@@ -245,10 +271,11 @@ pub(crate) struct SyncArgs {
     /// Push past a batch that waits, as far as others share no aggregate with it
     #[arg(long)]
     pub(crate) skip_waiting: bool,
-    /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept aside
+    /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept in DIR/aside
     #[arg(long)]
     pub(crate) accept_history: bool,
-    /// Sync with this hub from now on
+    /// Sync with this hub, and keep it for later syncs if the replica's history is found there. See `replica init --help` for what
+    /// it can be
     #[arg(long, value_name = "URL")]
     pub(crate) hub: Option<String>,
 }
@@ -259,7 +286,7 @@ pub(crate) struct SyncArgs {
 pub(crate) enum Resolve {
     /// It waits, and syncing stops there
     Stop,
-    /// It is appended all the same
+    /// It is appended all the same; an event whose id another one has gets a new id
     KeepBoth,
     /// It is rejected, and stays readable
     Reject,
@@ -462,6 +489,9 @@ pub(crate) enum KeepTimes {
 const LOAD: &str = "\
 An event is printed if it matches all filters; the limit counts printed events. Versions and aggregates are indexed; filters \
 by type, prefix or time scan the events. Recording times are not necessarily in order.
+
+On a replica, --store replica:DIR, --follow keeps it from every other process, as `sync --live` does; without --follow it is \
+free again at the end.
 
 Examples:
   New events since version 1200:
@@ -675,6 +705,16 @@ pub(crate) enum ResultFormat {
     Table,
 }
 
+/// The number of a batch, or the place of an event in it.
+#[cfg(feature = "sync")]
+fn batch(text: &str) -> Result<u64, String> {
+    let (number, event) = text.split_once('.').unwrap_or((text, "0"));
+    match (number.parse(), event.parse::<u32>()) {
+        (Ok(number), Ok(_)) => Ok(number),
+        _ => Err("it must be the number of a batch, such as 4, or the place of an event, such as 4.0".to_owned()),
+    }
+}
+
 fn batch_events(text: &str) -> Result<usize, String> {
     number_up_to(MAX_BATCH_EVENTS, text)
 }
@@ -703,18 +743,34 @@ fn bench_events(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{Command, CommandFactory};
+    use clap::Command;
 
     use super::*;
 
     #[test]
     fn the_definitions_fit_together() {
-        Cli::command().debug_assert();
+        Cli::shown().debug_assert();
+    }
+
+    #[test]
+    fn the_store_is_shown_where_it_means_something() {
+        for (name, text) in help_texts(100) {
+            assert_eq!(text.contains("--store <URL>"), !WITHOUT_STORE.contains(&name.as_str()), "{name}:\n{text}");
+        }
+    }
+
+    #[cfg(feature = "sync")]
+    #[test]
+    fn a_batch_is_named_by_its_number_or_an_event() {
+        assert_eq!([batch("4"), batch("4.0"), batch("4.17")], [Ok(4), Ok(4), Ok(4)]);
+        for text in ["", ".", "4.", ".0", "4.0.0", "-4", "4.x"] {
+            batch(text).expect_err(text);
+        }
     }
 
     /// The help texts of the command and of each of its own, short and long, in this width.
     fn help_texts(width: usize) -> Vec<(String, String)> {
-        let mut command = Cli::command().term_width(width);
+        let mut command = Cli::shown().term_width(width);
         command.build();
         let mut texts = vec![(command.get_name().to_owned(), command.render_long_help().to_string())];
         for own in command.get_subcommands_mut().filter(|own| own.get_name() != "help") {
@@ -749,6 +805,8 @@ mod tests {
             let texts = [EXAMPLES, COPY, APPEND, IMPORT, LOAD, BENCH];
             #[cfg(feature = "serve")]
             let texts = texts.into_iter().chain([SERVE]);
+            #[cfg(feature = "sync")]
+            let texts = texts.into_iter().chain([REPLICA, SYNC]);
             for text in texts {
                 for example in text.lines().filter(|line| line.starts_with(INDENT)) {
                     assert!(

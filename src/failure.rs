@@ -65,6 +65,12 @@ impl Failure {
         Failure { code: WRONG_RESULT, message: what.into() }
     }
 
+    /// An error with a code of its own, told in the words of the command.
+    #[cfg(feature = "sync")]
+    pub(crate) fn told(code: &'static str, message: String) -> Self {
+        Failure { code, message }
+    }
+
     /// An error with a code of its own.
     fn coded(code: &'static str, error: &dyn std::error::Error) -> Self {
         let message = with_causes(error);
