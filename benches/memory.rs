@@ -1,10 +1,10 @@
-//! How much memory an import takes, and whether ten times as many events take more.
+//! The memory of an import, and whether ten times as many events take more.
 //!
 //! ```text
 //! cargo bench --bench memory
 //! ```
 //!
-//! Prints the peak of the anonymous resident memory (`RssAnon`): what the process itself holds, without the pages of
+//! Prints the peak of the anonymous resident memory (`RssAnon`): the memory of the process itself, without the pages of
 //! the engine's map, which belong to the page cache. Linux only.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
@@ -25,7 +25,7 @@ fn main() {
         println!("needs /proc/self/status: left out on this system");
         return;
     }
-    // `cargo bench -- --test` runs everything once, small.
+    // `cargo bench -- --test` runs everything once with little data.
     let events = if std::env::args().any(|argument| argument == "--test") { EVENTS / 20 } else { EVENTS };
     for events in [events, events * 10] {
         println!("import of {events} events by the command: peak {} MB", in_mb(import_by_command(events)));
@@ -41,7 +41,7 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory below target")
 }
 
-/// Anonymous resident memory of a process in KiB; `None` once it has ended.
+/// The anonymous resident memory of a process in KiB; `None` once it has ended.
 fn rss_anon(process: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
@@ -85,7 +85,7 @@ fn peak_while_running(child: &mut Child) -> u64 {
     peak
 }
 
-/// The follower takes one event for each batch of a thousand, so it falls behind for ever.
+/// The follower takes one event for each batch of a thousand, so it falls further and further behind.
 fn import_with_follower(events: u64) -> u64 {
     let directory = directory();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -1,4 +1,4 @@
-//! What it costs to reach a store over HTTP, beside the same store in the program itself.
+//! The cost of accessing a store over HTTP, compared with the same store inside the program.
 //!
 //! ```text
 //! cargo bench --bench served                     # five rounds, some minutes on a quiet machine
@@ -6,9 +6,10 @@
 //! cargo bench --bench served -- --only by-id     # or append-1, append-64, batches, scan, scan-json, go-sync-kit, followers
 //! ```
 //!
-//! The server is the command `eventstore serve` on loopback, in a process of its own, with LMDB; the embedded store is opened
-//! with the same options. Both are filled with the same events of 300 bytes before. In each round each workload is measured on
-//! both, one right after the other; the figures are medians over the rounds. Every answer is checked. Linux only.
+//! The server is the command `eventstore serve` on loopback, in a separate process, with LMDB; the embedded store is
+//! opened with the same options. Both are filled with the same events of 300 bytes. In each round, each workload is
+//! measured on both, one right after the other; the figures are medians over the rounds. Every answer is checked. Linux
+//! only.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
 
@@ -37,15 +38,15 @@ fn main() {
     };
     raise_descriptors();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    // As a program has it: a task on the threads of the runtime, and not on a thread that each answer has to wake.
+    // As in a typical program: in a task on the threads of the runtime, not on a thread that each answer has to wake.
     runtime.block_on(async { tokio::spawn(run(size, rounds)).await.expect("no panic") });
 }
 
 #[derive(Clone, Copy)]
 struct Size {
-    /// In each store before it is measured.
+    /// The number of events in each store before the measurements.
     events: u64,
-    /// Of each measurement.
+    /// The duration of each measurement.
     time: Duration,
     followers: usize,
 }
@@ -60,7 +61,7 @@ async fn fill(store: &Store, events: u64) -> Vec<String> {
     ids
 }
 
-/// Repeats something for a while, with so many at the same time, and gives how many events went by each second.
+/// Repeats something for a while with this concurrency, and returns the number of events per second.
 async fn rate<F: Future<Output = u64> + Send + 'static>(
     time: Duration,
     at_once: usize,
@@ -89,7 +90,7 @@ async fn append(store: Store, events: usize) -> u64 {
     events as u64
 }
 
-/// Every event, page by page, again and again.
+/// Reads every event, page by page, repeatedly.
 async fn scan(store: &Store, time: Duration) -> f64 {
     let began = Instant::now();
     let mut events = 0;
@@ -112,7 +113,7 @@ async fn scan(store: &Store, time: Duration) -> f64 {
     events as f64 / began.elapsed().as_secs_f64()
 }
 
-/// The same as JSON, by a client that looks at nothing but the lengths.
+/// The same as JSON, with a client that only checks lengths.
 async fn scan_json(address: &str, latest: u64, time: Duration) -> f64 {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     let (began, mut since, mut events) = (Instant::now(), 0, 0);
@@ -142,7 +143,7 @@ async fn scan_json(address: &str, latest: u64, time: Duration) -> f64 {
     events as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Every event, as a client of Go Sync Kit gets them that begins at the first one.
+/// Receives every event as a client of Go Sync Kit that begins at the first one.
 async fn catch_up(address: &str, latest: u64) -> f64 {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     let began = Instant::now();
@@ -150,7 +151,7 @@ async fn catch_up(address: &str, latest: u64) -> f64 {
     stream.write_all(request.as_bytes()).await.expect("written");
     let last = format!("\"next_cursor\":{{\"kind\":\"integer\",\"data\":{latest}}}}}");
     let mut bytes = Vec::with_capacity(1 << 20);
-    // Nothing comes behind the last frame but what HTTP has there.
+    // After the last frame, only the chunk framing of HTTP follows.
     while !bytes.windows(last.len()).any(|window| window == last.as_bytes()) {
         assert!(stream.read_buf(&mut bytes).await.expect("read") > 0, "it ended");
         bytes.drain(..bytes.len().saturating_sub(2 * last.len()));
@@ -158,7 +159,7 @@ async fn catch_up(address: &str, latest: u64) -> f64 {
     latest as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Look-ups by id, one after the other.
+/// Looks up events by id in sequence.
 async fn gets(store: &Store, ids: &[String], time: Duration) -> f64 {
     let (began, mut done) = (Instant::now(), 0_u64);
     while began.elapsed() < time {
@@ -171,7 +172,7 @@ async fn gets(store: &Store, ids: &[String], time: Duration) -> f64 {
 }
 
 struct Figures {
-    /// Its name, whether it has a floor, the measurements on the floor and over HTTP.
+    /// The name, and the measurements of the embedded store and over HTTP.
     rows: Vec<(&'static str, Vec<(f64, f64)>)>,
 }
 
@@ -277,7 +278,7 @@ fn eprintln_round(round: usize, rounds: usize) {
 struct Followed {
     without: f64,
     with: f64,
-    /// Of an append, in microseconds of the server's processor time: what else the machine does changes it little.
+    /// The processor time of the server per append, in microseconds. Other load on the machine hardly affects it.
     cost_without: f64,
     cost_with: f64,
     last_after: Duration,
@@ -285,7 +286,7 @@ struct Followed {
     memory: u64,
 }
 
-/// One append after the other: how many each second, and what each costs the server.
+/// Appends in sequence: the rate, and the cost per append for the server.
 async fn writing(server: &Server, served: &Store, time: Duration) -> (f64, f64) {
     let (began, used) = (Instant::now(), server.processor_time());
     let writer = served.clone();
@@ -294,8 +295,8 @@ async fn writing(server: &Server, served: &Store, time: Duration) -> (f64, f64) 
     (rate, used.as_secs_f64() * 1e6 / (rate * began.elapsed().as_secs_f64()))
 }
 
-/// Followers of an aggregate each, which are up to date, and one writer, who appends to others. In the end each is woken by an
-/// event of its own.
+/// Followers of one aggregate each, which are up to date, and one writer, which appends to other aggregates. At the
+/// end, each follower is woken by an event of its own.
 async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
     let (without, cost_without) = writing(server, served, size.time).await;
     let before = server.memory_kib();
@@ -307,7 +308,7 @@ async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
         let host = server.address();
         let request = format!("GET /follow?since={latest}&aggregate={own} HTTP/1.1\r\nhost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
-        // It follows when it has said so.
+        // It follows as soon as it has answered.
         let mut head = Vec::with_capacity(1024);
         while !String::from_utf8_lossy(&head).contains("heartbeat") {
             assert!(stream.read_buf(&mut head).await.expect("read") > 0, "the stream ended");
@@ -331,7 +332,7 @@ async fn follow(server: &Server, served: &Store, size: Size) -> Followed {
     Followed { without, with, cost_without, cost_with, last_after, grown, memory }
 }
 
-/// Reads until an event has come, which has to be one of this aggregate. Heartbeats may come before.
+/// Reads until an event arrives, which must belong to this aggregate. Heartbeats may come before.
 async fn woken(mut stream: TcpStream, own: String) {
     let mut bytes = Vec::with_capacity(512);
     loop {

@@ -1,4 +1,4 @@
-//! What syncing costs: a replica beside a plain store, and a hub over HTTP on loopback.
+//! The cost of syncing: a replica compared with a plain store, and a hub over HTTP on loopback.
 //!
 //! ```text
 //! cargo bench --bench sync                     # three rounds, some minutes on a quiet machine
@@ -6,8 +6,8 @@
 //! cargo bench --bench sync -- --only pushing   # or initial, appending, confirming, many
 //! ```
 //!
-//! The hub is the command `eventstore serve`, in a process of its own, with LMDB. Events have 300 bytes of data that does not
-//! compress. The figures are medians over the rounds. At the end of each measurement the digests are compared. Linux only.
+//! The hub is the command `eventstore serve`, in a separate process, with LMDB. Events have 300 incompressible bytes of
+//! data. The figures are medians over the rounds. At the end of each measurement, the digests are compared. Linux only.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
 
@@ -33,15 +33,15 @@ fn main() {
 
 #[derive(Clone, Copy)]
 struct Size {
-    /// Of the hub that a new replica pulls.
+    /// The events of the hub that a new replica pulls.
     events: u64,
-    /// Batches of two events that are pushed.
+    /// The batches of two events that are pushed.
     pending: u64,
-    /// One after the other.
+    /// The appends in sequence.
     appends: u64,
-    /// That are live at the same time.
+    /// The replicas that are live at the same time.
     replicas: u64,
-    /// How long they are.
+    /// The duration in seconds for which they are live.
     seconds: u64,
 }
 
@@ -115,7 +115,7 @@ async fn initial(directory: &Path, size: Size, rounds: usize) {
     );
 }
 
-/// Many batches that are pending.
+/// Pushes many pending batches.
 async fn pushing(directory: &Path, size: Size, rounds: usize) {
     let hub = Server::start(&directory.join("pushing"));
     let mut rates = Vec::new();
@@ -143,7 +143,7 @@ async fn pushing(directory: &Path, size: Size, rounds: usize) {
     println!("{} pending batches of two events, pushed and confirmed: {:.0} events/s", size.pending, median(rates));
 }
 
-/// Appends one after the other, on a replica and on a plain store in turns.
+/// Appends in sequence, on a replica and on a plain store in turns.
 async fn appending(directory: &Path, size: Size, rounds: usize) {
     let plain = eventstore::open(&format!("lmdb:{}", directory.join("plain").display())).await.expect("opened");
     let nobody = eventstore::open("memory:").await.expect("memory");
@@ -165,7 +165,7 @@ async fn appending(directory: &Path, size: Size, rounds: usize) {
     println!("append, one at a time: plain store {plain:.0} us, replica {replica:.0} us, ratio {:.2}", replica / plain);
 }
 
-/// How long it takes from an append to its confirmation, on a live replica.
+/// The time from an append to its confirmation, on a live replica.
 async fn confirming(directory: &Path, size: Size, rounds: usize) {
     let hub = Server::start(&directory.join("confirming"));
     let replica = replica(directory, "confirming-replica", &hub.url).await;
@@ -187,7 +187,7 @@ async fn confirming(directory: &Path, size: Size, rounds: usize) {
     println!("from an append to its confirmation on a loopback hub: median {:.2} ms", median(times));
 }
 
-/// Many live replicas, each of which appends an event a second.
+/// Many live replicas, each of which appends an event per second.
 async fn many(directory: &Path, size: Size) {
     let hub = Server::start(&directory.join("many-hub"));
     let stop = CancellationToken::new();

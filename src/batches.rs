@@ -1,4 +1,4 @@
-//! Events from lines, gathered into batches.
+//! Gathers events from lines into batches.
 
 use std::fmt::{self, Display};
 use std::time::SystemTime;
@@ -10,19 +10,19 @@ use crate::input::{Line, Lines, Place};
 use crate::mapping::{self, Mapping, Number, Record};
 use crate::{json, rejects};
 
-/// An event, where it stands in the input, and what is to be done with it.
+/// An event, its place in the input, and how to store it.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub(crate) place: Place,
     pub(crate) event: Event,
-    /// The time of recording to store; `None` for that of the append.
+    /// The recording time to store; `None` for that of the append.
     pub(crate) recorded_at: Option<SystemTime>,
-    /// Whether the input has a time of recording that is not stored.
+    /// Whether the input has a recording time that is not stored.
     pub(crate) loses_time: bool,
-    /// The place that the event has to get in the store, as far as the input names it and somebody wants it checked.
+    /// The version that the event must get in the store, if the input has one and it is to be checked.
     pub(crate) version: Option<u64>,
     pub(crate) revision: Option<u64>,
-    /// The line, as it was, if it may have to be written down as refused.
+    /// The original line, if it may have to be written to the file of skipped lines.
     pub(crate) input: Option<Box<[u8]>>,
 }
 
@@ -30,12 +30,12 @@ pub(crate) struct Item {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gathered {
     pub(crate) items: Vec<Item>,
-    /// What stood between them and is no event.
+    /// Lines between them that are not valid events.
     pub(crate) rejected: Vec<Rejected>,
     bytes: usize,
 }
 
-/// A line that is left out, and why.
+/// A line that is skipped, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Rejected {
     pub(crate) place: Place,
@@ -44,7 +44,7 @@ pub(crate) struct Rejected {
 }
 
 impl Gathered {
-    /// The events, to be appended.
+    /// The batch to append.
     pub(crate) fn batch(&self) -> Batch {
         batch_of(&self.items)
     }
@@ -68,8 +68,7 @@ impl Gathered {
     }
 }
 
-/// A batch of these events. If it has to name any time of recording it names all of them: those of events that have none
-/// are now.
+/// A batch of these events. If any event has a recording time, all get one: events without one get the current time.
 pub(crate) fn batch_of(items: &[Item]) -> Batch {
     let batch = Batch::new(items.iter().map(|item| item.event.clone()).collect());
     if items.iter().all(|item| item.recorded_at.is_none()) {
@@ -79,11 +78,11 @@ pub(crate) fn batch_of(items: &[Item]) -> Batch {
     batch.recorded_at(items.iter().map(|item| item.recorded_at.unwrap_or(now)).collect())
 }
 
-/// The events that a refused append was refused for, by their index in it; empty if it was not for single ones.
+/// The indexes of the events that caused a refused append; empty if the cause is not a single event.
 pub(crate) async fn culprits(store: &impl EventStore, items: &[Item], error: &Error) -> Vec<usize> {
     let Error::DuplicateEvent { id, .. } = error else { return Vec::new() };
     let with_id = || items.iter().enumerate().filter(|(_, item)| item.event.id() == id);
-    // The first event with an id has it, in the store or in the batch. Others may repeat it.
+    // The first event with an id is valid, in the store or in the batch. Later ones may repeat it.
     let first = match store.get(&Context::background(), id).await {
         Ok(recorded) => Some(recorded.event),
         Err(_) => with_id().next().map(|(_, item)| item.event.clone()),
@@ -91,7 +90,7 @@ pub(crate) async fn culprits(store: &impl EventStore, items: &[Item], error: &Er
     with_id().filter(|(_, item)| Some(&item.event) != first.as_ref()).map(|(index, _)| index).collect()
 }
 
-/// Says which lines of the batch an append was refused for, if it was for single ones, and otherwise all of them.
+/// The failure of a refused append, with the lines of the events that caused it, or otherwise all lines of the batch.
 pub(crate) async fn refused(store: &impl EventStore, items: &[Item], error: Error) -> Failure {
     let place = |index: usize| items.get(index).map(|item| item.place);
     let culprit = culprits(store, items, &error).await.first().copied();
@@ -123,40 +122,40 @@ impl Display for Places {
     }
 }
 
-/// How much a batch may hold; it ends with the event that reaches one of them.
+/// The limits of a batch. It ends with the event that reaches one of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize {
     pub(crate) events: usize,
     pub(crate) bytes: usize,
 }
 
-/// How lines are read.
+/// How lines are interpreted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Form {
-    /// What is what in a line; `None` for lines as `load` prints them.
+    /// The mapping of fields; `None` for lines as `load` prints them.
     pub(crate) mapping: Option<Mapping>,
     pub(crate) times: Times,
-    /// Whether the places that lines name are of interest.
+    /// Whether versions and revisions in the lines are used.
     pub(crate) reads_places: bool,
-    /// Whether a line that is no event is kept as rejected, and the next one read.
+    /// Whether a line that is not a valid event is skipped, or ends the command.
     pub(crate) skips: bool,
-    /// Whether the lines are those of a file of rejected ones, which have the lines to read inside.
+    /// Whether the input is a file of skipped lines, which contains the original lines.
     pub(crate) from_rejects: bool,
-    /// Whether an error says what a line looks like that is no event.
+    /// Whether an error about an invalid line says which format it seems to have.
     pub(crate) recognizes: bool,
 }
 
-/// What becomes of the times of recording that the input has.
+/// What to do with the recording times in the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Times {
-    /// They are stored.
+    /// Store them.
     Keep,
-    /// They are not looked at.
+    /// Ignore them.
     #[default]
     Ignore,
 }
 
-/// Batches of the events in some lines.
+/// Batches of the events in lines.
 pub(crate) struct Batches {
     lines: Lines,
     size: BatchSize,
@@ -170,7 +169,7 @@ impl Batches {
     }
 
     /// The next batch, or `None` after the last one. Only the last may be smaller than it could be.
-    ///
+    /// After an error there are no more batches; only [`rest`](Batches::rest) is left.
     /// After an error there is nothing more to come but [`rest`](Batches::rest).
     ///
     /// # Cancellation
@@ -190,13 +189,13 @@ impl Batches {
         Ok(Some(self.rest()).filter(|rest| !rest.is_empty()))
     }
 
-    /// What was gathered for the next batch.
+    /// The events gathered for the next batch.
     pub(crate) fn rest(&mut self) -> Gathered {
         std::mem::take(&mut self.gathered)
     }
 }
 
-/// Why a line is left out: the failure's code and its message.
+/// Why a line is skipped: the failure's code and its message.
 pub(crate) fn reason(failure: &Failure) -> String {
     let told = failure.to_string();
     match told.split_once("]: ") {
@@ -206,7 +205,7 @@ pub(crate) fn reason(failure: &Failure) -> String {
 }
 
 impl Form {
-    /// Adds what a line has to what was gathered.
+    /// Adds the content of a line.
     fn read(&self, line: &Line<'_>, gathered: &mut Gathered) -> Result<(), Failure> {
         let (wrapped, problem) = match self.from_rejects.then(|| rejects::input_of(line.bytes)) {
             None => (None, None),
@@ -244,7 +243,7 @@ impl Form {
         }
     }
 
-    /// Adds the events that one record has inside.
+    /// Adds the events inside one record.
     fn read_each(
         &self,
         mapping: &Mapping,
@@ -264,7 +263,7 @@ impl Form {
         Ok(())
     }
 
-    /// Keeps what is no event as rejected, or ends with it.
+    /// Records an invalid line as skipped, or fails because of it.
     fn reject(&self, place: Place, failure: Failure, input: &[u8], gathered: &mut Gathered) -> Result<(), Failure> {
         let failure = match self.recognizes && self.mapping.is_none() {
             true => match mapping::recognize(input) {

@@ -26,19 +26,19 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// The name of that command.
+    /// The name of the command.
     #[arg(skip)]
     pub(crate) name: String,
 }
 
-/// Commands that have nothing to do with the store that `--store` names.
+/// Commands for which `--store` has no meaning.
 #[cfg(feature = "sync")]
 const WITHOUT_STORE: [&str; 6] = ["demo", "replica", "sync", "status", "pending", "rejected"];
 #[cfg(not(feature = "sync"))]
 const WITHOUT_STORE: [&str; 1] = ["demo"];
 
 impl Cli {
-    /// Reads the command line.
+    /// Parses the command line.
     pub(crate) fn read() -> Result<Self, clap::Error> {
         let matches = Cli::shown().try_get_matches()?;
         let mut cli = Cli::from_arg_matches(&matches)?;
@@ -46,7 +46,7 @@ impl Cli {
         #[cfg(feature = "serve")]
         if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
             && args.stores.is_some()
-            // A default, and what is set for all commands, name nothing here.
+            // Defaults and environment variables do not count as given on the command line.
             && matches.value_source("store") == Some(clap::parser::ValueSource::CommandLine)
         {
             let both = "--store names one store, and --stores (or EVENTSTORE_STORES) a directory of many; leave one of them out";
@@ -55,14 +55,15 @@ impl Cli {
         Ok(cli)
     }
 
-    /// The definition, in which the help of each command shows what means something to it.
+    /// The definition, with `--store` hidden in the help of commands for which it has no meaning.
     fn shown() -> clap::Command {
         let hidden = || clap::Arg::new("store").long("store").value_name("URL").global(true).hide(true);
         WITHOUT_STORE.iter().fold(Cli::command(), |command, name| command.mut_subcommand(name, |own| own.arg(hidden())))
     }
 }
 
-// clap wraps a paragraph where a line of it ends: so each is one line here. Examples are wrapped by hand, to 60 columns.
+// clap wraps each line of a text separately, so a paragraph must be one line here. Examples are wrapped by hand, at 60
+// columns.
 const EXAMPLES: &str = "\
 Examples:
   eventstore demo
@@ -137,7 +138,7 @@ pub(crate) enum Command {
     #[command(after_help = "Exit code: 0 if the store is sound, 1 if damage was found.")]
     Verify,
     /// Copy the store to a directory; the backup can be opened like any store. One of PostgreSQL becomes an LMDB store
-    #[command(after_help = "What an earlier backup has is not read again. To check all of it, verify the backup:\n  \
+    #[command(after_help = "Data of an earlier backup is not read again. To check everything, verify the backup:\n  \
                             eventstore --store lmdb:./backup verify")]
     Backup {
         /// The target: a missing or empty directory, or an earlier backup of the store, to which only new data is copied
@@ -170,7 +171,7 @@ pub(crate) enum Command {
     #[cfg(feature = "serve")]
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
-    /// Make a replica: a directory in which you work offline, and that syncs with a hub
+    /// Create a replica: a directory in which you work offline, and that syncs with a hub
     #[cfg(feature = "sync")]
     #[command(subcommand, after_help = REPLICA)]
     Replica(ReplicaCommand),
@@ -178,7 +179,7 @@ pub(crate) enum Command {
     #[cfg(feature = "sync")]
     #[command(after_help = SYNC)]
     Sync(SyncArgs),
-    /// Print how far a replica is, one `name: value` per line
+    /// Print the state of a replica, one `name: value` per line
     #[cfg(feature = "sync")]
     Status {
         /// The replica's directory
@@ -220,25 +221,25 @@ Example:
 
 #[cfg(feature = "sync")]
 const SYNC: &str = "\
-Appending works without the hub: what is appended is durable and pending, and syncing confirms it. A batch that was decided \
-without knowing what others did meanwhile is a conflict: --resolve says what becomes of it. So is one with the id of another \
-event at the hub: keep-both gives the event a new id, and tells it on stderr.
+Appending works without the hub: new events are durable and pending, and syncing confirms them. A batch that was decided \
+without knowing what others did meanwhile is a conflict: --resolve says what to do with it. A batch with the id of another event \
+of the hub is a conflict, too: keep-both gives the event a new id, and prints it on stderr.
 
 A replica belongs to one process at a time: while --live runs, the other commands on it fail with error[locked]. A program that \
 appends while it syncs does both in one process, with the library.
 
-Exit codes: 0 all is synced, 4 a batch waits for a decision.
+Exit codes: 0 everything is synced, 4 a batch waits for a decision.
 
 Examples:
   eventstore sync notes
   eventstore sync notes --live
   eventstore sync notes --resolve keep-both";
 
-/// What is done with replicas.
+/// The commands for replicas.
 #[cfg(feature = "sync")]
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReplicaCommand {
-    /// Make a replica in a missing or empty directory. The hub need not be reachable
+    /// Create a replica in a missing or empty directory. The hub need not be reachable
     Init {
         /// The directory
         directory: PathBuf,
@@ -256,19 +257,19 @@ pub(crate) enum ReplicaCommand {
     },
 }
 
-/// How a replica is synced.
+/// How to sync a replica.
 #[cfg(feature = "sync")]
 #[derive(Args, Debug)]
 pub(crate) struct SyncArgs {
     /// The replica's directory
     pub(crate) directory: PathBuf,
-    /// Go on: follow the hub, push at once what is appended, and try again while the hub cannot be reached
+    /// Keep running: follow the hub, push new events at once, and retry while the hub cannot be reached
     #[arg(long)]
     pub(crate) live: bool,
-    /// What to do with a batch that conflicts
+    /// What to do with a conflicting batch
     #[arg(long, value_enum, default_value_t = Resolve::Stop)]
     pub(crate) resolve: Resolve,
-    /// Push past a batch that waits, as far as others share no aggregate with it
+    /// Push batches past one that waits for a decision, if they share no aggregate with it
     #[arg(long)]
     pub(crate) skip_waiting: bool,
     /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept in DIR/aside
@@ -280,26 +281,26 @@ pub(crate) struct SyncArgs {
     pub(crate) hub: Option<String>,
 }
 
-/// What becomes of a batch that conflicts.
+/// What to do with a conflicting batch.
 #[cfg(feature = "sync")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Resolve {
-    /// It waits, and syncing stops there
+    /// Let it wait, and stop syncing there
     Stop,
-    /// It is appended all the same; an event whose id another one has gets a new id
+    /// Append it anyway; an event whose id is taken gets a new id
     KeepBoth,
-    /// It is rejected, and stays readable
+    /// Reject it; it stays readable
     Reject,
-    /// It is dropped, and nothing is left of it
+    /// Drop it; nothing of it is kept
     Drop,
 }
 
-/// What a tour shows.
+/// The tours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tour {
     /// A store: appends, loads, conditions, retries, a subscription
     Store,
-    /// A hub and two replicas, of which one goes offline: a conflict, its resolution, and equal digests at the end
+    /// A hub and two replicas, one of which goes offline: a conflict, its resolution, and equal digests at the end
     #[cfg(feature = "sync")]
     Sync,
 }
@@ -466,7 +467,7 @@ pub(crate) struct ImportArgs {
     pub(crate) retry_skipped: bool,
 }
 
-/// What an input is.
+/// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum InputFormat {
     /// Detect the format
@@ -477,7 +478,7 @@ pub(crate) enum InputFormat {
     Csv,
 }
 
-/// What becomes of the times in an input.
+/// What to do with the times in an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KeepTimes {
     /// Keep the times of the input
@@ -514,12 +515,12 @@ Examples:
 #[cfg(feature = "serve")]
 const SERVE: &str = "\
 Others open the address as a store: `eventstore --store http://127.0.0.1:7080 load --follow`, or eventstore::open(..) in a program. \
-A browser shows a page there. A signal ends streams, finishes accepted appends and closes the store.
+Browsers get a page. On a signal, the server ends streams, finishes accepted appends and closes the store.
 
-SIGHUP has the files of tokens and of the certificate read again; one that cannot be read changes nothing, and the server says so. \
-Streams and sessions of a token that is gone end. Without such files SIGHUP ends the server, as it ends every command.
+On SIGHUP, the server reads the token file and the certificate files again. A file that cannot be read changes nothing and is \
+reported. Streams and sessions of removed tokens end. Without such files, SIGHUP ends the server, like every command.
 
-Without --token-file everybody who can reach the address may read and write: on this machine, all its users.
+Without --token-file, everybody who can reach the address may read and write: on this machine, all its users.
 
 --token-file has one token per line: TOKEN RIGHTS STORES. RIGHTS are read, write, admin (verify, gc, backup), each of which \
 includes those before it, and create, joined by commas; STORES are names, `tenant-*`, or * for all:
@@ -551,7 +552,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
-    /// Listen on an address that other machines can reach although there is no token
+    /// Allow access without a token on an address that other machines can reach
     #[arg(long)]
     pub(crate) insecure: bool,
 
@@ -571,11 +572,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "WHAT", value_enum)]
     pub(crate) log: Option<crate::request_log::Log>,
 
-    /// With --stores: how many stores are open at the same time
+    /// With --stores: the most stores that are open at the same time
     #[arg(long, value_name = "STORES", default_value_t = 100, requires = "stores")]
     pub(crate) most_open: usize,
 
-    /// With --stores: how long a store stays open that nobody uses
+    /// With --stores: how long an unused store stays open
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, requires = "stores")]
     pub(crate) close_idle: Duration,
 }
@@ -642,7 +643,7 @@ Sorted by id, byte by byte. Only the index is read, and only the entries of matc
 Example:
   eventstore aggregates --prefix order-";
 
-/// How events are printed.
+/// The format of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// One JSON object per line, with all fields; `append` and `import` can read it
@@ -687,7 +688,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// Measure only for moments, to test that it works: the numbers are meaningless
+    /// Measure only briefly, to test that it works: the numbers are meaningless
     #[arg(long)]
     pub(crate) quick: bool,
 
@@ -696,7 +697,7 @@ pub(crate) struct BenchArgs {
     pub(crate) format: ResultFormat,
 }
 
-/// How results are printed.
+/// The format of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ResultFormat {
     /// One JSON object with all results and settings
@@ -705,7 +706,7 @@ pub(crate) enum ResultFormat {
     Table,
 }
 
-/// The number of a batch, or the place of an event in it.
+/// Parses the number of a batch, or the place of one of its events.
 #[cfg(feature = "sync")]
 fn batch(text: &str) -> Result<u64, String> {
     let (number, event) = text.split_once('.').unwrap_or((text, "0"));
@@ -768,7 +769,7 @@ mod tests {
         }
     }
 
-    /// The help texts of the command and of each of its own, short and long, in this width.
+    /// The short and long help texts of the command and its subcommands, at this width.
     fn help_texts(width: usize) -> Vec<(String, String)> {
         let mut command = Cli::shown().term_width(width);
         command.build();
@@ -788,7 +789,7 @@ mod tests {
         for width in [60, 80, 120] {
             for (name, text) in help_texts(width) {
                 assert!(text.lines().all(|line| line.chars().count() <= width), "{name} at {width}:\n{text}");
-                // Usage, arguments and their descriptions are clap's own.
+                // The usage, the arguments and their descriptions are formatted by clap.
                 let Some((_, ours)) = text.split_once("-V, --version").or_else(|| text.split_once("-h, --help")) else {
                     panic!("{name} has no option for help:\n{text}")
                 };

@@ -1,4 +1,4 @@
-//! What files are, by their first bytes: text, compressed text, or something that no events can be read from.
+//! Detects what a file is by its first bytes: text, compressed text, or something that cannot contain readable events.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -6,18 +6,18 @@ use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
 use lzma_rust2::XzReader;
 
-/// Compressed data is read in pieces of this size.
+/// The size of the pieces in which compressed data is read.
 const BUFFER: usize = 128 << 10;
-/// What a file may ask for to be read, in KiB. The strongest setting of `xz` needs an eighth of it.
+/// The memory limit for decompressing a file, in KiB. The strongest setting of `xz` needs an eighth of it.
 const XZ_MEMORY: u32 = 512 << 10;
 
-/// What a source holds, not compressed any more.
+/// The uncompressed content of a source.
 pub(crate) struct Content {
     pub(crate) source: Box<dyn Read + Send>,
     pub(crate) is_compressed: bool,
 }
 
-/// How data is compressed. Whatever it is, parts one behind the other are one text.
+/// A compression format. In all of them, concatenated parts are one text.
 #[derive(Clone, Copy)]
 enum Compression {
     Gzip,
@@ -36,16 +36,16 @@ const ARCHIVE: &str = "unpack it, and give the files that are in it";
 const TABLE: &str = "export it as CSV or as JSON lines";
 const PACKED: &str = "unpack it, or compress it with gzip, zstd, xz or bzip2";
 
-/// Any byte, in a magic number.
+/// Matches any byte in a magic number.
 const ANY: u8 = b'?';
 
-/// What begins with which bytes; no JSON does, nor the titles of a CSV file.
+/// Magic numbers and what they stand for. No JSON and no titles of a CSV file begin like this.
 #[rustfmt::skip]
 const KINDS: &[(&[u8], Kind, &str)] = &[
     (b"\x1f\x8b", Kind::Compressed(Compression::Gzip), ""),
     (b"\x28\xb5\x2f\xfd", Kind::Compressed(Compression::Zstd), ""),
     (b"\xfd7zXZ\0", Kind::Compressed(Compression::Xz), ""),
-    // With the size of its blocks, and the beginning of the first one or of the end.
+    // With the size of its blocks, and the beginning of the first block or of the end marker.
     (b"BZh?1AY&SY", Kind::Compressed(Compression::Bzip2), ""),
     (b"BZh?\x17rE8P\x90", Kind::Compressed(Compression::Bzip2), ""),
     (b"PK\x03\x04", Kind::Unreadable("a zip archive or an Excel workbook"), "unpack it, or save the workbook as CSV"),
@@ -63,15 +63,15 @@ const KINDS: &[(&[u8], Kind, &str)] = &[
     (b"\xfe\xff", Kind::Unreadable("text in UTF-16"), "convert it to UTF-8"),
 ];
 
-/// Where a tar archive says that it is one, in the text that it may be compressed to.
+/// The offset and the bytes of a tar archive's magic number, in the uncompressed data.
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 
-/// Recognizes what a source is by its first bytes. As long as they fit nothing known, no further byte is waited for.
+/// Detects what a source is by its first bytes. Reads no more bytes once they match nothing known.
 ///
 /// # Errors
 ///
-/// What the system says about the source. That it is not readable as text is the inner error, which says what it is and
-/// what to do.
+/// Read errors of the source. The inner error means that it is not readable as text, and says what it is and what to
+/// do.
 pub(crate) fn open(mut source: Box<dyn Read + Send>) -> io::Result<Result<Content, String>> {
     let mut head = Vec::new();
     while KINDS.iter().any(|(magic, ..)| magic.len() > head.len() && begins_as(magic, &head)) {
@@ -96,7 +96,7 @@ pub(crate) fn open(mut source: Box<dyn Read + Send>) -> io::Result<Result<Conten
     Ok(Ok(Content { source, is_compressed: true }))
 }
 
-/// Says what text is that begins like this, if it is no text at all.
+/// Describes an archive that begins with these bytes, if it is one.
 pub(crate) fn recognize_archive(head: &[u8]) -> Option<String> {
     let (start, magic) = TAR_MAGIC;
     (head.get(start..start + magic.len()) == Some(magic)).then(|| unreadable("a tar archive", ARCHIVE))
@@ -106,12 +106,12 @@ fn unreadable(what: &str, advice: &str) -> String {
     format!("it is {what}, which is not supported; {advice}")
 }
 
-/// Whether as much of the magic number as there is agrees.
+/// Whether the bytes match the magic number, as far as there are any.
 fn begins_as(magic: &[u8], head: &[u8]) -> bool {
     magic.iter().zip(head).all(|(&magic, &byte)| magic == byte || magic == ANY)
 }
 
-/// Whether bytes are read as they are: they begin as nothing that is known.
+/// Whether the bytes are read unchanged: they match nothing known.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     recognize_archive(bytes).is_none()

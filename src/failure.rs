@@ -1,4 +1,5 @@
-//! What ends the command early, and how it is told: one line on stderr, `error[code]: what happened, and what to do`.
+//! Failures of the command, and how they are reported: one line on stderr,
+//! `error[code]: what happened, and what to do`.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 use eventstore::backend::Error;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// The codes that are the command's own, beside those of [`Error::code`].
+/// The command's own codes, in addition to those of [`Error::code`].
 #[cfg(feature = "serve")]
 const CANNOT_SERVE: &str = "cannot_serve";
 const CLOSED_PIPE: &str = "closed_pipe";
@@ -16,7 +17,7 @@ const MALFORMED_INPUT: &str = "malformed_input";
 const USAGE: &str = "usage";
 const WRONG_RESULT: &str = "wrong_result";
 
-/// Why the command ends early.
+/// Why the command fails.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: &'static str,
@@ -24,18 +25,19 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Whoever reads the output of a command that only prints has had enough, as in `| head`. That is no error.
+    /// The reader of the output has closed the pipe, as in `| head`. For a command that only prints, that is not an
+    /// error.
     pub(crate) fn closed_pipe() -> Self {
         Failure { code: CLOSED_PIPE, message: String::new() }
     }
 
-    /// Nobody can see what the command finds out: standard output was closed when it began, as by `>&-`.
+    /// Nobody can see the result: standard output was closed when the command started, as by `>&-`.
     pub(crate) fn closed_stdout() -> Self {
         let message = "standard output is closed; redirect it to a file, or to /dev/null to discard it";
         Failure { code: IO, message: message.to_owned() }
     }
 
-    /// What was asked for cannot be done as it was asked for.
+    /// The request cannot be fulfilled as given.
     #[cfg(feature = "serve")]
     pub(crate) fn refused(reason: String) -> Self {
         Failure { code: CANNOT_SERVE, message: reason }
@@ -46,12 +48,12 @@ impl Failure {
         Failure { code: IO, message: format!("cannot {attempt}: {error}") }
     }
 
-    /// The input is not what it should be: not UTF-8, not JSON, or not the JSON form of an event.
+    /// The input is invalid: not UTF-8, not JSON, or not the JSON form of an event.
     pub(crate) fn malformed(reason: impl Into<String>) -> Self {
         Failure { code: MALFORMED_INPUT, message: reason.into() }
     }
 
-    /// The command line was not understood. Of clap's text the first paragraph says why.
+    /// The command line is invalid. The first paragraph of clap's text says why.
     pub(crate) fn usage(error: &clap::Error) -> Self {
         let text = error.to_string();
         let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
@@ -60,32 +62,32 @@ impl Failure {
         Failure { code: USAGE, message: format!("{reason}; try 'eventstore --help'") }
     }
 
-    /// A store gave something else than what it was given: what was measured means nothing.
+    /// A store returned something else than what was stored, so the measurements are invalid.
     pub(crate) fn wrong_result(what: impl Into<String>) -> Self {
         Failure { code: WRONG_RESULT, message: what.into() }
     }
 
-    /// An error with a code of its own, told in the words of the command.
+    /// An error of a library, with this code and the command's own text.
     #[cfg(feature = "sync")]
     pub(crate) fn told(code: &'static str, message: String) -> Self {
         Failure { code, message }
     }
 
-    /// An error with a code of its own.
+    /// An error with its own code.
     fn coded(code: &'static str, error: &dyn std::error::Error) -> Self {
         let message = with_causes(error);
-        // What the code says already need not be said again, as in `error[unsupported]: unsupported: …`.
+        // Avoids repeating the code in the text, as in `error[unsupported]: unsupported: …`.
         let name = code.replace('_', " ");
         let rest = message.strip_prefix(&name).and_then(|rest| rest.strip_prefix(": "));
         Failure { code, message: rest.unwrap_or(&message).to_owned() }
     }
 
-    /// Says where in the input it happened.
+    /// Adds the place in the input.
     pub(crate) fn at(self, place: impl Display) -> Self {
         Failure { message: format!("{place}: {}", self.message), ..self }
     }
 
-    /// Adds something to know at the end.
+    /// Adds a note at the end.
     pub(crate) fn note(self, note: impl Display) -> Self {
         Failure { message: format!("{}; {note}", self.message), ..self }
     }
@@ -107,7 +109,7 @@ impl Failure {
         self.code == MALFORMED_INPUT
     }
 
-    /// Tells it on stderr and gives the exit code.
+    /// Reports it on stderr and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self.code {
             CLOSED_PIPE => return ExitCode::SUCCESS,
@@ -141,12 +143,12 @@ impl From<synckit::Error> for Failure {
 
 /// Writes one line to stderr, whatever the text contains.
 pub(crate) fn tell(text: &str) {
-    // Where stderr is closed there is nobody to tell.
+    // If stderr is closed, nobody can be told.
     let _ = writeln!(io::stderr(), "{}", escape_controls(text));
 }
 
-/// The text with those characters escaped that are not seen themselves but change what is: control characters, and those that
-/// turn the direction of writing, join, or begin a line. So it stays one line, in its order, and cannot steer a terminal.
+/// Escapes characters that are invisible but change the meaning: control characters, and those that change the writing
+/// direction, join, or break lines. So the text stays one line in its order, and cannot control a terminal.
 pub(crate) fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -164,7 +166,7 @@ fn is_control(character: char) -> bool {
     !character.is_ascii_graphic() && matches!(category(), Control | Format | LineSeparator | ParagraphSeparator)
 }
 
-/// The error's text and, in brackets, the causes that it does not tell already.
+/// The error's text and, in brackets, causes that it does not mention.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -204,7 +206,7 @@ mod tests {
     #[test]
     fn controls_are_escaped() {
         assert_eq!(escape_controls("a\nb\r\u{1b}[2J\0é"), "a\\nb\\r\\u{1b}[2J\\u{0}é");
-        // Bidirectional controls, joiners, invisible tags, a byte order mark, ends of lines, C1 controls.
+        // Bidirectional controls, joiners, invisible tags, a byte order mark, line breaks, C1 controls.
         for hidden in "\u{202a}\u{202e}\u{2066}\u{2069}\u{200e}\u{61c}\u{200b}\u{200d}\u{2060}\u{ad}\u{e0041}\u{feff}\u{2028}\u{2029}\u{85}\u{9b}".chars() {
             assert_eq!(escape_controls(&format!("a{hidden}b")), format!("a{}b", hidden.escape_unicode()));
         }

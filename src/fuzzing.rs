@@ -1,5 +1,5 @@
-//! What any text must not do to the command: addresses with their options, lines of JSON, whole inputs. `fuzz/` has the
-//! targets that feed these functions; the tests here feed them the inputs that are kept in `fuzz/corpus`.
+//! Checks that arbitrary text cannot break the command: URLs with options, lines of JSON, whole inputs. The targets in
+//! `fuzz/` feed these functions; the tests here feed them the inputs in `fuzz/corpus`.
 
 use std::fmt::{Debug, Display};
 use std::io::Cursor;
@@ -15,10 +15,10 @@ use crate::input::{Input, Line, Place};
 use crate::records::Wanted;
 use crate::{compression, json};
 
-/// Ends a text in an input. UTF-8 never contains this byte.
+/// Terminates a text in an input. UTF-8 never contains this byte.
 const TEXT_END: u8 = 0xfe;
 
-/// A store's address, and at the same time any other text that options are given as. Nothing is opened.
+/// A store's URL, and also any other text for options. Nothing is opened.
 pub(crate) fn url(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     comes_back::<Expected>(text);
@@ -85,7 +85,7 @@ fn store_options(options: &StoreOptions) -> String {
     )
 }
 
-/// Options that are accepted are accepted again, and are the same, when every one of them is printed in full.
+/// Accepted options that are all printed in full are accepted again, and are the same.
 fn options_come_back<O: Debug>(
     url: &StoreUrl,
     read: impl Fn(&StoreUrl) -> Result<O, Error>,
@@ -113,18 +113,18 @@ fn check_refusal(refusal: Error) {
     check_failure(&Failure::from(refusal));
 }
 
-/// An error is told in one line.
+/// An error is reported in one line.
 fn check_failure(failure: &Failure) {
     let told = crate::failure::escape_controls(&failure.to_string());
     assert!(told.starts_with("error[") && !told.contains(char::is_control), "{told:?}");
 }
 
-/// A line as somebody writes it; and at the same time the parts of an event, with `fe` between them, as somebody stores
-/// them: the data, the metadata, the aggregate id, the type and the id.
+/// A line as written by a user; and also the parts of an event, separated by `fe`, as stored by a program: the data,
+/// the metadata, the aggregate id, the type and the id.
 pub(crate) fn line(input: &[u8]) {
     match json::parse(input) {
         Ok(entry) => {
-            // Whatever stands there is a time, a number, or refused.
+            // Each field is a valid time or number, or is refused.
             let _ = (entry.version(), entry.revision(), entry.recorded_at());
             check_line(&entry.event, input.len() as u64);
         }
@@ -133,13 +133,13 @@ pub(crate) fn line(input: &[u8]) {
     let parts: Vec<_> = input.splitn(5, |&byte| byte == TEXT_END).collect();
     let part = |at: usize| String::from_utf8_lossy(parts.get(at).unwrap_or(&b"default".as_slice())).into_owned();
     let event = || Event::builder(part(3), part(2)).id(part(4)).data(parts[0].to_vec());
-    // Most metadata is not what metadata has to be; the rest of the event is worth a try.
+    // Most inputs are not valid metadata; then try the rest of the event.
     if let Ok(event) = event().metadata_json(part(1)).build().or_else(|_| event().build()) {
         check_line(&event, input.iter().fold(0, |time: u64, &byte| time.rotate_left(8) ^ u64::from(byte)));
     }
 }
 
-/// An event that is printed is one line, and is read as the same event, which is printed in the same way.
+/// A printed event is one line, and is read as the same event, which prints the same.
 fn check_line(event: &Event, micros: u64) {
     // `None` on systems whose clocks end earlier.
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros)).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -157,17 +157,17 @@ fn check_line(event: &Event, micros: u64) {
     let places = (read.version().expect("a number"), read.revision().expect("a number"));
     assert_eq!(places, (Some(micros), Some(micros)));
     let time = read.recorded_at().expect("a time that was printed is read");
-    // Those that cannot be recorded are printed as the nearest.
+    // Times that cannot be recorded are printed as the nearest allowed one.
     if Duration::from_micros(micros) < RECORDED_AT_END {
         assert_eq!(time, Some(at));
     }
 }
 
-/// No more bytes of lines are taken from one input: a few compressed bytes can be gigabytes.
+/// The most bytes of lines taken from one input: a few compressed bytes can become gigabytes.
 const MOST_TAKEN: usize = 1 << 20;
 
-/// A whole input, compressed or not. Without compression, the lines are all of it. Divided by what it looks like, its records
-/// are in order, and each is one line.
+/// A whole input, compressed or not. Without compression, its lines are all of it. If it is split by its apparent
+/// format, its records are in order, and each is one line.
 pub(crate) fn input(bytes: &[u8]) {
     lines(bytes);
     let mut last = None;
@@ -176,7 +176,7 @@ pub(crate) fn input(bytes: &[u8]) {
         let place = (element, line);
         assert!(last.is_none_or(|last| last < place), "{last:?} comes before {place:?}");
         last = Some(place);
-        // What is no text stays as it is.
+        // Invalid text stays as it is.
         assert!(record.problem.is_some() || !record.bytes.contains(&b'\n'));
     });
 }
@@ -197,7 +197,7 @@ fn lines(bytes: &[u8]) {
     }
 }
 
-/// Takes the records of an input. Says whether it ended with a failure, and whether that was the end of it.
+/// Takes the records of an input. Returns whether it ended with a failure, and whether anything followed that.
 fn taken(bytes: &[u8], wanted: Wanted, mut each: impl FnMut(Line<'_>)) -> (bool, bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let mut lines = Input::from_reader(Cursor::new(bytes.to_vec())).into_records(wanted).expect("a thread");
@@ -210,7 +210,7 @@ fn taken(bytes: &[u8], wanted: Wanted, mut each: impl FnMut(Line<'_>)) -> (bool,
                 each(line);
             }
             Err(failure) => {
-                // A decompressor that panics is none.
+                // A panic in a decompressor would be a bug.
                 assert!(!failure.to_string().contains("panic"), "{failure}");
                 check_failure(&failure);
                 is_refused = true;

@@ -1,7 +1,7 @@
-//! Records from a file or stdin, plain or compressed, read on a thread of their own.
+//! Records from a file or stdin, plain or compressed, read on a separate thread.
 //!
-//! A thread, because reading stdin can neither be awaited nor interrupted on every system: when the command ends, the
-//! thread is left behind in its read. What it has read and nobody took is bounded.
+//! Reading stdin can be neither awaited nor interrupted on every system: when the command ends, the thread is abandoned
+//! in its read. The amount of data that it has read ahead is bounded.
 
 use std::fmt;
 use std::fs::File;
@@ -17,18 +17,18 @@ use crate::compression::{self, Content};
 use crate::failure::Failure;
 use crate::records::{self, MAX_RECORD, Wanted};
 
-/// Read and decompressed at a time; a chunk of records is about as large.
+/// The number of bytes read and decompressed at a time; a chunk of records is about as large.
 pub(crate) const BUFFER: usize = 128 << 10;
-/// Chunks that may wait to be taken.
+/// The number of chunks that may wait.
 const CHUNKS: usize = 4;
 
-/// Where lines come from.
+/// The source of lines.
 pub(crate) struct Input {
     name: String,
     source: Box<dyn Read + Send>,
-    /// Bytes of the source, as far as they are known before reading it.
+    /// The size of the source in bytes, if known in advance.
     len: Option<u64>,
-    /// Bytes of the source that were read.
+    /// The number of bytes of the source read so far.
     position: Arc<AtomicU64>,
 }
 
@@ -51,23 +51,23 @@ impl Input {
         Ok(Input { name, source: Box::new(Counted { source: file, position: position.clone() }), len, position })
     }
 
-    /// Whatever this one gives.
+    /// An input that reads from `source`.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn from_reader(source: impl Read + Send + 'static) -> Self {
         Input { name: "test".to_owned(), source: Box::new(source), len: None, position: Arc::default() }
     }
 
-    /// Bytes of the source, if it is a file.
+    /// The size of the source in bytes, if it is a file.
     pub(crate) fn len(&self) -> Option<u64> {
         self.len
     }
 
-    /// Bytes of the source that were read so far.
+    /// The number of bytes of the source read so far.
     pub(crate) fn position(&self) -> Arc<AtomicU64> {
         self.position.clone()
     }
 
-    /// Starts to read.
+    /// Starts reading.
     pub(crate) fn into_records(self, wanted: Wanted) -> Result<Lines, Failure> {
         let (sender, messages) = mpsc::channel(CHUNKS);
         let Input { name, source, .. } = self;
@@ -85,24 +85,24 @@ pub(crate) struct Lines {
     name: String,
     messages: mpsc::Receiver<Message>,
     current: Chunk,
-    /// How many records of the current chunk were taken.
+    /// The number of records taken from the current chunk.
     taken: usize,
     is_over: bool,
 }
 
-/// What the thread says that reads.
+/// A message from the reading thread.
 enum Message {
     Chunk(Chunk),
-    /// There is nothing more.
+    /// There are no more records.
     Ended(Result<(), Failure>),
 }
 
-/// Where something stands in an input.
+/// A place in an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
-    /// The line that it begins in, counted from 1.
+    /// The line in which it begins, counted from 1.
     pub(crate) line: u64,
-    /// Which element of an array it is, counted from 1, if the input is not one event a line.
+    /// The index in an array, counted from 1, if the input is not one event per line.
     pub(crate) element: Option<u64>,
 }
 
@@ -115,13 +115,13 @@ impl fmt::Display for Place {
     }
 }
 
-/// One record: a line without its end, or what is as good as a line.
+/// One record: a line without its line break, or an equivalent.
 pub(crate) struct Line<'a> {
     pub(crate) place: Place,
     pub(crate) bytes: &'a [u8],
-    /// Whether the input ended before the line did.
+    /// Whether the input ended in the middle of the line.
     pub(crate) is_cut: bool,
-    /// What is wrong with it, if whoever divided the input has seen that.
+    /// What is wrong with it, if that was noticed while the input was split.
     pub(crate) problem: Option<&'a str>,
 }
 
@@ -142,7 +142,7 @@ impl Lines {
                 Some(Message::Chunk(chunk)) => (self.current, self.taken) = (chunk, 0),
                 Some(Message::Ended(Ok(()))) => {}
                 Some(Message::Ended(Err(failure))) => return Some(Err(failure)),
-                // What it has read so far must not pass for everything.
+                // What it has read so far must not be mistaken for everything.
                 None => return Some(Err(unreadable(&self.name, &io::Error::other("reading it ended with a panic")))),
             }
         }
@@ -158,7 +158,7 @@ pub(crate) struct Chunk {
     records: Vec<Mark>,
 }
 
-/// Where a record ends, and what is known of it.
+/// The end of a record, and what is known about it.
 #[derive(Debug)]
 pub(crate) struct Mark {
     pub(crate) end: usize,
@@ -168,7 +168,7 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Of a record that nothing is wrong with. Its end is set when it is added.
+    /// The mark of a valid record. Its end is set when it is added.
     pub(crate) fn at(place: Place) -> Self {
         Mark { end: 0, place, is_cut: false, problem: None }
     }
@@ -182,17 +182,17 @@ impl Chunk {
     }
 }
 
-/// Where records go that were read.
+/// Receives the records.
 pub(crate) struct Out<'a> {
-    /// Those that did not go yet, and behind them the bytes of the next one.
+    /// Records that were not sent yet, followed by the bytes of the next one.
     pub(crate) chunk: Chunk,
-    /// How many lines were read.
+    /// The number of lines read.
     pub(crate) line: u64,
     messages: &'a mpsc::Sender<Message>,
 }
 
 impl Out<'_> {
-    /// Makes a record of the bytes that were added to the chunk behind the last one.
+    /// Completes a record from the bytes added to the chunk after the last one.
     pub(crate) fn end(&mut self, mark: Mark) {
         self.chunk.records.push(Mark { end: self.chunk.bytes.len(), ..mark });
     }
@@ -201,7 +201,7 @@ impl Out<'_> {
         self.chunk.bytes.len() >= BUFFER
     }
 
-    /// Sends the records on. The bytes behind them stay.
+    /// Sends the records. The bytes after them stay.
     pub(crate) fn send(&mut self) -> Result<(), Stop> {
         let Some(last) = self.chunk.records.last() else { return Ok(()) };
         let rest = Chunk { bytes: self.chunk.bytes.split_off(last.end), records: Vec::new() };
@@ -209,13 +209,13 @@ impl Out<'_> {
         self.messages.blocking_send(Message::Chunk(chunk)).map_err(|_| Stop::Gone)
     }
 
-    /// Nothing of the input can be read, from the next line on.
+    /// Nothing of the input can be read from the next line on.
     pub(crate) fn stop_at_next(&self, reason: impl Into<String>) -> Stop {
         Failure::malformed(reason).at(format_args!("line {}", self.line + 1)).into()
     }
 }
 
-/// Why reading ends before the input does.
+/// Why reading stops before the end of the input.
 pub(crate) enum Stop {
     Io(io::Error),
     TooLong,
@@ -253,7 +253,7 @@ fn read(name: &str, source: Box<dyn Read + Send>, wanted: Wanted, messages: &mps
             }
         }
     };
-    // What came before an error is as good as any. Whoever does not want it has gone.
+    // Records before an error are valid. Sending fails if nobody wants them.
     let _ = out.send().map(|()| out.messages.blocking_send(Message::Ended(ended)));
 }
 
@@ -271,7 +271,7 @@ fn told(name: &str, stop: Stop, is_compressed: bool, line: u64) -> Failure {
     failure.at(format_args!("line {line}"))
 }
 
-/// What decompressors say about their input, in contrast to what the system says about the file.
+/// Whether an error is about the compressed data, not about the file.
 fn is_damage(error: &io::Error) -> bool {
     error.raw_os_error().is_none()
 }
@@ -280,7 +280,7 @@ fn unreadable(name: &str, error: &io::Error) -> Failure {
     Failure::io(format_args!("read {name}"), error).note("give a file that can be read, or - for standard input")
 }
 
-/// Counts what is read from a source, for the progress bar.
+/// Counts the bytes read from a source, for the progress bar.
 struct Counted<R> {
     source: R,
     position: Arc<AtomicU64>,
@@ -306,7 +306,7 @@ mod tests {
         (records.into_iter().map(|(place, text, is_cut)| (place.line, text, is_cut)).collect(), failure)
     }
 
-    /// Each record with its place, and whether it was cut or something is wrong with it.
+    /// Each record with its place, and whether it is cut off or invalid.
     async fn records_of(
         source: impl Read + Send + 'static,
         wanted: Wanted,
@@ -331,7 +331,7 @@ mod tests {
     const ANY: Wanted = Wanted::Any { is_mapped: false };
     const MAPPED: Wanted = Wanted::Any { is_mapped: true };
 
-    /// What is read, each record with its line and its element, or what is wrong. It is the same in pieces of one byte.
+    /// The records with their lines and elements, or the error. Checks that reading single bytes gives the same.
     async fn read(source: impl AsRef<[u8]>, wanted: Wanted) -> Result<Vec<(u64, u64, String)>, String> {
         let source = || Cursor::new(source.as_ref().to_vec());
         let (records, failure) = records_of(source(), wanted).await;
@@ -353,7 +353,7 @@ mod tests {
         (0..text.len()).step_by(2).map(byte).collect()
     }
 
-    /// As the tools wrote them: `a`, and `b` and `c`, one a line.
+    /// As written by the tools: `a`, and `b` and `c`, one per line.
     fn xz() -> [Vec<u8>; 2] {
         [
             hex("fd377a585a000004e6d6b4460200210116000000742fe5a3010001610a00000013473fb8939d45d400011a02dc2ea57e\
@@ -409,7 +409,7 @@ mod tests {
             let texts: Vec<_> = lines.iter().map(|(_, text, _)| text.as_str()).collect();
             assert_eq!(texts, ["a", "b", "c"]);
         }
-        // xz files may be filled up with zeros.
+        // xz files may be padded with zeros.
         let [first, second] = xz();
         let (lines, failure) = lines_of(Cursor::new([first, vec![0; 8], second, vec![0; 4]].concat())).await;
         assert!(failure.is_none() && lines.len() == 3);
@@ -425,7 +425,7 @@ mod tests {
     async fn compressed_data_that_is_cut_or_damaged_anywhere_is_told_with_its_name() {
         for [first, second] in [[gzip(b"a\n"), gzip(b"b\nc\n")], [zstd(b"a\n"), zstd(b"b\nc\n")], xz(), bzip2()] {
             let (whole, seam) = ([&first[..], &second].concat(), first.len());
-            // Behind the bytes that say what it is.
+            // After the bytes that identify the format.
             for cut in (10..whole.len()).filter(|&cut| cut != seam) {
                 let (_, failure) = lines_of(Cursor::new(whole[..cut].to_vec())).await;
                 let failure = failure.unwrap_or_else(|| panic!("cut to {cut} bytes"));
@@ -438,7 +438,7 @@ mod tests {
                 let mut damaged = whole.clone();
                 damaged[at] ^= 0x10;
                 let (lines, failure) = lines_of(Cursor::new(damaged)).await;
-                // Of the bits at the end of bzip2's data nothing depends.
+                // The last bits of bzip2 data are unused.
                 let is_unused = lines == [(1, "a".to_owned(), false)] && failure.is_none();
                 assert!(failure.is_some() || is_unused, "byte {at}: {lines:?}");
             }
@@ -459,7 +459,7 @@ mod tests {
             (&gzip(&tar), "a tar archive"),
         ] {
             for wanted in [ANY, Wanted::Json, Wanted::Csv, Wanted::Lines] {
-                // Whoever types lines does not wait for as many bytes as that takes.
+                // Typed lines are not held back until that many bytes have arrived.
                 if wanted == Wanted::Lines && words == "a tar archive" {
                     continue;
                 }
@@ -472,7 +472,7 @@ mod tests {
                 );
             }
         }
-        // What begins alike is text.
+        // Text that begins similarly is text.
         for text in ["B", "BZh9,x\n", "PK,x\n", "PAR1,x", "SQLite format,x", "Obj"] {
             assert_eq!(lines_of(text.as_bytes()).await.0.len(), 1);
         }
@@ -511,7 +511,7 @@ mod tests {
         assert!(failure.message().starts_with("line 2: "), "{failure:?}");
     }
 
-    /// Gives a byte at a time, as a terminal or a slow pipe may.
+    /// Returns one byte at a time, as a terminal or a slow pipe may.
     struct Dripping(Cursor<Vec<u8>>);
 
     impl Read for Dripping {
@@ -547,7 +547,7 @@ mod tests {
         assert_eq!(read(printed, ANY).await, records(&[(3, 1, elements[0]), (5, 2, elements[1])]));
         let values = "{\n  \"a\":1\n}\n{\n  \"b\":[2,\"]\"]\n}\n";
         assert_eq!(read(values, ANY).await, records(&[(1, 1, elements[0]), (4, 2, elements[1])]));
-        // Arrays one behind the other, as of several files.
+        // Concatenated arrays, as from several files.
         assert_eq!(read("[1, 2]\n[]\n[ \"x\" ,{} ]", ANY).await.map(|records| records.len()), Ok(4));
         for nothing in ["", "\n \n", "[]", " [ ] ", "[][]"] {
             assert_eq!(read(nothing, ANY).await, records(&[]));
@@ -556,7 +556,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_value_of_several_lines_stays_what_it_was() {
-        // What could grow together is kept apart; what is in a text stays.
+        // Adjacent tokens stay separate, and the content of strings is unchanged.
         assert_eq!(
             read("[{\"a b\\n  c\" :\n 1,  \n \"x\\\"\":  true\n}]", ANY).await,
             records(&[(1, 1, r#"{"a b\n  c" :1,  "x\"":  true}"#)])
@@ -601,7 +601,7 @@ mod tests {
         }
         assert_eq!(read("a,b", MAPPED).await, records(&[]));
         assert_eq!(read("a\n1\n", Wanted::Csv).await, records(&[(2, 0, r#"{"a":"1"}"#)]));
-        // Somebody has to say what the columns are; a line that is no JSON looks like nothing.
+        // The user must map the columns; a line that is not JSON is not recognised as CSV.
         let told = read("id;when\n", ANY).await.expect_err("CSV");
         assert!(told.contains("looks like CSV with the columns id, when: ") && told.contains("--map"), "{told}");
         assert_eq!(read("hello\n", ANY).await, records(&[(1, 0, "hello")]));
@@ -622,7 +622,7 @@ mod tests {
                 (6, 0, r#"{"a":"1","b":"2"}"#),
             ])
         );
-        // Each row has a line of its own, also where no line feed ends it; and begins with the empty lines before it.
+        // Each row has its own line, even without a line feed at its end, and begins with the empty lines before it.
         let expected = [(2, r#"{"a":"1"}"#), (3, r#"{"a":"2"}"#), (4, r#"{"a":"3"}"#), (5, r#"{"a":"4"}"#)];
         let found = read("a\r1\r2\r3\r\n\n\n\n4", Wanted::Csv).await.expect("rows");
         assert_eq!(found.iter().map(|(line, _, text)| (*line, text.as_str())).collect::<Vec<_>>(), expected);

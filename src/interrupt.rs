@@ -1,7 +1,6 @@
-//! Signals as requests to end in good order: Ctrl-C, and those with which a system ends a process.
+//! Signals as requests to stop in an orderly way: Ctrl-C, and the signals with which a system ends a process.
 //!
-//! They are listened for in every command, because the first process of a container is not ended by a signal that it does not
-//! listen for.
+//! Every command handles them, because the first process of a container is not ended by a signal without a handler.
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -13,20 +12,20 @@ use eventstore::backend::CancellationToken;
 use crate::failure::Failure;
 use crate::process;
 
-/// How long a command that only prints may take to end. One that waits for its reader would not end at all.
+/// The time limit for a command that only prints. One that waits for its reader would not end at all.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What was asked for, and how it is answered.
+/// The requested stop, and how to respond.
 #[derive(Default)]
 struct Requests {
     token: CancellationToken,
-    /// The number of the first signal, 0 before.
+    /// The number of the first signal; 0 if there was none.
     signal: AtomicU8,
-    /// The command takes as long as it takes to end in good order.
+    /// The command may take any time to stop in an orderly way.
     is_working: AtomicBool,
-    /// A store is being opened, which nothing but the end of the process ends, and which needs no good order.
+    /// A store is being opened. Only the end of the process stops that, and nothing has to be cleaned up.
     is_opening: AtomicBool,
-    /// A hangup is no request to end: the command reads its files again.
+    /// SIGHUP does not stop the command: it makes it read its files again.
     is_kept_by_hangup: AtomicBool,
 }
 
@@ -42,19 +41,19 @@ impl Requests {
     }
 }
 
-/// What a shell shows for a command that the signal ended: 128 and its number.
+/// The exit code for a command that was ended by the signal: 128 plus its number.
 pub(crate) fn exit_code() -> u8 {
     128 + requests().signal.load(Ordering::Relaxed)
 }
 
-/// From here on a hangup (SIGHUP) ends nothing: whoever calls this listens for it.
+/// From here on, SIGHUP does not end the process: the caller handles it.
 #[cfg(all(unix, feature = "serve"))]
 pub(crate) fn keep_on_hangup() {
     requests().is_kept_by_hangup.store(true, Ordering::SeqCst);
 }
 
-/// Listens from here on. The first signal is a request, the second ends the process at once; what was acknowledged is durable
-/// anyway.
+/// Handles signals from here on. The first one is a request to stop, the second ends the process at once; acknowledged
+/// events are durable in any case.
 pub(crate) fn listen() -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::io("listen for signals", &error))?;
     tokio::spawn(async move {
@@ -77,12 +76,13 @@ pub(crate) fn listen() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A token that the first signal cancels, for a command that only prints. If it has not ended a moment later, the process does.
+/// A token that the first signal cancels, for a command that only prints. If the command has not ended shortly after,
+/// the process is ended.
 pub(crate) fn token() -> CancellationToken {
     requests().token.clone()
 }
 
-/// A token that the first signal cancels, for a command that ends in good order, however long that takes.
+/// A token that the first signal cancels, for a command that stops in an orderly way, however long that takes.
 pub(crate) fn token_of_work() -> CancellationToken {
     requests().is_working.store(true, Ordering::SeqCst);
     token()
@@ -92,16 +92,16 @@ pub(crate) fn token_of_work() -> CancellationToken {
 pub(crate) async fn while_opening<T>(opening: impl Future<Output = T>) -> Option<T> {
     let Requests { token, is_opening, .. } = requests();
     is_opening.store(true, Ordering::SeqCst);
-    // Asked afterwards: whoever cancels the token looks whether a store is being opened.
+    // Checked afterwards: whoever cancels the token checks whether a store is being opened.
     let opened = if token.is_cancelled() { None } else { Some(opening.await) };
     is_opening.store(false, Ordering::SeqCst);
     opened
 }
 
-/// The signals that are listened for.
+/// The handled signals.
 #[cfg(unix)]
 struct Signals {
-    /// With their numbers. Those that were ignored when the process began stay so.
+    /// With their numbers. Signals that were ignored when the process started stay ignored.
     listeners: Vec<(u8, tokio::signal::unix::Signal)>,
 }
 
@@ -135,7 +135,7 @@ impl Signals {
     }
 }
 
-/// What the console and the system send instead.
+/// The corresponding events of the console and the system.
 #[cfg(windows)]
 struct Signals {
     ctrl_c: tokio::signal::windows::CtrlC,
@@ -151,7 +151,7 @@ impl Signals {
         Ok(Signals { ctrl_c: ctrl_c()?, ctrl_break: ctrl_break()?, close: ctrl_close()?, shutdown: ctrl_shutdown()? })
     }
 
-    /// The number of the signal that is meant elsewhere.
+    /// The number of the corresponding signal on other systems.
     async fn next(&mut self) -> u8 {
         const HANGUP: u8 = 1;
         const INTERRUPT: u8 = 2;

@@ -1,6 +1,7 @@
-//! The JSON form of an event, one line each, both ways.
+//! The JSON form of events, one line each, for reading and writing.
 //!
-//! Data and metadata are copied, never read into values: numbers keep their digits, objects the order of their keys.
+//! Data and metadata are copied as text, not parsed into values: numbers keep their digits, objects the order of their
+//! keys.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::failure::Failure;
 use crate::times;
 
-/// The fields of a line. Whatever else it has is refused, because it would be lost.
+/// The fields of a line. Unknown fields are refused, because they would be lost.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
@@ -29,7 +30,7 @@ struct Line<'a> {
     #[serde(borrow)]
     metadata: Option<&'a RawValue>,
     metadata_base64: Option<String>,
-    /// The three that `load` adds.
+    /// The three fields that `load` adds.
     #[serde(borrow)]
     version: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -38,8 +39,8 @@ struct Line<'a> {
     recorded_at: Option<&'a RawValue>,
 }
 
-/// An event, and what its line says of where it stood and when it came there. Nobody has looked into that yet: whoever
-/// does not ask for it accepts anything.
+/// An event, and the position and recording time in its line. These are parsed only on request, so otherwise any value
+/// is accepted.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) event: Event,
@@ -76,17 +77,17 @@ fn number(field: &'static str, json: Option<&RawValue>) -> Result<Option<u64>, F
     Ok(Some(number))
 }
 
-/// The time of recording that this text names.
+/// Parses a recording time.
 pub(crate) fn time(text: &str) -> Result<SystemTime, Failure> {
     Ok(times::parse(text).map_err(|reason| Error::invalid_event("recorded_at", reason))?)
 }
 
-/// `"data":null` is data, the JSON `null`; only a missing field is none.
+/// `"data":null` is data, the JSON `null`; only a missing field means no data.
 fn null_is_a_value<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Reads an event from one line.
+/// Parses an event from one line.
 pub(crate) fn parse(line: &[u8]) -> Result<Entry<'_>, Failure> {
     let text = object(line)?;
     let line: Line<'_> = serde_json::from_str(text).map_err(|error| Failure::malformed(describe(&error)))?;
@@ -113,14 +114,14 @@ pub(crate) fn parse(line: &[u8]) -> Result<Entry<'_>, Failure> {
     Ok(Entry { event: event.build()?, version: line.version, revision: line.revision, recorded_at: line.recorded_at })
 }
 
-/// The text of a line that may be a JSON object: it begins as one.
+/// The text of a line that may be a JSON object: it begins like one.
 pub(crate) fn object(line: &[u8]) -> Result<&str, Failure> {
     let text = std::str::from_utf8(line)
         .map_err(|error| Failure::malformed(format!("not UTF-8 from byte {} on", error.valid_up_to() + 1)))?;
     if text.starts_with('\u{feff}') {
         return Err(Failure::malformed("it begins with a byte order mark; remove it"));
     }
-    // An array in the order of the fields would be read as well.
+    // serde would also accept an array with the fields in order.
     if !text.trim_start().starts_with('{') {
         return Err(Failure::malformed("not a JSON object; write one event per line, as `load` prints them"));
     }
@@ -132,7 +133,7 @@ fn required(field: &'static str, value: Option<String>) -> Result<String, Failur
 }
 
 fn both(field: &str) -> Failure {
-    Failure::malformed(format!("both {field} and {field}_base64 are there; keep one"))
+    Failure::malformed(format!("both {field} and {field}_base64 are present; keep one"))
 }
 
 pub(crate) fn decode(field: &str, base64: &str) -> Result<Vec<u8>, Failure> {
@@ -149,14 +150,14 @@ pub(crate) fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// Writes an event on one line, without the line's end.
+/// Writes an event on one line, without the line break.
 pub(crate) fn write(out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<()> {
     write_fields(out, &recorded.event)?;
     write!(out, ",\"version\":{},\"revision\":{}", recorded.version, recorded.revision.get())?;
     write!(out, ",\"recorded_at\":\"{}\"}}", rfc3339(recorded.recorded_at))
 }
 
-/// Writes an event that stands nowhere yet, with its time of recording if that is known, without the line's end.
+/// Writes an event without a position, with its recording time if known, without the line break.
 pub(crate) fn write_new(out: &mut Vec<u8>, event: &Event, recorded_at: Option<SystemTime>) -> io::Result<()> {
     write_fields(out, event)?;
     match recorded_at {
@@ -165,7 +166,8 @@ pub(crate) fn write_new(out: &mut Vec<u8>, event: &Event, recorded_at: Option<Sy
     }
 }
 
-/// Writes an event of a replica, with its place if it is pending, or the one that it was pending at, without the line's end.
+/// Writes an event of a replica, with its place if it is pending, or the place that it had while it was pending,
+/// without the line break.
 #[cfg(feature = "sync")]
 pub(crate) fn write_entry(
     out: &mut Vec<u8>,
@@ -186,7 +188,7 @@ pub(crate) fn write_entry(
     out.write_all(b"}")
 }
 
-/// The beginning of a line, up to its metadata.
+/// The beginning of a line, up to the metadata.
 fn write_fields(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     out.extend_from_slice(b"{\"id\":");
     serde_json::to_writer(&mut *out, event.id())?;
@@ -201,14 +203,14 @@ fn write_fields(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes where an event stands on one line, without the line's end.
+/// Writes the position of an event on one line, without the line break.
 pub(crate) fn write_place(out: &mut Vec<u8>, id: &str, stored: &Stored) -> io::Result<()> {
     out.extend_from_slice(b"{\"id\":");
     serde_json::to_writer(&mut *out, id)?;
     write!(out, ",\"version\":{},\"revision\":{}}}", stored.version, stored.revision.get())
 }
 
-/// Writes how far an aggregate has come on one line, without the line's end.
+/// Writes the revision and newest version of an aggregate on one line, without the line break.
 pub(crate) fn write_aggregate(out: &mut Vec<u8>, aggregate: &AggregateInfo) -> io::Result<()> {
     let AggregateInfo { aggregate_id, revision, version, .. } = aggregate;
     out.extend_from_slice(b"{\"aggregate_id\":");
@@ -216,7 +218,7 @@ pub(crate) fn write_aggregate(out: &mut Vec<u8>, aggregate: &AggregateInfo) -> i
     write!(out, ",\"revision\":{revision},\"version\":{version}}}")
 }
 
-/// A time in RFC 3339 with microseconds. What is outside the years 1970 to 9999 is shown as the nearest end.
+/// A time in RFC 3339 with microseconds. Times outside the years 1970 to 9999 become the nearest end.
 pub(crate) fn rfc3339(time: SystemTime) -> humantime::Rfc3339Timestamp {
     const LAST: Duration = RECORDED_AT_END.saturating_sub(Duration::from_micros(1));
     let time = time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LAST);
@@ -236,8 +238,8 @@ fn write_value(out: &mut Vec<u8>, field: &str, value: &[u8]) {
     }
 }
 
-/// Whether these bytes come back unchanged from being written into a line: JSON, without line ends between its tokens
-/// and without white space around it.
+/// Whether these bytes survive being written into a line: JSON without line breaks between its tokens and without
+/// surrounding white space.
 fn fits_a_line(value: &[u8]) -> bool {
     let has_space_around = |text: &str| text.trim_matches([' ', '\t']).len() != text.len();
     !value.iter().any(|byte| matches!(byte, b'\n' | b'\r'))

@@ -1,4 +1,4 @@
-//! The `eventstore` command: append, import, load and look into a store from the shell.
+//! The `eventstore` command: append, import, load and inspect events from the shell.
 
 #![deny(unsafe_code)]
 
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_understood(&error),
     };
-    // Each command prints what it did or found. Nothing is done that nobody could be told of.
+    // Each command prints its result. Nothing is done whose result nobody could see.
     if process::stdout_was_closed() {
         return Failure::closed_stdout().report();
     }
@@ -57,12 +57,12 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Ending, Failure> {
     let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = match cli.command {
-        // As a program has that embeds the store.
+        // As in a program that embeds the store.
         Command::Bench(_) => all(),
         #[cfg(feature = "serve")]
         Command::Serve(_) => all(),
-        // One is enough for timers and signals, and keeps them going while the main thread waits for a slow reader of the
-        // output.
+        // One thread is enough for timers and signals, and keeps them running while the main thread waits for a slow
+        // reader of the output.
         _ => 1,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,7 +73,7 @@ fn run(cli: Cli) -> Result<Ending, Failure> {
     runtime.block_on(commands::run(cli))
 }
 
-/// Help and the version are no errors, and go to stdout as clap writes them; everything else is one line.
+/// Help and version are not errors and go to stdout as clap formats them; everything else is one line.
 fn not_understood(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
     match error.kind() {

@@ -1,8 +1,8 @@
-//! Which part of another program's JSON is what of an event.
+//! Maps JSON of other programs to the fields of an event.
 //!
-//! A mapping is a list of `field=expression`, or the name of a format that has one. An expression is a path, a constant, a
-//! function of them, some of them joined with `+`, or alternatives with `//` between them. Values are not read: what becomes
-//! data or metadata is copied byte for byte.
+//! A mapping is a list of `field=expression`, or the name of a known format. An expression is a path, a constant, a
+//! function of them, several of them joined with `+`, or alternatives separated by `//`. Values are not parsed: what
+//! becomes data or metadata is copied byte for byte.
 
 mod expression;
 mod parser;
@@ -18,19 +18,19 @@ use crate::mapping::expression::{Expression, Value};
 pub(crate) use crate::mapping::expression::{Number, Record};
 use crate::mapping::parser::Parser;
 
-/// Formats with a mapping of their own: a name, what it is called, what it maps.
+/// Formats with a built-in mapping: a name, a title, and the mapping.
 const FORMATS: &[(&str, &str, &str)] = &[
     (
         "cloudevents",
         "CloudEvents",
-        // An id is unique for its source only. The source stays in the metadata, whatever the aggregate is.
+        // An id is unique only within its source. The source stays in the metadata, whatever the aggregate is.
         r##"id=.source+"#"+.id,type=.type,aggregate_id=.subject//.source+"",data=.data//base64(.data_base64),
             metadata=rest(),recorded_at=.time"##,
     ),
     (
         "kurrentdb",
         "an export of KurrentDB or EventStoreDB",
-        // One event a record, or a page of an Atom feed, which has its newest event first.
+        // One event per record, or a page of an Atom feed, which has its newest event first.
         r#"each=reverse(.entries),id=.eventId//.content.eventId,type=.eventType//.content.eventType,
             aggregate_id=.streamId//.eventStreamId//.content.eventStreamId,data=json(.data//.content.data),
             metadata=json(.metadata//.metaData//.content.metadata),recorded_at=.created//.updated,
@@ -43,7 +43,7 @@ const FORMATS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What of an event is mapped.
+/// A field of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Field {
     Id,
@@ -67,7 +67,7 @@ impl Field {
         Field::Version,
         Field::Revision,
     ];
-    /// What the event consists of.
+    /// The content of an event.
     const CONTENT: [Field; 5] = [Field::Id, Field::Type, Field::AggregateId, Field::Data, Field::Metadata];
 
     fn name(self) -> &'static str {
@@ -88,14 +88,14 @@ impl Field {
     }
 }
 
-/// Where in a record its events are, if it is not one itself.
+/// The location of the events in a record, if the record is not itself an event.
 #[derive(Clone, Debug)]
 struct Each {
     array: Expression,
     is_reversed: bool,
 }
 
-/// What each part of an event is made from.
+/// The expressions for the fields of an event.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mapping {
     each: Option<Each>,
@@ -103,18 +103,18 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// The mapping that these texts describe together; later ones go before earlier ones.
+    /// The mapping that these texts describe together; later ones take precedence.
     ///
     /// # Errors
     ///
-    /// `InvalidOption`, with the place in the text.
+    /// `InvalidOption`, with the position in the text.
     pub(crate) fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Self, Error> {
         let refused = |reason| Error::InvalidOption { option: "map".to_owned(), reason };
         let mut mapping = Mapping::default();
         for text in texts {
             mapping.add(text.as_ref()).map_err(refused)?;
         }
-        // What nobody speaks of is kept.
+        // Unmapped parts are kept.
         if mapping.of(Field::Data).is_none() {
             mapping.set(Field::Data, Expression::whole());
         }
@@ -172,8 +172,8 @@ impl Mapping {
         self.expressions[field as usize] = Some(expression);
     }
 
-    /// The texts of the events in a record, in their order, each with its number in the record's array; `None` if the record
-    /// is an event itself.
+    /// The texts of the events in a record, in order, each with its index in the record's array; `None` if the record
+    /// is itself an event.
     pub(crate) fn events_of<'a>(&self, record: &Record<'a>) -> Result<Option<Vec<(u64, &'a str)>>, Failure> {
         let Some(each) = &self.each else { return Ok(None) };
         let found = each.array.evaluate(record, false).map_err(Failure::malformed)?;
@@ -186,9 +186,9 @@ impl Mapping {
         Ok(Some(events))
     }
 
-    /// The event that a record is.
+    /// The event for a record.
     pub(crate) fn event(&self, record: &Record<'_>) -> Result<Event, Failure> {
-        // Which members of the record some field takes as they are.
+        // The members of the record that some field takes unchanged.
         let mut taken = Vec::new();
         let mut found = [const { None }; Field::CONTENT.len()];
         for field in Field::CONTENT {
@@ -225,12 +225,12 @@ impl Mapping {
         Ok(event.build()?)
     }
 
-    /// The time of recording that a record names.
+    /// The recording time in a record.
     pub(crate) fn recorded_at(&self, record: &Record<'_>) -> Result<Option<String>, Failure> {
         self.text(Field::RecordedAt, record)
     }
 
-    /// The version and the revision that a record names.
+    /// The version and the revision in a record.
     pub(crate) fn place(&self, record: &Record<'_>) -> Result<(Option<u64>, Option<u64>), Failure> {
         Ok((self.number(Field::Version, record)?, self.number(Field::Revision, record)?))
     }
@@ -255,7 +255,7 @@ fn invalid(field: Field, reason: impl Into<String>) -> Failure {
     Error::invalid_event(field.name(), reason).into()
 }
 
-/// What a record looks like that is no event of ours, and what to do then.
+/// Which format a record seems to have that is not a valid event, and what to do then.
 pub(crate) fn recognize(record: &[u8]) -> Option<String> {
     let record = Record::parse(record, Number::default()).ok()?;
     let has = |keys: &[&str]| keys.iter().all(|key| record.has(key));

@@ -1,4 +1,4 @@
-//! Tells whoever follows a served store that the server is away, and that it is back: each a line on stderr.
+//! Reports on stderr that the server of a followed store is away, and that it is back.
 
 use std::fmt::{self, Write as _};
 
@@ -9,13 +9,13 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::failure;
 
-/// From here on, for the whole process.
+/// Starts the reports, for the whole process.
 pub(crate) fn tell() {
-    // Nobody else listens in the command.
+    // The command has no other subscriber.
     let _ = tracing::subscriber::set_global_default(Outages);
 }
 
-/// Listens to nothing else.
+/// A subscriber for these events only.
 struct Outages;
 
 impl Subscriber for Outages {

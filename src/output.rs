@@ -1,27 +1,27 @@
-//! Results on stdout: buffered, and quiet when the reader has gone.
+//! Results on stdout: buffered, and silent when the reader has gone.
 //!
-//! A command that only prints has done its work then, and ends. One that writes or judges goes on: its exit status says more
-//! than what it prints.
+//! A command that only prints is done then and ends. One that writes or verifies continues: its exit code matters more
+//! than its output.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Stdout, Write};
 
 use crate::failure::{Failure, escape_controls};
 
-/// Written in pieces of about this size; large enough that the system calls do not show.
+/// The approximate size of a write, large enough that the cost of system calls does not matter.
 const PIECE: usize = 64 << 10;
 
-/// Lines on their way to stdout. What was not flushed is not written.
+/// Lines to be written to stdout. Lines that were not flushed may not be written.
 pub(crate) struct Output<W = Stdout> {
     buffer: Vec<u8>,
     to: W,
     reader: Reader,
 }
 
-/// Who reads the output.
+/// The importance of the output's reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
-    /// Nothing is left to do when it leaves.
+    /// When it leaves, nothing is left to do.
     IsAllThereIs,
     /// It may leave.
     IsWelcome,
@@ -29,12 +29,12 @@ enum Reader {
 }
 
 impl Output {
-    /// Of a command that only prints: it ends, with [`Failure::closed_pipe`], when its reader leaves.
+    /// For a command that only prints: it ends, with [`Failure::closed_pipe`], when its reader leaves.
     pub(crate) fn of_printing() -> Self {
         Output::new(io::stdout(), Reader::IsAllThereIs)
     }
 
-    /// Of a command that writes or judges: it goes on to its end when its reader leaves.
+    /// For a command that writes or verifies: it continues when its reader leaves.
     pub(crate) fn of_work() -> Self {
         Output::new(io::stdout(), Reader::IsWelcome)
     }
@@ -45,7 +45,7 @@ impl<W: Write> Output<W> {
         Output { buffer: Vec::with_capacity(2 * PIECE), to, reader }
     }
 
-    /// Adds one line, which `write` puts into the buffer without its end.
+    /// Adds one line, which `write` writes into the buffer without the line break.
     pub(crate) fn line(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<(), Failure> {
         write(&mut self.buffer).map_err(|error| failure(&error))?;
         self.buffer.push(b'\n');
@@ -60,12 +60,12 @@ impl<W: Write> Output<W> {
         self.line(|buffer| buffer.write_all(text.as_bytes()))
     }
 
-    /// Adds a line that says what something is.
+    /// Adds a line `name: value`.
     pub(crate) fn field(&mut self, name: &str, value: impl Display) -> Result<(), Failure> {
         self.text(&escape_controls(&format!("{name}: {value}")))
     }
 
-    /// Hands everything to the operating system.
+    /// Writes everything to the operating system.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         self.write_out()?;
         let flushed = self.to.flush();
@@ -77,7 +77,7 @@ impl<W: Write> Output<W> {
             Reader::HasLeft => Ok(()),
             _ => self.to.write_all(&self.buffer),
         };
-        // Also after an error: nothing may be written twice.
+        // Even after an error: nothing may be written twice.
         self.buffer.clear();
         self.done(written)
     }
@@ -93,7 +93,7 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Standard output could not be written.
+/// The failure to write to standard output.
 pub(crate) fn failure(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::BrokenPipe => Failure::closed_pipe(),

@@ -1,12 +1,13 @@
-//! What the process was started with, and its end at once: the few calls that the standard library has not.
+//! State at the start of the process, and its immediate end: the few system calls that the standard library lacks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether standard output was closed when the process began.
 static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Whether standard output was closed when the process began. Before `main` Rust puts `/dev/null` in its place, which cannot
-/// be told from one that was given. So it is looked at still earlier, which is done on Linux alone: elsewhere this is false.
+/// Whether standard output was closed when the process started. Before `main`, Rust replaces it by `/dev/null`, which
+/// cannot be distinguished from a real redirection. So it is checked even earlier, but only on Linux: on other systems
+/// this is false.
 pub(crate) fn stdout_was_closed() -> bool {
     STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
 }
@@ -15,30 +16,32 @@ pub(crate) fn stdout_was_closed() -> bool {
 mod before_main {
     use super::{Ordering, STDOUT_WAS_CLOSED};
 
-    // SAFETY: The section holds pointers to functions with C's way of calling, each of which is called once before `main`, and
-    // may leave its arguments alone. This one uses nothing of the standard library that `main` has to be begun for.
+    // SAFETY: The section has pointers to functions with the C calling convention, each of which is called once before
+    // `main` and may ignore its arguments. This one uses nothing of the standard library that requires `main` to have
+    // started.
     #[used]
     #[unsafe(link_section = ".init_array")]
     static LOOK: extern "C" fn() = look;
 
     extern "C" fn look() {
-        // SAFETY: It asks for a flag of a descriptor, whether that is open or not.
+        // SAFETY: It queries a flag of a descriptor, whether that is open or not.
         let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
         STDOUT_WAS_CLOSED.store(flags == -1, Ordering::Relaxed);
     }
 }
 
-/// Whether a signal was ignored when the process began, as SIGHUP is under `nohup`. To be asked before it is listened for.
+/// Whether a signal was ignored when the process started, as SIGHUP is under `nohup`. Must be called before a handler
+/// is set.
 #[cfg(unix)]
 pub(crate) fn is_ignored(signal: i32) -> bool {
-    // SAFETY: All of it may be zeros.
+    // SAFETY: All zeros are a valid value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: Without a new action it only writes the present one to the place that it is given.
+    // SAFETY: Without a new action, it only writes the current one to the given place.
     let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Ends the process at once. What C++ engines do at a usual exit would happen under the feet of their threads.
+/// Ends the process at once. A normal exit would run destructors of C++ engines while their threads are running.
 pub(crate) fn end(status: u8) -> ! {
     #[cfg(unix)]
     // SAFETY: It does not return, and touches no memory of the process.

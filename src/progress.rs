@@ -1,4 +1,4 @@
-//! Progress bars on stderr, where that is a terminal.
+//! Progress bars on stderr, if that is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use crate::failure::tell;
 use crate::input::Input;
 
-/// How far an input was read. It disappears when dropped.
+/// The progress of reading an input. It disappears when dropped.
 pub(crate) struct Progress {
     bar: ProgressBar,
     position: Arc<AtomicU64>,
@@ -39,7 +39,7 @@ impl Drop for Progress {
     }
 }
 
-/// How far long work has come. It disappears when dropped.
+/// The progress of long work. It disappears when dropped.
 pub(crate) struct Work(ProgressBar);
 
 impl Work {
@@ -59,7 +59,7 @@ impl Work {
         self.0.suspend(|| tell(text));
     }
 
-    /// Who shows what the work reports.
+    /// The listener that shows the progress of the work.
     pub(crate) fn listener(&self) -> eventstore::backend::Progress {
         let bar = self.0.clone();
         eventstore::backend::Progress::new(move |done, total| {

@@ -1,4 +1,4 @@
-//! The text of an input, divided into records: one a line, the elements of a JSON array, or the rows of a CSV file.
+//! Splits the text of an input into records: one per line, the elements of a JSON array, or the rows of a CSV file.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 
@@ -8,32 +8,32 @@ use crate::compression;
 use crate::failure::Failure;
 use crate::input::{BUFFER, Mark, Out, Place, Stop};
 
-/// Longer records are refused before they fill the memory. The largest event, all of it in base64, needs less.
+/// Longer records are refused, to limit the memory. The largest event, all of it in Base64, is smaller.
 pub(crate) const MAX_RECORD: usize = 32 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// What may stand between the columns of a CSV file; of those that are there equally often the first is taken.
+/// The possible delimiters of a CSV file. Of equally frequent ones, the first is used.
 const DELIMITERS: [u8; 4] = *b",;\t|";
 
 pub(crate) type Source = BufReader<Box<dyn Read + Send>>;
 
-/// What may be in an input.
+/// The accepted formats of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// JSON lines, of which each is wanted as soon as it is there.
+    /// JSON lines. Each line is passed on as soon as it is there.
     Lines,
-    /// JSON in any of its shapes.
+    /// JSON in any form.
     Json,
-    /// CSV with titles.
+    /// CSV with column titles.
     Csv,
-    /// Whatever it looks like.
+    /// Any format, detected by its beginning.
     Any {
-        /// Whether somebody says what the columns of a CSV file are.
+        /// Whether the user maps the columns of a CSV file.
         is_mapped: bool,
     },
 }
 
-/// Gives the records of a source to `out`.
+/// Passes the records of a source to `out`.
 pub(crate) fn read(mut source: Source, wanted: Wanted, out: &mut Out<'_>) -> Result<(), Stop> {
     if wanted == Wanted::Lines {
         return lines(&mut source, out);
@@ -44,7 +44,7 @@ pub(crate) fn read(mut source: Source, wanted: Wanted, out: &mut Out<'_>) -> Res
     }
     let is_values = match head.first() {
         Some(b'[') => true,
-        // As an object begins that was printed over several lines. No event is a line like this.
+        // The beginning of an object that was printed over several lines. No event is a line like this.
         Some(b'{') => first_line(&head).trim_ascii() == b"{",
         _ => false,
     };
@@ -71,7 +71,7 @@ pub(crate) fn read(mut source: Source, wanted: Wanted, out: &mut Out<'_>) -> Res
     }
 }
 
-/// Reads on to the first byte that says something, and then to the end of its line or as far as a buffer goes.
+/// Reads up to the first significant byte, and then to the end of its line or of the buffer.
 fn first_text(source: &mut Source, out: &mut Out<'_>) -> Result<Vec<u8>, Stop> {
     let mut head = Vec::new();
     let mut may_have_mark = true;
@@ -98,12 +98,12 @@ fn first_text(source: &mut Source, out: &mut Out<'_>) -> Result<Vec<u8>, Stop> {
     Ok(head)
 }
 
-/// The first line, or what is there of it.
+/// The first line, or the existing part of it.
 fn first_line(head: &[u8]) -> &[u8] {
     head.split(|&byte| byte == b'\n').next().unwrap_or(head)
 }
 
-/// What stands between the titles of a CSV file that begins like this; `None` if nothing does.
+/// The delimiter of the column titles in a CSV file that begins like this; `None` if there is none.
 fn delimiter(head: &[u8]) -> Option<u8> {
     let line = first_line(head);
     let mut counts = [0_usize; DELIMITERS.len()];
@@ -132,8 +132,8 @@ fn describe_csv(head: &[u8]) -> String {
     )
 }
 
-/// One record a line. A line goes on as soon as going on would mean to wait for input: one that was typed at once, those of
-/// a file together.
+/// One record per line. Lines are sent on as soon as more input would have to be waited for: a typed line at once,
+/// those of a file together.
 fn lines(source: &mut Source, out: &mut Out<'_>) -> Result<(), Stop> {
     loop {
         let start = out.chunk.bytes.len();
@@ -154,7 +154,7 @@ fn lines(source: &mut Source, out: &mut Out<'_>) -> Result<(), Stop> {
     }
 }
 
-/// The elements of arrays, and objects that stand one behind the other, over however many lines.
+/// The elements of arrays, and concatenated objects, over any number of lines.
 fn values(source: &mut Source, out: &mut Out<'_>) -> Result<(), Stop> {
     let mut splitter = Splitter { line: out.line + 1, ..Splitter::default() };
     loop {
@@ -166,29 +166,29 @@ fn values(source: &mut Source, out: &mut Out<'_>) -> Result<(), Stop> {
         for &byte in buffer {
             splitter.take(byte, out)?;
         }
-        // Also for whoever asks where reading ended.
+        // Also for messages about where reading ended.
         out.line = splitter.line - 1;
         source.consume(len);
         out.send()?;
     }
 }
 
-/// Divides JSON without looking into its values: it only has to know where they end. A value becomes one line: an end of a
-/// line in it and the indentation behind it go, or are one space if something could grow together.
+/// Splits JSON without parsing its values: it only has to find their ends. A value becomes one line: a line break in
+/// it, with the following indentation, is removed, or becomes a space if tokens could otherwise merge.
 #[derive(Debug, Default)]
 struct Splitter {
     state: State,
-    /// The line that is being read, counted from 1.
+    /// The current line, counted from 1.
     line: u64,
     elements: u64,
     is_in_array: bool,
-    /// Of the value: where it begins, how long it is so far, and the brackets that have to close.
+    /// Of the current value: its place, its length so far, and the brackets to close.
     place: Option<Place>,
     len: usize,
     brackets: Vec<u8>,
     is_in_text: bool,
     is_escaped: bool,
-    /// An end of a line was read and nothing behind it.
+    /// Whether a line break was read with nothing after it yet.
     is_broken: bool,
 }
 
@@ -197,13 +197,13 @@ enum State {
     /// Before an array or an object.
     #[default]
     Between,
-    /// Behind the `[` of an array.
+    /// After the `[` of an array.
     Opened,
-    /// Behind an element.
+    /// After an element.
     Behind,
-    /// Behind a comma.
+    /// After a comma.
     Comma,
-    /// In a value.
+    /// Inside a value.
     Inside,
 }
 
@@ -277,7 +277,7 @@ impl Splitter {
             _ if self.is_escaped => self.is_escaped = false,
             b'\\' => self.is_escaped = true,
             b'"' => self.is_in_text = false,
-            // Only a missing quote can lead here.
+            // Only a missing quote can cause this.
             b'\n' => {
                 self.line -= 1;
                 return Err(self.stop("the line ends in a text; a quote is missing"));
@@ -308,7 +308,7 @@ impl Splitter {
         }
     }
 
-    /// Nothing behind this can be made sense of.
+    /// Nothing after this can be interpreted.
     fn stop(&self, reason: &str) -> Stop {
         let place = self.place.unwrap_or(Place { line: self.line, element: None });
         match self.place {
@@ -336,7 +336,8 @@ fn rows(source: Source, delimiter: u8, out: &mut Out<'_>) -> Result<(), Stop> {
             return Ok(());
         }
         let line = before + row.position().map_or(1, csv::Position::line);
-        // Empty lines before a row belong to it. A carriage return alone ends a row as well, and is not counted as a line.
+        // Empty lines before a row belong to it. A single carriage return also ends a row, but does not count as a
+        // line.
         let place = Place { line: line.max(last + 1), element: None };
         last = place.line;
         let Some(titles) = &titles else {
@@ -352,7 +353,7 @@ fn rows(source: Source, delimiter: u8, out: &mut Out<'_>) -> Result<(), Stop> {
     }
 }
 
-/// Rows of any length, of any bytes, are no error: only reading them can fail.
+/// Rows may have any length and any bytes: only reading can fail.
 fn io_error(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
@@ -378,7 +379,7 @@ impl Titles {
         Ok(Titles(titles))
     }
 
-    /// Writes a row as a JSON object, and says what is wrong with it. What is not UTF-8 is written as it is.
+    /// Writes a row as a JSON object, and returns what is wrong with it. Invalid UTF-8 is written unchanged.
     fn write(&self, row: &ByteRecord, out: &mut Vec<u8>) -> io::Result<Option<Box<str>>> {
         let fields: Result<Vec<_>, _> = row.iter().map(std::str::from_utf8).collect();
         let Ok(fields) = fields else {
@@ -407,7 +408,7 @@ fn untitled(index: usize) -> String {
     format!("column {}", index + 1)
 }
 
-/// Ends with an error before a record has filled the memory.
+/// Fails before a record fills the memory.
 struct Limited {
     source: Source,
     left: usize,

@@ -1,4 +1,4 @@
-//! What an import leaves out, in a file: one JSON object a line, which can be mended and imported again.
+//! The file of lines skipped by an import: one JSON object per line, which can be corrected and imported again.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -13,25 +13,25 @@ use crate::batches::Rejected;
 use crate::failure::Failure;
 use crate::json;
 
-/// The form of a line of such a file.
+/// A line of the file.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Reject<'a> {
-    /// Where it stood.
+    /// Its line number in the input.
     line: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     element: Option<u64>,
-    /// Why it was left out.
+    /// Why it was skipped.
     #[serde(borrow)]
     error: Cow<'a, str>,
-    /// What stood there, if it is UTF-8.
+    /// The original line, if it is UTF-8.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     input: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     input_base64: Option<Cow<'a, str>>,
 }
 
-/// A file of what is left out. Each line is with the operating system when [`add`](Rejects::add) returns.
+/// A file of skipped lines. Each line has been passed to the operating system when [`add`](Rejects::add) returns.
 #[derive(Debug)]
 pub(crate) struct Rejects {
     name: String,
@@ -39,7 +39,7 @@ pub(crate) struct Rejects {
 }
 
 impl Rejects {
-    /// Creates the file. One that has anything in it is refused: it may hold lines that nobody has mended yet.
+    /// Creates the file. A nonempty file is refused: it may have lines that were not corrected yet.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let cannot_write = |error| Failure::io(format_args!("write {name}"), &error);
@@ -48,7 +48,7 @@ impl Rejects {
         if metadata.is_file() && metadata.len() > 0 {
             let error = std::io::ErrorKind::AlreadyExists.into();
             return Err(Failure::io(format_args!("write {name}"), &error)
-                .note("it may have lines that are not mended yet: remove it, or name another file"));
+                .note("it may have lines that were not corrected yet: remove it, or name another file"));
         }
         Ok(Rejects { name, file })
     }
@@ -70,19 +70,19 @@ impl Rejects {
     }
 }
 
-/// What a line of such a file has inside.
+/// The content of a line of such a file.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Wrapped {
     pub(crate) input: Vec<u8>,
-    /// The number of the record that it was.
+    /// The number of the original record.
     pub(crate) number: u64,
 }
 
-/// What a line of such a file says that stood in the input.
+/// The original line in a line of such a file.
 pub(crate) fn input_of(line: &[u8]) -> Result<Wrapped, Failure> {
     let text = json::object(line)?;
     let reject: Reject<'_> = serde_json::from_str(text).map_err(|error| {
-        Failure::malformed(json::describe(&error)).note("it is no line that --skip-invalid has written")
+        Failure::malformed(json::describe(&error)).note("it is not a line that --skip-invalid has written")
     })?;
     let input = match (reject.input, reject.input_base64) {
         (Some(text), None) => text.into_owned().into_bytes(),

@@ -1,4 +1,4 @@
-//! What `serve --log` shows: warnings, and a line for each request, on stderr.
+//! The output of `serve --log` on stderr: warnings, and a line for each request.
 
 use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::failure;
 
-/// What is logged.
+/// What to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Log {
     /// Warnings and errors of the server and its stores
@@ -23,10 +23,10 @@ pub(crate) enum Log {
     Requests,
 }
 
-/// Lines that wait for whoever reads stderr. Those beyond are left out: nobody waits for a log.
+/// The most lines that wait for a slow reader of stderr. Further ones are dropped: nobody waits for a log.
 const MOST_LINES: usize = 4096;
 
-/// The server's requests.
+/// The log target of requests.
 const REQUESTS: &str = "eventstore_server::request";
 
 enum Line {
@@ -34,18 +34,18 @@ enum Line {
     End,
 }
 
-/// The thread that writes.
+/// The writing thread.
 pub(crate) struct Writing {
     lines: SyncSender<Line>,
     thread: JoinHandle<()>,
 }
 
 impl Log {
-    /// From here on, for the whole process.
+    /// Starts logging, for the whole process.
     pub(crate) fn begin(self) -> Writing {
         let (lines, waiting) = sync_channel(MOST_LINES);
         let thread = std::thread::spawn(move || write(&waiting));
-        // Nobody else listens in the command.
+        // The command has no other subscriber.
         let _ = tracing::subscriber::set_global_default(Logger {
             log: self,
             lines: lines.clone(),
@@ -56,7 +56,7 @@ impl Log {
 }
 
 impl Writing {
-    /// Waits until all is written.
+    /// Waits until everything is written.
     pub(crate) fn end(self) {
         if self.lines.send(Line::End).is_ok() {
             let _ = self.thread.join();
@@ -124,7 +124,7 @@ impl Subscriber for Logger {
 #[derive(Default)]
 struct Fields {
     message: String,
-    /// Those that have no place of their own, with a blank before each.
+    /// The fields without a dedicated place, each preceded by a space.
     rest: String,
     method: String,
     path: String,

@@ -1,4 +1,4 @@
-//! Tables for people, and events in one.
+//! Tables for people, and tables of events.
 
 use std::io::{self, Write};
 
@@ -10,18 +10,18 @@ use crate::json::rfc3339;
 
 const TITLES: [&str; COLUMNS] = ["VERSION", "REVISION", "RECORDED_AT", "TYPE", "AGGREGATE_ID", "ID", "DATA"];
 const COLUMNS: usize = 7;
-/// Numbers are aligned to the right.
+/// The number of right-aligned columns.
 const NUMBERS: usize = 2;
-/// What is longer pushes its row out of line, but is shown whole: an id is there to be copied.
+/// A longer cell disturbs the alignment of its row, but is shown completely: ids must be copyable.
 const MAX_WIDTH: usize = 40;
-/// The data is there to be recognized, and is cut.
+/// Data is shown only for recognition and is cut off.
 const MAX_DATA: usize = 60;
 
-/// Columns of cells, as a terminal shows them, as wide as what was fitted into them so far.
+/// Columns of cells as shown in a terminal, as wide as the content fitted so far.
 #[derive(Debug)]
 pub(crate) struct Columns {
     widths: Vec<usize>,
-    /// Whether the cells stand at the right.
+    /// Whether the cells are right-aligned.
     are_right: Vec<bool>,
 }
 
@@ -30,14 +30,14 @@ impl Columns {
         Columns { widths: vec![0; columns], are_right: (0..columns).map(is_right).collect() }
     }
 
-    /// Makes the columns wide enough for these cells, but for their sake no wider than `limit`.
+    /// Widens the columns to fit these cells, but not beyond `limit`.
     pub(crate) fn fit(&mut self, cells: &[String], limit: usize) {
         for (width, cell) in self.widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.width().min(limit));
         }
     }
 
-    /// Writes one row, without the line's end.
+    /// Writes one row, without the line break.
     pub(crate) fn write(&self, out: &mut Vec<u8>, cells: &[String]) -> io::Result<()> {
         for (index, ((cell, &width), is_right)) in cells.iter().zip(&self.widths).zip(&self.are_right).enumerate() {
             let gap = if index == 0 { "" } else { "  " };
@@ -54,7 +54,7 @@ impl Columns {
     }
 }
 
-/// Events in columns. They grow with what is shown, because the rows are not known beforehand.
+/// Events in columns. The columns grow with the content, since the rows are not known in advance.
 #[derive(Debug)]
 pub(crate) struct Table(Columns);
 
@@ -65,7 +65,7 @@ impl Table {
         Table(columns)
     }
 
-    /// Makes the columns wide enough for these events.
+    /// Widens the columns to fit these events.
     pub(crate) fn fit(&mut self, events: &[RecordedEvent]) {
         events.iter().for_each(|recorded| self.0.fit(&cells(recorded), MAX_WIDTH));
     }
@@ -74,7 +74,7 @@ impl Table {
         self.0.write(out, &TITLES.map(str::to_owned))
     }
 
-    /// Writes an event as one row, without the line's end.
+    /// Writes an event as one row, without the line break.
     pub(crate) fn write(&self, out: &mut Vec<u8>, recorded: &RecordedEvent) -> io::Result<()> {
         self.0.write(out, &cells(recorded))
     }
@@ -95,12 +95,12 @@ fn cells(recorded: &RecordedEvent) -> [String; COLUMNS] {
 
 /// As much of the data as fits, or its size if it is not text.
 fn shortened(data: &[u8]) -> String {
-    // More bytes than these many characters have, if each takes a column; the rest need not be looked at.
+    // Longer than this many characters that each take a column; the rest does not matter.
     let start = &data[..data.len().min(MAX_DATA * 4 + 4)];
     let is_cut = start.len() < data.len();
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
-        // Cut inside a character is still text.
+        // Text that is cut inside a character is still text.
         Err(error) if error.error_len().is_none() && is_cut => {
             std::str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default()
         }
@@ -141,7 +141,7 @@ mod tests {
             assert!((MAX_DATA - 1..=MAX_DATA).contains(&text.width()), "{text}");
             assert!(text.ends_with('…'));
         }
-        // Marks take no column of their own, and are not parted from their letter.
+        // Combining marks take no column of their own and must not be separated from their letter.
         let marked = "e\u{301}".repeat(500);
         let text = shortened(marked.as_bytes());
         assert!(text.width() == MAX_DATA && text.ends_with("e\u{301}…"), "{text}");

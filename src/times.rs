@@ -1,10 +1,10 @@
-//! Times as people and other programs write them.
+//! Times as written by people and other programs.
 
 use std::time::{Duration, SystemTime};
 
 use eventstore::backend::limits::RECORDED_AT_END;
 
-/// Reads a time as in RFC 3339, with any offset from UTC, of the years 1970 to 9999. A space may stand for the `T`.
+/// Parses a time as in RFC 3339, with any UTC offset, in the years 1970 to 9999. A space may replace the `T`.
 pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
     let not_a_time = || {
         format!("{text:?} is not a time as in RFC 3339, such as 2025-01-31T12:30:00Z or 2025-01-31T13:30:00.25+01:00")
@@ -28,21 +28,23 @@ pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
     time.filter(can_be_recorded).ok_or_else(out_of_range)
 }
 
-/// Reads what [`parse`] reads, or a date, which is its first moment in UTC.
+/// Parses what [`parse`] accepts, or a date, which means its first moment in UTC.
 pub(crate) fn parse_or_date(text: &str) -> Result<SystemTime, String> {
     match text.len() {
-        10 => parse(&format!("{text}T00:00:00Z")).map_err(|_| format!("{text:?} is no date of the years 1970 to 9999")),
-        _ => parse(text).map_err(|reason| format!("{reason}; a date such as 2025-01-31 will do as well")),
+        10 => {
+            parse(&format!("{text}T00:00:00Z")).map_err(|_| format!("{text:?} is not a date in the years 1970 to 9999"))
+        }
+        _ => parse(text).map_err(|reason| format!("{reason}; a date such as 2025-01-31 is accepted as well")),
     }
 }
 
-/// How far a clock is from UTC.
+/// The offset of a clock from UTC.
 enum Offset {
     Ahead(Duration),
     Behind(Duration),
 }
 
-/// The part before the offset, and the offset: `Z`, or `+hh:mm` or `-hh:mm`.
+/// Splits off the offset: `Z`, or `+hh:mm` or `-hh:mm`.
 fn split_offset(text: &str) -> Option<(&str, Offset)> {
     if let Some(local) = text.strip_suffix('Z') {
         return Some((local, Offset::Ahead(Duration::ZERO)));

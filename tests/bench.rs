@@ -1,4 +1,4 @@
-//! The `eventstore bench` command, run as its users run it, for moments: what it says, not how fast anything is.
+//! The `eventstore bench` command, run briefly as users run it: tests its output, not the speed of anything.
 
 #![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -37,7 +37,7 @@ impl Shell {
         self.command(args).output().unwrap()
     }
 
-    /// What it printed, if it did all there was to do.
+    /// The output of a command that must succeed.
     #[track_caller]
     fn succeed(&self, args: &[&str]) -> String {
         let output = self.run(args);
@@ -45,7 +45,7 @@ impl Shell {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// It ends with one error with this code and these words.
+    /// The command must fail with one error with this code and these words.
     #[track_caller]
     fn fail(&self, args: &[&str], code: &str, words: &str) {
         let output = self.run(args);

@@ -1,4 +1,4 @@
-//! The `eventstore` command, run as its users run it.
+//! The `eventstore` command, run as users run it.
 
 #![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -19,7 +19,7 @@ fn orders_text() -> String {
 }
 
 impl Shell {
-    /// The command with its stdin and the lines of its stdout at hand.
+    /// Starts the command with access to its stdin and the lines of its stdout.
     fn converse(&self, args: &[&str]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
         let mut child = self.spawn(args);
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -47,7 +47,7 @@ fn without_places(loaded: &str) -> String {
     lines
 }
 
-// What the command is for.
+// The main uses of the command.
 
 #[test]
 fn the_demo_works_and_leaves_nothing_behind() {
@@ -136,7 +136,7 @@ fn compressed_input_is_read_whatever_its_name() {
 #[test]
 fn a_copy_has_the_same_digest() {
     let shell = Shell::new();
-    shell.run(&["append"]).succeeded(); // of nothing: creates the store
+    shell.run(&["append"]).succeeded(); // an empty input creates the store
     let empty = shell.run(&["digest"]).succeeded().stdout;
     assert_eq!(empty, format!("{}\n", "0".repeat(64)));
     shell.run(&["import", orders().to_str().unwrap()]).succeeded();
@@ -155,7 +155,8 @@ fn each_append_is_answered_with_its_place_when_it_arrives() {
     let (child, mut stdin, mut stdout) = shell.converse(&["append"]);
     let mut answer = String::new();
     for (index, aggregate_id) in ["a", "b", "a"].into_iter().enumerate() {
-        // The next line is written only after the answer: stdin stays open, and nothing more is needed for it.
+        // The next line is written only after the answer: stdin stays open, and the answer must not depend on more
+        // input.
         stdin.write_all(line(&format!("e{index}"), aggregate_id, "1").as_bytes()).unwrap();
         stdout.read_line(&mut answer).unwrap();
     }
@@ -165,7 +166,7 @@ fn each_append_is_answered_with_its_place_when_it_arrives() {
          {\"id\":\"e1\",\"version\":2,\"revision\":1}\n\
          {\"id\":\"e2\",\"version\":3,\"revision\":2}\n"
     );
-    // While it runs the store is its own.
+    // While it runs, it has the store locked.
     shell.run(&["latest"]).failed("locked", &[]);
     drop(stdin);
     Done::of(child).succeeded();
@@ -203,7 +204,7 @@ fn batches_are_atomic_and_the_rest_comes_at_the_end() {
     let lines: Vec<_> = (1..=5).map(|number| line(&format!("e{number}"), "a", "1")).collect();
     let done = shell.run_with(&["append", "--batch", "2"], lines.concat()).succeeded();
     assert_eq!(done.stdout.lines().count(), 5);
-    // The second of the new batch is taken, so the first of it is not stored either.
+    // The second event of the new batch has a used id, so the first one is not stored either.
     let taken = [line("e6", "a", "1"), line("e1", "a", "other")].concat().replace("other", "2");
     shell.run_with(&["append", "--batch", "2"], taken).failed("duplicate_event", &["line 2: ", "\"e1\"", "version 1"]);
     shell.holds(&["e1", "e2", "e3", "e4", "e5"]);
@@ -279,7 +280,7 @@ fn recorded_at_is_rfc_3339_with_microseconds() {
     let recorded_at = text(&shell.run(&["load"]).events()[0], "recorded_at");
     assert_eq!(recorded_at.len(), "2025-01-01T00:00:00.000000Z".len());
     let time = humantime::parse_rfc3339(&recorded_at).unwrap();
-    let slack = std::time::Duration::from_micros(1); // it is cut to the microsecond
+    let slack = std::time::Duration::from_micros(1); // it is truncated to microseconds
     assert!(time + slack >= before && time <= std::time::SystemTime::now());
 }
 
@@ -338,7 +339,7 @@ fn help_and_version_go_to_stdout() {
 
 // Readers that leave, users that interrupt, processes that are killed.
 
-/// More lines than a pipe holds.
+/// More lines than a pipe can hold.
 fn many_lines() -> String {
     (1..=4000).map(|number| line(&format!("e{number}"), "a", &format!("\"{}\"", "x".repeat(200)))).collect()
 }
@@ -375,8 +376,8 @@ fn an_interrupted_append_has_stored_what_it_answered() {
 fn an_interrupted_import_tells_what_it_stored_and_goes_on_when_repeated() {
     let shell = Shell::new();
     let (child, mut stdin, stdout) = shell.converse(&["import", "-"]);
-    // Stdin stays open, so that the import never comes to its end. It listens for Ctrl-C before it reads: when more
-    // than a pipe holds is written, it does.
+    // Stdin stays open, so the import never finishes. It handles Ctrl-C before it reads: when more than a pipe can hold
+    // is written, the handler is set.
     stdin.write_all(many_lines().as_bytes()).unwrap();
     signals::send(&child, 2);
     let mut counts = String::new();
@@ -433,7 +434,7 @@ fn a_killed_append_has_stored_what_it_answered() {
     }
 }
 
-// Bad input gets a clear error, and nothing is lost.
+// Invalid input gives a clear error, and nothing is lost.
 
 #[test]
 fn a_bad_line_is_named_and_what_comes_before_it_is_stored() {
@@ -463,7 +464,7 @@ fn a_bad_line_is_named_and_what_comes_before_it_is_stored() {
         let done = shell.run_with(&["append"], &input).failed(code, &words);
         assert_eq!(done.stdout, "{\"id\":\"e1\",\"version\":1,\"revision\":1}\n");
         shell.holds(&["e1"]);
-        // Only the store sees that an id is taken; by then more of the input may be on its way.
+        // Only the store detects that an id is in use; by then more of the input may be in flight.
         if *code != "duplicate_event" {
             let shell = Shell::new();
             shell.run_with(&["append", "--concurrency", "8"], &input).failed(code, &words);
@@ -514,7 +515,7 @@ fn what_is_too_large_is_refused_before_it_is_stored() {
 
     let at_the_limits = line(&"i".repeat(255), &"a".repeat(480), "1");
     shell.run_with(&["append"], at_the_limits).succeeded();
-    // Four times the largest event, and then some for the ids: over the limit of a batch.
+    // Four times the largest event, plus the ids: over the size limit of a batch.
     let batch: String = ["b1", "b2", "b3", "b4"].map(|id| of_bytes(id, 16 << 20)).concat();
     let done = shell.run_with(&["append", "--batch", "4"], batch);
     done.failed("invalid_event", &["lines 1 to 4: ", "invalid batch: ", "over the limit"]);
@@ -533,7 +534,7 @@ fn an_input_that_ends_in_the_middle_of_a_line_is_told() {
             shell.holds(&["e1"]);
         }
     }
-    // Only the line feed is missing: the event is whole.
+    // Only the line feed is missing: the event is complete.
     let shell = Shell::new();
     shell.run_with(&["append"], whole.trim_end()).succeeded();
     shell.holds(&["e1", "e2"]);
@@ -607,7 +608,7 @@ fn a_store_that_cannot_be_opened_is_named() {
     shell.run(&["--store", "lmdb:./file", "latest"]).failed("cannot_open", &["./file"]);
     assert_eq!(fs::read(shell.path("file")).unwrap(), b"some text");
     if cfg!(target_os = "linux") {
-        // Where even root cannot write.
+        // A place where even root cannot write.
         shell.run(&["--store", "lmdb:/proc/eventstore", "latest"]).failed("cannot_open", &["/proc/eventstore"]);
     }
 }
@@ -615,7 +616,7 @@ fn a_store_that_cannot_be_opened_is_named() {
 #[test]
 fn a_full_store_is_told_and_opens_again() {
     let shell = Shell::new();
-    // The index is full, and appends go on until it is too far behind.
+    // The index is full, and appends continue until it is too far behind.
     let small = "lmdb:./store?map_size=1MiB&max_map_size=1MiB&index_events=100";
     let long = "long-".repeat(40);
     let lines = || (0..6000).map(|n| line(&format!("{long}{n}"), &format!("a-{n}"), "1")).collect::<String>();
@@ -624,7 +625,7 @@ fn a_full_store_is_told_and_opens_again() {
     let answered: Vec<_> = answers.iter().map(|answer| answer["id"].as_str().unwrap()).collect();
     assert!(answered.len() > 100);
     shell.holds(&answered);
-    // With more room it goes on.
+    // With more room it works again.
     shell.run_with(&["import", "-"], lines()).succeeded();
     assert_eq!(shell.run(&["latest"]).succeeded().stdout, "6000\n");
 }
@@ -698,7 +699,7 @@ fn reading_from_a_store_that_is_not_there_is_an_error_and_creates_nothing() {
 
 // Maintenance.
 
-/// The fields that a command prints as `name: value`, with the wanted name.
+/// The values with this name in output of the form `name: value`.
 fn fields<'a>(done: &'a Done, name: &str) -> Vec<&'a str> {
     done.stdout.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).collect()
 }

@@ -1,4 +1,4 @@
-//! How the `eventstore` command ends: by itself, without a reader, and by signals.
+//! How the `eventstore` command ends: on its own, without a reader, and by signals.
 
 #![cfg(all(unix, feature = "lmdb"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -25,7 +25,7 @@ impl Shell {
         Shell { directory: tempfile::tempdir().unwrap() }
     }
 
-    /// With a store of these events.
+    /// A shell with a store of these events.
     fn with_events(events: impl IntoIterator<Item = u64>) -> Self {
         let shell = Shell::new();
         let lines: String = events.into_iter().map(line).collect();
@@ -42,14 +42,14 @@ impl Shell {
         self.prepare(Command::new(env!("CARGO_BIN_EXE_eventstore")), args)
     }
 
-    /// The command, started by a shell that does something before.
+    /// The command, started by a shell that runs a script first.
     fn after(&self, script: &str, args: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{script}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_eventstore")]);
         self.prepare(command, args)
     }
 
-    /// Started with standard output closed.
+    /// Runs it with standard output closed.
     fn without_stdout(&self, args: &[&str]) -> Command {
         self.after("exec >&-", args)
     }
@@ -64,14 +64,14 @@ impl Shell {
         self.command(args).output().unwrap()
     }
 
-    /// With a reader of its output that left before it began.
+    /// Runs it with a pipe whose reader left before it started.
     fn without_reader(&self, args: &[&str]) -> Output {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         self.command(args).stdout(writer).output().unwrap()
     }
 
-    /// With its output on a device that is full.
+    /// Runs it with its output on a full device.
     fn on_a_full_device(&self, args: &[&str]) -> Output {
         let full = File::options().write(true).open("/dev/full").unwrap();
         self.command(args).stdout(full).output().unwrap()
@@ -83,7 +83,7 @@ impl Shell {
         String::from_utf8(latest.stdout).unwrap().trim().to_owned()
     }
 
-    /// Damages the data of the first event that holds a text.
+    /// Damages the data of the first event that contains a text.
     fn damage(&self, text: &str) {
         let path = self.path("store/log/0000000001-0.seg");
         let mut bytes = fs::read(&path).unwrap();
@@ -102,7 +102,7 @@ fn ended_quietly(output: &Output) {
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
 }
 
-/// It ended with an error, one line on stderr.
+/// The command must have failed with one line on stderr.
 #[track_caller]
 fn failed(output: &Output, words: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -124,7 +124,7 @@ const PRINTING: &[&[&str]] = &[
     &["demo", "sync"],
 ];
 
-/// Commands that write or judge, on a store that is sound.
+/// Commands that write or verify, on an intact store.
 const WORKING: &[&[&str]] = &[
     &["verify"],
     &["import", "events.jsonl"],
@@ -184,7 +184,7 @@ fn without_standard_output_nothing_is_done() {
     for name in ["backup", "copy", "restored"] {
         assert!(!shell.path(name).exists(), "{name}");
     }
-    // What goes nowhere because somebody wants it so is no error, whichever way it was opened.
+    // Redirecting output to nowhere is not an error, whichever way it was opened.
     for script in ["exec >/dev/null", "exec 1<>/dev/null"] {
         ended_quietly(&shell.after(script, &["latest"]).output().unwrap());
     }
@@ -198,7 +198,7 @@ fn a_full_device_is_an_error_of_every_command() {
     for args in [PRINTING, WORKING].concat() {
         failed(&shell.on_a_full_device(args), "cannot write to standard output");
     }
-    // What was done is done.
+    // The work was done.
     for store in ["lmdb:./store", "lmdb:./backup", "lmdb:./restored", "lmdb:./copy"] {
         assert_eq!(shell.latest(store), "5", "{store}");
     }
@@ -221,7 +221,7 @@ const INTERRUPT: i32 = 2;
 const TERMINATE: i32 = 15;
 const SIGNALS: [i32; 3] = [HANGUP, INTERRUPT, TERMINATE];
 
-/// It ended by itself, in good order, and says by which signal.
+/// Checks that it ended in an orderly way and reports the signal.
 #[track_caller]
 fn ended_by(child: Child, signal: i32) -> Output {
     let output = child.wait_with_output().unwrap();
@@ -269,7 +269,7 @@ fn a_signal_ends_what_follows_and_what_waits_for_its_reader() {
     }
 }
 
-/// In a container the first process is not ended by a signal that it does not listen for.
+/// In a container, the first process is not ended by a signal without a handler.
 #[cfg(target_os = "linux")]
 #[test]
 fn every_signal_is_listened_for_by_a_command_that_only_prints() {
@@ -306,7 +306,7 @@ fn a_signal_leaves_no_half_backup() {
     let shell = Shell::with_events(1..100_000);
     for signal in SIGNALS {
         let backup = shell.path("backup");
-        // It may be done before the signal arrives: then once more.
+        // It may finish before the signal arrives: then try again.
         let ended = (0..50).find_map(|_| {
             let mut child = shell.command(&["backup", "backup"]).spawn().unwrap();
             let mut has_ended = false;
@@ -329,13 +329,13 @@ fn a_signal_leaves_no_half_backup() {
     }
 }
 
-/// An index that is made again takes as long as reading all events.
+/// Rebuilding an index takes as long as reading all events.
 #[test]
 fn a_signal_ends_an_opening_that_takes_long() {
     let shell = Shell::with_events(1..100_000);
     let index = shell.path("store/index");
     for args in [&["gc"][..], &["append", "events.jsonl"]] {
-        // It may be open before the signal arrives: then once more.
+        // It may have opened before the signal arrives: then try again.
         let ended = (0..50).find_map(|_| {
             fs::remove_dir_all(&index).unwrap();
             let mut child = shell.command(args).spawn().unwrap();
@@ -348,7 +348,7 @@ fn a_signal_ends_an_opening_that_takes_long() {
                 signals::send(&child, TERMINATE);
             }
             let output = child.wait_with_output().unwrap();
-            // What is opened already says so when it is interrupted.
+            // A store that is already open reports the interruption.
             (!output.status.success() && output.stderr.is_empty()).then_some(output)
         });
         let ended = ended.expect("one was ended while it opened the store");
@@ -375,7 +375,7 @@ fn statistics_can_be_read_by_a_program() {
     for name in &names {
         assert!(document.contains(&format!("| `{name}` |")), "{name} is documented");
     }
-    // For people there is the same.
+    // The text form has the same values.
     let text = String::from_utf8(shell.run(&["stats"]).stdout).unwrap();
     for wanted in ["backend: lmdb", "latest_version: 3", "aggregates: 1", "fenced: no", &format!("store_id: {id}")] {
         assert!(text.lines().any(|line| line == wanted), "{wanted:?} is not in:\n{text}");
@@ -401,7 +401,7 @@ fn an_address_of_something_else_is_told_which_engines_there_are() {
             let output = shell.command(args).env("EVENTSTORE_URL", address).output().unwrap();
             assert_eq!(output.status.code(), Some(1));
             let told = String::from_utf8_lossy(&output.stderr);
-            let told = told.lines().last().unwrap(); // `bench` warns before
+            let told = told.lines().last().unwrap(); // `bench` prints warnings before
             assert!(told.starts_with("error[unsupported]: ") && told.contains("is not a known engine"), "{told}");
             for engine in ["memory", "lmdb", "rocksdb", "fjall", "sled"] {
                 assert!(told.contains(engine), "{engine} is not in {told}");
@@ -409,7 +409,7 @@ fn an_address_of_something_else_is_told_which_engines_there_are() {
             assert!(!told.contains("relative path"), "{told}");
         }
     }
-    // The path of an engine that there is can be written better.
+    // For an existing engine, the error explains how to write the path.
     let output = shell.command(&["latest"]).env("EVENTSTORE_URL", "lmdb://data").output().unwrap();
     failed(&output, "lmdb:./data");
 }
@@ -427,7 +427,7 @@ fn characters_that_turn_or_hide_text_are_shown_as_what_they_are() {
     }
     let error = shell.run(&["get", "\u{202e}x"]);
     failed(&error, "\\u{202e}x");
-    // For programs everything stays as it is.
+    // The output for programs is unchanged.
     let json = String::from_utf8(shell.run(&["load"]).stdout).unwrap();
     assert!(json.contains("gp\u{202e}4pm"), "{json}");
 }

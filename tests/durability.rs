@@ -1,7 +1,7 @@
-//! What is acknowledged is on disk: the command is killed at random moments, watched by `strace`, and given a failing
+//! What is acknowledged is on disk: the command is killed at random moments, traced by `strace`, and run on a failing
 //! disk.
 //!
-//! Where `strace` is missing or not permitted, the tests that need it show as ignored.
+//! If `strace` is missing or not permitted, the tests that need it show as ignored.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic and say why")]
 
@@ -22,6 +22,9 @@ use tempfile::TempDir;
 
 use common::BACKENDS;
 
+/// The command serves stores, and reaches them.
+const SERVES: bool = cfg!(all(feature = "serve", feature = "http"));
+
 type Test = fn(&'static str) -> Result<(), Failed>;
 
 fn main() -> ExitCode {
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
                 "a file system cannot be mounted here: the tests that fill a disk are ignored (they need unshare)"
             );
         }
-        let tests: [(&str, Test, bool); 12] = [
+        let tests: [(&str, Test, bool); 13] = [
             ("what_was_printed_survives_fifty_kills", what_was_printed_survives_fifty_kills, true),
             ("an_import_survives_fifty_kills", an_import_survives_fifty_kills, true),
             ("a_killed_copy_goes_on", a_killed_copy_goes_on, true),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
             ("a_failing_sync_fences_and_acknowledges_nothing_false", a_failing_sync_fences, strace),
             ("a_failing_write_loses_nothing_that_was_acknowledged", a_failing_write_loses_nothing, strace),
             ("a_full_disk_that_gets_room_again_loses_nothing", a_full_disk_that_gets_room_again_loses_nothing, mounts),
+            ("a_full_disk_behind_a_server_loses_nothing", a_full_disk_behind_a_server_loses_nothing, mounts && SERVES),
             ("a_backup_that_finds_no_room_leaves_nothing", a_backup_that_finds_no_room_leaves_nothing, mounts),
         ];
         for &backend in BACKENDS {
@@ -66,7 +70,7 @@ fn can_trace() -> bool {
     traced.is_ok_and(|output| output.status.success())
 }
 
-/// A file system of our own, in a namespace that ends with the command.
+/// A private file system, in a namespace that ends with the command.
 const MOUNT: [&str; 5] = ["unshare", "--mount", "--map-root-user", "sh", "-c"];
 
 fn can_mount() -> bool {
@@ -95,7 +99,7 @@ impl Shell {
         self.prepare(Command::new(env!("CARGO_BIN_EXE_eventstore")), args)
     }
 
-    /// The command under strace, which writes what it sees to the file `trace`.
+    /// The command under strace, whose output goes to the file `trace`.
     fn traced(&self, strace: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new("strace");
         command.args(["-f", "-y", "-o", "trace"]).args(strace).arg(env!("CARGO_BIN_EXE_eventstore"));
@@ -127,7 +131,7 @@ impl Shell {
         events
     }
 
-    /// Everything that was answered is in the store, at the place that the answer told, and the store is sound.
+    /// Checks that everything answered is in the store at the answered position, and that the store is intact.
     fn holds(&self, answers: &[Value]) -> Vec<Value> {
         let verified = self.command(&["verify"]).output().unwrap();
         assert!(verified.status.success(), "{}", text_of(&verified));
@@ -141,7 +145,7 @@ impl Shell {
     }
 }
 
-/// What a command printed, to be shown.
+/// The output of a command, for messages.
 fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -162,7 +166,7 @@ fn event_lines(prefix: &str, count: usize) -> String {
     (0..count).map(|n| event_line(prefix, n)).collect()
 }
 
-/// Gives the child all of `input` while its output is read.
+/// Sends all of `input` to the child while its output is read.
 fn finish(mut child: Child, input: String) -> Output {
     let mut stdin = child.stdin.take().unwrap();
     // The command closes its input early when it fails.
@@ -172,7 +176,7 @@ fn finish(mut child: Child, input: String) -> Output {
     output
 }
 
-/// A small generator of numbers that look random, so that a run can be repeated.
+/// A small pseudo-random number generator, so that a run can be repeated.
 struct Numbers(u64);
 
 impl Numbers {
@@ -190,7 +194,7 @@ fn what_was_printed_survives_fifty_kills(backend: &'static str) -> Result<(), Fa
         let mut child = shell.command(&["append", "--concurrency", "64"]).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let feeding = thread::spawn(move || {
-            // Without an end: it is the kill that ends it.
+            // Endless input: only the kill ends the command.
             let mut n = 0;
             while stdin.write_all(event_line(&format!("cycle-{cycle}"), n).as_bytes()).is_ok() {
                 n += 1;
@@ -198,13 +202,13 @@ fn what_was_printed_survives_fifty_kills(backend: &'static str) -> Result<(), Fa
         });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut printed = Vec::new();
-        // The moment: after a number of answers, which then lies anywhere within a group that is being committed.
+        // The moment is after a random number of answers, at any point of a group commit.
         for _ in 0..numbers.below(1500) {
             stdout.read_until(b'\n', &mut printed).unwrap();
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        // What stood in the pipe was printed as well; a line that the kill cut in two was not.
+        // What is left in the pipe was printed as well; a line that the kill cut off was not.
         while stdout.read_until(b'\n', &mut printed).unwrap() > 0 {}
         printed.truncate(printed.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
         feeding.join().unwrap();
@@ -216,10 +220,10 @@ fn what_was_printed_survives_fifty_kills(backend: &'static str) -> Result<(), Fa
     Ok(())
 }
 
-/// Runs a command and kills it after a time of up to `most` milliseconds; true if it was still running then.
+/// Runs a command and kills it after up to `most` milliseconds. True if it was still running then.
 fn kill_within(mut command: Command, numbers: &mut Numbers, most: u64) -> bool {
     let mut child = command.spawn().unwrap();
-    // Any moment is as good as any other, and there is nothing to wait for.
+    // Any moment is as good as another, and there is nothing to wait for.
     thread::sleep(Duration::from_millis(numbers.below(most)));
     let was_running = child.try_wait().unwrap().is_none();
     child.kill().unwrap();
@@ -235,7 +239,7 @@ fn an_import_survives_fifty_kills(backend: &'static str) -> Result<(), Failed> {
     for _ in 0..50 {
         kills += u32::from(kill_within(shell.command(&["import", "events.jsonl"]), &mut numbers, 250));
         if !shell.path().join("store/eventstore.json").exists() {
-            continue; // killed before there was a store
+            continue; // killed before the store was created
         }
         let verified = shell.command(&["verify"]).output()?;
         assert!(verified.status.success(), "{}", text_of(&verified));
@@ -268,7 +272,7 @@ fn a_killed_copy_goes_on(backend: &'static str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// What strace saw, in order: syncs that were done, and bytes that were printed.
+/// The calls in the trace, in order: finished syncs, and bytes printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Seen {
     Sync,
@@ -283,7 +287,7 @@ fn seen(trace: &str) -> Vec<Seen> {
         _ if line.contains("sync") && calls(line, &["fdatasync", "fsync"]) && done(line) => Some(Seen::Sync),
         _ if line.contains("sync resumed>") && done(line) => Some(Seen::Sync),
         _ if line.contains("write(1<") => Some(Seen::Print),
-        // Written behind a sync, to say that it was done; nothing is lost with it.
+        // Written after a sync, as a record of it; losing it loses nothing.
         _ if line.contains("/store/eventstore.head>") => None,
         _ if line.contains("/store/") && calls(line, &["write", "pwrite64", "writev", "pwritev"]) => Some(Seen::Write),
         _ => None,
@@ -331,7 +335,7 @@ fn concurrent_appends_share_syncs(backend: &'static str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// What changes the metadata of a file or waits for a disk, and writes to the log.
+/// Calls that change the metadata of a file or wait for a disk, and writes to the log.
 const ON_THE_WAY: &str = "trace=fdatasync,fsync,sync,syncfs,sync_file_range,msync,ftruncate,fallocate,rename,renameat2,unlink,\
                           openat,write,pwrite64,writev,pwritev";
 
@@ -343,7 +347,8 @@ fn an_append_is_one_write_and_one_sync(backend: &'static str) -> Result<(), Fail
     assert_eq!(parse_lines(&output.stdout).len(), EVENTS);
     let trace = shell.trace();
     let thread_of = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
-    // The thread that writes groups is that of most writes to the log. Space is made and the index written on others.
+    // The thread with the most writes to the log writes the groups. Other threads preallocate space and write the
+    // index.
     let mut writes: HashMap<String, usize> = HashMap::new();
     let is_write = |line: &&str| line.contains("pwrite64(") && line.contains("/store/log/");
     trace.lines().filter(is_write).for_each(|line| *writes.entry(thread_of(line)).or_default() += 1);
@@ -351,7 +356,8 @@ fn an_append_is_one_write_and_one_sync(backend: &'static str) -> Result<(), Fail
     let (mut calls, mut answers) = (Vec::<&str>::new(), 0);
     for line in trace.lines() {
         if line.contains("write(1<") {
-            // The first append makes the first segment. Later, room that is not made yet may be filled first.
+            // The first append creates the first segment. Later, space that is not preallocated yet may be filled
+            // first.
             let syncs = calls.iter().filter(|&&call| call == "fdatasync").count();
             let others = calls.iter().filter(|call| !["fdatasync", "pwrite64", "write"].contains(call)).count();
             assert!(answers == 0 || (syncs, others) == (1, 0), "before answer {answers}: {calls:?}");
@@ -366,7 +372,7 @@ fn an_append_is_one_write_and_one_sync(backend: &'static str) -> Result<(), Fail
     Ok(())
 }
 
-/// Runs appends on a store of ten events while calls of `syscall` fail from the `nth` on, and gives the error's code.
+/// Runs appends on a store of ten events while calls of `syscall` fail from the `nth` on. Returns the error's code.
 fn append_with_fault(backend: &'static str, syscall: &str, error: &str, nth: u32, concurrency: &str) -> String {
     let shell = Shell::new(backend);
     let before = finish(shell.command(&["append"]).spawn().unwrap(), event_lines("before", 10));
@@ -381,7 +387,7 @@ fn append_with_fault(backend: &'static str, syscall: &str, error: &str, nth: u32
     let mut answers = parse_lines(&before.stdout);
     answers.extend(parse_lines(&output.stdout));
     shell.holds(&answers);
-    // Everything is as usual once the disk is, and retrying finds out what was stored.
+    // When the disk works again, everything does, and a retry determines what was stored.
     let retried = finish(shell.command(&["append", "--batch", "100"]).spawn().unwrap(), event_lines("e", 3000));
     assert!(retried.status.success(), "{}", text_of(&retried));
     assert_eq!(shell.holds(&parse_lines(&retried.stdout)).len(), 3010, "each event once");
@@ -391,7 +397,7 @@ fn append_with_fault(backend: &'static str, syscall: &str, error: &str, nth: u32
 fn a_failing_sync_fences(backend: &'static str) -> Result<(), Failed> {
     for concurrency in ["1", "64"] {
         let mut codes = Vec::new();
-        // The first syncs belong to the opening, which fails; all others to commits.
+        // The first syncs belong to opening, which fails; all others belong to commits.
         for nth in 1..20 {
             codes.push(append_with_fault(backend, "fdatasync", "EIO", nth, concurrency));
             if codes.iter().filter(|code| *code == "outcome_unknown").count() == 4 {
@@ -413,10 +419,10 @@ fn a_failing_write_loses_nothing(backend: &'static str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Kills the making of a store and its first checkpoint at each call that changes what a directory says or what is on the disk.
+/// Kills the creation of a store and its first checkpoint at each call that changes a directory or syncs.
 fn a_kill_at_any_sync_or_renaming_is_no_damage(backend: &'static str) -> Result<(), Failed> {
     let mut kills = 0;
-    // Calls are counted in each thread: those of the opening hide as many of the indexer.
+    // Calls are counted per thread: those of the opening hide as many of the indexer.
     for is_made_before in [false, true] {
         for syscall in ["fsync", "fdatasync", "rename", "renameat", "mkdir", "unlink", "ftruncate"] {
             let killed = (1..).take_while(|&nth| killed_at(backend, is_made_before, syscall, nth));
@@ -427,7 +433,7 @@ fn a_kill_at_any_sync_or_renaming_is_no_damage(backend: &'static str) -> Result<
     Ok(())
 }
 
-/// Kills an import at a call, and checks what is left of it; false if there was no such call.
+/// Kills an import at a call, and checks the result. False if there was no such call.
 fn killed_at(backend: &'static str, is_made_before: bool, syscall: &str, nth: usize) -> bool {
     let shell = Shell::new(backend);
     let url = format!("{backend}:./store?index_events=30&segment_size=64KiB");
@@ -452,13 +458,13 @@ fn killed_at(backend: &'static str, is_made_before: bool, syscall: &str, nth: us
     }
     run(&["import", "events.jsonl"]);
     assert_eq!(shell.holds(&[]).len(), 120, "{backend}, {syscall} {nth}");
-    // sled's is made again after each end that was not clean.
+    // sled's index is rebuilt after every unclean shutdown.
     let is_aside = shell.path().join("store/index.damaged").exists();
     assert!(backend == "sled" || !is_aside, "{backend}, {syscall} {nth}: the index was put aside as damaged");
     true
 }
 
-/// Imports on a disk of a few megabytes, gives it room, and imports the same again.
+/// Imports on a disk of a few megabytes, enlarges the disk, and imports the same again.
 const FULL_DISK: &str = r#"
     mkdir disk && mount -t tmpfs -o size=12m none disk || exit 99
     "$0" import events.jsonl > first 2>&1 && exit 98
@@ -468,12 +474,43 @@ const FULL_DISK: &str = r#"
 "#;
 
 fn a_full_disk_that_gets_room_again_loses_nothing(backend: &'static str) -> Result<(), Failed> {
+    fill_the_disk(backend, FULL_DISK)
+}
+
+/// The same through a server: it answers reads while its disk is full, and is started again when there is room.
+const FULL_DISK_SERVED: &str = r#"
+    mkdir disk && mount -t tmpfs -o size=12m none disk && mkfifo ready || exit 99
+    serve() {
+        "$0" --store "$EVENTSTORE_URL" serve --listen "unix:$PWD/socket" > ready 2>> log &
+        server=$!
+        exec 3< ready && read -r told <&3
+    }
+    serve
+    served() { "$0" --store "unix:$PWD/socket" "$@"; }
+    served import events.jsonl > first 2>&1 && exit 98
+    cat first
+    served latest && served load --limit 3 > /dev/null || exit 97
+    kill "$server"; wait "$server"
+    mount -o remount,size=1g disk || exit 96
+    serve
+    served latest && served verify && served import events.jsonl && served verify && served digest
+    code=$?
+    kill "$server"; wait "$server"
+    exit $code
+"#;
+
+fn a_full_disk_behind_a_server_loses_nothing(backend: &'static str) -> Result<(), Failed> {
+    fill_the_disk(backend, FULL_DISK_SERVED)
+}
+
+/// Runs a script that imports events on a disk that is too small, and again once it is larger.
+fn fill_the_disk(backend: &'static str, script: &str) -> Result<(), Failed> {
     let shell = Shell::new(backend);
     let padding = "0123456789".repeat(200);
     let line = |n| format!(r#"{{"id":"e-{n}","type":"T","aggregate_id":"a-{}","data":"{padding}{n}"}}"#, n % 9) + "\n";
     fs::write(shell.path().join("events.jsonl"), (0..20_000).map(line).collect::<String>())?;
     let mut on_disk = Command::new(MOUNT[0]);
-    on_disk.args(&MOUNT[1..]).args([FULL_DISK, env!("CARGO_BIN_EXE_eventstore")]);
+    on_disk.args(&MOUNT[1..]).args([script, env!("CARGO_BIN_EXE_eventstore")]);
     let output = shell.prepare(on_disk, &[]).env("EVENTSTORE_URL", format!("{backend}:./disk/store")).output()?;
     let text = text_of(&output);
     assert!(output.status.success(), "{:?}: {text}", output.status);
@@ -485,7 +522,7 @@ fn a_full_disk_that_gets_room_again_loses_nothing(backend: &'static str) -> Resu
     Ok(())
 }
 
-/// Backs up to a disk that is too small, and again once it is larger.
+/// Backs up to a disk that is too small, and again after it was enlarged.
 const FULL_TARGET: &str = r#"
     mkdir disk && mount -t tmpfs -o size=256k none disk || exit 99
     "$0" backup disk/backup && exit 98

@@ -1,4 +1,4 @@
-//! `import`, run as its users run it, with the files that they have.
+//! `import`, run as users run it, with realistic files.
 
 #![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -18,7 +18,7 @@ impl Shell {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// What `load` prints of the store.
+    /// The output of `load`.
     #[track_caller]
     fn load(&self) -> Vec<Value> {
         self.run(&["load"]).succeeded().events()
@@ -26,7 +26,7 @@ impl Shell {
 }
 
 impl Done {
-    /// It did all but for some lines, which it counted.
+    /// The command must have succeeded with some lines skipped, which it counted.
     #[track_caller]
     fn skipped(self, summary: &str) -> Self {
         assert_eq!((self.code, self.stderr.as_str()), (Some(3), ""), "{self:?}");
@@ -40,7 +40,7 @@ impl Done {
     }
 }
 
-/// One line of input, with more fields behind the usual ones.
+/// One line of input, with additional fields.
 fn line_with(id: &str, aggregate_id: &str, more: &str) -> String {
     format!("{{\"id\":\"{id}\",\"type\":\"T\",\"aggregate_id\":\"{aggregate_id}\"{more}}}\n")
 }
@@ -53,7 +53,7 @@ fn year_of(event: &Value) -> &str {
     &event["recorded_at"].as_str().unwrap()[..4]
 }
 
-// Times and places.
+// Recording times and positions.
 
 #[test]
 fn events_that_are_loaded_and_imported_keep_their_times() {
@@ -97,7 +97,7 @@ fn times_that_are_not_kept_are_counted() {
     let done = shell.run_with(&["import", "--recorded-at", "now", "-"], lines.concat()).succeeded();
     done.told("3 stored, 0 already there, 2 with the time of the import instead of their own");
     assert!(shell.load().iter().all(|event| year_of(event) > "2020"));
-    // What is there already has lost nothing by the second import, and keeps what it has also when times are kept.
+    // A second import changes nothing about stored events, whether times are kept or not.
     let again = shell.run_with(&["import", "--recorded-at", "now", "-"], lines.concat()).succeeded();
     again.told("0 stored, 3 already there");
     let keeping = shell.run_with(&["import", "-"], [&*lines[0], &*lines[2]].concat()).succeeded();
@@ -123,7 +123,7 @@ fn a_time_that_cannot_be_recorded_names_its_line() {
         let words = ["line 2: invalid recorded_at: ", words, "1 stored"];
         shell.run_with(&["import", "-"], &input).failed("invalid_event", &words);
         shell.holds(&["e1"]);
-        // Whoever does not want the time is not bothered with it; `append` never wants it.
+        // An invalid time does not matter if times are not kept; `append` never keeps them.
         shell.run_with(&["import", "--recorded-at", "now", "-"], &bad).succeeded();
         shell.run_with(&["append"], &bad).succeeded();
         shell.holds(&["e1", "e2"]);
@@ -139,7 +139,7 @@ fn places_that_are_checked_are_those_of_the_input() {
     import(&all).succeeded().told("72 stored, 0 already there");
     import(&all).succeeded().told("0 stored, 72 already there");
     assert_eq!(shell.run(&["--store", "lmdb:./copy", "load"]).stdout, all);
-    // Repeated lines, and lines that name no place.
+    // Repeated lines, and lines without a position.
     let copy = ["--store", "lmdb:./copy2", "import", "--check-places", "-"];
     let some: String = all.split_inclusive('\n').take(5).collect();
     shell.run_with(&copy, some.repeat(2)).succeeded().told("5 stored, 5 already there");
@@ -166,11 +166,11 @@ fn a_place_that_would_be_another_is_found_before_anything_is_stored_from_there_o
         let words = ["line 4: ", words, "nothing is stored", "3 stored, 0 already there"];
         shell.run_with(&["import", "--check-places", "-"], &input).failed("wrong_result", &words);
         shell.holds(&["e1", "e2", "e3"]);
-        // The same when the first are there already.
+        // The same when the first events are already stored.
         let words = ["line 4: ", "0 stored, 3 already there"];
         shell.run_with(&["import", "--check-places", "-"], &input).failed("wrong_result", &words);
         shell.holds(&["e1", "e2", "e3"]);
-        // Who does not ask for it gets the events.
+        // Without the option, the events are imported.
         shell.run_with(&["import", "-"], &input).succeeded();
     }
     let shell = Shell::new();
@@ -182,7 +182,7 @@ fn a_place_that_would_be_another_is_found_before_anything_is_stored_from_there_o
     shell.run(&both).failed("usage", &["--skip-invalid"]);
 }
 
-// Lines that are left out.
+// Skipped lines.
 
 #[test]
 fn invalid_lines_are_written_down_and_the_others_stored() {
@@ -221,12 +221,12 @@ fn invalid_lines_are_written_down_and_the_others_stored() {
     }
     assert_eq!(rejected[2]["input_base64"], "eyJpZCI6Iv8ifQ==");
 
-    // The file is not overwritten, and nothing happens.
+    // The file is not overwritten, and nothing is imported.
     let before = shell.read("rejected.jsonl");
-    shell.run(&import).failed("io", &["rejected.jsonl", "not mended"]);
+    shell.run(&import).failed("io", &["rejected.jsonl", "not corrected"]);
     assert_eq!(shell.read("rejected.jsonl"), before);
 
-    // Some are mended; the others are left out once more, as they were.
+    // Some are corrected; the others are skipped again, unchanged.
     let mended = before.replace("soon", "2025-01-31T00:00:00Z").replace(r#"{\"type\""#, r#"{\"id\":\"e5\",\"type\""#);
     shell.write("mended.jsonl", &mended);
     let retry = ["import", "--retry-skipped", "mended.jsonl", "--skip-invalid", "again.jsonl"];
@@ -247,9 +247,9 @@ fn an_import_that_skips_nothing_ends_as_any_other() {
     let lines = [line("e1", "a", "1"), line("e2", "a", "1")].concat();
     shell.run_with(&["import", "--skip-invalid", "r", "-"], &lines).succeeded().told("2 stored, 0 already there");
     assert_eq!(shell.read("r"), "");
-    // An empty file is none that anybody has to mend.
+    // An empty file has nothing to correct, so it may be overwritten.
     shell.run_with(&["import", "--skip-invalid", "r", "-"], &lines).succeeded().told("0 stored, 2 already there");
-    // Neither file nor store come to be for an input that is not there, nor a store for a file that cannot be written.
+    // A missing input creates neither file nor store, and a file that cannot be written creates no store.
     let shell = Shell::new();
     shell.run(&["import", "--skip-invalid", "r", "nowhere"]).failed("io", &["nowhere"]);
     assert!(!shell.path("r").exists());
@@ -259,7 +259,7 @@ fn an_import_that_skips_nothing_ends_as_any_other() {
 
 #[test]
 fn of_events_that_share_an_id_exactly_the_wrong_ones_are_skipped() {
-    // The first content is that of the store or, without one, that which comes first.
+    // The stored content counts or, if there is none, the first in the input.
     for is_there_before in [false, true] {
         let shell = Shell::new();
         if is_there_before {
@@ -276,7 +276,7 @@ fn of_events_that_share_an_id_exactly_the_wrong_ones_are_skipped() {
             line("e3", "a", "3"),
         ];
         if is_there_before {
-            // A wrong one may come before the right one.
+            // A wrong one may precede the right one.
             lines.swap(1, 2);
         }
         let wrong: Vec<u64> = if is_there_before { vec![2, 5, 7] } else { vec![3, 5, 7] };
@@ -295,7 +295,7 @@ fn of_events_that_share_an_id_exactly_the_wrong_ones_are_skipped() {
         }
         let ids = if is_there_before { ["e1", "e0", "e2", "e3"] } else { ["e0", "e1", "e2", "e3"] };
         shell.holds(&ids);
-        // Without leave to skip, the line of the first wrong one is named.
+        // If nothing may be skipped, the error names the line of the first wrong one.
         let other = Shell::new();
         if is_there_before {
             other.run_with(&["import", "-"], line("e1", "a", "1")).succeeded();
@@ -322,7 +322,7 @@ fn skipped_lines_are_counted_with_an_error_too() {
     assert_eq!(count(counted[2]), shell.read("r").lines().count());
 }
 
-// Files that people have.
+// Realistic files.
 
 #[test]
 fn compressed_files_are_read_whole_whatever_their_name() {
@@ -341,7 +341,7 @@ fn compressed_files_are_read_whole_whatever_their_name() {
     shell.run_with(&["import", "-"], &whole).succeeded().told("0 stored, 72 already there");
     shell.write("cut.jsonl.bz2", &whole[..whole.len() - 20]);
     shell.run(&["import", "cut.jsonl.bz2"]).failed("malformed_input", &["line ", "cut.jsonl.bz2", "ends too early"]);
-    // Of one event, as the tool of that name compresses it; and twice.
+    // One event compressed by `xz`, and the same twice.
     let xz = base64(XZ);
     shell.write("event.xz", &xz);
     shell.write("twice.xz", xz.repeat(2));
@@ -375,7 +375,7 @@ fn an_array_is_read_as_lines_are() {
             assert_eq!((&event["id"], &event["data"]), (&value["id"], &value["data"]));
         }
     }
-    // What is printed over several lines has its data in one; nothing else of it changes.
+    // Data printed over several lines becomes one line; nothing else changes.
     let shell = Shell::new();
     let printed =
         "[{\"id\":\"e1\",\"type\":\"T\",\"aggregate_id\":\"a\",\"data\":{\n  \"b\" : 1.50,\n  \"a\":[ 1,\n 2]\n}}]";
@@ -396,7 +396,7 @@ fn an_element_that_is_no_event_is_named_and_can_be_skipped() {
     let found: Vec<_> =
         rejected.iter().map(|r| (r["line"].clone(), r["element"].clone(), r["input"].clone())).collect();
     assert_eq!(found, [(json!(2), json!(2), json!(r#"{"id":"e2"}"#)), (json!(3), json!(3), json!("17"))]);
-    // Behind a place where the array itself is broken nothing can be read, skipping or not.
+    // After a syntax error in the array itself, nothing can be read, with or without skipping.
     let broken = array.replace(",\n17", "\n17");
     let done = shell.run_with(&["import", "--skip-invalid", "r2", "-"], broken);
     done.failed("malformed_input", &["line 3: a comma or ] is expected", "1 skipped before that"]);
@@ -417,7 +417,7 @@ fn a_file_that_cannot_be_read_says_what_it_is() {
     }
 }
 
-/// The fields of an event that its content consists of.
+/// The content fields of an event.
 fn content(event: &Value) -> (&str, &str, &str, &Value, &Value) {
     let text = |field: &str| event[field].as_str().unwrap();
     (text("id"), text("type"), text("aggregate_id"), &event["data"], &event["metadata"])
@@ -446,7 +446,7 @@ fn cloud_events_are_mapped_by_name() {
         assert_eq!(content(&loaded[1]), ("/bank#A1", "paid", "/bank", &Value::Null, &metadata));
         assert_eq!(loaded[1]["data_base64"], "AAH/");
         assert!(loaded[2].get("data").is_none());
-        // The same without any word is told what it is.
+        // Without the option, the error says what it is.
         let other = ["--store", "lmdb:./other", "import", "-"];
         shell.run_with(&other, &input).failed("malformed_input", &["line 1", "CloudEvents: write --map cloudevents"]);
     }
@@ -458,7 +458,7 @@ fn exports_and_feeds_of_kurrentdb_are_mapped_by_name() {
         r#"{"eventId":"e-0","eventType":"Placed","streamId":"order-1","eventNumber":0,"data":{"n":1},"metadata":{"by":"x"},"created":"2024-03-01T10:00:00.1234567Z"}"#,
         r#"{"eventId":"e-1","eventType":"Paid","streamId":"order-1","eventNumber":1,"data":{"n":2},"metadata":null,"created":"2024-03-01T10:00:01Z"}"#,
     ];
-    // As its HTTP interface prints them: the newest first, what was JSON as texts.
+    // As the HTTP interface of EventStoreDB prints them: the newest first, with JSON as text.
     let feed = serde_json::to_string_pretty(&json!({"title": "Event stream 'order-1'", "streamId": "order-1",
         "headOfStream": true, "selfUrl": "http://localhost/streams/order-1", "links": [], "entries": [
             {"eventId": "e-1", "eventType": "Paid", "eventNumber": 1, "data": "{\"n\":2}", "metaData": "",
@@ -484,7 +484,7 @@ fn exports_and_feeds_of_kurrentdb_are_mapped_by_name() {
         let other = ["--store", "lmdb:./other", "import", "-"];
         shell.run_with(&other, &input).failed("malformed_input", &["line 1", "write --map kurrentdb"]);
     }
-    // A stream that does not begin at its beginning has other revisions here.
+    // A stream that does not start at its beginning gets other revisions here.
     let shell = Shell::new();
     let import = ["import", "--map", "kurrentdb", "--check-places", "-"];
     shell
@@ -531,7 +531,7 @@ fn the_rows_of_a_table_become_events() {
     shell.run(&["import", "sales.csv"]).failed("malformed_input", &words);
     let import = ["import", "--map", SALE, "sales.csv"];
     shell.run(&import).succeeded().told("2 stored, 0 already there");
-    // An id that is made from the content is the same when it is made again.
+    // An id derived from the content is the same each time.
     shell.run(&import).succeeded().told("0 stored, 2 already there");
     let loaded = shell.load();
     let data =
@@ -551,7 +551,7 @@ fn rows_that_do_not_fit_are_named_and_can_be_mended() {
     let import = ["import", "--format", "csv", "--map", SALE, "--skip-invalid", "r", "-"];
     shell.run_with(&import, &sales).skipped("0 stored, 2 already there, 2 skipped");
     shell.write("r", shell.read("r").replace("never", "2024-01-04T00:00:00Z"));
-    // With the same options, although it is no CSV.
+    // With the same options, although it is not CSV.
     let retry = ["import", "--format", "csv", "--map", SALE, "--retry-skipped", "r"];
     shell.run(&retry).succeeded().told("2 stored, 0 already there");
     assert_eq!(shell.load()[3]["data"]["customer"], "c-4");
@@ -604,7 +604,7 @@ fn a_dry_run_shows_the_first_events_and_stores_nothing() {
     let done = shell.run(&["import", "--dry-run", "--recorded-at", "now", "--map", SALE, "sales.csv"]);
     assert!(done.events()[0].get("recorded_at").is_none());
 
-    // What is wrong further on is found as well.
+    // Later errors are found as well.
     let lines = [line("e1", "a", "1"), "x\n".to_owned(), line("e2", "a", "1")].concat();
     let done = shell.run_with(&["import", "--dry-run", "-"], &lines);
     let done = done.failed("malformed_input", &["line 2: ", "1 event before that"]);
@@ -624,7 +624,7 @@ fn a_record_may_have_more_events_than_a_batch() {
     shell.run_with(&["import", "--map", map, "-"], &record).succeeded().told("25,000 stored, 0 already there");
     let loaded = shell.load();
     assert!((0..25_000).zip(&loaded).all(|(n, event)| event["id"] == n.to_string().as_str()), "in their order");
-    // An event that is refused in the middle stops those behind it.
+    // An event that is refused in the middle stops the import before later ones.
     let shell = Shell::new();
     let record = record.replace("{\"n\":20000}", "{\"n\":1,\"other\":true}");
     let done = shell.run_with(&["import", "--map", map, "-"], &record);

@@ -1,4 +1,4 @@
-//! Looking for events and aggregates with the command, run as its users run it.
+//! Finding events and aggregates with the command, run as users run it.
 
 #![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use shell::{Shell, orders};
 
 impl Shell {
-    /// With the events of a shop: orders, their payments and their shipments.
+    /// A shell with the events of a shop: orders, payments and shipments.
     fn with_orders() -> Self {
         let shell = Shell::new();
         shell.run(&["import", orders().to_str().unwrap()]).succeeded();
         shell
     }
 
-    /// With these events: an id, a type, an aggregate and the time of recording.
+    /// A shell with these events: id, type, aggregate and recording time.
     fn with_events(events: &[(&str, &str, &str, &str)]) -> Self {
         let shell = Shell::new();
         let lines: String = events
@@ -36,7 +36,7 @@ impl Shell {
         shell
     }
 
-    /// The lines that a command prints that succeeds.
+    /// The output lines of a command that must succeed.
     #[track_caller]
     fn lines(&self, args: &[&str]) -> Vec<Value> {
         self.run(args).succeeded().events()
@@ -131,7 +131,7 @@ fn following_prints_what_is_looked_for_and_ends_with_the_limit() {
     let limit = all.len().to_string();
     assert_eq!(shell.found(&[&args[..], &["--limit", &limit]].concat()), all);
     assert!(shell.found(&[&args[..], &["--limit", "0"]].concat()).is_empty());
-    // Without a limit it does not end, but what is there is printed at once.
+    // Without a limit it does not end, but existing events are printed at once.
     let mut child =
         shell.command(&["load", "--follow", "--type", "OrderPlaced"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

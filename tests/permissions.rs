@@ -1,4 +1,5 @@
-//! Who may read and write a store: its owner, and its group as far as the umask says so, whatever the engine.
+//! File permissions of a store: the owner may read and write, and the group as far as the umask allows, with any
+//! engine.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(unix)]
@@ -53,7 +54,7 @@ fn the_umask_says_who_else_may_read_and_write_a_store_and_never_everybody() {
                 let content = below(&path(name));
                 assert!(content.iter().any(|path| path.ends_with("log")));
                 for path in content.iter().filter(|path| path.is_file()) {
-                    // RocksDB gives its group no more than reading, but for the file that each opening writes to.
+                    // RocksDB gives its group only read access, except for the file that each opening writes.
                     let is_rocksdbs = *backend == "rocksdb" && path.parent().unwrap().ends_with("index");
                     let file = if is_rocksdbs && !path.ends_with("LOCK") { file & 0o644 } else { file };
                     assert_eq!(mode(path), file, "{} with umask {umask}", path.display());

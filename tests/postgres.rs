@@ -1,4 +1,4 @@
-//! A store on PostgreSQL, and the command that reaches it, each in processes of their own.
+//! A store on PostgreSQL and the command that uses it, in separate processes.
 
 #![cfg(all(unix, feature = "lmdb", feature = "postgres", feature = "serve", feature = "http"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -28,7 +28,7 @@ impl Shell {
 fn every_command_works_on_a_store_on_postgresql() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     let (shell, store) = (Shell::new(), url(&cluster, "orders"));
-    shell.on(&store, &["latest"]).failed("cannot_open", &["there is no store"]); // reading creates nothing
+    shell.on(&store, &["latest"]).failed("cannot_open", &["there is no store"]); // reads create nothing
     shell.on(&store, &["import", orders().to_str().unwrap()]).succeeded();
     let one = "{\"id\":\"o\\u0000ne\",\"type\":\"T\",\"aggregate_id\":\"a\",\"data\":{\"n\": 1.50}}";
     shell.write("one.jsonl", one);
@@ -56,11 +56,11 @@ fn every_command_works_on_a_store_on_postgresql() {
         assert_eq!(shell.on(copy, &["digest"]).succeeded().stdout, digest, "{copy}");
         assert!(shell.on(copy, &["verify"]).succeeded().stdout.contains("verdict: clean"), "{copy}");
     }
-    // Only what is new goes to an earlier backup.
+    // Only new data is copied to an earlier backup.
     shell.write("two.jsonl", r#"{"id":"two","type":"T","aggregate_id":"a","data":2}"#);
     shell.on(&store, &["append", "two.jsonl"]).succeeded();
     assert!(shell.on(&store, &["backup", "backup"]).succeeded().stdout.contains("copied: 1\n"));
-    shell.on(&store, &["repair"]).failed("unsupported", &["PostgreSQL has none of its own"]);
+    shell.on(&store, &["repair"]).failed("unsupported", &["a store on PostgreSQL has none"]);
     let bench = shell.on(&cluster.url(), &["bench", "--quick"]);
     assert_eq!(bench.code, Some(0), "{}", bench.stderr);
     assert!(bench.stdout.contains("append"), "{}", bench.stdout);

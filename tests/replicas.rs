@@ -1,4 +1,4 @@
-//! The commands of replicas, with a hub in a process of its own.
+//! The commands for replicas, with a hub in a separate process.
 
 #![cfg(all(unix, feature = "lmdb", feature = "serve", feature = "sync"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -63,7 +63,7 @@ fn a_replica_appends_offline_syncs_and_follows() {
     let cursor = |name| field(&shell.run(&["status", name]).succeeded().stdout, "cursor").to_owned();
     assert_eq!(cursor("a"), cursor("b"));
 
-    // Live, in a process that is ended by a signal.
+    // A live sync in a process that is ended by a signal.
     let mut live = shell.spawn(&["sync", "b", "--live"]);
     let mut told = BufReader::new(live.stderr.take().unwrap());
     let mut state = String::new();
@@ -118,7 +118,7 @@ fn a_conflict_waits_with_its_exit_code_until_somebody_decides() {
     shell.run(&["rejected", "replica:b", "--delete", "1.0"]).succeeded();
     shell.run(&["rejected", "b", "--delete", "1"]).failed("batch_not_found", &["b has no rejected batch 1"]);
     assert_eq!(shell.run(&["rejected", "b"]).succeeded().stdout, "");
-    // What is dropped is not among them.
+    // A dropped batch is not among them.
     let append = ["--store", "replica:b", "append", "--expect", "none", "one.jsonl"];
     shell.write("one.jsonl", line("dropped", "y"));
     shell.run(&append).succeeded();
@@ -256,7 +256,8 @@ fn the_consoles_of_the_chapter_on_syncing_are_as_they_are_shown() {
     assert!(commands > 20, "{commands}");
 }
 
-/// Replicas and the hub are killed at any moment. What was answered is at the hub once at the end, and all are the same.
+/// Replicas and the hub are killed at random moments. At the end, every acknowledged event is at the hub once, and all
+/// are equal.
 #[test]
 fn nothing_that_was_answered_is_lost_when_replicas_and_the_hub_are_killed() {
     const ROUNDS: u64 = 24;
@@ -280,7 +281,7 @@ fn nothing_that_was_answered_is_lost_when_replicas_and_the_hub_are_killed() {
             answered.extend(lines(&answers.stdout).iter().map(|answer| answer["id"].as_str().unwrap().to_owned()));
         }
         let mut syncing: Vec<_> = ["a", "b"].map(|name| shell.spawn(&["sync", name, "--live"])).into();
-        // A moment of the schedule, and not one that anything waits for.
+        // A random moment of the schedule, not a wait for something.
         std::thread::sleep(Duration::from_millis(random.u64(5..120)));
         if random.bool() {
             server.take().unwrap().kill();
@@ -302,7 +303,7 @@ fn nothing_that_was_answered_is_lost_when_replicas_and_the_hub_are_killed() {
     let hub = loaded(&server.as_ref().unwrap().url);
     let ids: BTreeSet<_> = hub.iter().cloned().collect();
     assert_eq!((ids.len(), &ids), (hub.len(), &answered), "each once");
-    // Batches have two events, and stand together.
+    // Batches have two events, which are adjacent.
     assert!(hub.chunks(2).all(|pair| pair[0].rsplit_once('-').unwrap().0 == pair[1].rsplit_once('-').unwrap().0));
     for name in ["a", "b"] {
         assert_eq!(loaded(&format!("replica:{name}")), hub, "{name}");

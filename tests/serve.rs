@@ -1,4 +1,4 @@
-//! A store that is served, and the command that reaches it, each in a process of its own.
+//! A served store and the command that uses it, in separate processes.
 
 #![cfg(all(unix, feature = "lmdb", feature = "serve", feature = "http"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -25,7 +25,7 @@ impl Shell {
     }
 }
 
-/// The answer to a request of one line.
+/// The answer to a request with one line.
 fn ask(mut stream: impl Read + Write, path: &str, headers: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").unwrap();
     let mut answer = String::new();
@@ -92,7 +92,7 @@ fn whoever_follows_is_told_once_that_the_server_is_away_and_once_that_it_is_back
     server.kill();
     let away = told.next().unwrap().unwrap();
     assert!(away.starts_with(&url) && away.ends_with("; trying again"), "{away}");
-    // Some more attempts, of which it says nothing.
+    // The repeated attempts in between are not reported.
     let nobody = std::net::TcpListener::bind(&address).unwrap();
     for _ in 0..5 {
         drop(nobody.accept().unwrap());
@@ -205,7 +205,7 @@ fn beyond_this_machine_it_wants_a_token() {
     shell.run(&["serve", "--token-file", "tokens"]).failed("cannot_serve", &["tokens", "line 1"]);
 }
 
-/// Writes a certificate for localhost and its key.
+/// Creates a certificate for localhost and its key.
 fn issue(shell: &Shell) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let pem = |name: &str, label: &str, der: &[u8]| {
@@ -252,7 +252,7 @@ fn a_hangup_has_tokens_and_certificates_read_again() {
     latest(new).succeeded();
     latest(old).failed("forbidden", &["token"]);
 
-    // What cannot be read changes nothing, and is told without showing a token.
+    // A file that cannot be read changes nothing, and is reported without showing a token.
     shell.write("tokens", format!("{new} reed *\n"));
     std::fs::remove_file(shell.path("key.pem")).unwrap();
     let told = hang_up(&mut server);
@@ -262,7 +262,7 @@ fn a_hangup_has_tokens_and_certificates_read_again() {
     latest(new).succeeded();
     assert_eq!(server.end(libc::SIGTERM).0, Some(143));
 
-    // Without such files it ends, as other commands do.
+    // Without such files SIGHUP ends it, like other commands.
     let server = Server::on_any_port(&shell, &[]);
     assert_eq!(server.end(libc::SIGHUP).0, Some(129));
 }
@@ -280,7 +280,7 @@ fn requests_are_logged_on_demand_and_without_secrets() {
     let latest = body(get("/latest?cursor", &authorized));
     let refused = body(get(&format!("/event?id=hidden&token={token}"), ""));
     let page = body(get("/", "accept: text/html\r\n"));
-    // One that goes on until the server stops, and one that its client leaves.
+    // One that lasts until the server stops, and one that its client leaves.
     let mut stays = TcpStream::connect(&address).unwrap();
     write!(stays, "GET /follow HTTP/1.1\r\nhost: localhost\r\n{authorized}\r\n").unwrap();
     let mut lines = BufReader::new(stays.try_clone().unwrap()).lines().map(Result::unwrap);
@@ -335,7 +335,7 @@ fn one_store_and_many_at_once_are_refused() {
     for args in [&["--store", "lmdb:./x", "serve"][..], &["serve", "--store", "lmdb:./x"]] {
         shell.run(&[args, &stores].concat()).failed("usage", &["--store ", "--stores", "leave one"]);
     }
-    // What is set for all commands, as it is here, is no contradiction.
+    // A setting for all commands, such as this environment variable, does not conflict.
     assert!(shell.command(&[]).get_envs().any(|(name, _)| name == "EVENTSTORE_URL"));
     let server = Server::on_any_port(&shell, &["--stores", "tenants"]);
     assert_eq!(server.end(15).0, Some(143));

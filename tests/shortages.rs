@@ -1,4 +1,4 @@
-//! What cannot be done for want of resources is an error, and no word about the store.
+//! A lack of resources is an error, and is not reported as damage to the store.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(unix)]
@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::BACKENDS;
 
-/// Runs the command with at most so many file descriptors.
+/// Runs the command with at most this many file descriptors.
 fn run(url: &str, args: &[&str], descriptors: u32) -> Output {
     let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
@@ -19,7 +19,7 @@ fn run(url: &str, args: &[&str], descriptors: u32) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A store with several segments, and an index that was written in many parts.
+/// Creates a store with several segments, and an index that was written in many parts.
 fn fill(url: &str) {
     for part in 0..20 {
         let mut import = Command::new(env!("CARGO_BIN_EXE_eventstore"));
@@ -44,7 +44,7 @@ fn with_too_few_file_descriptors_a_sound_store_is_not_called_damaged() {
         let url = format!("{backend}:{}?segment_size=64KiB&index_events=50", path.display());
         fill(&url);
         let (mut has_failed, mut has_succeeded) = (false, false);
-        // The runtime takes seven. Sometimes there are enough for opening and too few for what comes then.
+        // The runtime takes seven. Some numbers are enough to open the store, but not for what follows.
         for descriptors in (8..40).chain([48, 64, 256]) {
             for args in [&["verify"][..], &["get", "19-99"]] {
                 let output = run(&url, args, descriptors);
@@ -58,7 +58,7 @@ fn with_too_few_file_descriptors_a_sound_store_is_not_called_damaged() {
                 has_failed = true;
                 assert!(error.contains("error[") && !error.contains("error[corrupt]") && told.is_empty(), "{what}");
             }
-            // sled's is made again after each end that was not clean.
+            // sled's index is rebuilt after every unclean shutdown.
             let is_aside = path.join("index.damaged").exists();
             assert!(*backend == "sled" || !is_aside, "{backend}: the index is put aside with {descriptors}");
         }

@@ -18,10 +18,10 @@ use crate::files::{self, Mark, Unsound};
 use crate::merging::{End, Merging};
 use crate::options::Compression;
 
-/// The tables that are trees.
+/// The tables that are stored in trees.
 const TREES: [Table; 2] = [Table::Ids, Table::Aggregates];
 
-/// fjall as the engine of an index: a tree for each of the tables that grow, and a file for the one that does not.
+/// fjall as the engine of an index: a tree for each growing table, and a file for the one that does not grow.
 pub struct FjallEngine {
     trees: [AnyTree; TREES.len()],
     mark: RwLock<Mark>,
@@ -41,7 +41,7 @@ impl FjallEngine {
     }
 }
 
-/// What the trees share.
+/// The parts shared by the trees.
 struct Shared {
     cache: Arc<Cache>,
     descriptors: Arc<DescriptorTable>,
@@ -63,7 +63,7 @@ fn open_tree(path: &Path, options: &Options, shared: &Shared) -> Result<AnyTree>
         .use_cache(Arc::clone(&shared.cache))
         .use_descriptor_table(Some(Arc::clone(&shared.descriptors)))
         .filter_policy(filter)
-        // Parts of filters and indexes are in the cache, so that its size is all they take.
+        // Parts of filters and indexes are in the cache, so that its size bounds their memory.
         .filter_block_partitioning_policy(PartitioningPolicy::all(true))
         .index_block_partitioning_policy(PartitioningPolicy::all(true))
         .data_block_compression_policy(CompressionPolicy::all(compression))
@@ -95,7 +95,7 @@ impl Engine for FjallEngine {
         let paths = TREES.map(|table| directory.join(table.name()));
         let mut unsound = None;
         if !is_new {
-            // Of all trees before anything is changed: what is damaged is put aside as it was found.
+            // Check all trees before anything is changed, so that damaged files are moved aside unchanged.
             paths.iter().try_for_each(|path| files::check_version(path))?;
             unsound = Some(Unsound::take_out(paths.iter().map(PathBuf::as_path))?);
         }
@@ -120,14 +120,14 @@ impl Engine for FjallEngine {
         Ok(FjallSnapshot { engine: self })
     }
 
-    /// Writes the entries of each tree to a table, which `lsm-tree` syncs before a version of the tree names it, and syncs that
-    /// and its name before it returns.
+    /// Writes the entries of each tree to a new table. `lsm-tree` syncs the table before a version of the tree names
+    /// it, and syncs that version and its name before it returns.
     fn write(&self, entries: &Entries) -> Result<()> {
         self.merging.wait_for_room()?;
         for (tree, table) in self.trees.iter().zip(TREES) {
             let entries = entries.of(table);
             if entries.len() == 0 {
-                continue; // a table has to have some
+                continue; // a table must have at least one entry
             }
             guard_writing("write a table", || {
                 let mut ingestion = tree.ingestion()?;
@@ -178,7 +178,7 @@ impl fmt::Debug for FjallEngine {
     }
 }
 
-/// A view of the trees as they are at each look: see [`Snapshot`].
+/// A view of the current state of the trees: see [`Snapshot`].
 #[derive(Debug)]
 pub struct FjallSnapshot<'a> {
     engine: &'a FjallEngine,

@@ -1,4 +1,4 @@
-//! What the errors of `lsm-tree` mean for a caller.
+//! Converts errors of `lsm-tree` to those of the contract.
 
 use std::any::Any;
 use std::io;
@@ -8,17 +8,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use eventstore_api::{Error, Result};
 use eventstore_kv::damaged_index;
 
-/// As [`guard`], of a call that writes tables, which note when they are made, in the time since 1970: there has to be some.
+/// Like [`guard`], for a call that writes tables. A table has its creation time, which must not be before 1970.
 pub(crate) fn guard_writing<T>(operation: &'static str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T> {
     if SystemTime::now() < UNIX_EPOCH { Err(no_clock(operation)) } else { guard(operation, call) }
 }
 
-/// Runs a call into `lsm-tree`, which does `operation`. That asserts what its files say in places, instead of checking it.
+/// Calls `lsm-tree` to do `operation`. In places, it asserts the content of its files instead of checking it, so panics
+/// are caught.
 pub(crate) fn guard<T>(operation: &'static str, call: impl FnOnce() -> lsm_tree::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| engine_error(operation, error)),
         Err(panic) => match message_of(&*panic) {
-            // The clock has gone back at this moment.
+            // The clock was set back just now.
             message if message.starts_with("time went backwards") => Err(no_clock(operation)),
             message => Err(damage(operation, &message)),
         },
@@ -36,7 +37,7 @@ fn engine_error(operation: &'static str, error: lsm_tree::Error) -> Error {
     }
 }
 
-/// An error of reading or writing a file of the index: it is damaged if it is missing or too short.
+/// An error of reading or writing a file of the index. The index is damaged if the file is missing or too short.
 pub(crate) fn io_error(operation: &'static str, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => damage(operation, &error),

@@ -1,4 +1,4 @@
-//! The files of an index: the mark, and a look at those of `lsm-tree` before it reads them.
+//! The files of an index: the mark, and checks of `lsm-tree`'s files before it reads them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,23 +18,23 @@ pub(crate) type Mark = BTreeMap<Vec<u8>, Vec<u8>>;
 const MARK: &str = "mark";
 const NEW_MARK: &str = "mark-new";
 
-/// The file of a tree that names its version and has the checksum of that.
+/// The file of a tree that names its version and has the checksum of it.
 const CURRENT: &str = "current";
 
-/// The directory of a tree with its tables.
+/// The directory of a tree's tables.
 const TABLES: &str = "tables";
 
-/// What the name of a table begins with that is out of its directory.
+/// The prefix of the names of tables that were moved out of their directory.
 const ASIDE: &str = "unsound-";
 
-/// The end of a table: a magic number, a version, the kind of the checksum, the checksum of the table of contents, its place
-/// and its length.
+/// The size of the end of a table: a magic number, a version, the kind of the checksum, the checksum of the table of
+/// contents, its offset and its length.
 const TRAILER: usize = 4 + 1 + 1 + 16 + 8 + 8;
 
-/// More than any table of contents has.
+/// More than the size of any table of contents.
 const MOST_CONTENTS: u64 = 64 << 10;
 
-/// Whether there is nothing in a directory yet.
+/// Whether a directory is empty.
 pub(crate) fn is_empty(directory: &Path) -> Result<bool> {
     let mut entries = fs::read_dir(directory).map_err(|error| Error::engine("list the index's files", error))?;
     Ok(entries.next().is_none())
@@ -45,7 +45,7 @@ pub(crate) fn read_mark(directory: &Path) -> Result<Mark> {
     decode_mark(&bytes).ok_or_else(|| damaged_index("the file mark of fjall's index is damaged"))
 }
 
-/// Replaces the mark, so that after a power cut the one or the other is there.
+/// Replaces the mark atomically: after a power cut, either the old or the new one is there.
 pub(crate) fn write_mark(directory: &Path, mark: &Mark) -> Result<()> {
     let write = || -> io::Result<()> {
         let new = directory.join(NEW_MARK);
@@ -58,8 +58,8 @@ pub(crate) fn write_mark(directory: &Path, mark: &Mark) -> Result<()> {
     write().map_err(|error| Error::engine("write the mark", error))
 }
 
-/// Gives the file that names the version of a tree the permissions of the index's other files: `lsm-tree` makes each new one for
-/// its owner alone.
+/// Gives the file that names the version of a tree the permissions of the index's other files. `lsm-tree` creates it
+/// with access for its owner only.
 #[cfg(unix)]
 pub(crate) fn share(tree: &Path) -> io::Result<()> {
     let mark = tree.with_file_name(MARK);
@@ -84,7 +84,7 @@ fn sync_directory(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The keys and values, each behind its length, and a checksum of them all.
+/// The keys and values, each preceded by its length, and a checksum of everything.
 fn encode_mark(mark: &Mark) -> Vec<u8> {
     let mut bytes = Vec::new();
     for part in mark.iter().flat_map(|(key, value)| [key, value]) {
@@ -113,7 +113,7 @@ fn decode_mark(bytes: &[u8]) -> Option<Mark> {
     Some(mark)
 }
 
-/// Checks which tables there are, as `lsm-tree` believes that when it opens a tree. Nothing is changed.
+/// Checks the list of tables, which `lsm-tree` trusts when it opens a tree. Nothing is changed.
 pub(crate) fn check_version(tree: &Path) -> Result<()> {
     let current = read(&tree.join(CURRENT))?;
     let is_sound = |current: &[u8]| -> Option<Result<bool>> {
@@ -128,15 +128,16 @@ pub(crate) fn check_version(tree: &Path) -> Result<()> {
     }
 }
 
-/// Tables whose table of contents is not sound, which `lsm-tree` believes when it opens a tree. It checks everything else
-/// itself. They are either such that nothing leads to yet, or `lsm-tree` misses them, and then they are put back as they were.
+/// Tables with an invalid table of contents, which `lsm-tree` trusts when it opens a tree. It checks everything else
+/// itself. Either no version names these tables yet, or `lsm-tree` reports them as missing, and they are moved back
+/// unchanged.
 pub(crate) struct Unsound {
-    /// Where each was, and where it is meanwhile.
+    /// The original path of each, and its temporary path.
     tables: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Unsound {
-    /// Takes them out of these trees.
+    /// Moves the invalid tables out of these trees.
     pub(crate) fn take_out<'a>(trees: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
         let mut unsound = Unsound { tables: Vec::new() };
         for tree in trees {
@@ -160,10 +161,10 @@ impl Unsound {
         Ok(())
     }
 
-    /// Deletes them, once the trees are open without them.
+    /// Deletes them, after the trees were opened without them.
     pub(crate) fn delete(mut self) -> Result<()> {
         for (path, aside) in std::mem::take(&mut self.tables) {
-            tell!(warn, path = %path.display(), "a table that was not written to its end is deleted");
+            tell!(warn, path = %path.display(), "an incomplete table is deleted");
             fs::remove_file(&aside).map_err(|error| io_error("delete a table", error))?;
         }
         Ok(())
@@ -180,7 +181,7 @@ impl Drop for Unsound {
     }
 }
 
-/// Puts back what a kill has left out.
+/// Moves back tables that were left outside by a kill.
 fn put_all_back(tree: &Path) -> io::Result<()> {
     for entry in fs::read_dir(tree)? {
         let entry = entry?;
@@ -192,7 +193,7 @@ fn put_all_back(tree: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Deletes the temporary files that a kill has left.
+/// Deletes temporary files that were left by a kill.
 fn delete_leftovers(tree: &Path) -> io::Result<()> {
     for entry in fs::read_dir(tree)? {
         let entry = entry?;
@@ -203,8 +204,8 @@ fn delete_leftovers(tree: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the table of contents at the end of a table is what was written there. `lsm-tree` would take as much memory as that
-/// says before it looks at its checksum.
+/// Whether the table of contents at the end of a table is valid. `lsm-tree` would allocate as much memory as its length
+/// field says before it checks the checksum.
 fn has_sound_end(path: &Path) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let Some(end) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(false) };
@@ -260,9 +261,9 @@ mod tests {
         fs::write(&table, b"torn").expect("written");
         let unsound = Unsound::take_out([tree.path()]).expect("taken out");
         assert!(!table.exists());
-        drop(unsound); // the tree did not open without it
+        drop(unsound); // as if the tree did not open without it
         assert_eq!(fs::read(&table).expect("as it was"), b"torn");
-        std::mem::forget(Unsound::take_out([tree.path()]).expect("taken out")); // as by a kill
+        std::mem::forget(Unsound::take_out([tree.path()]).expect("taken out")); // as after a kill
         let unsound = Unsound::take_out([tree.path()]).expect("taken out again");
         assert_eq!(unsound.tables.len(), 1);
         unsound.delete().expect("deleted");

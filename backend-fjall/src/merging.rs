@@ -1,9 +1,10 @@
-//! Tables are merged by threads of the engine's, so that there do not become more and more of them.
+//! Threads of the engine merge tables, so that their number stays small.
 //!
-//! `lsm-tree` has a strategy for it, with levels, that has rewritten entries with random keys seven times when there are ten
-//! million, and single steps from which one is made here that has rewritten them twice. Levels 1, 3 and 5 have one run of
-//! tables that do not overlap; 0, 2, 4 and 6 have some runs. When those of a level are many, they become the one run of the next
-//! level. What is there already moves on a level first, as it is. In the last level all become one.
+//! `lsm-tree` has its own leveled strategy. For ten million random keys, it rewrote each entry seven times; a strategy
+//! composed of its single steps, as here, rewrote each entry twice. Levels 1, 3 and 5 have one run of tables that do
+//! not overlap; levels 0, 2, 4 and 6 have several runs. When a level has many runs, they are merged into the one run of
+//! the next level. What is already there first moves down one level unchanged. In the last level, all runs are merged
+//! into one.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,30 +21,30 @@ use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
 use crate::error::guard_writing;
 use crate::files;
 
-/// So many runs of each tree become one. A look-up of an id passes most runs by, with their filters; a scan of an aggregate
-/// looks into all.
+/// The number of runs of each tree that are merged into one. A look-up of an id skips most runs because of their
+/// filters; a scan of an aggregate reads all runs.
 const MERGED_RUNS: [usize; TREES] = [8, 4];
 
-/// With so many tables in level 0 a checkpoint waits until they are merged.
+/// With this many tables in level 0, a checkpoint waits for merging.
 const MOST_TABLES: usize = 24;
 
-/// With so many runs in another level a checkpoint waits. A tree can have 255.
+/// With this many runs in another level, a checkpoint waits. The limit of a tree is 255.
 const MOST_RUNS: usize = 100;
 
-/// Tables below this size at the mean are small.
+/// Tables with a smaller mean size count as small.
 const SMALL_TABLE: u64 = 1 << 20;
 
-/// Event ids and aggregates.
+/// One for event ids, one for aggregates.
 const TREES: usize = 2;
 
 const LAST_LEVEL: u8 = 6;
 
-/// The levels of which each thread merges what is in them: new tables do not wait until old ones are merged.
+/// The levels that each thread merges: new tables do not wait for the merging of old ones.
 const LEVELS: [&[u8]; 2] = [&[0], &[2, 4, LAST_LEVEL]];
 
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// The threads, which end when this is dropped.
+/// The merging threads. They end when this is dropped.
 pub(crate) struct Merging {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -59,15 +60,15 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// How often something has changed.
+    /// The number of changes so far.
     changes: u64,
-    /// Up to which change each thread has done its work.
+    /// For each thread, the last change that it has handled.
     done: [u64; LEVELS.len()],
-    /// Why merging has ended, until somebody is told.
+    /// Why merging has stopped, until it is reported.
     failure: Option<Error>,
 }
 
-/// Whether merging is to end. As a filter of what is merged it ends that at once.
+/// Whether merging must stop. As a compaction filter, it stops a merge at once.
 #[derive(Clone, Default)]
 pub(crate) struct End(Arc<AtomicBool>);
 
@@ -114,7 +115,7 @@ impl Merging {
         Ok(merging)
     }
 
-    /// Tells the threads that there are new tables.
+    /// Notifies the threads of new tables.
     pub(crate) fn wake(&self) {
         self.shared.change(|state| state.changes += 1);
     }
@@ -128,12 +129,12 @@ impl Merging {
         Ok(())
     }
 
-    /// Waits a moment for the threads, and says whether they have nothing left to do.
+    /// Waits briefly for the threads. Returns whether all their work is done.
     pub(crate) fn wait_for_end(&self) -> Result<bool> {
         self.wait(|_| false)
     }
 
-    /// Waits a moment, and says whether it is enough or nothing is left to do.
+    /// Waits briefly. Returns whether it is enough or all work is done.
     fn wait(&self, is_enough: impl Fn(&[AnyTree]) -> bool) -> Result<bool> {
         let is_over = |state: &State| {
             let is_done = state.done.iter().all(|&done| done == state.changes);
@@ -184,7 +185,7 @@ impl Shared {
         }
     }
 
-    /// Merges what is in a level until there is not much.
+    /// Merges a level until it has few runs.
     fn merge(&self, level: u8) -> Result<()> {
         for (tree, merged_runs) in self.trees.iter().zip(MERGED_RUNS) {
             while !self.end.is_near() && guard_writing("merge tables", || self.step(tree, level, merged_runs))? {
@@ -194,9 +195,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Moves or merges tables, and says whether it has.
+    /// Moves or merges tables. Returns whether it did.
     fn step(&self, tree: &AnyTree, level: u8, merged_runs: usize) -> lsm_tree::Result<bool> {
-        // Tables that do not overlap are one run, however many and small they are.
+        // Tables that do not overlap count as one run, however many and small they are.
         let is_counted = level <= 2 || are_small(tree, level);
         let runs = if is_counted { tables_of(tree, level) } else { runs_of(tree, level) };
         if runs < merged_runs {
@@ -208,7 +209,7 @@ impl Shared {
             _ => Arc::new(PullDown(level, level + 1)),
         };
         let before = tree.current_version().id();
-        // Nobody reads older entries: all of a key are the same.
+        // Old entries are never read: all entries of a key are the same.
         tree.compact(strategy, self.seqno.get())?;
         files::share(&tree.tree_config().path)?;
         Ok(tree.current_version().id() != before)
@@ -219,8 +220,9 @@ fn tables_of(tree: &AnyTree, level: u8) -> usize {
     tree.level_table_count(level.into()).unwrap_or_default()
 }
 
-/// Whether the tables of a level are so small that they are merged although they do not overlap: of ascending keys, and a few at
-/// each opening, there would become more and more of them. Merging rewrites a level of small ones alone.
+/// Whether the tables of a level are so small that they are merged although they do not overlap. Otherwise, ascending
+/// keys with a few entries at each opening would create more and more of them. Merging rewrites a level of small tables
+/// only.
 fn are_small(tree: &AnyTree, level: u8) -> bool {
     let size = tree.current_version().level(level.into()).map_or(0, |level| level.size());
     size < SMALL_TABLE * tables_of(tree, level) as u64

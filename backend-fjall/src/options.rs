@@ -55,8 +55,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
-    /// range.
+    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown, cannot be parsed, or is out of range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
@@ -86,7 +85,7 @@ impl FromStr for Compression {
         match text {
             "none" => Ok(Compression::None),
             "lz4" => Ok(Compression::Lz4),
-            // Whoever takes the value knows the option's name.
+            // The caller adds the option's name.
             _ => {
                 Err(Error::InvalidOption { option: String::new(), reason: format!("{text:?} is not one of none, lz4") })
             }

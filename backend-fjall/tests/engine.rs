@@ -1,4 +1,4 @@
-//! The engine keeps what an index is: what was written is there, in order, and damage is found.
+//! The engine works as an index: what was written is there, in order, and damage is detected.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn many_openings_leave_few_tables() {
     });
 }
 
-/// As time-ordered ids of a program that appends little and is started often.
+/// Keys like the time-ordered ids of a program that appends little and restarts often.
 #[test]
 fn many_small_tables_that_do_not_overlap_become_few() {
     let directory = tempfile::tempdir().expect("temporary directory");

@@ -13,22 +13,22 @@ use tokio::sync::mpsc;
 
 use crate::client::{Answer, Attempt, Failed};
 
-/// Where a backup is to be: a directory that is missing or empty.
+/// The target directory of a backup, which is missing or empty.
 pub(crate) struct Place {
     target: PathBuf,
 }
 
-/// A backup that is whole and synced, but not in its place. It is removed if it does not get there.
+/// A complete and synced backup that is not in its place yet. Dropping it deletes it.
 pub(crate) struct Unpacked {
     target: PathBuf,
     directory: TempDir,
 }
 
-/// Pieces of the archive that wait to be written.
+/// The most pieces of the archive that wait to be written.
 const PIECES: usize = 8;
 
 impl Place {
-    /// Looks whether it can be used.
+    /// Checks whether the target can be used.
     pub(crate) async fn new(ctx: &Context, target: &Path) -> Result<Self> {
         let place = Place { target: target.to_owned() };
         let looking = blocking(move || {
@@ -36,7 +36,7 @@ impl Place {
                 Ok(true) => {}
                 Ok(false) => return Err(unusable(&place.target, "it is not empty", None)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unusable(&place.target, "it is no directory that can be read", Some(error))),
+                Err(error) => return Err(unusable(&place.target, "it is not a readable directory", Some(error))),
             }
             Ok(place)
         });
@@ -53,13 +53,13 @@ impl Place {
                 let frame = frame.map_err(|error| Failed::lost("the backup was cut off", error))?;
                 let Ok(data) = frame.into_data() else { continue };
                 if pieces.send(Some(data)).await.is_err() {
-                    return Ok(()); // it was not written, and that tells why
+                    return Ok(()); // it was not written, which has the reason
                 }
             }
             let _ = pieces.send(None).await;
             Ok::<_, Failed>(())
         };
-        // What is cut off is removed before anybody is told.
+        // Partial files are removed before the error is returned.
         let (sent, written) = tokio::join!(sent, written);
         sent?;
         Ok(written?)
@@ -74,7 +74,7 @@ impl Place {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(fs::Permissions::from_mode(0o750)); // as that of every store
+            builder.permissions(fs::Permissions::from_mode(0o750)); // like that of every store
         }
         let directory = builder.tempdir_in(&parent).map_err(failed)?;
         write_files(&mut pieces, directory.path()).map_err(|error| match error.kind() {
@@ -86,13 +86,13 @@ impl Place {
 }
 
 impl Unpacked {
-    /// Puts it in its place. From then on it is there, whole.
+    /// Moves it to its place, atomically.
     pub(crate) async fn take_place(self) -> Result<()> {
         let Unpacked { target, directory } = self;
         #[cfg(not(unix))]
-        let _ = fs::remove_dir(&target); // if it is there and empty
+        let _ = fs::remove_dir(&target); // if it exists and is empty
         if let Err(error) = fs::rename(directory.path(), &target) {
-            let error = unusable(&target, "something is there now", Some(error));
+            let error = unusable(&target, "something was created there meanwhile", Some(error));
             // It may be large.
             return blocking(move || {
                 drop(directory);
@@ -119,12 +119,12 @@ fn write_files(pieces: &mut Pieces, directory: &Path) -> io::Result<()> {
         let mut entry = entry.map_err(damaged)?;
         let path = entry.path().map_err(damaged)?.into_owned();
         if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
-            return Err(odd(format!("the archive has the path {path:?}, which leads elsewhere")));
+            return Err(odd(format!("the archive has the path {path:?}, which leads outside the target")));
         }
         let path = directory.join(path);
         match entry.header().entry_type() {
             EntryType::Directory => make_directories(&path, &mut directories)?,
-            // Without their holes, in the archive; they come back with them.
+            // In the archive they are without their holes, which are restored from it.
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 if let Some(parent) = path.parent() {
                     make_directories(parent, &mut directories)?;
@@ -136,16 +136,16 @@ fn write_files(pieces: &mut Pieces, directory: &Path) -> io::Result<()> {
                 }
                 file.sync_all()?;
             }
-            other => return Err(odd(format!("the archive has {path:?} as {other:?}, which a backup has not"))),
+            other => return Err(odd(format!("the archive has {path:?} as {other:?}, which a backup does not have"))),
         }
     }
-    // What comes behind the last file belongs to the answer: it may tell that the answer was cut off.
+    // Data after the last file belongs to the answer: it may say that the answer was cut off.
     io::copy(pieces, &mut io::sink()).map_err(damaged)?;
     directories.iter().try_for_each(|directory| sync_directory(directory))
 }
 
-/// Copies, and keeps apart whether reading or writing failed. Where there are only zeros for long, nothing is written: that takes
-/// no room on the disk.
+/// Copies, and distinguishes read errors from write errors. Long runs of zeros are not written, so that they take no
+/// disk space.
 fn copy(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
     let mut buffer = vec![0; 64 << 10];
     let mut copied = 0;
@@ -164,10 +164,10 @@ fn copy(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
     }
 }
 
-/// Shorter ones are no holes.
+/// Shorter runs of zeros are written.
 const HOLE: usize = 4 << 10;
 
-/// Makes a directory and those above it, below the first one.
+/// Creates a directory and its parents, below the first one.
 fn make_directories(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     if made.iter().any(|directory| directory == path) {
         return Ok(());
@@ -185,7 +185,7 @@ fn make_directories(path: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     match cfg!(unix) {
         true => File::open(path)?.sync_all(),
-        false => Ok(()), // there is no such thing
+        false => Ok(()), // there are no such directories
     }
 }
 
@@ -209,7 +209,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|error| Error::engine("write a backup", error))?
 }
 
-/// The pieces of the archive, as they come. It ends with `None`; without, it was cut off.
+/// The pieces of the archive as they arrive. `None` marks the end; without it, the archive was cut off.
 struct Pieces {
     pieces: mpsc::Receiver<Option<Bytes>>,
     piece: Bytes,
@@ -250,7 +250,7 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, kind, content) in entries {
             let mut header = tar::Header::new_gnu();
-            // What the crate refuses to write as well.
+            // The crate would refuse to write such paths.
             header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
             header.set_size(content.len() as u64);
             header.set_entry_type(*kind);

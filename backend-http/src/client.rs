@@ -20,9 +20,9 @@ use crate::pool::{Answered, Pool, Unanswered};
 /// Why an attempt failed.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// Another attempt may succeed. `may_be_done`: the server may have done what it was asked.
+    /// Another attempt may succeed. `may_be_done`: the server may have processed the request.
     Passing { reason: String, source: Option<Source>, after: Option<Duration>, may_be_done: bool },
-    /// It would not.
+    /// Another attempt would fail as well.
     Final(Error),
 }
 
@@ -31,7 +31,7 @@ impl Failed {
         Failed::Passing { reason: reason.into(), source: None, after: None, may_be_done: true }
     }
 
-    /// A connection that is not to be had, or was lost.
+    /// A connection failed or was lost.
     pub(crate) fn lost(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Self {
         let reason = format!("{what}: {}", innermost(&error));
         Failed::Passing { reason, source: Some(source(error)), after: None, may_be_done: true }
@@ -49,7 +49,7 @@ pub(crate) type Attempt<T> = std::result::Result<T, Failed>;
 /// A client of one store on a server.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// For people.
+    /// For messages.
     pub(crate) url: String,
     pub(crate) connector: Connector,
     pub(crate) retry_for: Duration,
@@ -61,14 +61,14 @@ pub(crate) struct Client {
     pool: Pool,
 }
 
-/// The answer to a request that has come so far.
+/// The answer to a request, with its body still to be read.
 pub(crate) type Answer = Response<Answered>;
 
-/// The longest problem or other small answer that is read.
+/// The longest problem document or other small answer that is read.
 const MAX_SMALL: usize = 1 << 20;
 
 impl Client {
-    /// A client with these options, in the runtime of whoever calls.
+    /// A client with these options, in the runtime of the caller.
     pub(crate) async fn open(options: Options) -> Result<Self> {
         // It reads files.
         let client = tokio::task::spawn_blocking(move || Client::new(&options, &Handle::current())).await;
@@ -92,7 +92,7 @@ impl Client {
         })
     }
 
-    /// A request for what is below the base: `events?since=7`, or `""` for the base itself.
+    /// A request for a resource below the base: `events?since=7`, or `""` for the base itself.
     pub(crate) fn request(&self, method: Method, resource: &str, accept: &'static str) -> Result<Request<Full<Bytes>>> {
         let target = match resource {
             "" if self.base.is_empty() => "/".to_owned(),
@@ -110,7 +110,7 @@ impl Client {
         Ok(request)
     }
 
-    /// Sends a request, and gives the answer, whatever it is.
+    /// Sends a request and returns the answer, whatever it is.
     pub(crate) async fn exchange(&self, request: Request<Full<Bytes>>) -> Attempt<Answer> {
         self.pool.request(request).await.map_err(|error| match error {
             Unanswered::NoConnection(error) => self.unreachable(error),
@@ -118,7 +118,7 @@ impl Client {
         })
     }
 
-    /// Sends a request, and gives the answer if it is what was asked for.
+    /// Sends a request and returns the answer if it is the expected one.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Attempt<Answer> {
         let answer = self.exchange(request).await?;
         match answer.status() {
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// What a failure to connect means.
+    /// Interprets a failure to connect.
     pub(crate) fn unreachable(&self, error: impl std::error::Error + Send + Sync + 'static) -> Failed {
         let Some(advice) = tls_advice(&error) else {
             let reason = format!("it cannot be reached: {}", innermost(&error));
@@ -140,7 +140,7 @@ impl Client {
         })
     }
 
-    /// What an answer means that is none of what was asked for.
+    /// Interprets an unexpected answer.
     pub(crate) async fn refusal(&self, answer: Answer) -> Failed {
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = match collect(answer, MAX_SMALL).await {
@@ -168,19 +168,20 @@ impl Client {
         }
     }
 
-    /// Somebody else answers.
+    /// The answer does not come from an eventstore server.
     fn foreign(&self, status: StatusCode, headers: &HeaderMap) -> Error {
         let what = headers.get(CONTENT_TYPE).map_or("no type", |value| value.to_str().unwrap_or("an odd type"));
         Error::Open {
             path: self.url.clone(),
             reason: format!(
-                "the answer is no eventstore server's (HTTP {status} with {what}); check the address and what stands between"
+                "the answer does not come from an eventstore server (HTTP {status} with {what}); check the address, \
+                 and any proxies"
             ),
             source: None,
         }
     }
 
-    /// The whole body of an answer in this form.
+    /// The whole body of an answer with this media type.
     pub(crate) async fn body(&self, answer: Answer, form: &str) -> Attempt<Bytes> {
         if !is_of(answer.headers(), form) {
             return Err(self.foreign(answer.status(), answer.headers()).into());
@@ -188,7 +189,7 @@ impl Client {
         collect(answer, MAX_BODY).await
     }
 
-    /// Asks for what may be asked for again, until there is an answer, or no time any more.
+    /// Sends an idempotent request until it is answered or the time is up.
     pub(crate) async fn get<T>(
         &self,
         ctx: &Context,
@@ -200,7 +201,7 @@ impl Client {
         self.repeat(ctx, || self.get_once(ctx, resource, query, form, &decode)).await
     }
 
-    /// Attempts what may be done again, until it succeeds, or there is no time any more.
+    /// Repeats an idempotent attempt until it succeeds or the time is up.
     pub(crate) async fn repeat<T, F: Future<Output = Attempt<T>>>(
         &self,
         ctx: &Context,
@@ -220,7 +221,7 @@ impl Client {
         }
     }
 
-    /// Begins work that may be begun again: asks until an answer begins, or there is no time any more.
+    /// Begins work that may be restarted: repeats the request until an answer begins or the time is up.
     pub(crate) async fn begin(
         &self,
         ctx: &Context,
@@ -237,7 +238,7 @@ impl Client {
         self.repeat(ctx, attempt).await
     }
 
-    /// As [`get`](Client::get), once.
+    /// Like [`get`](Client::get), but only once.
     pub(crate) async fn get_once<T>(
         &self,
         ctx: &Context,
@@ -257,7 +258,7 @@ impl Client {
         self.get(ctx, resource, query, JSON, |body| from_json(&body)).await
     }
 
-    /// Posts a body in the binary form. It is sent once: what is not known to have failed may be done.
+    /// Posts a body in the binary form. It is sent once: unless it certainly failed, it may have been processed.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         ctx: &Context,
@@ -287,10 +288,10 @@ impl Client {
     }
 }
 
-/// What stands behind the base: a resource, its parameters, and how long it may take.
+/// A resource with its parameters and the time limit of the context.
 pub(crate) fn with_timeout(resource: &str, query: &str, ctx: &Context) -> String {
     let timeout = ctx.deadline().map(|deadline| {
-        // Rounded up: the server is not to end before the client does.
+        // Rounded up: the server must not give up before the client does.
         let left = deadline.saturating_duration_since(Instant::now());
         QueryWriter::new().put("timeout", format_args!("{}us", left.as_micros() + 1)).finish()
     });
@@ -306,7 +307,7 @@ pub(crate) fn from_json<T: DeserializeOwned>(body: &[u8]) -> std::result::Result
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-/// What a server says that stops, or has too much to do. It has done nothing of what was asked.
+/// Whether a problem means that the server is stopping or overloaded. It has not processed the request.
 pub(crate) fn is_passing_problem(problem: &Problem) -> bool {
     problem.written != "unknown" && matches!(problem.code.as_str(), "unavailable" | "too_many" | "closed" | "cancelled")
 }
@@ -317,7 +318,7 @@ pub(crate) fn is_of(headers: &HeaderMap, form: &str) -> bool {
     value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(form)
 }
 
-/// Reads a body that has at most so many bytes.
+/// Reads a body of at most this many bytes.
 async fn collect(answer: Answer, most: usize) -> Attempt<Bytes> {
     let too_long = || Failed::Final(Error::engine("read an answer", format!("it is longer than {most} bytes")));
     collect_up_to(answer, most).await?.ok_or_else(too_long)
@@ -337,7 +338,7 @@ pub(crate) async fn collect_up_to(answer: Answer, most: usize) -> Attempt<Option
         if first.len() + all.len() + data.len() > most {
             return Ok(None);
         }
-        // Most answers come in one piece, which need not be copied.
+        // Most answers come in one piece, which needs no copy.
         match first.is_empty() && all.is_empty() {
             true => first = data,
             false => {
@@ -349,17 +350,17 @@ pub(crate) async fn collect_up_to(answer: Answer, most: usize) -> Attempt<Option
     Ok(Some(if all.is_empty() { first } else { all.freeze() }))
 }
 
-/// The target of the logs that tell that a server is away, and that it is back.
+/// The target of the logs about a server that is away, and that is back.
 const OUTAGE: &str = "backend_http::outage";
 
-/// Repeated attempts, with pauses that grow.
+/// Retries with increasing pauses.
 #[derive(Debug)]
 pub(crate) struct Retries {
     until: Option<Instant>,
     began: Instant,
     pauses: <ExponentialBuilder as BackoffBuilder>::Backoff,
     last: Option<(String, Option<Source>)>,
-    /// Whoever listens was told that the server is away.
+    /// Whether it was logged that the server is away.
     is_told: bool,
 }
 
@@ -369,12 +370,12 @@ impl Retries {
         Retries { until: began.checked_add(retry_for), began, pauses: PAUSES.build(), last: None, is_told: false }
     }
 
-    /// For as long as the context lasts.
+    /// Without a limit except the context.
     pub(crate) fn for_ever() -> Self {
         Retries { until: None, began: Instant::now(), pauses: PAUSES.build(), last: None, is_told: false }
     }
 
-    /// What the caller is told when its context ends: what was in the way, if that is why there is no answer.
+    /// The error when the context ends: the last failure, if that is why there is no answer.
     pub(crate) fn ended(&mut self, ended: Error, url: &str) -> Error {
         match (ended, self.last.take()) {
             (Error::DeadlineExceeded, Some(last)) => self.unavailable(last, url),
@@ -396,14 +397,14 @@ impl Retries {
         self.last.is_some()
     }
 
-    /// An attempt has succeeded.
+    /// Notes that an attempt has succeeded.
     pub(crate) fn succeeded(&self, url: &str) {
         if self.is_told {
             tracing::info!(target: OUTAGE, "{url}: the server answers again");
         }
     }
 
-    /// Waits before the next attempt; an error if there is none.
+    /// Waits before the next attempt; an error if there is no further attempt.
     pub(crate) async fn pause(&mut self, ctx: &Context, failed: Failed, url: &str) -> Result<()> {
         let (reason, source, after) = match failed {
             Failed::Passing { reason, source, after, .. } => (reason, source, after),
@@ -414,7 +415,7 @@ impl Retries {
             return Err(self.unavailable((reason, source), url));
         }
         tracing::debug!(url, reason, ?pause, "a request is repeated");
-        // Most failures are over with the next attempt.
+        // Most failures are resolved by the next attempt.
         if self.has_failed() && !std::mem::replace(&mut self.is_told, true) {
             tracing::warn!(target: OUTAGE, "{url}: {reason}; trying again");
         }
@@ -426,8 +427,8 @@ impl Retries {
     }
 }
 
-/// Pauses between attempts, which never end: each up to twice as long as the one before, up to 2 s, and none as long as those of
-/// others, since the jitter makes a pause up to twice as long.
+/// The endless sequence of pauses between attempts: each up to twice as long as the one before, up to 2 s, and random
+/// because of the jitter, which makes a pause up to twice as long.
 pub(crate) const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter()
     .with_min_delay(Duration::from_micros(2_500))
@@ -435,7 +436,7 @@ pub(crate) const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .without_max_times();
 
 fn authority(address: &Address) -> Result<HeaderValue> {
-    HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host is no name of a host"))
+    HeaderValue::try_from(address.authority()).map_err(|_| invalid("store", "its host name is not valid"))
 }
 
 /// The header with the token, if there is one.
@@ -457,7 +458,7 @@ fn authorization(options: &Options) -> Result<Option<HeaderValue>> {
         ));
     }
     let mut value =
-        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it cannot stand in a header"))?;
+        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it is not valid in a header"))?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -465,5 +466,5 @@ fn authorization(options: &Options) -> Result<Option<HeaderValue>> {
 /// Shared by all handles.
 pub(crate) type SharedClient = Arc<Client>;
 
-/// The form of pages and single events.
+/// The media type of pages and single events.
 pub(crate) const PAGES: &str = BINARY;

@@ -1,26 +1,28 @@
 //! A server of Go Sync Kit as a store.
 //!
-//! Its wire has events and their versions, and nothing else: no revisions, conditions, digests or times, and no way to read one
-//! aggregate. A *mirror* has them: a store of this program, in memory or on disk, with the server's events.
+//! Its wire protocol has events and their versions, and nothing else: no revisions, conditions, digests or times, and
+//! no way to read one aggregate. A *mirror* adds these: a store of this program, in memory or on disk, with the
+//! server's events.
 //!
-//! # What is weaker
+//! # Weaker guarantees
 //!
-//! - The server checks no condition. This store checks it with the events that the server has a moment before it sends the batch;
+//! - The server checks no condition. This store checks it against the server's events just before it sends the batch;
 //!   another writer may be faster.
-//! - A batch is not all or none on the server: it stores event by event, and what others append may stand between. One that was
-//!   stored in part is completed by appending it again.
-//! - The server answers that all is well when it could not store an event. So what was sent is read again, and an append that is
-//!   not seen there is an error.
-//! - It writes JSON anew: the order of keys, white space, escapes; data that are empty become `null`. What it would alter beyond
-//!   that is refused with `InvalidEvent`: data that are no JSON, whole numbers that no float64 holds exactly.
-//! - Its own disk may be behind its answers: SQLite is used in a mode in which a power cut takes the last of them. That shows as
-//!   another history.
-//! - Its versions have to have no gaps, as those of its SQLite store. An event behind a gap is not read, since one may still appear
-//!   in it: that is `Unavailable`.
-//! - That the server has another history, such as an older one that was restored, is noticed by the event at the end of the mirror
-//!   alone. The mirror is then made anew, and has another digest.
-//! - Events have the times at which the mirror read them.
-//! - Nothing tells of new events: the server is asked twice a second while somebody waits.
+//! - A batch is not atomic on the server: it stores event by event, and events of others may come in between. To
+//!   complete a batch that was stored in part, append it again.
+//! - The server reports success even if it could not store an event. So the events are read back, and an append whose
+//!   events are not found is an error.
+//! - The server rewrites JSON: the order of keys, white space, escapes; empty data becomes `null`. Data that it would
+//!   alter beyond that is refused with `InvalidEvent`: data that is not JSON, and integers that a float64 cannot hold
+//!   exactly.
+//! - Its disk may lag behind its answers: it uses SQLite in a mode in which a power cut loses the latest events. That
+//!   appears as another history.
+//! - Its versions must have no gaps, like those of its SQLite store. Events after a gap are not read, since the missing
+//!   one may still appear: that is `Unavailable`.
+//! - Another history on the server, such as a restored backup, is detected only by the event at the end of the mirror.
+//!   Then the mirror is rebuilt and has another digest.
+//! - The recording time of an event is the time at which the mirror read it.
+//! - There are no notifications of new events: the server is polled twice a second while somebody waits.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -44,32 +46,32 @@ use http_body_util::Full;
 use crate::client::{Attempt, Client, Failed, collect_up_to, is_of};
 use crate::options::{KNOWN, check_writable, invalid};
 
-/// The name of these stores.
+/// The backend's name.
 pub const NAME: &str = "gosync";
 
 /// Options of a store on a server of Go Sync Kit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// Those of the server: its clients' base URL, and how it is reached.
+    /// The options of the connection: the base URL of the server's clients, and how to reach it.
     pub server: crate::Options,
-    /// The directory of the mirror, which is made if it is missing. Default: none, for a mirror in memory, which reads all events of
-    /// the server when it is opened.
+    /// The directory of the mirror, which is created if it is missing. Default: none, for a mirror in memory, which
+    /// reads all events of the server when it is opened.
     pub mirror: Option<PathBuf>,
 }
 
 impl Options {
-    /// The options in a URL: `gosync+http://host:8080/base?mirror=DIR`, and those of [`crate::Options`] but `lost_after` and
-    /// `retry_waits`.
+    /// The options in a URL: `gosync+http://host:8080/base?mirror=DIR`, and those of [`crate::Options`] except
+    /// `lost_after` and `retry_waits`.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` for a URL that is none, and for an option that is unknown or cannot be read.
+    /// `InvalidOption` for an invalid URL, and for an option that is unknown or cannot be parsed.
     pub fn from_url(url: &str) -> Result<Self> {
         let mut mirror = None;
         const OTHERS: [(&str, &str); 2] = [
-            ("lost_after", "a server of Go Sync Kit is asked anew for each append; leave it out"),
-            ("retry_waits", "a server of Go Sync Kit is asked again and again by whoever waits; leave it out"),
+            ("lost_after", "it does not apply to a server of Go Sync Kit; leave it out"),
+            ("retry_waits", "a server of Go Sync Kit is polled for new events, so `retry_for` applies; leave it out"),
         ];
         let own = KNOWN.into_iter().filter(|option| OTHERS.iter().all(|(other, _)| other != option));
         let known: Vec<_> = own.chain(["mirror"]).collect();
@@ -85,23 +87,22 @@ impl Options {
     }
 }
 
-/// Where a [`GoSyncStore`] has its mirror. What is there may be removed: the server has it all.
+/// The storage of a [`GoSyncStore`]'s mirror. Its content may be deleted: the server has all of it.
 #[async_trait]
 pub trait Mirror: fmt::Debug + Send + Sync + 'static {
-    /// Opens the mirror, or makes an empty one.
+    /// Opens the mirror, or creates an empty one.
     async fn open(&self) -> Result<Arc<dyn EventStore>>;
 
-    /// Removes it. It is closed.
+    /// Deletes the mirror, which is closed.
     async fn remove(&self) -> Result<()>;
 }
 
-/// Opens the store of the Go Sync Kit server whose clients have this URL as their base, with a mirror. Must be called inside a
-/// Tokio runtime.
+/// Opens the store of the Go Sync Kit server with this base URL, with a mirror. Must be called inside a Tokio runtime.
 ///
 /// # Errors
 ///
-/// `InvalidOption`; `Open` if there is no such server; `Unavailable` if it cannot be reached within `connect_timeout`; what the
-/// mirror says.
+/// `InvalidOption`; `Open` if there is no such server; `Unavailable` if it cannot be reached within `connect_timeout`;
+/// errors of the mirror.
 pub async fn open(options: crate::Options, mirror: impl Mirror) -> Result<GoSyncStore> {
     let is_read_only = options.read_only;
     let client = Client::open(options).await?;
@@ -120,11 +121,11 @@ pub async fn open(options: crate::Options, mirror: impl Mirror) -> Result<GoSync
     })
 }
 
-/// A store on a server of Go Sync Kit. The [module](self) says what is weaker than with other stores.
+/// A store on a server of Go Sync Kit. The [module](self) lists its weaker guarantees.
 ///
 /// # Clone
 ///
-/// Cheap; clones are the same store.
+/// Cheap; clones are handles to the same store.
 #[derive(Clone)]
 pub struct GoSyncStore {
     shared: Arc<Shared>,
@@ -134,7 +135,7 @@ struct Shared {
     client: Client,
     mirror: Box<dyn Mirror>,
     copy: RwLock<Arc<dyn EventStore>>,
-    /// Held by whoever reads new events into the mirror. How many are asked for at a time.
+    /// Held while new events are read into the mirror. The value is the number of events to request at a time.
     refreshing: tokio::sync::Mutex<usize>,
     closed: CancellationToken,
     is_read_only: bool,
@@ -146,34 +147,34 @@ impl fmt::Debug for GoSyncStore {
     }
 }
 
-/// Events that are asked for at a time; the server gives no more.
+/// The most events to request at a time, which is the limit of the server.
 const LIMIT: usize = 1000;
 
-/// As few as can be asked for: the last one that the mirror has, and the one behind it.
+/// The fewest events to request: the last one of the mirror, and the next one.
 const LEAST: usize = 2;
 
-/// The longest answer that is read, unless it has as few events as can be.
+/// The longest answer that is read, unless it has the fewest possible events.
 const PAGE_BYTES: usize = 32 << 20;
 
-/// A request is sent when it has as many bytes. The server takes 10 MiB.
+/// A request is sent when it has this many bytes. The server's limit is 10 MiB.
 const PUSH_BYTES: usize = 4 << 20;
 
-/// How often the server is asked for new events while somebody waits for some.
+/// How often the server is polled for new events while somebody waits for some.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Who else may have asked for the mirror to be made anew, during one call.
+/// How often the mirror may have to be rebuilt during one call.
 const HISTORIES: u32 = 3;
 
-/// What the server says of a request, beyond what it was asked for.
+/// An answer of the server other than the requested one.
 enum Answer {
     Ok(Bytes),
-    /// It does not take the body, for this reason.
+    /// It rejects the body, for this reason.
     Refused(String),
-    /// The answer is longer than was allowed.
+    /// The answer is longer than allowed.
     TooLong,
 }
 
-/// Sends a request with a body of JSON, or without one.
+/// Sends a request with a JSON body or without one.
 async fn ask(client: &Client, method: Method, resource: &str, body: Option<Vec<u8>>, most: usize) -> Attempt<Answer> {
     let mut request = client.request(method, resource, JSON)?;
     if let Some(body) = body {
@@ -203,7 +204,7 @@ async fn ask(client: &Client, method: Method, resource: &str, body: Option<Vec<u
         status => Err(Error::Open {
             path: client.url.clone(),
             reason: format!(
-                "the answer is none of Go Sync Kit's server (HTTP {status}); name the base URL that its clients have"
+                "the answer does not come from a server of Go Sync Kit (HTTP {status}); give the base URL of its clients"
             ),
             source: None,
         }
@@ -221,18 +222,18 @@ async fn latest(client: &Client, ctx: &Context) -> Result<Version> {
         match ask(client, Method::GET, "latest-version", None, PAGE_BYTES).await? {
             Answer::Ok(body) => {
                 let text: String = serde_json::from_slice(&body).map_err(damaged)?;
-                // A server may say of an empty store that its latest version is -1.
+                // Some servers report -1 as the latest version of an empty store.
                 let number: i64 = text.parse().map_err(damaged)?;
                 Ok(Version::new(number.max(0).unsigned_abs()))
             }
             Answer::Refused(reason) => Err(damaged(reason)),
-            Answer::TooLong => Err(damaged("it is no version")),
+            Answer::TooLong => Err(damaged("it is not a version")),
         }
     };
     client.repeat(ctx, attempt).await
 }
 
-/// What the server will have when it has stored what is planned.
+/// The state of the server after everything planned is stored.
 struct Ahead {
     latest: Version,
     revisions: HashMap<String, Revision>,
@@ -240,7 +241,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// The aggregate's revision, with the mirror behind what is planned.
+    /// The aggregate's revision, according to the mirror and what is planned.
     async fn revision(&self, ctx: &Context, copy: &Arc<dyn EventStore>, id: &str) -> Result<Revision> {
         match self.revisions.get(id) {
             Some(revision) => Ok(*revision),
@@ -249,11 +250,11 @@ impl Ahead {
     }
 }
 
-/// How far the mirror is behind a refresh.
+/// The state of the mirror after a refresh.
 struct Reached {
     copy: Arc<dyn EventStore>,
     latest: Version,
-    /// Whether it has all that the server has.
+    /// Whether it has everything that the server has.
     is_all: bool,
 }
 
@@ -283,13 +284,13 @@ impl GoSyncStore {
         self.until_closed(latest(&self.shared.client, ctx)).await
     }
 
-    /// Reads what is new on the server into the mirror: all of it.
+    /// Reads everything new on the server into the mirror.
     async fn refresh(&self, ctx: &Context) -> Result<Arc<dyn EventStore>> {
         Ok(self.refresh_up_to(ctx, Version::new(u64::MAX)).await?.copy)
     }
 
-    /// Reads what is new on the server into the mirror, until it has this version or all there are. It goes on where it was
-    /// interrupted.
+    /// Reads new events of the server into the mirror, until it has this version or there are no more. Continues where
+    /// it was interrupted.
     async fn refresh_up_to(&self, ctx: &Context, enough: Version) -> Result<Reached> {
         self.check(ctx)?;
         let mut limit = ctx.run(self.shared.refreshing.lock()).await?;
@@ -298,7 +299,7 @@ impl GoSyncStore {
             self.check(ctx)?;
             let copy = self.copy();
             let end = copy.latest_version(ctx).await?;
-            // Together with the last event that the mirror has: it says whether both have the same history.
+            // Includes the last event of the mirror, to check that both have the same history.
             let overlap = Version::new(end.get().saturating_sub(1));
             let Some(sent) = self.page(ctx, overlap, *limit).await? else {
                 *limit = (*limit / 2).max(LEAST);
@@ -311,7 +312,7 @@ impl GoSyncStore {
             if end > Version::ZERO && !self.is_at(ctx, &copy, end, sent.next()).await? {
                 histories += 1;
                 if histories > HISTORIES {
-                    return Err(Error::engine("read the server's events", "it has another history again and again"));
+                    return Err(Error::engine("read the server's events", "its history keeps changing"));
                 }
                 self.make_anew(&copy).await?;
                 continue;
@@ -324,7 +325,7 @@ impl GoSyncStore {
         }
     }
 
-    /// At most so many events behind a version; `None` if they are more bytes than are read at once.
+    /// At most this many events after a version; `None` if they exceed the size limit of an answer.
     async fn page(&self, ctx: &Context, since: Version, limit: usize) -> Result<Option<Vec<Sent>>> {
         let most = if limit == LEAST { MAX_BODY } else { PAGE_BYTES };
         let client = &self.shared.client;
@@ -344,7 +345,7 @@ impl GoSyncStore {
         self.until_closed(client.repeat(ctx, attempt)).await
     }
 
-    /// Whether the server has this event at the end of the mirror.
+    /// Whether the server has the event at the end of the mirror.
     async fn is_at(&self, ctx: &Context, copy: &Arc<dyn EventStore>, end: Version, sent: Option<Sent>) -> Result<bool> {
         let Some(Sent { number, event: Ok(event), .. }) = sent else { return Ok(false) };
         let last = copy.load_page(ctx, &LoadOptions::all().backward().limit(1), PageSize::new(1, 1)).await?;
@@ -352,9 +353,9 @@ impl GoSyncStore {
         Ok(number == Some(end.get()) && is_same)
     }
 
-    /// The server has another history: so does the mirror, from now on.
+    /// The server has another history, so the mirror is rebuilt.
     async fn make_anew(&self, copy: &Arc<dyn EventStore>) -> Result<()> {
-        tracing::warn!(url = self.url(), "the server has another history than its mirror, which is made anew");
+        tracing::warn!(url = self.url(), "the server's history differs from that of its mirror, which is rebuilt");
         copy.close().await?;
         self.shared.mirror.remove().await?;
         let new = self.shared.mirror.open().await?;
@@ -362,7 +363,7 @@ impl GoSyncStore {
         Ok(())
     }
 
-    /// Writes the events behind the end of the mirror into it, and returns its latest version.
+    /// Appends the events after the end of the mirror to it, and returns its latest version.
     async fn take(&self, ctx: &Context, copy: &Arc<dyn EventStore>, end: Version, sent: Vec<Sent>) -> Result<Version> {
         let (mut latest, mut bytes, mut events) = (end, 0, Vec::new());
         for Sent { number, event, id } in sent {
@@ -407,7 +408,7 @@ impl GoSyncStore {
         events: Vec<Event>,
     ) -> Result<Version> {
         let count = events.len() as u64;
-        // What a power cut takes is read again.
+        // Events lost in a power cut are read again.
         let stored = copy.store_batch(ctx, Batch::new(events).durability(Durability::Buffered)).await?;
         let is_behind = |(place, version): (&Stored, u64)| place.version.get() == version;
         match stored.iter().zip(end.get() + 1..).all(is_behind) {
@@ -425,12 +426,12 @@ impl GoSyncStore {
         }
     }
 
-    /// Looks whether a batch can be appended behind those that are planned, and plans it.
+    /// Checks whether a batch can be appended after the planned ones, and plans it.
     async fn plan(ctx: &Context, copy: &Arc<dyn EventStore>, ahead: &mut Ahead, batch: Batch) -> Result<Vec<Event>> {
         batch.validate()?;
         if batch.recorded_at.is_some() {
             return Err(Error::Unsupported {
-                what: "times of recording on a server of Go Sync Kit, which keeps none".to_owned(),
+                what: "recording times on a server of Go Sync Kit, which stores none".to_owned(),
             });
         }
         let mut has_old = false;
@@ -445,7 +446,7 @@ impl GoSyncStore {
                     if batch.idempotency == Idempotency::Content && !is_same(&there, event) {
                         return Err(Error::DuplicateEvent { id: event.id().to_owned(), version });
                     }
-                    // An event that this batch has twice was not there before.
+                    // An event that occurs twice in this batch was not there before.
                     has_old |= !ids.contains_key(event.id());
                 }
                 None => {
@@ -454,7 +455,7 @@ impl GoSyncStore {
                 }
             }
         }
-        // One that was stored in part held its condition when it was begun.
+        // A batch that was stored in part met its condition when it was begun.
         if let Some(first) = batch.events.first().filter(|_| !has_old) {
             let id = first.aggregate_id();
             let revision = ahead.revision(ctx, copy, id).await?;
@@ -473,7 +474,7 @@ impl GoSyncStore {
         Ok(batch.events)
     }
 
-    /// Appends batches, one after the other, up to the first that is refused.
+    /// Appends batches in order, up to the first that is refused.
     async fn append(
         &self,
         ctx: &Context,
@@ -493,14 +494,14 @@ impl GoSyncStore {
                 }
             }
         }
-        // The server knows which of them it has; this program as well, so that nothing is sent twice.
+        // The server detects known ids, and so does this program, so that nothing is sent twice.
         let is_new = |event: &&Event| ahead.ids.get(event.id()).is_some_and(|planned| planned == *event);
         let new: Vec<&Event> = plans.iter().flatten().filter(is_new).collect();
         let (why, copy) = match new.is_empty() {
             true => (None, copy),
             false => {
                 let why = self.send(ctx, &new).await;
-                // What became of it, also if the context has ended by now.
+                // Determine the outcome, even if the context has ended by now.
                 let unknown = |error: Error| Error::OutcomeUnknown {
                     reason: format!("events were sent to {}, and could not be read again", self.url()),
                     source: Some(error.into()),
@@ -540,14 +541,14 @@ impl GoSyncStore {
     /// Why an event that was sent is not there.
     fn missing(&self, id: &str, there: usize, of: usize, why: Option<Failed>) -> Error {
         let (reason, source, may_come) = match why {
-            // It may be on its way.
+            // It may still be on its way.
             Some(Failed::Final(error @ (Error::Cancelled | Error::DeadlineExceeded))) => {
                 (error.to_string(), Some(error.into()), true)
             }
             Some(Failed::Final(error)) if there == 0 => return error,
             Some(Failed::Final(error)) => (error.to_string(), Some(error.into()), false),
             Some(Failed::Passing { reason, source, may_be_done, .. }) => (reason, source, may_be_done),
-            None => ("it says that all is well, and its log says why it is not".to_owned(), None, false),
+            None => ("it reports success; its log has the reason".to_owned(), None, false),
         };
         let url = self.url().to_owned();
         match there {
@@ -563,14 +564,14 @@ impl GoSyncStore {
         }
     }
 
-    /// Sends events, and says why if not all of them were taken.
+    /// Sends events. Returns why, if not all of them were accepted.
     async fn send(&self, ctx: &Context, events: &[&Event]) -> Option<Failed> {
         let (mut body, mut first) = (vec![b'['], 0);
         for (index, event) in events.iter().enumerate() {
             if body.len() > 1 {
                 body.push(b',');
             }
-            // The server gives a version itself, and wants to see one.
+            // The server assigns the version itself, but requires the field.
             write_event(&mut body, event, Version::ZERO);
             if body.len() >= PUSH_BYTES || index + 1 == events.len() {
                 body.push(b']');
@@ -594,7 +595,7 @@ impl GoSyncStore {
             Ok(Err(failed)) => return Some(failed),
             Err(ended) => return Some(Failed::Final(ended)),
         };
-        // It takes none of a body if it does not take one event.
+        // It rejects a whole body if it rejects one event.
         let [first, others @ ..] = events else { return None };
         if others.is_empty() {
             return Some(Failed::Final(Error::invalid_event(
@@ -681,11 +682,11 @@ impl EventStore for GoSyncStore {
     }
 
     async fn sync(&self, ctx: &Context) -> Result<Version> {
-        self.latest_version(ctx).await // what the server tells, it has stored
+        self.latest_version(ctx).await // what the server returns is stored
     }
 
     async fn pull(&self, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
-        // A page may be given long before the mirror has all.
+        // A page may be returned long before the mirror is complete.
         let enough = since.version.get().saturating_add(size.events as u64);
         let reached = self.refresh_up_to(ctx, Version::new(enough)).await?;
         replication::check(&*reached.copy, ctx, since, reached.latest).await?;
@@ -710,13 +711,13 @@ impl EventStore for GoSyncStore {
         let mut stats = self.refresh(ctx).await?.stats(ctx).await?;
         stats.properties.insert(0, ("mirror".into(), stats.backend.to_string()));
         stats.backend = NAME.into();
-        stats.store_id = None; // that of the mirror says nothing of the server
+        stats.store_id = None; // the mirror's id does not identify the server
         Ok(stats)
     }
 
     async fn close(&self) -> Result<()> {
         self.shared.closed.cancel();
-        // Whoever reads new events into it has to end first.
+        // A running refresh must end first.
         let _refreshing = self.shared.refreshing.lock().await;
         self.copy().close().await
     }

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | holds | nothing; the server does |
 //! | reading | a request for each page, over a pool of connections; repeated when the connection is lost or the server restarts |
-//! | appending | one WebSocket for all appends, many in a message; an append that may have arrived is never sent twice by itself |
+//! | appending | one WebSocket for all appends, many in a message; an append that may have arrived is never resent automatically |
 //! | memory | at most 1,024 unanswered appends or 64 MiB of them; one page for each read |
 //! | limits | requests of at most 64 KiB, which bounds filters by many types |
 //!
@@ -24,22 +24,25 @@
 //!
 //! # Lost connections
 //!
-//! A read is repeated until it is answered, for `retry_for` at most, and is `Unavailable` then. Waiting for events, and so a
-//! subscription that waits, goes on over restarts of the server until its context ends, unless `retry_waits` is false.
+//! A read is retried until it is answered, for at most `retry_for`; then it is `Unavailable`. Waiting for events, and
+//! so a waiting subscription, continues over restarts of the server until its context ends, unless `retry_waits` is
+//! false.
 //!
-//! An append that was not sent waits for a connection for as long. One that may have reached the server when the connection was
-//! lost is `OutcomeUnknown`: append the same events again, as after any unknown outcome. Nothing is written twice then.
+//! An append that was not sent waits for a connection for the same time. One that may have reached the server when the
+//! connection was lost is `OutcomeUnknown`: append the same events again, as after any unknown outcome. Then nothing is
+//! written twice.
 //!
 //! # Time
 //!
-//! The context's deadline travels with each request, and the server stops there. When it is cancelled or dropped, the connection
-//! of a read is closed, which stops the server's work; an append is cancelled on the server, and waits up to 250 ms for what
-//! became of it. A read without a deadline waits for as long as the system says that the other machine is there.
+//! The context's deadline is sent with each request, and the server stops at it. When the context is cancelled or the
+//! future is dropped, the connection of a read is closed, which stops the server's work. An append is cancelled on the
+//! server, and waits up to 250 ms for its outcome. A read without a deadline waits as long as the system considers the
+//! other machine reachable.
 //!
 //! # Runtime
 //!
-//! A store is opened in a Tokio runtime with I/O and time, which its connections belong to. It can be used from others as well, as
-//! long as that one runs.
+//! A store is opened in a Tokio runtime with I/O and time, to which its connections belong. It can be used from other
+//! runtimes as well, as long as that one runs.
 
 #![forbid(unsafe_code)]
 
@@ -61,13 +64,13 @@ pub use store::HttpStore;
 /// The backend's name.
 pub const NAME: &str = "http";
 
-/// Opens the store at the options' URL, and makes it if the server has none and the token may. Must be called inside a Tokio
-/// runtime.
+/// Opens the store at the options' URL. Creates it if the server does not have it and the token allows that. Must be
+/// called inside a Tokio runtime.
 ///
 /// # Errors
 ///
-/// `InvalidOption`; `Open` if there is no store, or no eventstore server; `Forbidden`; `Unsupported` if the server speaks other
-/// versions of the wire only; `Unavailable` if it cannot be reached within `connect_timeout`.
+/// `InvalidOption`; `Open` if there is no store or no eventstore server; `Forbidden`; `Unsupported` if the server
+/// speaks only other versions of the wire protocol; `Unavailable` if it cannot be reached within `connect_timeout`.
 pub async fn open(options: Options) -> Result<HttpStore> {
     HttpStore::open(options, true).await
 }
@@ -81,8 +84,8 @@ pub async fn open_existing(options: Options) -> Result<HttpStore> {
     HttpStore::open(options, false).await
 }
 
-/// Opens the store at the options' URL to read it: appends and collections are `Unsupported`, whatever the token may do. Must be
-/// called inside a Tokio runtime.
+/// Opens the store at the options' URL for reading: appends and garbage collections are `Unsupported`, whatever the
+/// token allows. Must be called inside a Tokio runtime.
 ///
 /// # Errors
 ///

@@ -22,7 +22,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::options::{Address, Place, invalid};
 
-/// Connects to one server. Clones are the same.
+/// Connects to one server. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Connector(Arc<Inner>);
 
@@ -39,11 +39,11 @@ struct Inner {
     home: Handle,
 }
 
-/// The system finds out of a silent connection whether the other machine is there: after this long, and then so often.
+/// TCP keepalive: the idle time before the first probe, and the time between probes.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
 impl Connector {
-    /// One for this address, whose connections belong to this runtime. It reads the certificates, which blocks.
+    /// A connector for this address, whose connections belong to this runtime. It reads the certificates, which blocks.
     pub(crate) fn new(address: &Address, ca_file: Option<&Path>, timeout: Duration, home: Handle) -> Result<Self> {
         let tls = match address.is_tls() {
             true => Some(TlsConnector::from(Arc::new(tls_config(ca_file)?))),
@@ -52,7 +52,7 @@ impl Connector {
         Ok(Connector(Arc::new(Inner { place: address.place.clone(), tls, timeout, home })))
     }
 
-    /// A new connection. Whoever asks may be in another runtime, which may end before the connection does.
+    /// A new connection. The caller may be in another runtime, which may end before the connection does.
     pub(crate) async fn connect(&self) -> io::Result<Conn> {
         let inner = self.0.clone();
         let connecting = self.0.home.spawn(async move {
@@ -94,7 +94,7 @@ impl Inner {
     }
 }
 
-/// Tries all addresses of the host, one after the other: one that does not answer leaves time for the next.
+/// Tries all addresses of the host in order. One that does not answer leaves time for the next.
 async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
@@ -136,7 +136,7 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig> {
         }
         None => {
             let system = rustls_native_certs::load_native_certs();
-            // Some of a system's are odd; those that can be used are.
+            // Some certificates of the system are invalid; the valid ones are used.
             roots.add_parsable_certificates(system.certs);
             if roots.is_empty() {
                 let told = system.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
@@ -156,7 +156,7 @@ fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Why there is no TLS with a server, if that does not change by trying again, and what to do.
+/// Advice for a TLS error that is permanent.
 pub(crate) fn tls_advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -176,7 +176,7 @@ pub(crate) fn tls_advice(error: &(dyn std::error::Error + 'static)) -> Option<&'
     None
 }
 
-/// The innermost text of an error, which says most.
+/// The innermost text of an error, which is the most specific.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -190,7 +190,7 @@ pub(crate) fn source(error: impl std::error::Error + Send + Sync + 'static) -> S
     Source::from(error)
 }
 
-/// What went over a connection, in bytes.
+/// The bytes sent and received over a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     read: AtomicU64,
@@ -202,7 +202,7 @@ impl Traffic {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// What the system took; it may not have sent it.
+    /// The bytes that the system has accepted; it may not have sent them.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -269,7 +269,7 @@ impl AsyncWrite for Conn {
     }
 }
 
-/// Counts what goes over a socket.
+/// Counts the bytes over a socket.
 struct Counted<S> {
     io: S,
     traffic: Arc<Traffic>,

@@ -9,44 +9,48 @@ use http::Uri;
 
 /// Options of a store on a server.
 ///
-/// In a URL, each option has its field's name: `http://host:7080/stores/orders?token_file=/run/secrets/orders&retry_for=10s`.
-/// Their values are percent-decoded. The token itself cannot stand in a URL.
+/// In a URL, each option has its field's name:
+/// `http://host:7080/stores/orders?token_file=/run/secrets/orders&retry_for=10s`. The values are percent-decoded. The
+/// token itself cannot be in a URL.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// The store's base: `http://host:7080` for a server of one store, `https://host/stores/orders` for one of many,
-    /// `unix:/run/app/store.sock` for a server on a Unix socket, and `unix:/run/app/store.sock:/stores/orders` for a base on it.
+    /// The store's base URL: `http://host:7080` for a server of one store, `https://host/stores/orders` for one of
+    /// many, `unix:/run/app/store.sock` for a server on a Unix socket, and `unix:/run/app/store.sock:/stores/orders`
+    /// for a base path on it.
     pub url: String,
-    /// The token, which goes out as `Authorization: Bearer` and nowhere else. Default: none.
+    /// The token, which is sent only as `Authorization: Bearer`. Default: none.
     pub token: Option<String>,
     /// A file with the token in its first line. It is read when the store is opened. Default: none.
     pub token_file: Option<PathBuf>,
-    /// A file with certificates in PEM form: those that may have signed the server's. Default: none, for the system's.
+    /// A PEM file with the certificates of trusted authorities. Default: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// How long it may take to connect, with TLS. Opening a store takes no longer than this and one answer of the server, and is
-    /// repeated no longer than `retry_for`. Default: 5 s.
+    /// The time limit for connecting, including TLS. Opening a store takes at most this time and one answer of the
+    /// server, and is retried for at most `retry_for`. Default: 5 s.
     pub connect_timeout: Duration,
-    /// How long a call is repeated while the server cannot be reached or takes no requests, unless its context ends before. Then
-    /// it is `Unavailable`. Waiting for events is repeated until its context ends, unless `retry_waits` is false. Default: 30 s.
+    /// How long a call is retried while the server cannot be reached or accepts no requests, unless its context ends
+    /// before. Then it is `Unavailable`. Waiting for events is retried until its context ends, unless `retry_waits` is
+    /// false. Default: 30 s.
     pub retry_for: Duration,
-    /// Whether waiting for events goes on, until its context ends, while the server cannot be reached. If not, it is repeated for
-    /// `retry_for` as every call is, for those who want to know that the server is away. Default: true.
+    /// Whether waiting for events continues until its context ends, even while the server cannot be reached. If false,
+    /// `retry_for` limits it like every call, so that the caller learns of an outage. Default: true.
     pub retry_waits: bool,
-    /// How long appends wait for anything from the server until the connection counts as lost. Half as long after the last byte,
-    /// the server is asked whether it is there. Default: 20 s, at least 10 ms.
+    /// How long appends wait without any data from the server before the connection counts as lost. After half of that
+    /// time, the server is pinged. Default: 20 s, at least 10 ms.
     pub lost_after: Duration,
-    /// Whether appends and collections are refused here, whatever the token may do. Default: false.
+    /// Whether appends and garbage collections are refused here, whatever the token allows. Default: false.
     pub read_only: bool,
-    /// Whether a token may be sent over plain `http` to another machine, where others can read it on its way. Default: false.
+    /// Whether the token may be sent over plain `http` to another machine, where others can read it in transit.
+    /// Default: false.
     pub insecure: bool,
 }
 
-/// The options in a URL.
+/// The names of the options in a URL.
 pub(crate) const KNOWN: [&str; 8] =
     ["token_file", "ca_file", "connect_timeout", "retry_for", "retry_waits", "lost_after", "read_only", "insecure"];
 
 impl Options {
-    /// The default options for the store at this base, without options behind it.
+    /// The default options for the store at this base URL, which has no options.
     pub fn new(url: impl Into<String>) -> Self {
         Options {
             url: url.into(),
@@ -62,17 +66,18 @@ impl Options {
         }
     }
 
-    /// The options in a URL. Without `token_file`, the token is that of the environment variable `EVENTSTORE_TOKEN`, if it is
-    /// set.
+    /// The options in a URL. Without `token_file`, the token is taken from the environment variable `EVENTSTORE_TOKEN`,
+    /// if it is set.
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](Error::InvalidOption) for a URL that is none, and for an option that is unknown or cannot be read.
+    /// [`InvalidOption`](Error::InvalidOption) for an invalid URL, and for an option that is unknown or cannot be
+    /// parsed.
     pub fn from_url(url: &str) -> Result<Self> {
         Self::from_url_with(url, &KNOWN, |_| Ok(()))
     }
 
-    /// As [`from_url`](Options::from_url), with these options, of which `take` takes those that are not its own.
+    /// Like [`from_url`](Options::from_url), with further options, which `take` handles.
     pub(crate) fn from_url_with(
         url: &str,
         known: &[&str],
@@ -89,7 +94,7 @@ impl Options {
     ) -> Result<Self> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut options = Options::new(base);
-        options.address()?; // without what may be a password in its error
+        options.address()?; // without a possible password in its error
         let mut given = Query::new(query)?;
         for secret in ["token", "password"] {
             if given.text(secret)?.is_some() {
@@ -127,11 +132,11 @@ impl Options {
         Ok(options)
     }
 
-    /// Checks what can be checked without the server.
+    /// Checks everything that can be checked without the server.
     pub(crate) fn validate(&self) -> Result<Address> {
         let address = self.address()?;
         if self.connect_timeout.is_zero() {
-            return Err(invalid("connect_timeout", "it is zero, in which nothing connects"));
+            return Err(invalid("connect_timeout", "it is zero, so nothing can connect"));
         }
         if self.lost_after < Duration::from_millis(10) {
             return Err(invalid("lost_after", "it is less than 10ms, in which no server can answer"));
@@ -148,7 +153,7 @@ impl Options {
             return Err(invalid(
                 "insecure",
                 &format!(
-                    "{address} is another machine, and whoever is between can read the token on its way; use https://, or say \
+                    "{address} is another machine, and others on the network can read the token; use https://, or \
                      insecure=true if the network is safe"
                 ),
             ));
@@ -163,7 +168,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A URL that is refused may have a password.
+        // A rejected URL may have a password.
         let url = self.address().map_or_else(|_| "(not valid)".to_owned(), |address| address.to_string());
         f.debug_struct("Options")
             .field("url", &url)
@@ -184,7 +189,7 @@ pub(crate) fn invalid(option: &str, reason: &str) -> Error {
     Error::InvalidOption { option: option.to_owned(), reason: reason.to_owned() }
 }
 
-/// Refuses what writes to a store that was opened to be read.
+/// Refuses writes to a store that was opened for reading.
 pub(crate) fn check_writable(is_read_only: bool, what: &str) -> Result<()> {
     match is_read_only {
         false => Ok(()),
@@ -194,11 +199,11 @@ pub(crate) fn check_writable(is_read_only: bool, what: &str) -> Result<()> {
     }
 }
 
-/// Where a store is.
+/// The address of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) place: Place,
-    /// What stands before the path of every request, such as `/stores/orders`; without a `/` at its end.
+    /// The prefix of the path of every request, such as `/stores/orders`; without a trailing `/`.
     pub(crate) base: String,
 }
 
@@ -230,7 +235,7 @@ impl Address {
             }
             return Ok(Address { place: Place::Socket(socket.into()), base });
         }
-        // Nothing that may have a password goes into an error.
+        // Errors must not contain anything that may have a password.
         let authority = url.split_once("//").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
         if authority.contains('@') {
             return refused(
@@ -253,7 +258,7 @@ impl Address {
         if host.is_empty() {
             return refused(&format!("{url:?} has no host; write it as http://host:7080/stores/name"));
         }
-        // What stands where a port belongs must be one: the default is another server.
+        // The text in place of a port must be one: the default port may be another server.
         let authority = uri.authority().map_or("", |authority| authority.as_str()).to_ascii_lowercase();
         let behind_host = authority.strip_prefix(&host).or_else(|| authority.rsplit_once(']').map(|(_, rest)| rest));
         if uri.port_u16().is_none() && behind_host.is_some_and(|rest| !rest.is_empty()) {
@@ -268,7 +273,7 @@ impl Address {
         matches!(self.place, Place::Host { is_tls: true, .. })
     }
 
-    /// Whether others can read what goes there.
+    /// Whether others can read the traffic to this address.
     fn can_be_overheard(&self) -> bool {
         match &self.place {
             Place::Host { is_tls: false, host, .. } => !is_loopback(host),
@@ -276,7 +281,7 @@ impl Address {
         }
     }
 
-    /// What stands in the requests' `Host`. Servers on loopback or a socket answer to loopback names only.
+    /// The value of the header `Host`. Servers on loopback or a socket accept only loopback names.
     pub(crate) fn authority(&self) -> String {
         match &self.place {
             Place::Host { is_tls, host, port } => match (is_tls, port) {
@@ -301,7 +306,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether a host is this machine, whatever a name server says.
+/// Whether a host is this machine, regardless of name servers.
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.ends_with(".localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

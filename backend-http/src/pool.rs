@@ -1,7 +1,7 @@
-//! Connections that are used again.
+//! A pool of reusable connections.
 //!
-//! The pool of hyper-util is not used: a request that it gives to a connection at the moment at which that ends may wait for ever
-//! (hyperium/hyper#4122). Here whoever waits for an answer watches the end of the connection as well.
+//! The pool of hyper-util is not used: if it gives a request to a connection that ends at this moment, the request may
+//! hang (hyperium/hyper#4122). Here, the end of the connection is watched while waiting for an answer.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::net::Connector;
 
-/// Connections that nobody has used for so long are closed.
+/// Connections that were idle for this time are closed.
 const IDLE: Duration = Duration::from_secs(30);
 
 type Connection = SendRequest<Full<Bytes>>;
@@ -48,9 +48,9 @@ struct Inner {
 
 #[derive(Default)]
 struct Idle {
-    /// With the time since which each of them is idle, the longest first.
+    /// Each with the start of its idle time, the longest idle first.
     connections: Vec<(Connection, Instant)>,
-    /// Whether a task closes those that are idle for long.
+    /// Whether a task is closing idle connections.
     is_swept: bool,
 }
 
@@ -66,8 +66,8 @@ impl Pool {
         Pool(Arc::new(Inner { connector, home, idle: Mutex::default() }))
     }
 
-    /// Sends a request and waits for the head of its answer. A request that was certainly not sent over a connection that had been
-    /// used before is sent over another one.
+    /// Sends a request and waits for the head of its answer. If the request was certainly not sent, and its connection
+    /// had been used before, another connection is tried.
     pub(crate) async fn request(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Answered>, Unanswered> {
         loop {
             let used = self.0.take();
@@ -84,7 +84,7 @@ impl Pool {
                 biased;
                 answered = &mut answering => answered,
                 () = has_ended(&mut connection) => {
-                    // What the connection has not taken is given back by this.
+                    // This returns what the connection has not accepted.
                     drop(connection);
                     match answering.await {
                         Ok(answer) => return Ok(answer.map(Answered::from)),
@@ -114,11 +114,11 @@ fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, is_used: bool) -> Resul
     }
 }
 
-/// Waits until a connection takes no more requests.
+/// Waits until a connection accepts no more requests.
 async fn has_ended(connection: &mut Connection) {
     poll_fn(|cx| match connection.poll_ready(cx) {
         Poll::Ready(Err(_)) => Poll::Ready(()),
-        // It is about to take the one that was sent.
+        // It is about to accept the request that was sent.
         Poll::Ready(Ok(())) => {
             cx.waker().wake_by_ref();
             Poll::Pending
@@ -133,7 +133,7 @@ impl Inner {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection that was used last.
+    /// The most recently used connection.
     fn take(&self) -> Option<Connection> {
         let mut idle = self.idle();
         while let Some((connection, since)) = idle.connections.pop() {
@@ -180,14 +180,14 @@ impl Inner {
     }
 }
 
-/// The body of an answer. When it is read to its end, the connection can be used again.
+/// The body of an answer. When it is read to its end, the connection can be reused.
 pub(crate) struct Answered {
     body: Incoming,
     connection: Option<(Connection, Weak<Inner>)>,
 }
 
 impl From<Incoming> for Answered {
-    /// The body of an answer over a connection of no pool.
+    /// The body of an answer over a connection that belongs to no pool.
     fn from(body: Incoming) -> Self {
         Answered { body, connection: None }
     }

@@ -9,23 +9,23 @@ use eventstore_api::{Batch, CancellationToken, Context, Error, Result, Source, S
 use futures_util::task::AtomicWaker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// At most this many units are with the session; the server takes no more either.
+/// The most units that are with the session; the server accepts no more either.
 const ROOM: usize = 1024;
 
-/// What one unit is good for: an append takes at least one, so the room is for 1,024 of them, or for 64 MiB.
+/// The bytes of one unit. An append takes at least one, so there is room for 1,024 appends or 64 MiB.
 const UNIT: usize = 64 << 10;
 
-/// How long an append that was sent, and whose context has ended, waits for what the server says to that.
+/// How long an append that was sent waits for the server's answer after its context has ended.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// The appends that are not sent yet.
+/// The appends that were not sent yet.
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// The server's address.
     url: String,
     retry_for: Duration,
     state: Mutex<State>,
-    /// The session's task.
+    /// Wakes the session's task.
     waker: AtomicWaker,
     room: Arc<Semaphore>,
     /// Closing has begun.
@@ -36,9 +36,9 @@ pub(crate) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By their numbers.
+    /// By number.
     waiting: VecDeque<Append>,
-    /// The numbers of appends that were taken from `waiting`, and that nobody wants any more.
+    /// The numbers of appends that were taken from `waiting` and then withdrawn.
     withdrawn: Vec<u64>,
     next_number: u64,
     is_closing: bool,
@@ -53,7 +53,7 @@ struct Trouble {
     source: Option<Source>,
 }
 
-/// An append that the session has, or will have.
+/// An append that the session has or will have.
 #[derive(Debug)]
 pub(crate) struct Append {
     pub(crate) number: u64,
@@ -61,10 +61,10 @@ pub(crate) struct Append {
     pub(crate) deadline: Option<Instant>,
     /// Nobody waits for it any more, but it was sent.
     pub(crate) is_withdrawn: bool,
-    /// Bytes of its frame, about.
+    /// The approximate size of its frame in bytes.
     pub(crate) len: usize,
     since: Instant,
-    /// An attempt to reach the server has failed since it is here.
+    /// Whether an attempt to reach the server has failed since it was queued.
     is_tried: bool,
     reply: oneshot::Sender<Result<Vec<Stored>>>,
     _room: OwnedSemaphorePermit,
@@ -72,7 +72,7 @@ pub(crate) struct Append {
 
 impl Append {
     pub(crate) fn answer(self, outcome: Result<Vec<Stored>>) {
-        let _ = self.reply.send(outcome); // or nobody waits
+        let _ = self.reply.send(outcome); // fails if nobody waits
     }
 }
 
@@ -93,10 +93,10 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the batch to the session and waits for the answer.
+    /// Passes the batch to the session and waits for the answer.
     pub(crate) async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         let since = Instant::now();
-        // About as many bytes as its frame has.
+        // The approximate size of its frame.
         let len = batch.len_bytes() + 24 * (batch.events.len() + 2);
         let units = (len / UNIT + 1).min(ROOM);
         let room = self.room.clone().acquire_many_owned(units as u32);
@@ -138,7 +138,7 @@ impl Queue {
         }
     }
 
-    /// Why an append was never sent whose context has ended: it may be for want of a connection.
+    /// The error of an append that was never sent before its context ended: there may have been no connection.
     fn not_sent(&self, ended: Error) -> Error {
         match (ended, &self.state().trouble) {
             (Error::DeadlineExceeded, Some(trouble)) => self.unavailable(trouble),
@@ -166,7 +166,7 @@ impl Queue {
         Ok(number)
     }
 
-    /// Whether the append was still here, and so was never sent. Otherwise the session is told.
+    /// Whether the append was still in the queue, and so was never sent. Otherwise the session is told to cancel it.
     fn withdraw(&self, number: u64) -> bool {
         let mut state = self.state();
         let removed = state.remove(number);
@@ -180,7 +180,7 @@ impl Queue {
         removed.is_some()
     }
 
-    /// Refuses further appends; the session ends when it has done those that are here.
+    /// Refuses further appends. The session ends when it has handled the queued ones.
     pub(crate) fn close(&self) {
         self.room.close();
         self.state().is_closing = true;
@@ -203,7 +203,7 @@ impl State {
     }
 }
 
-/// Somebody waits for an append, until this is dropped.
+/// Marks an append as awaited until this is dropped.
 struct Wanted<'a> {
     queue: &'a Queue,
     number: Option<u64>,
@@ -227,7 +227,7 @@ impl Queue {
     pub(crate) fn poll_work(&self, cx: &mut TaskContext<'_>) -> Poll<bool> {
         self.waker.register(cx.waker());
         let mut state = self.state();
-        state.withdrawn.clear(); // nothing is sent
+        state.withdrawn.clear(); // nothing was sent
         match (state.waiting.is_empty(), state.is_closing) {
             (false, _) => Poll::Ready(true),
             (true, true) => Poll::Ready(false),
@@ -235,15 +235,16 @@ impl Queue {
         }
     }
 
-    /// Whether there is something to send. If not, the task is woken when there is.
+    /// Whether there is something to send. If not, the task is woken later.
     pub(crate) fn has_work(&self, cx: &TaskContext<'_>) -> bool {
         self.waker.register(cx.waker());
         let state = self.state();
         !state.waiting.is_empty() || !state.withdrawn.is_empty()
     }
 
-    /// Takes what is to be sent: appends into `appends`, as many as fit into one message, and the numbers of those that are
-    /// withdrawn into `withdrawn`. Ready if there is anything; with `false` if nothing is, and nothing more will come.
+    /// Takes what to send: appends into `appends`, as many as fit into one message, and the numbers of withdrawn ones
+    /// into `withdrawn`. Ready with true if there is anything, with false if there is nothing and nothing more will
+    /// come.
     pub(crate) fn poll_take(
         &self,
         cx: &mut TaskContext<'_>,
@@ -251,16 +252,16 @@ impl Queue {
         appends: &mut Vec<Append>,
         withdrawn: &mut Vec<u64>,
     ) -> Poll<bool> {
-        /// Unless one append is larger.
+        /// The size limit of a message, unless one append is larger.
         const MESSAGE_BYTES: usize = 1 << 20;
-        /// What a message may have.
+        /// The limit of parts in a message.
         const MESSAGE_PARTS: usize = 50_000;
         self.waker.register(cx.waker());
         let mut gone = Vec::new();
         let mut state = self.state();
         std::mem::swap(withdrawn, &mut state.withdrawn);
         for &number in &*withdrawn {
-            gone.extend(state.remove(number)); // it came back from a session that did not send it
+            gone.extend(state.remove(number)); // a session returned it without sending it
         }
         let (mut bytes, mut parts) = (0, 0);
         while takes_appends && let Some(next) = state.waiting.front() {
@@ -281,7 +282,7 @@ impl Queue {
         }
     }
 
-    /// Takes back what was not sent.
+    /// Puts back what was not sent.
     pub(crate) fn put_back(&self, appends: impl IntoIterator<Item = Append>) {
         let mut state = self.state();
         let mut gone = Vec::new();
@@ -296,12 +297,12 @@ impl Queue {
         gone.into_iter().for_each(|append| append.answer(Err(Error::Cancelled)));
     }
 
-    /// There is a connection, and it works.
+    /// Notes that there is a working connection.
     pub(crate) fn works(&self) {
         self.state().trouble = None;
     }
 
-    /// There is no connection, for this reason.
+    /// Notes that there is no connection, for this reason.
     pub(crate) fn is_in_trouble(&self, reason: String, source: Option<Source>) {
         let mut state = self.state();
         let since = state.trouble.take().map_or_else(Instant::now, |trouble| trouble.since);
@@ -309,13 +310,13 @@ impl Queue {
         state.waiting.iter_mut().for_each(|append| append.is_tried = true);
     }
 
-    /// Nothing can be sent, and another attempt would not change that.
+    /// Fails all appends: nothing can be sent, and another attempt would not change that.
     pub(crate) fn fail_all(&self, error: &Error) {
         let waiting = std::mem::take(&mut self.state().waiting);
         waiting.into_iter().for_each(|append| append.answer(Err(error.clone())));
     }
 
-    /// Fails those that have waited long enough for a connection, and tells when to look again.
+    /// Fails the appends that have waited long enough for a connection, and returns when to check again.
     pub(crate) fn give_up(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.state();
@@ -327,7 +328,7 @@ impl Queue {
             match end(&append) {
                 Some(end) if append.is_tried && end <= now => failed.push(append),
                 end => {
-                    // The others are looked at when an attempt has failed.
+                    // The others are checked when an attempt has failed.
                     next = [next, end.filter(|_| append.is_tried)].into_iter().flatten().min();
                     state.waiting.push_back(append);
                 }
@@ -339,7 +340,7 @@ impl Queue {
         next
     }
 
-    /// The session's task is no more.
+    /// Notes that the session's task has ended.
     pub(crate) fn has_ended(&self) {
         self.close();
         self.fail_all(&Error::Closed);
@@ -369,7 +370,7 @@ mod tests {
 
     type Outcome = tokio::task::JoinHandle<Result<Vec<Stored>>>;
 
-    /// Appends, and is there when they wait in the queue.
+    /// Appends, and returns when the appends wait in the queue.
     async fn appending(queue: &Arc<Queue>, ctx: &Context, sizes: &[usize]) -> Vec<Outcome> {
         let begin = |&size: &usize| {
             let (queue, ctx) = (queue.clone(), ctx.clone());
@@ -412,7 +413,7 @@ mod tests {
         last.into_iter().for_each(|append| append.answer(Ok(vec![place])));
         for (number, append) in appends.into_iter().enumerate() {
             let outcome = append.await.expect("no panic");
-            // The others were dropped by the session.
+            // The session dropped the others.
             assert_eq!(outcome.is_ok(), number == 4);
             assert!(matches!(outcome, Ok(_) | Err(Error::OutcomeUnknown { .. })), "{outcome:?}");
         }
@@ -438,7 +439,7 @@ mod tests {
             withdrawn.extend(numbers);
         }
         assert_eq!(withdrawn, [0, 1]);
-        // One comes back and was not sent at all; of the other nothing is heard.
+        // One was not sent at all and comes back; nothing is heard of the other.
         taken.iter_mut().for_each(|append| append.is_withdrawn = true);
         queue.put_back(taken.pop());
         let mut outcomes = Vec::new();

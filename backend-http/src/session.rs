@@ -1,4 +1,4 @@
-//! The session of appends: one task that has the connection and sends what is in the queue.
+//! The session of appends: a task that owns the connection and sends the queued appends.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -30,10 +30,10 @@ use crate::net::{Conn, Traffic, source};
 use crate::pool::Answered;
 use crate::queue::{Append, Queue};
 
-/// How long the server may take to begin a session. It may have to open the store.
+/// The time limit for the server to begin a session. It may have to open the store.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
-/// How long the end of a session may take.
+/// The time limit for ending a session.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Runs the session until the queue is closed.
@@ -68,7 +68,7 @@ pub(crate) async fn run(client: SharedClient, queue: Arc<Queue>, lost_after: Dur
     }
 }
 
-/// Whatever ends the task, those who wait are told.
+/// Notifies the waiting callers, however the task ends.
 struct Ended(Arc<Queue>);
 
 impl Drop for Ended {
@@ -77,7 +77,7 @@ impl Drop for Ended {
     }
 }
 
-/// Does something while appends wait, and tells those of them that have waited long enough.
+/// Runs work while appends wait, and fails those that have waited long enough.
 async fn meanwhile<F: Future>(queue: &Queue, work: F) -> F::Output {
     let mut work = pin!(work);
     loop {
@@ -114,7 +114,7 @@ async fn connect(client: &SharedClient) -> Attempt<Link> {
 async fn handshake(client: &SharedClient, conn: Conn) -> Attempt<WebSocketStream<Conn>> {
     let lost = |error| Failed::lost("the connection was lost", error);
     let (mut sender, connection) = http1::handshake(TokioIo::new(conn)).await.map_err(lost)?;
-    // It ends with the upgrade, or with the connection.
+    // It ends with the upgrade or with the connection.
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;
     });
@@ -151,7 +151,7 @@ async fn handshake(client: &SharedClient, conn: Conn) -> Attempt<WebSocketStream
     Ok(WebSocketStream::from_partially_read(conn, read, Role::Client, Some(config)).await)
 }
 
-/// Why a session ended that should not have.
+/// Why a session ended unexpectedly.
 struct Lost {
     reason: String,
     source: Option<Source>,
@@ -163,36 +163,38 @@ impl Lost {
     }
 }
 
-/// What happens next.
+/// The next event.
 enum Next {
     Flushed,
     Message(Message),
     /// There is something to send.
     Work,
-    /// Nothing is left, and nothing will come.
+    /// Nothing is left, and nothing more will come.
     Done,
-    /// It is time to look whether the server is there.
+    /// It is time to check whether the server is alive.
     Look,
 }
 
-/// A session.
+/// A running session.
 struct Serving<'a> {
     client: &'a SharedClient,
     queue: &'a Queue,
     link: Link,
-    /// What was sent, or is being sent, and is not answered.
+    /// Appends that were sent, or are being sent, and are not answered.
     sent: HashMap<u64, Append>,
-    /// The message that is on its way into the socket.
+    /// The message that is being written to the socket.
     outgoing: Option<Outgoing>,
-    /// Something is to be flushed.
+    /// Whether a flush is due.
     is_flushing: bool,
-    /// The server takes no more: it stops, for this reason.
+    /// The server accepts no more, for this reason: it is stopping.
     leaving: Option<String>,
     /// It has answered an append.
     works: bool,
     appends: Vec<Append>,
     withdrawn: Vec<u64>,
-    /// Other tasks had a turn since there is something to send.
+    /// The number of answers in the newest message with some.
+    answered: usize,
+    /// Other tasks have had a turn since there is something to send.
     has_yielded: bool,
     lost_after: Duration,
     heard: Heard,
@@ -201,15 +203,15 @@ struct Serving<'a> {
 
 struct Outgoing {
     numbers: Vec<u64>,
-    /// The bytes that were written before it.
+    /// The number of bytes written before it.
     begins_at: u64,
 }
 
-/// When the server was last heard of.
+/// When the server was last heard.
 struct Heard {
     at: Instant,
     read: u64,
-    /// Bytes written while the socket took no more: then each further one tells that the other side takes some.
+    /// The bytes written when the socket was full: every further one means that the other side has read some.
     written: u64,
 }
 
@@ -227,6 +229,7 @@ impl<'a> Serving<'a> {
             works: false,
             appends: Vec::new(),
             withdrawn: Vec::new(),
+            answered: 0,
             has_yielded: false,
             lost_after,
             heard,
@@ -250,7 +253,7 @@ impl<'a> Serving<'a> {
                     let said = frame.map_or_else(String::new, |frame| format!(": {}", frame.reason));
                     return Err(Lost::new(format!("the server ended the session{said}")));
                 }
-                Next::Message(Message::Text(_)) => return Err(Lost::new("the server sent what is no answer")),
+                Next::Message(Message::Text(_)) => return Err(Lost::new("the server sent an invalid answer")),
                 Next::Message(_) => {}
                 Next::Work => self.send()?,
                 Next::Done => return Ok(()),
@@ -277,8 +280,10 @@ impl<'a> Serving<'a> {
             Poll::Pending => {}
         }
         if !self.is_flushing {
-            // Callers that were just answered append again. One turn later a single message takes what all of them append.
-            if !std::mem::replace(&mut self.has_yielded, true) && self.queue.has_work(cx) {
+            // Callers that were answered together append again together: one turn later, one message takes all their appends.
+            // A single caller does not wait for others.
+            let has_others = self.answered > 1 || !self.sent.is_empty();
+            if has_others && !std::mem::replace(&mut self.has_yielded, true) && self.queue.has_work(cx) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -293,7 +298,7 @@ impl<'a> Serving<'a> {
         self.look.as_mut().poll(cx).map(|()| Ok(Next::Look))
     }
 
-    /// Sends what was taken from the queue, as one message.
+    /// Sends the appends taken from the queue as one message.
     fn send(&mut self) -> Result<(), Lost> {
         let now = Instant::now();
         let mut frames = Vec::with_capacity(self.appends.len() + self.withdrawn.len());
@@ -306,7 +311,7 @@ impl<'a> Serving<'a> {
         let cancels = frames.len();
         let mut going = Vec::with_capacity(self.appends.len());
         for mut append in self.appends.drain(..) {
-            // Rounded up: the server is not to end before the client does.
+            // Rounded up: the server must not give up before the client does.
             let left =
                 append.deadline.map(|deadline| deadline.saturating_duration_since(now) + Duration::from_micros(1));
             let batch = Ok(std::mem::take(&mut append.batch));
@@ -333,7 +338,9 @@ impl<'a> Serving<'a> {
 
     fn take_answers(&mut self, message: Bytes) -> Result<(), Lost> {
         let damaged = |what: &dyn std::fmt::Display| Lost::new(format!("an answer was damaged on its way: {what}"));
-        for Answer { number, outcome } in decode_answers(message).map_err(|error| damaged(&error))? {
+        let answers = decode_answers(message).map_err(|error| damaged(&error))?;
+        self.answered = answers.len();
+        for Answer { number, outcome } in answers {
             let Some(append) = self.sent.remove(&number) else { continue };
             match outcome {
                 Ok(stored) if stored.len() == append.batch.events.len() => {
@@ -342,14 +349,14 @@ impl<'a> Serving<'a> {
                 }
                 Ok(stored) => {
                     let (places, events) = (stored.len(), append.batch.events.len());
-                    self.sent.insert(number, append); // of which nothing is known now
+                    self.sent.insert(number, append); // from now on, its outcome is unknown
                     return Err(damaged(&format_args!("{places} places of {events} events")));
                 }
                 Err(problem) if append.is_withdrawn && problem.code == "cancelled" => {
                     self.has_worked();
                     append.answer(Err(Error::Cancelled));
                 }
-                // It will be there again. Nothing was written, so the append can be sent again.
+                // The server will be back. Nothing was written, so the append can be sent again.
                 Err(problem) if is_passing_problem(&problem) => {
                     self.leaving = Some(problem.reason.unwrap_or(problem.detail));
                     self.queue.put_back([append]);
@@ -370,7 +377,7 @@ impl<'a> Serving<'a> {
         }
     }
 
-    /// Asks the server for a sign, or gives the connection up.
+    /// Pings the server, or gives the connection up.
     fn look_after_server(&mut self) -> Result<(), Lost> {
         let (now, written) = (Instant::now(), self.link.traffic.written());
         let takes_some = self.is_flushing && written != self.heard.written;
@@ -379,7 +386,7 @@ impl<'a> Serving<'a> {
         }
         let silent = now.saturating_duration_since(self.heard.at);
         if silent >= self.lost_after {
-            return Err(Lost::new(format!("nothing was heard of the server for {silent:.1?}")));
+            return Err(Lost::new(format!("nothing was heard from the server for {silent:.1?}")));
         }
         let mut next = self.heard.at + self.lost_after;
         if silent < self.lost_after / 2 {
@@ -397,8 +404,8 @@ impl<'a> Serving<'a> {
         self.heard = Heard { at, read: self.link.traffic.read(), written: self.link.traffic.written() };
     }
 
-    /// Ends the session: what it has sent has an unknown outcome, and what it has not goes back. Gives why it ended, if it
-    /// should not have.
+    /// Ends the session: appends that were sent have an unknown outcome, others go back to the queue. Returns why it
+    /// ended, if that was unexpected.
     async fn end(&mut self, end: Result<(), Lost>) -> Option<Lost> {
         let lost = match end {
             Ok(()) => {
@@ -416,7 +423,7 @@ impl<'a> Serving<'a> {
         {
             self.queue.put_back(numbers.iter().filter_map(|number| self.sent.remove(number)).collect::<Vec<_>>());
         }
-        // What was taken and not even encoded.
+        // Appends that were taken but not even encoded.
         self.queue.put_back(self.appends.drain(..));
         let reason = format!("the connection to {} was lost before the answer came: {}", self.client.url, lost.reason);
         for (_, append) in self.sent.drain() {

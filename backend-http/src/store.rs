@@ -32,7 +32,7 @@ use crate::session;
 ///
 /// # Clone
 ///
-/// Cheap; clones are the same store. Dropping the last one closes it in the background.
+/// Cheap; clones are handles to the same store. Dropping the last one closes it in the background.
 #[derive(Clone)]
 pub struct HttpStore {
     shared: Arc<Shared>,
@@ -56,18 +56,19 @@ impl fmt::Debug for HttpStore {
     }
 }
 
-/// The largest page that a server gives.
+/// The largest page that a server returns.
 const LARGEST: PageSize = PageSize::new(10_000, 16 << 20);
 
-/// The longest query: servers take no more.
+/// The longest query that servers accept.
 const MAX_QUERY: usize = 64 << 10;
 
-/// How long one request waits for events. The connection counts as lost when there is no answer so long after that.
+/// How long one request waits for events. The connection counts as lost if there is no answer within the same time
+/// after that.
 const WAIT: Duration = Duration::from_secs(30);
 const SIGN: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(10);
 
-/// The longest line of work.
+/// The longest line in the answer of long work.
 const MAX_LINE: usize = 16 << 20;
 
 impl HttpStore {
@@ -77,7 +78,8 @@ impl HttpStore {
         let method = if may_create && !is_read_only { Method::PUT } else { Method::GET };
         let mut retries = Retries::new(client.connect_timeout.min(client.retry_for));
         let info = loop {
-            // A server that takes the request may have to open the store, but one that says nothing for so long is none.
+            // A server that accepts the request may have to open the store, but one that is silent for so long is not
+            // an eventstore server.
             let asked = tokio::time::timeout(lost_after, info(&client, &method)).await;
             let silent = || Err(Failed::passing(format!("it has not answered for {lost_after:?}")));
             match asked.unwrap_or_else(|_| silent()) {
@@ -89,8 +91,8 @@ impl HttpStore {
             let speaks = info.wire.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
             return Err(Error::Unsupported {
                 what: format!(
-                    "the server at {} (version {}) speaks the versions {speaks} of the wire, and this program {WIRE}; update \
-                     the older of them",
+                    "the server at {} (version {}) speaks the versions {speaks} of the wire protocol, and this \
+                     program {WIRE}; update the older one",
                     client.url, info.server
                 ),
             });
@@ -105,19 +107,19 @@ impl HttpStore {
         &self.shared.client
     }
 
-    /// Refuses what comes after closing.
+    /// Refuses calls after closing.
     fn check(&self, ctx: &Context) -> Result<()> {
         ctx.check()?;
         if self.shared.queue.is_closing() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// The page of a load that nothing matches.
+    /// The page of a load that matches nothing.
     async fn empty_page(&self, ctx: &Context, options: &LoadOptions) -> Result<Page> {
         let head = self.latest_version(ctx).await?;
         Ok(Page::new(options, Vec::new(), head, true))
     }
 
-    /// Work that takes long: it tells how far it is, and ends with a report.
+    /// Long work: the server reports progress and ends with a report.
     async fn work<T: DeserializeOwned>(&self, ctx: &Context, resource: &str, query: &str) -> Result<T> {
         self.check(ctx)?;
         let client = self.client();
@@ -133,7 +135,7 @@ impl HttpStore {
     }
 }
 
-/// What the server says of the store; with `PUT` it is made if it is missing.
+/// The server's description of the store; with `PUT`, the store is created if it is missing.
 fn name_one(url: &str) -> String {
     format!("the server has many stores; name one: {}/stores/NAME", url.trim_end_matches('/'))
 }
@@ -155,12 +157,12 @@ async fn info(client: &Client, method: &Method) -> Attempt<Info> {
                 }
                 false => error,
             };
-            let reason = format!("the answer is no eventstore server's ({error}); check the address");
+            let reason = format!("the answer does not come from an eventstore server ({error}); check the address");
             Failed::Final(Error::Open { path: client.url.clone(), reason, source: None })
         })
     };
     match get(method).await {
-        // It may be there although the token is not good for making one.
+        // It may exist although the token does not allow creating one.
         Err(Failed::Final(Error::Forbidden { what })) if method == Method::PUT => match get(&Method::GET).await {
             Err(Failed::Final(Error::Open { .. })) => Err(Failed::Final(Error::Forbidden { what })),
             found => found,
@@ -172,7 +174,7 @@ async fn info(client: &Client, method: &Method) -> Attempt<Info> {
 /// Reads lines of progress up to the report.
 async fn follow<T: DeserializeOwned>(client: &Client, ctx: &Context, answer: Answer) -> Attempt<T> {
     if !is_of(answer.headers(), JSON_LINES) {
-        client.body(answer, JSON_LINES).await?; // says what it is
+        client.body(answer, JSON_LINES).await?; // checks the media type
         return Err(Failed::passing("its answer is of another kind"));
     }
     let mut body = answer.into_body();
@@ -186,7 +188,7 @@ async fn follow<T: DeserializeOwned>(client: &Client, ctx: &Context, answer: Ans
             line.clear();
             match read {
                 Ok(LineOfWork::Progress { done, total }) => {
-                    // A listener may wait for what others read, with connections that this thread may have to drive.
+                    // A listener may wait for other reads, over connections that this thread may have to drive.
                     let progress = ctx.progress().clone();
                     let told = tokio::task::spawn_blocking(move || progress.report(done, total)).await;
                     told.map_err(|error| Error::engine("tell a listener of the progress", error))?;
@@ -205,23 +207,23 @@ async fn follow<T: DeserializeOwned>(client: &Client, ctx: &Context, answer: Ans
     Err(Failed::passing("its answer was cut off"))
 }
 
-/// How work ended that failed on the server.
+/// The error of work that failed on the server.
 fn ended(client: &Client, problem: Problem) -> Failed {
     match problem.code.as_str() {
-        // Not by this client: the server stops.
+        // Not by this client: the server is stopping.
         "cancelled" => Failed::passing("the server ended the work"),
         _ => Failed::Final(problem.into_error(&client.url)),
     }
 }
 
-/// A query for pages of this size, or the largest that there is.
+/// A query for pages of this size, or of the largest possible size.
 fn with_size(query: &mut QueryWriter, size: PageSize) -> String {
     let events = size.events.clamp(1, LARGEST.events);
     let bytes = size.bytes.clamp(1, LARGEST.bytes);
     query.put("page_events", events).put("page_bytes", bytes).finish()
 }
 
-/// A page as it was asked for; whatever else comes is damage.
+/// The requested page; anything else counts as damage.
 fn page(body: Bytes, options: &LoadOptions) -> std::result::Result<Page, String> {
     let page = decode_page(body, options).map_err(|error| error.to_string())?;
     let is_in_order = |pair: &[RecordedEvent]| match options.direction {
@@ -229,7 +231,7 @@ fn page(body: Bytes, options: &LoadOptions) -> std::result::Result<Page, String>
         Direction::Backward => pair[0].version > pair[1].version,
     };
     if !page.events.windows(2).all(is_in_order) || !page.events.iter().all(|event| options.matches(event)) {
-        return Err("it has events that were not asked for".to_owned());
+        return Err("it has events that were not requested".to_owned());
     }
     Ok(page)
 }
@@ -254,7 +256,7 @@ impl EventStore for HttpStore {
         sent.types.retain(|name| name.len() <= MAX_TYPE_LEN);
         let matches_no_type = sent.types.is_empty() && !options.types.is_empty();
         if is_too_long(&options.aggregate_id) || is_too_long(&options.aggregate_prefix) || matches_no_type {
-            return self.empty_page(ctx, options).await; // and it may be too long for a request
+            return self.empty_page(ctx, options).await; // it may be too long for a request
         }
         let query = with_size(&mut load_query(&sent), size);
         if query.len() > MAX_QUERY {
@@ -271,7 +273,7 @@ impl EventStore for HttpStore {
     async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent> {
         self.check(ctx)?;
         if id.is_empty() || id.len() > MAX_ID_LEN {
-            return Err(Error::EventNotFound { id: id.to_owned() }); // and too long for a request
+            return Err(Error::EventNotFound { id: id.to_owned() }); // it may be too long for a request
         }
         let query = QueryWriter::new().put("id", id).finish();
         let decode = |body| {
@@ -290,7 +292,7 @@ impl EventStore for HttpStore {
     async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision> {
         self.check(ctx)?;
         if aggregate_id.is_empty() || aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
-            return Ok(Revision::ZERO); // and too long for a request
+            return Ok(Revision::ZERO); // it may be too long for a request
         }
         let query = QueryWriter::new().put("aggregate", aggregate_id).finish();
         Ok(self.client().get_json::<RevisionForm>(ctx, "revision", &query).await?.revision)
@@ -303,7 +305,7 @@ impl EventStore for HttpStore {
             return Ok(AggregatePage::new(options, Vec::new(), head, true));
         }
         let mut sent = options.clone();
-        // What is longer than every id stands in the same place among them without its end.
+        // If it is longer than every id, its prefix has the same position among the ids.
         let end = (MAX_AGGREGATE_ID_LEN + 1..sent.after.len()).find(|&end| sent.after.is_char_boundary(end));
         sent.after.truncate(end.unwrap_or(usize::MAX));
         let query = aggregate_query(&sent).put("limit", most.clamp(1, AggregatePage::MOST)).finish();
@@ -315,8 +317,8 @@ impl EventStore for HttpStore {
         self.check(ctx)?;
         let client = self.client();
         let waiting = async {
-            // Whoever waits does so until the context ends, whatever the server does meanwhile, but for those who want to know
-            // that it is away.
+            // Waits until the context ends, whatever the server does meanwhile, unless the caller wants to learn of an
+            // outage.
             let fresh = || match client.retry_waits {
                 true => Retries::for_ever(),
                 false => Retries::new(client.retry_for),
@@ -324,7 +326,7 @@ impl EventStore for HttpStore {
             let mut retries = fresh();
             let query = QueryWriter::new().put("after", after).finish();
             loop {
-                // After a failure, an answer is to come soon: it tells that the server is back.
+                // After a failure, ask for a quick answer: it shows that the server is back.
                 let within = if retries.has_failed() { SIGN } else { WAIT };
                 let this = ctx.clone().with_timeout(within);
                 let request = client.get_once(&this, "wait", &query, JSON, |body| from_json::<Latest>(&body));
@@ -345,7 +347,7 @@ impl EventStore for HttpStore {
                     Err(_) => Failed::passing("it does not answer"),
                 };
                 if !retries.has_failed() {
-                    retries = fresh(); // a wait may take long, and it is the outage that counts
+                    retries = fresh(); // the limit counts from the beginning of the outage
                 }
                 retries.pause(&Context::background(), failed, &client.url).await?;
             }

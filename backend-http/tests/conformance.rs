@@ -16,19 +16,19 @@ use eventstore_server::Server;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
-/// The servers have a runtime of their own, as they have a process of their own elsewhere: the suite makes and drops others.
+/// The servers have a separate runtime, as they usually have a separate process: the suite creates and drops others.
 static SERVERS: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("built")
 });
 
-/// Those that run, by the directories of their stores.
+/// The running servers, by the directories of their stores.
 static RUNNING: LazyLock<Mutex<HashMap<PathBuf, Served>>> = LazyLock::new(Mutex::default);
 
 struct Served {
     server: Running,
     /// The same store, in this process.
     behind: Arc<dyn EventStore>,
-    /// Those that were opened.
+    /// The opened clients.
     stores: Vec<Weak<HttpStore>>,
 }
 
@@ -38,11 +38,11 @@ enum Behind {
     Lmdb,
 }
 
-/// The URL of the server that has the store of this directory. It is started when somebody asks for the first time.
+/// The URL of the server of the store in this directory. It is started on first request.
 async fn served(behind: Behind, directory: PathBuf) -> Result<String, Error> {
     let starting = SERVERS.spawn(async move {
         let mut running = RUNNING.lock().await;
-        // Directories of checks that have ended are removed; their servers are not needed any more.
+        // Directories of finished checks are removed; their servers are no longer needed.
         let gone: Vec<_> = running.keys().filter(|directory| !directory.exists()).cloned().collect();
         for directory in gone {
             if let Some(server) = running.remove(&directory) {
@@ -67,7 +67,7 @@ impl Behind {
             Behind::Memory => Ok(Arc::new(memory::open(StoreOptions::default())?)),
             Behind::Lmdb => {
                 let mut options = backend_lmdb::Options::new(directory);
-                options.store.index_events = 5; // so that the checks see all of the index's ways
+                options.store.index_events = 5; // so that the checks cover all states of the index
                 Ok(Arc::new(backend_lmdb::open(options).await?))
             }
         }
@@ -79,8 +79,8 @@ async fn client(behind: Behind, directory: PathBuf) -> Result<Arc<dyn EventStore
     let url = served(behind, directory.clone()).await?;
     let store = Arc::new(open(Options::new(url)).await?);
     let told = Arc::downgrade(&store);
-    // A client that was dropped ends in the background. Whoever has the store in his own process waits for that, and so do checks
-    // that open it again.
+    // A dropped client ends in the background. A store in the same process would wait for that, as do checks that open
+    // it again.
     let alone = SERVERS.spawn(async move {
         loop {
             let mut running = RUNNING.lock().await;
@@ -111,8 +111,8 @@ fn suite(name: &str, behind: Behind, profile: Profile) -> Suite {
 }
 
 fn main() -> ExitCode {
-    // Whatever the client does, the server keeps the events, writes its files and has its lock: of rule L4 holds here that appends
-    // and collections are refused, which is tested in `store.rs`.
+    // Whatever the client does, the server keeps the events, writes its files and holds its lock. Of rule L4, only this
+    // applies: appends and garbage collections are refused, which is tested in `store.rs`.
     let profile = Profile::persistent().without_locking().without_read_only();
     let memory = suite("http over memory", Behind::Memory, profile.clone().without_backup()).run();
     let lmdb = suite("http over lmdb", Behind::Lmdb, profile).run();

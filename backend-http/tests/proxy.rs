@@ -1,4 +1,4 @@
-//! Between the client and the server connections are cut, stall, and damage what goes over them; and servers are killed.
+//! Connections between client and server are cut, stall, and corrupt data; and servers are killed.
 
 mod common;
 
@@ -30,7 +30,7 @@ async fn client(url: &str, change: impl FnOnce(&mut Options)) -> HttpStore {
     open(options).await.expect("opened")
 }
 
-/// The events of a store, which have to be complete.
+/// All events of a store. They must be complete.
 async fn all(store: &impl EventStore) -> Vec<RecordedEvent> {
     let page = store.load_page(&ctx(), &LoadOptions::all(), PageSize::new(10_000, 16 << 20)).await.expect("a page");
     assert!(page.next.is_none());
@@ -38,7 +38,7 @@ async fn all(store: &impl EventStore) -> Vec<RecordedEvent> {
     page.events
 }
 
-/// How often each id is there.
+/// How often each id occurs.
 fn ids(events: &[RecordedEvent]) -> HashMap<&str, usize> {
     let mut ids = HashMap::new();
     for event in events {
@@ -47,7 +47,7 @@ fn ids(events: &[RecordedEvent]) -> HashMap<&str, usize> {
     ids
 }
 
-/// Appends until it is known what became of it, as whoever is told `OutcomeUnknown` or `Unavailable` should.
+/// Appends until the outcome is known, as callers should do after `OutcomeUnknown` or `Unavailable`.
 async fn append_surely(store: &HttpStore, batch: Batch) -> Result<Vec<Stored>, Error> {
     loop {
         match store.store_batch(&ctx(), batch.clone()).await {
@@ -57,7 +57,7 @@ async fn append_surely(store: &HttpStore, batch: Batch) -> Result<Vec<Stored>, E
     }
 }
 
-/// The bytes of a session with one append: those of the client and of the server, up to the append and in all.
+/// The bytes of a session with one append, from the client and from the server, up to the append and in total.
 struct Session {
     handshake: (u64, u64),
     whole: (u64, u64),
@@ -71,7 +71,7 @@ async fn session(server: &Running) -> Session {
         let session = connections.get(1)?;
         Some((session.requests.load(Ordering::Relaxed), session.answers.load(Ordering::Relaxed)))
     };
-    // An event of another size: what it takes more is known.
+    // An event of another size: the difference is known.
     store.store_batch(&ctx(), event("measured", "measured").into()).await.expect("stored");
     let first = count(&proxy).expect("a session");
     store.store_batch(&ctx(), event("measured", "measured").into()).await.expect("stored");
@@ -80,13 +80,13 @@ async fn session(server: &Running) -> Session {
     Session { handshake: (first.0 - message.0, first.1 - message.1), whole: first }
 }
 
-/// Cuts a session at each byte, in a direction.
+/// Cuts a session at each byte, in one direction.
 async fn cut_everywhere(fate: fn(u64) -> Fate, of: fn(&Session) -> (u64, u64)) {
     let behind = in_memory();
     let server = serve(&behind).await;
     let (handshake, whole) = of(&session(&server).await);
     let (mut unknown, mut done) = (0, 0);
-    // Also a little further: then it gets through.
+    // Also a little further: then it succeeds.
     for at in 0..=whole + 3 {
         let proxy = Proxy::start(server.address()).await;
         proxy.next([Fate::Pass, fate(at)]);
@@ -129,7 +129,7 @@ async fn an_append_that_is_cut_while_it_is_written_is_unknown() {
     let proxy = Proxy::start(server.address()).await;
     proxy.next([Fate::Pass, Fate::CutRequest(1 << 20)]);
     let store = client(&proxy.url, |_| {}).await;
-    // More than the system takes at once.
+    // More than the system buffers.
     let parts = (0..3).map(|part| Event::builder("T", "large").id(format!("large-{part}")).data(vec![7; 15 << 20]));
     let batch = Batch::new(parts.map(|part| part.build().expect("valid")).collect());
     let append = store.store_batch(&ctx(), batch.clone()).await;
@@ -151,7 +151,7 @@ async fn a_damaged_answer_to_an_append_is_no_wrong_place() {
         let batch = Batch::from(event(&id, "measured"));
         match store.store_batch(&ctx(), batch.clone()).await {
             Ok(stored) => assert_eq!(stored[0].version, behind.get(&ctx(), &id).await.expect("there").version, "{at}"),
-            // What is damaged may be the handshake, whose answer is somebody else's then.
+            // The damage may be in the handshake, whose answer is then not recognised.
             Err(Error::OutcomeUnknown { .. } | Error::Open { .. } | Error::Unavailable { .. }) => {}
             Err(error) => panic!("byte {at}: {error:?}"),
         }
@@ -184,20 +184,20 @@ async fn a_read_that_is_cut_at_any_byte_is_read_again() {
         proxy.next([fate]);
         assert_eq!(all(&store).await, expected, "{fate:?}");
     }
-    // And of all others a wrong one is none.
+    // A damaged answer is never accepted as an answer of the server.
     for at in 0..answers {
         proxy.cut_all();
         proxy.next([Fate::Damage(at)]);
         let soon = Context::background().with_timeout(Duration::from_millis(300));
         match store.load_page(&soon, &LoadOptions::all(), PageSize::new(10_000, 16 << 20)).await {
             Ok(page) => assert_eq!((page.events, page.next), (expected.clone(), None), "{at}"),
-            // The head of the answer may be damaged: another status, another length, or another form.
+            // The head of the answer may be damaged: another status, length or media type.
             Err(error) => assert!(at < 400, "byte {at}: {error:?}"),
         }
     }
 }
 
-/// A request may be given to a connection at the very moment at which that ends.
+/// A request may be given to a connection just when it ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_meets_the_end_of_its_connection_is_answered() {
     let behind = in_memory();
@@ -241,7 +241,7 @@ async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unkno
         let append = async move { one.store_batch(&ctx(), event("patient", "a").into()).await };
         (tokio::spawn(append), tokio::spawn(async move { two.latest_version(&ctx()).await }))
     };
-    // Not before there were attempts.
+    // Wait until there were attempts.
     let before = proxy.refused();
     while proxy.refused() < before + 4 {
         tokio::task::yield_now().await;
@@ -298,7 +298,7 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
     let server = serve(&behind).await;
     let bytes = session(&server).await;
     let fates = [
-        // Behind the handshake: the append does not arrive, or in part, or its answer does not.
+        // After the handshake: the append does not arrive, or only in part, or its answer does not.
         Fate::StallRequest(bytes.handshake.0),
         Fate::StallRequest(bytes.whole.0 - 1),
         Fate::StallAnswer(bytes.handshake.1),
@@ -312,7 +312,7 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
         let append = store.store_batch(&Context::background(), batch.clone()).await;
         assert!(matches!(&append, Err(Error::OutcomeUnknown { .. })), "{fate:?}: {append:?}");
         append_surely(&store, batch).await.expect("resolved");
-        // One that is cancelled is told soon as well, and does not disturb others.
+        // A cancelled one is also answered soon, and does not disturb others.
         proxy.cut_all();
         proxy.next([fate]);
         let soon = Context::background().with_timeout(Duration::from_millis(20));
@@ -323,14 +323,14 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
         );
         assert!(is_told, "{append:?}");
         append_surely(&store, event(&format!("{fate:?}, later"), "b").into()).await.expect("stored");
-        // A read says when its time is over.
+        // A read fails when its time is up.
         proxy.cut_all();
         proxy.others(Fate::StallAnswer(0));
         let read = store.load_page(&soon_again(), &LoadOptions::all(), PageSize::FIRST).await;
         assert!(matches!(read, Err(Error::DeadlineExceeded | Error::Unavailable { .. })), "{read:?}");
         proxy.cut_all();
     }
-    // A server that is slow is there all the same: it answers pings.
+    // A slow server is alive nevertheless: it answers pings.
     let proxy = Proxy::start(server.address()).await;
     let store = client(&proxy.url, |options| options.lost_after = Duration::from_millis(200)).await;
     append_surely(&store, event("slow", "b").into()).await.expect("stored");
@@ -371,7 +371,7 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
         tokio::spawn(async move {
             let mut won = 0;
             for number in 0..30_u64 {
-                // One of all wins each revision of the common aggregate, whatever is lost on the way.
+                // Exactly one appender wins each revision of the common aggregate, whatever is lost on the way.
                 let race = event(&format!("race-{appender}-{number}"), "race");
                 let race = Batch::from(race).expected(Expected::Revision(number.into()));
                 match append_surely(&store, race).await {
@@ -391,7 +391,7 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
                         Err(error) => panic!("{error:?}"),
                     }
                 }
-                // Until everybody has tried this revision, or somebody has won it.
+                // Wait until everybody has tried this revision, or somebody has won it.
                 while store.aggregate_revision(&ctx(), "race").await.expect("read").get() <= number {
                     tokio::task::yield_now().await;
                 }
@@ -412,7 +412,7 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
     assert!(unknown.load(Ordering::Relaxed) > 0, "some were cut where it matters");
 }
 
-/// A server in a process of its own.
+/// A server in a separate process.
 struct Process(Child);
 
 impl Drop for Process {
@@ -425,7 +425,7 @@ impl Drop for Process {
 const SERVED: &str = "BACKEND_HTTP_TEST_SERVES";
 
 impl Process {
-    /// One that serves the store in a directory; and where.
+    /// Starts a server for the store in a directory. Returns it with its address.
     async fn start(directory: &Path) -> (Self, String) {
         let told = directory.join("address");
         let _ = std::fs::remove_file(&told);
@@ -449,7 +449,7 @@ impl Process {
     }
 }
 
-/// No test, but for a process that is started by one.
+/// Not a test, but the body of a process that a test starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_serves_when_it_is_asked_to() {
     let Some(directory) = std::env::var_os(SERVED).map(PathBuf::from) else { return };
@@ -527,7 +527,7 @@ async fn what_was_acknowledged_is_there_after_the_server_was_killed_and_a_follow
     assert!(ids(&there).values().all(|&count| count == 1));
     let found: HashMap<_, _> = there.iter().map(|event| (event.event.id().to_owned(), event.version)).collect();
     assert_eq!(found, acknowledged);
-    // The follower gets there, and then nothing comes any more.
+    // The follower catches up, and then nothing more comes.
     let seen = tokio::time::timeout(LONG, async {
         store.wait_for_events(&ctx(), Version::new(latest.get() - 1)).await.expect("there");
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -592,14 +592,14 @@ async fn a_server_that_is_stopped_in_good_order_and_started_again_costs_time_onl
     assert_eq!(events.len() as u64, appended.load(Ordering::Relaxed));
 }
 
-/// The servers of the suite have a runtime of their own: the suite makes and drops others.
+/// The servers have a separate runtime: the suite creates and drops others.
 static SERVERS: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("built")
 });
 
 type Behind = HashMap<PathBuf, (Running, Proxy)>;
 
-/// Runs the checks of the suite whose names begin so, with a proxy of this kind before each server.
+/// Runs the checks of the suite with these name prefixes, with a proxy of this kind in front of each server.
 fn run_suite(areas: &'static [&'static str], cuts: bool) {
     let running: Arc<Mutex<Behind>> = Arc::default();
     let factory = move |directory: PathBuf| {
@@ -635,7 +635,7 @@ fn run_suite(areas: &'static [&'static str], cuts: bool) {
     assert!(passed >= areas.len(), "{passed} checks of {areas:?}");
 }
 
-/// What a client that was dropped leaves on the way arrives a little later.
+/// What a dropped client has in transit arrives a little later.
 const AS_IN_PROCESS: [&str; 1] = ["life::l1_dropping_everything_leaves_whole_batches"];
 
 #[test]
@@ -645,7 +645,8 @@ fn the_suite_passes_over_a_way_that_delays() {
 
 #[test]
 fn the_suite_passes_over_a_way_that_cuts_reads() {
-    // A read that is cut and has no more time is `Unavailable`, which tells more than `DeadlineExceeded`: so not those of `context`.
+    // A read that is cut and has no more time is `Unavailable`, which is more specific than `DeadlineExceeded`. So the
+    // checks of `context` are left out.
     run_suite(&["concurrency", "following::s1", "order::o5", "order::o6"], true);
 }
 

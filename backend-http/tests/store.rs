@@ -1,4 +1,4 @@
-//! What a client tells of its server: who it is, what it may do, and that it is gone.
+//! What a client reports about its server: its identity, permissions, and failure.
 
 mod common;
 
@@ -27,7 +27,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-/// Answers every request with this.
+/// A server that gives this answer to every request.
 async fn somebody_else(answer: impl Into<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let (url, answer) = (format!("http://{}", listener.local_addr().expect("an address")), answer.into());
@@ -63,7 +63,7 @@ async fn another_server_is_no_store() {
         let url = somebody_else(&told).await;
         for opened in [open(Options::new(&url)).await, open_existing(Options::new(&url)).await] {
             let Err(Error::Open { path, reason, .. }) = opened else { panic!("{told}: {opened:?}") };
-            assert!(path == url && reason.contains("no eventstore server"), "{reason}");
+            assert!(path == url && reason.contains("does not come from an eventstore server"), "{reason}");
         }
     }
     for told in [String::new(), "garbage\r\n\r\n".to_owned(), answer("503 Busy", "text/html", "<html>")] {
@@ -175,7 +175,7 @@ async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something(
         }
     });
     let mut options = Options::new(url);
-    options.retry_for = Duration::ZERO; // it is no matter of that
+    options.retry_for = Duration::ZERO; // it must not depend on retries
     let store = open(options).await.expect("opened");
     assert_eq!(store.wait_for_events(&ctx(), Version::new(3)).await.expect("there is something"), Version::new(8));
     let damaged = store.wait_for_events(&ctx(), Version::new(8)).await;
@@ -183,7 +183,7 @@ async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something(
     server.await.expect("all of it was asked for");
 }
 
-/// A replica wants to know that its hub is away.
+/// Replicas learn in this way that their hub is away.
 #[tokio::test]
 async fn waiting_that_is_not_to_outlast_an_outage_ends_with_it() {
     let behind = in_memory();
@@ -191,7 +191,7 @@ async fn waiting_that_is_not_to_outlast_an_outage_ends_with_it() {
     let mut options = Options::new(&server.url);
     (options.retry_for, options.retry_waits) = (Duration::from_millis(50), false);
     let store = open(options).await.expect("opened");
-    // Without an outage it waits as long as its context.
+    // Without an outage, it waits until its context ends.
     let soon = Context::background().with_timeout(Duration::from_millis(200));
     let waited = store.wait_for_events(&soon, Version::ZERO).await;
     assert!(matches!(waited, Err(Error::DeadlineExceeded)), "{waited:?}");
@@ -287,7 +287,7 @@ async fn tokens_are_sent_and_shown_to_nobody() {
     let store = open(Options::from_url(&url).expect("a URL")).await.expect("made");
     assert!(!format!("{store:?}").contains(WRITES));
     store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
-    // It is there now: whoever may only read it need not make it.
+    // It exists now, so a token that may only read it need not create it.
     let reader = open(with(READS)).await.expect("opened");
     assert_eq!(reader.latest_version(&ctx()).await.expect("read"), Version::new(1));
     let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
@@ -374,7 +374,7 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
             "{what}: {refused:?}"
         );
     }
-    // Each kind of server is told from the other, and at once: a wrong scheme does not become right.
+    // The kinds of servers are distinguished at once: a wrong scheme does not become right.
     let plain = Running::start(Server::new(in_memory())).await;
     let to_tls = open(Options::new(url.replace("https:", "http:"))).await;
     let to_plain = open(with("sound.pem", &plain.url.replace("http:", "https:"))).await;
@@ -392,7 +392,7 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
         let refused = Tls::from_files(&file(certificate), &file(key)).expect_err(told).to_string();
         assert!(refused.contains(told) && refused.contains(directory.path().to_str().expect("text")), "{refused}");
     }
-    // Another certificate, while it runs: for those who connect from here on.
+    // Another certificate, while it runs, for new connections.
     tls.replace(Tls::from_files(&file("other.pem"), &file("other.key")).expect("read"));
     let opened = open(with("other.pem", &url)).await;
     assert!(opened.is_ok(), "{opened:?}");
@@ -454,7 +454,7 @@ async fn what_the_contract_refuses_is_refused_before_anything_is_sent() {
     assert!(matches!(store.latest_version(&over).await, Err(Error::DeadlineExceeded)));
 }
 
-/// A store whose appends wait.
+/// A store whose appends are delayed.
 #[derive(Debug)]
 struct Slow {
     store: Arc<dyn EventStore>,
@@ -544,7 +544,7 @@ async fn a_listener_of_progress_may_wait_for_others_who_read() {
     let behind = in_memory();
     behind.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
     let server = tokio::task::spawn_blocking(|| {
-        // Elsewhere: the runtime of this test has one thread.
+        // On another runtime: that of this test has a single thread.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
         let server = runtime.block_on(Running::start(Server::new(behind)));

@@ -17,26 +17,26 @@ use crate::Options;
 use crate::error::{engine_error, open_error};
 use crate::pages::{DATA_FILE, Looks, check_before_opening, check_moment};
 
-/// Map sizes are multiples of this, and so of every page size in use.
+/// Map sizes are multiples of this, and so of every common page size.
 const MAP_UNIT: usize = 64 << 10;
 
-/// Reads that may be under way at the same moment; more wait a moment.
+/// The most concurrent reads; further ones wait a moment.
 const MAX_READERS: u32 = 256;
 
-/// Tries to begin a read, a millisecond apart, while there are too many.
+/// The number of attempts to begin a read, a millisecond apart, while there are too many.
 const READ_TRIES: u32 = 30_000;
 
-/// A check that was in the writer's way so often gives up. The map doubles each time it grows, so that this is never
-/// the reason.
+/// A check gives up after blocking the writer this often. The map doubles each time it grows, so growth is never the
+/// reason.
 const CHECK_TRIES: u32 = 64;
 
 /// LMDB as the engine of a store: one environment, one named database per table.
 #[derive(Debug)]
 pub struct LmdbEngine {
-    /// Every use of the map holds it to read, and growing, which moves the map, to write. `None` once that has failed.
-    /// A thread that holds it must not ask for it again.
+    /// Every use of the map takes a read lock. Growing, which moves the map, takes a write lock. `None` after growing
+    /// has failed. A thread that holds the lock must not take it again.
     environment: RwLock<Option<Environment>>,
-    /// Whoever uses the map for long is to let go of it.
+    /// Asks long users of the map to release it.
     is_in_the_way: AtomicBool,
     max_map_size: usize,
 }
@@ -48,20 +48,20 @@ struct Environment {
 }
 
 impl Environment {
-    /// Opens the environment as it is; `None` if it has not all tables yet.
+    /// Opens the environment as it is; `None` if it does not have all tables yet.
     fn open_read_only(directory: &Path, options: &Options) -> Result<Option<Self>> {
         if !directory.join(DATA_FILE).exists() {
             return Ok(None);
         }
         check_before_opening(directory)?;
         let mut env_options = env_options(options);
-        // SAFETY: Nobody writes to the file, and LMDB does not either: so readers need not be registered. The store's directory
-        // is locked against writers where it has a lock file; where it has none, that is left to the user, which is said in
-        // the documentation of the store.
+        // SAFETY: Nobody writes to the file, not even LMDB, so readers need not be registered. The store's directory is
+        // locked against writers if it has a lock file. If it has none, the documentation of the store asks the user to
+        // ensure that.
         unsafe { env_options.flags(EnvFlags::READ_ONLY | EnvFlags::NO_LOCK | EnvFlags::NO_READ_AHEAD) };
-        // SAFETY: As below, where it is opened to be written.
+        // SAFETY: As below, where it is opened for writing.
         let env = match unsafe { env_options.open(directory) } {
-            Err(heed::Error::EnvAlreadyOpened) => return Ok(None), // this process reads it already
+            Err(heed::Error::EnvAlreadyOpened) => return Ok(None), // this process already reads it
             opened => opened.map_err(|error| open_error(directory, error))?,
         };
         let opened = || -> heed::Result<_> {
@@ -89,16 +89,16 @@ impl Environment {
         make_files(directory).map_err(|error| open_error(directory, error.into()))?;
         let mut env_options = env_options(options);
         if !options.read_ahead {
-            // SAFETY: The flag is an advice to the system about reading, and weakens nothing.
+            // SAFETY: The flag is only advice to the system about reading ahead.
             unsafe { env_options.flags(EnvFlags::NO_READ_AHEAD) };
         }
-        // SAFETY: The mapped file must not be changed by anything but LMDB. The store's directory is locked against
-        // every other handle and process of this library for as long as the environment lives, and nothing here opens
-        // LMDB's own lock file. No flag weakens LMDB's locking or write order. Transactions are short: a read is a few
-        // entries, a write is one batch; a check is longer and ends when it is in the way. A process that dies inside
-        // one leaves a stale reader slot, which is cleared below. That the file system is a local one is asked of the
-        // user, in `Options::path`. That its pages are sound is checked of those that opening reads; of all others only
-        // when the store is verified, which is said in the documentation of the crate.
+        // SAFETY: Nothing but LMDB may change the mapped file. The store's directory is locked against every other
+        // handle and process of this library while the environment lives, and nothing here opens LMDB's own lock file.
+        // No flag weakens LMDB's locking or write order. Transactions are short: a read has a few entries, a write is
+        // one batch; a check is longer and stops when it blocks others. A process that dies inside one leaves a stale
+        // reader slot, which is cleared below. The documentation of `Options::path` requires a local file system. The
+        // pages that opening reads are checked here; all others are checked only by verification, as the documentation
+        // of the crate says.
         let env = unsafe { env_options.open(directory) }.map_err(|error| open_error(directory, error))?;
         let opened = || -> heed::Result<_> {
             #[cfg(unix)]
@@ -110,7 +110,7 @@ impl Environment {
                 let [meta, ids, aggregates] = Table::ALL;
                 Ok(CommitOrAbort::<_, ()>::Commit([create(meta)?, create(ids)?, create(aggregates)?]))
             })?;
-            // A process that was killed may have made the last commit visible and not durable.
+            // A process that was killed may have made the last commit visible but not durable.
             env.force_sync()?;
             if cfg!(unix) {
                 File::open(directory)?.sync_all()?; // the names of its files
@@ -128,7 +128,7 @@ impl Environment {
             let database = &self.tables[table.index()];
             let mut entries = entries.of(table).peekable();
             let Some((first, _)) = entries.peek() else { continue };
-            // Behind the last key, LMDB fills pages to the brim and searches for no place.
+            // After the last key, LMDB fills pages completely and needs no search.
             let is_behind = database.last(&txn)?.is_none_or(|(last, _)| last < *first);
             let flags = if is_behind { PutFlags::APPEND } else { PutFlags::empty() };
             for (key, value) in entries {
@@ -138,7 +138,7 @@ impl Environment {
         txn.commit()
     }
 
-    /// Begins a read, once there is a place among the readers: they stay for a moment only.
+    /// Begins a read as soon as a reader slot is free: readers hold one only for a moment.
     fn begin_read(&self) -> heed::Result<RoTxn<'static, WithoutTls>> {
         for _ in 1..READ_TRIES {
             match self.env.clone().static_read_txn() {
@@ -153,14 +153,14 @@ impl Environment {
 fn env_options(options: &Options) -> EnvOpenOptions<WithoutTls> {
     let mut env_options = EnvOpenOptions::new().read_txn_without_tls();
     env_options
-        .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or what the file has, if that is more
+        .map_size(options.map_size.next_multiple_of(MAP_UNIT)) // or the size of the file, if that is larger
         .max_readers(MAX_READERS)
         .max_dbs(Table::ALL.len() as u32);
     env_options
 }
 
-/// Makes LMDB's files with the permissions that the umask leaves, as all files of a store are made: LMDB gives them to their
-/// owner alone. An empty file is to LMDB what none is.
+/// Creates LMDB's files with the permissions that the umask leaves, like all files of a store: LMDB would restrict them
+/// to their owner. LMDB treats an empty file like a missing one.
 fn make_files(directory: &Path) -> io::Result<()> {
     for name in [DATA_FILE, "lock.mdb"] {
         match File::create_new(directory.join(name)) {
@@ -184,7 +184,7 @@ impl LmdbEngine {
         self.environment.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the map larger, once nobody looks into it.
+    /// Grows the map, once nobody uses it.
     fn grow(&self) -> Result<()> {
         self.is_in_the_way.store(true, Ordering::Relaxed);
         let mut environment = self.environment.write().unwrap_or_else(PoisonError::into_inner);
@@ -205,8 +205,8 @@ impl LmdbEngine {
             });
         }
         tell!(trace, name: "growing", old_size, new_size, "nobody looks into the map, which is grown now");
-        // SAFETY: No transaction may be alive, and nothing else may look into the map. Whatever does holds the lock to
-        // read, and this holds it to write. If moving fails, the map is gone, and so is the environment.
+        // SAFETY: No transaction may be alive, and nothing else may use the map. All users hold a read lock, and this
+        // holds the write lock. If moving fails, the map is gone, and the environment is dropped.
         if let Err(error) = unsafe { env.resize(new_size) } {
             *environment = None;
             return Err(engine_error("grow the map", error));
@@ -216,26 +216,26 @@ impl LmdbEngine {
     }
 }
 
-/// Keeps LMDB's data file from the programs that this process starts: it alone is opened so that they get it as well. A program
-/// that another thread starts at this very moment may.
+/// Prevents child processes from inheriting LMDB's data file, the only file that is opened without close-on-exec. A
+/// child that another thread starts at this moment may still inherit it.
 #[cfg(unix)]
 fn close_on_exec(env: &Env<WithoutTls>) -> heed::Result<()> {
     use std::os::unix::fs::MetadataExt;
-    // Which descriptor is LMDB's nobody tells; of which file it is can be asked.
+    // LMDB does not expose its descriptor, so it is identified by its file.
     let file = env.try_clone_inner_file()?.metadata()?;
     let descriptors: Vec<i32> = match fs::read_dir("/dev/fd") {
         Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect(),
         Err(_) => (0..MOST_DESCRIPTORS).collect(),
     };
     for descriptor in descriptors {
-        // SAFETY: All of it may be zeros.
+        // SAFETY: All zeros are a valid value.
         let mut found: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: It writes to the place that it is given, or fails if the descriptor is not open.
+        // SAFETY: It writes to the given place, or fails if the descriptor is not open.
         let is_open = unsafe { libc::fstat(descriptor, &raw mut found) } == 0;
         if !is_open || !same_file(&found, &file) {
             continue;
         }
-        // SAFETY: It sets a flag of the descriptor. Whoever has the file open in this process is part of the store.
+        // SAFETY: It sets a flag of the descriptor. Every user of the file in this process is part of the store.
         if unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
             return Err(io::Error::last_os_error().into());
         }
@@ -248,16 +248,16 @@ fn close_on_exec(env: &Env<WithoutTls>) -> heed::Result<()> {
     }
 }
 
-/// Descriptors that are asked where the system does not list them.
+/// The descriptors to try where the system does not list them.
 #[cfg(unix)]
 const MOST_DESCRIPTORS: i32 = 4096;
 
-/// Whether the process could map this many bytes more. If LMDB tried in vain, it would be left without a map.
+/// Whether the process could map this many bytes more. If LMDB's own attempt failed, it would be left without a map.
 fn address_space_is_free(len: usize) -> bool {
     #[cfg(unix)]
     {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: A new mapping at a place that the system chooses, without access, which nobody else knows of.
+        // SAFETY: A new mapping at an address chosen by the system, without access, unknown to everybody else.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
         if address == libc::MAP_FAILED {
             return false;
@@ -300,9 +300,9 @@ impl Engine for LmdbEngine {
         loop {
             let written = self.read().as_ref().ok_or_else(no_map)?.write(entries);
             match written {
-                // Found while pages are taken for the transaction, before anything of it is written.
+                // This occurs while pages are allocated for the transaction, before anything of it is written.
                 Err(heed::Error::Mdb(MdbError::MapFull)) => match self.grow() {
-                    // Readers keep pages from being used again, a check above all. They have left now.
+                    // Readers, above all a check, keep pages from being reused. They have left now.
                     Err(Error::Full { .. }) if !was_full => was_full = true,
                     grown => grown?,
                 },
@@ -311,19 +311,19 @@ impl Engine for LmdbEngine {
         }
     }
 
-    fn abandon(self) {} // it closes what it has open, and knows no path
+    fn abandon(self) {} // it closes its open files, and uses no path
 
     fn check_files(&self, task: &Task<'_>) -> Result<()> {
         for _ in 0..CHECK_TRIES {
             task.check()?;
-            // As long as it is open, no page that it can see is written again.
+            // As long as it is open, no page visible to it is overwritten.
             let snapshot = self.snapshot()?;
             let directory = snapshot.environment.as_ref().ok_or_else(no_map)?.env.path();
             let looks = Looks::new(task, &self.is_in_the_way);
             if check_moment(directory, snapshot.txn.id() as u64, looks)? {
                 return Ok(());
             }
-            tell!(debug, "the check of all pages begins again: it was in the way of the writer, or behind it");
+            tell!(debug, "the check of all pages restarts: it blocked the writer, or fell behind");
         }
         Err(Error::engine(
             "check the pages",
@@ -352,7 +352,7 @@ impl Engine for LmdbEngine {
 
 /// A read transaction.
 pub struct LmdbSnapshot<'a> {
-    // Fields drop in this order: the map may move when the lock is given back.
+    // Fields drop in this order: the map may move when the lock is released.
     txn: RoTxn<'static, WithoutTls>,
     tables: [Database<'static, Bytes, Bytes>; Table::ALL.len()],
     environment: RwLockReadGuard<'a, Option<Environment>>,
@@ -379,7 +379,7 @@ impl Snapshot for LmdbSnapshot<'_> {
     {
         let (database, txn) = (&self.tables[table.index()], &self.txn);
         if range.last.is_empty() {
-            return Ok(()); // there is no empty key, and LMDB takes none for an end
+            return Ok(()); // there is no empty key, and LMDB does not accept one as a bound
         }
         let first = if range.first.is_empty() { &[0] } else { range.first };
         let bounds = (Bound::Included(first), Bound::Included(range.last));

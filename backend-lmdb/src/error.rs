@@ -1,4 +1,4 @@
-//! What LMDB's errors mean for the store.
+//! Converts errors of LMDB to those of the contract.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use eventstore_api::Error;
 use eventstore_kv::damaged_index;
 use heed::MdbError;
 
-/// An error while the environment in this directory was opened.
+/// An error of opening the environment in this directory.
 pub(crate) fn open_error(directory: &Path, error: heed::Error) -> Error {
     let path = directory.display().to_string();
     match error {
@@ -21,14 +21,14 @@ pub(crate) fn open_error(directory: &Path, error: heed::Error) -> Error {
     }
 }
 
-/// An error of an open environment, while doing `operation`.
+/// An error of an open environment during `operation`.
 pub(crate) fn engine_error(operation: &'static str, error: heed::Error) -> Error {
     use MdbError::{Corrupted, CursorFull, Incompatible, Invalid, PageFull, PageNotFound};
     match error {
         heed::Error::Mdb(Corrupted | PageNotFound | Invalid | CursorFull | PageFull | Incompatible) => {
-            damaged_index(format!("LMDB found a damaged page while it was to {operation}"))
+            damaged_index(format!("LMDB found a damaged page while trying to {operation}"))
         }
-        // LMDB has no other word for a write that the disk had no room for.
+        // LMDB also reports this when the disk has no room for a write.
         heed::Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => {
             Error::engine(operation, format!("{error}; it may be that the disk is full"))
         }

@@ -24,8 +24,8 @@
 //! | limits | local file systems only; one process at a time |
 //! | damage | opening checks the few pages that it reads; `verify` checks all |
 //!
-//! LMDB's pages have no checksums. The checks cover whether pages are complete and lead to each key, not the values.
-//! Reading or writing through a damaged, unchecked page can give a wrong answer, or crash the process.
+//! LMDB's pages have no checksums. The checks cover whether pages are complete and lead to each key, but not the
+//! values. Reading or writing through a damaged, unchecked page can return a wrong answer or crash the process.
 
 #![deny(unsafe_code)]
 

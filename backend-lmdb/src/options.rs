@@ -45,8 +45,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out
-    /// of its range.
+    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be parsed, or is
+    /// out of range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
@@ -55,7 +55,7 @@ impl Options {
         given.take_bytes("max_map_size", &mut options.max_map_size)?;
         given.take_flag("read_ahead", &mut options.read_ahead)?;
         if url.options.iter().all(|(name, _)| name != "map_size") {
-            options.map_size = options.map_size.min(options.max_map_size); // a small store needs only to say one of them
+            options.map_size = options.map_size.min(options.max_map_size); // for a small store, setting one of them is enough
         }
         options.store.take_from(&mut given)?;
         given.finish()?;
@@ -72,7 +72,7 @@ impl Options {
 
 const MIN_MAP_SIZE: usize = 1 << 20;
 
-/// The address space that x86-64 and AArch64 can map, less room for everything else in the process.
+/// The address space that x86-64 and AArch64 can map, minus room for everything else in the process.
 const MAX_MAP_SIZE: usize = 1 << 46;
 
 #[cfg(test)]

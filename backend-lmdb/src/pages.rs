@@ -1,11 +1,11 @@
-//! Reads LMDB's pages from the file without believing them.
+//! Reads LMDB's pages from the file without trusting them.
 //!
-//! LMDB keeps no checksums and follows whatever its pages say, so that a damaged page can end the process. Here each
-//! page is read as bytes and only followed where everything in it adds up: what opening and the first write are about
-//! to touch, before the file is mapped, and every page when the store is verified. What is found sound can be read
-//! through the map.
+//! LMDB has no checksums and follows whatever its pages say, so a damaged page can crash the process. Here, each page
+//! is read as bytes and followed only if everything in it is consistent: before the file is mapped, the pages that
+//! opening and the first write will touch; during verification, every page. Pages that pass can be read through the
+//! map.
 //!
-//! The layout is that of LMDB 0.9, for 64-bit systems; elsewhere nothing is checked.
+//! The layout is that of LMDB 0.9 on 64-bit systems; on other systems nothing is checked.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -19,25 +19,25 @@ use eventstore_kv::{Table, Task, damaged_index};
 
 /// The file with LMDB's pages.
 pub(crate) const DATA_FILE: &str = "data.mdb";
-/// Bytes of a page's header: its number, two that are unused, its kind, and two or four that depend on the kind.
+/// Size of a page's header: its number, two unused bytes, its kind, and two or four bytes that depend on the kind.
 const PAGE_HEADER: usize = 16;
-/// Bytes of a node's header: the length of the data or the number of a page, flags, and the length of the key.
+/// Size of a node's header: the length of the data or the number of a page, flags, and the length of the key.
 const NODE_HEADER: usize = 8;
-/// The pages from which everything else can be reached: a commit writes one, the next commit the other.
+/// The number of meta pages, from which everything else can be reached. Commits write them in turn.
 const META_PAGES: u64 = 2;
-/// Bytes of a meta page that are in use.
+/// The used part of a meta page, in bytes.
 const META_LEN: usize = PAGE_HEADER + 136;
 const MAGIC: u32 = 0xBEEF_C0DE;
 const DATA_VERSION: u32 = 1;
-/// Bytes of the description of a tree.
+/// The size of the description of a tree.
 const TREE_LEN: usize = 48;
 /// The root of a tree without pages.
 const NO_PAGE: u64 = u64::MAX;
 /// The most levels that LMDB descends.
 const MOST_LEVELS: u16 = 32;
-/// The longest key of LMDB as it is built.
+/// The longest key in LMDB's default build.
 const LONGEST_KEY: usize = 511;
-/// Pages between two looks at the task.
+/// Pages between two checks of the task.
 const PAGES_A_LOOK: u64 = 4096;
 
 const BRANCH: u16 = 1;
@@ -45,14 +45,14 @@ const LEAF: u16 = 2;
 const OVERFLOW: u16 = 4;
 const META: u16 = 8;
 
-/// The data of a node stand in pages of their own.
+/// The data of a node are in separate pages.
 const BIG_DATA: u16 = 1;
 /// The data of a node describe a tree.
 const SUB_TREE: u16 = 2;
-/// Keys are numbers in the order of the machine.
+/// Keys are numbers in native byte order.
 const INTEGER_KEYS: u16 = 8;
 
-/// Fails unless the directory is empty, or has a data file whose pages that opening reads are sound.
+/// Checks that the directory is empty, or that the pages of its data file that opening reads are valid.
 ///
 /// # Errors
 ///
@@ -78,13 +78,13 @@ pub(crate) fn check_before_opening(directory: &Path) -> Result<()> {
     }
 }
 
-/// Fails if any page of this transaction is damaged, or is counted twice, or not at all, among those in use and those
-/// that are free. Returns false if it has to begin again with another transaction: two writes came between, or it is in
-/// the way.
+/// Checks all pages of this transaction: fails if a page is damaged, or is counted twice or not at all among the used
+/// and the free pages. Returns false if the check has to be restarted with another transaction, because two writes came
+/// in between or the check blocks others.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`]; [`Error::Engine`] if the file cannot be read; what [`Task::check`] returned.
+/// [`Error::Corrupt`]; [`Error::Engine`] if the file cannot be read; the error of [`Task::check`].
 pub(crate) fn check_moment(directory: &Path, transaction: u64, mut looks: Looks<'_>) -> Result<bool> {
     let opened = File::open(directory.join(DATA_FILE)).map_err(Stop::Unreadable);
     match opened.and_then(|file| check(file, Some(transaction), Some(&mut looks))) {
@@ -93,7 +93,7 @@ pub(crate) fn check_moment(directory: &Path, transaction: u64, mut looks: Looks<
     }
 }
 
-/// Checks all pages of a transaction, or those that opening reads of the newest.
+/// Checks all pages of a transaction, or those of the newest that opening reads.
 fn check(file: File, transaction: Option<u64>, looks: Option<&mut Looks<'_>>) -> Checked {
     if cfg!(not(target_pointer_width = "64")) {
         return Ok(());
@@ -101,15 +101,15 @@ fn check(file: File, transaction: Option<u64>, looks: Option<&mut Looks<'_>>) ->
     Pages::begin(file, transaction)?.check(looks)
 }
 
-/// Why a check ended early.
+/// Why a check stopped early.
 #[derive(Debug)]
 enum Stop {
-    /// What is wrong, and with which page.
+    /// The damaged page, and what is wrong with it.
     Damage(u64, String),
     Unreadable(io::Error),
-    /// The transaction is not there any more, or the check is in somebody's way.
+    /// The transaction is no longer there, or the check blocks others.
     Again,
-    /// Nobody wants to know any more.
+    /// The task was cancelled.
     Unwanted(Error),
 }
 
@@ -126,7 +126,7 @@ impl Stop {
     }
 }
 
-/// Fails with what is wrong with a page, unless that holds.
+/// Fails with what is wrong with a page, unless the condition holds.
 macro_rules! sound {
     ($holds:expr, $page:expr, $($what:tt)+) => {
         if !$holds {
@@ -147,18 +147,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]))
 }
 
-/// Both halves of a length or page number of a node, whose order is the same on every machine that LMDB runs on.
+/// Both halves of a length or page number in a node. Their order is the same on every machine that LMDB runs on.
 fn halves_at(bytes: &[u8], at: usize) -> u32 {
     let (first, second) = (u32::from(u16_at(bytes, at)), u32::from(u16_at(bytes, at + 2)));
     if cfg!(target_endian = "little") { first | second << 16 } else { first << 16 | second }
 }
 
-/// A tree as it is described where it begins.
+/// The description of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tree {
     flags: u16,
     depth: u16,
-    /// Branch, leaf and overflow pages.
+    /// The numbers of branch, leaf and overflow pages.
     pages: [u64; 3],
     entries: u64,
     root: u64,
@@ -176,10 +176,10 @@ impl Tree {
     }
 }
 
-/// What a tree is for, and so what its leaves have.
+/// The purpose of a tree, which determines the content of its leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Numbers of transactions, each with a list of pages that it freed.
+    /// Transaction numbers, each with a list of the pages that it freed.
     Free,
     /// Names of tables, each with a description.
     Names,
@@ -201,32 +201,32 @@ impl Kind {
     }
 }
 
-/// What was counted in a tree.
+/// The counts of a tree's pages and entries.
 #[derive(Default)]
 struct Counted {
     pages: [u64; 3],
     entries: u64,
 }
 
-/// A data file, as of one commit.
+/// The data file as of one commit.
 struct Pages {
     file: File,
     page_size: usize,
-    /// Pages that are whole in the file.
+    /// The number of complete pages in the file.
     len: u64,
     last_page: u64,
     free: Tree,
     names: Tree,
-    /// The page with all of this.
+    /// The meta page of this commit.
     meta_page: u64,
     /// One buffer for each level.
     buffers: Vec<Vec<u8>>,
-    /// The pages that were met, one bit each.
+    /// The visited pages, one bit each.
     met: Vec<u64>,
 }
 
 impl Pages {
-    /// As of that transaction, or of the newest.
+    /// Starts with this transaction, or with the newest.
     fn begin(mut file: File, transaction: Option<u64>) -> Checked<Self> {
         let mut before = read_metas(&mut file)?;
         // A commit may be writing one of them.
@@ -242,7 +242,7 @@ impl Pages {
         sound!(is_size, 0, "says that pages have {page_size} bytes, and the next one {other}");
         let page_size = page_size as usize;
         let [first, second] = metas.each_ref().map(|meta| u64_at(meta, META_LEN - 8));
-        // While a commit is synced, its meta page is there and transactions do not see it yet.
+        // During the sync of a commit, its meta page is already there, but not yet visible to transactions.
         let meta_page = match transaction {
             None => usize::from(second > first),
             Some(wanted) if wanted == first => 0,
@@ -266,8 +266,8 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Checks everything; without `looks` what opening and the first write read: the free pages, the names of the
-    /// tables, how far the index reaches, and the roots.
+    /// Checks everything. Without `looks`, only what opening and the first write read: the free pages, the names of the
+    /// tables, the mark of the index, and the roots.
     fn check(&mut self, mut looks: Option<&mut Looks<'_>>) -> Checked {
         let is_all = looks.is_some();
         self.walk(Kind::Free, self.free, true, looks.as_deref_mut())?;
@@ -298,13 +298,13 @@ impl Pages {
         Ok(())
     }
 
-    /// Checks the names, and returns what they stand for. A store that is just made has none, or not all.
+    /// Checks the names and returns the tables. A store that was just created has none, or not all.
     fn check_names(&mut self) -> Checked<Vec<(Table, Tree)>> {
         let mut found = Vec::new();
         if self.names.root == NO_PAGE {
             return Ok(found);
         }
-        // There are so few that they are in one page, the root.
+        // There are so few that they fit into one page, the root.
         let depth = self.names.depth;
         sound!(depth == 1, self.meta_page, "says that the names of the tables have {depth} levels");
         self.walk(Kind::Names, self.names, true, None)?;
@@ -364,7 +364,7 @@ impl Pages {
         self.buffers[usize::from(level)] = buffer;
     }
 
-    /// Notes that a page is in use, or free, as page `by` says.
+    /// Notes that a page is in use or free, according to page `by`.
     fn meet(&mut self, page: u64, by: u64) -> Checked {
         sound!((META_PAGES..=self.last_page).contains(&page), by, "points to page {page}, which does not exist");
         let (word, bit) = (page as usize / 64, 1 << (page % 64));
@@ -389,13 +389,13 @@ fn read_metas(file: &mut File) -> Checked<[[u8; META_LEN]; 2]> {
         let is_known = u16_at(meta, 10) & META != 0
             && u32_at(meta, PAGE_HEADER) == MAGIC
             && u32_at(meta, PAGE_HEADER + 4) == DATA_VERSION;
-        sound!(is_known, number, "is no first page of LMDB's, or of another version");
+        sound!(is_known, number, "is not a first page of this version of LMDB");
         page_size = u64::from(page_size_in(meta));
     }
     Ok(metas)
 }
 
-/// The size of a page, as a meta page has it.
+/// The page size according to a meta page.
 fn page_size_in(meta: &[u8]) -> u32 {
     u32_at(meta, PAGE_HEADER + 24)
 }
@@ -408,7 +408,7 @@ fn check_description(page: u64, kind: Kind, tree: Tree) -> Checked {
     Ok(())
 }
 
-/// Those who may end a long check.
+/// The reasons to stop a long check.
 #[derive(Debug)]
 pub(crate) struct Looks<'a> {
     task: &'a Task<'a>,
@@ -421,7 +421,7 @@ impl<'a> Looks<'a> {
         Looks { task, is_in_the_way, done: 0 }
     }
 
-    /// One more page is done.
+    /// Called for each page.
     fn look(&mut self) -> Checked {
         self.done += 1;
         if self.done.is_multiple_of(PAGES_A_LOOK) {
@@ -434,7 +434,7 @@ impl<'a> Looks<'a> {
     }
 }
 
-/// Where a node of a leaf has its key and its data; or a branch the key and the number of a page.
+/// The position of a node's key and data in a leaf; in a branch, of its key and page number.
 struct Node {
     key: Range<usize>,
     data: Range<usize>,
@@ -446,13 +446,13 @@ fn node_places(page: &[u8]) -> impl ExactSizeIterator<Item = usize> + Clone {
     (0..count).map(|n| usize::from(u16_at(page, PAGE_HEADER + 2 * n)))
 }
 
-/// Where the node at a place has its key.
+/// The range of the key of the node at this offset.
 fn key_range(page: &[u8], at: usize) -> Range<usize> {
     let start = at + NODE_HEADER;
     start..start + usize::from(u16_at(page, at + 6))
 }
 
-/// The nodes of a leaf that was checked.
+/// The nodes of a checked leaf.
 fn leaf_nodes(page: &[u8]) -> impl Iterator<Item = Node> {
     node_places(page).map(|at| leaf_node(page, at))
 }
@@ -464,19 +464,19 @@ fn leaf_node(page: &[u8], at: usize) -> Node {
     Node { data: key.end..key.end + data_len, key, flags }
 }
 
-/// One walk through a tree.
+/// A walk through a tree.
 struct Walk<'a, 'l> {
     pages: &'a mut Pages,
     kind: Kind,
     depth: u16,
-    /// Or the root alone.
+    /// Whether to check the whole tree, or only the root.
     is_whole: bool,
     counted: Counted,
     looks: Option<&'a mut Looks<'l>>,
 }
 
 impl Walk<'_, '_> {
-    /// Checks a page, whose keys are in the range, and what it leads to.
+    /// Checks a page, whose keys must be in the range, and the pages below it.
     fn page(&mut self, number: u64, level: u16, keys: Range<Option<&[u8]>>) -> Checked {
         if level == 1 {
             self.pages.meet(number, self.pages.meta_page)?;
@@ -502,7 +502,8 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// The keys ascend, and are where the page above looks for them. The first key of a branch means nothing.
+    /// Checks that the keys are ascending and in the range that the page above expects. The first key of a branch has
+    /// no meaning.
     fn check_keys(&self, number: u64, page: &[u8], is_leaf: bool, keys: Range<Option<&[u8]>>) -> Checked {
         let mut last = keys.start.map(|key| (key, true));
         for (n, at) in node_places(page).enumerate() {
@@ -555,7 +556,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Data that stand in pages of their own.
+    /// Checks data in separate pages.
     fn overflow(&mut self, by: u64, first: u64, len: u64) -> Checked {
         self.pages.meet(first, by)?;
         let header = self.pages.read(self.depth + 1, first)?;
@@ -577,7 +578,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// A list of free pages: how many, and their numbers.
+    /// Checks a list of free pages: their count, and their numbers.
     fn free_pages(&mut self, by: u64, list: &[u8]) -> Checked {
         let room = (list.len() / 8) as u64;
         sound!(room > 0 && list.len().is_multiple_of(8), by, "has a list of free pages in {} bytes", list.len());
@@ -590,7 +591,7 @@ impl Walk<'_, '_> {
     }
 }
 
-/// The nodes are within the page, and fill it from its end without a gap or an overlap.
+/// Checks that the nodes are within the page and fill it from its end without a gap or an overlap.
 fn check_nodes(number: u64, page: &[u8], is_leaf: bool) -> Checked {
     let (lower, upper) = (usize::from(u16_at(page, 12)), usize::from(u16_at(page, 14)));
     let is_room = PAGE_HEADER < lower && lower.is_multiple_of(2) && lower <= upper && upper <= page.len();
@@ -621,7 +622,7 @@ mod tests {
     use super::*;
     use crate::{LmdbEngine, Options};
 
-    /// An index with trees of one level and of more, with values in pages of their own, and with free pages.
+    /// An index with trees of one and of more levels, values in separate pages, and free pages.
     fn written(directory: &Path) -> Vec<u8> {
         let engine = LmdbEngine::open(directory, &Options::new(directory)).expect("opened");
         for round in 0..12_u64 {
@@ -639,7 +640,7 @@ mod tests {
         fs::read(directory.join(DATA_FILE)).expect("read")
     }
 
-    /// The pages that were met.
+    /// The pages that were visited.
     fn checked(directory: &Path) -> std::result::Result<BTreeSet<u64>, String> {
         let (ctx, is_wanted, is_in_the_way) = (Context::background(), || Ok(()), AtomicBool::new(false));
         let task = Task::new(&ctx, &is_wanted);
@@ -660,14 +661,14 @@ mod tests {
         let bytes = written(directory.path());
         assert_eq!(checked(directory.path()).expect("sound"), (META_PAGES..bytes.len() as u64 / 4096).collect());
         check_before_opening(directory.path()).expect("sound");
-        // One that has nothing in it, and one that does not exist.
+        // An empty directory, and one that does not exist.
         let empty = tempfile::tempdir().expect("directory");
         check_before_opening(empty.path()).expect("there is none");
         drop(LmdbEngine::open(empty.path(), &Options::new("d")).expect("opened"));
         checked(empty.path()).expect("sound");
     }
 
-    /// Every byte of what LMDB goes by: the headers of pages, the places of nodes, and the headers of nodes.
+    /// Every byte that LMDB relies on: the headers of pages, the offsets of nodes, and the headers of nodes.
     #[test]
     fn every_flipped_bit_that_lmdb_goes_by_is_found() {
         let directory = tempfile::tempdir().expect("directory");
@@ -679,17 +680,17 @@ mod tests {
             let start = page as usize * page_size;
             let bytes = &sound[start..start + page_size];
             if u64_at(bytes, 0) != page {
-                continue; // it goes on with the data of the page before
+                continue; // it continues the data of the previous page
             }
             let kind = u16_at(bytes, 10);
-            places.extend((0..8).chain(10..16).map(|at| start + at)); // two bytes mean nothing
+            places.extend((0..8).chain(10..16).map(|at| start + at)); // two bytes have no meaning
             if kind == OVERFLOW {
                 continue;
             }
             let pointers = node_places(bytes);
             places.extend((PAGE_HEADER..PAGE_HEADER + 2 * pointers.len()).map(|at| start + at));
             for at in pointers {
-                // The length of data in pages of their own may be anything that fits into these.
+                // The length of data in separate pages may be anything that fits into them.
                 let is_free = kind == LEAF && u16_at(bytes, at + 4) == BIG_DATA;
                 places.extend((at + if is_free { 2 } else { 0 }..at + NODE_HEADER).map(|at| start + at));
             }
@@ -702,7 +703,7 @@ mod tests {
             file.write_all(&[byte]).expect("written");
         };
         for (n, at) in places.into_iter().enumerate() {
-            let bit = n % 7 + 1; // a length may be one more: nodes begin at even places
+            let bit = n % 7 + 1; // a length may be one more: nodes begin at even offsets
             put(at, sound[at] ^ 1 << bit);
             assert!(checked(directory.path()).is_err(), "bit {bit} of byte {at}: page {}", at / page_size);
             put(at, sound[at]);
@@ -710,7 +711,7 @@ mod tests {
         checked(directory.path()).expect("sound again");
     }
 
-    /// The pages of the trees, without those that are free.
+    /// The pages of the trees, without the free ones.
     fn in_use(path: &Path) -> BTreeSet<u64> {
         let mut pages = Pages::begin(File::open(path).expect("opened"), None).expect("sound");
         let mut trees: Vec<_> = pages.check_names().expect("sound");
@@ -739,7 +740,7 @@ mod tests {
             assert!(matches!(error, Error::Corrupt { version: None, .. }), "{error}");
             error.to_string()
         };
-        assert!(refused(meta + PAGE_HEADER, 3).contains("no first page"), "the mark of LMDB's files");
+        assert!(refused(meta + PAGE_HEADER, 3).contains("not a first page"), "the mark of LMDB's files");
         assert!(refused(meta + 40, 3).contains("says that pages have"), "the size of a page");
         assert!(refused(meta + 44, 2).contains("flags"), "the flags of the free list");
         assert!(refused(meta + 94, 6).contains("levels"), "the levels of the names");

@@ -10,7 +10,7 @@ use eventstore_api::EventStore;
 
 fn options(directory: PathBuf) -> Options {
     let mut options = Options::new(directory);
-    options.store.index_events = 5; // so that the checks see all of the index's ways
+    options.store.index_events = 5; // so that the checks cover all states of the index
     options
 }
 

@@ -1,4 +1,4 @@
-//! The engine alone: what it was given is there, or it says that it is damaged.
+//! The engine on its own: what was written is there, or damage is reported.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -86,7 +86,7 @@ fn keys_that_ascend_fill_the_pages() {
             let mut entries = Entries::new();
             (0..500).for_each(|n| entries.put(Table::Ids, &(round * 500 + n).to_be_bytes(), &[7; 100]));
             engine.write(&entries).unwrap();
-            engine.write(&entries).expect("once more"); // not behind the last key now
+            engine.write(&entries).expect("once more"); // not after the last key this time
         }
         check(&engine).unwrap();
         assert_eq!(content(&engine).unwrap()[1].len(), 10_000);
@@ -195,8 +195,8 @@ fn a_file_without_its_last_commit_is_as_it_was_before() {
     let transaction = |page: usize| u64::from_ne_bytes(bytes[page * 4096 + 144..][..8].try_into().unwrap());
     let newer = usize::from(transaction(1) > transaction(0));
     let older = bytes[(1 - newer) * 4096..][..4096].to_vec();
-    // The page that makes the last commit visible was not written: it has what it had two commits ago, here less than
-    // that.
+    // The page that makes the last commit visible was not written: it has its content from two commits ago, here from
+    // before that.
     bytes[newer * 4096..][..4096].copy_from_slice(&older);
     fs::write(&path, bytes).unwrap();
     let engine = open(directory.path()).unwrap();
@@ -224,7 +224,7 @@ fn lost_and_cut_files_are_told() {
     for len in [0, 1, 100, 4096, 4913, 8191, 8192, sound.len() / 2, sound.len() - 1] {
         assert!(opened(Some(&sound[..len])), "{len}");
     }
-    // LMDB's lock file means nothing after the end of the process.
+    // LMDB's lock file has no meaning after the process has ended.
     for content in [None, Some(vec![]), Some(vec![0xff; 100]), Some(vec![0xff; 100_000])] {
         let copy = copied(directory.path());
         match content {
@@ -245,7 +245,8 @@ fn flipped_bits_are_found_before_they_do_harm() {
     let expected = expected(4);
     let (mut opening, mut checking, mut harmless, mut values) = (0, 0, 0, 0);
     for n in 0..400 {
-        // Half of them in the pages that are read first, which are at the end, and in those that lead to them.
+        // Half of the changes are in the pages that are read first, which are at the end, and in those that lead to
+        // them.
         let at = match n % 4 {
             0 => n * 3 % 304 / 152 * 4096 + n * 3 % 152,
             1 => sound.len() - 1 - n * 17 % (16 << 10),
@@ -268,7 +269,8 @@ fn flipped_bits_are_found_before_they_do_harm() {
                 checking += 1;
             }
             Ok(()) => {
-                // LMDB cannot tell what a value was, nor a key that is still in order; nor that a commit is missing.
+                // LMDB cannot tell the original value of an entry, or of a key that is still in order, or that a commit
+                // is missing.
                 let found = content(&engine).unwrap();
                 let rows = |of: &[Rows; 3]| of.iter().map(Vec::len).sum::<usize>();
                 if found == expected || found == engine_suite::expected(3) {

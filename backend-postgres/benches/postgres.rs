@@ -1,7 +1,7 @@
-//! A store on PostgreSQL beside what is usually written by hand, and beside the embedded store, on a server of its own.
+//! Compares a store on PostgreSQL with the usual hand-written table and with the embedded store, on a separate server.
 //!
-//! `cargo bench -p synckit-backend-postgres` prints Markdown. `-- --rounds N` sets how often each is measured, in turns; the
-//! figures are medians. `-- --test` runs everything for a moment.
+//! `cargo bench -p synckit-backend-postgres` prints Markdown. `-- --rounds N` sets the number of measurements of each,
+//! which alternate; the figures are medians. `-- --test` runs everything briefly.
 
 #![allow(clippy::print_stdout, reason = "that is what it is for")]
 
@@ -17,18 +17,18 @@ use postgres_cluster::Cluster;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 
-/// Of each event, and they do not compress.
+/// Bytes of data in each event. They are incompressible.
 const DATA: usize = 300;
 
-/// Events of each aggregate.
+/// Events per aggregate.
 const LENGTH: u64 = 34;
 
 #[derive(Clone, Copy)]
 struct Settings {
     rounds: usize,
-    /// Of each measurement.
+    /// The duration of each measurement.
     time: Duration,
-    /// What a store is filled with.
+    /// The number of events before the measurements.
     filled: u64,
 }
 
@@ -38,7 +38,7 @@ fn event(number: u64) -> Event {
     Event::builder("Happened", format!("aggregate-{}", number / LENGTH)).data(data).build().expect("valid")
 }
 
-/// Numbers of events that nobody had before.
+/// Numbers of events that were not used before.
 static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
 
 fn next_events(events: u64) -> Vec<Event> {
@@ -46,7 +46,7 @@ fn next_events(events: u64) -> Vec<Event> {
     (first..first + events).map(event).collect()
 }
 
-/// What is measured beside each other.
+/// A subject of the comparison.
 #[async_trait::async_trait]
 trait Subject: Send + Sync {
     fn name(&self) -> &'static str;
@@ -54,10 +54,10 @@ trait Subject: Send + Sync {
     /// Appends in one transaction.
     async fn append(&self, events: Vec<Event>);
 
-    /// Reads all of it; returns how many events there are.
+    /// Reads everything; returns the number of events.
     async fn scan(&self) -> u64;
 
-    /// Reads an aggregate; returns how many events it has.
+    /// Reads an aggregate; returns its number of events.
     async fn aggregate(&self, id: &str) -> u64;
 
     async fn get(&self, id: &str);
@@ -101,7 +101,7 @@ impl Subject for Stores {
     }
 }
 
-/// A table with an identity column: no order of what is visible, no conditions, no digest.
+/// A table with an identity column: without an order of visibility, conditions or digests.
 struct Table {
     name: &'static str,
     clients: Vec<Client>,
@@ -166,7 +166,7 @@ impl Subject for Table {
     async fn append(&self, events: Vec<Event>) {
         let next = self.next.fetch_add(1, Ordering::Relaxed) as usize % self.clients.len();
         let part = |part: for<'e> fn(&'e Event) -> &'e [u8]| events.iter().map(part).collect::<Vec<_>>();
-        // The revisions are those of the aggregate in this process: the caller has loaded it.
+        // The revisions count the aggregate's events in this process: the caller has loaded it.
         let numbers: Vec<i64> = events.iter().map(|_| fastrand::i64(1..)).collect();
         let now = vec![SystemTime::now(); events.len()];
         let digests = vec![[7u8; 32].as_slice(); events.len()];
@@ -191,7 +191,7 @@ impl Subject for Table {
     async fn get(&self, _: &str) {}
 }
 
-/// Appends of so many tasks, each of so many events at a time: events/s.
+/// Appends from this many tasks, each with this many events at a time: events/s.
 async fn append(subject: &Arc<dyn Subject>, tasks: usize, events: u64, time: Duration) -> f64 {
     let began = Instant::now();
     let appending = |_| {
@@ -294,7 +294,7 @@ async fn run(cluster: &Cluster, settings: Settings) {
             let subject = &subjects[nth];
             let is_store = ["the store", "embedded, LMDB"].contains(&subject.name());
             if subject.name() != "four processes" {
-                // Before this round's appends make it longer.
+                // Before the appends of this round make it longer.
                 let began = Instant::now();
                 let count = subject.scan().await;
                 figures.add("scan, events/s", nth, of, count as f64 / began.elapsed().as_secs_f64());

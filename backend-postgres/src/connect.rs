@@ -1,4 +1,4 @@
-//! Connections: made, pooled, and made idle again when somebody went away in the middle of a statement.
+//! Connections: created, pooled, and returned to the pool; cancelled when a caller leaves in the middle of a statement.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -26,26 +26,26 @@ use crate::options::invalid;
 use crate::probe;
 use crate::sql::{PREPARED, Query};
 
-/// Makes connections to the servers that take part.
+/// Connects to the configured servers.
 #[derive(Clone)]
 pub(crate) struct Connector {
     config: Config,
     tls: Option<MakeRustlsConnect>,
-    /// The runtime that the store was opened in.
+    /// The runtime in which the store was opened.
     handle: Handle,
     prepares: bool,
-    /// How long it may take until a connection can be used, with all hosts.
+    /// The time limit for a usable connection, over all hosts.
     limit: Duration,
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connector").finish_non_exhaustive() // it has the password
+        f.debug_struct("Connector").finish_non_exhaustive() // it contains the password
     }
 }
 
 impl Connector {
-    /// Reads files.
+    /// Creates a connector. It reads files.
     pub(crate) fn new(options: &Options, handle: Handle) -> Result<Self> {
         let mut config = options.config()?;
         if let Some(path) = &options.password_file {
@@ -74,7 +74,7 @@ impl Connector {
         &self.handle
     }
 
-    /// A new connection, whose notifications go to `heard`.
+    /// A new connection. Its notifications are sent to `heard`.
     pub(crate) async fn connect(
         &self,
         heard: Option<mpsc::UnboundedSender<String>>,
@@ -94,15 +94,15 @@ impl Connector {
             session.prepares = this.prepares && probe::is_direct(&session.client).await?;
             Ok(session)
         };
-        // The client library limits only how long it takes to reach a server, and not for how long that says nothing.
+        // The client library limits only the time to reach a server, not the time for its answer.
         let limit = self.limit;
         let connecting =
             async move { tokio::time::timeout(limit, connecting).await.unwrap_or(Err(ConnectError::Silent(limit))) };
-        // In the runtime of the store, whoever's this one is.
+        // In the runtime of the store, whatever the current one is.
         match self.handle.spawn(connecting).await {
             Ok(connected) => connected,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The runtime has ended: nothing comes any more.
+            // The runtime has shut down: nothing more can happen.
             Err(_) => std::future::pending().await,
         }
     }
@@ -127,7 +127,7 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect> {
                 CertificateDer::pem_file_iter(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| refused(format!("is not in PEM form: {error}")))?;
-                roots.add(certificate).map_err(|error| refused(format!("has a certificate that is none: {error}")))?;
+                roots.add(certificate).map_err(|error| refused(format!("has an invalid certificate: {error}")))?;
             }
             if roots.is_empty() {
                 return Err(refused("has no certificate".to_owned()));
@@ -138,11 +138,11 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::engine("set TLS up", error))?;
+        .map_err(|error| Error::engine("set up TLS", error))?;
     Ok(MakeRustlsConnect::new(config.with_root_certificates(roots).with_no_client_auth()))
 }
 
-/// A connection, and what was prepared on it.
+/// A connection and its prepared statements.
 pub(crate) struct Session {
     client: Client,
     statements: [OnceCell<Statement>; PREPARED],
@@ -161,7 +161,7 @@ impl Session {
         Session { client, statements: [const { OnceCell::const_new() }; PREPARED], prepares: false, warning }
     }
 
-    /// Runs a statement. What several calls send in one turn travels together.
+    /// Runs a statement. Calls that are started together are pipelined.
     pub(crate) async fn query(
         &self,
         query: &Query,
@@ -180,7 +180,7 @@ impl Session {
         }
     }
 
-    /// Prepares a statement, so that the next one that runs it takes one round trip.
+    /// Prepares a statement, so that its next run takes one round trip.
     pub(crate) async fn prepare(&self, query: &Query) -> std::result::Result<(), PgError> {
         if let Some(statement) = query.place.filter(|_| self.prepares).and_then(|place| self.statements.get(place)) {
             statement.get_or_try_init(|| self.client.prepare_typed(&query.text, &query.types)).await?;
@@ -188,7 +188,7 @@ impl Session {
         Ok(())
     }
 
-    /// The warning that came since the last call.
+    /// The latest warning since the last call.
     pub(crate) fn take_warning(&self) -> Option<String> {
         self.warning.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -220,7 +220,7 @@ async fn drive<S>(
             }
             Some(Ok(AsyncMessage::Notification(notification))) => {
                 if let Some(heard) = &heard {
-                    let _ = heard.send(notification.payload().to_owned()); // or nobody listens any more
+                    let _ = heard.send(notification.payload().to_owned()); // fails if nobody listens any more
                 }
             }
             Some(Ok(_)) => {}
@@ -249,7 +249,7 @@ impl managed::Manager for Connector {
     }
 }
 
-/// A connection of the pool, in the middle of a statement until [`InUse::done`] is called.
+/// A connection of the pool. It counts as in the middle of a statement until [`InUse::done`] is called.
 pub(crate) struct InUse {
     session: Option<Object<Connector>>,
 }
@@ -268,14 +268,15 @@ impl InUse {
     ///
     /// # Panics
     ///
-    /// Never: it is there until the end.
+    /// Never: it is present until the end.
     pub(crate) fn session(&self) -> &Session {
         self.session.as_ref().expect("it is there until the end")
     }
 }
 
-/// Nobody waits for the statement any more: it is cancelled on the server, with the connection, which a request to cancel that comes
-/// late would otherwise meet in somebody else's statement. One that ends by itself at once is left alone.
+/// The caller left in the middle of a statement. It is cancelled on the server together with the connection; otherwise
+/// a late cancel request could hit a statement of the connection's next user. A statement that ends at once by itself
+/// is left alone.
 impl Drop for InUse {
     fn drop(&mut self) {
         const AT_ONCE: Duration = Duration::from_millis(5);

@@ -1,4 +1,4 @@
-//! What the server's errors mean.
+//! Converts errors of the server to those of the contract.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ pub(crate) type PgError = tokio_postgres::Error;
 /// Why there is no connection.
 #[derive(Debug)]
 pub(crate) enum ConnectError {
-    /// It was refused or lost, or the server does not want it.
+    /// It was refused or lost, or the server rejected it.
     Refused(PgError),
-    /// The server took it and said nothing for so long.
+    /// The server accepted it but did not answer for this time.
     Silent(Duration),
 }
 
@@ -35,17 +35,17 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
-/// Why something was not done.
+/// Why an operation failed.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// It may go well the next time: the server was not there, or was busy with somebody else.
+    /// A retry may succeed: the server was away, or busy with somebody else.
     Passing { reason: String, source: Source, is_lost: bool },
-    /// It would fail again.
+    /// A retry would fail again.
     Final(Error),
 }
 
 impl Failed {
-    /// For a server at `url` that was asked to `operation`.
+    /// Converts an error of `operation` on the server at `url`.
     pub(crate) fn of(error: impl Into<ConnectError>, url: &str, operation: &'static str) -> Self {
         let error = match error.into() {
             ConnectError::Refused(error) => error,
@@ -61,7 +61,7 @@ impl Failed {
                 );
                 return Failed::Final(Error::Forbidden { what });
             }
-            // Not the server's answer: a connection that was lost or refused, or something that cannot be read.
+            // Not an answer of the server: a lost or refused connection, or something that cannot be read.
             return match can_connect_later(&error) {
                 true => Failed::Passing { reason, source: error.into(), is_lost: true },
                 false => Failed::Final(Error::Open { path: url.to_owned(), reason, source: Some(error.into()) }),
@@ -76,9 +76,9 @@ impl Failed {
             (&SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED, _) => {
                 Failed::Passing { reason, source: error.into(), is_lost: false }
             }
-            // Locks that somebody else has for too long.
+            // Somebody else holds a lock for too long.
             (&SqlState::LOCK_NOT_AVAILABLE, _) => Failed::Passing { reason, source: error.into(), is_lost: false },
-            // A server that was the primary, or will be: another one may be by now.
+            // A server that was the primary or will become one; another one may be it by now.
             (&SqlState::READ_ONLY_SQL_TRANSACTION, _) => {
                 Failed::Passing { reason: "it takes no writes".to_owned(), source: error.into(), is_lost: true }
             }
@@ -108,7 +108,7 @@ impl Failed {
                 version: None,
                 reason: format!("{reason}; restore a backup of the database"),
             }),
-            // Settings in the URL that the server does not take.
+            // The URL has settings that the server rejects.
             (_, "22" | "42") if is_over => {
                 Failed::Final(Error::Open { path: path(), reason, source: Some(error.into()) })
             }
@@ -118,7 +118,7 @@ impl Failed {
     }
 }
 
-/// What the server said, or why it said nothing.
+/// The server's message, or why there is none.
 pub(crate) fn reason(error: &PgError) -> String {
     if let Some(error) = error.as_db_error() {
         return match error.detail() {
@@ -132,14 +132,14 @@ pub(crate) fn reason(error: &PgError) -> String {
     }
 }
 
-/// Whether a later attempt may connect: not if it is for what the program asks that there is no connection.
+/// Whether a later attempt may connect. False if the cause is what the program requests.
 fn can_connect_later(error: &PgError) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if error.is::<rustls::Error>() {
             return false;
         }
-        // rustls hands its errors through as those of reading.
+        // rustls passes its errors on as read errors.
         if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref)
             && inner.is::<rustls::Error>()
         {
@@ -150,7 +150,7 @@ fn can_connect_later(error: &PgError) -> bool {
     true
 }
 
-/// Attempts of one call, which is not repeated for longer than it may take.
+/// The attempts of one call, within its time limit for retries.
 pub(crate) struct Retries {
     began: Instant,
     limit: Duration,
@@ -162,7 +162,7 @@ impl Retries {
         Retries { began: Instant::now(), limit, pauses: pauses() }
     }
 
-    /// The pause before the next attempt, and why there is one; the error if there is none.
+    /// The pause before the next attempt, and its reason; the error if there is no further attempt.
     pub(crate) fn after(&mut self, failed: Failed, url: &str) -> Result<(Duration, String)> {
         let (reason, source) = match failed {
             Failed::Final(error) => return Err(error),
@@ -178,7 +178,7 @@ impl Retries {
 
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The pauses between attempts: each up to twice as long as the one before, and none as long as those of others.
+/// The pauses between attempts: random, each up to twice as long as the one before.
 pub(crate) fn pauses() -> ExponentialBackoff {
     let pauses = ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(LONGEST_PAUSE);
     pauses.with_factor(2.0).with_jitter().without_max_times().build()

@@ -1,7 +1,7 @@
-//! Following: the head as this process knows it, and a task that learns of what others append.
+//! Following: the head as this process knows it, and a task that learns of appends by other processes.
 //!
-//! A notification says only that there may be something new; the head is read then. So nothing is missed: the head is read
-//! whenever listening has begun, and now and then without a notification.
+//! A notification only says that there may be new events; then the head is read. The head is also read whenever
+//! listening begins, and periodically without a notification. So nothing is missed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::mutants::Mutant;
 use crate::read;
 use crate::store::Shared;
 
-/// How long a listener waits to hear itself, before it counts as deaf: a pooler that hands the connection to others passes
-/// nothing on.
+/// How long a listener waits to hear itself before it counts as deaf: a pooler that shares the connection does not pass
+/// notifications on.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// How often the head is read although nothing was heard.
+/// How often the head is read without a notification.
 const IN_ANY_CASE: Duration = Duration::from_secs(10);
 
 /// How often a deaf listener tries again.
@@ -32,7 +32,7 @@ impl Shared {
             let mut seen = self.seen.subscribe();
             let known = *seen.borrow();
             if known > after {
-                // What is known may be old news, of which another process knows more.
+                // The known head may be out of date; another process may know a newer one.
                 let (head, _) = self.head(ctx).await?;
                 if head > after {
                     return Ok(head);
@@ -41,7 +41,8 @@ impl Shared {
             self.follow();
             let waiting = async {
                 if known > after {
-                    // The server has lost what was not on its disk: nobody tells when the head is there again.
+                    // The server has lost what was not on its disk. There is no notification when the head is reached
+                    // again.
                     tokio::time::sleep(self.poll_interval).await;
                     return Ok(None);
                 }
@@ -53,7 +54,7 @@ impl Shared {
                     biased;
                     newer = waiting => newer,
                     () = self.closing.cancelled() => Err(Error::Closed),
-                    () = self.ended.cancelled() => Err(Error::Closed), // with the runtime of the store
+                    () = self.ended.cancelled() => Err(Error::Closed), // together with the runtime of the store
                 }
             };
             if let Some(newer) = ctx.run(until_closed).await?? {
@@ -62,7 +63,7 @@ impl Shared {
         }
     }
 
-    /// Starts the task that learns of what others append, unless it runs.
+    /// Starts the task that learns of appends by others, unless it is running.
     fn follow(self: &Arc<Self>) {
         self.following.get_or_init(|| {
             let shared = self.clone();
@@ -96,8 +97,8 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
         if !hears(shared, &session, &mut heard).await? {
             tracing::warn!(
                 store = shared.url,
-                "nothing can be listened to, so the head is polled every {:?}; a connection pooler between transactions is the \
-                 usual reason, or a standby",
+                "notifications do not arrive, so the head is polled every {:?}; the usual reason is a connection \
+                 pooler or a standby",
                 shared.poll_interval
             );
             let until = tokio::time::Instant::now() + PROBE_AGAIN;
@@ -107,7 +108,7 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
             }
             continue;
         }
-        // What was appended before it listened was not heard of.
+        // Appends before the listening began were not notified.
         read_head(shared, &session).await?;
         loop {
             match tokio::time::timeout(IN_ANY_CASE, heard.recv()).await {
@@ -130,7 +131,7 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
     }
 }
 
-/// Whether what is told on the channel comes here.
+/// Whether notifications on the channel arrive.
 async fn hears(
     shared: &Shared,
     session: &Session,
@@ -143,7 +144,7 @@ async fn hears(
     let token = uuid::Uuid::new_v4().simple().to_string();
     let probe =
         format!("SELECT set_config('synchronous_commit', 'off', true), pg_notify('{}', '{token}')", shared.channel);
-    // On another connection: what a session tells itself needs no listening.
+    // On another connection: a session receives its own notifications in any case.
     let other = shared.connector.connect(None).await?;
     if let Err(error) = other.batch_execute(&probe).await {
         return if other.is_closed() { Err(error.into()) } else { Ok(false) };

@@ -15,24 +15,25 @@
 //! | | |
 //! |---|---|
 //! | holds | two tables in a schema of its own: `events`, and `head` with one row |
-//! | order | a transaction locks the row of `head`, takes the next versions, and updates it: so versions have no gap, and become visible in their order |
-//! | appending | each process groups the appends that wait into one transaction, of two round trips |
+//! | order | a transaction locks the row of `head`, takes the next versions, and updates it: so versions have no gaps and become visible in order |
+//! | appending | each process groups its waiting appends into one transaction of two round trips |
 //! | reading | one statement for each page, over a pool of connections |
 //! | following | `LISTEN`, as a wake-up only; without it, the head is polled |
-//! | memory | at most 1,024 appends or 64 MiB that wait; one page for each read |
+//! | memory | at most 1,024 waiting appends or 64 MiB of them; one page for each read |
 //!
 //! # Connections
 //!
-//! A store has at most `max_connections` for reads, one for appends, and one that listens if somebody waits for events. They are made
-//! when they are needed, and again when they are lost.
+//! A store has at most `max_connections` for reads, one for appends, and one that listens while somebody waits for
+//! events. They are created when they are needed, and again when they are lost.
 //!
-//! A read is repeated until it is answered, for `retry_for` at most, and is `Unavailable` then. An append that certainly was not
-//! committed is repeated as well; one whose commit was not answered is `OutcomeUnknown`: append the same events again.
+//! A read is retried until it is answered, for at most `retry_for`; then it is `Unavailable`. An append that certainly
+//! was not committed is retried as well. If its commit was not answered, it is `OutcomeUnknown`: append the same events
+//! again.
 //!
 //! # Runtime
 //!
-//! A store is opened in a Tokio runtime with I/O and time, which its connections belong to. It can be used from others as well, as
-//! long as that one runs.
+//! A store is opened in a Tokio runtime with I/O and time, to which its connections belong. It can be used from other
+//! runtimes as well, as long as that one runs.
 
 #![forbid(unsafe_code)]
 
@@ -60,13 +61,14 @@ pub use store::PostgresStore;
 /// The backend's name.
 pub const NAME: &str = "postgres";
 
-/// Opens the store in the options' schema, and creates it if it is missing and `create_if_missing` is set. Must be called inside a
-/// Tokio runtime.
+/// Opens the store in the options' schema. Creates it if it is missing and `create_if_missing` is set. Must be called
+/// inside a Tokio runtime.
 ///
 /// # Errors
 ///
-/// `InvalidOption`; `Open` if there is no such database, or no store and it may not be created; `Forbidden` if the user may not;
-/// `Unsupported` if the store is of a newer version; `Unavailable` if the server cannot be reached within `connect_timeout`.
+/// `InvalidOption`; `Open` if the database does not exist, or the store does not exist and may not be created;
+/// `Forbidden` if the user lacks a privilege; `Unsupported` if the store has a newer version; `Unavailable` if the
+/// server cannot be reached within `connect_timeout`.
 pub async fn open(options: Options) -> Result<PostgresStore> {
     PostgresStore::open(options).await
 }
@@ -81,7 +83,8 @@ pub async fn open_existing(mut options: Options) -> Result<PostgresStore> {
     PostgresStore::open(options).await
 }
 
-/// Opens the store to read it: appends and collections are `Unsupported`. Others may write to it. It may be on a standby.
+/// Opens the store for reading: appends and garbage collections are `Unsupported`. Others may write to it. It may be on
+/// a standby.
 ///
 /// # Errors
 ///
@@ -96,7 +99,7 @@ pub async fn open_read_only(mut options: Options) -> Result<PostgresStore> {
 ///
 /// # Errors
 ///
-/// Those of [`open`]; `Open` if the schema holds no store, and `Engine` if it holds something else as well.
+/// Those of [`open`]; `Open` if the schema has no store, and `Engine` if it has other objects as well.
 pub async fn delete(mut options: Options) -> Result<()> {
     options.create_if_missing = false;
     PostgresStore::open(options).await?.delete().await

@@ -1,11 +1,11 @@
-//! Rules that a test may break, to see that somebody notices. Without the feature `mutants` none is.
+//! Rules that a test may break, to check that the breakage is noticed. Without the feature `mutants`, all are kept.
 
 /// A rule that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// Followers are woken before the commit, and never look without being woken.
+    /// Followers are woken before the commit, and never read the head without being woken.
     NotifiesBeforeCommit,
-    /// What a standby shows is taken as if it were the primary.
+    /// The state of a standby is used like that of the primary.
     TrustsStandby,
     /// An append is acknowledged although its commit was not answered.
     AcknowledgesUnknown,
@@ -13,7 +13,7 @@ pub enum Mutant {
     LocksNothing,
 }
 
-/// At most one of them.
+/// At most one mutant.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mutants {
     #[cfg(feature = "mutants")]

@@ -10,52 +10,51 @@ use tokio_postgres::{Config, config};
 
 /// Options of a store on PostgreSQL.
 ///
-/// In a URL, each option has its field's name: `postgres://app@host1,host2/db?schema=orders&reads=standby`. The values are
-/// percent-decoded. Besides them, a URL may have the parameters of PostgreSQL's own URLs that say where and as whom to connect:
-/// `host`, `port`, `user`, `password`, `dbname`, `application_name`, `options`, `keepalives` and its like, `tcp_user_timeout`,
-/// `channel_binding`, `load_balance_hosts`, and those that are named at the fields here.
+/// In a URL, each option has its field's name: `postgres://app@host1,host2/db?schema=orders&reads=standby`. The values
+/// are percent-decoded. In addition, a URL may have the connection parameters of PostgreSQL's own URLs: `host`, `port`,
+/// `user`, `password`, `dbname`, `application_name`, `options`, `keepalives` and the related ones, `tcp_user_timeout`,
+/// `channel_binding`, `load_balance_hosts`, and those named at the fields here.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// Where the database is and who connects: `postgres://user@host:5432/db`, with several hosts separated by commas. Of several,
-    /// the first that takes writes is used.
+    /// The address of the database and the user: `postgres://user@host:5432/db`, with several hosts separated by
+    /// commas. Of several hosts, the first that accepts writes is used.
     pub url: String,
-    /// The password, if the URL has none. Default: that of the environment variable `PGPASSWORD`, if it is set.
+    /// The password, if the URL has none. Default: the environment variable `PGPASSWORD`, if it is set.
     pub password: Option<String>,
     /// A file with the password in its first line. It is read when the store is opened. Default: none.
     pub password_file: Option<PathBuf>,
-    /// The schema that holds the store, which is its name: ASCII letters, digits and `_`, at most 52. Default: `eventstore`.
+    /// The schema of the store, which is its name: ASCII letters, digits and `_`, at most 52. Default: `eventstore`.
     pub schema: String,
     /// The durability of appends that do not set one. Default: [`Durability::Sync`].
     pub durability: Durability,
     /// Whether the schema and its tables are created if they are missing. Default: true.
     pub create_if_missing: bool,
-    /// Whether appends and collections are refused. Default: false.
+    /// Whether appends and garbage collections are refused. Default: false.
     pub read_only: bool,
     /// Where reads go. `target_session_attrs=prefer-standby` in a URL is `reads=standby`. Default: [`Reads::Primary`].
     pub reads: Reads,
-    /// What `synchronous_commit` is for appends with [`Durability::Sync`]. Default: what the server has for this user and
-    /// database, which is refused if it promises less than [`On`](SynchronousCommit::On).
+    /// The value of `synchronous_commit` for appends with [`Durability::Sync`]. Default: the server's setting for this
+    /// user and database, which is rejected if it is weaker than [`On`](SynchronousCommit::On).
     pub synchronous_commit: Option<SynchronousCommit>,
-    /// At most this many connections for reads. There is one more for appends, and one that listens. Default: 8, at least 1.
+    /// The most connections for reads. There is one more for appends, and one that listens. Default: 8, at least 1.
     pub max_connections: usize,
-    /// How long it may take to connect, for each host. Default: 5 s.
+    /// The time limit for connecting, for each host. Default: 5 s.
     pub connect_timeout: Duration,
-    /// How long a call is repeated while the server cannot be reached, unless its context ends before. Then it is `Unavailable`.
-    /// Waiting for events is repeated until its context ends. Default: 30 s.
+    /// How long a call is retried while the server cannot be reached, unless its context ends before. Then it is
+    /// `Unavailable`. Waiting for events is retried until its context ends. Default: 30 s.
     pub retry_for: Duration,
-    /// How often the head is asked for while somebody waits for events and nothing can be listened to. Default: 100 ms, at least
-    /// 1 ms.
+    /// How often the head is polled while somebody waits for events and listening is not possible. Default: 100 ms, at
+    /// least 1 ms.
     pub poll_interval: Duration,
-    /// Whether the connection is encrypted and the server's certificate verified; it is never encrypted without that. `sslmode` in a
-    /// URL: `disable` is false; `require`, `verify-ca` and `verify-full` are true. Default: false if all hosts are this machine or
-    /// sockets, otherwise true.
+    /// Whether the connection is encrypted and the server's certificate verified; there is no encryption without
+    /// verification. `sslmode` in a URL: `disable` is false; `require`, `verify-ca` and `verify-full` are true.
+    /// Default: false if all hosts are this machine or sockets, otherwise true.
     pub tls: Option<bool>,
-    /// A file with certificates in PEM form: those that may have signed the server's. `sslrootcert` in a URL. Default: none, for
-    /// the system's.
+    /// A PEM file with the certificates of trusted authorities. `sslrootcert` in a URL. Default: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// Whether statements are prepared by name, once for each connection. Behind a connection pooler, which may hand the connection
-    /// to somebody else between transactions, they never are. Default: true.
+    /// Whether named statements are prepared once for each connection. They never are behind a connection pooler, which
+    /// may give the connection to somebody else between transactions. Default: true.
     pub prepare: bool,
     #[doc(hidden)]
     pub mutants: crate::mutants::Mutants,
@@ -65,11 +64,11 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reads {
-    /// To the server that takes appends.
+    /// The server that accepts appends.
     #[default]
     Primary,
-    /// To a hot standby, if one of the hosts is one and has all that this store has appended or read before; otherwise to the
-    /// primary. What another process has appended may be missing for as long as the standby is behind.
+    /// A hot standby, if one of the hosts is one and has everything that this store has appended or read before;
+    /// otherwise the primary. Appends of other processes may be missing for as long as the standby lags behind.
     Standby,
 }
 
@@ -98,9 +97,9 @@ impl fmt::Display for Reads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SynchronousCommit {
-    /// That the events are on the server's disk, and on that of its synchronous standby if it has one.
+    /// The events are on the server's disk, and on that of its synchronous standby if it has one.
     On,
-    /// That the synchronous standby shows them to readers as well.
+    /// In addition, the synchronous standby shows them to readers.
     RemoteApply,
 }
 
@@ -125,7 +124,7 @@ impl fmt::Display for SynchronousCommit {
     }
 }
 
-/// The parameters of a URL that the client library reads.
+/// The parameters of a URL that the client library handles.
 const CONNECTION: [&str; 15] = [
     "host",
     "hostaddr",
@@ -145,7 +144,7 @@ const CONNECTION: [&str; 15] = [
 ];
 
 impl Options {
-    /// The default options for the database at this URL, which may have parameters that say how to connect.
+    /// The default options for the database at this URL, which may have connection parameters.
     pub fn new(url: impl Into<String>) -> Self {
         Options {
             url: url.into(),
@@ -172,7 +171,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](Error::InvalidOption) for a URL that is none, and for an option that is unknown or cannot be read.
+    /// [`InvalidOption`](Error::InvalidOption) for an invalid URL, and for an option that is unknown or cannot be
+    /// parsed.
     pub fn from_url(url: &str) -> Result<Self> {
         Self::from_url_and(url, std::env::var("PGPASSWORD").ok())
     }
@@ -216,7 +216,7 @@ impl Options {
             ("poll_interval", &mut options.poll_interval),
         ] {
             if let Some(text) = given.text(name)? {
-                // Elsewhere a time without a unit is in seconds.
+                // In the client library, a time without a unit is in seconds.
                 let is_number = text.bytes().all(|digit| digit.is_ascii_digit());
                 let text = if is_number { format!("{text}s") } else { text };
                 *duration = parse_duration(&text).map_err(|reason| invalid(name, &reason))?;
@@ -245,20 +245,20 @@ impl Options {
         Ok(options)
     }
 
-    /// Checks what can be checked without the server.
+    /// Checks everything that can be checked without the server.
     pub(crate) fn config(&self) -> Result<Config> {
         let mut config = Config::from_str(&self.url).map_err(|error| {
-            // Nothing that may have a password goes into an error.
+            // Errors must not contain anything that may have a password.
             let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             invalid(
                 "store",
-                &format!("it is no URL of PostgreSQL ({reason}); write postgres://user@host:5432/database"),
+                &format!("it is not a PostgreSQL URL ({reason}); write postgres://user@host:5432/database"),
             )
         })?;
         if config.get_hosts().is_empty() {
             return Err(invalid("store", "it has no host; write postgres://user@host:5432/database"));
         }
-        // Such a host is the rest of a password, and is not to be shown.
+        // Such a host is the rest of a password and must not be shown.
         if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
             return Err(invalid("store", "it has more than one @; write one that belongs to the password as %40"));
         }
@@ -271,10 +271,10 @@ impl Options {
             return Err(invalid("schema", "names that begin with pg_ are the server's own"));
         }
         if self.max_connections == 0 {
-            return Err(invalid("max_connections", "it is 0, and nothing is read without one"));
+            return Err(invalid("max_connections", "it is 0, but reads need at least one"));
         }
         if self.connect_timeout.is_zero() {
-            return Err(invalid("connect_timeout", "it is zero, in which nothing connects"));
+            return Err(invalid("connect_timeout", "it is zero, so nothing can connect"));
         }
         if self.poll_interval < Duration::from_millis(1) {
             return Err(invalid("poll_interval", "it is less than 1ms, which would keep the server busy"));
@@ -292,7 +292,7 @@ impl Options {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(Duration::from_secs(30));
         }
-        // The default of two hours is for how long an answer would be waited for from a machine that is gone.
+        // With the default of two hours, an answer from a machine that is gone would be awaited for that long.
         let has = |name: &str| {
             let parameters = self.url.split_once('?').map_or("", |(_, parameters)| parameters);
             parameters.split('&').any(|pair| pair.split('=').next() == Some(name))
@@ -326,7 +326,7 @@ impl Options {
         self.tls.unwrap_or_else(|| !config.get_hosts().iter().all(is_here))
     }
 
-    /// Where the store is, without what is secret.
+    /// The store's address, without secrets.
     pub(crate) fn shown(&self, config: &Config) -> String {
         let ports = config.get_ports();
         let host = |(nth, host): (usize, &Host)| {
@@ -345,7 +345,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A URL that is refused may have a password.
+        // A rejected URL may have a password.
         let store = self.config().map_or_else(|_| "(not valid)".to_owned(), |config| self.shown(&config));
         f.debug_struct("Options")
             .field("store", &store)

@@ -1,4 +1,4 @@
-//! What is asked of a connection before it is used.
+//! Checks a connection before it is used.
 
 use std::io;
 use std::pin::Pin;
@@ -10,11 +10,11 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::PgError;
 
-/// Whether the other end is the server itself. A connection pooler hands out keys of its own for the cancelling of statements, and so
-/// another number than that of the server's process.
+/// Whether the other end is the server itself. A connection pooler hands out its own cancel keys, whose process number
+/// differs from that of the server's process.
 ///
-/// It matters for statements that are prepared by name. Their names count from 0 in each process. Behind a pooler that changes
-/// servers between transactions, a name may be that of another process's statement, which writes to another store.
+/// This matters for named prepared statements. Their names count from 0 in each process. Behind a pooler that switches
+/// servers between transactions, a name may refer to a statement of another process, which writes to another store.
 pub(crate) async fn is_direct(client: &Client) -> Result<bool, PgError> {
     let told = match client.simple_query("SELECT pg_backend_pid()").await {
         Err(error) if error.as_db_error().is_some() && !client.is_closed() => return Ok(false), // it has no such function
@@ -25,17 +25,17 @@ pub(crate) async fn is_direct(client: &Client) -> Result<bool, PgError> {
         _ => None,
     });
     let mut written = Vec::new();
-    let _ = client.cancel_token().cancel_query_raw(Paper(&mut written), Plain).await; // it is sent to nobody
-    // At the end: length, code, process, secret.
+    let _ = client.cancel_token().cancel_query_raw(Paper(&mut written), Plain).await; // the request goes nowhere
+    // The message ends with: length, code, process, secret.
     let key = written.len().checked_sub(8).and_then(|at| written.get(at..at + 4));
     let is_direct = process.is_some_and(|process| key == Some(process.to_be_bytes().as_slice()));
     if !is_direct {
-        tracing::debug!("there is a connection pooler before the server, so no statement is prepared by name");
+        tracing::debug!("there is a connection pooler in front of the server, so statements are not prepared by name");
     }
     Ok(is_direct)
 }
 
-/// Takes down what is written, and agrees to TLS.
+/// Records what is written, and agrees to TLS.
 struct Paper<'a>(&'a mut Vec<u8>);
 
 impl AsyncRead for Paper<'_> {
@@ -66,7 +66,7 @@ impl TlsStream for Paper<'_> {
     }
 }
 
-/// No TLS where the library expects some.
+/// A TLS connector without TLS.
 struct Plain;
 
 impl<'a> TlsConnect<Paper<'a>> for Plain {

@@ -7,10 +7,10 @@ use std::time::Instant;
 use eventstore_api::{Batch, Context, Durability, Error, Result, Stored};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-/// At most this many units wait.
+/// The most units that wait.
 const ROOM: usize = 1024;
 
-/// What one unit is good for: an append takes at least one, so the room is for 1,024 of them, or for 64 MiB.
+/// The bytes of one unit. An append takes at least one, so there is room for 1,024 appends or 64 MiB.
 const UNIT: usize = 64 << 10;
 
 /// One append, from the queue to its answer.
@@ -26,7 +26,7 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn answer(self, outcome: Result<Vec<Stored>>) {
-        let _ = self.reply.send(outcome); // or nobody waits
+        let _ = self.reply.send(outcome); // fails if nobody waits
     }
 }
 
@@ -34,15 +34,15 @@ const QUEUED: u8 = 0;
 const STAGED: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-/// Decides the race between the writer, which is about to send an append, and its caller, who wants to leave: whoever comes first
-/// has it. So a caller who has withdrawn knows that nothing was or will be written (rule C2).
+/// Decides the race between the writer, which is about to send an append, and its caller, which wants to leave: the
+/// first one wins. So a caller who has withdrawn knows that nothing was or will be written (rule C2).
 #[derive(Debug, Default)]
 pub(crate) struct Ticket(AtomicU8);
 
 impl Ticket {
-    /// The writer takes the append, now or in an attempt before. False if the caller has withdrawn it.
+    /// The writer takes the append, now or in an earlier attempt. False if the caller has withdrawn it.
     pub(crate) fn stage(&self) -> bool {
-        // Nothing else is published through the ticket, so the order of other memory does not matter.
+        // Nothing else is published through the ticket, so relaxed ordering is enough.
         !matches!(self.0.compare_exchange(QUEUED, STAGED, Ordering::Relaxed, Ordering::Relaxed), Err(WITHDRAWN))
     }
 
@@ -67,8 +67,8 @@ impl Drop for WithdrawOnDrop {
 
 /// The callers' side of the queue.
 ///
-/// The channel itself has no bound: if it had, a future that was given a place and is not polled again could keep the writer from
-/// being woken.
+/// The channel itself is unbounded. With a bounded channel, a future that was given a slot and is not polled again
+/// could keep the writer from being woken.
 #[derive(Debug)]
 pub(crate) struct Queue {
     requests: mpsc::UnboundedSender<Request>,
@@ -82,7 +82,7 @@ impl Queue {
         (Queue { requests, room: Arc::new(Semaphore::new(ROOM)), durability }, receiver)
     }
 
-    /// Hands the batch to the writer and waits for the answer.
+    /// Passes the batch to the writer and waits for the answer.
     pub(crate) async fn append(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         let since = Instant::now();
         let bytes = batch.len_bytes();
@@ -108,12 +108,12 @@ impl Queue {
         }
     }
 
-    /// Refuses everyone who waits for room, or will.
+    /// Refuses everyone who waits for room now or later.
     pub(crate) fn close(&self) {
         self.room.close();
     }
 
-    /// How many units of room are taken, and how many bytes they are good for.
+    /// The number of units in use, and the bytes that they stand for.
     pub(crate) fn taken(&self) -> (u64, u64) {
         let taken = ROOM.saturating_sub(self.room.available_permits()) as u64;
         (taken, taken * UNIT as u64)

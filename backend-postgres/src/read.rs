@@ -1,4 +1,4 @@
-//! Reading: a statement on a connection of the pool, repeated while the server is away.
+//! Reads: statements on connections of the pool, retried while the server is away.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,14 +20,14 @@ use crate::error::{ConnectError, Failed, PgError, Retries};
 use crate::sql::{self, Query, Shape};
 use crate::store::Shared;
 
-/// The largest page: more are of no use.
+/// The largest useful page.
 const LARGEST: PageSize = PageSize::new(65_536, 64 << 20);
 
 impl Shared {
-    /// Does some work on a connection of the pool, again and again while the server cannot be reached. When the context ends, or
-    /// the future is dropped, what runs on the server is cancelled.
+    /// Runs work on a connection of the pool, and retries it while the server cannot be reached. When the context ends,
+    /// or the future is dropped, the running statement is cancelled on the server.
     ///
-    /// The work is a task of its own: a future that is not polled any more would keep its connection from everybody else.
+    /// The work is a separate task: otherwise, a future that is no longer polled would occupy its connection.
     pub(crate) async fn read<W: Work>(
         &self,
         ctx: &Context,
@@ -45,7 +45,7 @@ impl Shared {
                 Ok(Ok(Err(PoolError::Backend(error)))) => Failed::of(error, &self.url, operation),
                 Ok(Ok(Err(PoolError::Closed))) => return Err(Error::Closed),
                 Ok(Ok(Err(error))) => return Err(Error::engine(operation, error.to_string())),
-                Ok(Err(error)) if error.is_cancelled() => return Err(Error::Closed), // with the runtime of the store
+                Ok(Err(error)) if error.is_cancelled() => return Err(Error::Closed), // together with the runtime of the store
                 Ok(Err(error)) => return Err(Error::engine(operation, error)),
             };
             let (pause, reason) = retries.after(failed, &self.url)?;
@@ -57,7 +57,7 @@ impl Shared {
         }
     }
 
-    /// What the caller is told when its context ends: what was in the way, if that is why there is no answer.
+    /// The error when the context ends: the last failure, if that is why there is no answer.
     fn ended(&self, ended: Error, last: Option<String>) -> Error {
         match (ended, last) {
             (Error::DeadlineExceeded, Some(reason)) => {
@@ -86,7 +86,7 @@ async fn attempt<W: Work>(sessions: Sessions, work: Arc<W>) -> Result<W::Output,
     Ok(done.map_err(ConnectError::from)?)
 }
 
-/// What is done on a connection, and may be done again.
+/// Repeatable work on a connection.
 pub(crate) trait Work: Send + Sync + 'static {
     type Output: Send + 'static;
 
@@ -110,7 +110,7 @@ impl Work for Rows {
     }
 }
 
-/// A column of a row that must be there.
+/// A required column of a row.
 pub(crate) fn column<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: usize) -> Result<T> {
     row.try_get(column).map_err(|error| damaged(None, &format!("a row cannot be read ({error})")))
 }
@@ -160,12 +160,12 @@ fn event(row: &Row, first: usize, bytes: Bytes, lens: [usize; 5]) -> Result<Reco
     Ok(RecordedEvent::new(version, revision, recorded_at, event))
 }
 
-/// A version as the server has it.
+/// A version as the server stores it.
 pub(crate) fn bigint(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The first microsecond that is not before this time, of those that events are recorded at or the one behind.
+/// The first whole microsecond at or after this time, clamped to the recordable times or just after them.
 fn microsecond(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().min(RECORDED_AT_END);
     SystemTime::UNIX_EPOCH + Duration::from_micros(since.as_nanos().div_ceil(1000) as u64)
@@ -207,7 +207,7 @@ impl Shared {
             filter(" AND v.type = ANY({})", Type::BYTEA_ARRAY, Box::new(wanted));
         }
         if let Some(prefix) = options.aggregate_prefix.as_ref().filter(|prefix| !prefix.is_empty()) {
-            // Not a range, for which the server might take the index of aggregates, and sort what it finds there.
+            // Not as a range: the server might then use the index of aggregates and sort the result.
             let condition = " AND substr(v.aggregate_id, 1, octet_length({})) = {}";
             filter(condition, Type::BYTEA, Box::new(prefix.clone().into_bytes()));
         }
@@ -227,7 +227,7 @@ impl Shared {
         };
         let mut rows = self.read(ctx, sessions, "load events", Rows { query, parameters }).await?;
         let head = Version::new(number(rows.first().ok_or_else(no_head)?, 0)?);
-        // One row without an event stands for none.
+        // A single row without an event means that there are none.
         rows.retain(|row| matches!(row.try_get::<_, Option<i64>>(1), Ok(Some(_)) | Err(_)));
         let mut loaded = self::events(&rows, 1)?;
         match is_backward {
@@ -254,8 +254,8 @@ impl Shared {
     pub(crate) async fn list(&self, ctx: &Context, options: &AggregateOptions, most: usize) -> Result<AggregatePage> {
         let most = most.clamp(1, AggregatePage::MOST);
         let s = &self.queries.schema;
-        // From one aggregate to the next, by the index. Behind every id with the prefix is the prefix with a byte that no UTF-8
-        // has.
+        // Steps from one aggregate to the next by the index. The prefix followed by a byte that never occurs in UTF-8
+        // is greater than every id with the prefix.
         let text = format!(
             "SELECT h.version, l.* FROM {s}.head h LEFT JOIN LATERAL (\
                WITH RECURSIVE a(aggregate_id) AS (\
@@ -297,7 +297,7 @@ impl Shared {
         found.ok_or_else(|| Error::EventNotFound { id: id.to_owned() })
     }
 
-    /// The newest version, and the one up to which all is on the disk.
+    /// The newest version, and the version up to which everything is on disk.
     pub(crate) async fn head(&self, ctx: &Context) -> Result<(Version, Version)> {
         let rows = self.rows(ctx, "read the head", &self.queries.head, Vec::new()).await?;
         let row = rows.first().ok_or_else(no_head)?;

@@ -1,4 +1,4 @@
-//! The tables: created when they are missing, and changed when they are of an older version.
+//! The tables: created if they are missing, and migrated from older versions.
 
 use std::str::FromStr as _;
 
@@ -11,15 +11,15 @@ use crate::connect::Session;
 use crate::error::{Failed, PgError};
 use crate::options::invalid;
 
-/// The version of the tables. Each step leads from one to the next.
+/// The version of the tables. Each step leads to the next version.
 const FORMAT: i32 = STEPS.len() as i32;
 const STEPS: [&str; 1] = [include_str!("schema.sql")];
 
-/// The SQL statements that create the store of the options' schema, for those who may not create it themselves.
+/// The SQL statements that create the store of the options' schema, for users who may not create it themselves.
 ///
 /// # Errors
 ///
-/// `InvalidOption` for a schema that cannot be one.
+/// `InvalidOption` for an invalid schema name.
 pub fn statements(options: &Options) -> Result<String> {
     options.config()?;
     let id = uuid::Uuid::new_v4().simple().to_string();
@@ -33,7 +33,7 @@ fn steps(schema: &str, from: usize, store_id: &str) -> String {
     STEPS[from..].iter().map(|step| step.replace("{schema}", &schema).replace("{store_id}", store_id)).collect()
 }
 
-/// What is in the schema.
+/// The content of the schema.
 enum Found {
     Nothing,
     Store { format: i32, id: String },
@@ -56,12 +56,14 @@ async fn look(session: &Session, schema: &str) -> std::result::Result<Found, PgE
     Ok(Found::Store { format: 0, id: String::new() })
 }
 
-/// Sees to it that the store is there, and returns its id.
+/// Ensures that the store exists, and returns its id.
 pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> std::result::Result<String, Failed> {
     let failed = |error: PgError| match error.code() {
-        // Tables with these names and other columns, or something else with such a name.
+        // Tables with these names but other columns, or other objects with these names.
         Some(&SqlState::UNDEFINED_COLUMN | &SqlState::DUPLICATE_TABLE | &SqlState::WRONG_OBJECT_TYPE) => {
-            let what = format!("{url} holds a table events or head that is no store's; choose another schema");
+            let what = format!(
+                "{url} has a table named events or head that does not belong to a store; choose another schema"
+            );
             Failed::Final(invalid("schema", &what))
         }
         _ => Failed::of(error, url, "open the store"),
@@ -87,28 +89,28 @@ pub(crate) async fn prepare(session: &Session, options: &Options, url: &str) -> 
     if !options.create_if_missing || options.read_only {
         let reason = match is_missing {
             true => "there is no store",
-            false => "its tables are of an older version; open it for writing once, which brings them up to date",
+            false => "its tables have an older version; open it for writing once to update them",
         };
         return Err(Failed::Final(Error::Open { path: url.to_owned(), reason: reason.to_owned(), source: None }));
     }
     create(session, &options.schema).await.map_err(failed)?;
     match of_store(look(session, &options.schema).await.map_err(failed)?)? {
         Some(id) => Ok(id),
-        None => Err(Failed::Final(invalid("schema", &format!("{url} holds tables that are no store's")))),
+        None => Err(Failed::Final(invalid("schema", &format!("{url} has tables that do not belong to a store")))),
     }
 }
 
-/// Only one at a time creates or changes tables.
+/// Creates or migrates the tables; only one process at a time does so.
 async fn create(session: &Session, schema: &str) -> std::result::Result<(), PgError> {
-    // An advisory lock for all stores of the database: this is rare.
+    // One advisory lock for all stores of the database: this is rare.
     const LOCK: i64 = 0x65_76_65_6e_74_73; // "events"
     session.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({LOCK})")).await?;
     let worked = async {
-        // Whoever may use a schema may not always make one.
+        // A user who may use a schema may not be allowed to create one.
         if !is_true(session, &format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")).await? {
             session.batch_execute(&format!("CREATE SCHEMA \"{schema}\"")).await?;
         }
-        // Not by trying: an error would end the transaction.
+        // Checked first, because an error would abort the transaction.
         let from = match is_true(session, &format!("SELECT to_regclass('\"{schema}\".head') IS NOT NULL")).await? {
             false => 0,
             true => match look(session, schema).await? {
@@ -121,7 +123,7 @@ async fn create(session: &Session, schema: &str) -> std::result::Result<(), PgEr
     };
     let worked = worked.await;
     if worked.is_err() {
-        let _ = session.batch_execute("ROLLBACK").await; // or the connection is lost, which is the same
+        let _ = session.batch_execute("ROLLBACK").await; // if it fails, the connection is lost, which has the same effect
     }
     worked
 }

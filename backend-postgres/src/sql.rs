@@ -1,4 +1,4 @@
-//! The statements, with the names of one schema in them.
+//! The SQL statements for one schema.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use tokio_postgres::types::Type;
 #[derive(Debug)]
 pub(crate) struct Query {
     pub(crate) text: String,
-    /// Of its parameters.
+    /// The types of its parameters.
     pub(crate) types: Vec<Type>,
-    /// Where it stands among those that are prepared once for each connection; `None` for those that are rare.
+    /// Its index among the statements that are prepared once for each connection; `None` for rare ones.
     pub(crate) place: Option<usize>,
 }
 
@@ -20,17 +20,17 @@ impl Query {
     }
 }
 
-/// How many statements are prepared.
+/// The number of prepared statements.
 pub(crate) const PREPARED: usize = 13;
 
-/// The statements that are run often.
+/// The statements that run often.
 #[derive(Debug)]
 pub(crate) struct Queries {
     /// The store's name.
     pub(crate) schema: String,
     /// → version, synced.
     pub(crate) head: Arc<Query>,
-    /// → version, synced, aggregates, largest, digest; nobody else gets them so until the transaction ends.
+    /// → version, synced, aggregates, largest, digest. Locks the row until the transaction ends.
     pub(crate) lock_head: Arc<Query>,
     /// The same without the lock, for a mutant.
     pub(crate) unlocked_head: Arc<Query>,
@@ -54,29 +54,30 @@ pub(crate) struct Queries {
     pub(crate) digest: Arc<Query>,
 }
 
-/// What an event is read from, in this order.
+/// The columns of an event, in this order.
 pub(crate) const EVENT: &str = "version, revision, recorded_at, id, type, aggregate_id, metadata, data";
 
-/// The same of the row `e`.
+/// The same for the row `e`.
 fn columns_of_e() -> String {
     EVENT.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Which events of a page are wanted. Each is a condition on `v`, with its parameters behind the four of every page.
+/// Which events of a page are wanted. Each is a condition on `v`, with its parameters after the four of every page.
 pub(crate) struct Shape<'a> {
     pub(crate) is_backward: bool,
     pub(crate) is_of_aggregate: bool,
     pub(crate) filters: &'a str,
 }
 
-/// A page: of what matches, at most so many events. If none of the store's events is so large that these could be far more than
-/// the bytes that are asked for, they come as they are; otherwise up to the one that reaches the bytes. There is one row without an
-/// event if none matches. The head and the events are of one snapshot.
+/// A page: at most a number of matching events. If no event of the store is so large that these could exceed the
+/// requested bytes by far, all are returned; otherwise those up to the one that reaches the bytes. There is one row
+/// without an event if none matches. The head and the events are from one snapshot.
 pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
     let Shape { is_backward, is_of_aggregate, filters } = shape;
-    // Of an aggregate, the order of the revisions is that of the versions, and there is an index of them. Where the page begins is
-    // looked up once: at the event that the page before ended with, or else from the newest event down. That event is looked up by its
-    // version alone: with its aggregate as well, the server may go through all of the aggregate's in the index that includes versions.
+    // For an aggregate, the order of revisions is that of versions, and there is an index of revisions. The start of
+    // the page is looked up once: at the last event of the previous page, or else from the newest event down. That
+    // event is looked up by its version alone: with the aggregate as well, the server may scan all events of the
+    // aggregate in the index that includes versions.
     let (order, aggregate) = match is_of_aggregate {
         false => ("version", String::new()),
         true => (
@@ -115,14 +116,14 @@ pub(crate) fn page(schema: &str, shape: &Shape<'_>) -> String {
     )
 }
 
-/// How many times the bytes that are asked for may come, and be thrown away, before the server counts them: that takes it many
-/// times as long as reading the events.
+/// How many times the requested bytes may be sent and discarded, before the server has to count them: counting takes it
+/// many times as long as reading the events.
 const SPARE: u64 = 4;
 
 /// The types of the parameters of every page.
 pub(crate) const PAGE: [Type; 4] = [Type::INT8, Type::INT8, Type::INT8, Type::INT8];
 
-/// The types of the two more of a page of an aggregate.
+/// The types of the two additional parameters of a page of an aggregate.
 pub(crate) const OF_AGGREGATE: [Type; 2] = [Type::BYTEA, Type::INT8];
 
 impl Queries {
@@ -130,7 +131,7 @@ impl Queries {
         let mut places = 0..PREPARED;
         let mut often =
             |text: String, types: &[Type]| Arc::new(Query { text, types: types.to_vec(), place: places.next() });
-        // As part of a statement a name is quoted, whatever it is.
+        // In a statement, a name is always quoted.
         let s = format!("\"{schema}\"");
         let columns = columns_of_e();
         let shape = |is_backward, is_of_aggregate| page(&s, &Shape { is_backward, is_of_aggregate, filters: "" });
@@ -145,8 +146,8 @@ impl Queries {
                 format!("SELECT version, synced, aggregates, largest, digest FROM {s}.head"),
                 Vec::new(),
             ),
-            // Each id by the index, however small the table was when the statement was planned: LIMIT keeps it from being joined
-            // in another way.
+            // Looks up each id by the index, however small the table was when the statement was planned: LIMIT prevents
+            // another kind of join.
             find: often(
                 format!(
                     "SELECT {columns} FROM unnest($1) AS wanted(id) CROSS JOIN LATERAL \

@@ -30,12 +30,12 @@ use crate::{NAME, Options, Reads, read, schema};
 
 /// A store on PostgreSQL.
 ///
-/// It keeps the contract of [`EventStore`], but for what is about files: any number of processes may have it open (L2), and there is
-/// no backup (M1, M2).
+/// It keeps the contract of [`EventStore`], except the rules about files: any number of processes may have it open
+/// (L2), and there is no backup (M1, M2).
 ///
 /// # Clone
 ///
-/// Cheap; clones are the same store. Dropping the last one closes it in the background.
+/// Cheap; clones are handles to the same store. Dropping the last one closes it in the background.
 #[derive(Clone)]
 pub struct PostgresStore {
     inner: Arc<Inner>,
@@ -70,9 +70,9 @@ impl fmt::Debug for PostgresStore {
     }
 }
 
-/// What the handles and the tasks of a store share.
+/// The state shared by the handles and tasks of a store.
 pub(crate) struct Shared {
-    /// Where the store is, without what is secret.
+    /// The store's address, without secrets.
     pub(crate) url: String,
     pub(crate) queries: Queries,
     pub(crate) connector: Connector,
@@ -80,16 +80,16 @@ pub(crate) struct Shared {
     standby: Option<Standby>,
     pub(crate) retry_for: Duration,
     pub(crate) poll_interval: Duration,
-    /// What commits that are synced say.
+    /// The setting of synced commits.
     pub(crate) synchronous_commit: String,
-    /// What is notified when there are new events.
+    /// The channel for notifications of new events.
     pub(crate) channel: String,
-    /// The newest version that this process knows of.
+    /// The newest version known to this process.
     pub(crate) seen: watch::Sender<Version>,
-    /// The version up to which a commit of this process was confirmed as synced, over the connection that it has now. What `head`
-    /// says is what commits meant to do: one whose wait for the standby was ended is there as well.
+    /// The version up to which a commit of this process was confirmed as synced on the current connection. `head` has
+    /// what commits intended: it includes one whose wait for the standby was interrupted.
     pub(crate) confirmed: AtomicU64,
-    /// Whether the task that follows was started.
+    /// Set when the following task was started.
     pub(crate) following: OnceLock<()>,
     /// Closing has begun.
     pub(crate) closing: CancellationToken,
@@ -102,15 +102,15 @@ pub(crate) struct Shared {
     pub(crate) mutants: Mutants,
 }
 
-/// Servers that only read.
+/// Read-only servers.
 struct Standby {
     sessions: Sessions,
-    /// None could be used; it is not tried again before this.
+    /// None could be used; they are not tried again before this time.
     away_until: Mutex<Option<Instant>>,
 }
 
 impl Shared {
-    /// This process has been told of this version.
+    /// Notes that this process has seen this version.
     pub(crate) fn has_seen(&self, version: Version) {
         self.seen.send_if_modified(|seen| {
             let is_newer = version > *seen;
@@ -131,7 +131,7 @@ impl PostgresStore {
         let (files, handle) = (options.clone(), Handle::current());
         let connector = tokio::task::spawn_blocking(move || Connector::new(&files, handle)).await;
         let connector = connector.map_err(|error| Error::engine("open the store", error))??;
-        // Several hosts are one server that takes writes, and its standbys.
+        // Several hosts are one server that accepts writes, and its standbys.
         let target = if options.read_only { TargetSessionAttrs::Any } else { TargetSessionAttrs::ReadWrite };
         let primary = connector.to(target);
         let (store_id, synchronous_commit) = prepare(&primary, &options, &url).await?;
@@ -169,12 +169,12 @@ impl PostgresStore {
         Ok(PostgresStore { inner: Arc::new(Inner { shared, queue, is_read_only: options.read_only }) })
     }
 
-    /// Closes it, and deletes its tables and its schema.
+    /// Closes the store, and deletes its tables and its schema.
     pub(crate) async fn delete(self) -> Result<()> {
         self.close().await?;
         let shared = &self.inner.shared;
         let s = &shared.queries.schema;
-        // All or nothing: what else is in the schema keeps it.
+        // All or nothing: the schema is kept if it has other objects.
         let statements = format!("BEGIN; DROP TABLE {s}.events, {s}.head; DROP SCHEMA {s}; COMMIT");
         let deleted = async {
             let session = shared.connector.connect(None).await?;
@@ -189,7 +189,7 @@ impl PostgresStore {
         deleted.await.map_err(failed)
     }
 
-    /// The store, of a context that has not ended, unless it is closed.
+    /// The store, unless the context has ended or the store is closed.
     fn shared(&self, ctx: &Context) -> Result<&Arc<Shared>> {
         ctx.check()?;
         match self.inner.shared.closing.is_cancelled() {
@@ -206,7 +206,7 @@ impl PostgresStore {
     }
 }
 
-/// Sees to it that the store is there. Returns its id, and what commits that are synced say.
+/// Ensures that the store exists. Returns its id, and the setting of synced commits.
 async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<(String, String)> {
     let mut retries = Retries::new(options.connect_timeout.min(options.retry_for));
     loop {
@@ -218,8 +218,8 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
                 true => String::new(),
                 false => {
                     let synchronous_commit = check_durability(&session, options, url).await?;
-                    // What a process that is gone had begun to commit is decided when it gives up the lock. Nobody is to see it
-                    // appear later.
+                    // A commit of a process that is gone may still be undecided until it releases the lock. It must not
+                    // become visible later.
                     let wait = format!("BEGIN; SELECT version FROM \"{}\".head FOR UPDATE; ROLLBACK", options.schema);
                     session.batch_execute(&wait).await.map_err(|error| failed(error.into()))?;
                     synchronous_commit
@@ -236,14 +236,14 @@ async fn prepare(connector: &Connector, options: &Options, url: &str) -> Result<
     }
 }
 
-/// The server keeps what it confirms.
+/// Checks that the server keeps what it confirms. Returns the setting of synced commits.
 async fn check_durability(session: &Session, options: &Options, url: &str) -> Result<String, Failed> {
     let show = async |name: &str| match session.simple_query(&format!("SHOW {name}")).await {
         Ok(rows) => Ok(rows.into_iter().find_map(|row| match row {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         })),
-        // Another server that speaks the protocol has no such setting.
+        // Another server that speaks the protocol may not have this setting.
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(None),
         Err(error) => Err(Failed::of(error, url, "open the store")),
     };
@@ -370,7 +370,8 @@ impl EventStore for PostgresStore {
 }
 
 impl Shared {
-    /// A page of a standby, if one is asked for, is there, and has all that this process knows of.
+    /// A page from a standby, if it is requested, a standby is available, and it has everything that this process knows
+    /// of.
     async fn load_from_standby(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Option<Page>> {
         const AWAY: Duration = Duration::from_secs(5);
         let Some(standby) = &self.standby else { return Ok(None) };
@@ -379,7 +380,7 @@ impl Shared {
             return Ok(None);
         }
         let seen = *self.seen.borrow();
-        // A standby that is not there is no reason to wait: the primary is.
+        // If the standby is not available, do not wait for it: use the primary.
         let once = ctx.clone().with_timeout(AWAY);
         match self.load(&once, &standby.sessions, options, size).await {
             Ok(page) if page.head >= seen || self.mutants.has(Mutant::TrustsStandby) => Ok(Some(page)),
@@ -457,7 +458,7 @@ impl Shared {
         Ok(stats)
     }
 
-    /// What the server tells of itself and of the tables. Other servers that speak the protocol may not tell it.
+    /// Properties of the server and the tables. Other servers that speak the protocol may not provide them.
     async fn facts(&self, ctx: &Context) -> Result<Vec<(&'static str, String)>> {
         const NAMES: [&str; 7] = [
             "server_version",
@@ -498,7 +499,7 @@ impl Work for Vacuum {
     }
 }
 
-/// What can be told; nothing where the server knows no such tables or functions.
+/// The properties that are available; empty if the server lacks the tables or functions.
 struct Facts(String);
 
 impl Work for Facts {

@@ -1,4 +1,4 @@
-//! Verifying: every event is read, hashed again, and looked up by each index.
+//! Verification: reads every event, hashes it again, and looks it up by each index.
 
 use eventstore_api::{Context, Digest, Finding, LoadOptions, PageSize, Result, VerifyReport, Version};
 use futures_util::future::join3;
@@ -12,7 +12,7 @@ use crate::read::{self, Work, bigint, column, number};
 use crate::sql::Query;
 use crate::store::Shared;
 
-/// What is read at once.
+/// The size of one read.
 const PAGE: PageSize = PageSize::new(2_000, 8 << 20);
 
 impl Shared {
@@ -25,7 +25,7 @@ impl Shared {
         let mut report = VerifyReport::default();
         report.events = latest.get();
 
-        // What page after page is found of the events, up to the head of this moment: they do not change any more.
+        // Reads the events page by page, up to the current head. They do not change.
         let mut digest = Digest::EMPTY;
         let (mut seen, mut aggregates, mut largest) = (Version::ZERO, 0, 0);
         while seen < latest && !report.is_cut_short {
@@ -34,12 +34,12 @@ impl Shared {
                 Ok(page) => page,
                 Err(eventstore_api::Error::Corrupt { version, reason }) => {
                     tell(&mut report, version, format!("it cannot be read: {reason}"));
-                    break; // what comes behind it has no digest to go on from
+                    break; // the digest of everything after it is unknown
                 }
                 Err(error) => return Err(error),
             };
             let Some(last) = page.events.last().map(|last| last.version) else {
-                tell(&mut report, Some(seen.next()), "it and all behind it are missing".to_owned());
+                tell(&mut report, Some(seen.next()), "it and all later events are missing".to_owned());
                 break;
             };
             let digests = self.digests(ctx, seen, last).await?;
@@ -55,7 +55,7 @@ impl Shared {
                 digest = digest.chain(event);
                 if digests.get(place) != Some(&Some(digest)) {
                     tell(&mut report, Some(event.version), "its digest is not that of the events up to it".to_owned());
-                    // One that is wrong is told once.
+                    // A wrong digest is reported once.
                     digest = digests.get(place).copied().flatten().unwrap_or(digest);
                 }
                 largest = largest.max(event.event.len_bytes() as u64);
@@ -80,7 +80,7 @@ impl Shared {
             tell(&mut report, None, what);
         }
         if number(head, 3)? > latest.get() {
-            tell(&mut report, None, "the table head says that more is synced than there is".to_owned());
+            tell(&mut report, None, "the table head says that more is synced than exists".to_owned());
         }
         if number(head, 4)? < largest {
             let what = format!(
@@ -95,7 +95,7 @@ impl Shared {
         Ok(report)
     }
 
-    /// The digests of the events behind one version, up to another.
+    /// The stored digests of the events after one version, up to another.
     async fn digests(&self, ctx: &Context, since: Version, until: Version) -> Result<Vec<Option<Digest>>> {
         let text = format!(
             "SELECT digest FROM {}.events WHERE version > $1 AND version <= $2 ORDER BY version",
@@ -109,7 +109,7 @@ impl Shared {
         rows.iter().map(digest).collect()
     }
 
-    /// Events whose revision does not follow from one before, or that are not found by an index.
+    /// Events whose revision does not follow the previous one, or that an index does not find.
     async fn disagreeing(&self, ctx: &Context, first: Version, last: Version) -> Result<Vec<(Version, String)>> {
         let s = &self.queries.schema;
         let checks = [
@@ -147,7 +147,7 @@ impl Shared {
         Ok(found)
     }
 
-    /// What the server itself finds wrong with the indexes, if it has its extension for that and this user may use it.
+    /// Damage to the indexes that the server finds, if it has the extension for that and this user may use it.
     async fn index_damage(&self, ctx: &Context) -> Result<Vec<String>> {
         let s = &self.queries.schema;
         let text = "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
@@ -174,7 +174,8 @@ impl Work for ByIndex {
     async fn run(&self, session: &Session) -> Result<Vec<Row>, PgError> {
         let begin = "BEGIN READ ONLY; SET LOCAL enable_seqscan TO off; SET LOCAL enable_hashjoin TO off; \
                      SET LOCAL enable_mergejoin TO off";
-        // All at once: whoever goes away in the middle leaves no transaction behind for the next user of the connection.
+        // All at once: a caller that leaves in the middle must not leave a transaction to the next user of the
+        // connection.
         let (begun, rows, ended) =
             join3(session.batch_execute(begin), session.query_typed(&self.0, &[]), session.batch_execute("COMMIT"))
                 .await;
@@ -184,7 +185,7 @@ impl Work for ByIndex {
     }
 }
 
-/// What is wrong with an index; nothing if this user may not ask.
+/// The damage of an index; nothing if this user may not check it.
 struct CheckIndex(String);
 
 impl Work for CheckIndex {

@@ -1,18 +1,18 @@
-//! The one task of a process that appends: it takes what waits, and commits it as one transaction.
+//! The one task of a process that appends: it takes the waiting appends and commits them as one transaction.
 //!
 //! ```text
-//!  first round trip    BEGIN; lock the row of head; look the aggregates up
-//!  another             look those up that came while the others waited for the lock, if any did
+//!  first round trip    BEGIN; lock the row of head; look up the aggregates
+//!  another, if needed  look up those of appends that arrived during the wait for the lock
 //!  decide              duplicates, conditions, versions, revisions, digests
 //!  last round trip     insert the events; update head; COMMIT; wake the followers
 //! ```
 //!
-//! Most ids are new, and the index of ids refuses those that are not. So ids are looked up only after that has happened, or if an append
-//! would be refused: one whose events are stored already is not, whatever its condition.
+//! Most ids are new, and the index of ids rejects those that are not. So ids are looked up only after such a rejection,
+//! or if an append would be refused: an append whose events are already stored is not refused, whatever its condition.
 //!
-//! The lock is what puts the events of all processes in one order. Each statement sees what was committed before it began, and the
-//! lock is given up by the commit: so whoever gets it sees all that its predecessors wrote, and nobody's versions become visible
-//! before theirs.
+//! The lock orders the events of all processes. Each statement sees what was committed before it began, and the commit
+//! releases the lock. So whoever gets the lock sees everything that its predecessors wrote, and nobody's versions
+//! become visible before theirs.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -42,7 +42,7 @@ use crate::queue::{Request, unknown};
 use crate::read;
 use crate::store::Shared;
 
-/// A group takes no more appends once it has so many events or bytes.
+/// A group accepts no more appends once it has this many events or bytes.
 const GROUP_EVENTS: usize = 4096;
 const GROUP_BYTES: usize = 4 << 20;
 
@@ -50,14 +50,14 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedReceiver<Request>,
     session: Option<Session>,
-    /// Since when nothing can be written.
+    /// The time since which nothing can be written.
     trouble: Option<Instant>,
-    /// The newest group had ids that were stored before.
+    /// The newest group had ids that were already stored.
     expects_repetitions: bool,
     _ended: Ended,
 }
 
-/// Tells that the writer has ended, however it ends: also if it never began, since its runtime ended before.
+/// Signals that the writer has ended, in whatever way, even if it never began because its runtime shut down before.
 struct Ended(CancellationToken);
 
 impl Drop for Ended {
@@ -72,7 +72,7 @@ impl Writer {
         Writer { shared, requests, session: None, trouble: None, expects_repetitions: false, _ended }
     }
 
-    /// Works until the store is closed and nothing waits.
+    /// Runs until the store is closed and nothing waits.
     pub(crate) async fn run(mut self) {
         let closing = self.shared.closing.clone();
         loop {
@@ -80,7 +80,7 @@ impl Writer {
                 biased;
                 first = self.requests.recv() => first,
                 () = closing.cancelled(), if !self.requests.is_closed() => {
-                    self.requests.close(); // what is in the queue is still received
+                    self.requests.close(); // queued requests are still received
                     continue;
                 }
             };
@@ -91,7 +91,7 @@ impl Writer {
         }
     }
 
-    /// Writes a group, in as many attempts as it takes, and answers each append of it. It may grow meanwhile.
+    /// Writes a group, in as many attempts as necessary, and answers each of its appends. The group may grow meanwhile.
     async fn write(&mut self, mut group: Vec<Request>, may_grow: bool) {
         let mut pauses = pauses();
         loop {
@@ -109,7 +109,7 @@ impl Writer {
                     return group.drain(..).for_each(|request| request.answer(Err(error.clone())));
                 }
                 Err(Failed::Final(error)) => {
-                    // It may be for one of them: each is tried alone.
+                    // One of them may be the cause: each is tried alone.
                     tracing::debug!(%error, "a group of appends failed");
                     for request in group.drain(..) {
                         Box::pin(self.write(vec![request], false)).await;
@@ -138,7 +138,7 @@ impl Writer {
         }
     }
 
-    /// One transaction. What it answered is no more in the group.
+    /// One transaction. Appends that it answers are removed from the group.
     async fn attempt(&mut self, group: &mut Vec<Request>, may_grow: bool) -> Result<(), Failed> {
         let session = match self.session.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
@@ -148,7 +148,7 @@ impl Writer {
         let outcome = loop {
             let looks_ids_up = self.expects_repetitions;
             match transact(&self.shared, &session, group, more.as_deref_mut(), looks_ids_up).await {
-                Ok(Transacted::IdsAreStored) => self.expects_repetitions = true, // and once more
+                Ok(Transacted::IdsAreStored) => self.expects_repetitions = true, // and try again
                 Ok(Transacted::Done { had_repetitions }) => {
                     self.expects_repetitions = had_repetitions;
                     break Ok(());
@@ -164,7 +164,7 @@ impl Writer {
 
     async fn connect(&self) -> Result<Session, Failed> {
         let (shared, queries) = (&self.shared, &self.shared.queries);
-        shared.confirmed.store(0, Ordering::Relaxed); // it may be another server
+        shared.confirmed.store(0, Ordering::Relaxed); // it may be another server now
         let connected = async {
             let session = shared.connector.connect(None).await?;
             for query in [&queries.lock_head, &queries.find, &queries.revisions, &queries.insert, &queries.update_head]
@@ -177,7 +177,7 @@ impl Writer {
     }
 }
 
-/// Takes what waits, until the group is full. Returns how many it took.
+/// Takes waiting appends until the group is full. Returns how many it took.
 fn fill(group: &mut Vec<Request>, requests: &mut mpsc::UnboundedReceiver<Request>) -> usize {
     let before = group.len();
     let mut events: usize = group.iter().map(|request| request.batch.events.len()).sum();
@@ -197,11 +197,11 @@ async fn rows(stream: impl Future<Output = Result<RowStream, PgError>>) -> Resul
     stream.await?.try_collect().await
 }
 
-/// What becomes of an append.
+/// The decision on an append.
 enum Decision {
-    /// It is part of the transaction; these are its places once that is committed.
+    /// It is part of the transaction. These are its positions once that is committed.
     Staged(Vec<Stored>),
-    /// All of it is stored, or is by this transaction; these are the places of the first.
+    /// All of it is stored, or will be by this transaction. These are the positions of the stored events.
     AlreadyStored(Vec<Stored>),
     /// It is refused.
     Refused(Error),
@@ -209,12 +209,12 @@ enum Decision {
     Withdrawn,
 }
 
-/// How a transaction ended that did not fail.
+/// The result of a transaction that did not fail.
 enum Transacted {
     Done {
         had_repetitions: bool,
     },
-    /// Nothing was written: some ids that were not looked up are stored.
+    /// Nothing was written: some ids that were not looked up are already stored.
     IdsAreStored,
 }
 
@@ -233,7 +233,7 @@ async fn transact(
     let Decided { staging, decisions, ids_were_looked_up } = match decided {
         Ok(decided) => decided,
         Err(error) => {
-            let _ = session.batch_execute("ROLLBACK").await; // or the connection is lost, which is the same
+            let _ = session.batch_execute("ROLLBACK").await; // if it fails, the connection is lost, which has the same effect
             return Err(error);
         }
     };
@@ -252,12 +252,12 @@ async fn transact(
         true => commit(shared, session, &events, &digests, &head, synced, is_sync).await,
         false => match session.batch_execute("COMMIT").await {
             Ok(()) => Ok(()),
-            Err(error) => return Err(failed(error)), // it had written nothing
+            Err(error) => return Err(failed(error)), // nothing was written
         },
     };
     let doubt = match outcome {
         Ok(()) => session.take_warning().filter(|_| is_sync).map(|warning| {
-            // Such as that it did not wait for the standby.
+            // For example, that it did not wait for the standby.
             unknown(format!("it was committed, but the server warns: {warning}"), None)
         }),
         Err(Uncommitted::No(_, code)) if code == SqlState::UNIQUE_VIOLATION && !ids_were_looked_up => {
@@ -283,7 +283,7 @@ async fn transact(
         match (decision, &doubt) {
             (Decision::Withdrawn, _) => {}
             (Decision::Staged(_), Some(doubt)) => request.answer(Err(doubt.clone())),
-            // It was decided on what may not be so.
+            // The decision may be based on events that are not stored.
             (_, Some(_)) => again.push(request),
             (Decision::Staged(places) | Decision::AlreadyStored(places), None) => request.answer(Ok(places)),
             (Decision::Refused(error), None) => request.answer(Err(error)),
@@ -305,8 +305,8 @@ async fn transact(
     }
 }
 
-/// Begins the transaction, and looks up what is needed to decide. Callers that were answered together come back one after the
-/// other, and others while the lock was waited for: they join.
+/// Begins the transaction, and looks up what is needed to decide. Callers that were answered together return one after
+/// the other, and others arrive during the wait for the lock: they join the group.
 async fn gather(
     shared: &Shared,
     session: &Session,
@@ -348,7 +348,7 @@ async fn decide<'g>(
     if !any_refused || decided.ids_were_looked_up {
         return Ok(decided);
     }
-    // What is stored already is not refused, whatever the condition.
+    // What is already stored is not refused, whatever the condition.
     let found = find(shared, session, group).await.map_err(|error| Failed::of(error, &shared.url, "append"))?;
     looked_up.found = Some(found);
     decide(&looked_up)
@@ -356,7 +356,7 @@ async fn decide<'g>(
 
 /// The first round trip.
 async fn begin(shared: &Shared, session: &Session, group: &[Request]) -> Result<LookedUp, PgError> {
-    // A lock that nobody uses any more, since its process is gone and the network has not told yet, is given up.
+    // The server releases a lock whose process is gone, even if the network has not reported that yet.
     const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout TO 10000";
     let queries = &shared.queries;
     let lock = if shared.mutants.has(Mutant::LocksNothing) { &queries.unlocked_head } else { &queries.lock_head };
@@ -375,18 +375,18 @@ async fn look_up(shared: &Shared, session: &Session, requests: &[Request]) -> Re
     rows(session.query(&shared.queries.revisions, &[&aggregates])).await
 }
 
-/// The events that are stored with the ids of some requests.
+/// The stored events with the ids of some requests.
 async fn find(shared: &Shared, session: &Session, requests: &[Request]) -> Result<Vec<Row>, PgError> {
     let events = requests.iter().flat_map(|request| &request.batch.events);
     let ids: Vec<&[u8]> = events.map(|event| event.id().as_bytes()).collect();
     rows(session.query(&shared.queries.find, &[&ids])).await
 }
 
-/// Why a transaction is not certainly committed.
+/// Why a transaction may not be committed.
 enum Uncommitted {
-    /// Certainly it is not, and this is what the server said.
+    /// It certainly is not; this is the server's answer.
     No(Failed, SqlState),
-    /// Nobody knows.
+    /// It is unknown.
     Unknown(Error),
 }
 
@@ -433,7 +433,7 @@ async fn commit(
             session.query(&queries.update_head, &[&version, &synced, &aggregate_count, &largest, &digest]).await?;
         rows.try_for_each(|_| async { Ok(()) }).await
     };
-    session.take_warning(); // of what came before
+    session.take_warning(); // discards warnings about earlier statements
     let mut notify = String::from("SELECT set_config('synchronous_commit', 'off', true), pg_notify(");
     let _ = write!(notify, "'{}', '{version}')", shared.channel);
     if shared.mutants.has(Mutant::NotifiesBeforeCommit) {
@@ -450,17 +450,17 @@ async fn commit(
     let (set, inserted, updated, committed) = match first {
         Poll::Ready(done) => done,
         Poll::Pending => {
-            // Behind the commit in the same message, and so in a transaction of its own, which nobody waits for: a commit that
-            // notifies waits for all others of the server that do.
+            // Sent after the commit in the same message, and so in a separate transaction that nobody waits for:
+            // commits that notify wait for each other on the server.
             let _ = session.batch_execute(&notify).now_or_never();
             committing.await
         }
     };
-    // An error of a statement makes a rollback of the commit, which is no error.
+    // After an error of a statement, the commit becomes a rollback, which is not an error.
     let Err(error) = set.and(inserted).and(updated).and(committed) else { return Ok(()) };
     let is_over = error.as_db_error().is_none_or(|error| {
         let is_fatal = matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
-        // "statement completion unknown"
+        // SQLSTATE 40003: statement completion unknown.
         is_fatal || error.code().code() == "40003"
     });
     match is_over {
@@ -484,26 +484,26 @@ pub(crate) struct Head {
     version: Version,
     synced: Version,
     aggregates: u64,
-    /// Bytes of the largest event.
+    /// The size of the largest event in bytes.
     largest: u64,
     digest: Digest,
 }
 
-/// An event of an append, after it was looked up.
+/// The result of looking up an event of an append.
 enum Lookup {
     New,
-    /// It stands in the same append, at this place in it.
+    /// It repeats the event at this position of the same append.
     Repeats(usize),
     Stored(Stored),
 }
 
-/// Appends on their way into a transaction. Each is checked against what is stored and what is staged before it, so a group gives
-/// the same result as its appends one by one.
+/// Appends on their way into a transaction. Each is checked against what is stored and what is staged before it, so a
+/// group gives the same results as its appends one by one.
 struct Staging<'g> {
     head: Head,
     stored: HashMap<String, RecordedEvent>,
     revisions: HashMap<String, u64>,
-    /// Where the events that are staged stand in `events`.
+    /// The positions of the staged events in `events`.
     staged: HashMap<&'g str, usize>,
     events: Vec<RecordedEvent>,
     digests: Vec<Digest>,
@@ -521,7 +521,7 @@ impl<'g> Staging<'g> {
         let digest = head.try_get::<_, &[u8]>(4).ok().and_then(|digest| digest.try_into().ok());
         let numbers = (number(0), number(1), number(2), number(3), digest);
         let (Some(version), Some(synced), Some(aggregates), Some(largest), Some(digest)) = numbers else {
-            return Err(damaged("has a row that is none"));
+            return Err(damaged("has an invalid row"));
         };
         let head = Head {
             version: Version::new(version),
@@ -646,7 +646,7 @@ impl<'g> Staging<'g> {
     }
 }
 
-/// What the server keeps of a time.
+/// A time with the server's precision.
 fn to_the_microsecond(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_micros(since.as_micros() as u64)

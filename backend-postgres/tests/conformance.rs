@@ -15,10 +15,10 @@ use conformance::{Profile, Suite};
 use eventstore_api::{Error, EventStore};
 use postgres_cluster::{Cluster, URL_VARIABLE};
 
-/// The schemas of the stores, by their directories.
+/// The schemas of the stores, by directory.
 static SCHEMAS: Mutex<Option<HashMap<PathBuf, String>>> = Mutex::new(None);
 
-/// A schema for each directory, of which nobody else has one.
+/// A schema for each directory, which nobody else has.
 fn schema(directory: PathBuf) -> String {
     let mut schemas = SCHEMAS.lock().unwrap_or_else(PoisonError::into_inner);
     let schemas = schemas.get_or_insert_default();
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             None => return ExitCode::SUCCESS,
         },
     };
-    // A server has the files: any number of processes may have the store open, and none of them can back it up.
+    // The server has the files: any number of processes may have the store open, and none of them can back it up.
     let profile = Profile::persistent().without_locking().without_read_only().without_backup();
     let profile = profile.time_limit(Duration::from_secs(180));
     let one = {
@@ -57,7 +57,7 @@ async fn open_one(url: String, schema: String) -> Result<Arc<dyn EventStore>, Er
     Ok(Arc::new(open(options).await?))
 }
 
-/// The same store as three processes have it open: nothing is shared but the server. Each call goes to the next of them.
+/// The same store, opened by three processes that share only the server. Each call goes to the next of them.
 async fn several(url: String, schema: String) -> Result<Arc<dyn EventStore>, Error> {
     let mut stores = Vec::new();
     for _ in 0..3 {

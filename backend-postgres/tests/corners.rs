@@ -1,4 +1,4 @@
-//! What is between the program and the server, who goes away in the middle, and what a server has lost.
+//! Connection poolers, callers that leave in the middle, and servers that have lost data.
 
 #![allow(clippy::print_stderr, reason = "what is left out is told")]
 
@@ -20,7 +20,7 @@ async fn a_schema_with_capital_letters_can_be_followed() {
     let url = format!("{}?schema=Orders", cluster.url());
     let waits = store(&url, |options| options.poll_interval = Duration::from_secs(3600)).await;
     let appends = store(&url, |_| {}).await;
-    // What is appended before it listens is found without. What comes later is not.
+    // Events appended before it listens are found. Later ones are not.
     for number in 0..3 {
         let waiting = {
             let (waits, ctx) = (waits.clone(), Context::background().with_timeout(Duration::from_secs(30)));
@@ -37,7 +37,7 @@ async fn nobody_is_woken_by_what_the_server_has_lost() {
     let Some(cluster) = Cluster::start_if_installed(&settings) else { return };
     let store = store(&cluster.url(), |_| {}).await;
     store.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
-    // The server may have written them by chance: then there are others.
+    // The server may have written these bytes by chance; then use others.
     let mut numbers = 0..;
     let head = loop {
         let mut last = Version::ZERO;
@@ -96,10 +96,10 @@ async fn a_verification_that_is_dropped_leaves_no_transaction_behind() {
             let store = store.clone();
             tokio::spawn(async move { store.verify(&ctx()).await })
         };
-        tokio::time::sleep(Duration::from_micros(random.u64(..30_000))).await; // somewhere within
+        tokio::time::sleep(Duration::from_micros(random.u64(..30_000))).await; // at a random moment
         verifies.abort();
         let _ = verifies.await;
-        // A transaction of somebody else does not let it.
+        // A transaction of somebody else prevents it.
         store.run_gc(&ctx(), Gc::Quick).await.expect("vacuumed");
     }
 }
@@ -119,7 +119,7 @@ async fn a_server_that_says_nothing_is_unavailable() {
     }
 }
 
-/// `pgbouncer` with one connection to the server, until it is dropped.
+/// `pgbouncer` with one connection to the server. Dropping it stops it.
 struct Pooler {
     process: Child,
     port: u16,
@@ -128,7 +128,7 @@ struct Pooler {
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        let _ = self.process.kill(); // or it has ended
+        let _ = self.process.kill(); // fails if it has ended
         let _ = self.process.wait();
     }
 }
@@ -146,7 +146,7 @@ impl Pooler {
         std::fs::write(&file, config).expect("written");
         cluster.own(directory.path()).expect("given away");
         let mut command = Command::new("pgbouncer");
-        // It does not run as root.
+        // It refuses to run as root.
         if Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n")) {
             command.args(["-u", "postgres"]);
         }
@@ -179,7 +179,7 @@ async fn behind_a_pooler_no_statement_has_a_name_that_another_process_may_have()
     let appending = stores[0].store_batch(&ctx, event("4", "a").into());
     let (woken, stored) = tokio::join!(waiting, appending);
     assert_eq!(woken.expect("woken"), stored.expect("stored")[0].version);
-    // On the one connection to the server, which is the pooler's.
+    // On the only connection to the server, which is the pooler's.
     let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connected");
     let driven = tokio::spawn(connection);
     let told = client.simple_query("SELECT name, statement FROM pg_prepared_statements").await.expect("told");
@@ -229,7 +229,7 @@ async fn a_page_of_a_large_aggregate_reads_no_more_than_itself() {
     }
     store.close().await.expect("closed");
     drop(store);
-    // A connection tells what it has read when it ends.
+    // A connection reports its reads when it ends.
     while !cluster.backends().expect("told").is_empty()
         && cluster.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'eventstore'").expect("told")
             != "0"

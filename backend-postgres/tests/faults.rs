@@ -1,4 +1,4 @@
-//! Servers are killed, connections are cut at any byte, disks are full: nothing that was acknowledged is lost.
+//! Servers are killed, connections are cut at any byte, disks are full: nothing acknowledged is lost.
 
 #![allow(clippy::print_stderr, reason = "what is left out is told")]
 
@@ -14,7 +14,7 @@ use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected, LoadOpt
 use postgres_cluster::Cluster;
 
 fn signal(name: &str, process: u32) {
-    let _ = Command::new("kill").args([name, &process.to_string()]).status(); // or it has ended
+    let _ = Command::new("kill").args([name, &process.to_string()]).status(); // fails if it has ended
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,15 +25,15 @@ async fn what_was_acknowledged_survives_kills_of_the_server_and_its_processes() 
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..incidents(12) {
         writers.go_on().await;
-        tokio::time::sleep(Duration::from_micros(random.u64(..3000))).await; // somewhere within
+        tokio::time::sleep(Duration::from_micros(random.u64(..3000))).await; // at a random moment
         let backends = cluster.backends().unwrap_or_default();
         match random.u8(..4) {
             0 | 1 if !backends.is_empty() => {
-                // One connection ends in good order.
+                // One connection is closed in an orderly way.
                 signal("-TERM", backends[random.usize(..backends.len())]);
             }
             2 if !backends.is_empty() => {
-                // The server ends all of them, and recovers.
+                // The server closes all connections and recovers.
                 signal("-KILL", backends[random.usize(..backends.len())]);
             }
             _ => {
@@ -58,7 +58,7 @@ async fn connections_may_be_cut_at_any_byte() {
     let mut random = fastrand::Rng::with_seed(22);
     let mut left = incidents(60);
     while left > 0 {
-        // The first bytes of a connection are the handshake and what is prepared: those are cut as well.
+        // The first bytes of a connection are the handshake and the prepared statements, which are cut as well.
         let fates: Vec<_> = (0..left.min(4))
             .map(|_| {
                 let at = if random.u8(..4) == 0 { random.u64(..4_000) } else { random.u64(4_000..40_000) };
@@ -78,7 +78,7 @@ async fn connections_may_be_cut_at_any_byte() {
     writers.check(&direct).await;
 }
 
-/// A small file system, until it is dropped.
+/// A small file system. Dropping it removes it.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -99,7 +99,7 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// Takes all room but so many bytes.
+    /// Fills the file system except for this many bytes.
     fn fill(&self) {
         let _ = Command::new("dd")
             .args(["if=/dev/zero", "bs=4k"])
@@ -129,7 +129,7 @@ async fn a_full_disk_is_told_and_loses_nothing() {
     let url = format!("{}?options=-c%20default_tablespace%3Dsmall", cluster.url());
     let store = store(&url, |_| {}).await;
     let large = |number: u64| {
-        // It does not compress.
+        // The data is incompressible.
         let mut random = fastrand::Rng::with_seed(number);
         let data: Vec<u8> = (0..100_000).map(|_| random.u8(..)).collect();
         Event::builder("T", "a").id(format!("large-{number}")).data(data).build().expect("valid")
@@ -177,7 +177,7 @@ async fn a_log_without_room_stops_the_server_and_loses_nothing() {
     let is_told = matches!(failed, Error::Full { .. } | Error::Unavailable { .. } | Error::OutcomeUnknown { .. });
     assert!(is_told, "{failed:?}");
     disk.make_room();
-    let _ = cluster.kill(); // it may have ended itself
+    let _ = cluster.kill(); // it may have ended by itself
     cluster.restart().expect("restarted");
     append_surely(&store, event("after", "a").into()).await;
     let events = all(&store).await;
@@ -241,7 +241,7 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
 
-    // Somebody holds what a read needs.
+    // Somebody holds a lock that a read needs.
     let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
@@ -256,12 +256,12 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let ended = reading.await.expect("no panic");
     assert!(matches!(ended, Err(Error::DeadlineExceeded)), "{ended:?}");
     while cluster.sql(waiting).expect("asked") != "0" {
-        tokio::task::yield_now().await; // until it is cancelled there
+        tokio::task::yield_now().await; // until the server has cancelled it
     }
     drop(lock);
     assert_eq!(all(&owner).await.len(), 1);
 
-    // An append that waits for the lock of another process is certainly not written when its deadline passes.
+    // An append that waits for another process's lock is certainly not written when its deadline passes.
     let lock = cluster.hold("SELECT * FROM eventstore.head FOR UPDATE").expect("locked");
     let ctx_of_append = Context::background().with_timeout(Duration::from_millis(100));
     let ended = owner.store_batch(&ctx_of_append, event("late", "a").into()).await;
@@ -311,7 +311,7 @@ async fn what_the_server_would_lose_is_refused() {
     let stats = store.stats(&ctx()).await.expect("told");
     let property = |name: &str| stats.properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     assert_eq!(property("synchronous_commit").as_deref(), Some("on"));
-    // What is buffered is synced by a later append, and by asking for it.
+    // Buffered events are synced by a later append, and by an explicit sync.
     store.store_batch(&ctx(), common::buffered(event("second", "a"))).await.expect("stored");
     assert_eq!(cluster.sql("SELECT version, synced FROM eventstore.head").expect("asked"), "2|1");
     assert_eq!(store.sync(&ctx()).await.expect("synced"), Version::new(2));
@@ -374,11 +374,11 @@ async fn repetitions_get_the_first_places_whatever_they_are_among() {
         stored.iter().map(|place| place.version.get()).collect::<Vec<_>>()
     };
     assert_eq!(places(batch(&["1", "2"])).await, [1, 2]);
-    // The index of ids refuses the first attempt.
+    // The index of ids rejects the first attempt.
     assert_eq!(places(batch(&["3", "1"])).await, [3, 1]);
     assert_eq!(places(batch(&["4"])).await, [4]);
     assert_eq!(places(batch(&["5"])).await, [5]);
-    // The condition holds no more, and need not.
+    // The condition no longer holds, and need not.
     let first = batch(&["1", "2"]).expected(Expected::NoEvents);
     assert_eq!(places(first).await, [1, 2]);
     let again = batch(&["5"]).expected(Expected::LatestVersion(Version::new(4)));

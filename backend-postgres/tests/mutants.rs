@@ -1,4 +1,4 @@
-//! Wrong stores on PostgreSQL, which the suite and the tests of faults have to notice.
+//! Wrong stores on PostgreSQL, which the suite and the fault tests must detect.
 
 mod common;
 
@@ -22,7 +22,7 @@ use postgres_cluster::Cluster;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row};
 
-/// Whether the suite finds something wrong in one of these checks.
+/// Whether the suite finds a fault in one of these checks.
 fn is_found<F, Fut>(checks: &'static [&'static str], limit: Duration, open: F) -> bool
 where
     F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
@@ -30,7 +30,7 @@ where
 {
     let profile = Profile::persistent().without_locking().without_read_only().without_backup().without_verification();
     let suite = Suite::new("mutant", profile.time_limit(limit), open);
-    // Chance may hide it from one run of one of them.
+    // A single run of a check may miss it by chance.
     (0..3).any(|_| checks.iter().any(|check| matches!(suite.run_check(check), Some(Outcome::Failed(_)))))
 }
 
@@ -75,7 +75,7 @@ const FOLLOWING: [&str; 2] = [
 #[test]
 fn the_suite_notices_followers_that_are_woken_before_the_commit() {
     let Some(cluster) = Cluster::start_if_installed(&["max_connections = 500"]) else { return };
-    // The wrong one waits for ever; the right one does not, however slow the machine is.
+    // The wrong store hangs; the right one does not, however slow the machine is.
     let [short, long] = [15, 240].map(Duration::from_secs);
     assert!(!is_found(&FOLLOWING, long, several(&cluster, Mutants::default())), "a store that keeps the rules does it");
     assert!(is_found(&FOLLOWING, short, several(&cluster, Mutants::with(Mutant::NotifiesBeforeCommit))));
@@ -99,7 +99,7 @@ fn the_suite_notices_versions_of_a_plain_sequence() {
             Box::pin(async move { Ok(Arc::new(Sequence::open(&url, schema).await) as Arc<dyn EventStore>) })
         };
         let checks: &'static [&'static str] = [&ORDER[0..1], &ORDER[1..2], &ORDER[2..3]][check];
-        // The first finds the gaps, and the last what becomes visible out of order.
+        // The first check finds gaps, and the last finds events that become visible out of order.
         let found = is_found(checks, Duration::from_secs(60), open);
         assert!(found || check == 1, "{checks:?}");
     }
@@ -147,7 +147,7 @@ async fn an_acknowledgement_without_a_commit_is_noticed() {
     assert!(checked.is_err(), "what was acknowledged is not there");
 }
 
-/// The table that is usually written by hand: the version is an identity column, and each append a transaction of its own.
+/// The usual hand-written table: the version is an identity column, and each append is a transaction.
 #[derive(Debug)]
 struct Sequence {
     clients: Vec<tokio::sync::Mutex<Client>>,

@@ -1,4 +1,4 @@
-//! A primary with a synchronous standby: what is read there, and that nothing is lost when it takes over.
+//! A primary with a synchronous standby: reads from the standby, and failover without loss.
 
 mod common;
 
@@ -6,7 +6,7 @@ use common::{Writers, all, ctx, event, incidents, store};
 use eventstore_api::{EventStore, LoadOptions, PageSize, Version};
 use postgres_cluster::Cluster;
 
-/// The settings of a primary that confirms what its standby has on its disk.
+/// The settings of a primary that confirms only what its standby has on disk.
 const SYNCHRONOUS: [&str; 3] = ["synchronous_standby_names = '*'", "max_wal_senders = 10", "hot_standby = on"];
 
 /// A URL with both servers.
@@ -47,7 +47,7 @@ async fn reads_of_a_standby_never_miss_what_this_store_has_seen() {
     let reader = store(&format!("{url}?reads=standby"), |_| {}).await;
     let read = async || reader.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect("a page").head;
     writer.store_batch(&ctx(), event("1", "a").into()).await.expect("stored");
-    // Whatever the standby shows, it is asked; and the primary if that is not enough.
+    // The standby is asked first, and the primary if the standby lags behind.
     let applied = "SELECT count(*) FROM eventstore.events";
     while standby.sql(applied).unwrap_or_default() != "1" {
         tokio::task::yield_now().await;
@@ -114,7 +114,7 @@ async fn what_the_standby_may_not_have_is_not_acknowledged_when_it_is_repeated()
         assert!(!first.is_finished(), "its standby is not there");
         tokio::task::yield_now().await;
     }
-    // It is committed here, and nobody knows whether there.
+    // It is committed here, but may not be on the standby.
     primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").expect("ended");
     let unknown = first.await.expect("no panic");
     assert!(matches!(unknown, Err(eventstore_api::Error::OutcomeUnknown { .. })), "{unknown:?}");

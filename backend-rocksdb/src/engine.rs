@@ -18,15 +18,15 @@ use crate::error::{engine_error, open_error};
 use crate::options::{Compression, LogLevel};
 use crate::{Options, manifest};
 
-/// A memtable holds one checkpoint, and is flushed with it. This is more than any has.
+/// A memtable holds one checkpoint and is flushed with it. This is larger than any checkpoint.
 const MEMTABLE_SIZE: usize = 64 << 20;
 
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// From so many runs of sorted tables on some are merged.
+/// The number of runs of sorted tables from which on some are merged.
 const MERGED_RUNS: i32 = 8;
 
-/// With so many runs a checkpoint waits until some are merged.
+/// With this many runs, a checkpoint waits until some are merged.
 const MOST_RUNS: i32 = 24;
 
 /// RocksDB as the engine of an index: one database, one column family per table.
@@ -47,7 +47,7 @@ impl RocksDbEngine {
         Ok([family(meta)?, family(ids)?, family(aggregates)?])
     }
 
-    /// A property of the database or of all its column families together.
+    /// A property of the database, or the sum over its column families.
     fn property(&self, name: &CStr, of: Of) -> Result<u64> {
         let mut sum = 0;
         for family in self.families()? {
@@ -62,7 +62,7 @@ impl RocksDbEngine {
     }
 }
 
-/// What a property is about.
+/// The scope of a property.
 #[derive(Clone, Copy)]
 enum Of {
     Database,
@@ -81,12 +81,12 @@ fn database_options(options: &Options, is_new: bool) -> rocksdb::Options {
     database.create_if_missing(is_new);
     database.create_missing_column_families(is_new);
     database.set_paranoid_checks(true);
-    // All tables of a checkpoint become part of the database together.
+    // All tables of a checkpoint become part of the database atomically.
     database.set_atomic_flush(true);
     database.set_max_background_jobs(clamped(options.background_jobs));
     database.set_max_open_files(clamped(options.open_files));
-    database.set_manifest_preallocation_size(64 << 10); // or an idle store takes megabytes
-    database.set_bytes_per_sync(1 << 20); // so that a sync does not wait for all of a merged table
+    database.set_manifest_preallocation_size(64 << 10); // the default would take megabytes for an idle store
+    database.set_bytes_per_sync(1 << 20); // so that a sync does not wait for a whole merged table
     database.set_stats_dump_period_sec(0);
     database.set_stats_persist_period_sec(0);
     let level = match options.log_level {
@@ -113,7 +113,8 @@ fn log(level: rocksdb::LogLevel, message: &str) {
 fn family_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
-    // Parts of filters and indexes are in the cache, so that its size is all they take. Whole ones do not fit into a shard.
+    // Parts of filters and indexes are in the cache, so that its size bounds their memory. Whole ones do not fit into a
+    // shard.
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     blocks.set_partition_filters(true);
@@ -123,7 +124,7 @@ fn family_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Op
         blocks.set_bloom_filter(options.bloom_bits as f64, false);
     }
     if table == Table::Aggregates {
-        // A scan of an aggregate passes by the tables that have nothing of it.
+        // A scan of an aggregate skips the tables without its entries.
         family.set_prefix_extractor(SliceTransform::create("aggregate", aggregate_of, Some(has_aggregate)));
         blocks.set_whole_key_filtering(false);
     }
@@ -131,7 +132,7 @@ fn family_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Op
     family.set_write_buffer_size(MEMTABLE_SIZE);
     family.set_compression_type(compression_type(options.table_compression));
     family.set_target_file_size_base(options.table_size as u64);
-    // Half as much is written as with levels, with keys in any order.
+    // With keys in any order, this writes half as much as leveled compaction.
     family.set_compaction_style(DBCompactionStyle::Universal);
     family.set_level_zero_file_num_compaction_trigger(MERGED_RUNS);
     family.set_level_zero_slowdown_writes_trigger(MOST_RUNS);
@@ -139,7 +140,7 @@ fn family_options(table: Table, options: &Options, cache: &Cache) -> rocksdb::Op
     family
 }
 
-/// What the keys of an aggregate begin with: its id, which has no such byte, and the byte behind it.
+/// The common prefix of an aggregate's keys: its id, which never contains the terminating byte, and that byte.
 fn aggregate_of(key: &[u8]) -> &[u8] {
     let end = key.iter().position(|&byte| byte == 0xff).map_or(key.len(), |at| at + 1);
     &key[..end]
@@ -149,7 +150,7 @@ fn has_aggregate(key: &[u8]) -> bool {
     key.contains(&0xff)
 }
 
-/// Whether all keys from one to another are of one aggregate.
+/// Whether all keys of a range belong to one aggregate.
 fn is_of_one_aggregate(range: KeyRange<'_>) -> bool {
     has_aggregate(range.first) && aggregate_of(range.first) == aggregate_of(range.last)
 }
@@ -162,7 +163,7 @@ fn compression_type(compression: Compression) -> DBCompressionType {
     }
 }
 
-/// A number that was checked to be in a range far smaller.
+/// Converts a number that was checked to be in a much smaller range.
 fn clamped(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
@@ -185,7 +186,7 @@ impl Engine for RocksDbEngine {
         if !is_new {
             manifest::check(directory)?;
         }
-        // RocksDB would make it for its owner alone to write, and whoever opens the index has to write to it.
+        // RocksDB would make it writable for its owner only, but everyone who opens the index has to write to it.
         let lock = fs::File::options().create(true).append(true).open(directory.join("LOCK"));
         lock.map_err(|error| Error::engine("make RocksDB's lock file", error))?;
         let db = DB::open_cf_descriptors(&database_options(options, is_new), directory, families(options))
@@ -207,15 +208,15 @@ impl Engine for RocksDbEngine {
 
     fn abandon(self) {
         self.db.cancel_all_background_work(false);
-        std::mem::forget(self); // closing deletes tables that it does not know
+        std::mem::forget(self); // closing would delete tables that it does not know
     }
 
     fn snapshot(&self) -> Result<Self::Snapshot<'_>> {
         Ok(RocksDbSnapshot { engine: self, families: self.families()?, iterators: Default::default() })
     }
 
-    /// Writes the entries to tables of their own, which RocksDB syncs before its manifest names them, all in one change of
-    /// that.
+    /// Writes the entries to separate tables, which RocksDB syncs before its manifest names them, all in one change of
+    /// the manifest.
     fn write(&self, entries: &Entries) -> Result<()> {
         let families = self.families()?;
         let mut batch = WriteBatch::with_capacity_bytes(entries.len_bytes() + entries.len() * PUT_OVERHEAD);
@@ -229,8 +230,8 @@ impl Engine for RocksDbEngine {
         flushed.map_err(|error| engine_error("flush", error))
     }
 
-    /// Waits until RocksDB has merged what it finds worth it. Nothing is ever deleted, so that merging the rest would give
-    /// nothing back.
+    /// Waits until RocksDB has merged what it considers worthwhile. Nothing is ever deleted, so merging the rest would
+    /// free no space.
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
         let mut moment = WaitForCompactOptions::default();
         moment.set_timeout(MOMENT.as_micros() as u64);
@@ -266,17 +267,17 @@ impl fmt::Debug for RocksDbEngine {
     }
 }
 
-/// Bytes that RocksDB's batch needs for a put beside its key and value: a tag, the table, and two lengths.
+/// The overhead of a put in RocksDB's batch, in bytes: a tag, the table, and two lengths.
 const PUT_OVERHEAD: usize = 12;
 
 /// A view of the database.
 ///
-/// It holds no snapshot of RocksDB's, which it does not need: see [`Snapshot`]. Its iterators are kept for the next scan of
-/// the same table, because making one takes longer than using it for a short scan.
+/// It holds no snapshot of RocksDB, which is not required: see [`Snapshot`]. Its iterators are kept for the next scan
+/// of the same table, because creating one takes longer than a short scan.
 pub struct RocksDbSnapshot<'a> {
     engine: &'a RocksDbEngine,
     families: [&'a ColumnFamily; Table::ALL.len()],
-    /// Those of each table, without and with the filters of aggregates.
+    /// The iterators of each table, without and with the filters of aggregates.
     iterators: [[Cell<Option<DBRawIterator<'a>>>; 2]; Table::ALL.len()],
 }
 
@@ -334,13 +335,13 @@ impl Snapshot for RocksDbSnapshot<'_> {
         };
         loop {
             let Some((key, value)) = entries.item() else {
-                // The end of the table, or damage. Asked only here: an iterator that goes backward has looked at the next
-                // entry already, whose damage is none of this one.
+                // The end of the table, or damage. Checked only here: a backward iterator has already read the next
+                // entry, whose damage does not concern this one.
                 entries.status().map_err(|error| engine_error("read", error))?;
                 break;
             };
             let is_beyond = if direction == Direction::Forward { key > end } else { key < end };
-            // Nothing comes behind the end, which may be in a block that nobody else needs.
+            // Do not read past the end, which may touch a block that is not needed otherwise.
             if is_beyond || visit(key, value).is_break() || key == end {
                 break;
             }

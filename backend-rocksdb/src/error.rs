@@ -1,4 +1,4 @@
-//! What RocksDB's errors mean for a caller.
+//! Converts errors of RocksDB to those of the contract.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use eventstore_api::Error;
 use eventstore_kv::damaged_index;
 use rocksdb::ErrorKind;
 
-/// An error while the index in this directory was opened.
+/// An error of opening the index in this directory.
 pub(crate) fn open_error(directory: &Path, error: rocksdb::Error) -> Error {
     let message: &str = error.as_ref();
     let path = directory.display().to_string();
     if message.contains("lock hold by current process") || message.contains("While lock file") {
         return Error::Locked { path };
     }
-    // A file that is missing is an error of reading like others. What a manifest lacks is an invalid argument. What another
-    // version of RocksDB wrote is made again as well.
+    // RocksDB reports a missing file as an I/O error, and an incomplete manifest as an invalid argument. An index of
+    // another version of RocksDB is rebuilt as well.
     let is_missing = error.kind() == ErrorKind::IOError && message.contains("No such file");
     let is_damage = matches!(
         error.kind(),
@@ -26,12 +26,12 @@ pub(crate) fn open_error(directory: &Path, error: rocksdb::Error) -> Error {
     }
 }
 
-/// An error of an open index, while doing `operation`.
+/// An error of an open index during `operation`.
 pub(crate) fn engine_error(operation: &'static str, error: rocksdb::Error) -> Error {
     let message: &str = error.as_ref();
     let is_missing = error.kind() == ErrorKind::IOError && message.contains("No such file");
     match error.kind() == ErrorKind::Corruption || is_missing {
-        true => damaged_index(format!("RocksDB found damage while it was to {operation}: {error}")),
+        true => damaged_index(format!("RocksDB found damage while trying to {operation}: {error}")),
         false => Error::engine(operation, error),
     }
 }

@@ -1,7 +1,7 @@
-//! A look at RocksDB's manifest before RocksDB reads it.
+//! Checks RocksDB's manifest before RocksDB reads it.
 //!
-//! RocksDB never ends opening a database whose manifest has a record of a type that it does not expect there. Each record
-//! has a checksum of its type and content, so that such damage is found here.
+//! RocksDB hangs when it opens a database whose manifest has a record of an unexpected type. Each record has a checksum
+//! of its type and content, so such damage is found here.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ const BLOCK: usize = 32 << 10;
 /// Checksum, length and type.
 const HEADER: usize = 4 + 2 + 1;
 
-/// Reads all of the manifest that RocksDB will read.
+/// Checks everything that RocksDB will read of the manifest.
 pub(crate) fn check(directory: &Path) -> Result<()> {
     let name = read(&directory.join("CURRENT"))?;
     let name = str::from_utf8(&name).ok().and_then(|name| name.strip_suffix('\n'));
@@ -35,8 +35,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// Where the first record begins that is not whole. A last one that was not written to its end, or only zeros in its place, is
-/// what a power cut leaves, and no damage: RocksDB leaves it out.
+/// The offset of the first damaged record. An incomplete last record, or zeros in its place, is left by a power cut and
+/// is not damage: RocksDB skips it.
 fn damage_in(manifest: &[u8]) -> Option<usize> {
     for (number, block) in manifest.chunks(BLOCK).enumerate() {
         let mut at = 0;
@@ -61,12 +61,12 @@ fn is_whole(record: &[u8], end: usize) -> bool {
     record.get(HEADER - 1..end).is_some_and(|covered| is_kind(covered[0]) && stored == masked(crc32c(covered)))
 }
 
-/// The types of a record: all of a change, or the first, a middle or the last part of one.
+/// The types of a record: a whole change, or the first, a middle or the last part of one.
 fn is_kind(byte: u8) -> bool {
     (1..=4).contains(&byte)
 }
 
-/// As RocksDB stores a checksum, so that one of something that contains checksums is a good one.
+/// A checksum as stored by RocksDB. The mask avoids checksums of data that contain their own checksums.
 fn masked(checksum: u32) -> u32 {
     checksum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -102,11 +102,11 @@ mod tests {
         for bit in (0..600).chain((BLOCK - 64) * 8..sound.len() * 8) {
             let at = bit / 8;
             if (BLOCK - 3..BLOCK).contains(&at) {
-                continue; // what fills a block up means nothing
+                continue; // the padding of a block has no meaning
             }
             let mut damaged = sound.clone();
             damaged[at] ^= 1 << (bit % 8);
-            // A record of the last block may reach beyond its end now, as one that was not written whole.
+            // A record of the last block may extend beyond the end now, like one that was not written completely.
             let may_be_torn = at >= BLOCK && matches!((at - BLOCK) % (HEADER + 6), 4 | 5);
             assert!(damage_in(&damaged).is_some() || may_be_torn, "bit {bit}");
         }

@@ -85,8 +85,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown, cannot be read, or is out of its
-    /// range.
+    /// [`InvalidOption`](Error::InvalidOption) for an option that is unknown, cannot be parsed, or is out of range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);
@@ -114,7 +113,7 @@ impl Options {
     }
 }
 
-/// A value that cannot be parsed; the caller knows the option's name.
+/// The error for a value that cannot be parsed; the caller adds the option's name.
 fn unknown(text: &str, expected: &str) -> Error {
     Error::InvalidOption { option: String::new(), reason: format!("{text:?} is not {expected}") }
 }

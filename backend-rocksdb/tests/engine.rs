@@ -1,4 +1,4 @@
-//! The engine keeps what an index is: what was written is there, in order, and damage is found.
+//! The engine works as an index: what was written is there, in order, and damage is detected.
 
 use std::path::Path;
 

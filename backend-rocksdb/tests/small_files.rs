@@ -1,5 +1,5 @@
-//! RocksDB's small files, changed in every way that a disk may change them: opening comes to its end, every event is there,
-//! and what was damaged is put aside as it was found.
+//! Changes RocksDB's small files in every way that a disk may change them: opening terminates, every event is there,
+//! and damaged files are moved aside unchanged.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -14,7 +14,7 @@ use backend_rocksdb::{Options, open_blocking};
 use eventstore_api::{Batch, Context, Digest, Event, EventStore, Result, Version};
 use tempfile::TempDir;
 
-/// Longer than opening takes on any machine; RocksDB has read a manifest for ever.
+/// Longer than opening takes on any machine; RocksDB has hung on a manifest.
 const LIMIT: Duration = Duration::from_secs(60);
 
 const EVENTS: u64 = 40;
@@ -23,7 +23,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// A store that was opened often enough to have tables that were merged.
+/// A store that was opened often enough to have merged tables.
 fn original() -> (TempDir, Digest) {
     let directory = tempfile::tempdir().unwrap();
     let mut digest = Digest::EMPTY;
@@ -53,14 +53,14 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The files of an index by their names. RocksDB makes `LOCK` anew each time.
+/// The files of an index by name. RocksDB creates `LOCK` each time.
 fn index(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
     let files = files.map(|file| (file.file_name().into_string().unwrap(), fs::read(file.path()).unwrap()));
     files.filter(|(name, _)| name != "LOCK").collect()
 }
 
-/// What a store has: how many events, their digest, and how many findings.
+/// The content of a store: the number of events, their digest, and the number of findings.
 fn whole(store: &impl EventStore) -> Result<(u64, Digest, usize)> {
     block_on(async {
         let ctx = Context::background();
@@ -72,14 +72,14 @@ fn whole(store: &impl EventStore) -> Result<(u64, Digest, usize)> {
     })
 }
 
-/// Changes that were tried, and those for which the index was made again.
+/// The number of changes tried, and of those after which the index was rebuilt.
 #[derive(Default, Debug)]
 struct Counts {
     tried: u32,
     made_again: u32,
 }
 
-/// Changes a file of a copy and opens that.
+/// Changes a file of a copy, and opens the copy.
 fn check(original: &Path, digest: Digest, file: &str, what: &str, bytes: &[u8], counts: &mut Counts) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
@@ -102,7 +102,7 @@ fn check(original: &Path, digest: Digest, file: &str, what: &str, bytes: &[u8], 
     }
 }
 
-/// The places of the bytes that say what kind of record follows.
+/// The offsets of the bytes with the type of the following record.
 fn kinds(manifest: &[u8]) -> Vec<usize> {
     let mut kinds = Vec::new();
     let mut at = 0;
@@ -123,7 +123,7 @@ fn small_files(index: &Path) -> Vec<(String, Vec<u8>)> {
 fn a_flipped_bit_of_a_small_file_ends_no_opening_and_loses_nothing() {
     let (original, digest) = original();
     let mut counts = BTreeMap::<String, Counts>::new();
-    // All of them: as many as there are bits.
+    // The number of bits to flip in each file. To flip every bit, set it to the number of bits.
     let most: usize = std::env::var("EVENTSTORE_TEST_BITS").map_or(80, |most| most.parse().unwrap());
     for (file, bytes) in small_files(&original.path().join("store/index")) {
         let counts = counts.entry(file.split('-').next().unwrap().to_owned()).or_default();
@@ -162,7 +162,7 @@ fn what_stands_behind_the_end_of_a_small_file_ends_no_opening_and_loses_nothing(
             let what = format!("with {} bytes {:?} behind its end", garbage.len(), garbage[0]);
             check(original.path(), digest, &file, &what, &[&bytes[..], garbage].concat(), &mut counts);
         }
-        // Its own bytes once more, as of a write that was repeated.
+        // Its own bytes twice, as after a repeated write.
         check(original.path(), digest, &file, "twice", &bytes.repeat(2), &mut counts);
         let last = bytes.len() - bytes.len().min(40);
         check(

@@ -14,27 +14,27 @@ use sled::{Batch, Db, IVec};
 use crate::error::{Failure, cannot_open, engine_error, guard, open_error};
 use crate::{Options, flush, memory, seal};
 
-/// The file with sled's log, which is also its data.
+/// The file of sled's log, which also has its data.
 const DB_FILE: &str = "db";
 
-/// Entries that are applied at once, while none of the process's sled stores reads.
+/// Entries per batch. While a batch is applied, no sled store of the process can read.
 const BATCH_LEN: usize = 256;
 
-/// sled may hold its file for a moment after it was closed, until its threads have come to an end.
+/// The longest time for which sled may keep its file open after it was closed, until its threads have ended.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
 
 /// sled as the engine of a store: one tree with the entries of all tables. Each key begins with a byte that names its
 /// table.
 pub struct SledEngine {
-    /// There until it is dropped.
+    /// Present until the engine is dropped.
     db: Option<Db>,
-    /// Our own handle to sled's file: sled hands its log to the disk, but lets the disk keep it in its cache.
+    /// A separate handle to sled's file, for syncs: sled leaves its log in the disk's cache.
     file: File,
     directory: PathBuf,
     cache_capacity: usize,
-    /// How many were written, but for those of `Meta`. Each has a key of its own.
+    /// The number of entries written, except those of `Meta`. Each has a distinct key.
     entries: AtomicU64,
-    /// Something failed, so these files are not used again.
+    /// After a failure, these files are not used again.
     has_failed: AtomicBool,
 }
 
@@ -43,13 +43,13 @@ impl SledEngine {
         self.db.as_ref().ok_or_else(|| Error::engine("read", "sled is closed"))
     }
 
-    /// What a failure means. It keeps the files from being sealed.
+    /// Converts a failure, and prevents the files from being sealed.
     fn failed(&self, operation: &'static str, failure: Failure) -> Error {
         self.has_failed.store(true, Ordering::Relaxed);
         engine_error(operation, failure)
     }
 
-    /// Waits until sled has let go of its file.
+    /// Waits until sled has closed its file.
     fn wait_until_closed(&self) -> io::Result<()> {
         let until = Instant::now() + CLOSING_TIME;
         loop {
@@ -64,17 +64,17 @@ impl SledEngine {
 
 impl fmt::Debug for SledEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // sled's own would print all entries.
+        // sled's own implementation would print all entries.
         f.debug_struct("SledEngine").field("directory", &self.directory).finish_non_exhaustive()
     }
 }
 
 impl Drop for SledEngine {
-    /// Closes sled and seals its files. Without the seal the index is made again, so it is left out at any doubt.
+    /// Closes sled and seals its files. Without the seal, the index is rebuilt, so it is omitted in case of any doubt.
     fn drop(&mut self) {
         let Some(db) = self.db.take() else { return };
         if self.has_failed.load(Ordering::Relaxed) {
-            // Closing may wait for ever for what failed. If there is no thread to be had, sled is left open.
+            // After a failure, closing may hang. If no thread is available, sled is left open.
             let _ = thread::Builder::new().spawn(move || flush::close(db));
             return;
         }
@@ -87,26 +87,26 @@ impl Drop for SledEngine {
                     .map_err(|error| Error::engine("close", error))
             });
         if let Err(error) = sealed {
-            tell!(warn, %error, "sled was not closed cleanly; the index is made again when the store is opened");
+            tell!(warn, %error, "sled was not closed cleanly; the index is rebuilt when the store is opened");
         }
         memory::give_back();
     }
 }
 
-/// A table's key in sled's tree.
+/// The key of an entry in sled's tree.
 fn key_of(table: Table, key: &[u8]) -> Vec<u8> {
     [&[table.index() as u8], key].concat()
 }
 
-/// How many entries there are, but for those of `Meta`, which are the first.
+/// The number of entries, except those of `Meta`, which come first.
 fn count(db: &Db) -> std::result::Result<u64, Failure> {
     guard(|| db.range(key_of(Table::Ids, &[])..).try_fold(0, |count, entry| entry.map(|_| count + 1)))
 }
 
-/// sled's settings, of which one is a name that is made of the time since 1970: there has to be some.
+/// The settings of sled. One of them is a name derived from the time, which must not be before 1970.
 fn config(directory: &Path) -> Result<sled::Config> {
     let is_there = SystemTime::now() >= UNIX_EPOCH;
-    // The clock may go back at this moment.
+    // The clock may be set back just now.
     let config = if is_there { guard(|| Ok(sled::Config::new())).ok() } else { None };
     config.ok_or_else(|| Error::Open {
         path: directory.display().to_string(),
@@ -128,7 +128,7 @@ impl Engine for SledEngine {
         let config = config
             .path(directory)
             .cache_capacity(options.cache_capacity as u64)
-            // Its own thread would only write what each write writes anyway; and if it panics, sled cannot be closed.
+            // Its own flush thread would only repeat what each write does; and if it panics, sled cannot be closed.
             .flush_every_ms(None);
         let db = guard(|| config.open()).map_err(|failure| open_error(directory, failure))?;
         let entries = count(&db).map_err(|failure| open_error(directory, failure))?;
@@ -151,12 +151,12 @@ impl Engine for SledEngine {
     }
 
     fn write(&self, entries: &Entries) -> Result<()> {
-        // After a power cut nothing of this is used, so that the entries of `Meta` need no sync of their own.
+        // Nothing of this is used after a power cut, so the entries of `Meta` need no separate sync.
         let mut batches = Vec::with_capacity(entries.len() / BATCH_LEN + 1);
         let (mut batch, mut len) = (Batch::default(), 0);
         for table in [Table::Ids, Table::Aggregates, Table::Meta] {
             for (key, value) in entries.of(table) {
-                // sled would keep a large page in a file of its own, which it never syncs.
+                // sled would store a large page in a separate file, which it never syncs.
                 debug_assert!(value.len() <= 2 << 10, "a value of {} bytes", value.len());
                 batch.insert(key_of(table, key), value);
                 len += 1;
@@ -177,7 +177,7 @@ impl Engine for SledEngine {
 
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>> {
         task.check()?;
-        Ok(vec!["nothing to do for the index: sled uses space again by itself, and cannot be asked to".to_owned()])
+        Ok(vec!["nothing to do for the index: sled reuses space by itself, and not on request".to_owned()])
     }
 
     fn properties(&self) -> Result<Vec<(&'static str, String)>> {
@@ -187,7 +187,7 @@ impl Engine for SledEngine {
     }
 }
 
-/// A read of sled's tree as it is at each moment.
+/// A view of the current state of sled's tree.
 pub struct SledSnapshot<'a> {
     engine: &'a SledEngine,
     db: &'a Db,
@@ -219,7 +219,7 @@ impl Snapshot for SledSnapshot<'_> {
         F: FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     {
         if range.first > range.last {
-            return Ok(()); // which sled does not take
+            return Ok(()); // sled does not accept such a range
         }
         let mut entries = self.db.range(key_of(table, range.first)..=key_of(table, range.last));
         let mut next = || -> Option<sled::Result<(IVec, IVec)>> {

@@ -1,4 +1,4 @@
-//! What sled's errors mean for the store.
+//! Converts errors of sled to those of the contract.
 
 use std::any::Any;
 use std::io;
@@ -8,15 +8,15 @@ use std::path::Path;
 use eventstore_api::{Error, Result};
 use eventstore_kv::damaged_index;
 
-/// An error or a panic of sled's.
+/// An error or a panic of sled.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Error(sled::Error),
-    /// sled asserts what its files say in places, instead of checking it.
+    /// In places, sled asserts the content of its files instead of checking it.
     Panic(String),
 }
 
-/// Runs a call into sled.
+/// Calls sled and catches its panics.
 pub(crate) fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(Failure::Error),
@@ -33,7 +33,7 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
 /// A failure while sled opened its files in this directory.
 pub(crate) fn open_error(directory: &Path, failure: Failure) -> Error {
     match failure {
-        // sled has no error of its own for it.
+        // sled has no dedicated error for this.
         Failure::Error(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") => {
             Error::Locked { path: directory.display().to_string() }
         }
@@ -42,7 +42,7 @@ pub(crate) fn open_error(directory: &Path, failure: Failure) -> Error {
     }
 }
 
-/// The directory or a file in it cannot be read or written.
+/// The error if the directory or a file in it cannot be read or written.
 pub(crate) fn cannot_open(directory: &Path, error: io::Error) -> Error {
     Error::Open {
         path: directory.display().to_string(),
@@ -51,7 +51,7 @@ pub(crate) fn cannot_open(directory: &Path, error: io::Error) -> Error {
     }
 }
 
-/// A failure while doing `operation`. Whatever is not the disk's is taken for damage.
+/// The error of a failure during `operation`. Everything that is not an I/O error counts as damage.
 pub(crate) fn engine_error(operation: &'static str, failure: Failure) -> Error {
     let found = match failure {
         Failure::Error(sled::Error::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {

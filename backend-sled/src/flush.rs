@@ -1,4 +1,4 @@
-//! Writing without waiting for ever.
+//! Writes that cannot hang.
 
 use std::sync::mpsc;
 use std::thread;
@@ -8,17 +8,17 @@ use sled::{Batch, Db};
 
 use crate::error::{Failure, guard};
 
-/// The first wait for sled; each is twice as long as the one before.
+/// The first time to wait for sled; each wait is twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// So often: about a minute.
+/// The number of waits: about a minute in total.
 const WAITS: u32 = 6;
 
-/// Applies the batches and has sled write everything to its file.
+/// Applies the batches and makes sled write everything to its file.
 ///
-/// When a write fails in one of sled's own threads, sled (0.34.7) notes the error, but does not in every place wake
-/// whoever waits for that write. Who flushes next sees the error and wakes everybody. So work that takes long gets
-/// company, and none of it is done on the caller's thread: one of sled's threads may also have come to an end.
+/// When a write fails in one of sled's threads, sled (0.34.7) records the error, but does not always wake those who
+/// wait for that write. The next flush sees the error and wakes everybody. So long operations are accompanied by
+/// further flushes, and everything runs on separate threads, because one of sled's threads may have ended as well.
 pub(crate) fn write(db: &Db, batches: Vec<Batch>) -> Result<(), Failure> {
     let (sender, results) = mpsc::channel();
     let work = {
@@ -26,14 +26,14 @@ pub(crate) fn write(db: &Db, batches: Vec<Batch>) -> Result<(), Failure> {
         move || {
             let written =
                 guard(|| batches.into_iter().try_for_each(|batch| db.apply_batch(batch)).and_then(|()| db.flush()));
-            drop(db); // before the caller goes on, and closes it
-            let _ = sender.send((true, written)); // nobody waits for it any more
+            drop(db); // before the caller continues and closes it
+            let _ = sender.send((true, written)); // fails if nobody waits for it any more
         }
     };
     start(work)?;
     for wait in 0..WAITS {
         let until = FIRST_WAIT * 2_u32.pow(wait);
-        // Company that comes to its end without an error says nothing of the work.
+        // An accompanying flush that succeeds says nothing about the work.
         while let Ok((is_work, result)) = results.recv_timeout(until) {
             if is_work || result.is_err() {
                 return result.map(drop);

@@ -31,8 +31,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be read, or is out
-    /// of its range.
+    /// [`InvalidOption`](eventstore_api::Error::InvalidOption) for an option that is unknown, cannot be parsed, or is
+    /// out of range.
     pub fn from_url(url: &StoreUrl) -> Result<Self> {
         let mut options = Options::new(&url.path);
         let mut given = UrlOptions::new(url);

@@ -1,9 +1,8 @@
-//! The file that is there while sled's files are whole and closed, and says what they are.
+//! The seal: a file that exists while sled's files are complete and closed, and that describes them.
 //!
-//! sled believes much of what its files say: it takes a damaged end of its log for a torn one, passes over damaged
-//! segments on the way, and panics or waits at others. So it gets to see no files but those that it closed itself, byte
-//! for byte. After any other end the index is made again. Rarely it loses entries even then, so the seal says how many there
-//! are.
+//! sled trusts its files too much: it takes a damaged end of its log for a torn one, skips damaged segments on the way,
+//! and panics or hangs on others. So it is only given files that it closed itself, byte for byte. After any other end,
+//! the index is rebuilt. In rare cases it loses entries even then, so the seal has their number.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -15,14 +14,14 @@ use eventstore_kv::{damaged_index, unclosed_index};
 
 use crate::error::cannot_open;
 
-/// Its name.
+/// The name of the file.
 pub(crate) const SEAL_FILE: &str = "clean";
 
-/// Where sled would keep values that are much larger than those of an index.
+/// The directory in which sled would keep values much larger than those of an index.
 const BLOBS: &str = "blobs";
 
-/// Fails unless the directory is empty, or its files are as they were when they were sealed. The seal is taken away. Returns
-/// how many entries there have to be.
+/// Checks that the directory is empty, or its files are as they were when they were sealed. Removes the seal. Returns
+/// the number of entries that must be there.
 pub(crate) fn open(directory: &Path) -> Result<u64> {
     let failed = |error| cannot_open(directory, error);
     if fs::read_dir(directory).map_err(failed)?.next().is_none() {
@@ -44,7 +43,7 @@ pub(crate) fn open(directory: &Path) -> Result<u64> {
     Ok(entries)
 }
 
-/// Makes the files durable, which have so many entries, and then the seal. sled must have closed them.
+/// Makes the files durable, which have this many entries, and then the seal. sled must have closed them.
 pub(crate) fn seal(directory: &Path, entries: u64) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -89,12 +88,12 @@ fn describe(directory: &Path, entries: u64) -> io::Result<String> {
                 Err(error) => return Err(error),
             }
         }
-        let _ = writeln!(description, "{name} {len} {:08x}", checksum.finalize()); // into a string, which does not fail
+        let _ = writeln!(description, "{name} {len} {:08x}", checksum.finalize()); // writing into a string does not fail
     }
     Ok(description)
 }
 
-/// Makes the names in a directory durable, where the system can.
+/// Makes the names in a directory durable, where the system supports that.
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }

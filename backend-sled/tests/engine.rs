@@ -1,4 +1,4 @@
-//! The engine alone: what it was given is there, or it says that it is damaged.
+//! The engine on its own: what was written is there, or damage is reported.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -118,7 +118,7 @@ fn it_tells_about_itself() {
     let (ctx, is_wanted) = (Context::background(), || Ok(()));
     let task = Task::new(&ctx, &is_wanted);
     engine.check_files(&task).unwrap();
-    assert!(engine.compact(&task).unwrap()[0].contains("cannot be asked"));
+    assert!(engine.compact(&task).unwrap()[0].contains("not on request"));
     let is_unwanted = || Err(Error::Closed);
     assert!(matches!(engine.compact(&Task::new(&ctx, &is_unwanted)), Err(Error::Closed)));
 }

@@ -1,4 +1,5 @@
-//! sled's files are never needed: whatever becomes of them, what was acknowledged with `Sync` is there, because the log has it.
+//! sled's files are never needed: whatever happens to them, everything acknowledged with `Sync` is there, because the
+//! log has it.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and its child tells its parent")]
 
@@ -12,7 +13,7 @@ use backend_sled::{Options, SledStore, open_blocking};
 use eventstore_api::{Batch, Context, Durability, Event, EventStore, Version};
 use tempfile::TempDir;
 
-/// The variable with the directory of the child's store.
+/// The environment variable with the directory of the child's store.
 const CHILD: &str = "EVENTSTORE_TEST_DIRECTORY";
 
 const SYNCED: u64 = 100;
@@ -24,11 +25,11 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 fn open(path: &Path) -> SledStore {
     let mut options = Options::new(path);
-    options.store.index_events = 20; // so that sled is written to again and again
+    options.store.index_events = 20; // so that sled is written repeatedly
     open_blocking(&options).unwrap()
 }
 
-/// Appends events with `Sync`, says so, appends more with `Buffered`, says so, and waits to be killed.
+/// Appends events with `Sync` and reports that, appends more with `Buffered` and reports that, and waits to be killed.
 fn child(path: &Path) {
     let store = open(path);
     let append = |from: u64, to: u64, durability| {
@@ -47,7 +48,7 @@ fn child(path: &Path) {
     }
 }
 
-/// A store whose process was killed after it had appended, and the digests of what was synced and of all.
+/// A store whose process was killed after its appends, and the digests of the synced events and of all.
 fn killed(test: &str) -> (TempDir, [String; 2]) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -73,7 +74,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Every event is there, by its id and in its aggregate, and nothing is wrong.
+/// Checks that every event is there, by id and by aggregate, and that verification is clean.
 #[track_caller]
 fn has_all(path: &Path, digests: &[String; 2], what: &str) {
     let store = open(path);
@@ -90,12 +91,12 @@ fn has_all(path: &Path, digests: &[String; 2], what: &str) {
         assert!(report.is_clean() && report.events == SYNCED + BUFFERED, "{what}: {report:?}");
         store.close().await.unwrap();
     });
-    // It was closed cleanly: sled's files are believed now.
+    // It was closed cleanly, so sled's files are trusted now.
     let store = open(path);
     assert!(block_on(store.verify(&Context::background())).unwrap().is_clean(), "{what}, opened again");
 }
 
-/// The files below a directory, by their place in it.
+/// The files below a directory, as relative paths.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -152,7 +153,7 @@ fn what_was_synced_is_there_whatever_becomes_of_sleds_files() {
             });
         }
     }
-    // As of a disk that has the files of a moment before.
+    // As on a disk that has the files of a moment ago.
     let store = open(&original);
     drop(store);
     let newer = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What sled has freed does not stay with the process.
+//! Memory that sled has freed is returned to the system.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -10,16 +10,16 @@ use std::thread;
 use backend_sled::{Options, SledEngine};
 use eventstore_kv::{Engine, Entries, Table};
 
-/// Bytes of memory that the process has and that are in no file.
+/// The process's resident memory that is not backed by files, in bytes.
 fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
 }
 
-/// Bytes of it that the program has asked for and not freed.
+/// The part of it that the program has allocated and not freed, in bytes.
 fn in_use() -> usize {
-    // SAFETY: It may be called at any time, and returns numbers alone.
+    // SAFETY: It may be called at any time, and only returns numbers.
     let info = unsafe { libc::mallinfo2() };
     info.uordblks + info.hblkhd
 }

@@ -1,4 +1,4 @@
-//! What benchmarks with a server in a process of its own have in common.
+//! Common parts of benchmarks with a server in a separate process.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use eventstore::Event;
 
-/// Whether everything is to run once, small, as by `cargo bench -- --test`, and how many rounds; `None` where it cannot run.
+/// Whether to run everything once with little data, as by `cargo bench -- --test`, and the number of rounds; `None`
+/// where it cannot run.
 #[allow(clippy::print_stdout, reason = "a benchmark prints what it found")]
 pub(crate) fn arguments(rounds: usize) -> Option<(bool, usize)> {
     if !Path::new("/proc/self/status").exists() {
@@ -24,11 +25,11 @@ pub(crate) fn arguments(rounds: usize) -> Option<(bool, usize)> {
     Some((is_test, rounds))
 }
 
-/// Ten thousand connections need as many descriptors, on each side. A child inherits the limit.
+/// Ten thousand connections need as many descriptors on each side. A child inherits the limit.
 #[allow(unsafe_code, reason = "the standard library cannot change a limit")]
 pub(crate) fn raise_descriptors() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only use the structure that they are given.
+    // SAFETY: Both calls only use the given structure.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
@@ -37,14 +38,14 @@ pub(crate) fn raise_descriptors() {
     }
 }
 
-/// `eventstore serve`, which is killed at the end.
+/// `eventstore serve`. Dropping it kills the process.
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
 }
 
 impl Server {
-    /// Serves a store of LMDB in this directory, on loopback.
+    /// Serves an LMDB store in this directory, on loopback.
     pub(crate) fn start(directory: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_eventstore"))
             .args(["--store", &format!("lmdb:{}", directory.display()), "serve", "--listen", "127.0.0.1:0"])
@@ -62,12 +63,12 @@ impl Server {
         self.url.trim_start_matches("http://")
     }
 
-    /// Anonymous memory in KiB.
+    /// The anonymous memory in KiB.
     pub(crate) fn memory_kib(&self) -> u64 {
         memory_kib(&self.child.id().to_string())
     }
 
-    /// The time that its threads were on a processor.
+    /// The processor time of its threads.
     pub(crate) fn processor_time(&self) -> Duration {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
         let fields: Vec<_> = text.rsplit(')').next().expect("a name").split_whitespace().collect();
@@ -83,19 +84,19 @@ impl Drop for Server {
     }
 }
 
-/// Anonymous memory of a process in KiB; `self` is this one.
+/// The anonymous memory of a process in KiB; `self` means this one.
 pub(crate) fn memory_kib(process: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
     let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// A new event of 300 bytes that do not compress, of one of 10,000 aggregates.
+/// A new event of 300 incompressible bytes, of one of 10,000 aggregates.
 pub(crate) fn event() -> Event {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
     let mut state = NUMBERS.fetch_add(1, Ordering::Relaxed);
     let aggregate = state % 10_000;
-    // Bytes that do not compress.
+    // Incompressible bytes.
     let data: Vec<u8> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8

@@ -1,12 +1,12 @@
-//! Every method of the trait, for rules that are about all of them.
+//! Calls every method of the trait, for rules that apply to all of them.
 
 use eventstore_api::{AggregateOptions, Context, Error, EventStore, EventStoreExt, Gc, LoadOptions, PageSize, Version};
 
 use crate::env::{Env, Store};
 use crate::events::event;
 
-/// Calls every method that the profile has but `close`, and tells how each ended. `id` is for the event that is appended;
-/// `after` is what is waited for.
+/// Calls every method that the profile has except `close`, and returns the result of each. `id` is for the appended
+/// event; `after` is the version to wait for.
 pub(crate) async fn call_every_method(
     env: &Env,
     store: &Store,
@@ -47,7 +47,7 @@ pub(crate) async fn call_every_method(
     outcomes
 }
 
-/// Collects garbage, if the engine has this kind.
+/// Runs a garbage collection, if the engine has this kind.
 pub(crate) async fn collect(store: &Store, ctx: &Context, gc: Gc) -> Result<(), Error> {
     match store.run_gc(ctx, gc).await {
         Err(Error::Unsupported { .. }) if gc == Gc::Full => Ok(()),

@@ -7,47 +7,47 @@ use crate::failure::Checked;
 
 pub(crate) type Body = for<'env> fn(&'env Env) -> Pin<Box<dyn Future<Output = Checked> + 'env>>;
 
-/// One check of one rule, made by [`checks!`](crate::check).
+/// One check of one rule, defined by [`checks!`](crate::check).
 pub(crate) struct Check {
     /// `area::rule_number_and_rule_in_words`.
     pub(crate) name: String,
-    /// The rule in a sentence, for the failure.
+    /// The rule in a sentence, printed when the check fails.
     pub(crate) rule: String,
     pub(crate) needs: Needs,
     pub(crate) runtimes: Runtimes,
     pub(crate) body: Body,
 }
 
-/// What a check needs of the store.
+/// What a check requires of the store.
 #[derive(Clone, Copy)]
 pub(crate) enum Needs {
     Nothing,
     /// Events that survive closing.
     Persistence,
-    /// The declared absence of that.
+    /// The declared absence of persistence.
     NoPersistence,
     /// A lock on an open store.
     Locking,
-    /// The declared absence of that.
+    /// The declared absence of a lock.
     NoLocking,
     /// Backups.
     Backup,
-    /// The declared absence of that.
+    /// The declared absence of backups.
     NoBackup,
-    /// A `verify` that does.
+    /// Verification.
     Verification,
-    /// The declared absence of that.
+    /// The declared absence of verification.
     NoVerification,
-    /// A way to open it to be read only.
+    /// A way to open it read-only.
     ReadOnly,
-    /// The declared absence of that.
+    /// The declared absence of read-only opening.
     NoReadOnly,
-    /// More than one process can do through the trait.
+    /// More than one process can do through the trait, for this reason.
     More(&'static str),
 }
 
 impl Needs {
-    /// Why the check does not run for a store with this profile that is opened in these ways.
+    /// Why the check does not run for a store with this profile and these ways to open it.
     pub(crate) fn missing(self, profile: &Profile, ways: &Ways) -> Option<&'static str> {
         match self {
             Needs::Persistence if !profile.survives_closing() => Some("needs a store that survives closing"),
@@ -60,12 +60,10 @@ impl Needs {
             Needs::NoBackup if profile.takes_backups() => Some("only for a store that takes no backups"),
             Needs::Verification if !profile.verifies() => Some("needs a store that verifies"),
             Needs::NoVerification if profile.verifies() => Some("only for a store that does not verify"),
-            Needs::ReadOnly if !profile.opens_read_only() => Some("needs a store that can be opened to be read only"),
-            Needs::NoReadOnly if profile.opens_read_only() => {
-                Some("only for a store that cannot be opened to be read only")
-            }
+            Needs::ReadOnly if !profile.opens_read_only() => Some("needs a store that can be opened read-only"),
+            Needs::NoReadOnly if profile.opens_read_only() => Some("only for a store that cannot be opened read-only"),
             Needs::ReadOnly | Needs::NoReadOnly if ways.read_only.is_none() => {
-                Some("needs a way to open the store to read only: `Suite::read_only`")
+                Some("needs a way to open the store read-only: `Suite::read_only`")
             }
             Needs::More(reason) => Some(reason),
             _ => None,
@@ -73,19 +71,19 @@ impl Needs {
     }
 }
 
-/// The Tokio runtimes that a check runs on, one after the other, each with a fresh store.
+/// The Tokio runtimes on which a check runs, one after the other, each with a fresh store.
 #[derive(Clone, Copy)]
 pub(crate) enum Runtimes {
     MultiThread,
-    /// Also on one thread, where whatever blocks the thread blocks everything.
+    /// In addition, a current-thread runtime, where blocking the thread blocks everything.
     Both,
 }
 
-/// Defines the checks of one rules module and registers them, so that none can be forgotten.
+/// Defines and registers the checks of one rules module, so that none can be forgotten.
 ///
-/// The module gives the area and the function the name; the doc comment is the rule that a failure prints. Attributes:
-/// `#[needs(Persistence)]`, `#[on(Both)]` for a second run on a current-thread runtime, and `#[ignore = "…"]` for a
-/// rule that needs more than one process and the trait. The body ends in `Ok` by itself.
+/// The module gives the area, and the function the name. The doc comment is the rule, which a failure prints.
+/// Attributes: `#[needs(Persistence)]`, `#[on(Both)]` for a second run on a current-thread runtime, and
+/// `#[ignore = "…"]` for a rule that cannot be checked through the trait in one process. The body need not end in `Ok`.
 macro_rules! checks {
     ($(
         $(#[doc = $rule:literal])+

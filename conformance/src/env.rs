@@ -21,11 +21,11 @@ pub(crate) type Factory = Arc<dyn Fn(PathBuf) -> Opening + Send + Sync>;
 #[derive(Clone)]
 pub(crate) struct Ways {
     pub(crate) factory: Factory,
-    /// To read only, if there is one.
+    /// Read-only, if supported.
     pub(crate) read_only: Option<Factory>,
 }
 
-/// A way to open a store, for those who keep it.
+/// A stored way to open a store.
 pub(crate) fn way<F, Fut>(factory: F) -> Factory
 where
     F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
@@ -34,52 +34,52 @@ where
     Arc::new(move |directory| Box::pin(factory(directory)))
 }
 
-/// What a check works with: an empty directory of its own, and the way to open a store in it.
+/// The environment of a check: an empty directory of its own, and a way to open a store in it.
 pub(crate) struct Env {
     pub(crate) profile: Profile,
     pub(crate) seed: u64,
-    /// What was done to the stores of this check, those of [`Env::fresh`] included.
+    /// The operations on the stores of this check, including those of [`Env::fresh`].
     pub(crate) journal: Arc<Journal>,
     ways: Ways,
     root: PathBuf,
     directory: TempDir,
-    /// How many other places were given out.
+    /// The number of other places that were handed out.
     places: AtomicU32,
-    /// Grows while a check that may take any time goes on.
+    /// Increased by a check without a time limit, to show that it is alive.
     steps: Arc<AtomicU64>,
 }
 
 impl Env {
-    /// One with a directory below `root`, whose owner removes it also when the check hangs.
+    /// An environment with a directory below `root`, whose owner deletes it even if the check hangs.
     pub(crate) fn new(profile: Profile, ways: Ways, seed: u64, root: PathBuf) -> Checked<Self> {
         let directory = TempDir::new_in(&root)?;
         let (journal, places, steps) = (Arc::default(), AtomicU32::new(0), Arc::default());
         Ok(Env { profile, seed, journal, ways, root, directory, places, steps })
     }
 
-    /// The same with another empty directory.
+    /// The same environment with another empty directory.
     pub(crate) fn fresh(&self) -> Checked<Env> {
         let mut fresh = Env::new(self.profile.clone(), self.ways.clone(), self.seed, self.root.clone())?;
         fresh.journal = self.journal.clone();
         Ok(fresh)
     }
 
-    /// Tells that the check goes on: its time begins anew.
+    /// Signals that the check is alive: its time limit starts again.
     pub(crate) fn goes_on(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What [`goes_on`](Env::goes_on) counts.
+    /// The counter of [`goes_on`](Env::goes_on).
     pub(crate) fn steps(&self) -> Arc<AtomicU64> {
         self.steps.clone()
     }
 
-    /// Where the store of this check is.
+    /// The directory of this check's store.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// A path at which there is nothing yet, for a backup.
+    /// A path that does not exist yet, for a backup.
     pub(crate) fn unused_path(&self) -> PathBuf {
         let place = self.places.fetch_add(1, Ordering::Relaxed);
         let check = self.directory.path().file_name().unwrap_or_default().display();
@@ -92,19 +92,19 @@ impl Env {
         self.open_at(self.directory())
     }
 
-    /// Opens the store in another directory, such as a backup.
+    /// Opens the store in another directory, such as that of a backup.
     #[track_caller]
     pub(crate) fn open_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
         opened(self.opening_at(directory), "opening the store")
     }
 
-    /// Opens the store in a directory to read only.
+    /// Opens the store in a directory read-only.
     #[track_caller]
     pub(crate) fn read_at(&self, directory: &Path) -> impl Future<Output = Checked<Store>> + use<> {
-        opened(self.reading_at(directory), "opening the store to read only")
+        opened(self.reading_at(directory), "opening the store read-only")
     }
 
-    /// The same, when it may fail.
+    /// The same, for an opening that may fail.
     pub(crate) fn opening(&self) -> Opening {
         self.opening_at(self.directory())
     }
@@ -114,7 +114,7 @@ impl Env {
         self.told((self.ways.factory)(directory.to_path_buf()), directory, "open")
     }
 
-    /// Opening it to read only, when it may fail.
+    /// A read-only opening that may fail.
     pub(crate) fn reading_at(&self, directory: &Path) -> Opening {
         let opening = match &self.ways.read_only {
             Some(factory) => factory(directory.to_path_buf()),
@@ -125,7 +125,7 @@ impl Env {
         self.told(opening, directory, "open to read only")
     }
 
-    /// An opening that the journal tells of.
+    /// An opening that is recorded in the journal.
     fn told(&self, opening: Opening, directory: &Path, call: &str) -> Opening {
         let journal = self.journal.clone();
         let number = journal.next_store();
@@ -137,7 +137,7 @@ impl Env {
         })
     }
 
-    /// Closes and opens again.
+    /// Closes and reopens the store.
     pub(crate) async fn reopen(&self, store: Store) -> Checked<Store> {
         store.close().await?;
         drop(store);
@@ -149,7 +149,7 @@ impl Env {
     }
 }
 
-/// What an opening gives that has to succeed.
+/// The result of an opening that must succeed.
 #[track_caller]
 fn opened(opening: Opening, what: &'static str) -> impl Future<Output = Checked<Store>> + use<> {
     let at = std::panic::Location::caller();

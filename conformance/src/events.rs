@@ -5,24 +5,24 @@ use eventstore_api::{Actual, Batch, Bytes, Context, Event, EventStore, Expected,
 use crate::env::Store;
 use crate::failure::Checked;
 
-/// The context of calls that nobody ends.
+/// A context that never ends.
 pub(crate) fn background() -> Context {
     Context::background()
 }
 
-/// An event with this id, whose data tell it from others.
+/// An event with this id. Its data distinguish it from others.
 pub(crate) fn event(id: impl Into<String>, aggregate_id: &str) -> Event {
     let id = id.into();
     let data = format!("{{\"of\":{id:?}}}");
     Event::builder("Happened", aggregate_id).id(id).data(data).build().expect("the suite's own events are valid")
 }
 
-/// This many events of one aggregate, with ids that begin with `prefix`.
+/// This many events of one aggregate, with this id prefix.
 pub(crate) fn events(prefix: &str, aggregate_id: &str, count: usize) -> Vec<Event> {
     (1..=count).map(|number| event(format!("{prefix}-{number}"), aggregate_id)).collect()
 }
 
-/// Appends what has to be accepted.
+/// Appends events that must be accepted.
 #[track_caller]
 pub(crate) fn append<B: Into<Batch>>(
     store: &Store,
@@ -43,14 +43,14 @@ pub(crate) fn append<B: Into<Batch>>(
     }
 }
 
-/// Appends one event that has to be accepted.
+/// Appends one event that must be accepted.
 #[track_caller]
 pub(crate) fn append_one(store: &Store, event: Event) -> impl Future<Output = Checked<Stored>> + Send + use<> {
     let appended = append(store, event);
     async move { Ok(appended.await?[0]) }
 }
 
-/// A small history: single events and batches, of three aggregates that take turns.
+/// A small history: single events and batches, of three aggregates in turn.
 pub(crate) async fn append_history(store: &Store, count: usize) -> Checked<Vec<Event>> {
     let aggregates = ["a", "b", "a", "c", "a", "b"];
     let all: Vec<_> =
@@ -67,7 +67,7 @@ pub(crate) async fn append_history(store: &Store, count: usize) -> Checked<Vec<E
     Ok(all)
 }
 
-/// The revision or the version that a conflict found.
+/// The revision or version that a conflict reports.
 pub(crate) fn found_in(actual: &Actual) -> u64 {
     match actual {
         Actual::Aggregate { revision, .. } => revision.get(),
@@ -76,7 +76,7 @@ pub(crate) fn found_in(actual: &Actual) -> u64 {
     }
 }
 
-/// So much that reading it all takes a moment.
+/// Appends enough that reading it takes a moment.
 pub(crate) async fn append_large(store: &Store) -> Checked {
     let data = Bytes::from(vec![7; 16 << 10]);
     let large = |number| Event::builder("Large", "large").id(format!("large-{number}")).data(data.clone()).build();
@@ -85,8 +85,7 @@ pub(crate) async fn append_large(store: &Store) -> Checked {
     Ok(())
 }
 
-/// Every kind of condition, about an aggregate at this revision in a store with this latest version, and whether it
-/// holds.
+/// Every kind of condition for an aggregate at this revision in a store at this version, and whether it holds.
 pub(crate) fn conditions(revision: u64, latest: u64) -> Vec<(Expected, bool)> {
     vec![
         (Expected::Any, true),

@@ -1,10 +1,10 @@
 use std::fmt::{self, Write as _};
 use std::panic::Location;
 
-/// What a check comes to.
+/// The result of a check.
 pub(crate) type Checked<T = ()> = Result<T, Failure>;
 
-/// Why a check failed: the rule, what was expected, what came, and how to see it again.
+/// Why a check failed: the rule, the expected and actual value, and how to reproduce it.
 #[derive(Clone)]
 pub struct Failure {
     what: String,
@@ -19,7 +19,7 @@ impl Failure {
         Failure { what: what.into(), at: Some(Location::caller()), notes: Vec::new(), seed: None }
     }
 
-    /// One whose place in the suite says nothing.
+    /// A failure without a location in the suite.
     pub(crate) fn elsewhere(what: impl Into<String>) -> Self {
         Failure { what: what.into(), at: None, notes: Vec::new(), seed: None }
     }
@@ -29,18 +29,18 @@ impl Failure {
         Failure::new(format!("{what}\n  expected   {}\n  got        {}", shortened(expected), shortened(got)))
     }
 
-    /// Whether it lists the operations itself, as the shortest program that fails.
+    /// Whether it lists the operations itself, as the shortest failing program.
     pub(crate) fn shows_a_program(&self) -> bool {
         self.what.contains("\n  program ")
     }
 
-    /// Adds a line such as the rule or the seed below the message.
+    /// Adds a line below the message, such as the rule or the seed.
     pub(crate) fn note(mut self, label: &'static str, text: impl Into<String>) -> Self {
         self.notes.push((label, text.into()));
         self
     }
 
-    /// The seed that shows it again at once, if that is not the one of the run.
+    /// Sets the seed that reproduces it directly, if it differs from that of the run.
     pub(crate) fn with_seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -64,14 +64,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The same text as `Display`: it is read by people.
+/// Same as `Display`, for people.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// A call that had to succeed: `?` is enough, the place is kept.
+/// For a call that must succeed, `?` is enough: the location is kept.
 impl From<eventstore_api::Error> for Failure {
     #[track_caller]
     fn from(error: eventstore_api::Error) -> Self {
@@ -86,7 +86,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Events can be large; the first part of them is enough to see what is wrong.
+/// Events can be large; their first part is enough to see what is wrong.
 fn shortened(text: &str) -> String {
     const LONGEST: usize = 1500;
     let mut short: String = text.chars().take(LONGEST).collect();
@@ -106,7 +106,7 @@ macro_rules! ensure {
     };
 }
 
-/// Fails the check unless both are equal. What came is first, what was expected second.
+/// Fails the check unless both are equal. The actual value comes first, the expected one second.
 macro_rules! expect_eq {
     ($got:expr, $expected:expr, $($what:tt)+) => {
         match (&$got, &$expected) {

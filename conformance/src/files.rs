@@ -1,4 +1,4 @@
-//! What is on disk, seen from outside of the store.
+//! The files of a store, seen from outside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use crate::failure::{Checked, Failure};
 
-/// Everything at or below a path, and when each was changed; of files the content as well.
+/// Everything at or below a path: modification times, and for files the content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Content(Vec<(PathBuf, SystemTime, Vec<u8>)>);
 
 impl Content {
-    /// Reads it; nothing, where there is none because the store keeps its files elsewhere.
+    /// Reads it. Empty if the store keeps its files elsewhere.
     pub(crate) fn of(path: &Path) -> Checked<Self> {
         let mut all = Vec::new();
         if path.exists() {
@@ -21,7 +21,7 @@ impl Content {
         Ok(Content(all))
     }
 
-    /// Fails with what has changed since, if something has.
+    /// Fails if anything has changed since, and says what.
     #[track_caller]
     pub(crate) fn is_still(&self, path: &Path, what: &str) -> Checked {
         let now = Content::of(path)?;

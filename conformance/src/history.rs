@@ -1,10 +1,10 @@
-//! What many callers did at once, recorded, and a checker that says whether a store that keeps the contract can have
-//! given them that.
+//! A recorded history of concurrent calls, and a checker of whether a store that keeps the contract could have produced
+//! it.
 //!
-//! The checker knows no store. It has the calls, each with the moments at which it began and ended, and the log as it was
-//! found at the end. From those follow, for every moment, the version that the store had reached certainly, because
-//! somebody had been shown it, and the version that it can have reached at most, because the appends of the next had not
-//! begun. Everything that came back has to fit between the two.
+//! The checker needs no store. It gets the calls, each with the moments of its beginning and end, and the final log.
+//! From these it derives two bounds for every moment: the version that the store had certainly reached, because
+//! somebody had seen it, and the version that it could have reached at most, because later appends had not begun. Every
+//! result must be within these bounds.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::failure::{Checked, Failure};
 use crate::reading::{add_page, audit, is_prefix, select};
 use crate::tasks::polled;
 
-/// One call: who made it, between which moments, and what came back.
+/// One call: the caller, its beginning and end, and its result.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) who: String,
@@ -36,7 +36,7 @@ pub(crate) enum What {
         batch: Batch,
         outcome: Appended,
     },
-    /// A whole load, and the head that its first page told.
+    /// A whole load, and the head of its first page.
     Load {
         options: LoadOptions,
         head: Version,
@@ -46,13 +46,13 @@ pub(crate) enum What {
         id: String,
         found: Option<RecordedEvent>,
     },
-    /// Also what was waited for.
+    /// Also the result of a wait.
     Latest(Version),
     Revision {
         aggregate_id: String,
         revision: u64,
     },
-    /// A subscription that was read until some event had come, each event with the moment at which it came.
+    /// A subscription that was read until a certain event, each event with the moment of its arrival.
     Subscription {
         options: LoadOptions,
         events: Vec<(u64, RecordedEvent)>,
@@ -65,11 +65,11 @@ pub(crate) enum Appended {
     Conflict {
         actual: u64,
     },
-    /// All of it or nothing: the outcome is unknown, or the future was dropped.
+    /// All or nothing: the outcome is unknown, or the future was dropped.
     Unknown,
 }
 
-/// Makes calls and records them.
+/// Makes and records calls.
 pub(crate) struct Recorder {
     store: Store,
     clock: AtomicU64,
@@ -81,7 +81,7 @@ impl Recorder {
         Arc::new(Recorder { store: store.clone(), clock: AtomicU64::new(1), calls: Mutex::default() })
     }
 
-    /// The moment: no two are the same, and one that is told later is greater.
+    /// The current moment. Moments are distinct and increasing.
     fn now(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
@@ -91,7 +91,7 @@ impl Recorder {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }
 
-    /// Appends; a conflict is no failure.
+    /// Appends. A conflict is not a failure.
     pub(crate) async fn append(&self, who: &str, batch: Batch) -> Checked<Appended> {
         self.append_polled(who, usize::MAX, batch).await
     }
@@ -160,7 +160,7 @@ impl Recorder {
         Ok(revision)
     }
 
-    /// Follows until the event with this id has come.
+    /// Follows until the event with this id arrives.
     pub(crate) async fn subscribe(&self, who: &str, options: LoadOptions, last: &str) -> Checked {
         let (began, mut events) = (self.now(), Vec::new());
         let mut stream = self.store.subscribe(&background(), options.clone());
@@ -176,7 +176,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Checks the history, once every call has ended.
+    /// Checks the history after every call has ended.
     pub(crate) async fn check(&self) -> Checked {
         let log = audit(&self.store).await?;
         let calls = std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner));
@@ -184,17 +184,17 @@ impl Recorder {
     }
 }
 
-/// Fails unless the calls and the log that they left agree with the contract.
+/// Fails unless the calls and the final log agree with the contract.
 pub(crate) fn check(calls: &[Call], log: &[RecordedEvent]) -> Checked {
     is_prefix(log)?;
     let checker = Checker::new(calls, log)?;
-    // What is wrong in itself comes before what is wrong in time, which may follow from it.
+    // Errors in a result come before errors in time, which may follow from them.
     for call in calls {
         if let What::Append { batch, outcome: Appended::Stored(stored) } = &call.what {
             checker.places(&call.who, batch, stored)?;
         }
     }
-    // The earliest that is wrong is the cause of what is wrong after it.
+    // The earliest error is the cause of later ones.
     let mut in_time: Vec<_> = calls.iter().collect();
     in_time.sort_by_key(|call| call.ended);
     for call in in_time {
@@ -217,13 +217,13 @@ struct Checker<'h> {
     aggregates: HashMap<&'h str, Vec<u64>>,
     /// For each version from 1, the moment before which the store cannot have reached it.
     possible_from: Vec<u64>,
-    /// In order of time: a moment, the greatest version that had been shown at it, and to whom.
+    /// In order of time: a moment, the greatest version seen so far, and by whom.
     shown: Vec<(u64, u64, &'h str)>,
-    /// The first and last version of the batch that each version was written with.
+    /// The first and last version of the batch of each version.
     batches: HashMap<u64, (u64, u64)>,
 }
 
-/// A failure whose place in the suite says nothing.
+/// A failure without a location in the suite.
 macro_rules! wrong {
     ($($what:tt)+) => { return Err(Failure::elsewhere(format!($($what)+))) };
 }
@@ -248,9 +248,9 @@ impl<'h> Checker<'h> {
         Ok(checker)
     }
 
-    /// Every event of the log was appended, and at most one append was told that it wrote it.
+    /// Every event in the log was appended, and at most one append was told that it wrote it.
     fn find_writers(&mut self, calls: &'h [Call]) -> Checked {
-        // By id: the append that was told that it wrote it, and the earliest of those that may have.
+        // By id: the append that was told that it wrote the event, and the earliest of those that may have.
         let mut writers: HashMap<&str, &Call> = HashMap::new();
         let mut candidates: HashMap<&str, &Call> = HashMap::new();
         for call in calls {
@@ -300,7 +300,7 @@ impl<'h> Checker<'h> {
         Ok(())
     }
 
-    /// Of appends with the same condition on a revision or version, one wins at most.
+    /// Of appends with the same condition on a revision or version, at most one wins.
     fn find_winners(&self, calls: &'h [Call]) -> Checked {
         let mut winners: HashMap<(Expected, &str), &Call> = HashMap::new();
         for call in calls {
@@ -324,7 +324,7 @@ impl<'h> Checker<'h> {
         Ok(())
     }
 
-    /// What had been shown to somebody, and when.
+    /// Collects what was seen by anybody, and when.
     fn find_shown(&mut self, calls: &'h [Call]) {
         for call in calls {
             let version = match &call.what {
@@ -361,7 +361,7 @@ impl<'h> Checker<'h> {
         before.checked_sub(1).map_or((0, ""), |last| (self.shown[last].1, self.shown[last].2))
     }
 
-    /// The version that it can have reached at most.
+    /// The version that it could have reached at most.
     fn reachable(&self, moment: u64) -> u64 {
         self.possible_from.partition_point(|&from| from < moment) as u64
     }
@@ -431,7 +431,7 @@ impl<'h> Checker<'h> {
         Ok(())
     }
 
-    /// The places that an append was told are those of the log, and those of its new events follow one another.
+    /// The positions returned by an append match the log, and those of its new events are consecutive.
     fn places(&self, who: &str, batch: &Batch, stored: &[Stored]) -> Checked {
         if stored.len() != batch.events.len() {
             wrong!("{who} was told {} places for {} events", stored.len(), batch.events.len());
@@ -448,7 +448,7 @@ impl<'h> Checker<'h> {
         Ok(())
     }
 
-    /// A place that an append was told is that of the log.
+    /// A position returned by an append matches the log.
     fn place(&self, who: &str, event: &Event, place: &Stored) -> Checked {
         let (id, version) = (event.id(), place.version);
         let Some(there) = self.ids.get(id).and_then(|version| self.at(*version)) else {
@@ -474,7 +474,7 @@ impl<'h> Checker<'h> {
         usize::try_from(version.checked_sub(1)?).ok().and_then(|at| self.log.get(at))
     }
 
-    /// A version that was shown as the newest.
+    /// Checks a version that was returned as the newest.
     fn head(&self, call: &Call, version: u64) -> Checked {
         let (who, latest) = (&call.who, self.log.len());
         let (reached, other) = self.reached(call.began);
@@ -547,7 +547,7 @@ impl<'h> Checker<'h> {
 
     fn subscription(&self, call: &Call, options: &LoadOptions, events: &[(u64, RecordedEvent)]) -> Checked {
         let given = events.iter().map(|(_, event)| event);
-        // It was read until some event had come, and what came later is not asked for.
+        // It was read until a certain event; later events are not required.
         let last = given.clone().map(|event| event.version.get()).max().unwrap_or_default();
         let there = &self.log[..self.log.len().min(usize::try_from(last).unwrap_or(usize::MAX))];
         same(&call.who, "a subscription", given, &select(there, options), "S1")?;
@@ -558,7 +558,7 @@ impl<'h> Checker<'h> {
     }
 }
 
-/// Fails at the first event that is lost, comes again, or is another.
+/// Fails at the first event that is missing, repeated or different.
 fn same<'e>(
     who: &str,
     what: &str,
@@ -600,7 +600,7 @@ mod tests {
         RecordedEvent::new(version.into(), revision.into(), SystemTime::UNIX_EPOCH, event(id, aggregate_id))
     }
 
-    /// `one`, and the batch of `two` and `three`, of one aggregate.
+    /// `one`, and the batch of `two` and `three`, all of one aggregate.
     fn log() -> Vec<RecordedEvent> {
         [(1, "one"), (2, "two"), (3, "three")].map(|(version, id)| recorded(version, version, id, "a")).to_vec()
     }

@@ -1,4 +1,4 @@
-//! What a check did to its stores, so that a failure can be understood without running it again.
+//! A record of the operations of a check on its stores, so that a failure can be understood without running it again.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
@@ -14,8 +14,8 @@ use eventstore_api::{
 
 use crate::env::Store;
 
-/// The newest operations of a check. Those that change something are kept apart: a check often ends with hundreds of reads,
-/// and what they found wrong was done before.
+/// The newest operations of a check. Operations that change something are kept separately: a check often ends with
+/// hundreds of reads, and the cause of what they find came before.
 #[derive(Debug, Default)]
 pub(crate) struct Journal(Mutex<Operations>);
 
@@ -32,7 +32,7 @@ struct Operations {
 #[derive(Debug)]
 struct Operation {
     number: u64,
-    /// Which store, in the order in which the check opened them.
+    /// The number of the store, in the order in which the check opened them.
     store: u64,
     call: String,
     end: End,
@@ -40,7 +40,7 @@ struct Operation {
 
 #[derive(Debug)]
 enum End {
-    /// It runs; for a check that hangs this is the one to look at.
+    /// It is running. In a check that hangs, this is the one to look at.
     NotYet,
     Dropped,
     With(String),
@@ -62,7 +62,7 @@ impl Kind {
 }
 
 impl Journal {
-    /// The number of the next store, for its operations.
+    /// A number for the operations of the next store.
     pub(crate) fn next_store(&self) -> u64 {
         let mut operations = self.lock();
         operations.opened += 1;
@@ -75,7 +75,7 @@ impl Journal {
         let number = operations.begun;
         let kept = operations.of(kind);
         if kept.len() >= kind.most() {
-            // What still runs stays, as long as there is something else to forget.
+            // Running operations are kept as long as others can be dropped.
             let oldest = kept.iter().position(|operation| !matches!(operation.end, End::NotYet)).unwrap_or(0);
             kept.remove(oldest);
         }
@@ -83,7 +83,7 @@ impl Journal {
         Begun { journal: self.clone(), kind, number, has_ended: false }
     }
 
-    /// The call of the factory that opens a store.
+    /// Records a call of the factory that opens a store.
     pub(crate) fn begin_opening(self: &Arc<Self>, store: u64, call: &str, directory: &Path) -> Begun {
         let place = directory.file_name().unwrap_or_default().display();
         self.begin(Kind::Change, store, format!("{call} {place}"))
@@ -109,7 +109,7 @@ impl fmt::Display for Journal {
         let operations = self.lock();
         let mut kept: Vec<_> = operations.changes.iter().chain(&operations.reads).collect();
         kept.sort_by_key(|operation| operation.number);
-        // A check that has failed drops its stores: that is not what led to it.
+        // A failed check drops its stores; that is not the cause.
         while kept.last().is_some_and(|last| last.call == DROPPED) {
             kept.pop();
         }
@@ -133,7 +133,7 @@ impl fmt::Display for Journal {
     }
 }
 
-/// An operation that was begun; if it is dropped before it ends, the journal says so.
+/// An operation that has begun. If it is dropped before its end, the journal says so.
 pub(crate) struct Begun {
     journal: Arc<Journal>,
     kind: Kind,
@@ -167,7 +167,7 @@ impl Drop for Begun {
     }
 }
 
-/// A store that writes down what it is asked for; it changes nothing else.
+/// A store that records calls and changes nothing else.
 pub(crate) struct Observed {
     store: Store,
     number: u64,
@@ -200,10 +200,10 @@ impl Drop for Observed {
     }
 }
 
-#[deny(clippy::missing_trait_methods)] // also those that have a default
+#[deny(clippy::missing_trait_methods)] // including those with a default
 #[async_trait]
 impl EventStore for Observed {
-    // Written out, so that the store is called when this is called: what it does before it is polled is its own doing.
+    // Written out, so that the store is called when this is called: a store may act before its future is polled.
     fn store_batch<'store, 'ctx, 'both>(
         &'store self,
         ctx: &'ctx Context,

@@ -29,7 +29,7 @@
 //!     2. append "history-1" of "a", on any → version 1, revision 1
 //!     3. append 3 events, "history-2" to "history-4" of "b" and others, on any → version 2, revision 1; …
 //!     4. stats → version 4, 4 aggregates
-//!   rule       M5: `stats` tells the numbers of events and aggregates as they are.
+//!   rule       M5: `stats` reports the actual numbers of events and aggregates.
 //!   runtime    multi-thread
 //!   seed       16377631705692439067; EVENTSTORE_CONFORMANCE_SEED=16377631705692439067 runs it again
 //!   checked    at conformance/src/rules/maintenance.rs:644

@@ -1,4 +1,4 @@
-//! Random programs, and the model that says what each of their steps has to give.
+//! Random programs, and a model that predicts the result of each step.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,7 +16,7 @@ use proptest::prop_oneof;
 
 use crate::events::background;
 
-/// One step of a program: a call through one of its handles to the store, perhaps with a context that has ended.
+/// One step of a program: a call through one of its handles to the store, possibly with a context that has ended.
 #[derive(Clone)]
 pub(crate) struct Step {
     pub(crate) handle: usize,
@@ -39,7 +39,7 @@ pub(crate) enum Op {
         idempotency: Idempotency,
         times: Times,
     },
-    /// Try to make an event that breaks the limits: it never reaches a store.
+    /// Try to build an event that exceeds a limit: it never reaches a store.
     Make(Bad),
     Load {
         options: LoadOptions,
@@ -55,7 +55,7 @@ pub(crate) enum Op {
     WaitFor(u64),
     /// Open a subscription that later steps read from.
     Subscribe(LoadOptions),
-    /// Read as many events as this from a subscription, if it has them.
+    /// Read this many events from a subscription, if it has them.
     Read {
         subscription: usize,
         events: usize,
@@ -68,17 +68,18 @@ pub(crate) enum Op {
     Stats,
     /// Take a backup and compare it with the model.
     Backup,
-    /// Take a backup, `close`, and go on with the backup.
+    /// Take a backup, call `close`, and continue with the backup.
     MoveToBackup,
     CloneHandle,
     DropHandle,
-    /// `close` through one handle, and open again.
+    /// Call `close` through one handle, and reopen.
     Reopen,
-    /// Drop the last handle, and open again.
+    /// Drop the last handle, and reopen.
     DropAndOpen,
 }
 
-/// An event of the few that programs use, so that they meet: most often itself, sometimes its id with other content.
+/// One of the few events that programs use, so that they collide: usually the event itself, sometimes its id with other
+/// content.
 #[derive(Clone, Copy)]
 pub(crate) struct Small {
     number: usize,
@@ -93,7 +94,7 @@ enum Other {
     Aggregate,
 }
 
-/// An event or an aggregate that may be there, or one that cannot.
+/// An event or aggregate that may exist, or one that cannot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lookup {
     Number(usize),
@@ -101,7 +102,7 @@ pub(crate) enum Lookup {
     TooLong,
 }
 
-/// A condition, near what holds at that point of the program or far from it.
+/// A condition: close to what holds at that point of the program, or far from it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum On {
     Any,
@@ -113,11 +114,11 @@ pub(crate) enum On {
     LastVersion,
 }
 
-/// The times of recording that an append names.
+/// The explicit recording times of an append.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Times {
     None,
-    /// This many microseconds after 1970, and one more for each event.
+    /// This many microseconds after 1970, and one more for each further event.
     Micros(u64),
     OneTooFew,
     OneTooMany,
@@ -166,7 +167,7 @@ impl fmt::Debug for Step {
 }
 
 impl Small {
-    /// An id of each kind: UUIDs, which a store may keep apart from others, such as differ in case only, and long ones.
+    /// An id of each kind: UUIDs, which a store may treat specially, ids that differ only in case, and long ones.
     pub(crate) fn id(self) -> String {
         let number = self.number;
         match number % 4 {
@@ -177,7 +178,7 @@ impl Small {
         }
     }
 
-    /// In the aggregate that its number says; small but for two, which are larger than a page of most engines.
+    /// In the aggregate that its number determines. Small, except for two that are larger than a page of most engines.
     pub(crate) fn event(self) -> Event {
         let len = [0, 10, 10, 150, 10, 2_500, 10, 10, 10, 5_000, 10, 10][self.number % 12];
         let data = self.number.to_string().into_bytes().repeat(len);
@@ -237,7 +238,7 @@ impl Times {
 }
 
 impl Bad {
-    /// What making such an event comes to, and the field that has to be named.
+    /// The result of building such an event, and the field that the error must name.
     pub(crate) fn make(self) -> (Result<Event, Error>, &'static str) {
         let make = |id: &str, event_type: &str, aggregate: &str| Event::builder(event_type, aggregate).id(id).build();
         let long = |limit: usize| "x".repeat(limit + 1);
@@ -253,7 +254,7 @@ impl Bad {
     }
 }
 
-/// Programs of up to this many steps. What is named first is the simplest: programs shrink to it.
+/// Programs of up to this many steps. The first alternatives are the simplest: programs shrink towards them.
 pub(crate) fn programs(steps: usize) -> impl Strategy<Value = Vec<Step>> {
     let ended = prop_oneof![
         14 => Just(None),
@@ -324,7 +325,7 @@ fn appends() -> impl Strategy<Value = Op> {
     let parts = (vec(small, 0..5), any::<bool>(), on, durability, idempotency, times);
     parts.prop_map(|(mut events, one, on, durability, idempotency, times)| {
         if one && let [first, rest @ ..] = events.as_mut_slice() {
-            // All of one aggregate, so that conditions about one fit.
+            // All of one aggregate, so that conditions about one aggregate are valid.
             rest.iter_mut().for_each(|event| event.number = event.number - event.number % 3 + first.number % 3);
         }
         Op::Append { events, on, durability, idempotency, times }
@@ -353,18 +354,18 @@ fn bounds() -> impl Strategy<Value = LoadOptions> {
     })
 }
 
-/// What filters a load has.
+/// The filters of a load.
 #[derive(Clone, Debug, Default)]
 struct Filters {
     types: Vec<&'static str>,
     aggregate_prefix: Option<&'static str>,
     since_revision: u64,
-    /// In microseconds after 1970.
+    /// In microseconds since 1970.
     recorded_since: Option<u64>,
     recorded_before: Option<u64>,
 }
 
-/// Some, or none with a weight of 4: of several together little is left.
+/// Some filter, or none with a weight of 4: several filters together match little.
 fn filters(weight: u32) -> impl Strategy<Value = Filters> {
     let types = prop_oneof![
         3 => Just(vec![]),
@@ -410,7 +411,7 @@ fn lists() -> impl Strategy<Value = AggregateOptions> {
     })
 }
 
-/// From near the beginning and mostly without an end, so that there is something to follow.
+/// From near the beginning and usually without an end, so that there is something to follow.
 fn subscriptions() -> impl Strategy<Value = LoadOptions> {
     let limit = prop_oneof![3 => Just(None), 1 => (0..6_u64).prop_map(Some)];
     let aggregate = prop_oneof![3 => Just(None), 1 => lookup(3).prop_map(Some)];
@@ -422,20 +423,20 @@ fn subscriptions() -> impl Strategy<Value = LoadOptions> {
     })
 }
 
-/// What a store is: its events in order.
+/// The state of a store: its events in order.
 #[derive(Default)]
 pub(crate) struct Model {
     pub(crate) events: Vec<RecordedEvent>,
 }
 
-/// What an append may give. Where two rules refuse it, either may say so.
+/// The possible results of an append. If two rules refuse it, either error is allowed.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Accepted(Vec<Stored>),
     Refused(Vec<Error>),
 }
 
-/// The time of recording of an event whose append named none, until a read has shown it.
+/// The recording time of an event whose append set none, until a read has shown it.
 const NOT_KNOWN_YET: SystemTime = SystemTime::UNIX_EPOCH;
 
 impl Model {
@@ -455,7 +456,7 @@ impl Model {
         self.events.iter().find(|there| there.event.id() == id)
     }
 
-    /// Takes the times of recording that nobody named from the first read that shows them; from then on they stay.
+    /// Learns automatic recording times from the first read that shows them. From then on they must not change.
     pub(crate) fn learn(&mut self, read: &[RecordedEvent]) {
         for event in read {
             let at = usize::try_from(event.version.get()).unwrap_or_default().wrapping_sub(1);
@@ -478,7 +479,7 @@ impl Model {
         }
     }
 
-    /// Appends the batch, if it may be.
+    /// Appends the batch, if it is allowed.
     pub(crate) fn append(&mut self, batch: &Batch) -> Verdict {
         if let Err(invalid) = batch.validate() {
             return Verdict::Refused(vec![invalid]);
@@ -499,7 +500,7 @@ impl Model {
             if !batch.idempotency.is_same(&there.event, event) {
                 let stored = (there.version.get() <= before as u64).then_some(there.version);
                 let id = event.id().to_owned();
-                // An id that is stored, and before this in the batch as well, is a duplicate of both.
+                // An id that is both stored and repeated in the batch is a duplicate of both.
                 if batch.events.iter().filter(|other| other.id() == id).count() > 1 {
                     refusals.push(Error::DuplicateEvent { id: id.clone(), version: None });
                 }

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-/// What a store can do, beyond what every store can: each capability is there unless it is opted out of.
+/// The optional capabilities of a store. Each is present unless it is opted out of.
 ///
 /// A rule that needs an absent capability shows as ignored. The absence itself is checked: a store that declares that
-/// nothing survives closing has to be empty after reopening.
+/// nothing survives closing must be empty after reopening.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,8 +25,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Everything: events survive closing, a store that is open cannot be opened again, and it can be backed up, verified,
-    /// and opened to be read only.
+    /// All capabilities: events survive closing, an open store cannot be opened again, and it supports backups,
+    /// verification and read-only opening.
     #[must_use]
     pub const fn persistent() -> Self {
         Profile {
@@ -41,8 +41,8 @@ impl Profile {
         }
     }
 
-    /// A store in memory: nothing survives closing, every opening is a store of its own, there are no backups, and nothing to
-    /// be opened to be read only.
+    /// A store in memory: nothing survives closing, every opening creates another store, and there are no backups and
+    /// no read-only opening.
     #[must_use]
     pub const fn in_memory() -> Self {
         Profile {
@@ -54,58 +54,58 @@ impl Profile {
         }
     }
 
-    /// Opts out of rule L2: the store may be opened twice at the same time, as a client of a server may.
+    /// Opts out of rule L2: the store may be opened twice at the same time, like a client of a server.
     #[must_use]
     pub const fn without_locking(mut self) -> Self {
         self.locks = false;
         self
     }
 
-    /// Opts out of rules M1 and M2: `backup` is `Unsupported`, as it is for a store that does not implement it.
+    /// Opts out of rules M1 and M2: `backup` is `Unsupported`, as in the default implementation.
     #[must_use]
     pub const fn without_backup(mut self) -> Self {
         self.takes_backups = false;
         self
     }
 
-    /// Opts out of rule M3: `verify` is `Unsupported`, as it is for a store that does not implement it.
+    /// Opts out of rule M3: `verify` is `Unsupported`, as in the default implementation.
     #[must_use]
     pub const fn without_verification(mut self) -> Self {
         self.verifies = false;
         self
     }
 
-    /// Opts out of rule L4: opening to read only is `Unsupported`, or there is no way to ask for it.
+    /// Opts out of rule L4: read-only opening is `Unsupported`, or there is no way to request it.
     #[must_use]
     pub const fn without_read_only(mut self) -> Self {
         self.opens_read_only = false;
         self
     }
 
-    /// For an engine that does not work with a clock before 1970: rule W7 is asked of later times alone, and in its place that
-    /// the store says so and harms nothing.
+    /// For an engine that does not work with a clock before 1970: rule W7 is checked only for later times. Instead, the
+    /// store must report the wrong clock and do no harm.
     #[must_use]
     pub const fn without_clocks_before_1970(mut self) -> Self {
         self.works_before_1970 = false;
         self
     }
 
-    /// For an engine that believes its own pages, so that reading a damaged one can end the process: rule F3 is then asked of
-    /// opening, of `verify`, and of reading what `verify` found sound.
+    /// For an engine that trusts its own pages, so that reading a damaged one can crash the process: rule F3 is then
+    /// checked only for opening, for `verify`, and for reading what `verify` found intact.
     #[must_use]
     pub const fn trusting_its_files(mut self) -> Self {
         self.trusts_its_files = true;
         self
     }
 
-    /// How long one check may take before it counts as hanging: 60 seconds unless changed.
+    /// Sets the time after which a check counts as hanging; 60 seconds by default.
     #[must_use]
     pub const fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Whether events are there again when a closed store is opened again.
+    /// Whether events survive closing and reopening.
     #[must_use]
     pub const fn survives_closing(&self) -> bool {
         self.survives_closing
@@ -117,25 +117,25 @@ impl Profile {
         self.locks
     }
 
-    /// Whether `backup` writes one.
+    /// Whether `backup` is supported.
     #[must_use]
     pub const fn takes_backups(&self) -> bool {
         self.takes_backups
     }
 
-    /// Whether `verify` does.
+    /// Whether `verify` is supported.
     #[must_use]
     pub const fn verifies(&self) -> bool {
         self.verifies
     }
 
-    /// Whether it can be opened to be read only.
+    /// Whether read-only opening is supported.
     #[must_use]
     pub const fn opens_read_only(&self) -> bool {
         self.opens_read_only
     }
 
-    /// Whether a clock before 1970 keeps it from nothing.
+    /// Whether everything works with a clock before 1970.
     #[must_use]
     pub const fn works_before_1970(&self) -> bool {
         self.works_before_1970

@@ -6,25 +6,25 @@ use crate::failure::{Checked, Failure};
 const SEED: &str = "EVENTSTORE_CONFORMANCE_SEED";
 const CASES: &str = "EVENTSTORE_CONFORMANCE_CASES";
 
-/// The seed of this run: the environment's, or a new one.
+/// The seed of this run: from the environment, or a new one.
 pub(crate) fn seed() -> u64 {
     number(SEED).ok().flatten().unwrap_or_else(|| RandomState::new().build_hasher().finish())
 }
 
-/// The seed of the program with this number, of a run with this seed. The first program has the seed of the run, so that
-/// a run with the seed of a program begins with that program.
+/// The seed of the program with this number, in a run with this seed. The first program has the seed of the run, so a
+/// run with the seed of a program begins with that program.
 pub(crate) fn nth_seed(seed: u64, number: u64) -> u64 {
     seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// How to run with this seed again.
+/// How to repeat a run with this seed.
 pub(crate) fn replay(seed: u64) -> String {
     format!("{seed}; {SEED}={seed} runs it again")
 }
 
-/// How many random programs to run; `u64::MAX` for those that never end.
+/// The number of random programs to run; `u64::MAX` for an endless run.
 ///
-/// By default it is a matter of seconds: a store that survives closing syncs in every program, one in memory does not.
+/// The default takes some seconds: a store that survives closing syncs in every program, a store in memory does not.
 pub(crate) fn cases(profile: &Profile) -> Checked<u64> {
     Ok(wanted_cases()?.unwrap_or(if profile.survives_closing() { 200 } else { 2_000 }))
 }
@@ -37,7 +37,7 @@ fn wanted_cases() -> Checked<Option<u64>> {
     }
 }
 
-/// A mistyped variable must not quietly become another run.
+/// A mistyped variable must not silently cause another run.
 pub(crate) fn check_environment() -> Checked {
     number(SEED)?;
     wanted_cases().map(drop)
@@ -53,7 +53,7 @@ fn number(variable: &str) -> Checked<Option<u64>> {
     }
 }
 
-/// SplitMix64: small, and the same everywhere for the same seed.
+/// SplitMix64: small, and portable for the same seed.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 

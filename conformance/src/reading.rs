@@ -1,4 +1,4 @@
-//! Reading a store back, and what has to be true of everything that is read.
+//! Reads stores back, and checks what must hold for everything that is read.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::env::Store;
 use crate::events::background;
 use crate::failure::{Checked, Failure};
 
-/// Pages of this many events, whatever their size within reason.
+/// Pages of this many events, with a generous size in bytes.
 pub(crate) fn pages_of(events: usize) -> PageSize {
     PageSize::new(events, MAX_BATCH_BYTES)
 }
@@ -48,7 +48,7 @@ pub(crate) async fn load_pages(store: &Store, options: LoadOptions, size: PageSi
     Ok(events)
 }
 
-/// Adds what comes next, which must go on in the same direction: a load that repeats events might never end.
+/// Adds the next page, which must continue in the same direction: a load that repeats events might never end.
 pub(crate) fn add_page(events: &mut Vec<RecordedEvent>, page: Vec<RecordedEvent>, direction: Direction) -> Checked {
     for event in page {
         if let Some(last) = events.last().map(|event| event.version) {
@@ -63,7 +63,7 @@ pub(crate) fn add_page(events: &mut Vec<RecordedEvent>, page: Vec<RecordedEvent>
     Ok(())
 }
 
-/// What a load with these options gives of a store with exactly these events.
+/// The expected result of a load with these options, from a store with exactly these events.
 pub(crate) fn select(all: &[RecordedEvent], options: &LoadOptions) -> Vec<RecordedEvent> {
     let matches = |event: &&RecordedEvent| {
         event.version > options.since
@@ -103,7 +103,7 @@ pub(crate) async fn list(store: &Store, options: AggregateOptions, most: usize) 
     Ok(listed)
 }
 
-/// What a list of aggregates with these options gives of a store with exactly these events.
+/// The expected list of aggregates with these options, from a store with exactly these events.
 pub(crate) fn select_aggregates(all: &[RecordedEvent], options: &AggregateOptions) -> Vec<AggregateInfo> {
     let mut aggregates: BTreeMap<&str, AggregateInfo> = BTreeMap::new();
     for event in all.iter().filter(|event| options.before.is_none_or(|before| event.version < before)) {
@@ -120,12 +120,12 @@ pub(crate) fn first_of(events: &[RecordedEvent], count: usize) -> &[RecordedEven
     events.get(..count).unwrap_or(events)
 }
 
-/// The events behind the first `count`, of which a wrong store may have none.
+/// The events after the first `count`; a wrong store may have none.
 pub(crate) fn behind(events: &[RecordedEvent], count: usize) -> &[RecordedEvent] {
     events.get(count..).unwrap_or_default()
 }
 
-/// Fails with the first event that differs, rather than with all of them.
+/// Fails with the first event that differs, instead of all of them.
 #[track_caller]
 pub(crate) fn same_events(got: &[RecordedEvent], expected: &[RecordedEvent], what: &str) -> Checked {
     let differs = got.iter().zip(expected).position(|(got, expected)| got != expected);
@@ -139,8 +139,8 @@ pub(crate) fn same_events(got: &[RecordedEvent], expected: &[RecordedEvent], wha
     Err(Failure::difference(format_args!("{what}"), &describe(expected), &describe(got)))
 }
 
-/// Fails unless these events are 1, 2, 3, … without a gap, with revisions that count each aggregate, and ids that occur
-/// once: rules O1, O3 and W2 for a prefix of a store.
+/// Fails unless these events are 1, 2, 3, … without a gap, with revisions that count each aggregate, and unique ids:
+/// rules O1, O3 and W2 for a prefix of a store.
 #[track_caller]
 pub(crate) fn is_prefix(events: &[RecordedEvent]) -> Checked {
     let mut revisions: BTreeMap<&str, u64> = BTreeMap::new();
@@ -161,10 +161,10 @@ pub(crate) fn is_prefix(events: &[RecordedEvent]) -> Checked {
     Ok(())
 }
 
-/// Beyond every event: for the digest of all.
+/// Beyond every event, for the digest of all.
 pub(crate) const NEWEST: Version = Version::new(u64::MAX);
 
-/// The digests of the events up to each version, that of none first: the definition once more, apart from the API's own.
+/// The digests of the events up to each version, from version 0 on: an independent implementation of the definition.
 pub(crate) fn digests_of(events: &[RecordedEvent]) -> Vec<Digest> {
     let number = |number: usize| (number as u64).to_be_bytes();
     let mut digests = vec![Digest::from_bytes([0; 32])];
@@ -183,7 +183,7 @@ pub(crate) fn digests_of(events: &[RecordedEvent]) -> Vec<Digest> {
     digests
 }
 
-/// Reads a store at rest in every way there is and fails unless all agree; returns its events.
+/// Reads an idle store in every way and fails unless all results agree. Returns its events.
 pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
     let all = load(store, LoadOptions::all()).await?;
     is_prefix(&all)?;
@@ -205,7 +205,7 @@ pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
     expect_eq!(listed, select_aggregates(&all, &every), "the list of aggregates is that of the events (O8)");
     let digest = store.digest(&background(), NEWEST).await?;
     expect_eq!(Some(&digest), digests_of(&all).last(), "the digest is that of the events (M6)");
-    // Of a long history, some.
+    // For a long history, only some.
     for event in all.iter().step_by(all.len().div_ceil(500).max(1)) {
         let got = store.get(&background(), event.event.id()).await?;
         expect_eq!(got, *event, "`get` gives the event of the log");
@@ -213,7 +213,7 @@ pub(crate) async fn audit(store: &Store) -> Checked<Vec<RecordedEvent>> {
     Ok(all)
 }
 
-/// Fails unless nothing was found, and all was read.
+/// Fails unless everything was read and nothing was found.
 #[track_caller]
 pub(crate) fn is_sound(report: &VerifyReport, all: &[RecordedEvent]) -> Checked {
     expect_eq!(report.findings, [], "what was found in a sound store");
@@ -224,7 +224,7 @@ pub(crate) fn is_sound(report: &VerifyReport, all: &[RecordedEvent]) -> Checked 
     Ok(())
 }
 
-/// The ids, for comparing what matters of a history.
+/// The ids, to compare the relevant part of a history.
 pub(crate) fn ids(events: &[RecordedEvent]) -> Vec<&str> {
     events.iter().map(|event| event.event.id()).collect()
 }

@@ -4,31 +4,32 @@ use std::time::{Duration, Instant};
 
 use crate::{CheckInfo, Outcome, random};
 
-/// How the suite ended for one store, for programs that show it; made by [`Suite::run_all`](crate::Suite::run_all).
+/// The result of the suite for one store, for programs that show it. [`Suite::run_all`](crate::Suite::run_all) returns
+/// it.
 ///
-/// As text it has a line for each rule, then every failure in full, then the sums.
+/// The text form has a line for each rule, then every failure in full, then the totals.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
     /// The store's name.
     pub store: String,
-    /// The seed of everything random.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// How long all of it took, by the clock.
+    /// The duration of the run.
     pub took: Duration,
-    /// Every check, in the order in which they are registered.
+    /// Every check, in the order of registration.
     pub checks: Vec<CheckReport>,
 }
 
-/// How one check ended.
+/// The result of one check.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CheckReport {
-    /// What the check is about.
+    /// The description of the check.
     pub check: CheckInfo,
-    /// How it ended.
+    /// Its result.
     pub outcome: Outcome,
-    /// How long it took, on every runtime it ran on together; zero if it was not run.
+    /// Its duration, over all its runtimes; zero if it was not run.
     pub took: Duration,
 }
 
@@ -42,20 +43,20 @@ impl CheckReport {
     }
 }
 
-/// How the checks of one rule ended, in numbers.
+/// The results of the checks of one rule, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuleReport {
-    /// Checks that found the rule kept.
+    /// Checks that passed.
     pub passed: usize,
-    /// Checks that found it broken.
+    /// Checks that failed.
     pub failed: usize,
-    /// Checks that were not run, for reasons that their outcomes give.
+    /// Checks that were not run; their outcomes have the reasons.
     pub ignored: usize,
 }
 
 impl RuleReport {
-    /// Counts one check more.
+    /// Adds one check.
     fn add(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Passed => self.passed += 1,
@@ -64,7 +65,7 @@ impl RuleReport {
         }
     }
 
-    /// In a word: `FAILED`, `passed`, or `not run` if no check of it was.
+    /// The verdict in a word: `FAILED`, `passed`, or `not run` if no check of the rule was run.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
         match (self.failed, self.passed) {
@@ -76,14 +77,14 @@ impl RuleReport {
 }
 
 impl Report {
-    /// Whether no check failed, and at least one was run.
+    /// Whether no check failed and at least one was run.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         let sum = self.sum();
         sum.failed == 0 && sum.passed > 0
     }
 
-    /// All checks together, in numbers.
+    /// The totals over all checks.
     #[must_use]
     pub fn sum(&self) -> RuleReport {
         let mut sum = RuleReport::default();
@@ -91,7 +92,8 @@ impl Report {
         sum
     }
 
-    /// Each rule by its number, such as `O1`, in the contract's order; checks of all rules together come last, as `all`.
+    /// Each rule by its number, such as `O1`, in the contract's order. Checks of all rules together come last, as
+    /// `all`.
     #[must_use]
     pub fn rules(&self) -> Vec<(&str, RuleReport)> {
         let mut rules: BTreeMap<(usize, &str), RuleReport> = BTreeMap::new();
@@ -103,7 +105,7 @@ impl Report {
     }
 }
 
-/// Where a rule's letter comes in the contract.
+/// The position of a rule's letter in the contract.
 fn area_of(number: &str) -> usize {
     "OWCLFSM".find(|letter| number.starts_with(letter)).unwrap_or(usize::MAX)
 }

@@ -20,8 +20,8 @@ use crate::{CheckReport, Profile, Report, parallel, random, rules};
 
 /// Runs the suite as the `main` of a test target with `harness = false`, and reports on the terminal.
 ///
-/// `factory` opens the store in a directory, which exists and belongs to the check; reopening is another call with the
-/// same directory. A store in memory ignores it. `name` is the store's, for the headings.
+/// `factory` opens the store in a directory, which exists and belongs to the check. It is called again with the same
+/// directory for reopening. A store in memory ignores the directory. `name` is the store's name, for headings.
 ///
 /// See the [crate documentation](crate) for an example, the command line and the environment.
 pub fn run<F, Fut>(name: &str, profile: Profile, factory: F) -> ExitCode
@@ -32,8 +32,8 @@ where
     Suite::new(name, profile, factory).run()
 }
 
-/// Whether the variables of the environment that the suite reads can be read: a mistyped seed must not quietly become
-/// another run. [`run`] asks this itself; a program with a [`Suite`] of its own asks it first.
+/// Checks the environment variables of the suite, so that a mistyped seed does not silently cause another run. [`run`]
+/// calls this itself; a program with its own [`Suite`] should call it first.
 ///
 /// # Errors
 ///
@@ -42,13 +42,13 @@ pub fn check_environment() -> Result<(), Failure> {
     random::check_environment()
 }
 
-/// A run that checks nothing must not look like one that found nothing.
+/// A run without checks must not look like a successful one.
 fn refused(name: &str, reason: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "conformance of {name}: {reason}");
     ExitCode::FAILURE
 }
 
-/// The suite for one store, check by check: for tools and for tests of the suite itself. Stores use [`run`].
+/// The suite for one store, for tools and for tests of the suite itself. Stores use [`run`].
 pub struct Suite {
     name: String,
     profile: Profile,
@@ -57,7 +57,7 @@ pub struct Suite {
     checks: Vec<Arc<Check>>,
 }
 
-/// What a check is about.
+/// The description of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckInfo {
@@ -65,7 +65,7 @@ pub struct CheckInfo {
     pub name: String,
     /// The number of the rule in the contract, such as `O1`; `None` for checks of all rules together.
     pub rule: Option<String>,
-    /// What the check holds the store to, in a sentence or two.
+    /// What the check requires of the store, in a sentence or two.
     pub text: String,
     /// Why the check is not run for this store; `None` if it is.
     pub ignored: Option<String>,
@@ -81,20 +81,20 @@ impl CheckInfo {
     }
 }
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The store keeps the rule.
     Passed,
-    /// It does not.
+    /// The store breaks the rule.
     Failed(Failure),
-    /// It was not checked, for this reason: the profile says that the store cannot do it, or it takes more than the trait
-    /// and one process.
+    /// It was not checked, for this reason: the profile says that the store lacks the capability, or the rule cannot be
+    /// checked through the trait in one process.
     Ignored(String),
 }
 
 impl Outcome {
-    /// As the test runner wants it.
+    /// The result in the form of the test runner.
     pub(crate) fn into_completion(self) -> Result<Completion, Failed> {
         match self {
             Outcome::Passed => Ok(Completion::Completed),
@@ -120,8 +120,7 @@ impl Suite {
         }
     }
 
-    /// The same with a way to open the store to read only, as `factory` does: for rule L4, whose checks show as ignored without
-    /// it.
+    /// Adds a way to open the store read-only, like `factory`: for rule L4, whose checks show as ignored without it.
     ///
     /// ```no_run
     /// # use std::{path::PathBuf, process::ExitCode, sync::Arc};
@@ -157,27 +156,27 @@ impl Suite {
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
     }
 
-    /// The same with this seed of everything random, in place of that of the environment.
+    /// Sets the seed of all random choices, instead of that of the environment.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The seed of everything random.
+    /// The seed of all random choices.
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The same with only those checks whose name is wanted.
+    /// Restricts the suite to checks with wanted names.
     #[must_use]
     pub fn only(mut self, is_wanted: impl Fn(&str) -> bool) -> Self {
         self.checks.retain(|check| is_wanted(&check.name));
         self
     }
 
-    /// What each check is about, also of those that are ignored for this store.
+    /// Describes all checks, including those that are ignored for this store.
     pub fn checks(&self) -> impl Iterator<Item = CheckInfo> {
         self.checks.iter().map(|check| self.about(check))
     }
@@ -187,7 +186,7 @@ impl Suite {
         CheckInfo { ignored, ..CheckInfo::new(&check.name, &check.rule) }
     }
 
-    /// The names of all checks, also of those that are ignored for this store.
+    /// The names of all checks, including those that are ignored for this store.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.checks.iter().map(|check| check.name.as_str())
     }
@@ -199,16 +198,15 @@ impl Suite {
         Some(self.outcome(check))
     }
 
-    /// Runs all checks, one after the other.
+    /// Runs all checks in sequence.
     pub fn outcomes(&self) -> impl Iterator<Item = (&str, Outcome)> {
         self.checks.iter().map(|check| (check.name.as_str(), self.outcome(check)))
     }
 
-    /// Runs all checks, as many at the same time as there are `threads`, and tells `ended` of each when it ends, on the
-    /// thread that ran it.
+    /// Runs all checks on this many `threads`, and calls `ended` after each, on the thread that ran it.
     ///
-    /// A check that hangs ends with the [time limit](Profile::time_limit) and leaves a thread behind, which ends with the
-    /// process.
+    /// A check that hangs ends with the [time limit](Profile::time_limit) and leaves a thread behind, which ends with
+    /// the process.
     ///
     /// ```no_run
     /// # use std::sync::Arc;
@@ -275,7 +273,7 @@ fn outcome(check: &Arc<Check>, profile: &Profile, ways: &Ways, seed: u64) -> Out
     Outcome::Passed
 }
 
-/// Runs a check on a thread of its own, so that a store that blocks its thread for ever is a failure and not a hang.
+/// Runs a check on a separate thread, so that a store that blocks its thread forever causes a failure and not a hang.
 /// The thread is then left behind; the process ends with `main`.
 fn run_limited(check: &Arc<Check>, profile: &Profile, ways: &Ways, seed: u64, runtime: &'static str) -> Checked {
     let root = tempfile::Builder::new().prefix("eventstore-conformance-").tempdir()?;
@@ -311,10 +309,10 @@ fn run_on(runtime: &str, body: crate::check::Body, env: &Env) -> Checked {
         "current-thread" => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    // More threads than the machine may have cores: what can interleave, should.
+    // More threads than the machine may have cores, so that everything can interleave.
     let runtime = builder.worker_threads(4).enable_all().build()?;
     let outcome = runtime.block_on(body(env));
-    // Now, while what still runs is not yet dropped with the runtime. A program of the model is its operations.
+    // Before the rest is dropped with the runtime. A program of the model lists its own operations.
     outcome.map_err(|failure| match failure.shows_a_program() {
         true => failure,
         false => failure.note("operations", env.journal.to_string()),

@@ -1,4 +1,4 @@
-//! Running things at the same time, without sleeping.
+//! Runs things concurrently, without sleeping.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::failure::{Checked, Failure};
 
-/// Runs all of them at the same time, each as a task, and waits for all.
+/// Runs all of them concurrently, each as a task, and waits for all.
 pub(crate) async fn at_once<F>(futures: impl IntoIterator<Item = F>) -> Checked<Vec<F::Output>>
 where
     F: Future<Output: Send> + Send + 'static,
@@ -23,7 +23,7 @@ where
     Ok(outputs)
 }
 
-/// The same for parts of a check, of which none may fail.
+/// The same for parts of a check, none of which may fail.
 pub(crate) async fn all_at_once<F, T>(futures: impl IntoIterator<Item = F>) -> Checked<Vec<T>>
 where
     F: Future<Output = Checked<T>> + Send + 'static,
@@ -36,7 +36,7 @@ pub(crate) async fn joined<T>(task: JoinHandle<T>) -> Checked<T> {
     task.await.map_err(|error| Failure::elsewhere(format!("a task of the check did not end well: {error}")))
 }
 
-/// Parts of a check that go on while the check does something else.
+/// Parts of a check that run while the check does something else.
 pub(crate) struct Background<T>(Vec<JoinHandle<Checked<T>>>);
 
 impl<T: Send + 'static> Background<T> {
@@ -48,12 +48,12 @@ impl<T: Send + 'static> Background<T> {
         Background(futures.into_iter().map(tokio::spawn).collect())
     }
 
-    /// Whether one of them has still something to do.
+    /// Whether any of them is still running.
     pub(crate) fn is_running(&self) -> bool {
         self.0.iter().any(|task| !task.is_finished())
     }
 
-    /// Waits for all, of which none may have failed.
+    /// Waits for all of them. None may have failed.
     pub(crate) async fn finish(self) -> Checked<Vec<T>> {
         let mut outputs = Vec::with_capacity(self.0.len());
         for task in self.0 {
@@ -63,9 +63,9 @@ impl<T: Send + 'static> Background<T> {
     }
 }
 
-/// Polls a future this many times, then drops it. `None` if it was not finished.
+/// Polls a future this many times, then drops it. `None` if it did not finish.
 ///
-/// Other tasks get their turn between the polls.
+/// Other tasks run between the polls.
 pub(crate) async fn polled<F: Future>(times: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..times {
@@ -99,22 +99,22 @@ pub(crate) enum Ending {
     Expired,
 }
 
-/// A point on the way of a future.
+/// A point in the execution of a future.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
-    /// How often it was polled and was not finished.
+    /// How often it was polled without finishing.
     polls: usize,
-    /// Whether it has been woken since: what it waited for may be in its hands.
+    /// Whether it has been woken since then: it may already hold what it waited for.
     woken: bool,
 }
 
-/// No call has more await points on its way, unless it polls itself for ever.
+/// No call has more await points, unless it polls itself forever.
 const MOST_POLLS: usize = 10_000;
 
-/// Makes a call again and again, each time ended at another point of its way: in each of the three ways, at each poll
-/// that finds it unfinished, and when it has been woken after that; until it is done before it can be ended.
+/// Repeats a call, ending it at another point each time: in each of the three ways, at each poll that finds it
+/// unfinished, and when it was woken after that. Stops when the call finishes before it can be ended.
 ///
-/// `call` makes the call with this number. `each` is told what came of it: `None` if its future was dropped.
+/// `call` makes the call with this number. `each` gets its result: `None` if its future was dropped.
 pub(crate) async fn end_everywhere<T, F>(
     mut call: impl FnMut(usize, Context) -> F,
     mut each: impl AsyncFnMut(usize, Ending, Option<Result<T, Error>>) -> Checked,
@@ -158,7 +158,7 @@ where
             each(number, ending, outcome).await?;
             number += 1;
             match (is_done, woken) {
-                // The same point again, with time enough to come to it.
+                // The same point again, with enough time to reach it.
                 (true, _) if too_early && ending == Ending::Expired => patience *= 2,
                 (true, _) => break,
                 (false, false) => woken = true,
@@ -169,8 +169,8 @@ where
     Ok(())
 }
 
-/// Drives a future to this point; `None` if it is there and not done. It is polled only when it was woken, so that each
-/// poll finds it further on.
+/// Drives a future to this point; `None` if it got there without finishing. It is polled only after it was woken, so
+/// that each poll makes progress.
 async fn until<F: Future>(mut future: Pin<&mut F>, moment: Moment) -> Option<F::Output> {
     let mut polls = 0;
     std::future::poll_fn(|cx| {

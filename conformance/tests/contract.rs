@@ -1,4 +1,4 @@
-//! The table in `docs/contract.md` that says which check is for which rule is the list of the registered checks.
+//! The table of checks in `docs/contract.md` matches the registered checks.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,9 +7,9 @@ use std::{env, fs};
 
 use conformance::{CheckInfo, Profile, Suite};
 
-/// Set to `write`, it writes the table anew.
+/// If it is set to `write`, the table is updated.
 const VARIABLE: &str = "EVENTSTORE_CONFORMANCE_TABLE";
-/// The end of a comment that says how.
+/// The end of a comment about that.
 const BEGIN: &str = "--test contract -->\n";
 const END: &str = "<!-- The checks end here. -->";
 
@@ -17,7 +17,7 @@ fn document() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/contract.md")
 }
 
-/// What each check is about, for a store that can do everything, and whether it runs on any store at all.
+/// The description of each check, for a store with all capabilities, and whether it runs on any store at all.
 fn checks() -> Vec<(CheckInfo, bool)> {
     let never = |_| std::future::pending();
     let checks_of = |profile| Suite::new("any", profile, never).read_only(never).checks().collect::<Vec<_>>();
@@ -30,7 +30,7 @@ fn checks() -> Vec<(CheckInfo, bool)> {
     everything.into_iter().zip(nothing).map(runs).collect()
 }
 
-/// The rows, a rule's number only in its first.
+/// The rows. A rule's number is only in its first row.
 fn table() -> String {
     let mut table = "| rule | check |\n|---|---|\n".to_owned();
     let mut last = None;
@@ -88,7 +88,7 @@ fn every_rule_has_a_check() {
     assert_eq!(rules, checked, "the rules, and those of the checks");
 }
 
-/// A failure prints the text of the rule: it has to begin with the number.
+/// A failure prints the text of the rule, which must begin with the number.
 #[test]
 fn every_text_begins_with_the_number_of_its_rule() {
     for (check, _) in checks() {

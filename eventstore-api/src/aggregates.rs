@@ -2,29 +2,29 @@ use std::collections::BTreeMap;
 
 use crate::{Context, EventStore, LoadOptions, PageSize, Result, Revision, Version};
 
-/// How far an aggregate has come.
+/// The newest revision and version of an aggregate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct AggregateInfo {
     /// Its id.
     pub aggregate_id: String,
-    /// The revision of its newest event, which is also its number of events: 1 at least.
+    /// The revision of its newest event, which is also its number of events: at least 1.
     pub revision: Revision,
     /// The version of its newest event.
     pub version: Version,
 }
 
 impl AggregateInfo {
-    /// For stores: an aggregate with its newest event at this place.
+    /// For stores: an aggregate whose newest event has this revision and this version.
     #[must_use]
     pub fn new(aggregate_id: String, revision: Revision, version: Version) -> Self {
         AggregateInfo { aggregate_id, revision, version }
     }
 }
 
-/// Which aggregates to list: those whose ids begin with `prefix` and are greater than `after`, with what they have of the
-/// events below `before` if it is set.
+/// Which aggregates to list: those whose ids begin with `prefix` and are greater than `after`. If `before` is set, only
+/// the events with smaller versions count.
 ///
 /// ```
 /// use eventstore_api::AggregateOptions;
@@ -35,12 +35,12 @@ impl AggregateInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct AggregateOptions {
-    /// Only aggregates whose ids begin with this, byte by byte. All of them if it is empty.
+    /// Only aggregates whose ids begin with this prefix, compared byte by byte. Empty: all aggregates.
     pub prefix: String,
-    /// Only aggregates whose ids are greater, byte by byte. All of them if it is empty, since no id is.
+    /// Only aggregates whose ids are greater than this one, compared byte by byte. Empty: all aggregates.
     pub after: String,
-    /// Only what the events with a smaller version say: the store as it was when they were all. Aggregates that had none of
-    /// them are left out.
+    /// Only events with a smaller version count: the list shows the store as it was then. Aggregates without such
+    /// events are left out.
     pub before: Option<Version>,
 }
 
@@ -51,21 +51,21 @@ impl AggregateOptions {
         AggregateOptions::default()
     }
 
-    /// Only aggregates whose ids begin with this. A seek: others are not looked at.
+    /// Only aggregates whose ids begin with this. This is a seek: other aggregates are not read.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Only aggregates whose ids are greater than this one. A seek, as [`prefix`](Self::prefix).
+    /// Only aggregates whose ids are greater than this one. This is a seek, like [`prefix`](Self::prefix).
     #[must_use]
     pub fn after(mut self, aggregate_id: impl Into<String>) -> Self {
         self.after = aggregate_id.into();
         self
     }
 
-    /// Only what the events with a version smaller than this one say.
+    /// Only events with a version smaller than this one count.
     #[must_use]
     pub fn before(mut self, version: Version) -> Self {
         self.before = Some(version);
@@ -77,23 +77,23 @@ impl AggregateOptions {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AggregatePage {
-    /// The aggregates, their ids ascending byte by byte. Empty only if there is no further one.
+    /// The aggregates, in ascending byte order of their ids. Empty only if there are no more.
     pub aggregates: Vec<AggregateInfo>,
-    /// What to ask for to get the next page, or `None` if this was the last one.
+    /// The options for the next page, or `None` if this was the last one.
     ///
-    /// It is bounded by the `head` of the first page, as the next page of a load is: a list shows the store as it was when it
-    /// began.
+    /// They are bounded by the `head` of the first page, like the next page of a load: a list shows the store as it was
+    /// when the list began.
     pub next: Option<AggregateOptions>,
     /// The latest version when the page was read.
     pub head: Version,
 }
 
 impl AggregatePage {
-    /// More aggregates than this are not in one page, however many are asked for.
+    /// The most aggregates in one page, however many are asked for.
     pub const MOST: usize = 10_000;
 
-    /// For stores: the page that answers `options` with these aggregates, read at this head. `complete` says that there is no
-    /// further one.
+    /// For stores: the page that answers `options` with these aggregates, read at this head. `complete` means that
+    /// there are no more.
     #[must_use]
     pub fn new(options: &AggregateOptions, aggregates: Vec<AggregateInfo>, head: Version, complete: bool) -> Self {
         let next = aggregates.last().filter(|_| !complete).map(|last| AggregateOptions {
@@ -105,7 +105,7 @@ impl AggregatePage {
     }
 }
 
-/// Lists aggregates by reading every event: the `most` with the smallest ids are all that is remembered.
+/// Lists aggregates by reading every event. Only the `most` aggregates with the smallest ids are kept in memory.
 pub(crate) async fn list_by_reading<S: EventStore + ?Sized>(
     store: &S,
     ctx: &Context,
@@ -129,7 +129,7 @@ pub(crate) async fn list_by_reading<S: EventStore + ?Sized>(
                 let aggregate = AggregateInfo::new(aggregate_id.to_owned(), recorded.revision, recorded.version);
                 smallest.insert(aggregate_id.to_owned(), aggregate);
                 if smallest.len() > most {
-                    smallest.pop_last(); // it is greater than all that stay, so that it does not come back
+                    smallest.pop_last(); // greater than all that stay, so it cannot come back
                     complete = false;
                 }
             }

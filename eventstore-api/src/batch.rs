@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_EVENTS, RECORDED_AT_END, clamp_recorded_at};
 use crate::{Error, Event, RecordedEvent, Result, Revision, Version};
 
-/// What must hold for an append to happen; checked by the writer against everything stored before it (rule W3).
+/// The condition of an append. The writer checks it against everything stored before the append (rule W3).
 ///
-/// To decide on what an aggregate is: load it, decide, append with the revision that was seen, and begin anew if somebody
-/// was faster.
+/// To decide on an aggregate's state: load it, decide, append with the revision that you loaded. On a conflict, start
+/// again.
 ///
 /// ```
 /// # use eventstore_api::{Context, Error, Event, EventStore, EventStoreExt, Expected, Result, Revision, Stored, Version};
@@ -31,28 +31,27 @@ use crate::{Error, Event, RecordedEvent, Result, Revision, Version};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Expected {
-    /// Nothing: append in any case.
+    /// No condition: always append.
     #[default]
     Any,
     /// The aggregate has no events yet.
     NoEvents,
     /// The aggregate has at least one event.
     Exists,
-    /// The aggregate's newest event has this revision. That of [`Revision::ZERO`] is the same as `NoEvents`.
+    /// The newest event of the aggregate has this revision. [`Revision::ZERO`] is the same as `NoEvents`.
     Revision(Revision),
-    /// The store's newest event has this version: nobody appended anything since.
+    /// The store's newest event has this version: nothing was appended since.
     LatestVersion(Version),
 }
 
 impl Expected {
-    /// Whether the condition is about an aggregate, and so needs a batch whose events all belong to one.
+    /// Whether the condition is about one aggregate. If so, all events of the batch must belong to that aggregate.
     #[must_use]
     pub fn is_about_aggregate(self) -> bool {
         matches!(self, Expected::NoEvents | Expected::Exists | Expected::Revision(_))
     }
 
-    /// For stores: whether the condition holds, given the aggregate's revision and the store's
-    /// latest version.
+    /// For stores: whether the condition holds, given the aggregate's revision and the store's latest version.
     #[must_use]
     pub fn holds(self, revision: Revision, latest: Version) -> bool {
         match self {
@@ -106,9 +105,9 @@ pub enum Durability {
     /// The events are on stable storage: they survive a power cut, if the disk keeps what it confirmed.
     #[default]
     Sync,
-    /// The events are with the operating system: they survive a killed process, but a power cut may take the newest
-    /// ones, always from the end, and their versions are then given again. It never endangers events that were appended
-    /// with `Sync`.
+    /// The events are handed to the operating system: they survive a killed process. A power cut may lose the newest
+    /// ones, always from the end; their versions are then assigned again. Events appended with `Sync` are never at
+    /// risk.
     Buffered,
 }
 
@@ -137,15 +136,15 @@ impl FromStr for Durability {
     }
 }
 
-/// Which content counts when an event is appended again: what has to be the same as that of the stored event with the same id, so
-/// that the append is a repetition and not a [`DuplicateEvent`](Error::DuplicateEvent) (rule W2).
+/// Which content is compared when an event is appended again. If it is the same as that of the stored event with the
+/// same id, the append is a repetition; otherwise it is a [`DuplicateEvent`](Error::DuplicateEvent) (rule W2).
 ///
-/// The stored event stays as it is, whatever the repetition has: its place is returned, and what differs is not written.
+/// A repetition returns the position of the stored event. It writes nothing, so the stored event stays as it is.
 ///
 /// ```
 /// use eventstore_api::{Batch, Event, Idempotency};
 ///
-/// // Each attempt has a trace id of its own.
+/// // Each attempt has its own trace id.
 /// let attempt = |trace: &str| {
 ///     let event = Event::builder("OrderPlaced", "order-42").id("place-order-42").data(r#"{"total":12}"#);
 ///     event.metadata(&serde_json::json!({ "trace_id": trace })).build()
@@ -165,10 +164,10 @@ pub enum Idempotency {
     /// Type, aggregate, data and metadata, byte for byte.
     #[default]
     Content,
-    /// Type, aggregate and data: metadata may differ, such as a trace id that each attempt has of its own.
+    /// Type, aggregate and data. The metadata may differ, such as a trace id that is new in each attempt.
     Data,
-    /// The id alone: whoever comes first with an id has it, and everyone after is told where that event stands. Nobody is told
-    /// that it has other content, so this is for ids that are made of what happened, such as the number of a message.
+    /// The id alone: the first event with an id is stored, and every later append returns its position. Other content
+    /// is not reported, so use this only for ids that are derived from what happened, such as the number of a message.
     Id,
 }
 
@@ -215,7 +214,7 @@ impl FromStr for Idempotency {
     }
 }
 
-/// Events that are appended together, all or none, with consecutive versions in this order (rules O2, W1).
+/// Events that are appended together, all or none, with consecutive versions in their order (rules O2, W1).
 ///
 /// ```
 /// use eventstore_api::{Batch, Durability, Event, Expected};
@@ -233,11 +232,11 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// The condition, [`Expected::Any`] by default.
     pub expected: Expected,
-    /// When the append may return; `None` leaves it to the store, whose default is [`Durability::Sync`].
+    /// When the append may return; `None` uses the store's setting, whose default is [`Durability::Sync`].
     pub durability: Option<Durability>,
-    /// Which content counts when an event is appended again; [`Idempotency::Content`] by default.
+    /// Which content is compared when an event is appended again; [`Idempotency::Content`] by default.
     pub idempotency: Idempotency,
-    /// The times of recording, one for each event, in the years 1970 to 9999; `None` for now (rule W7).
+    /// Explicit recording times, one for each event, in the years 1970 to 9999; `None` for the current time (rule W7).
     pub recorded_at: Option<Vec<SystemTime>>,
 }
 
@@ -262,16 +261,16 @@ impl Batch {
         self
     }
 
-    /// Sets which content counts when an event is appended again.
+    /// Sets which content is compared when an event is appended again.
     #[must_use]
     pub fn idempotency(mut self, idempotency: Idempotency) -> Self {
         self.idempotency = idempotency;
         self
     }
 
-    /// A batch that repeats what another store holds: these events with their times, if this store ends where they begin.
-    /// If it holds what the other one held before them, they get the same versions and revisions. A time that cannot be recorded
-    /// becomes the nearest one that can.
+    /// A batch that copies events of another store, with their recording times, on the condition that this store ends
+    /// where they begin. If both stores have the same events before these, the copies get the same versions and
+    /// revisions. A recording time outside the allowed years becomes the nearest allowed one.
     #[must_use]
     pub fn copy_of(recorded: &[RecordedEvent]) -> Self {
         let before = recorded.first().map_or(0, |first| first.version.get().saturating_sub(1));
@@ -280,20 +279,21 @@ impl Batch {
             .recorded_at(recorded.iter().map(|recorded| clamp_recorded_at(recorded.recorded_at)).collect())
     }
 
-    /// Sets the times of recording, one for each event, for copies of events that were recorded elsewhere.
+    /// Sets the recording times, one for each event, for copies of events that were recorded elsewhere.
     #[must_use]
     pub fn recorded_at(mut self, times: Vec<SystemTime>) -> Self {
         self.recorded_at = Some(times);
         self
     }
 
-    /// The bytes of all events together, as [`MAX_BATCH_BYTES`] counts them.
+    /// The size of all events together, in bytes, as [`MAX_BATCH_BYTES`] counts it.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.events.iter().map(Event::len_bytes).sum()
     }
 
-    /// For stores: checks rule W5 for the batch as a whole; each event already keeps its own limits.
+    /// For stores: checks rule W5 for the batch as a whole. Each event was checked against its own limits when it was
+    /// built.
     ///
     /// # Errors
     ///
@@ -357,7 +357,7 @@ impl From<Vec<Event>> for Batch {
     }
 }
 
-/// Where an appended event stands.
+/// The position of an appended event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -366,16 +366,17 @@ pub struct Stored {
     pub version: Version,
     /// Its revision in its aggregate.
     pub revision: Revision,
-    /// Whether this call wrote it, or an earlier one had (rule W2).
+    /// Whether this call wrote the event, or an earlier one had (rule W2).
     pub outcome: StoreOutcome,
 }
 
-/// Whether an append wrote the event.
+/// Whether an append wrote the event or found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreOutcome {
     /// This call wrote it.
     Written,
-    /// The same event, with the same content as far as [`Idempotency`] lets it count, was there; nothing was written, and the place is that of the first.
+    /// An event with this id and the same content, as [`Idempotency`] compares it, was already stored. Nothing was
+    /// written; the position is that of the stored event.
     AlreadyStored,
 }
 
@@ -405,7 +406,7 @@ impl FromStr for StoreOutcome {
 }
 
 impl Stored {
-    /// For stores: the place of an event and how it came there.
+    /// For stores: the position of an event, and whether this call wrote it.
     #[must_use]
     pub fn new(version: Version, revision: Revision, outcome: StoreOutcome) -> Self {
         Stored { version, revision, outcome }
@@ -477,7 +478,7 @@ mod tests {
             assert!(!same(Idempotency::Content, other) && !same(Idempotency::Data, other));
             assert!(same(Idempotency::Id, other));
         }
-        // What is between two parts counts to the right one.
+        // Bytes that move from one part to the next change the digest.
         let shifted = Event::builder("T", "a1").id("i").data("").build().expect("valid");
         assert!(!same(Idempotency::Data, &shifted));
     }

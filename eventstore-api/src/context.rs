@@ -7,13 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Progress, Result};
 
-/// How long a call may take, who may stop it, and who is told how far it has come: a deadline, a cancellation token and
-/// a [`Progress`], all optional.
+/// A deadline, a cancellation token and a [`Progress`] for a call, all optional.
 ///
-/// Every operation takes one. What a deadline or a cancellation means for an append depends on how far the append has
-/// come, and the error tells: [`Error::Cancelled`] and [`Error::DeadlineExceeded`] say that certainly nothing was
-/// written, [`Error::OutcomeUnknown`] says that it may have been (rules C1 to C3). No minimum of time left is demanded
-/// (rule C6).
+/// Every operation takes a context. The effect of a deadline or a cancellation on an append depends on how far the
+/// append has come, and the error tells which: after [`Error::Cancelled`] and [`Error::DeadlineExceeded`], certainly
+/// nothing was written; after [`Error::OutcomeUnknown`], the append may have been written (rules C1 to C3). A deadline
+/// may be as short as you like (rule C6).
 ///
 /// A context with a deadline needs a Tokio runtime with its timer enabled; one without works on any executor.
 ///
@@ -39,38 +38,39 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context without a deadline that nobody cancels.
+    /// A context without a deadline, which nobody cancels.
     #[must_use]
     pub const fn background() -> Self {
         Context { deadline: None, cancellation: None, progress: Progress::none() }
     }
 
-    /// Ends `timeout` from now. An earlier deadline that is already set stays, so begin a new attempt with a context that
-    /// has not ended.
+    /// Sets the deadline to `timeout` from now. An earlier deadline stays in force, so start a new attempt with a fresh
+    /// context.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         match Instant::now().checked_add(timeout) {
             Some(deadline) => self.with_deadline(deadline),
-            None => self, // further away than the clock can say: never
+            None => self, // beyond the range of the clock: never
         }
     }
 
-    /// Ends at this instant. An earlier deadline that is already set stays.
+    /// Sets the deadline to this instant. An earlier deadline stays in force.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
         self
     }
 
-    /// Ends when this token is cancelled. It takes the place of a token set before; to obey both, see [`child`](Context::child).
+    /// Ends the context when this token is cancelled. Replaces a token set before; to obey both, see
+    /// [`child`](Context::child).
     #[must_use]
     pub fn with_cancellation(mut self, token: CancellationToken) -> Self {
         self.cancellation = Some(token);
         self
     }
 
-    /// A context that ends with this one, and can be ended before: with an earlier deadline, or by the token that comes with it.
-    /// Whoever cancels that token does not end this context.
+    /// A context that ends with this one at the latest. It can end earlier: by an earlier deadline, or by the returned
+    /// token. Cancelling that token does not end this context.
     ///
     /// ```
     /// use std::time::Duration;
@@ -92,20 +92,21 @@ impl Context {
         (self.clone().with_cancellation(token.clone()), token)
     }
 
-    /// Tells this one how far long work has come: a backup, a verification, a garbage collection.
+    /// Reports the progress of long operations, such as backups, verifications and garbage collections, to this
+    /// listener.
     #[must_use]
     pub fn with_progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
     }
 
-    /// Who is told how far the call has come.
+    /// The listener for the progress of the call.
     #[must_use]
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// The instant at which this context ends by itself.
+    /// The deadline of this context, if it has one.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -122,7 +123,7 @@ impl Context {
         Ok(())
     }
 
-    /// Waits until this context ends and returns why; for ever if it never does.
+    /// Waits until this context ends and returns the reason. Waits forever if it never ends.
     ///
     /// # Cancellation
     ///
@@ -150,9 +151,10 @@ impl Context {
         .await
     }
 
-    /// Runs `work` until it is finished or this context ends, whichever is first; then `work` is dropped.
+    /// Runs `work` until it finishes or this context ends, whichever is first. If the context ends first, `work` is
+    /// dropped.
     ///
-    /// What is finished wins when both are. Only use it for work that may be dropped at any await point.
+    /// If both happen at once, the result of `work` wins. Only use it for work that may be dropped at any await point.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output> {
         let mut work = pin!(work);
         if self.deadline.is_none() && self.cancellation.is_none() {

@@ -3,14 +3,14 @@ use std::str::FromStr;
 
 use crate::{Digest, Error, Result, Version};
 
-/// A place in a store that knows its history: a version, and the beginning of the [`Digest`] there.
+/// A position in one history: a version, and the beginning of the [`Digest`] at that version.
 ///
-/// A plain version says how far somebody has read, but not in what: after a backup was restored, or after buffered events were
-/// lost in a power cut, other events may have the same versions. Whoever goes on from a cursor of another history gets
-/// [`Error::HistoryDiverged`] instead of a gap that nobody sees.
+/// A plain version says how far somebody has read, but not in which history. After a backup was restored, or after
+/// buffered events were lost in a power cut, other events may have the same versions. Resuming from a cursor of another
+/// history fails with [`Error::HistoryDiverged`] instead of silently skipping events.
 ///
-/// The text form is the version and eight hexadecimal digits, such as `1987-9f86d081`. Two histories that differ have the same
-/// digits with a probability of one in four thousand million.
+/// The text form is the version and eight hexadecimal digits, such as `1987-9f86d081`. Two different histories have the
+/// same digits with a probability of one in four thousand million (2^32).
 ///
 /// ```
 /// use eventstore_api::{Cursor, Version};
@@ -28,17 +28,17 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Before the first event, which is the same place in every history.
+    /// Before the first event: the same position in every history.
     pub const START: Cursor = Cursor { version: Version::ZERO, check: 0 };
 
-    /// The place behind the event with this version, where the store has this digest.
+    /// The position after the event with this version, where the store has this digest.
     #[must_use]
     pub fn new(version: Version, digest: Digest) -> Self {
         let [a, b, c, d, ..] = *digest.as_bytes();
         Cursor { version, check: u32::from_be_bytes([a, b, c, d]) }
     }
 
-    /// The version of the last event before it; [`Version::ZERO`] at the start.
+    /// The version of the last event before the position; [`Version::ZERO`] at the start.
     #[must_use]
     pub const fn version(self) -> Version {
         self.version

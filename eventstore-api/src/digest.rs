@@ -5,10 +5,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Event, RecordedEvent, Result};
 
-/// One hash over every event up to a version: two stores with the same events in the same order have the same digest,
+/// A hash over every event up to a version. Two stores with the same events in the same order have the same digest,
 /// whatever their engines. See [`EventStore::digest`](crate::EventStore::digest).
 ///
-/// It is a chain. The digest of the empty store is 32 zero bytes; the one behind an event is the SHA-256 over
+/// It is a hash chain. The digest of an empty store is 32 zero bytes. The digest after each event is the SHA-256 over
 ///
 /// 1. the digest before it, 32 bytes
 /// 2. its version
@@ -16,14 +16,14 @@ use crate::{Error, Event, RecordedEvent, Result};
 /// 4. for each of id, type and aggregate id: the length in bytes, then the bytes
 /// 5. the SHA-256, 32 bytes, over: the length of the metadata, the metadata, the data
 ///
-/// with all integers as 8 bytes big-endian. The lengths keep two different events from giving the same bytes. The time of
-/// recording is left out: a store and what was imported from its export differ in it.
+/// with all integers as 8 bytes, big-endian. Because of the lengths, two different events never give the same input.
+/// The recording time is left out: it differs between a store and an import of its export.
 ///
-/// So a store that keeps the digest with its newest event hashes only what is appended, and whoever has the digest of one
-/// version and the events behind it can go on to any later one with [`chain`](Digest::chain).
+/// A store that keeps the digest of its newest event hashes only what is appended. From the digest at one version and
+/// the events after it, [`chain`](Digest::chain) computes the digest at any later version.
 ///
-/// The text form is 64 lower-case hexadecimal digits. A digest hides nothing that can be guessed: whoever knows all of an event
-/// but a few possibilities can try them.
+/// The text form is 64 lower-case hexadecimal digits. A digest does not hide data: guessed data can be confirmed with
+/// it.
 ///
 /// ```
 /// use eventstore_api::Digest;
@@ -40,7 +40,7 @@ impl Digest {
     /// The digest of a store without events.
     pub const EMPTY: Digest = Digest([0; 32]);
 
-    /// The digest with these bytes, from [`as_bytes`](Digest::as_bytes).
+    /// The digest with these bytes, as returned by [`as_bytes`](Digest::as_bytes).
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Digest(bytes)
@@ -52,7 +52,7 @@ impl Digest {
         &self.0
     }
 
-    /// The digest behind this event, if `self` is the one before it.
+    /// The digest after this event, if `self` is the digest before it.
     #[must_use]
     pub fn chain(self, recorded: &RecordedEvent) -> Self {
         let event = &recorded.event;
@@ -68,7 +68,7 @@ impl Digest {
     }
 }
 
-/// A hash of its own, so that the chain can be followed without the content.
+/// Hashed separately, so that the chain can be computed without the content.
 fn content_hash(event: &Event) -> [u8; 32] {
     let mut hash = Sha256::new_with_prefix(length(event.metadata()));
     hash.update(event.metadata());
@@ -151,7 +151,7 @@ mod tests {
         let chained = Digest::EMPTY.chain(&recorded(1, 1, event()));
         assert_eq!(chained.as_bytes(), &first);
         let second = recorded(2, 2, event().id("o-2").data(vec![]));
-        // Made by another program.
+        // Computed by another program.
         let golden = [
             "56553757ffc0d79f80280981108e25fa3881d317bbd7309de5fb67334f8efa16",
             "c879507129f38c7c599009561f1bae470fba4d3b5d86ea527eb505d6bed9899c",

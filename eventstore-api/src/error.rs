@@ -11,8 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Any error that can become the [`Source`] of an [`Error`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// The cause of an error, from an engine, the operating system or a parser. Returned by
-/// [`source`](std::error::Error::source).
+/// The cause of an error, from an engine, the operating system or a parser. [`source`](std::error::Error::source)
+/// returns it.
 ///
 /// # Clone
 ///
@@ -65,7 +65,7 @@ pub enum Actual {
 }
 
 impl Actual {
-    /// For stores: what `expected`, which does not hold, found in the aggregate or in the store.
+    /// For stores: the state of the aggregate or of the store that violated `expected`.
     #[must_use]
     pub fn of(expected: Expected, aggregate_id: &str, revision: Revision, latest: Version) -> Self {
         match expected.is_about_aggregate() {
@@ -90,14 +90,14 @@ impl fmt::Display for Actual {
 pub enum Written {
     /// Certainly nothing.
     Nothing,
-    /// All of it or nothing: retrying the same append resolves it.
+    /// All of it or nothing: retry the same append to find out.
     Unknown,
 }
 
-/// What went wrong, and for each kind what the caller must do.
+/// What went wrong, and what the caller can do about it.
 ///
-/// The kinds differ in what a caller can do about them, not in where they happen. An engine's own error is the `source` of one
-/// of these.
+/// Variants differ in what the caller must do, not in where the error happened. The error of an engine is the `source`
+/// of a variant.
 ///
 /// # Clone
 ///
@@ -105,24 +105,24 @@ pub enum Written {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The condition of an append was not met, and nothing was written (rule W3).
+    /// The condition of an append did not hold. Nothing was written (rule W3).
     ///
     /// Load the new events, decide again, and append with a new condition.
     VersionConflict {
-        /// The condition that was asked for.
+        /// The condition of the append.
         expected: Expected,
         /// What was found.
         actual: Actual,
     },
 
-    /// An event with this id and other content is in the store or in the same batch; nothing was written (rule W2). The compared
-    /// content depends on the batch's [`Idempotency`](crate::Idempotency).
+    /// The store, or the same batch, has an event with this id and other content. Nothing was written (rule W2). The
+    /// batch's [`Idempotency`](crate::Idempotency) says which content is compared.
     ///
     /// Give the new event an id of its own.
     DuplicateEvent {
         /// The id that is taken.
         id: String,
-        /// The version of the event that has it; `None` when the batch itself holds two different ones.
+        /// The version of the event that has this id; `None` if the batch itself has two different events with it.
         version: Option<Version>,
     },
 
@@ -134,18 +134,17 @@ pub enum Error {
         id: String,
     },
 
-    /// An event, a batch or a condition breaks a rule of the contract; nothing was queued (rule W5).
+    /// An event, a batch or a condition violates a rule of the contract. Nothing was queued (rule W5).
     ///
     /// Correct the input. The limits are in [`limits`](crate::limits).
     InvalidEvent {
-        /// What is wrong: `id`, `type`, `aggregate_id`, `data`, `metadata`, `batch`, `recorded_at` or
-        /// `expected`.
+        /// The invalid part: `id`, `type`, `aggregate_id`, `data`, `metadata`, `batch`, `recorded_at` or `expected`.
         field: &'static str,
-        /// Why, and what would be right.
+        /// Why it is refused, and what is allowed.
         reason: String,
     },
 
-    /// A text is not a version.
+    /// The text is not a version.
     ///
     /// Correct the input: a version is a decimal number from 0 to `u64::MAX`.
     InvalidVersion {
@@ -155,23 +154,23 @@ pub enum Error {
         reason: String,
     },
 
-    /// The context was cancelled before anything was staged: certainly nothing was written (rules C1, C2).
+    /// The context was cancelled before the append was staged. Certainly nothing was written (rules C1, C2).
     Cancelled,
 
-    /// The deadline passed before anything was staged: certainly nothing was written (rules C1, C2).
+    /// The deadline passed before the append was staged. Certainly nothing was written (rules C1, C2).
     ///
     /// Retry with a longer deadline.
     DeadlineExceeded,
 
     /// The append may or may not be in the store (rules C3, F1).
     ///
-    /// Retry with the same [`Event`](crate::Event) values, with the same ids: by rule W2 that returns the first result if they
-    /// are stored, and writes them if they are not. Use a context that has not ended. If the failure fenced the store, the source
-    /// is [`Error::Fenced`], and a retry only helps after the store was reopened.
+    /// Retry with the same [`Event`](crate::Event) values and ids: by rule W2, the retry returns the first result if
+    /// the events are stored, and writes them if they are not. Use a context that has not ended. If the failure fenced
+    /// the store, the source is [`Error::Fenced`]; reopen the store before the retry.
     OutcomeUnknown {
         /// What interrupted the append.
         reason: String,
-        /// The error of the engine, if it was the engine that failed.
+        /// The error of the engine, if the engine failed.
         source: Option<Source>,
     },
 
@@ -180,7 +179,7 @@ pub enum Error {
     /// Open it again.
     Closed,
 
-    /// Another handle or process has the store open (rule L2). Nothing was touched.
+    /// Another handle or process has the store open (rule L2). Nothing was changed.
     ///
     /// Close the other one, or share its handle.
     Locked {
@@ -188,7 +187,7 @@ pub enum Error {
         path: String,
     },
 
-    /// An earlier commit failed, so the writer accepts nothing more. Nothing of this append was written, nor was it by an
+    /// An earlier commit failed, so the writer accepts no more appends. Nothing of this append was written, nor by an
     /// earlier attempt (rule F1).
     ///
     /// Fix the cause, then close and reopen the store. Until then, reads still work.
@@ -197,51 +196,52 @@ pub enum Error {
         reason: String,
     },
 
-    /// What is stored is damaged (rule F3). No wrong event is ever returned in its place.
+    /// Stored data is damaged (rule F3). The store never returns a wrong event in its place.
     ///
     /// Restore a backup. Events before and after the damaged one can still be loaded.
     Corrupt {
-        /// The version of the damaged event, when it is one event.
+        /// The version of the damaged event, if a single event is damaged.
         version: Option<Version>,
-        /// What does not fit; and behind a semicolon what to do, if that is not to restore a backup or to load around it.
+        /// What is wrong. If the remedy is not to restore a backup or to load around the damage, it follows after a
+        /// semicolon.
         reason: String,
     },
 
     /// The reader does not know the type of a stored event, or its data does not have the expected shape.
     ///
-    /// The event is as it was appended. Add its type and shape to the reader, or skip it.
+    /// The stored event is intact. Add its type and shape to the reader, or skip it.
     Decode {
-        /// Where the event stands; `None` for one that was not read from a store.
+        /// The version of the event; `None` if it was not read from a store.
         version: Option<Version>,
         /// The event's type.
         event_type: String,
-        /// What the parser says.
+        /// The error of the parser.
         source: Source,
     },
 
-    /// The cursor is of another history: the events read up to it are not those that the store has up to there.
+    /// The cursor belongs to another history: the events read up to it differ from those of this store.
     ///
-    /// A backup was restored, or events that were appended with [`Durability::Buffered`](crate::Durability::Buffered) were lost
-    /// in a power cut and others took their place. Start again from a cursor of this history: rebuild the projection from
-    /// the first event, or restore its state as of a version that both have.
+    /// A backup was restored, or events appended with [`Durability::Buffered`](crate::Durability::Buffered) were lost
+    /// in a power cut and other events took their versions. Start again from a cursor of this history: rebuild the
+    /// projection from the first event, or restore its state at a version that both histories share.
     HistoryDiverged {
         /// The cursor to resume from.
         cursor: Cursor,
-        /// Where this store is: at the cursor's version, or at its newest one if it ends before.
+        /// The position of this store: at the cursor's version, or at its newest event if it ends before that.
         found: Cursor,
     },
 
-    /// The disk is full, or the store's own size limit is reached. Certainly nothing of this append was written.
+    /// The disk is full, or the store has reached its own size limit. Certainly nothing of this append was written.
     ///
     /// Free space, or raise the limit, and retry.
     Full {
-        /// What is full, how large it is, and how to raise it.
+        /// What is full, its size, and how to raise the limit.
         reason: String,
     },
 
-    /// The store or its engine cannot do this, or this build cannot.
+    /// The store, its engine or this build does not support this.
     ///
-    /// The text names what to enable or choose instead.
+    /// The text names what to enable or to use instead.
     Unsupported {
         /// What is not supported, and what to do.
         what: String,
@@ -251,13 +251,13 @@ pub enum Error {
     InvalidOption {
         /// The option's name.
         option: String,
-        /// Why it is refused, and what would be right.
+        /// Why it is refused, and what is allowed.
         reason: String,
     },
 
-    /// The store could not be opened; nothing was damaged.
+    /// The store could not be opened. Nothing was damaged.
     Open {
-        /// What was to be opened.
+        /// The path or address of the store.
         path: String,
         /// Why not, and what to do.
         reason: String,
@@ -265,20 +265,20 @@ pub enum Error {
         source: Option<Source>,
     },
 
-    /// The server that has the store cannot be reached, or cannot take the request now. Certainly nothing of this append was
+    /// The server of the store cannot be reached, or cannot take the request now. Certainly nothing of this append was
     /// written.
     ///
     /// Retry later, or start the server.
     Unavailable {
         /// The server's address.
         url: String,
-        /// What went wrong.
+        /// What failed.
         reason: String,
         /// The error of the connection.
         source: Option<Source>,
     },
 
-    /// The caller may not do this: the server wants a token, or another one. Nothing was done.
+    /// The caller is not allowed to do this: the server requires a token, or another one. Nothing was done.
     Forbidden {
         /// What is not allowed, and what to do.
         what: String,
@@ -286,7 +286,7 @@ pub enum Error {
 
     /// The engine failed while reading or maintaining the store.
     ///
-    /// The source tells; the store itself is as it was.
+    /// The source has the cause. The store is unchanged.
     Engine {
         /// What was being done: a verb phrase, such as `read a page`.
         operation: Cow<'static, str>,
@@ -296,7 +296,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The stable name of this kind of error, for logs, metrics and the command's `error[code]` lines.
+    /// The stable name of this kind of error, for logs, metrics and the `error[code]` lines of the command.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -324,15 +324,15 @@ impl Error {
         }
     }
 
-    /// Whether it is safe to retry the *same call with the same events* and a new deadline, and the retry may succeed without any
-    /// other change.
+    /// Whether it is safe to repeat the *same call with the same events* and a new deadline, and the repetition may
+    /// succeed without any other change.
     ///
     /// | retryable | not retryable |
     /// |---|---|
     /// | `DeadlineExceeded`, `Locked`, `Unavailable`, `OutcomeUnknown` unless its source is `Fenced` | everything else |
     ///
-    /// `VersionConflict` is not: the same condition fails again, so the caller must decide again. `Cancelled` is not: somebody
-    /// wanted the call to end. `Fenced`, `Full` and `Closed` need an operator first.
+    /// `VersionConflict` is not: the same condition fails again, so the caller must decide again. `Cancelled` is not:
+    /// somebody asked for the call to end. `Fenced`, `Full` and `Closed` need an operator first.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         let is_fenced = |source: &Source| matches!(source.downcast_ref(), Some(Error::Fenced { .. }));
@@ -342,10 +342,10 @@ impl Error {
         }
     }
 
-    /// The HTTP status that suits this error, for services whose requests lead to it.
+    /// The HTTP status for a service that answers a request with this error.
     ///
-    /// `OutcomeUnknown` and `DeadlineExceeded` are both 504: [`written`](Self::written) tells them apart. Whoever sends the cursor,
-    /// the condition or the option as a part of the request may want 400, 410 or 412 instead.
+    /// `OutcomeUnknown` and `DeadlineExceeded` are both 504; [`written`](Self::written) tells them apart. If the
+    /// cursor, the condition or the option is part of the request, 400, 410 or 412 may suit better.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         match self {
@@ -368,9 +368,9 @@ impl Error {
         }
     }
 
-    /// Whether the append that failed with this error wrote something.
+    /// Whether the append that failed with this error wrote anything.
     ///
-    /// All but [`Error::OutcomeUnknown`] say that certainly nothing was written.
+    /// After every error but [`Error::OutcomeUnknown`], certainly nothing was written.
     #[must_use]
     pub fn written(&self) -> Written {
         match self {
@@ -435,7 +435,7 @@ impl fmt::Display for Error {
             }
             Error::HistoryDiverged { cursor, found } => write!(
                 f,
-                "the cursor {cursor} is of another history: this store is at {found}; start again from a cursor of this \
+                "the cursor {cursor} belongs to another history: this store is at {found}; start again from a cursor of this \
                  history"
             ),
             Error::Full { reason } => write!(f, "the store is full: {reason}; nothing of this append was written"),
@@ -477,7 +477,7 @@ fn describe_damage(version: Option<Version>) -> String {
     }
 }
 
-/// About damage whose reason does not say so itself.
+/// The remedy for damage whose reason names none.
 fn what_to_do(version: Option<Version>, reason: &str) -> &'static str {
     match version {
         _ if reason.contains("; ") => "",
@@ -573,7 +573,7 @@ mod tests {
         for error in one_of_each() {
             let (status, code) = status(&error);
             assert!((400..600).contains(&status), "{code}");
-            // Whoever may try again without a change did nothing wrong.
+            // If a retry may succeed without a change, the client did nothing wrong.
             assert!(!error.is_retryable() || status >= 500, "{code}");
         }
     }

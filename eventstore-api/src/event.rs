@@ -16,12 +16,11 @@ use crate::limits::{
 };
 use crate::{Error, Result, Revision, Version};
 
-/// Something that happened: the unit that is appended, and never changed after.
+/// Something that happened: the unit of an append, which never changes afterwards.
 ///
 /// An event has an id that is unique in the store, a type, the id of the aggregate it belongs to, data (any bytes; JSON
-/// by convention) and metadata (a JSON object, `{}` when none is given). Data and metadata come back byte for byte
-/// (rule W6). An `Event` always keeps the [`limits`](crate::limits): whoever builds one breaks a limit or has an event,
-/// not both.
+/// by convention) and metadata (a JSON object, `{}` by default). Data and metadata are returned byte for byte (rule
+/// W6). An `Event` always meets the [`limits`](crate::limits): building one that does not is an error.
 ///
 /// ```
 /// use eventstore_api::Event;
@@ -40,13 +39,13 @@ use crate::{Error, Result, Revision, Version};
 /// Cheap: the bytes are shared.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Event {
-    /// Id, type, aggregate id, metadata and data, one behind the other. What is read from a store is a slice of the
-    /// bytes of its whole page, so that reading an event costs no allocation.
+    /// Id, type, aggregate id, metadata and data, one after the other. An event read from a store is a slice of the
+    /// bytes of its whole page, so reading an event does not allocate.
     bytes: Bytes,
     layout: Layout,
 }
 
-/// For stores: how long the texts are that [`Event::bytes`] begins with; the data are the rest.
+/// For stores: the lengths of the texts at the beginning of [`Event::bytes`]. The rest is the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Bytes of the event id.
@@ -72,7 +71,7 @@ impl Layout {
         self.aggregate_id_start() + self.aggregate_id_len as usize
     }
 
-    /// Where the data begin.
+    /// The offset of the data.
     #[must_use]
     pub const fn data_start(self) -> usize {
         self.metadata_start() + self.metadata_len as usize
@@ -80,7 +79,7 @@ impl Layout {
 }
 
 impl Event {
-    /// Starts an event of this type for this aggregate; see [`EventBuilder`].
+    /// Starts an event of this type for this aggregate. See [`EventBuilder`].
     pub fn builder(event_type: impl Into<String>, aggregate_id: impl Into<String>) -> EventBuilder {
         EventBuilder {
             id: None,
@@ -93,7 +92,7 @@ impl Event {
         }
     }
 
-    /// A new id: a UUIDv7, greater than those that this process had before. Events that are built without an id get one.
+    /// A new id: a UUIDv7, greater than all ids made before by this process. Events built without an id get such an id.
     #[must_use]
     pub fn new_id() -> String {
         id_at(SystemTime::now()).to_string()
@@ -117,13 +116,13 @@ impl Event {
         self.text(self.layout.aggregate_id_start()..self.layout.metadata_start())
     }
 
-    /// The metadata: a JSON object as text, exactly as it was given.
+    /// The metadata: a JSON object as text, exactly as given.
     #[must_use]
     pub fn metadata(&self) -> &str {
         self.text(self.layout.metadata_start()..self.layout.data_start())
     }
 
-    /// The data, exactly as it was given.
+    /// The data, exactly as given.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.bytes[self.layout.data_start()..]
@@ -135,28 +134,28 @@ impl Event {
         self.bytes.slice(self.layout.data_start()..)
     }
 
-    /// The bytes that count towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES): texts and data.
+    /// The size that counts towards [`MAX_BATCH_BYTES`](crate::limits::MAX_BATCH_BYTES), in bytes: texts and data.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// For stores: id, type, aggregate id, metadata and data in one piece. [`Event::from_stored`] takes it back.
+    /// For stores: id, type, aggregate id, metadata and data in one buffer. [`Event::from_stored`] is the reverse.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// For stores: where the parts of [`Event::bytes`] are.
+    /// For stores: the layout of [`Event::bytes`].
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// For stores: an event from what [`Event::bytes`] and [`Event::layout`] gave, without copying.
+    /// For stores: an event from the values of [`Event::bytes`] and [`Event::layout`], without copying.
     ///
-    /// `None` if the layout does not fit the bytes, a text is not UTF-8, or an id, type or aggregate id is empty, all of
-    /// which mean that they were damaged.
+    /// `None` if the layout does not fit the bytes, a text is not UTF-8, or an id, type or aggregate id is empty. Each
+    /// of these means that the bytes are damaged.
     #[must_use]
     pub fn from_stored(bytes: Bytes, layout: Layout) -> Option<Self> {
         let text = std::str::from_utf8(bytes.get(..layout.data_start())?).ok()?;
@@ -168,23 +167,21 @@ impl Event {
         fits.then_some(Event { bytes, layout })
     }
 
-    /// An event from what [`Event::bytes`] and [`Event::layout`] gave to somebody else, without copying: all is checked, as
-    /// [`EventBuilder::build`] does.
+    /// An event from [`Event::bytes`] and [`Event::layout`] of an untrusted source, without copying. Everything is
+    /// checked, as by [`EventBuilder::build`].
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidEvent`] names the field that is empty, too long, not UTF-8 or not JSON; `event` if the parts do not fit.
+    /// [`Error::InvalidEvent`] names the field that is empty, too long, not UTF-8 or not JSON. The field is `event` if
+    /// the layout does not fit the bytes.
     pub fn from_parts(bytes: Bytes, layout: Layout) -> Result<Self> {
         let event = Event::from_stored(bytes, layout).ok_or_else(|| {
-            Error::invalid_event(
-                "event",
-                "its id, type and aggregate id have to be UTF-8, and have at least one character",
-            )
+            Error::invalid_event("event", "its id, type and aggregate id must be UTF-8 and have at least one character")
         })?;
         checked_len("id", event.id(), MAX_ID_LEN)?;
         checked_len("type", event.event_type(), MAX_TYPE_LEN)?;
         checked_len("aggregate_id", event.aggregate_id(), MAX_AGGREGATE_ID_LEN)?;
-        // What nearly every event has.
+        // Skip the default, which nearly every event has.
         if event.metadata() != "{}" {
             check_metadata(event.metadata())?;
         }
@@ -193,7 +190,7 @@ impl Event {
     }
 
     fn text(&self, range: Range<usize>) -> &str {
-        // Each text was UTF-8 when the event was made. Without unsafe code the compiler has to be shown again.
+        // The text was UTF-8 when the event was made. Without unsafe code, it has to be checked again.
         std::str::from_utf8(&self.bytes[range]).unwrap_or_default()
     }
 }
@@ -210,7 +207,7 @@ impl fmt::Debug for Event {
     }
 }
 
-/// The beginning of the data, for logs.
+/// The first bytes of the data, for logs.
 fn shortened(data: &[u8]) -> String {
     const SHOWN: usize = 200;
     match data.get(..SHOWN) {
@@ -219,7 +216,7 @@ fn shortened(data: &[u8]) -> String {
     }
 }
 
-/// Builds an [`Event`]; everything is checked in [`build`](EventBuilder::build).
+/// Builds an [`Event`]. [`build`](EventBuilder::build) checks everything.
 #[derive(Debug)]
 #[must_use = "nothing is built until `build` is called"]
 pub struct EventBuilder {
@@ -233,7 +230,7 @@ pub struct EventBuilder {
 }
 
 impl EventBuilder {
-    /// Of a typed event.
+    /// The builder of a typed event.
     pub(crate) fn encoded(aggregate_id: String, encoded: Result<(&'static str, Vec<u8>)>) -> Self {
         match encoded {
             Ok((event_type, data)) => Event::builder(event_type, aggregate_id).data(data),
@@ -241,58 +238,58 @@ impl EventBuilder {
         }
     }
 
-    /// The event's id. Without one it is a new UUIDv7, whose order in time keeps the id index compact and fast; give
-    /// your own when the same event may be built twice and must be stored once (rule W2).
+    /// Sets the id. The default is a new UUIDv7, whose time order keeps the id index compact and fast. Set your own id
+    /// if the same event may be built twice and must be stored once (rule W2).
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
     }
 
-    /// The data as raw bytes.
+    /// Sets the data as raw bytes.
     pub fn data(mut self, data: impl Into<Bytes>) -> Self {
         self.data = Ok(data.into());
         self
     }
 
-    /// The data as the JSON of `value`. What cannot be written as JSON is an error of `build`.
+    /// Sets the data to the JSON of `value`. If `value` cannot be written as JSON, `build` returns an error.
     pub fn json<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         self.data = serde_json::to_vec(value).map(Bytes::from).map_err(|e| not_json("data", &e));
         self
     }
 
-    /// The metadata as the JSON of `value`, which must be an object.
+    /// Sets the metadata to the JSON of `value`, which must be an object.
     pub fn metadata<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         self.metadata = serde_json::to_string(value).map_err(|e| not_json("metadata", &e));
         self
     }
 
-    /// The metadata as JSON text, which must be an object and is kept byte for byte.
+    /// Sets the metadata as JSON text, which must be an object. It is stored byte for byte.
     pub fn metadata_json(mut self, text: impl Into<String>) -> Self {
         self.metadata = Ok(text.into());
         self
     }
 
-    /// The id of what the event belongs to, such as a request or a business process: `correlation_id` of the metadata, in the
-    /// place of one that is there.
+    /// Sets `correlation_id` in the metadata: the id of what the event belongs to, such as a request or a business
+    /// process.
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.correlation_id = Some(id.into());
         self
     }
 
-    /// The id of the event or command that led to this one: `causation_id` of the metadata, in the place of one that is there.
+    /// Sets `causation_id` in the metadata: the id of the event or command that caused this event.
     pub fn causation_id(mut self, id: impl Into<String>) -> Self {
         self.causation_id = Some(id.into());
         self
     }
 
-    /// This event follows from `cause`: whose id becomes the causation id, and whose correlation id goes on; the first event has
-    /// none, and gives its own id.
+    /// Marks `cause` as the cause of this event. Its id becomes the causation id. Its correlation id is passed on; if
+    /// it has none, its id is the correlation id.
     pub fn caused_by(self, cause: &Event) -> Self {
         let correlation_id = cause.correlation_id().unwrap_or_else(|| cause.id().to_owned());
         self.correlation_id(correlation_id).causation_id(cause.id())
     }
 
-    /// Checks everything and makes the event.
+    /// Checks everything and builds the event.
     ///
     /// # Errors
     ///
@@ -315,7 +312,7 @@ impl EventBuilder {
             id_len: checked_len("id", &id, MAX_ID_LEN)?,
             type_len: checked_len("type", &self.event_type, MAX_TYPE_LEN)?,
             aggregate_id_len: checked_len("aggregate_id", &self.aggregate_id, MAX_AGGREGATE_ID_LEN)?,
-            metadata_len: metadata.len() as u32, // within its limit, as was checked
+            metadata_len: metadata.len() as u32, // within its limit, as checked above
         };
         check_data(&data)?;
         let texts = [&id, &self.event_type, &self.aggregate_id, &metadata];
@@ -325,8 +322,7 @@ impl EventBuilder {
     }
 }
 
-/// The next id of this process, which is greater than those before it. `Uuid::now_v7` is the same, and panics if the clock is
-/// before 1970.
+/// The next id of this process, greater than all before it. Like `Uuid::now_v7`, which panics if the clock is before 1970.
 fn id_at(now: SystemTime) -> Uuid {
     static IDS: Mutex<ContextV7> = Mutex::new(ContextV7::new());
     let since = clamp_recorded_at(now).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -364,7 +360,7 @@ fn check_metadata(text: &str) -> Result<()> {
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|e| not_json("metadata", &e))
 }
 
-/// A JSON object with one more member, in the place of one with the same key. Otherwise the text stays as it is.
+/// The JSON object with this member added, or replaced if it has the key. The rest of the text stays as it is.
 fn with_member(object: &str, key: &str, value: &str) -> serde_json::Result<String> {
     let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(object)?;
     let member = format!("{}:{}", serde_json::to_string(key)?, serde_json::to_string(value)?);
@@ -381,12 +377,12 @@ fn not_json(field: &'static str, error: &serde_json::Error) -> Error {
     Error::invalid_event(field, format!("it is not JSON: {error}"))
 }
 
-/// An event as it stands in the store: with its place in the store, its place in its aggregate, and when it came.
+/// A stored event: with its position in the store, its position in its aggregate, and its recording time.
 ///
 /// # Clone
 ///
-/// Cheap: the bytes are shared. A recorded event keeps the buffer of the whole page it was read with alive; clone the
-/// parts into owned strings if you keep a few events of many for long.
+/// Cheap: the bytes are shared. A recorded event keeps the buffer of its whole page alive. If you keep a few of many
+/// events for long, copy their parts into owned strings.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct RecordedEvent {
@@ -394,14 +390,14 @@ pub struct RecordedEvent {
     pub version: Version,
     /// Its position in its aggregate: 1, 2, 3, … without gaps (rule O3).
     pub revision: Revision,
-    /// When the writer took it, by the system's clock, to the microsecond. Clocks step back: order by version.
+    /// When the writer took the event, by the system clock, in microseconds. Clocks may be set back: order by version.
     pub recorded_at: SystemTime,
     /// The event itself.
     pub event: Event,
 }
 
 impl RecordedEvent {
-    /// For stores: an event with its place.
+    /// For stores: an event with its position and recording time.
     #[must_use]
     pub fn new(version: Version, revision: Revision, recorded_at: SystemTime, event: Event) -> Self {
         RecordedEvent { version, revision, recorded_at, event }

@@ -6,7 +6,7 @@ use crate::{
     Version,
 };
 
-/// What callers use most, on top of [`EventStore`]: available on every store handle that can be cloned, such as
+/// The most common calls, on top of [`EventStore`]. Every store handle that can be cloned has them, such as
 /// `Arc<dyn EventStore>`.
 pub trait EventStoreExt: EventStore + Clone {
     /// Appends one event if `expected` holds, with the store's durability.
@@ -26,14 +26,15 @@ pub trait EventStoreExt: EventStore + Clone {
         }
     }
 
-    /// Loads events: since a version, or as the [`LoadOptions`] say. Rules O4 to O6, O8, O9.
+    /// Loads events: those after a version, or those that the [`LoadOptions`] select. Rules O4 to O6, O8, O9.
     ///
-    /// Errors come through the stream. See [`EventStream`] for how it behaves when dropped.
+    /// Errors come through the stream. See [`EventStream`] for the effect of dropping it.
     fn load(&self, ctx: &Context, options: impl Into<LoadOptions>) -> EventStream {
         EventStream::load(self.clone(), ctx.clone(), options.into())
     }
 
-    /// Loads events of one aggregate: since a version of the store, or as the [`LoadOptions`] say. Rule O8.
+    /// Loads events of one aggregate: those after a version of the store, or those that the [`LoadOptions`] select.
+    /// Rule O8.
     fn load_by_aggregate(
         &self,
         ctx: &Context,
@@ -43,21 +44,22 @@ pub trait EventStoreExt: EventStore + Clone {
         self.load(ctx, options.into().aggregate(aggregate_id))
     }
 
-    /// Follows the store: every event after a version that is there, then each new one as it is appended. Rules S1, S2.
+    /// Follows the store: every stored event after a version, then each new one as it is appended. Rules S1, S2.
     ///
-    /// With [`LoadOptions`] it follows one aggregate, or what their filters accept, or ends after a number of events. Each event
-    /// is looked at once, whether a filter accepts it or not. It ends with `Closed` when the
-    /// store is closed, and with the context's error when that ends: `Err(Cancelled)` is how a subscription is stopped.
+    /// [`LoadOptions`] restrict it to one aggregate or by filters, or limit the number of events. Each event is read
+    /// once, whether a filter accepts it or not. The stream ends with `Closed` when the store is closed, and with the
+    /// context's error when the context ends: to stop a subscription, cancel its context.
     ///
-    /// A projection saves `version.get()` of the last event it has applied and subscribes from there when it starts
-    /// again; [`EventStream::next_page`] gives what can be applied and saved together. A version beyond the newest event
-    /// is waited for: after a backup was restored, compare with `latest_version` first.
+    /// A projection saves `version.get()` of the last event that it has applied, and subscribes from there when it
+    /// restarts. [`EventStream::next_page`] returns events that can be applied and saved together. If the version is
+    /// beyond the newest event, the stream waits for it: after a backup was restored, compare with `latest_version`
+    /// first.
     fn subscribe(&self, ctx: &Context, options: impl Into<LoadOptions>) -> EventStream {
         EventStream::subscribe(self.clone(), ctx.clone(), options.into())
     }
 
-    /// Collects garbage every `period`, until the context ends or the store is closed, and gives each result to `report`. An
-    /// error is reported like any other result, and the next collection comes in its turn.
+    /// Runs a garbage collection every `period`, until the context ends or the store is closed, and passes each result
+    /// to `report`. After an error, the next collection runs as usual.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -83,11 +85,11 @@ pub trait EventStoreExt: EventStore + Clone {
         }
     }
 
-    /// The place behind the event with this version: what to go on from later.
+    /// The cursor after the event with this version, to resume from later.
     ///
     /// # Errors
     ///
-    /// `InvalidVersion` if the store ends before this version; those of [`EventStore::digest`].
+    /// `InvalidVersion` if the store ends before this version, and those of [`EventStore::digest`].
     fn cursor_at(&self, ctx: &Context, version: Version) -> impl Future<Output = Result<Cursor>> + Send {
         async move {
             let latest = self.latest_version(ctx).await?;
@@ -99,11 +101,11 @@ pub trait EventStoreExt: EventStore + Clone {
         }
     }
 
-    /// Whether the store has the history that a cursor was taken of (rule S3).
+    /// Checks that the store has the history of this cursor (rule S3).
     ///
     /// # Errors
     ///
-    /// `HistoryDiverged` if it has another, or ends before the cursor; those of [`EventStore::digest`].
+    /// `HistoryDiverged` if it has another history or ends before the cursor, and those of [`EventStore::digest`].
     fn check_cursor(&self, ctx: &Context, cursor: Cursor) -> impl Future<Output = Result<()>> + Send {
         async move {
             if cursor == Cursor::START {
@@ -115,7 +117,7 @@ pub trait EventStoreExt: EventStore + Clone {
         }
     }
 
-    /// Reads a version from its text form, for callers who keep it as text. The same as `text.parse()`.
+    /// Reads a version from its text form, for callers who keep it as text. Same as `text.parse()`.
     ///
     /// # Errors
     ///

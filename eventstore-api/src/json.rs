@@ -1,4 +1,5 @@
-//! The JSON forms of the feature `serde`. That of an event is the line which the command `eventstore` prints and reads.
+//! The JSON forms of the feature `serde`. An event has the form of the lines that the command `eventstore` prints and
+//! reads.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +17,7 @@ use crate::{
     Version,
 };
 
-/// Types whose form is their text.
+/// Serializes types by their text form.
 macro_rules! as_text {
     ($($type:ty),+) => {$(
         impl Serialize for $type {
@@ -55,8 +56,8 @@ impl Serialize for RecordedEvent {
     }
 }
 
-/// Data and metadata are copied, never read into values: numbers keep their digits, objects the order of their keys. What does
-/// not come back from JSON unchanged travels as Base64.
+/// Data and metadata are copied as text, not parsed into values: numbers keep their digits, and objects the order of
+/// their keys. What would not survive as JSON is encoded as Base64.
 fn write_event<F: SerializeStruct>(event: &Event, fields: &mut F) -> Result<(), F::Error> {
     fields.serialize_field("id", event.id())?;
     fields.serialize_field("type", event.event_type())?;
@@ -79,8 +80,8 @@ fn write_value<F: SerializeStruct>(
     }
 }
 
-/// Whether these bytes come back unchanged from being written into a line: JSON, without line ends between its tokens and
-/// without white space around it.
+/// Whether these bytes survive being written into a line: JSON without line breaks between its tokens and without
+/// surrounding white space.
 fn fits_a_line(value: &[u8]) -> bool {
     let has_space_around = |text: &str| text.trim_matches([' ', '\t']).len() != text.len();
     !value.iter().any(|byte| matches!(byte, b'\n' | b'\r'))
@@ -106,7 +107,7 @@ struct Fields<'a> {
     recorded_at: Option<String>,
 }
 
-/// `"data":null` is data, the JSON `null`; only a missing field is none.
+/// `"data":null` is data, the JSON `null`. Only a missing field means no data.
 fn null_is_a_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
@@ -121,14 +122,14 @@ impl Fields<'_> {
     }
 }
 
-/// The bytes of a field that has two forms; nothing if neither is there.
+/// The bytes of a field that has two forms; empty if neither is present.
 fn value<E: serde::de::Error>(
     [plain, base64]: [&str; 2],
     json: Option<Box<RawValue>>,
     text: Option<String>,
 ) -> Result<Vec<u8>, E> {
     match (json, text) {
-        (Some(_), Some(_)) => Err(E::custom(format!("both {plain} and {base64} are there; keep one"))),
+        (Some(_), Some(_)) => Err(E::custom(format!("both {plain} and {base64} are present; keep one"))),
         (Some(json), None) => Ok(Box::<str>::from(json).into_string().into_bytes()),
         (None, Some(text)) => {
             BASE64.decode(text).map_err(|error| E::custom(format!("{base64} is not padded standard base64: {error}")))
@@ -163,7 +164,7 @@ fn parsed(text: &str) -> Result<SystemTime, String> {
     }
 }
 
-/// The properties of `Stats`, as an object. Engines tell everything as text; what is a number is written as one.
+/// The properties of `Stats`, as an object. Engines report everything as text; numbers are written as JSON numbers.
 pub(crate) mod properties {
     use super::*;
 
@@ -181,7 +182,7 @@ pub(crate) mod properties {
         map.end()
     }
 
-    /// In their order, which a map of the library would not keep.
+    /// In their original order, which serde_json's map would not keep.
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<(Cow<'static, str>, String)>, D::Error> {
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
     use crate::{AggregateInfo, BackupReport, Finding, GcReport, Stats, Stored, VerifyReport};
 
-    /// It is written so, and read back from a text, from bytes and from a value.
+    /// The value is written as `text`, and read back from text, from bytes and from a value.
     #[track_caller]
     fn pinned<T: Serialize + DeserializeOwned + Debug>(value: &T, text: &str) {
         assert_eq!(serde_json::to_string(value).expect("written"), text);
@@ -323,7 +324,7 @@ mod tests {
             assert_eq!(serde_json::to_string(&recorded.event).expect("written"), event);
             assert_eq!(serde_json::from_str::<Event>(&event).expect("read"), recorded.event);
         }
-        // Each digit and each key stays where it is.
+        // Digits and the order of keys are preserved.
         let line = format!(r#"{{{names},"data":{{"b":1.50,"a":1e400}},"metadata":{{}},{place}}}"#);
         let read: RecordedEvent = serde_json::from_str(&line).expect("read");
         assert_eq!(read.event.data(), br#"{"b":1.50,"a":1e400}"#);

@@ -1,19 +1,20 @@
 //! The contract of an embedded event store.
 //!
-//! [`EventStore`] is the trait that every backend implements, with the rules that all of them keep; [`EventStoreExt`]
-//! adds what callers use most. An [`Event`] is appended, alone or in a [`Batch`], on a condition ([`Expected`]), with a
-//! [`Durability`], and idempotently ([`Idempotency`]); it is read back as a [`RecordedEvent`] with its [`Version`].
-//! Every call takes a [`Context`] with a deadline and a cancellation, and fails with an [`Error`] that says what to do.
+//! [`EventStore`] is the trait that every backend implements, with the rules that all of them keep. [`EventStoreExt`]
+//! adds the most common calls. An [`Event`] is appended, alone or in a [`Batch`], with a condition ([`Expected`]), a
+//! [`Durability`] and an [`Idempotency`]. It is read back as a [`RecordedEvent`] with its [`Version`]. Every call takes
+//! a [`Context`] with a deadline and a cancellation, and fails with an [`Error`] that says what to do.
 //!
 //! This crate has no engine, starts no runtime, and forbids unsafe code. Applications use the `eventstore` crate, which
-//! re-exports all of it; a store of your own implements [`EventStore`] and proves itself with the `conformance` crate.
+//! re-exports all of it. To write a store of your own, implement [`EventStore`] and test it with the `conformance`
+//! crate.
 
 //!
 //! # Features
 //!
-//! `serde`, off by default: `Serialize` and `Deserialize` for versions, cursors, digests, conditions, positions, events and
-//! reports.
-//! Events have the JSON form that the command `eventstore` prints and reads; types with a text form are that text.
+//! `serde`, off by default: `Serialize` and `Deserialize` for versions, cursors, digests, conditions, positions, events
+//! and reports. Events have the JSON form that the command `eventstore` prints and reads. Types with a text form are
+//! serialized as that text.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
@@ -40,9 +41,9 @@ mod stream;
 mod typed;
 mod version;
 
-/// Implements the trait's `async` methods: put it over `impl EventStore for …`.
+/// Implements the trait's `async` methods: put it on `impl EventStore for …`.
 pub use async_trait::async_trait;
-/// Shared bytes, as events carry them.
+/// Shared bytes, as used in events.
 pub use bytes::Bytes;
 /// Cancels the calls whose [`Context`] carries it.
 pub use tokio_util::sync::CancellationToken;

@@ -1,7 +1,7 @@
-//! The sizes that every store accepts, the same for all engines, so that events can move from one to another.
+//! The size limits of every store. They are the same for all engines, so that events can move from one to another.
 //!
-//! All lengths are in bytes of UTF-8 or of data, not in characters. Going over one of them is
-//! [`Error::InvalidEvent`](crate::Error::InvalidEvent), found before anything is queued (rule W5).
+//! All lengths are in bytes of UTF-8 or of data, not in characters. Exceeding a limit is
+//! [`Error::InvalidEvent`](crate::Error::InvalidEvent), returned before anything is queued (rule W5).
 
 use std::time::{Duration, SystemTime};
 
@@ -23,13 +23,13 @@ pub const MAX_DATA_LEN: usize = 16 << 20;
 /// The most events in one batch: 10,000.
 pub const MAX_BATCH_EVENTS: usize = 10_000;
 
-/// The most bytes in one batch, text and data of all its events together: 64 MiB.
+/// The most bytes in one batch, texts and data of all its events together: 64 MiB.
 pub const MAX_BATCH_BYTES: usize = 64 << 20;
 
-/// The times of recording that an append may name end here, counted from 1970: with the year 9999.
+/// The end of the range of explicit recording times, as the time since 1970: the end of the year 9999.
 pub const RECORDED_AT_END: Duration = Duration::from_secs(253_402_300_800);
 
-/// The nearest time that can be recorded, of the years 1970 to 9999: what a store takes from a clock that is wrong (rule W7).
+/// The nearest time in the years 1970 to 9999: what a store records if the clock is wrong (rule W7).
 #[must_use]
 pub fn clamp_recorded_at(time: SystemTime) -> SystemTime {
     let last = RECORDED_AT_END - Duration::from_micros(1);

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::{Error, RecordedEvent, Result, Revision, Version};
 
-/// Whether a load goes from old to new or from new to old.
+/// Whether a load runs from old to new or from new to old.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Ascending versions.
@@ -39,10 +39,9 @@ impl FromStr for Direction {
     }
 }
 
-/// Which events to load: those with `since < version`, below `before` if set, of one aggregate if set, and of these those that
-/// every filter accepts.
+/// Which events to load: those after `since` and before `before`, of one aggregate if set, that pass every filter.
 ///
-/// A plain [`Version`] is a load of everything after it:
+/// A plain [`Version`] loads everything after it:
 ///
 /// ```
 /// use eventstore_api::{Direction, LoadOptions, Version};
@@ -57,87 +56,88 @@ impl FromStr for Direction {
 ///
 /// # Cost
 ///
-/// What is found by version or of an aggregate is found by an index, and nothing else is read. Types, a prefix and times are
-/// filters: every event between `since` and `before`, of the aggregate if there is one, is read and looked at, as a load
-/// without them reads it, and only those that match are handed out. So a filter saves the work on what does not match, not the
-/// reading of it: a store with a hundred million events is read from one end to the other for the three that match. `since`
-/// and `before` bound that, and `limit` ends it with the last event that is wanted. The memory is that of one page.
+/// Versions and aggregates are found by an index; nothing else is read. Types, a prefix and times are filters: every
+/// event between `since` and `before` (of the aggregate, if set) is read and checked, and only those that match are
+/// returned. So a filter saves the work on events that do not match, but not the reading of them: to find three
+/// matching events in a store of a hundred million, all are read. `since` and `before` bound the reading, and `limit`
+/// ends it at the last event wanted. A load needs the memory of one page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Only events with a greater version. A version beyond the newest event is no error; nothing matches.
+    /// Only events with a greater version. It may be beyond the newest event; then nothing matches.
     pub since: Version,
     /// Only events with a smaller version.
     pub before: Option<Version>,
-    /// Only events of this aggregate. One without events is no error; nothing matches.
+    /// Only events of this aggregate. It may have no events; then nothing matches.
     pub aggregate_id: Option<String>,
     /// Only events with a greater revision; [`Revision::ZERO`] is before all of them.
     pub since_revision: Revision,
-    /// Only events of one of these types; if there are none, of every type.
+    /// Only events of one of these types; an empty list means every type.
     pub types: Vec<String>,
-    /// Only events of aggregates whose ids begin with this, byte by byte.
+    /// Only events of aggregates whose ids begin with this prefix, compared byte by byte.
     pub aggregate_prefix: Option<String>,
     /// Only events recorded at this time or later.
     pub recorded_since: Option<SystemTime>,
     /// Only events recorded before this time.
     pub recorded_before: Option<SystemTime>,
-    /// Which end to begin with.
+    /// The end to begin with.
     pub direction: Direction,
-    /// At most this many events, of those that match.
+    /// At most this many matching events.
     pub limit: Option<u64>,
 }
 
 impl LoadOptions {
-    /// Every event, oldest first. Reads the log, and nothing but what it hands out.
+    /// Every event, oldest first.
     #[must_use]
     pub fn all() -> Self {
         LoadOptions::default()
     }
 
-    /// Every event with a greater version, oldest first. A seek: nothing before it is read.
+    /// Every event with a greater version, oldest first. This is a seek: earlier events are not read.
     #[must_use]
     pub fn since(version: Version) -> Self {
         LoadOptions { since: version, ..LoadOptions::default() }
     }
 
-    /// Only events with a version smaller than this one. A seek: nothing from it on is read.
+    /// Only events with a smaller version. This is a seek: later events are not read.
     #[must_use]
     pub fn before(mut self, version: Version) -> Self {
         self.before = Some(version);
         self
     }
 
-    /// Only events of this aggregate. Uses the index: nothing of others is read.
+    /// Only events of this aggregate. Uses the index: other events are not read.
     #[must_use]
     pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
         self.aggregate_id = Some(aggregate_id.into());
         self
     }
 
-    /// Only events with a revision greater than this one: with [`aggregate`](Self::aggregate), what an aggregate that was
-    /// loaded up to this revision has got since.
+    /// Only events with a greater revision. With [`aggregate`](Self::aggregate), this loads what is new in an aggregate
+    /// that was loaded up to this revision.
     ///
-    /// With an aggregate it is a seek, if the store's index has revisions. Without one it is a filter: every event between
-    /// `since` and `before` is read.
+    /// With an aggregate it is a seek, if the store's index has revisions. Without one it is a filter: every event
+    /// between `since` and `before` is read.
     #[must_use]
     pub fn since_revision(mut self, revision: Revision) -> Self {
         self.since_revision = revision;
         self
     }
 
-    /// Only events of one of these types, each a whole one. An empty list is every type.
+    /// Only events of one of these types. Types are compared as a whole. An empty list means every type.
     ///
-    /// A filter: every event between `since` and `before`, of the aggregate if there is one, is read.
+    /// This is a filter: every event between `since` and `before`, of the aggregate if set, is read.
     #[must_use]
     pub fn types<T: Into<String>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
         self.types = types.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Only events of aggregates whose ids begin with this, byte by byte.
+    /// Only events of aggregates whose ids begin with this prefix, compared byte by byte.
     ///
-    /// A filter: every event between `since` and `before` is read, also if few aggregates match. For those,
-    /// [`list_aggregates`](crate::EventStore::list_aggregates) finds them by the index, and then each is loaded by it.
+    /// This is a filter: every event between `since` and `before` is read, even if few aggregates match. In that case,
+    /// list the aggregates with [`list_aggregates`](crate::EventStore::list_aggregates) and load each of them; both use
+    /// the index.
     #[must_use]
     pub fn aggregate_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.aggregate_prefix = Some(prefix.into());
@@ -146,18 +146,19 @@ impl LoadOptions {
 
     /// Only events recorded at this time or later.
     ///
-    /// A filter: every event between `since` and `before` is read. Times need not rise with versions, since an append may name
-    /// its own and clocks are set back, so a store may seek only where it knows better.
+    /// This is a filter: every event between `since` and `before` is read. Recording times need not rise with versions,
+    /// since clocks are set back and an append may set its own times. So a store may seek by time only where it knows
+    /// better.
     #[must_use]
     pub fn recorded_since(mut self, time: SystemTime) -> Self {
         self.recorded_since = Some(time);
         self
     }
 
-    /// Only events recorded before this time. One that was recorded at it is left out, so that one period ends where the next
-    /// one begins.
+    /// Only events recorded before this time. The time itself is excluded, so that one period ends where the next
+    /// begins.
     ///
-    /// A filter, as [`recorded_since`](Self::recorded_since) is one.
+    /// This is a filter, like [`recorded_since`](Self::recorded_since).
     #[must_use]
     pub fn recorded_before(mut self, time: SystemTime) -> Self {
         self.recorded_before = Some(time);
@@ -171,14 +172,14 @@ impl LoadOptions {
         self
     }
 
-    /// At most this many events, of those that match.
+    /// At most this many matching events.
     #[must_use]
     pub fn limit(mut self, events: u64) -> Self {
         self.limit = Some(events);
         self
     }
 
-    /// For stores: whether an event is one of those that are asked for. The limit counts them.
+    /// For stores: whether the options select this event. The limit is not checked.
     #[must_use]
     pub fn matches(&self, recorded: &RecordedEvent) -> bool {
         let RecordedEvent { version, revision, recorded_at, event, .. } = recorded;
@@ -199,22 +200,22 @@ impl From<Version> for LoadOptions {
     }
 }
 
-/// How much one page may hold. A page ends at whichever is reached first, and has at least one event if one matches.
-/// A store may end it earlier: pages larger than 65,536 events or 64 MiB are of no use.
+/// The most that one page may hold. A page ends at the limit that is reached first, and has at least one event if any
+/// matches. A store may end it earlier: pages larger than 65,536 events or 64 MiB have no benefit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PageSize {
-    /// At most this many events; 0 is taken as 1.
+    /// At most this many events; 0 counts as 1.
     pub events: usize,
     /// The page ends with the event that reaches this many bytes of stored records.
     pub bytes: usize,
 }
 
 impl PageSize {
-    /// 64 events or 32 KiB: a stream begins with it, so that the first event comes soon.
+    /// 64 events or 32 KiB: the first page of a stream, so that the first event comes soon.
     pub const FIRST: PageSize = PageSize { events: 64, bytes: 32 << 10 };
 
-    /// 512 events or 256 KiB, which stays in the processor's cache: a stream grows its pages up to it.
+    /// 512 events or 256 KiB, which fits into the processor's cache. A stream grows its pages up to this size.
     pub const LARGEST: PageSize = PageSize { events: 512, bytes: 256 << 10 };
 
     /// A page of this many events or bytes of stored records.
@@ -223,7 +224,7 @@ impl PageSize {
         PageSize { events, bytes }
     }
 
-    /// Twice as large, up to [`PageSize::LARGEST`].
+    /// A page of twice this size, up to [`PageSize::LARGEST`].
     #[must_use]
     pub fn grown(self) -> Self {
         PageSize {
@@ -243,12 +244,12 @@ impl Default for PageSize {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Page {
-    /// The events, in the direction of the load. Empty only if no further event matched.
+    /// The events, in the direction of the load. Empty only if no more events matched.
     pub events: Vec<RecordedEvent>,
-    /// What to load for the next page, or `None` if this was the last one.
+    /// The options for the next page, or `None` if this was the last one.
     ///
-    /// It is bounded by the `head` of the first page: a load shows the store as it was when it began, and ends even
-    /// while writers write (rule O5).
+    /// They are bounded by the `head` of the first page: a load shows the store as it was when it began, and ends even
+    /// while events are appended (rule O5).
     pub next: Option<LoadOptions>,
     /// The latest version when the page was read.
     pub head: Version,
@@ -257,7 +258,7 @@ pub struct Page {
 impl Page {
     /// For stores: the page that answers `options` with these events, read at this head.
     ///
-    /// `complete` says that no further event matched; the limit is taken into account here.
+    /// `complete` means that no more events match. The limit is applied here.
     #[must_use]
     pub fn new(options: &LoadOptions, events: Vec<RecordedEvent>, head: Version, complete: bool) -> Self {
         let loaded = events.len() as u64;

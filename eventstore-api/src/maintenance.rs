@@ -7,11 +7,11 @@ use crate::{Error, Result, Version};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Gc {
-    /// What can be done beside reads and appends; right for a periodic task.
+    /// What can run beside reads and appends; suited to a periodic task.
     #[default]
     Quick,
-    /// Everything that makes the files smaller, up to writing them anew. It may take as long as reading and writing the
-    /// whole store, need as much space again meanwhile, and hold up appends.
+    /// Everything that makes the files smaller, including rewriting them. It may take as long as reading and writing
+    /// the whole store, temporarily need as much space again, and delay appends.
     Full,
 }
 
@@ -49,38 +49,38 @@ pub struct GcReport {
     pub bytes_before: Option<u64>,
     /// Bytes on disk after; `None` for a store in memory.
     pub bytes_after: Option<u64>,
-    /// What was done, in a few words each.
+    /// What was done, a few words for each step.
     pub actions: Vec<String>,
 }
 
-/// What a backup holds.
+/// The result of a backup.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct BackupReport {
-    /// The newest version in the backup: it has every event up to it.
+    /// The newest version in the backup, which has every event up to it.
     pub latest_version: Version,
     /// Bytes that its files take on disk.
     pub bytes_on_disk: u64,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct VerifyReport {
     /// Events that were checked: the latest version when the verification began.
     pub events: u64,
-    /// Aggregates that they belong to.
+    /// The number of aggregates that these events belong to.
     pub aggregates: u64,
-    /// What is wrong, at most [`VerifyReport::MOST_FINDINGS`]: more would tell no more.
+    /// What is wrong, at most [`VerifyReport::MOST_FINDINGS`] entries.
     pub findings: Vec<Finding>,
-    /// Whether it ended early because there was too much to report.
+    /// Whether the verification stopped early because of too many findings.
     pub is_cut_short: bool,
 }
 
 impl VerifyReport {
-    /// A verification ends after this many findings.
+    /// A verification stops after this many findings.
     pub const MOST_FINDINGS: usize = 100;
 
     /// Whether nothing is wrong.
@@ -90,19 +90,19 @@ impl VerifyReport {
     }
 }
 
-/// One thing that is wrong with a store.
+/// Something that is wrong with a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Finding {
-    /// The version of the event that it is about, if it is about one.
+    /// The version of the event concerned, if there is one.
     pub version: Option<Version>,
     /// What is wrong.
     pub what: String,
 }
 
 impl Finding {
-    /// For stores: something is wrong, with the event at this version if it is about one.
+    /// For stores: a finding, with the version of the event concerned if there is one.
     #[must_use]
     pub fn new(version: Option<Version>, what: impl Into<String>) -> Self {
         Finding { version, what: what.into() }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Who is told how far long work has come. Part of a [`Context`](crate::Context).
+/// A listener for the progress of a long operation. Part of a [`Context`](crate::Context).
 ///
 /// ```
 /// use eventstore_api::{Context, Progress};
@@ -15,21 +15,21 @@ pub struct Progress(Option<Arc<Listener>>);
 type Listener = dyn Fn(u64, u64) + Send + Sync;
 
 impl Progress {
-    /// Nobody.
+    /// No listener.
     #[must_use]
     pub const fn none() -> Self {
         Progress(None)
     }
 
-    /// Calls `listener` with what is done and the total, in the unit that the operation names; the total may grow. It is
-    /// called on whatever thread does the work, which waits for it: it should return soon. It may wait for what others read and
-    /// append, and must not wait for the store to be closed, which waits for the work.
+    /// Calls `listener` with what is done and the total, in the unit that the operation names. The total may grow. The
+    /// listener runs on the thread that does the work and blocks it, so it should return soon. It may wait for other
+    /// reads and appends, but not for the store to close, which in turn waits for the work.
     #[must_use]
     pub fn new(listener: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         Progress(Some(Arc::new(listener)))
     }
 
-    /// For those who do the work: tells that `done` of `total` is done.
+    /// For stores: reports that `done` of `total` is done.
     pub fn report(&self, done: u64, total: u64) {
         if let Some(listener) = &self.0 {
             listener(done, total);

@@ -1,45 +1,46 @@
-//! What replicas use of a store: `sync`, `pull` and `push`.
+//! The calls that replicas use: `sync`, `pull` and `push`.
 
 use crate::{
     Batch, Context, Cursor, Digest, Durability, Error, EventStore, Idempotency, LoadOptions, PageSize, RecordedEvent,
     Result, Stored, Version,
 };
 
-/// A place in a history: a version, and the whole [`Digest`] of the events up to it.
+/// A position in a history: a version, and the whole [`Digest`] at that version.
 ///
-/// Two stores with the same place have the same events up to there. A [`Cursor`] has only a part of the digest.
+/// Two stores with the same place have the same events up to it. A [`Cursor`] has only a part of the digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
-    /// The version of the last event before it; [`Version::ZERO`] at the start.
+    /// The version of the last event before the place; [`Version::ZERO`] at the start.
     pub version: Version,
-    /// The digest of the events up to there.
+    /// The digest of the events up to the place.
     pub digest: Digest,
 }
 
 impl Place {
-    /// Before the first event, which is the same place in every history.
+    /// Before the first event: the same place in every history.
     pub const START: Place = Place { version: Version::ZERO, digest: Digest::EMPTY };
 
-    /// The place behind the event with this version, where the store has this digest.
+    /// The place after the event with this version, where the store has this digest.
     #[must_use]
     pub const fn new(version: Version, digest: Digest) -> Self {
         Place { version, digest }
     }
 
-    /// The same place with a part of the digest.
+    /// The cursor of this place, with a part of the digest.
     #[must_use]
     pub fn cursor(self) -> Cursor {
         Cursor::new(self.version, self.digest)
     }
 }
 
-/// What a pull gave.
+/// The result of a pull.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Pulled {
-    /// The events behind the place that was named, ascending and without a gap. Empty if there are none.
+    /// The events after the given place, in ascending order without gaps. Empty if there are none.
     pub events: Vec<RecordedEvent>,
-    /// The version up to which the store was synced when it answered. If the last event has it, these are all there are.
+    /// The version up to which the store was synced when it answered. If it is that of the last event, there are no
+    /// more events.
     pub head: Version,
 }
 
@@ -51,27 +52,27 @@ impl Pulled {
     }
 }
 
-/// What became of a push.
+/// The result of a push.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Pushed {
-    /// The places of the events of each batch that is stored, in the order of the push.
+    /// The positions of the events of each stored batch, in the order of the push.
     pub stored: Vec<Vec<Stored>>,
-    /// Why the first batch that is not stored is not. No later one was tried.
+    /// Why the first batch that is not stored was refused. Later batches were not tried.
     pub refused: Option<Error>,
-    /// The latest version after that.
+    /// The latest version after the push.
     pub head: Version,
 }
 
 impl Pushed {
-    /// For stores: what became of the batches, and the latest version then.
+    /// For stores: the result for these batches, and the latest version afterwards.
     #[must_use]
     pub fn new(stored: Vec<Vec<Stored>>, refused: Option<Error>, head: Version) -> Self {
         Pushed { stored, refused, head }
     }
 }
 
-/// Syncs by appending the newest event again: that syncs it, and all before it, whatever it was appended with (rule W4).
+/// Syncs by appending the newest event again, which syncs it and all before it, whatever their durability (rule W4).
 pub async fn sync_by_appending<S: EventStore + ?Sized>(store: &S, ctx: &Context) -> Result<Version> {
     loop {
         let newest = LoadOptions::all().backward().limit(1);
@@ -80,7 +81,7 @@ pub async fn sync_by_appending<S: EventStore + ?Sized>(store: &S, ctx: &Context)
         let again = Batch::from(last.event).durability(Durability::Sync).idempotency(Idempotency::Id);
         let stored = match store.store_batch(ctx, again).await {
             Ok(stored) => stored,
-            // Of a store that is only read all is on the disk: nobody else writes to it.
+            // A store that is open for reading only is all on disk: nobody writes to it.
             Err(Error::Unsupported { .. }) => return Ok(last.version),
             Err(error) => return Err(error),
         };
@@ -90,8 +91,8 @@ pub async fn sync_by_appending<S: EventStore + ?Sized>(store: &S, ctx: &Context)
     }
 }
 
-/// Refuses a place that is not one of this store, which ends at `latest`. What a store has, it keeps: so what holds now holds
-/// for the rest of the call.
+/// Checks that `place` belongs to this store, which ends at `latest`. A store keeps its events, so the answer holds for
+/// the rest of the call.
 pub async fn check<S: EventStore + ?Sized>(store: &S, ctx: &Context, place: Place, latest: Version) -> Result<()> {
     let version = place.version.min(latest);
     let found = Place::new(version, store.digest(ctx, version).await?);
@@ -101,7 +102,7 @@ pub async fn check<S: EventStore + ?Sized>(store: &S, ctx: &Context, place: Plac
     Err(Error::HistoryDiverged { cursor: place.cursor(), found: found.cursor() })
 }
 
-/// What a store does that does not implement `pull`.
+/// The default `pull`.
 pub async fn pull<S: EventStore + ?Sized>(store: &S, ctx: &Context, since: Place, size: PageSize) -> Result<Pulled> {
     let head = store.sync(ctx).await?;
     check(store, ctx, since, head).await?;
@@ -109,12 +110,12 @@ pub async fn pull<S: EventStore + ?Sized>(store: &S, ctx: &Context, since: Place
     Ok(Pulled::new(page.events, head))
 }
 
-/// What a store does that does not implement `push`.
+/// The default `push`.
 pub async fn push<S: EventStore + ?Sized>(store: &S, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
     check(store, ctx, at, store.latest_version(ctx).await?).await?;
     let (mut stored, mut refused, mut owes_sync) = (Vec::new(), None, false);
     for mut batch in batches {
-        // One sync behind all of them is as good as one for each.
+        // One sync after all batches replaces one for each.
         let is_sync = batch.durability != Some(Durability::Buffered);
         batch.durability = Some(Durability::Buffered);
         match store.store_batch(ctx, batch).await {
@@ -130,12 +131,12 @@ pub async fn push<S: EventStore + ?Sized>(store: &S, ctx: &Context, at: Place, b
     }
     if owes_sync {
         let unknown = |error: Error| Error::OutcomeUnknown {
-            reason: "the batches of a push were stored, but not certainly synced".to_owned(),
+            reason: "the batches of a push were stored, but may not be synced".to_owned(),
             source: Some(error.into()),
         };
         store.sync(ctx).await.map_err(unknown)?;
     }
-    // What was appended is there, whatever the context says by now.
+    // The appended batches are stored, even if the context has ended by now.
     let head = store.latest_version(&Context::background()).await?;
     Ok(Pushed::new(stored, refused, head))
 }

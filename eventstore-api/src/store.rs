@@ -13,10 +13,10 @@ use crate::{
 
 /// A durable, ordered, append-only store of events.
 ///
-/// This trait is the contract: whatever implements it, on whatever engine, keeps the rules below, and the
-/// `conformance` crate checks them by name. Programs use the handle `Store` of the crate `eventstore`. Code that takes any
-/// store imports [`EventStoreExt`](crate::EventStoreExt), which adds `store`, `load`, `load_by_aggregate`, `subscribe` and
-/// more on top of the few methods here.
+/// This trait is the contract: every implementation keeps the rules below, whatever its engine. The `conformance` crate
+/// checks them by name. Programs use the handle `Store` of the crate `eventstore`. Code that accepts any store imports
+/// [`EventStoreExt`](crate::EventStoreExt), which adds `store`, `load`, `load_by_aggregate`, `subscribe` and more to
+/// the few methods here.
 ///
 /// # Contract
 ///
@@ -24,43 +24,43 @@ use crate::{
 ///
 /// # Not promised
 ///
-/// Events cannot be changed or removed one by one. `recorded_at` is the system's clock, not an order. A condition is
-/// about one aggregate or the whole store, not about several aggregates. Nothing is promised about the order of
-/// appends that run at the same time, beyond that there is one.
+/// Single events cannot be changed or removed. `recorded_at` is the system's clock and defines no order. A condition
+/// covers one aggregate or the whole store, not several aggregates. Concurrent appends get some total order; which one
+/// is not promised.
 ///
 /// # Concurrency
 ///
-/// All methods may be called from any number of tasks and threads at once. Appends are serialized; reads never wait for
-/// them.
+/// All methods may be called from any number of tasks and threads at once. Appends are serialized. Reads never wait for
+/// appends.
 ///
 /// # Cancellation
 ///
-/// Every future may be dropped at any time. For reads nothing remains; for appends C4 says what does. An append's future
-/// that is kept and not polled keeps its place in the queue from others.
+/// Every future may be dropped at any time. A dropped read leaves nothing behind; for appends, see rule C4. The future
+/// of an append that is neither polled nor dropped keeps its place in the queue and blocks those behind it.
 #[async_trait]
 pub trait EventStore: fmt::Debug + Send + Sync + 'static {
-    /// Appends the events of `batch`, all or none, and returns the place of each, in the batch's order.
+    /// Appends the events of `batch`, all or none, and returns the position of each, in the batch's order.
     ///
     /// Rules O1 to O3, W1 to W6, C1 to C4.
     ///
     /// # Errors
     ///
     /// Certainly nothing was written: `InvalidEvent`, `VersionConflict`, `DuplicateEvent`, `Cancelled`,
-    /// `DeadlineExceeded`, `Closed`, `Fenced`, `Full`. It may have been: `OutcomeUnknown`.
+    /// `DeadlineExceeded`, `Closed`, `Fenced`, `Full`. Outcome unknown: `OutcomeUnknown`.
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>>;
 
-    /// Reads one page of the events that `options` names. [`Page::next`] leads to the following one.
+    /// Reads one page of the events that `options` selects. [`Page::next`] has the options for the following page.
     ///
-    /// This is the one way events are read; streams and subscriptions repeat it. Rules O4 to O9, C5. With filters one page may
-    /// have to look at every event there is, and is not empty before it has: a store looks at the context meanwhile, and does
-    /// not keep a thread of its caller's runtime from other tasks.
+    /// This is the only way to read events; streams and subscriptions repeat it. Rules O4 to O9, C5. With filters, one
+    /// page may have to read every event of the store before it finds a match. Meanwhile a store checks the context,
+    /// and does not block a thread of its caller's runtime.
     ///
     /// # Errors
     ///
     /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Corrupt`, `Engine`.
     async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page>;
 
-    /// The event with this id. An id that no event can have, such as an empty one, is just not found.
+    /// The event with this id. An id that no event can have, such as an empty one, is simply not found.
     ///
     /// # Errors
     ///
@@ -81,12 +81,12 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// Those of [`load_page`](EventStore::load_page).
     async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision>;
 
-    /// Reads one page of the list of aggregates: at most `most` of those that `options` names, in the order of their ids' bytes.
-    /// [`AggregatePage::next`] leads to the following page. 0 is taken as 1, and more than [`AggregatePage::MOST`] are of no use.
+    /// Reads one page of the list of aggregates: at most `most` of those that `options` selects, in byte order of their
+    /// ids. [`AggregatePage::next`] has the options for the following page. 0 counts as 1; at most
+    /// [`AggregatePage::MOST`] are returned.
     ///
-    /// Rules O5, O8, C5. A store whose index has the aggregates looks up each of those that it lists, and no other. This method,
-    /// which is what a store does that does not implement it, reads every event of the aggregates with the prefix, for every
-    /// page.
+    /// Rules O5, O8, C5. A store that has the aggregates in its index reads only those that it lists. The default
+    /// implementation reads every event of the aggregates with the prefix, for every page.
     ///
     /// # Errors
     ///
@@ -95,35 +95,35 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         list_by_reading(self, ctx, options, most).await
     }
 
-    /// Waits until the latest version is greater than `after`, and returns it; at once if it is already.
+    /// Waits until the latest version is greater than `after`, and returns it. Returns at once if it already is.
     ///
     /// # Errors
     ///
-    /// `Cancelled` or `DeadlineExceeded` when the context ends first, `Closed` when the store is closed meanwhile.
+    /// `Cancelled` or `DeadlineExceeded` if the context ends first, `Closed` if the store is closed meanwhile.
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version>;
 
-    /// Gives space back where the engine can; [`Gc`] says how much it may do for that. What was done is in the report.
+    /// Frees disk space where the engine can. [`Gc`] says how much work it may do. The report lists what was done.
     ///
-    /// Rule M4. [`Progress`](crate::Progress) counts in bytes or steps, as the engine does.
+    /// Rule M4. [`Progress`](crate::Progress) counts in bytes or steps, depending on the engine.
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Engine`; `Unsupported` for a full one of an engine that has none.
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Engine`; `Unsupported` for [`Gc::Full`] if the engine has none.
     async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport>;
 
-    /// Writes a copy of the store, as it is now, to the directory `target`, while reads and appends go on. The copy is a
-    /// store of the same engine and can be opened; to restore it, copy the directory.
+    /// Writes a copy of the store, as it is now, to the directory `target`, while reads and appends continue. The copy
+    /// is a store of the same engine and can be opened. To restore it, copy the directory.
     ///
-    /// Rules M1, M2. [`Progress`](crate::Progress) counts in bytes or events, as the engine does.
+    /// Rules M1, M2. [`Progress`](crate::Progress) counts in bytes or events, depending on the engine.
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded`, `Closed`; `Open` if the target cannot be used; `Engine`, `Corrupt`.
-    /// `Unsupported`, which is what this method does if a store does not implement it.
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`; `Open` if the target cannot be used; `Engine`, `Corrupt`. The default
+    /// implementation returns `Unsupported`.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future ends the backup as a cancelled context does.
+    /// Dropping the future stops the backup, like a cancelled context.
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
         let _ = (ctx, target);
         Err(Error::Unsupported {
@@ -131,27 +131,27 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         })
     }
 
-    /// Reads everything and names what is wrong: records that are damaged, gaps in versions and revisions, indexes that do
-    /// not agree with the log in either direction.
+    /// Reads everything and reports what is wrong: damaged records, gaps in versions and revisions, and differences
+    /// between the index and the log in either direction.
     ///
     /// Rule M3. [`Progress`](crate::Progress) counts in entries.
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded`, `Closed`; `Engine` for what cannot be read for want of resources. What is wrong with
-    /// the store is not an error but a finding. `Unsupported`, which is what this method does if a store does not implement it.
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`; `Engine` if something cannot be read for lack of resources. Damage to
+    /// the store is not an error but a finding. The default implementation returns `Unsupported`.
     async fn verify(&self, ctx: &Context) -> Result<VerifyReport> {
         let _ = ctx;
         Err(Error::Unsupported { what: "this store cannot be verified; load all events to read them once".to_owned() })
     }
 
-    /// The [`Digest`] of the events up to the version `until`; if that is beyond the newest event, of all there are.
+    /// The [`Digest`] of the events up to the version `until`, or of all events if `until` is beyond the newest one.
     ///
-    /// Rule M6. This method reads every event up to there, a page at a time, if a store does not implement it; one that keeps
-    /// the digest of its newest event, or of some, reads less or nothing. [`Progress`](crate::Progress) counts in events.
+    /// Rule M6. The default implementation reads every event up to there, a page at a time. A store that keeps the
+    /// digest of some events reads less or nothing. [`Progress`](crate::Progress) counts in events.
     ///
-    /// While writers write, the digest of all is that of a moment of the call. Ask for the one of a version that is there, such
-    /// as [`latest_version`](EventStore::latest_version), to know what it is of.
+    /// While events are appended, the digest of all events is that of some moment during the call. To know which events
+    /// it covers, pass an existing version, such as [`latest_version`](EventStore::latest_version).
     ///
     /// # Errors
     ///
@@ -175,19 +175,19 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         Ok(digest)
     }
 
-    /// Syncs all that was appended before the call, and returns the version up to which the store is synced: that of the newest
-    /// event, or a later one. Rules W4, R1.
+    /// Syncs everything that was appended before the call, and returns the version up to which the store is synced:
+    /// that of the newest event, or a later one. Rules W4, R1.
     ///
-    /// A store that does not implement it appends its newest event again, which syncs all before it.
+    /// The default implementation appends the newest event again, which syncs all before it.
     ///
     /// # Errors
     ///
-    /// Those of [`store_batch`](EventStore::store_batch). `OutcomeUnknown` says that nobody knows what is synced.
+    /// Those of [`store_batch`](EventStore::store_batch). After `OutcomeUnknown`, it is unknown what is synced.
     async fn sync(&self, ctx: &Context) -> Result<Version> {
         replication::sync_by_appending(self, ctx).await
     }
 
-    /// For replicas: one page of the events behind the place `since`, of those that are synced. Rules R1, R2.
+    /// For replicas: reads one page of the synced events after the place `since`. Rules R1, R2.
     ///
     /// # Errors
     ///
@@ -197,13 +197,13 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
         replication::pull(self, ctx, since, size).await
     }
 
-    /// For replicas: appends batches, one after the other, up to the first that is refused. Rules R2, R3.
+    /// For replicas: appends batches in order, up to the first that is refused. Rules R2, R3.
     ///
     /// # Errors
     ///
-    /// `HistoryDiverged` if this store has another history at `at`, or ends before it, with nothing written; those of
-    /// [`digest`](EventStore::digest); `OutcomeUnknown` if what was stored could not be synced. That a batch is refused, or its outcome unknown, is not an error of the push but in
-    /// [`Pushed::refused`].
+    /// `HistoryDiverged` if this store has another history at `at`, or ends before it; nothing was written.
+    /// `OutcomeUnknown` if the stored batches could not be synced. Those of [`digest`](EventStore::digest). A refused
+    /// batch, or one with an unknown outcome, is not an error of the push: see [`Pushed::refused`].
     async fn push(&self, ctx: &Context, at: Place, batches: Vec<Batch>) -> Result<Pushed> {
         replication::push(self, ctx, at, batches).await
     }
@@ -215,11 +215,11 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Engine`.
     async fn stats(&self, ctx: &Context) -> Result<Stats>;
 
-    /// Ends the store's work and releases its files, for all handles. Rule L1.
+    /// Stops the store's work and releases its files, for all handles. Rule L1.
     ///
     /// # Errors
     ///
-    /// If the last sync fails, the error of that; the store is closed all the same.
+    /// The error of the last sync, if that fails. The store is closed all the same.
     ///
     /// # Cancellation
     ///
@@ -227,7 +227,7 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     async fn close(&self) -> Result<()>;
 }
 
-/// Every method forwards, so that a shared handle is a store; the lint finds one that is missing, default or not.
+/// Forwards every method, so that a shared handle is a store. The lint finds a missing method, even one with a default.
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl<T: EventStore + ?Sized> EventStore for Arc<T> {

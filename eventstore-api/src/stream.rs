@@ -10,22 +10,22 @@ use crate::{Context, Direction, Error, EventStore, LoadOptions, Page, PageSize, 
 
 /// Events one by one, read a page at a time.
 ///
-/// It is a [`Stream`](futures_core::Stream), and a fused one, so the combinators of `futures` or `tokio-stream` work on it; the two
-/// methods here do without them. It ends after its last event, or after the first error.
+/// It is a fused [`Stream`](futures_core::Stream), so the combinators of `futures` or `tokio-stream` work on it. The
+/// methods here need neither crate. It ends after its last event, or after the first error.
 ///
 /// # Cancellation
 ///
-/// Dropping it stops the work within one page (rule C5). The context is looked at before each page; events of a page
-/// that was read already are still handed out.
+/// Dropping it stops the work within one page (rule C5). The context is checked before each page; events of a page that
+/// was already read are still returned.
 ///
 /// # Memory
 ///
-/// One page, however slowly it is read (rule S2). It holds a handle to the store, which keeps the store open.
+/// One page, however slowly it is read (rule S2). The stream holds a handle to the store, which keeps the store open.
 #[must_use = "a stream does nothing until it is polled"]
 pub struct EventStream {
     page: std::vec::IntoIter<RecordedEvent>,
     pages: Pin<Box<dyn Stream<Item = Result<Vec<RecordedEvent>>> + Send>>,
-    /// Nothing comes behind `page`.
+    /// Nothing follows `page`.
     has_ended: bool,
 }
 
@@ -42,7 +42,7 @@ impl EventStream {
         EventStream { page: Vec::new().into_iter(), pages: Box::pin(pages), has_ended: false }
     }
 
-    /// The same events once `check` has succeeded; otherwise its error, and no event.
+    /// The same events if `check` succeeds; otherwise its error and no event.
     pub fn after(self, check: impl Future<Output = Result<()>> + Send + 'static) -> Self {
         let pages = Box::pin(Checked { check: Some(Box::pin(check)), pages: self.pages });
         EventStream { page: self.page, pages, has_ended: false }
@@ -53,8 +53,8 @@ impl EventStream {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// The next page of events, or `None` after the last one: the fastest way to read many, and the way to apply and save
-    /// several at once.
+    /// The next page of events, or `None` after the last one. This is the fastest way to read many events, and the way
+    /// to apply and save several at once.
     pub async fn next_page(&mut self) -> Option<Result<Vec<RecordedEvent>>> {
         let rest = std::mem::take(&mut self.page);
         if rest.len() > 0 {
@@ -63,7 +63,7 @@ impl EventStream {
         std::future::poll_fn(|cx| self.poll_page(cx)).await
     }
 
-    /// The next page behind the one that is here. Nothing comes behind the last one, or an error.
+    /// Replaces the current page by the next one. Nothing follows the last page or an error.
     fn poll_page(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Vec<RecordedEvent>>>> {
         if self.has_ended {
             return Poll::Ready(None);
@@ -73,7 +73,7 @@ impl EventStream {
         Poll::Ready(page)
     }
 
-    /// All events that are left, in memory at once. On a subscription it returns only with an error.
+    /// All remaining events, in memory at once. On a subscription it returns only with an error.
     pub async fn into_vec(mut self) -> Result<Vec<RecordedEvent>> {
         let mut events = Vec::new();
         while let Some(page) = self.next_page().await {
@@ -104,7 +104,7 @@ impl Stream for EventStream {
     }
 }
 
-/// It has ended once it gave `None` or an error: polling it again gives `None`.
+/// It has ended after `None` or an error; polling it again returns `None`.
 impl FusedStream for EventStream {
     fn is_terminated(&self) -> bool {
         self.has_ended && self.page.len() == 0
@@ -117,7 +117,7 @@ impl fmt::Debug for EventStream {
     }
 }
 
-/// Pages that are read once a check has succeeded.
+/// Pages that are read after a check has succeeded.
 struct Checked {
     check: Option<Pin<Box<dyn Future<Output = Result<()>> + Send>>>,
     pages: Pin<Box<dyn Stream<Item = Result<Vec<RecordedEvent>>> + Send>>,
@@ -138,16 +138,16 @@ impl Stream for Checked {
     }
 }
 
-/// A place in the store from which pages are read one after the other.
+/// A position in the store from which pages are read in sequence.
 trait Cursor: Send + Sized + 'static {
-    /// The next page that has events, and the cursor behind it; `None` at the end.
+    /// The next page that has events, and the cursor after it; `None` at the end.
     fn advance(self, size: PageSize)
     -> impl Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<Self>)>> + Send;
 }
 
 type Step<C> = Pin<Box<dyn Future<Output = Option<(Result<Vec<RecordedEvent>>, Option<C>)>> + Send>>;
 
-/// Drives a cursor: one page in the making at a time, each up to twice as large as the one before.
+/// Drives a cursor: reads one page at a time, each up to twice as large as the one before.
 struct Pages<C> {
     step: Option<Step<C>>,
     size: PageSize,
@@ -197,13 +197,13 @@ impl<S: EventStore> Cursor for LoadCursor<S> {
     }
 }
 
-/// Catching up and following live are the same loop: read what is behind `seen`, and wait only when there is nothing.
-/// So there is no seam between the two where an event could be lost or doubled (rule S1).
+/// Catching up and following live are the same loop: read what comes after `seen`, and wait only if there is nothing.
+/// So no event is lost or duplicated in between (rule S1).
 struct FollowCursor<S> {
     store: S,
     ctx: Context,
     options: LoadOptions,
-    /// Every matching event up to here was handed out.
+    /// Every matching event up to this version was returned.
     seen: Version,
 }
 

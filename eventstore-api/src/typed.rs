@@ -1,4 +1,4 @@
-//! Events as values of an enum: the variant is the event's type, what is in it the data.
+//! Typed events: the variant of an enum is the event's type, and its content the data.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 
 use crate::{Error, Event, EventBuilder, RecordedEvent, Result, Version};
 
-/// The name of the variant and the JSON of what is in it; `{}` of a variant that has nothing in it, so that it may get
-/// fields later.
+/// The name of the variant and the JSON of its content. A variant without content gives `{}`, so that fields can be
+/// added later.
 pub(crate) fn encode<T: Serialize + ?Sized>(event: &T) -> Result<(&'static str, Vec<u8>)> {
     event.serialize(Encoder).map_err(|failed| match failed {
         Failed::NotAnEnum => Error::invalid_event("type", NOT_AN_ENUM),
@@ -26,11 +26,11 @@ const NOT_AN_ENUM: &str = "a typed event is a variant of an enum with serde's de
                            type with `Event::builder`";
 
 impl Event {
-    /// The event that a variant of a serde enum stands for: its type is the name of the variant as serde has it (with
-    /// `rename`, `rename_all`), its data the JSON of what is in the variant. [`decode`](Event::decode) reads it back.
+    /// The event for a variant of a serde enum. Its type is the serde name of the variant (with `rename`,
+    /// `rename_all`), its data the JSON of the variant's content. [`decode`](Event::decode) reads it back.
     ///
-    /// A float that is no number, or infinite, is written as `null`, since JSON has none: where the type says a plain float,
-    /// `decode` fails.
+    /// JSON has no NaN and no infinity: such a float is written as `null`, and `decode` then fails if the type expects
+    /// a plain float.
     ///
     /// For an id or metadata of your own, see [`Event::typed`].
     ///
@@ -52,13 +52,13 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidEvent`] if it is not a variant of an enum, or its data are not JSON (a map whose keys are no text, say),
-    /// or a limit is broken.
+    /// [`Error::InvalidEvent`] if the value is not a variant of an enum, its content cannot be JSON (such as a map
+    /// whose keys are not strings), or a limit is exceeded.
     pub fn of<T: Serialize + ?Sized>(aggregate_id: impl Into<String>, event: &T) -> Result<Event> {
         Event::typed(aggregate_id, event).build()
     }
 
-    /// Starts an event as [`Event::of`] makes it, for more to be added to it.
+    /// Starts an event like [`Event::of`], as a builder that takes an id, metadata and so on.
     ///
     /// ```
     /// # use eventstore_api::Event;
@@ -73,9 +73,9 @@ impl Event {
 
     /// Reads the event as the variant of a serde enum that its type names: the reverse of [`Event::of`].
     ///
-    /// serde's attributes lead old shapes to new ones: `alias` for a renamed type or field, `default` for a field that came
-    /// later, `from` or `deserialize_with` for what needs code. A variant with `#[serde(other)]` takes every type that the enum
-    /// does not know, with whatever data.
+    /// serde's attributes map old shapes to new ones: `alias` for a renamed type or field, `default` for a field that
+    /// was added later, `from` or `deserialize_with` for everything that needs code. A variant with `#[serde(other)]`
+    /// accepts every type that the enum does not know, with any data.
     ///
     /// # Errors
     ///
@@ -106,20 +106,20 @@ impl Event {
         serde_json::from_str(self.metadata()).map_err(|source| self.not_decoded(None, format!("metadata: {source}")))
     }
 
-    /// The id of what this event belongs to, such as a request or a business process: `correlation_id` of the metadata, if
-    /// that is a string there.
+    /// `correlation_id` of the metadata, if it is a string: the id of what this event belongs to, such as a request or
+    /// a business process.
     #[must_use]
     pub fn correlation_id(&self) -> Option<String> {
         self.metadata_text("correlation_id")
     }
 
-    /// The id of the event or command that led to this event: `causation_id` of the metadata, if that is a string there.
+    /// `causation_id` of the metadata, if it is a string: the id of the event or command that caused this event.
     #[must_use]
     pub fn causation_id(&self) -> Option<String> {
         self.metadata_text("causation_id")
     }
 
-    /// A member of the metadata, if that is a string.
+    /// A member of the metadata, if it is a string.
     fn metadata_text(&self, key: &str) -> Option<String> {
         let members: BTreeMap<Cow<'_, str>, &RawValue> = self.metadata_as().ok()?;
         serde_json::from_str(members.get(key)?.get()).ok()
@@ -131,7 +131,7 @@ impl Event {
 }
 
 impl RecordedEvent {
-    /// As [`Event::decode`]; the error names the version.
+    /// Like [`Event::decode`]; the error names the version.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl RecordedEvent {
     }
 }
 
-/// Why something was not written.
+/// Why a value could not be encoded.
 #[derive(Debug)]
 enum Failed {
     NotAnEnum,
@@ -175,7 +175,7 @@ impl From<serde_json::Error> for Failed {
 
 type Encoded = (&'static str, Vec<u8>);
 
-/// Takes a variant of an enum and nothing else.
+/// Accepts a variant of an enum and nothing else.
 struct Encoder;
 
 macro_rules! refuse {
@@ -229,7 +229,7 @@ impl Serializer for Encoder {
         Ok(Parts { variant, json: vec![b'{'] })
     }
 
-    /// A struct of one field around an enum is that enum, as in serde's own JSON.
+    /// A struct with one field, an enum, is serialized as that enum, as in serde_json.
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Encoded, Failed> {
         value.serialize(self)
     }
@@ -264,7 +264,7 @@ impl Serializer for Encoder {
     }
 }
 
-/// The JSON of a variant with several fields, in the making.
+/// The JSON of a variant with several fields, while it is written.
 struct Parts {
     variant: &'static str,
     json: Vec<u8>,
@@ -275,7 +275,7 @@ impl Parts {
         Ok(serde_json::to_writer(&mut self.json, value)?)
     }
 
-    /// A comma, unless the first field follows.
+    /// Writes a comma, unless this is the first field.
     fn begin_field(&mut self) {
         if self.json.len() > 1 {
             self.json.push(b',');
@@ -318,7 +318,7 @@ impl SerializeStructVariant for Parts {
     }
 }
 
-/// Gives an event as a variant of an enum.
+/// Presents an event as a variant of an enum.
 struct Decoder<'de>(&'de Event);
 
 impl<'de> Deserializer<'de> for Decoder<'de> {
@@ -362,7 +362,7 @@ impl<'de> EnumAccess<'de> for Decoder<'de> {
 impl<'de> VariantAccess<'de> for Decoder<'de> {
     type Error = serde_json::Error;
 
-    /// Whatever the data are: later versions of the program may have put something into the variant.
+    /// Accepts any data: later versions of the program may have added fields to the variant.
     fn unit_variant(self) -> Result<(), Self::Error> {
         Ok(())
     }
@@ -447,7 +447,7 @@ mod tests {
         ];
         for (value, event_type, data) in cases {
             assert_eq!(round_trip(&value), (event_type.to_owned(), data.to_owned()));
-            // As serde_json writes it, apart from the variant around it.
+            // As serde_json writes it, apart from the enclosing variant.
             let json = serde_json::to_value(&value).expect("JSON");
             let inner = json.get(event_type).cloned().unwrap_or_else(|| serde_json::json!({}));
             assert_eq!(serde_json::from_str::<serde_json::Value>(data).expect("JSON"), inner);

@@ -5,8 +5,8 @@ use crate::Error;
 
 /// A position in the whole store: the first event has version 1, and there are no gaps (rule O1).
 ///
-/// [`Version::ZERO`] stands before every event, so `load(.., Version::ZERO)` loads all of them. The text form is the
-/// plain decimal number.
+/// [`Version::ZERO`] is before every event, so `load(.., Version::ZERO)` loads all of them. The text form is the plain
+/// decimal number.
 ///
 /// ```
 /// use eventstore_api::Version;
@@ -37,7 +37,7 @@ impl Version {
         self.0
     }
 
-    /// The version after this one; at the end of the number range it stays where it is.
+    /// The version after this one. The largest version stays as it is.
     #[must_use]
     pub const fn next(self) -> Self {
         Version(self.0.saturating_add(1))
@@ -80,7 +80,7 @@ impl FromStr for Version {
 
 /// A position in one aggregate: the first event of an aggregate has revision 1, and there are no gaps (rule O3).
 ///
-/// [`Revision::ZERO`] is the revision of an aggregate without events, so the revision of an aggregate is also its number of
+/// [`Revision::ZERO`] is the revision of an aggregate without events, so an aggregate's revision is also its number of
 /// events. The text form is the plain decimal number.
 ///
 /// ```
@@ -95,7 +95,7 @@ impl FromStr for Version {
 pub struct Revision(u64);
 
 impl Revision {
-    /// That of an aggregate without events.
+    /// The revision of an aggregate without events.
     pub const ZERO: Revision = Revision(0);
 
     /// The revision with this number.
@@ -110,7 +110,7 @@ impl Revision {
         self.0
     }
 
-    /// The revision after this one; at the end of the number range it stays where it is.
+    /// The revision after this one. The largest revision stays as it is.
     #[must_use]
     pub const fn next(self) -> Self {
         Revision(self.0.saturating_add(1))
@@ -135,7 +135,7 @@ impl fmt::Display for Revision {
     }
 }
 
-/// Reads a decimal number, as a [`Version`] does.
+/// Reads a decimal number, like [`Version`].
 impl FromStr for Revision {
     type Err = Error;
 

@@ -1,8 +1,8 @@
-//! What every backend has: the functions that open its stores.
+//! Common to all backends: the functions that open their stores.
 
-/// The functions of a backend that open and repair its stores: `open`, `open_blocking`, `open_read_only`, `open_read_only_blocking`
-/// and `repair`, for a store and its engine. The engine's options have the fields `path`, `create_if_missing` and `store`, and a
-/// method `validate`.
+/// Defines the functions of a backend that open and repair its stores: `open`, `open_blocking`, `open_read_only`,
+/// `open_read_only_blocking` and `repair`. The engine's options must have the fields `path`, `create_if_missing` and
+/// `store`, and a method `validate`.
 #[macro_export]
 macro_rules! backend {
     ($Store:ident = $Engine:ident) => {

@@ -1,4 +1,4 @@
-//! What the store needs from a key-value engine: a place for the index into the log.
+//! The interface to a key-value engine, which stores the index into the log.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -8,7 +8,8 @@ use eventstore_api::{Direction, Error, Result};
 
 use crate::Task;
 
-/// The three ordered tables of an index. An engine keeps each as it likes: a database, a column family, a key prefix.
+/// The three ordered tables of an index. The engine chooses how to store each: as a database, a column family, a key
+/// prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
     /// Name → value: how far the index reaches.
@@ -23,7 +24,7 @@ impl Table {
     /// Every table.
     pub const ALL: [Table; 3] = [Table::Meta, Table::Ids, Table::Aggregates];
 
-    /// The table's name, for engines that name theirs.
+    /// The table's name, for engines with named tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -33,25 +34,25 @@ impl Table {
         }
     }
 
-    /// The table's place in [`Table::ALL`], for engines that keep an array.
+    /// The table's position in [`Table::ALL`], for engines that keep an array.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// An ordered key-value engine that keeps an index. Keys compare as bytes and are at most 489 bytes long; values are at
+/// An ordered key-value engine that stores an index. Keys compare as bytes and have at most 489 bytes; values have at
 /// most 2 KiB.
 ///
-/// The log is the truth, so an engine may lose everything: the store makes its entries again. It must not give a value
-/// under a key that it was not put under. It knows nothing of events, and is asked for little: batches of sorted entries
-/// that are durable when [`write`](Engine::write) returns, and reads beside them. Entries are added and never changed, but
-/// for those of [`Table::Meta`].
+/// The log is the source of truth, so an engine may lose everything: the store rebuilds its entries. But it must never
+/// return a value under a key that it was not stored under. It knows nothing of events, and little is required: batches
+/// of sorted entries that are durable when [`write`](Engine::write) returns, and concurrent reads. Entries are added
+/// and never changed, except those of [`Table::Meta`].
 ///
-/// [`write`](Engine::write) is called from one thread at a time, everything else from any number of threads. Its calls
-/// block. Dropping it releases its files.
+/// [`write`](Engine::write) is called from one thread at a time, everything else from any number of threads. All calls
+/// may block. Dropping the engine releases its files.
 pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
-    /// The backend's name: the scheme of its URLs and the mark in its directories, such as `lmdb`.
+    /// The backend's name, such as `lmdb`: the scheme of its URLs, and the mark in its directories.
     const NAME: &'static str;
 
     /// How to open it.
@@ -62,19 +63,21 @@ pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
     where
         Self: 'a;
 
-    /// Opens the engine whose files are in this directory, or begins a new one if the directory is empty. The directory is
-    /// there, and nobody else uses it.
+    /// Opens the engine whose files are in this directory, or creates a new one if the directory is empty. The
+    /// directory exists, and nobody else uses it.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] if its files are damaged, in part missing, or cannot be trusted after the end that they had: the
-    /// store then puts them aside and makes the index anew. Other errors keep the store from being opened.
+    /// [`Error::Corrupt`] if its files are damaged, partly missing, or cannot be trusted after an unclean end. The
+    /// store then moves them aside and rebuilds the index. Other errors prevent the store from opening.
     fn open(directory: &Path, options: &Self::Options) -> Result<Self>;
 
-    /// Opens the engine whose files are in this directory, without writing to it or to them: others may read them as well, and
-    /// they may lie on a medium that cannot be written. [`write`](Engine::write) is not called then.
+    /// Opens the engine whose files are in this directory without writing to the directory or the files. Others may
+    /// read them at the same time, and they may be on read-only media. [`write`](Engine::write) is not called on this
+    /// engine.
     ///
-    /// An engine that cannot do that gives `None`, as this does: a copy of its files is opened in a temporary directory then.
+    /// An engine that cannot do that returns `None`, which is the default. Then a copy of its files is opened in a
+    /// temporary directory.
     ///
     /// # Errors
     ///
@@ -83,46 +86,47 @@ pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(None)
     }
 
-    /// Begins a short read. It is dropped before the next [`write`](Engine::write) of the same thread.
+    /// Begins a short read. The snapshot is dropped before the next [`write`](Engine::write) of the same thread.
     ///
     /// # Errors
     ///
     /// [`Error::Engine`] or [`Error::Corrupt`].
     fn snapshot(&self) -> Result<Self::Snapshot<'_>>;
 
-    /// Adds the entries, and returns when they are on stable storage. Those of [`Table::Meta`] get there last, or together
-    /// with all others: after a power cut they are there only if the others are.
+    /// Adds the entries, and returns when they are on stable storage. Those of [`Table::Meta`] must become durable
+    /// last, or together with all others: after a power cut they are there only if the others are.
     ///
     /// # Errors
     ///
-    /// After an error some of the entries may be there, durable or not. The store writes them again, or opens the engine anew.
+    /// After an error, some of the entries may be there, durable or not. The store writes them again, or reopens the
+    /// engine.
     fn write(&self, entries: &Entries) -> Result<()>;
 
-    /// Gives the engine up whose directory is not there any more, or is another's now: nothing is made or deleted by path. This
-    /// leaves its files open until the process ends.
+    /// Abandons the engine after its directory was removed or replaced: nothing may be created or deleted by path. The
+    /// default leaves its files open until the process ends.
     fn abandon(self) {
         std::mem::forget(self);
     }
 
-    /// Reads the engine's own files without trusting them, so that afterwards they can be read as usual: for an engine that
-    /// otherwise takes what they say for true. One that checks whatever it reads has nothing to do here.
+    /// Checks the engine's own files before they are read as usual. For an engine that otherwise trusts what they
+    /// contain. One that checks whatever it reads has nothing to do here.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] with what is wrong, [`Error::Engine`], or what [`Task::check`] returned.
+    /// [`Error::Corrupt`] with the damage, [`Error::Engine`], or the error of [`Task::check`].
     fn check_files(&self, _task: &Task<'_>) -> Result<()> {
         Ok(())
     }
 
-    /// Gives space back where the engine can, and says in a sentence each what was done or why nothing was. It may run
-    /// beside everything else, but not beside another of its kind.
+    /// Frees space where the engine can. Returns one sentence for each step: what was done, or why nothing was. It may
+    /// run beside everything else, but not twice at the same time.
     ///
     /// # Errors
     ///
-    /// What [`Task::check`] returned, or [`Error::Engine`]; the store goes on.
+    /// The error of [`Task::check`], or [`Error::Engine`]; the store remains usable.
     fn compact(&self, task: &Task<'_>) -> Result<Vec<String>>;
 
-    /// What the engine tells about itself, for [`Stats::properties`](eventstore_api::Stats::properties).
+    /// Properties of the engine, for [`Stats::properties`](eventstore_api::Stats::properties).
     ///
     /// # Errors
     ///
@@ -130,8 +134,8 @@ pub trait Engine: fmt::Debug + Send + Sync + Sized + 'static {
     fn properties(&self) -> Result<Vec<(&'static str, String)>>;
 }
 
-/// A view of all tables, alive for one short read. Everything that was written before it began is there; what is written
-/// later may show or not.
+/// A view of all tables for one short read. It has everything that was written before it began; later writes may or may
+/// not be visible.
 pub trait Snapshot {
     /// Appends the value of `key` to `out` and returns true, or returns false if there is none.
     ///
@@ -140,14 +144,15 @@ pub trait Snapshot {
     /// [`Error::Engine`] or [`Error::Corrupt`].
     fn get(&self, table: Table, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
 
-    /// Visits those of the keys that are there, by their place in `keys` and with their value, until the visitor breaks.
-    /// They are visited in the order of `keys`, which ascends or descends and names each once.
+    /// Visits the existing ones of these keys, each by its position in `keys` and with its value, until the visitor
+    /// breaks. `keys` are distinct and sorted, ascending or descending; they are visited in this order.
     ///
-    /// An engine that can look up many keys faster than one by one does it here.
+    /// An engine that can look up many keys faster than one by one overrides this.
     ///
     /// # Errors
     ///
-    /// [`Error::Engine`] or [`Error::Corrupt`] of the first key that cannot be looked up; those before it were visited.
+    /// [`Error::Engine`] or [`Error::Corrupt`] for the first key that cannot be looked up; those before it were
+    /// visited.
     fn get_many<F>(&self, table: Table, keys: &[&[u8]], mut visit: F) -> Result<()>
     where
         F: FnMut(usize, &[u8]) -> ControlFlow<()>,
@@ -162,8 +167,8 @@ pub trait Snapshot {
         Ok(())
     }
 
-    /// Visits the entries from `range.first` to `range.last`, both included, in key order or against it, until the
-    /// visitor breaks.
+    /// Visits the entries from `range.first` to `range.last`, both included, in ascending or descending key order,
+    /// until the visitor breaks.
     ///
     /// # Errors
     ///
@@ -182,7 +187,7 @@ pub struct KeyRange<'a> {
     pub last: &'a [u8],
 }
 
-/// Entries for an index, by table, in one buffer that is used again.
+/// Entries for an index, by table, in one reusable buffer.
 #[derive(Debug, Default)]
 pub struct Entries {
     buffer: Vec<u8>,
@@ -196,18 +201,18 @@ struct Entry {
 }
 
 impl Entries {
-    /// None yet.
+    /// No entries.
     #[must_use]
     pub fn new() -> Self {
         Entries::default()
     }
 
-    /// Adds an entry. The keys of a table are added in ascending order, each once.
+    /// Adds an entry. The keys of a table must be added in ascending order, each once.
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.put_parts(table, &[key], &[value]);
     }
 
-    /// Adds an entry whose key and value are these parts, one behind the other.
+    /// Adds an entry whose key and value are the concatenations of these parts.
     pub(crate) fn put_parts(&mut self, table: Table, key_parts: &[&[u8]], value_parts: &[&[u8]]) {
         let key_start = self.buffer.len();
         key_parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
@@ -216,14 +221,14 @@ impl Entries {
         self.entries[table.index()].push(Entry { key: key_start..value_start, value: value_start..self.buffer.len() });
     }
 
-    /// The entries of one table as key and value, in ascending order of their keys.
+    /// The entries of one table as key and value, in ascending order of keys.
     pub fn of(&self, table: Table) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
         self.entries[table.index()]
             .iter()
             .map(|entry| (&self.buffer[entry.key.clone()], &self.buffer[entry.value.clone()]))
     }
 
-    /// How many there are, in all tables.
+    /// The number of entries in all tables.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.iter().map(Vec::len).sum()
@@ -235,13 +240,13 @@ impl Entries {
         self.len() == 0
     }
 
-    /// Bytes of all keys and values.
+    /// The size of all keys and values, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Takes all of them away. A buffer that many blew up is given back.
+    /// Removes all entries. A buffer that has grown very large is freed.
     pub fn clear(&mut self) {
         const KEPT: usize = 8 << 20;
         self.buffer.clear();
@@ -250,21 +255,21 @@ impl Entries {
     }
 }
 
-/// Why an engine does not use files that are not known to be damaged.
-pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, and this engine's files are not used then";
+/// Why an engine rejects files that are not known to be damaged.
+pub(crate) const NOT_CLOSED: &str = "it was not closed cleanly, so this engine's files are not used";
 
-/// As [`damaged_index`], of an engine that uses its files only if it was closed, and was not: no damage to be told of.
+/// Like [`damaged_index`], for an engine that uses its files only after a clean close. There is no damage to report.
 #[must_use]
 pub fn unclosed_index() -> Error {
     damaged_index(NOT_CLOSED)
 }
 
-/// What to do about damage to an index that was found when it was read or written.
+/// Adds what to do about damage to an index that was found while it was read or written.
 pub(crate) fn index_advice(reason: &str) -> String {
-    format!("{reason}; close the store, and make its index anew with `eventstore repair`")
+    format!("{reason}; close the store and rebuild its index with `eventstore repair`")
 }
 
-/// An error of an engine about its own files, which the store answers by making the index again.
+/// An engine's error about its own files. The store answers it by rebuilding the index.
 #[must_use]
 pub fn damaged_index(reason: impl Into<String>) -> Error {
     Error::Corrupt { version: None, reason: reason.into() }

@@ -1,4 +1,4 @@
-//! Errors of the log as the contract has them.
+//! Converts errors of the log to those of the contract.
 
 use eventstore_api::{Error, Version};
 use eventstore_log as log;

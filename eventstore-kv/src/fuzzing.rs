@@ -1,5 +1,5 @@
-//! What any bytes must not do to keys and records. `fuzz/` has the targets that feed these functions; the tests here feed
-//! them the inputs that are kept in `fuzz/corpus`. It is no part of the crate: only fuzzers and tests compile it.
+//! Checks of keys and records with arbitrary bytes. The targets in `fuzz/` feed these functions; the tests here feed
+//! them the inputs in `fuzz/corpus`. Compiled only for fuzzers and tests.
 
 use eventstore_api::limits::clamp_recorded_at;
 use eventstore_api::{Bytes, Error, RecordedEvent, Result};
@@ -8,10 +8,10 @@ use crate::format::keys;
 use crate::format::record::{self, HEADER_LEN, Leads, Micros};
 use crate::index::view::Block;
 
-/// Ends a text in an input. UTF-8 never contains this byte.
+/// Terminates a text in an input. UTF-8 never contains this byte.
 const TEXT_END: u8 = 0xfe;
 
-/// A version, big-endian, and behind it the bytes of a record, whose checksum the log has found to be right.
+/// A version, big-endian, followed by the bytes of a record, whose checksum counts as valid.
 pub fn record(input: &[u8]) {
     let Some((version, record)) = input.split_first_chunk() else { return };
     let version = u64::from_be_bytes(*version);
@@ -35,15 +35,15 @@ pub fn record(input: &[u8]) {
     }
 }
 
-/// Reads a record between other bytes, as in a page.
+/// Reads a record that is surrounded by other bytes, as in a page.
 fn decode(version: u64, record: &[u8]) -> Result<RecordedEvent> {
     let (before, behind) = ([TEXT_END; 3], [TEXT_END; 5]);
     let page = Bytes::from([&before, record, &behind].concat());
     record::decode(version, &page, before.len()..before.len() + record.len())
 }
 
-/// A record that was read is the event's own bytes behind a header. One that has nothing that this version would not
-/// write is written again as it was; of another one, what may be ignored is gone, and nothing else.
+/// A decoded record consists of a header and the event's own bytes. If it has nothing that this version would not
+/// write, it is encoded to the same bytes. Otherwise, only ignorable parts are dropped.
 fn check_event(recorded: &RecordedEvent, version: u64, record: &[u8]) {
     let event = &recorded.event;
     assert_eq!(recorded.version.get(), version);
@@ -51,7 +51,7 @@ fn check_event(recorded: &RecordedEvent, version: u64, record: &[u8]) {
     let texts = [event.id(), event.event_type(), event.aggregate_id(), event.metadata()];
     assert_eq!([texts.concat().as_bytes(), event.data()].concat(), event.bytes().as_ref(), "every byte is in one part");
 
-    // Earlier versions have written times that cannot be copied.
+    // Earlier versions wrote times that cannot be copied.
     let recorded_at = clamp_recorded_at(recorded.recorded_at);
     let header = record::header(event, recorded.revision.get(), Micros::from(recorded_at));
     let written = [&header, event.bytes().as_ref()].concat();
@@ -69,8 +69,8 @@ fn check_event(recorded: &RecordedEvent, version: u64, record: &[u8]) {
     assert_eq!(decode(version, &newer).expect("what may be ignored is"), expected);
 }
 
-/// The record with flags, a longer header and extensions, all of which this version has to ignore. How many follows from
-/// a checksum of it, which is as good as chance.
+/// The record with flags, a longer header and extensions, all of which this version must ignore. Their number is
+/// derived from a checksum of the record, as a pseudo-random choice.
 fn as_a_newer_version(mut record: Vec<u8>) -> Vec<u8> {
     let [flags, in_header, extensions, _] = crc32fast::hash(&record).to_le_bytes().map(|byte| byte & 0x0f);
     record[1] = flags;
@@ -85,8 +85,8 @@ fn is_corrupt(error: &Error, version: u64) -> bool {
     matches!(error, Error::Corrupt { version: Some(at), .. } if at.get() == version)
 }
 
-/// The bytes of a key, and of an entry's value; and at the same time two numbers, big-endian, and two texts with `fe`
-/// between them, of which keys are made.
+/// The bytes of a key and of an entry's value; and at the same time two numbers, big-endian, and two texts separated by
+/// `fe`, to build keys from.
 pub fn key(input: &[u8]) {
     check_any_key(input);
     check_any_value(input);
@@ -125,7 +125,8 @@ fn check_any_key(key: &[u8]) {
     );
 }
 
-/// Versions that are read ascend, are written in no more bytes, and read again. A block has as many revisions.
+/// Decoded versions are ascending, take no more bytes when encoded, and decode again. A block has as many revisions as
+/// versions.
 fn check_any_value(value: &[u8]) {
     let (mut versions, mut again, mut written) = (Vec::new(), Vec::new(), Vec::new());
     let is_sound = keys::read_versions(value, &mut versions);

@@ -1,8 +1,8 @@
-//! The event store for all engines: its own log, and an index that any ordered key-value engine keeps.
+//! The event store for all engines: its own log, and an index that is stored in any ordered key-value engine.
 //!
-//! [`KvStore`] is the store; an [`Engine`] is what a backend supplies: three ordered tables that take sorted entries. The log
-//! is the source of truth, and the index can be rebuilt from it. [`memory`] is an engine in memory; [`StoreUrl`] parses the
-//! URLs of backends.
+//! [`KvStore`] is the store; an [`Engine`] is what a backend supplies: three ordered tables that accept sorted entries.
+//! The log is the source of truth, and the index can be rebuilt from it. [`memory`] is an engine in memory;
+//! [`StoreUrl`] parses the URLs of backends.
 //!
 //! ```text
 //!  store_batch ─▶ queue (bounded) ─▶ writer thread: decide, place, encode ─▶ one write, one sync of the log

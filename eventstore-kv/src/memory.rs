@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and for programs that want no files. Closing it loses its content.
+//! A store in memory: for tests, and for programs that need no files. Its content is lost when it is closed.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -16,7 +16,7 @@ use crate::{KvStore, StoreOptions, Task};
 /// An event store in memory.
 pub type MemoryStore = KvStore<MemoryEngine>;
 
-/// Opens a new, empty store in memory. Each call makes another one; clone the handle to share one.
+/// Opens a new, empty store in memory. Each call creates another one; clone the handle to share one.
 ///
 /// # Errors
 ///
@@ -63,12 +63,12 @@ impl Engine for MemoryEngine {
     }
 }
 
-/// Why a store in memory takes no backups.
+/// The error for a backup of a store in memory.
 pub(crate) fn no_files() -> Error {
     Error::Unsupported { what: "a memory store has no files to back up; copy its events to another store".to_owned() }
 }
 
-/// A view of a [`MemoryEngine`]; writes wait while it is alive.
+/// A view of a [`MemoryEngine`]. Writes wait while it is alive.
 #[derive(Debug)]
 pub struct MemorySnapshot<'a>(RwLockReadGuard<'a, Tables>);
 

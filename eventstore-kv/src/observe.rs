@@ -11,11 +11,11 @@ use metrics::{
 };
 use tracing::Span;
 
-/// The metrics of one store, looked up once: whoever wants them installs a recorder before opening the store.
+/// The metrics of one store. They are looked up once, so install the recorder before opening the store.
 /// `docs/metrics.md` lists them.
 pub(crate) struct Observer {
     backend: &'static str,
-    /// Of every metric: the backend, and the name of the store.
+    /// Common to every metric: the backend, and the name of the store.
     labels: [Label; 2],
     append_seconds: Histogram,
     queue_seconds: Histogram,
@@ -42,8 +42,8 @@ const EVENTS_READ: &str = "eventstore_events_read_total";
 const PAGE_SECONDS: &str = "eventstore_page_seconds";
 const MAINTENANCE_SECONDS: &str = "eventstore_maintenance_seconds";
 
-/// Buckets that suit the histograms, by their names: exporters that get none make quantiles, which cannot be added up over stores
-/// and processes.
+/// Suitable buckets for the histograms, by name. Without buckets, exporters produce quantiles, which cannot be
+/// aggregated over stores and processes.
 pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 7] = [
     (APPEND_SECONDS, SECONDS),
     (QUEUE_SECONDS, SECONDS),
@@ -54,12 +54,12 @@ pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 7] = [
     (GROUP_BYTES, &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0]),
 ];
 
-/// From the fastest sync of a disk to what nobody should wait for.
+/// From the fastest sync of a disk to unacceptable times.
 const SECONDS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
 impl Observer {
-    /// `store` tells the stores of a process apart.
+    /// `store` distinguishes the stores of a process.
     pub(crate) fn new(backend: &'static str, store: String, latest: u64) -> Self {
         describe();
         let labels = [Label::new("backend", backend), Label::new("store", store)];
@@ -84,7 +84,7 @@ impl Observer {
         observer
     }
 
-    /// Of a store that nobody is told of, such as a backup that is being made.
+    /// For a store that is not reported, such as an unfinished backup.
     pub(crate) fn silent(backend: &'static str) -> Self {
         Observer {
             backend,
@@ -102,7 +102,7 @@ impl Observer {
         }
     }
 
-    /// The labels of a metric that has more than the others.
+    /// The labels of a metric with additional ones.
     fn labels<const N: usize>(&self, more: [(&'static str, &'static str); N]) -> Vec<Label> {
         let more = more.map(|(key, value)| Label::from_static_parts(key, value));
         self.labels.iter().cloned().chain(more).collect()
@@ -121,13 +121,13 @@ impl Observer {
         );
     }
 
-    /// A span around one append. What it tells is only counted for somebody who listens.
+    /// A span around one append. Its fields are computed only if somebody listens.
     pub(crate) fn append_span(&self, batch: &Batch) -> Span {
         let (events, bytes) = (batch.events.len(), batch.len_bytes());
         span(|| tracing::debug_span!("append", backend = self.backend, events, bytes))
     }
 
-    /// An append was answered, with or without success.
+    /// An append was answered, successfully or not.
     pub(crate) fn appended(&self, began: Instant, result: &Result<Vec<Stored>>) {
         let took = began.elapsed();
         let outcome = match result {
@@ -142,7 +142,7 @@ impl Observer {
         tell!(debug, outcome, ?took, "answered an append");
     }
 
-    /// An append was taken out of the queue, after this time in it.
+    /// An append was taken from the queue, after this time in it.
     pub(crate) fn dequeued(&self, waited: Duration) {
         record(|| self.queue_seconds.record(waited));
     }
@@ -160,7 +160,7 @@ impl Observer {
         tell!(debug, backend = self.backend, events, bytes, head, ?durability, ?took, "committed a group");
     }
 
-    /// Appends fail, as they have since the store was opened.
+    /// The store was opened fenced: appends fail.
     pub(crate) fn set_fenced(&self) {
         record(|| self.fenced.set(1.0));
     }
@@ -181,12 +181,12 @@ impl Observer {
         tell!(trace, backend = self.backend, events, ?took, "read a page");
     }
 
-    /// A span around maintenance.
+    /// A span around a maintenance operation.
     pub(crate) fn maintenance_span(&self, operation: &'static str) -> Span {
         span(|| tracing::debug_span!("maintenance", backend = self.backend, operation))
     }
 
-    /// Maintenance came to its end.
+    /// A maintenance operation ended.
     pub(crate) fn maintained<T>(&self, operation: &'static str, began: Instant, result: &Result<T>) {
         let took = began.elapsed();
         let outcome = result.as_ref().map_or_else(eventstore_api::Error::code, |_| "done");
@@ -197,24 +197,24 @@ impl Observer {
     }
 }
 
-/// Records metrics. A recorder that panics harms nobody.
+/// Records metrics. A panic of the recorder is caught.
 fn record(record: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(record));
 }
 
-/// A span, or none if the subscriber panics.
+/// Creates a span, or none if the subscriber panics.
 fn span(begin: impl FnOnce() -> Span) -> Span {
     catch_unwind(AssertUnwindSafe(begin)).unwrap_or_else(|_| Span::none())
 }
 
-/// A group that was committed.
+/// Data about a committed group.
 pub(crate) struct Committed {
     pub(crate) events: u64,
-    /// Of its records.
+    /// The size of its records.
     pub(crate) bytes: usize,
     pub(crate) head: u64,
     pub(crate) durability: Durability,
-    /// In the log, with the sync.
+    /// The time to write and sync it to the log.
     pub(crate) took: Duration,
 }
 

@@ -5,17 +5,17 @@ use eventstore_api::{Durability, Error, Result};
 
 use crate::url::UrlOptions;
 
-/// The options that every engine has: queue, group commit, log, index, caches.
+/// The options common to all engines: queue, group commit, log, index, caches.
 ///
-/// The defaults are right for most programs. In a URL, each option has the name of its field, such as
+/// The defaults suit most programs. In a URL, each option has the name of its field, such as
 /// `lmdb:./data?durability=buffered&queue_bytes=16MiB`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
     /// The durability of appends that do not set one. Default: [`Durability::Sync`].
     pub durability: Durability,
-    /// At most this many appends wait in the queue; more wait outside and use none of the store's memory. Default: 1,024,
-    /// at least 1.
+    /// At most this many appends wait in the queue. Further callers wait outside and use no memory of the store.
+    /// Default: 1,024, at least 1.
     pub queue_requests: usize,
     /// At most this many bytes of events wait in the queue. A single larger batch is accepted alone. Default: 64 MiB, at least
     /// 64 KiB, at most 2 GiB.
@@ -26,9 +26,9 @@ pub struct StoreOptions {
     /// A group commit takes no more requests once it has this many bytes. Default: 4 MiB, at least
     /// 1.
     pub group_bytes: usize,
-    /// The number of newest events whose index entries stay in memory before they are written to the engine. A larger value makes
-    /// appends faster and opening slower: after a kill, opening reads up to four times as many events, usually none after
-    /// closing. Default: 32,768, at least 1, at most 1,048,576.
+    /// The number of newest events whose index entries stay in memory before they are written to the engine. A larger
+    /// value makes appends faster and opening slower: after a kill, opening reads up to four times as many events;
+    /// after closing, usually none. Default: 32,768, at least 1, at most 1,048,576.
     pub index_events: usize,
     /// The same, in bytes of records. Default: 16 MiB, at least 1, at most 1 GiB.
     pub index_bytes: usize,
@@ -62,10 +62,10 @@ pub struct StoreOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
-    /// With Zstandard, in blocks of 64 KiB. Needs the feature `zstd`.
+    /// Zstandard, in blocks of 64 KiB. Needs the feature `zstd`.
     Zstd,
 }
 
@@ -117,11 +117,11 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
-    /// Takes the options of a URL that are about the store, and leaves the rest.
+    /// Takes the options of the store from a URL and leaves the rest.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] for a value that cannot be read.
+    /// [`Error::InvalidOption`] if a value cannot be parsed.
     pub fn take_from(&mut self, url: &mut UrlOptions) -> Result<()> {
         url.take_parsed("durability", &mut self.durability)?;
         url.take_number("queue_requests", &mut self.queue_requests)?;
@@ -145,7 +145,7 @@ impl StoreOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] names the first that is not.
+    /// [`Error::InvalidOption`] names the first option that is out of range.
     pub fn validate(&self) -> Result<()> {
         check_range("queue_requests", self.queue_requests, 1, 1 << 20)?;
         check_range("queue_bytes", self.queue_bytes, 64 << 10, 2 << 30)?;
@@ -168,7 +168,7 @@ impl StoreOptions {
         }
     }
 
-    /// Those of the log.
+    /// The options of the log.
     pub(crate) fn log(&self) -> eventstore_log::Options {
         eventstore_log::Options {
             segment_size: self.segment_size as u64,
@@ -182,7 +182,7 @@ impl StoreOptions {
     }
 }
 
-/// Checks that an option's value lies between two bounds, both included.
+/// Checks that an option's value is between two bounds, both included.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What the handles, the readers and the writer of one store have in common.
+//! The state shared by the handles, the readers and the writer of one store.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use crate::sync::{
 use crate::{StoreDirectory, Task};
 
 pub(crate) struct Shared<E: Engine> {
-    /// Of the store, and of every copy of it.
+    /// The id of the store and of every copy of it.
     pub(crate) id: [u8; 16],
     pub(crate) log: Log,
     /// `None` once the store is closed. Each read holds the lock for one page, so that closing waits for the pages that
     /// are being read.
     parts: RwLock<Option<Arc<Parts<E>>>>,
-    /// The threads whose work is long, and keeps the parts without the lock. Closing waits for them as well.
+    /// The threads with long work that hold the parts without the lock. Closing waits for them as well.
     keepers: Mutex<Vec<thread::ThreadId>>,
     left: Condvar,
-    /// To open the engine again.
+    /// For reopening the engine.
     engine_options: E::Options,
-    /// Nothing is written.
+    /// Whether nothing may be written.
     is_read_only: bool,
     /// Why the index in the store's directory is not used, if it is damaged.
     pub(crate) unused_index: Option<String>,
@@ -43,30 +43,30 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) digests: Arc<Digests>,
     progress: watch::Sender<Progress>,
     fence: OnceLock<String>,
-    /// Events behind the log's end, up to this version, were in a commit that failed: nobody knows whether they are there.
+    /// Events after the log's end, up to this version, were in a failed commit: nobody knows whether they are stored.
     doubtful: AtomicU64,
     pub(crate) observer: Observer,
     closing_error: Mutex<Option<Error>>,
     pub(crate) commits: AtomicU64,
     pub(crate) events_written: AtomicU64,
     pub(crate) largest_group: AtomicU64,
-    /// How many requests the newest group had.
+    /// The number of requests in the newest group.
     pub(crate) newest_group: AtomicU64,
-    /// How many callers wait for the answer to an append.
+    /// The number of callers waiting for the answer to an append.
     pub(crate) waiting: AtomicU64,
-    /// The thread that commits beside the writer, while there is one.
+    /// The thread that commits beside the writer, if there is one.
     committing: Mutex<Option<thread::ThreadId>>,
     aggregates: Aggregates,
 }
 
-/// What is released when the store is closed.
+/// Everything that is released when the store is closed.
 pub(crate) struct Parts<E> {
     // Fields drop in this order: the engine is closed before the directory is unlocked.
-    /// `None` if it failed and could not be opened again.
+    /// `None` if it failed and could not be reopened.
     engine: Option<E>,
     /// The directory with its files, which it keeps locked; `None` if it has none.
     pub(crate) directory: Option<StoreDirectory>,
-    /// Where the engine's files are, if the store is only read and its own cannot be used for that.
+    /// The directory of the engine's files, if the store is read-only and its own cannot be used.
     _temporary: Option<TempDir>,
 }
 
@@ -84,7 +84,7 @@ impl<E> Parts<E> {
 
     /// # Errors
     ///
-    /// If it failed and could not be opened again.
+    /// If the engine failed and could not be reopened.
     pub(crate) fn engine(&self) -> Result<&E> {
         self.engine.as_ref().ok_or_else(|| {
             Error::engine(
@@ -95,10 +95,10 @@ impl<E> Parts<E> {
     }
 }
 
-/// A store that was opened, before anybody uses it.
+/// An opened store before its first use.
 pub(crate) struct Opened<E: Engine> {
     pub(crate) parts: Parts<E>,
-    /// Why the index in the store's directory is not used, if it is only read and that is damaged.
+    /// Why the index in the store's directory is not used, if the store is read-only and its index is damaged.
     pub(crate) unused_index: Option<String>,
     pub(crate) engine_options: E::Options,
     pub(crate) id: [u8; 16],
@@ -106,28 +106,28 @@ pub(crate) struct Opened<E: Engine> {
     pub(crate) index: Index,
     pub(crate) indexer: Indexer,
     pub(crate) digests: Digests,
-    /// The tables lead to the events up to this version.
+    /// The tables have the events up to this version.
     pub(crate) mark: Version,
-    /// Aggregates whose first event is behind that.
+    /// The number of aggregates whose first event is after that version.
     pub(crate) recent_aggregates: u64,
 }
 
-/// How many aggregates there are. Those that were there when the store was opened are counted when somebody asks for the
-/// first time, because opening must not take longer the more there are.
+/// The number of aggregates. Those that existed when the store was opened are counted on first request, because the
+/// time to open must not grow with them.
 struct Aggregates {
-    /// Those whose first event is not behind this version are counted.
+    /// Aggregates whose first event is at or before this version still have to be counted.
     mark_at_opening: Version,
-    /// The others, which are known.
+    /// The known number of the other aggregates.
     recent_at_opening: u64,
     at_opening: OnceLock<u64>,
 }
 
-/// What readers, subscribers and closers wait for.
+/// The state that readers, subscribers and closers wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The newest version whose commit is done. Nobody is shown a later one, though the engine may hold it already.
+    /// The newest committed version. Later ones are not visible, although the log may have them already.
     pub(crate) head: Version,
-    /// How many aggregates got their first event since opening, up to the head.
+    /// The number of aggregates that got their first event since opening, up to the head.
     pub(crate) new_aggregates: u64,
     pub(crate) phase: Phase,
 }
@@ -140,7 +140,7 @@ pub(crate) enum Phase {
 }
 
 impl<E: Engine> Shared<E> {
-    /// Nobody is told of its work, until [`told`](Shared::told) says as what.
+    /// Its work is not observed until [`told`](Shared::told) sets a name.
     pub(crate) fn new(opened: Opened<E>) -> Self {
         let Opened { parts, unused_index, engine_options, id, log, index, indexer, digests, mark, recent_aggregates } =
             opened;
@@ -182,7 +182,8 @@ impl<E: Engine> Shared<E> {
         }
     }
 
-    /// The same store, whose metrics have this in their label `store`; the name of its directory, if that is empty.
+    /// The same store with this value of the label `store` in its metrics; the name of its directory if the value is
+    /// empty.
     pub(crate) fn told(mut self, label: &str) -> Self {
         let name = || {
             let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
@@ -200,28 +201,29 @@ impl<E: Engine> Shared<E> {
         self
     }
 
-    /// Whether the newest group had one request alone, or there was none yet.
+    /// Whether the newest group had a single request, or there was no group yet.
     pub(crate) fn serves_one(&self) -> bool {
         self.newest_group.load(Ordering::Relaxed) <= 1
     }
 
-    /// A thread begins or ends to commit beside the writer.
+    /// Notes that a thread begins or ends to commit beside the writer.
     pub(crate) fn set_committing(&self, thread: Option<thread::ThreadId>) {
         *self.committing.lock().unwrap_or_else(PoisonError::into_inner) = thread;
     }
 
-    /// Whether this very thread commits beside the writer, who may wait for it.
+    /// Whether this thread commits beside the writer, which may wait for it.
     pub(crate) fn is_committing_here(&self) -> bool {
         *self.committing.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id())
     }
 
-    /// Runs one short piece of work with what closing releases. It blocks; see `store.rs` for where it may be called.
+    /// Runs short work with the parts. It blocks; see `store.rs` for where it may be called.
     pub(crate) fn with_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Result<T> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         work(parts.as_ref().ok_or(Error::Closed)?)
     }
 
-    /// As [`with_parts`](Self::with_parts), but without waiting: `None` while the engine is opened again, or the store closes.
+    /// Like [`with_parts`](Self::with_parts), without waiting: `None` while the engine is being reopened or the store
+    /// closes.
     pub(crate) fn try_with_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Option<Result<T>> {
         let parts = match self.parts.try_read() {
             Ok(parts) => parts,
@@ -231,12 +233,12 @@ impl<E: Engine> Shared<E> {
         Some(parts.as_ref().ok_or(Error::Closed).and_then(|parts| work(parts)))
     }
 
-    /// Runs long work with what closing releases. Meanwhile the store may be closed, as far as reading it goes, and the work
-    /// may call what reads it.
+    /// Runs long work with the parts. Meanwhile the store may be closed for reads, and the work may call functions that
+    /// read the store.
     pub(crate) fn keep_parts<T>(&self, work: impl FnOnce(&Parts<E>) -> Result<T>) -> Result<T> {
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         let opened = parts.as_ref().ok_or(Error::Closed)?;
-        let _keeper = Keeper::new(self); // leaves when the parts are given back
+        let _keeper = Keeper::new(self); // dropped after the parts are released
         let opened = opened.clone();
         drop(parts);
         work(&opened)
@@ -246,16 +248,17 @@ impl<E: Engine> Shared<E> {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether closing waits for this very thread.
+    /// Whether closing waits for this thread.
     pub(crate) fn is_kept_here(&self) -> bool {
         self.keepers().contains(&thread::current().id())
     }
 
-    /// Opens the engine again, whose writes fail: some do so for ever after a disk has failed once. Readers wait.
+    /// Reopens the engine after its writes have failed: some engines write nothing more after one disk error. Readers
+    /// wait.
     ///
     /// # Errors
     ///
-    /// Those of opening it. It is not there then, until this is tried again. `Engine` while maintenance uses it.
+    /// Those of opening it. Then there is no engine until this is tried again. `Engine` while maintenance uses it.
     pub(crate) fn reopen_engine(&self) -> Result<()> {
         let reaches = self.index.unwritten().map_or(self.log.last(), |older| older.first() - 1);
         let mut parts = self.parts.write().unwrap_or_else(PoisonError::into_inner);
@@ -271,14 +274,14 @@ impl<E: Engine> Shared<E> {
         Ok(())
     }
 
-    /// Whether nothing is written to the store.
+    /// Whether the store is read-only.
     pub(crate) fn is_read_only(&self) -> bool {
         self.is_read_only
     }
 
     /// # Errors
     ///
-    /// `Unsupported` if nothing is written to the store.
+    /// `Unsupported` if the store is read-only.
     pub(crate) fn check_writable(&self, what: &str) -> Result<()> {
         match self.is_read_only {
             true => {
@@ -310,7 +313,7 @@ impl<E: Engine> Shared<E> {
         self.progress.subscribe()
     }
 
-    /// Shows a committed group to readers and wakes who waits for it.
+    /// Makes a committed group visible to readers and wakes those who wait for it.
     pub(crate) fn publish(&self, head: Version, events: u64, new_aggregates: u64) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.events_written.fetch_add(events, Ordering::Relaxed);
@@ -321,7 +324,7 @@ impl<E: Engine> Shared<E> {
         });
     }
 
-    /// The newest version and the number of aggregates, both of one moment; by counting those that were there at opening if
+    /// The newest version and the number of aggregates at the same moment. Counts those that existed at opening if
     /// nobody has yet.
     pub(crate) fn count(&self, engine: &E, task: &Task<'_>) -> Result<(Version, u64)> {
         let at_opening = match self.aggregates.at_opening.get() {
@@ -336,7 +339,7 @@ impl<E: Engine> Shared<E> {
         Ok((progress.head, at_opening + progress.new_aggregates))
     }
 
-    /// Refuses new work from now on.
+    /// From now on, new work is refused.
     pub(crate) fn begin_closing(&self) {
         self.progress.send_if_modified(|progress| {
             let first = progress.phase == Phase::Open;
@@ -351,7 +354,7 @@ impl<E: Engine> Shared<E> {
         self.progress.borrow().phase != Phase::Open
     }
 
-    /// Releases the files, once the pages that are being read are done, and the long work.
+    /// Releases the files, after current page reads and long work have ended.
     pub(crate) fn finish_closing(&self, error: Option<Error>) {
         let parts = self.parts.write().unwrap_or_else(PoisonError::into_inner).take();
         let mut keepers = self.keepers();
@@ -359,7 +362,7 @@ impl<E: Engine> Shared<E> {
             keepers = self.left.wait(keepers).unwrap_or_else(PoisonError::into_inner);
         }
         drop(keepers);
-        // Whoever waits for the end has to be woken, also if the engine panics.
+        // Those who wait for the end must be woken even if the engine panics.
         let dropped = catch_unwind(AssertUnwindSafe(|| {
             if let Some(Ok(mut parts)) = parts.map(Arc::try_unwrap)
                 && parts.check_place().is_err()
@@ -370,25 +373,25 @@ impl<E: Engine> Shared<E> {
         }));
         let error = error.or_else(|| dropped.err().map(|_| Error::engine("close the store", "the engine panicked")));
         if let Some(error) = &error {
-            tell!(error, error = with_causes(error), "the store did not close as it should");
+            tell!(error, error = with_causes(error), "the store was not closed cleanly");
         }
         *self.closing_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         self.progress.send_modify(|progress| progress.phase = Phase::Closed);
     }
 
-    /// What went wrong at the end, the same for everyone who asks.
+    /// The error at closing, if any; the same for everyone who asks.
     pub(crate) fn closing_result(&self) -> Result<()> {
         self.closing_error.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
-    /// Accepts no more appends until the store is reopened (rule F1).
+    /// Refuses appends until the store is reopened (rule F1).
     pub(crate) fn fence(&self, reason: String) {
-        // An earlier reason stays: it is the cause of what came after.
+        // An earlier reason is kept: it is the cause of later ones.
         let _ = self.fence.set(reason.clone());
         self.observer.fenced(&reason);
     }
 
-    /// The commit of the events up to this version has failed, and nobody knows what of it is there.
+    /// The commit of the events up to this version failed, and nobody knows what is stored.
     pub(crate) fn doubt(&self, last: u64) {
         self.doubtful.store(last, Ordering::Release);
     }
@@ -409,7 +412,7 @@ impl<E: Engine> Shared<E> {
     }
 }
 
-/// A thread with long work that closing waits for.
+/// A thread with long work, which closing waits for.
 struct Keeper<'a, E: Engine>(&'a Shared<E>);
 
 impl<'a, E: Engine> Keeper<'a, E> {
@@ -430,7 +433,7 @@ impl<E: Engine> Drop for Keeper<'_, E> {
     }
 }
 
-/// The error's text and those of its causes, each once.
+/// The error's text and those of its causes, without repetitions.
 pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -442,7 +445,7 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What is wrong, without what to do.
+/// What is wrong, without the advice.
 pub(crate) fn reason(error: &Error) -> String {
     match error {
         Error::Corrupt { reason, .. } => reason.clone(),

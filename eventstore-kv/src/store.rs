@@ -31,19 +31,20 @@ use crate::write::queue::{Message, Request, Room, Ticket, WithdrawOnDrop};
 use crate::write::writer::Writer;
 use crate::{StoreDirectory, StoreOptions, Task};
 
-/// An event store: a log of its own, and an index that a key-value engine keeps.
+/// An event store: its own log, and an index that is stored in a key-value engine.
 ///
-/// It keeps the contract of [`EventStore`]: one thread decides what is written, in groups with one sync each; reads go a page
-/// at a time and wait for nobody.
+/// It keeps the contract of [`EventStore`]. One thread decides what is written, in groups with one sync each. Reads
+/// proceed a page at a time and never wait for writes.
 ///
 /// # Progress
 ///
-/// A listener of the progress of maintenance may read the store, drop handles, and ask the store to close; but `close` is an
-/// `Engine` error to it, at once, since the maintenance is waited for. The store closes when that has ended.
+/// A progress listener of a maintenance operation may read the store, drop handles, and call `close`. But there `close`
+/// returns an `Engine` error at once, since the store cannot close before the operation ends; it closes then.
 ///
 /// # Clone
 ///
-/// Cheap; clones are the same store. Dropping the last one closes it, which waits for the group that is being committed.
+/// Cheap; clones are handles to the same store. Dropping the last one closes it, which waits for the group that is
+/// being committed.
 pub struct KvStore<E: Engine> {
     inner: Arc<Inner<E>>,
 }
@@ -52,7 +53,7 @@ struct Inner<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: mpsc::UnboundedSender<Message>,
     room: Room,
-    /// Of appends that do not choose one.
+    /// For appends that do not set one.
     durability: Durability,
     engine: E::Options,
     options: StoreOptions,
@@ -60,25 +61,25 @@ struct Inner<E: Engine> {
     writer: Option<thread::JoinHandle<()>>,
 }
 
-/// A page is first read where its caller runs, which is the fastest for what is in memory; if that takes longer, the
-/// rest of it moves to a thread where blocking is allowed. So a cold disk holds up other tasks for this long per page, and
-/// for the part that is being read then.
+/// A page is first read on the caller's thread, which is the fastest for data in memory. If that takes longer than this
+/// time, the rest moves to a thread for blocking work. So a cold disk delays other tasks for this long per page, plus
+/// the part that is being read then.
 const INLINE_TIME: Duration = Duration::from_micros(300);
 
-/// So long is read at once where blocking is allowed.
+/// The length of one uninterrupted read on a thread for blocking work.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// A page that may be larger than this is read on a thread where blocking is allowed from the beginning.
+/// A page that may be larger than this is read on a thread for blocking work from the beginning.
 const INLINE_BYTES: usize = 1 << 20;
 
 impl<E: Engine> KvStore<E> {
-    /// Opens the store in a directory, and creates it if there is none and `create_if_missing` says so. It blocks: a few
-    /// reads long, and longer if the index is lost or damaged, which is made again from the log then.
+    /// Opens the store in a directory. Creates it if there is none and `create_if_missing` is set. Blocks the thread:
+    /// for a few reads, or longer if a lost or damaged index is rebuilt from the log.
     ///
     /// # Errors
     ///
-    /// `InvalidOption`; `Locked`; `Open` if there is no store or the directory cannot be used; `Unsupported` for a store of
-    /// another engine or one that a newer version wrote; `Corrupt` if the log has lost events; `Engine`.
+    /// `InvalidOption`; `Locked`; `Open` if there is no store or the directory cannot be used; `Unsupported` for a
+    /// store of another engine or of a newer version; `Corrupt` if the log has lost events; `Engine`.
     pub fn open(path: &Path, create_if_missing: bool, engine: E::Options, options: StoreOptions) -> Result<Self> {
         options.validate()?;
         let began = Instant::now();
@@ -91,11 +92,12 @@ impl<E: Engine> KvStore<E> {
         Self::start_told(path, began, ready, engine, options)
     }
 
-    /// Opens the store in a directory to read it, and writes nothing there: others may read it as well, it may lie on a medium
-    /// that cannot be written, and be somebody else's. Nobody may write to it meanwhile. It blocks, as [`open`](KvStore::open).
+    /// Opens the store in a directory for reading, and writes nothing there: others may read it at the same time, and
+    /// it may be on read-only media or belong to another user. Nobody may write to it meanwhile. Blocks the thread,
+    /// like [`open`](KvStore::open).
     ///
-    /// An index that is missing, damaged or far behind, or whose engine cannot be opened without writing, is made or copied in a
-    /// temporary directory.
+    /// An index that is missing, damaged or far behind is built in a temporary directory. If the engine cannot open it
+    /// without writing, it is copied there.
     ///
     /// # Errors
     ///
@@ -109,8 +111,8 @@ impl<E: Engine> KvStore<E> {
         Self::start_told(path, began, ready, engine, options)
     }
 
-    /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is made
-    /// again from the log each time. It has no id. For tests.
+    /// Opens a store that keeps its log in these files and has no directory: without backups, and with an index that is
+    /// rebuilt from the log each time. It has no id. For tests.
     ///
     /// # Errors
     ///
@@ -119,7 +121,7 @@ impl<E: Engine> KvStore<E> {
         Self::with_id([0; 16], files, engine, options)
     }
 
-    /// As [`over`](KvStore::over), with an id, which has to be that of the log's headers.
+    /// Like [`over`](KvStore::over), with an id, which must be that in the log's headers.
     pub(crate) fn with_id(
         id: [u8; 16],
         files: Arc<dyn Directory>,
@@ -132,7 +134,7 @@ impl<E: Engine> KvStore<E> {
         Self::start(ready, engine, options)
     }
 
-    /// Starts a store in a directory, and tells whoever listens to logs how it was opened.
+    /// Starts a store in a directory, and logs how it was opened.
     fn start_told(
         path: &Path,
         began: Instant,
@@ -216,15 +218,15 @@ impl<E: Engine> KvStore<E> {
         }
     }
 
-    /// Maintenance: it asks now and then whether it is wanted, so it is waited for until it has ended, also if that is
-    /// before it is done.
+    /// Runs a maintenance operation. The work checks regularly whether it was cancelled, so this waits until it has
+    /// ended, in any case.
     async fn run_task<T, F>(&self, operation: &'static str, ctx: &Context, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Arc<Shared<E>>, &Parts<E>, &Task<'_>) -> Result<T> + Send + 'static,
     {
         ctx.check()?;
-        self.inner.shared.head()?; // refuses when closed
+        self.inner.shared.head()?; // fails if the store is closed
         let dropped = CancellationToken::new();
         let _cancel = dropped.clone().drop_guard();
         let shared = self.inner.shared.clone();
@@ -246,7 +248,7 @@ impl<E: Engine> KvStore<E> {
         self.run_blocking(&Context::background(), ctx.clone(), run).await
     }
 
-    /// A read of a little: where its caller runs, unless the engine is not to be had at once.
+    /// Runs a small read on the caller's thread, unless the engine is not available at once.
     async fn read_little<T, F>(&self, ctx: &Context, read: F) -> Result<T>
     where
         T: Send + 'static,
@@ -262,9 +264,9 @@ impl<E: Engine> KvStore<E> {
         }
     }
 
-    /// A read that goes on until `step` says that it is done: where blocking is allowed, and a slice of time after the other.
-    /// Whoever closes the store, or opens its engine again, waits for one slice; and so long goes on what nobody waits for any
-    /// more.
+    /// Runs a read until `step` says that it is done: on a thread for blocking work, one slice of time after the other.
+    /// Closing the store, or reopening its engine, waits for one slice. An abandoned read continues for at most one
+    /// slice.
     async fn read_on<R, F>(&self, ctx: &Context, mut read: R, step: F) -> Result<R>
     where
         R: Send + 'static,
@@ -279,7 +281,7 @@ impl<E: Engine> KvStore<E> {
                     return Ok(read);
                 }
                 until.check()?;
-                shared.head()?; // refuses when closed
+                shared.head()?; // fails if the store is closed
                 if dropped.is_cancelled() {
                     return Err(Error::Cancelled);
                 }
@@ -288,10 +290,10 @@ impl<E: Engine> KvStore<E> {
         self.run_blocking(ctx, ctx.clone(), rest).await
     }
 
-    /// Engine work that may take long: on a thread where blocking is allowed, if there is a runtime that has them.
+    /// Runs work of the engine that may take long, on a thread for blocking work if there is a runtime that has them.
     ///
-    /// What the work needs of the caller is dropped after it, when the engine is free: it may hold the last handle, which
-    /// waits for the engine.
+    /// `callers`, which the work borrows, is dropped after the work, when the engine is free: it may hold the last
+    /// handle, which waits for the engine.
     async fn run_blocking<T, C, F>(&self, ctx: &Context, callers: C, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -309,7 +311,7 @@ impl<E: Engine> KvStore<E> {
     }
 }
 
-/// What a caller is told of damage to the index, which costs no event.
+/// Adds advice to an error about a damaged index, which loses no events.
 fn advised(error: Error) -> Error {
     match error {
         Error::Corrupt { version: None, reason } if !reason.contains("; ") => {
@@ -319,7 +321,7 @@ fn advised(error: Error) -> Error {
     }
 }
 
-/// Somebody who waits for the answer to an append.
+/// Counts a caller that waits for the answer to an append.
 struct Waiting<'a>(&'a AtomicU64);
 
 impl<'a> Waiting<'a> {
@@ -335,8 +337,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Waits for a future, and stays awake for a while as long as nobody else has something to do: the thread that polls it gives
-/// way to others, but does not sleep. Being woken takes about as long as a sync of a fast disk.
+/// Waits for a future, and stays awake for a while as long as there is no other work: the polling thread yields to
+/// others but does not sleep. A wake-up takes about as long as a sync of a fast disk.
 async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
     let awake_until = Instant::now() + STAY_AWAKE;
     let mut future = pin!(future);
@@ -351,13 +353,13 @@ async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
     .await
 }
 
-/// How long a caller stays awake who waits for the answer to an append.
+/// How long a caller stays awake while it waits for the answer to an append.
 const STAY_AWAKE: Duration = Duration::from_micros(300);
 
-/// What is longer takes longer to stage, write and sync than staying awake is worth.
+/// Larger batches take so long to stage, write and sync that staying awake is not worth it.
 const SHORT: usize = 16 << 10;
 
-/// Bytes of the store's files, if it has any.
+/// The size of the store's files in bytes, if it has any.
 fn len_bytes<E: Engine>(parts: &Parts<E>) -> Result<Option<u64>> {
     parts.directory.as_ref().map(StoreDirectory::len_bytes).transpose()
 }
@@ -366,7 +368,7 @@ fn len_bytes<E: Engine>(parts: &Parts<E>) -> Result<Option<u64>> {
 impl<E: Engine> EventStore for KvStore<E> {
     async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
         ctx.check()?;
-        self.inner.shared.head()?; // refuses when closed
+        self.inner.shared.head()?; // fails if the store is closed
         batch.validate()?;
         self.inner.shared.check_writable("an append")?;
         if batch.events.is_empty() {
@@ -391,7 +393,8 @@ impl<E: Engine> EventStore for KvStore<E> {
         let until = began + INLINE_TIME;
         if size.bytes <= INLINE_BYTES {
             let page = |parts: &Parts<E>| read.run(&shared.log, &shared.index.view(parts.engine()?), Some(until));
-            shared.try_with_parts(page).unwrap_or(Ok(())).map_err(advised)?; // or all of it where blocking is allowed
+            // otherwise the whole page is read on a thread for blocking work
+            shared.try_with_parts(page).unwrap_or(Ok(())).map_err(advised)?;
         }
         if !read.is_done() {
             read = self
@@ -401,7 +404,7 @@ impl<E: Engine> EventStore for KvStore<E> {
                 })
                 .await?;
         } else if is_past(until) {
-            // Page after page of this length would keep the thread from its other tasks.
+            // A sequence of pages of this length would keep the thread from its other tasks.
             tokio::task::yield_now().await;
         }
         let page = read.finish().map_err(advised);
@@ -413,7 +416,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         ctx.check()?;
         let head = self.inner.shared.head()?;
         if id.len() > MAX_ID_LEN {
-            return Err(Error::EventNotFound { id: id.to_owned() }); // and too long a key for an engine
+            return Err(Error::EventNotFound { id: id.to_owned() }); // such a key may be too long for an engine
         }
         let wanted = id.to_owned();
         let find = move |shared: &Shared<E>, parts: &Parts<E>| {
@@ -431,7 +434,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         ctx.check()?;
         let head = self.inner.shared.head()?;
         if aggregate_id.len() > MAX_AGGREGATE_ID_LEN {
-            return Ok(Revision::ZERO); // and too long a key for an engine
+            return Ok(Revision::ZERO); // such a key may be too long for an engine
         }
         let wanted = aggregate_id.to_owned();
         let find = move |shared: &Shared<E>, parts: &Parts<E>| {
@@ -446,7 +449,7 @@ impl<E: Engine> EventStore for KvStore<E> {
         let mut list = ListRead::new(options, most, shared.head()?);
         let until = Instant::now() + INLINE_TIME;
         let page = |parts: &Parts<E>| list.run(&shared.index.view(parts.engine()?), until);
-        shared.try_with_parts(page).unwrap_or(Ok(()))?; // or all of it where blocking is allowed
+        shared.try_with_parts(page).unwrap_or(Ok(()))?; // otherwise the whole page is read on a thread for blocking work
         if !list.is_done() {
             list = self
                 .read_on(ctx, list, |list, shared, parts, until| {
@@ -543,11 +546,11 @@ impl<E: Engine> EventStore for KvStore<E> {
         self.inner.request_close();
         if self.inner.shared.is_kept_here() {
             let why =
-                "it was called where the progress of maintenance is told, which ends first; the store closes then";
+                "it was called by a progress listener of maintenance, which must end first; the store closes then";
             return Err(Error::engine("wait until the store is closed", why));
         }
         let mut progress = self.inner.shared.watch();
-        // The sender lives in what this handle holds, so it cannot be gone.
+        // This handle holds the sender, so it cannot be dropped.
         let _ = progress.wait_for(|progress| progress.phase == Phase::Closed).await;
         self.inner.shared.closing_result()
     }
@@ -557,16 +560,16 @@ impl<E: Engine> Inner<E> {
     fn request_close(&self) {
         self.shared.begin_closing();
         self.room.close();
-        let _ = self.queue.send(Message::Wake); // fails if the writer has ended already
+        let _ = self.queue.send(Message::Wake); // fails if the writer has already ended
     }
 }
 
 impl<E: Engine> Drop for Inner<E> {
-    /// Nobody can hold a request here, so this waits for one group at most.
+    /// No request can be pending here, so this waits for one group at most.
     fn drop(&mut self) {
         self.request_close();
-        // An executor may drop the last handle on the writer's own thread, or on the one that commits, when that wakes it; and
-        // whoever is told the progress of maintenance may do so.
+        // An executor may drop the last handle on the writer's own thread, or on the committing thread, when that wakes
+        // it. A progress listener of maintenance may drop it, too.
         let is_waited_for = |writer: &thread::JoinHandle<()>| {
             writer.thread().id() == thread::current().id()
                 || self.shared.is_committing_here()
@@ -604,7 +607,7 @@ mod tests {
         let of_index = advised(crate::damaged_index("page 7 is torn"));
         assert_eq!(
             of_index,
-            "the store is corrupt: page 7 is torn; close the store, and make its index anew with `eventstore repair`"
+            "the store is corrupt: page 7 is torn; close the store and rebuild its index with `eventstore repair`"
         );
         let of_event = Error::Corrupt { version: Some(Version::new(7)), reason: "its checksum is wrong".to_owned() };
         let text = of_event.to_string();

@@ -1,7 +1,6 @@
-//! Everything in which threads and tasks meet, in one place: the crate `models` compiles this crate's sources over a
-//! `sync` of its own, which tries the orders in which they may meet.
+//! All synchronization primitives, in one place: the crate `models` compiles the sources of this crate with its own
+//! `sync`, which explores the possible interleavings.
 
-use std::sync::LazyLock;
 use std::time::Instant;
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -11,18 +10,10 @@ pub(crate) use std::sync::{
 };
 pub(crate) use std::thread;
 
-pub(crate) use eventstore_log::background;
+pub(crate) use eventstore_log::background::{self, linger};
 pub(crate) use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-/// Whether the clock has come to this instant.
+/// Whether this instant has passed.
 pub(crate) fn is_past(instant: Instant) -> bool {
     Instant::now() >= instant
-}
-
-/// Lets a moment pass, awake. It does not give way where there is another processor: who then got this one, such as a thread of
-/// low priority, might keep it for milliseconds.
-pub(crate) fn linger() {
-    static HAS_OTHERS: LazyLock<bool> =
-        LazyLock::new(|| thread::available_parallelism().is_ok_and(|all| all.get() > 1));
-    if *HAS_OTHERS { std::hint::spin_loop() } else { thread::yield_now() }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 
 use eventstore_api::{Context, Progress, Result};
 
-/// Long work for a caller, who may end it and is told how far it has come.
+/// The caller's side of long work: cancellation and progress.
 pub struct Task<'a> {
     ctx: &'a Context,
     is_wanted: &'a (dyn Fn() -> Result<()> + Sync),
@@ -15,17 +15,17 @@ impl<'a> Task<'a> {
         Task { ctx, is_wanted }
     }
 
-    /// Whether to go on. Asked at least a few times a second: closing the store waits for the work to end.
+    /// Checks whether to continue. Call it at least a few times a second: closing the store waits for the work to end.
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded` or `Closed`, to be returned as it is.
+    /// `Cancelled`, `DeadlineExceeded` or `Closed`. Return it unchanged.
     pub fn check(&self) -> Result<()> {
         self.ctx.check()?;
         (self.is_wanted)()
     }
 
-    /// Does work whose progress goes from the half of twice `half` to the end of it.
+    /// Runs work whose progress is reported as the second half of twice `half`.
     pub(crate) fn in_second_half<T>(&self, half: u64, work: impl FnOnce(&Task<'_>) -> T) -> T {
         let progress = self.ctx.progress().clone();
         let scaled = Progress::new(move |done, total| {
@@ -35,7 +35,7 @@ impl<'a> Task<'a> {
         work(&Task { ctx: &self.ctx.clone().with_progress(scaled), is_wanted: self.is_wanted })
     }
 
-    /// Tells the caller that `done` of `total` is done, in whatever unit the work has.
+    /// Reports that `done` of `total` is done, in the unit of the work.
     pub fn report(&self, done: u64, total: u64) {
         self.ctx.progress().report(done, total);
     }

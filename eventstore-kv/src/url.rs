@@ -6,16 +6,16 @@ use eventstore_api::{Error, Result};
 
 /// A store's address: `scheme:path?option=value&option=value`.
 ///
-/// The path is taken as it is written, up to the first `?`; nothing is percent-decoded. A path that contains a `?` is
-/// opened through the backend's typed options instead.
+/// The path is taken literally, up to the first `?`; nothing is percent-decoded. For a path that contains a `?`, use
+/// the backend's typed options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreUrl {
-    /// What is in front of the first `:`, which names the backend.
+    /// Everything before the first `:`, which names the backend.
     pub scheme: String,
     /// The path, empty if there is none.
     pub path: PathBuf,
-    /// The options in the order they are written.
+    /// The options in the order of the URL.
     pub options: Vec<(String, String)>,
 }
 
@@ -52,7 +52,7 @@ impl FromStr for StoreUrl {
     }
 }
 
-/// The options of a URL while they are taken one by one; what is left at the end is unknown and refused.
+/// The options of a URL while they are taken one by one. Options left at the end are unknown and rejected.
 #[derive(Debug)]
 pub struct UrlOptions {
     left: Vec<(String, String)>,
@@ -60,7 +60,7 @@ pub struct UrlOptions {
 }
 
 impl UrlOptions {
-    /// Begins with all options of the URL.
+    /// Starts with all options of the URL.
     #[must_use]
     pub fn new(url: &StoreUrl) -> Self {
         UrlOptions { left: url.options.clone(), known: Vec::new() }
@@ -80,7 +80,7 @@ impl UrlOptions {
         Ok(())
     }
 
-    /// Takes an option whose type reads itself and says in an [`Error::InvalidOption`] why it cannot.
+    /// Takes an option whose type parses itself and returns an [`Error::InvalidOption`] if that fails.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl UrlOptions {
         self.take(name, target, |value| value.parse().map_err(|_| format!("{value:?} is not one of true, false")))
     }
 
-    /// Takes a text as it is.
+    /// Takes a text unchanged.
     ///
     /// # Errors
     ///
@@ -135,11 +135,11 @@ impl UrlOptions {
         })
     }
 
-    /// Ends the taking.
+    /// Checks that no option is left.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] for an option that nobody took, with the names of those that exist.
+    /// [`Error::InvalidOption`] for an option that was not taken, with the names of the existing ones.
     pub fn finish(self) -> Result<()> {
         match self.left.first() {
             None => Ok(()),

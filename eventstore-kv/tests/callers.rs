@@ -1,4 +1,4 @@
-//! What callers bring with them stops nobody: recorders and subscribers that panic, listeners that hold the store.
+//! Faulty caller code stops nobody: recorders and subscribers that panic, listeners that hold the store.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use tracing::span;
 
 const MESSAGE: &str = "it panics, as the test wants it to";
 
-/// Panics whatever it is told, but for the values of a store that opens.
+/// Panics on every call, except for the values of a store that opens.
 struct Panics;
 
 impl Panics {
@@ -112,7 +112,7 @@ async fn recorders_and_subscribers_that_panic_stop_nobody() {
     tracing::subscriber::set_global_default(Panics).expect("the only one");
     let tell_others = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // There are hundreds of those.
+        // There are hundreds of panics.
         if panic.payload_as_str() != Some(MESSAGE) {
             tell_others(panic);
         }
@@ -120,7 +120,7 @@ async fn recorders_and_subscribers_that_panic_stop_nobody() {
     let store = with_local_recorder(&Panics, || memory::open(StoreOptions::default())).expect("opened");
     let ctx = Context::background();
     store.store(&ctx, event(), Expected::Any).await.expect("stored");
-    // Those who append at once are committed on another thread than the one who appends alone.
+    // Concurrent appends are committed on another thread than a single one.
     for round in 0..10 {
         let appends: Vec<_> = (0..5)
             .map(|n| {

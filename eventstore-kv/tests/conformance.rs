@@ -10,7 +10,7 @@ use eventstore_kv::{Compression, StoreOptions, memory};
 fn main() -> ExitCode {
     conformance::run("memory", Profile::in_memory(), |_| async {
         let mut options = StoreOptions::default();
-        options.index_events = 3; // so that the checks see all of the index's ways
+        options.index_events = 3; // so that the checks cover all states of the index
         if cfg!(feature = "zstd") {
             options.compression = Compression::Zstd;
         }

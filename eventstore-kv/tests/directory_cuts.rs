@@ -1,4 +1,5 @@
-//! A store's directory after a power cut at each step of its making. Each test runs this program again as a child that makes
+//! A store's directory after a power cut at each step of its creation. Each test runs this program again as a child
+//! that creates one and loses power, and opens what is left.
 //! one and loses power, and opens what is left.
 
 #![cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
@@ -13,15 +14,15 @@ use std::process::Command;
 use eventstore_kv::StoreDirectory;
 use faulty_disk::{Calls, Fault, Surviving, Trigger, arm, cut_power, watch};
 
-/// The directory of the child, if this is one, and where and how it loses power.
+/// The directory of the child process, if this is one, and where and how it loses power.
 const DIRECTORY: &str = "DIRECTORY_CUTS_DIRECTORY";
 const NTH: &str = "DIRECTORY_CUTS_NTH";
 const WAY: &str = "DIRECTORY_CUTS_WAY";
 
 const WAYS: u64 = 12;
 
-/// Has `work` lose power at each of its system calls in each way, and behind it, and gives `look` what is left and whether
-/// the work was done.
+/// Lets `work` lose power at each of its system calls in each way, and after the last. Passes the directory that is
+/// left to `look`, and whether the work was done.
 fn at_each_call(test: &str, work: impl Fn(&Path), look: impl Fn(&Path, bool)) {
     if let Some(directory) = std::env::var_os(DIRECTORY) {
         let number = |name| std::env::var(name).unwrap().parse::<u64>().unwrap();
@@ -87,7 +88,7 @@ fn a_power_cut_amid_a_backup_leaves_nothing_that_opens_as_a_whole_one() {
             let parts = made.path().join("parts");
             fs::create_dir(&parts).unwrap();
             fs::write(parts.join("data"), "whole").unwrap();
-            // Whoever fills a backup syncs what it puts there.
+            // Whoever fills a backup syncs its files.
             for synced in [parts.join("data"), parts] {
                 File::open(synced).unwrap().sync_all().unwrap();
             }

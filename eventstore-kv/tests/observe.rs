@@ -1,4 +1,4 @@
-//! What the store tells about its work.
+//! The metrics and logs of a store.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 
-/// Every value that was told, as `name{label=value,…}=value`.
+/// Every recorded value, as `name{label=value,…}=value`.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<(String, f64)>>>);
 
@@ -59,7 +59,7 @@ impl Told {
         Arc::new(Metric { name: format!("{}{{{}}}", key.name(), labels.join(",")), told: self.clone() })
     }
 
-    /// The sum of what was told for a metric, and how often.
+    /// The sum of the values of a metric, and their number.
     fn sum(&self, name: &str) -> (f64, usize) {
         let told = self.0.lock().expect("not poisoned");
         let values: Vec<_> = told.iter().filter(|(told, _)| told == name).map(|(_, value)| *value).collect();

@@ -1,7 +1,7 @@
-//! The writer's pipeline at every stage, over a disk and an engine that stop and fail when they are told to.
+//! The writer's pipeline at every stage, over a disk and an engine that stop and fail on request.
 //!
-//! What the conformance suite can only try by chance, because it sees a store from outside, is decided here: an append
-//! is known to be queued, or staged, or inside its commit when its caller leaves or its disk fails.
+//! The conformance suite sees a store from outside and can reach these states only by chance. Here they are decided: an
+//! append is known to be queued, staged, or inside its commit when its caller leaves or its disk fails.
 
 mod controlled;
 
@@ -23,7 +23,7 @@ fn event(id: &str) -> Event {
     Event::builder("Tested", "aggregate").id(id).build().expect("valid")
 }
 
-/// An event with the same id and another content.
+/// An event with the same id and other content.
 fn other(id: &str) -> Event {
     Event::builder("Other", "aggregate").id(id).build().expect("valid")
 }
@@ -64,7 +64,7 @@ async fn ids(store: &Store) -> Vec<String> {
     events.iter().map(|event| event.event.id().to_owned()).collect()
 }
 
-/// A store whose groups have this many events at most, with an append that is being synced, so that what comes waits.
+/// A store whose groups have this many events at most, with an append that is being synced, so that later ones wait.
 async fn open_at_work(group_events: usize) -> (Store, Control, Append) {
     let mut options = options();
     options.group_events = group_events;
@@ -74,8 +74,8 @@ async fn open_at_work(group_events: usize) -> (Store, Control, Append) {
     (store, control, first)
 }
 
-/// Lets the writer go on: the group that waits comes into its sync, and the writer decides the one behind it meanwhile. Both
-/// repeat an event, so that the writer has to look into the index. Returns how many events the first of them has.
+/// Lets the writer continue: the waiting group reaches its sync, and the writer decides the next one meanwhile. Both
+/// repeat an event, so that the writer has to read the index. Returns the number of events of the first.
 async fn one_is_synced_and_the_next_decided(control: &mut Control, before: Append) -> usize {
     control.staging.shut();
     control.order(Order::Succeed);
@@ -167,7 +167,7 @@ async fn w2_what_rests_on_a_group_that_is_being_synced_is_answered_after_it() {
     let (store, mut control, first) = open_at_work(4).await;
     let group = append(&store, background(), ["first", "a-1", "a-2", "a-3"].map(event).to_vec());
     queued(&store, 1).await;
-    // Not one of them writes anything, or asks for a sync.
+    // None of them writes anything or asks for a sync.
     let repeated = append(&store, background(), buffered("a-1"));
     let duplicate = append(&store, background(), Batch::from(other("a-2")).durability(Durability::Buffered));
     let conflict = append(&store, background(), buffered("b").expected(Expected::Revision(1.into())));
@@ -227,7 +227,7 @@ async fn f1_when_a_sync_fails_what_rests_on_it_is_of_unknown_outcome_and_the_res
             let told = answer(append).await;
             assert!(matches!(told, Err(Error::Fenced { .. })), "{failure:?}: {told:?}");
         }
-        // What rests on nothing of that is as true as before.
+        // What does not depend on the failed group is still true.
         assert!(matches!(answer(early_duplicate).await, Err(Error::DuplicateEvent { .. })), "{failure:?}");
         assert_eq!(answer(known).await.expect("it is there")[0].outcome, StoreOutcome::AlreadyStored, "{failure:?}");
         assert_eq!(ids(&store).await, ["first"], "reads go on and show what was acknowledged");
@@ -288,7 +288,7 @@ async fn c2_an_append_that_ends_before_the_queue_has_room_is_not_written() {
     let large = |id: &str| Event::builder("T", "a").id(id).data(vec![0; 40 << 10]).build().expect("valid");
     let fits = append(&store, background(), large("fits"));
     queued(&store, 1).await;
-    // The next does not fit into the bytes that are left; the one after it does not get past it.
+    // The next does not fit into the remaining bytes; the one after it must not overtake it.
     let expired = append(&store, background().with_timeout(Duration::from_millis(5)), large("expired"));
     assert!(matches!(answer(expired).await, Err(Error::DeadlineExceeded)));
     let huge = Event::builder("T", "a").id("huge").data(vec![0; 1 << 20]).build().expect("valid");
@@ -302,7 +302,7 @@ async fn c2_an_append_that_ends_before_the_queue_has_room_is_not_written() {
 
 #[tokio::test]
 async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
-    // What fails, how, and how many events are there after reopening.
+    // What fails, how, and the number of events after reopening.
     let ways = [
         (Call::Write(2), Order::Fail, 1),
         (Call::Write(2), Order::DoAndFail, 1), // it was written, and not synced
@@ -334,12 +334,12 @@ async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
         let mut causes = std::iter::successors(std::error::Error::source(&unknown), |error| error.source());
         assert!(causes.any(|cause| cause.to_string() == "the disk is on fire"), "{row}: it is told why");
         assert!(matches!(answer(repeated).await, Err(Error::OutcomeUnknown { .. })), "{row}");
-        // Its conflict may have been with events that nobody knows of now.
+        // Its conflict may have been with events whose fate is unknown.
         assert!(matches!(answer(refused).await, Err(Error::Fenced { .. })), "{row}");
         assert!(matches!(answer(in_queue).await, Err(Error::Fenced { .. })), "{row}");
         let after = store.store(&background(), event("after"), Expected::Any).await;
         assert!(matches!(after, Err(Error::Fenced { reason }) if reason.contains("fire")), "{row}");
-        // Whoever is told that nothing was written has to be able to rely on it, also if it is the second attempt.
+        // A caller who is told that nothing was written must be able to rely on it, even on the second attempt.
         let twice = store.store_batch(&background(), vec![event("failing-1"), event("failing-2")].into()).await;
         let twice = twice.expect_err("nobody knows");
         assert!(matches!(&twice, Error::OutcomeUnknown { .. }), "{row}: {twice:?}");
@@ -370,7 +370,7 @@ async fn f1_a_failed_commit_is_of_unknown_outcome_and_fences_the_writer() {
 
 #[tokio::test]
 async fn f1_what_fails_in_the_background_fences_the_store() {
-    // Space ahead of the end is made after the first append, and its sync stands for those of the log.
+    // Space is preallocated after the first append. Its sync stands for the syncs of the log.
     let (store, control) = open_with(StoreOptions::default());
     control.log.open();
     store.store(&background(), event("first"), Expected::Any).await.expect("written");
@@ -486,7 +486,7 @@ async fn a_group_that_finds_no_room_does_not_take_the_one_behind_it_with_it() {
     assert_eq!(ids(&reopen(control.disk.after_power_cut()).0).await, there);
 }
 
-/// Options with which the index is behind as soon as there is one event, and too far behind with four.
+/// Options with which the index is behind after one event, and too far behind after four.
 fn indexing() -> StoreOptions {
     let mut options = options();
     options.index_events = 1;
@@ -513,7 +513,7 @@ async fn an_index_that_cannot_be_written_stops_nobody_until_it_is_too_far_behind
             let mut full = append(&store, background(), event("5"));
             tokio::select! {
                 call = control.index.call() => assert_eq!(call, Call::Index, "it is tried again"),
-                // The first attempt was just ending: its failure is told, and nothing is tried yet.
+                // The first attempt was just ending: its failure is reported, and nothing is tried yet.
                 told = &mut full => {
                     assert!(matches!(told.expect("answered"), Err(Error::Full { .. })));
                     continue;
@@ -550,7 +550,7 @@ async fn an_index_that_cannot_be_written_stops_nobody_until_it_is_too_far_behind
 #[test]
 fn while_the_engine_is_opened_again_no_read_keeps_a_thread_of_the_runtime() {
     let (sender, done) = std::sync::mpsc::channel();
-    // On a thread of its own, so that one that is kept does not keep the test.
+    // On a separate thread, so that a blocked one does not block the test.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
@@ -559,7 +559,7 @@ fn while_the_engine_is_opened_again_no_read_keeps_a_thread_of_the_runtime() {
             control.index.shut();
             control.engine.waits_to_open.store(true, Ordering::SeqCst);
             let mut next = 0;
-            // The second failure in a row has the engine opened again.
+            // The second failure in a row makes the store reopen the engine.
             loop {
                 let mut appended = append(&store, background(), event(&next.to_string()));
                 next += 1;
@@ -822,13 +822,13 @@ async fn one_sync_request_makes_its_whole_group_durable() {
     assert_eq!(ids(&reopen(control.disk.after_power_cut()).0).await.len(), 3);
 }
 
-/// Begins to close the store, and waits until that is so.
+/// Begins to close the store, and waits until closing has begun.
 async fn begin_closing(store: &Store) -> tokio::task::JoinHandle<Result<()>> {
     let closing = tokio::spawn({
         let store = store.clone();
         async move { store.close().await }
     });
-    // Once reads are refused, closing has begun.
+    // When reads are refused, closing has begun.
     while store.latest_version(&background()).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -903,7 +903,7 @@ async fn l1_a_future_that_is_kept_and_not_polled_does_not_stop_the_closing() {
     control.commit().await;
     let second = append(&store, background(), event("second"));
     queued(&store, 1).await;
-    // Waits for the one place in the queue, is given it, and does not take it.
+    // It waits for the only slot in the queue, is given it, and does not take it.
     let ctx = background();
     let mut kept = Box::pin(store.store(&ctx, event("kept"), Expected::Any));
     assert!(polled(&mut kept).await.is_none());
@@ -916,7 +916,7 @@ async fn l1_a_future_that_is_kept_and_not_polled_does_not_stop_the_closing() {
 
 #[tokio::test]
 async fn a_reader_never_sees_a_commit_before_it_is_published() {
-    // The log's file holds the events already, and what leads to them is in memory.
+    // The log's file has the events already, and their index entries are in memory.
     let (store, mut control) = open();
     let failing = append(&store, background(), vec![event("a"), event("b")]);
     control.commit().await;
@@ -948,7 +948,7 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
         control.disk.after_power_cut()
     };
     let mut options = options();
-    options.aggregate_cache = 0; // the engine is asked each time
+    options.aggregate_cache = 0; // the engine is read each time
     let (store, control) = reopen_with(left, Arc::default(), options).expect("opened");
     control.engine.is_slow.store(true, Ordering::SeqCst);
     let all = LoadOptions::all().aggregate("aggregate");
@@ -957,7 +957,7 @@ async fn a_page_that_takes_long_goes_on_where_blocking_is_allowed() {
     let token = CancellationToken::new();
     let ctx = background().with_cancellation(token.clone());
     let mut read = Box::pin(store.load_page(&ctx, &all, PageSize::LARGEST));
-    // The first poll reads what it can in its time and hands the rest over, so it comes back unfinished.
+    // The first poll reads what it can in its time and hands the rest over, so it returns pending.
     assert!(polled(&mut read).await.is_none());
     token.cancel();
     assert!(matches!(read.await, Err(Error::Cancelled)));
@@ -996,20 +996,20 @@ async fn an_append_to_a_known_or_a_new_aggregate_asks_nothing_of_the_engine() {
     }
 }
 
-/// How far an append has come.
+/// The stage of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     WaitingForRoom,
     Queued,
-    /// The writer has taken it and decides.
+    /// The writer has taken it and is deciding.
     Staged,
-    /// It is decided, and the group before is being synced.
+    /// It is decided, and the previous group is being synced.
     StagedBehind,
     InWrite,
     InSync,
-    /// It is synced, and nobody has been told.
+    /// It is synced, but nobody has been told.
     Synced,
-    /// Its answer is there, and its caller has not taken it.
+    /// Its answer is there, but its caller has not taken it.
     Answered,
 }
 
@@ -1024,7 +1024,7 @@ const ENDINGS: [Ending; 3] = [Ending::Dropped, Ending::Cancelled, Ending::Expire
 
 type Appending = Pin<Box<dyn Future<Output = Result<Vec<Stored>>> + Send>>;
 
-/// An append that the test polls itself, so that it is nowhere but where it was led to when it ends.
+/// An append that the test polls itself, so that it is exactly at the intended stage when it ends.
 struct Leaving {
     future: Appending,
     token: CancellationToken,
@@ -1032,7 +1032,7 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// Calls, and polls once: it waits now for room or for its answer.
+    /// Calls, and polls once: it then waits for room or for its answer.
     async fn begin(store: &Store, ending: Ending, batch: &Batch) -> Self {
         let mut patience = Duration::from_millis(20);
         loop {
@@ -1046,13 +1046,13 @@ impl Leaving {
             let mut future: Appending = Box::pin(async move { store.store_batch(&ctx, batch).await });
             match polled(&mut future).await {
                 None => return Leaving { future, token, deadline },
-                Some(Err(Error::DeadlineExceeded)) => patience *= 2, // the thread was kept waiting for longer
+                Some(Err(Error::DeadlineExceeded)) => patience *= 2, // the thread was delayed for longer
                 Some(outcome) => panic!("the disk has not moved, and the append ended with {outcome:?}"),
             }
         }
     }
 
-    /// What it comes to, at once; `None` if it is dropped.
+    /// The result at once; `None` if it is dropped.
     async fn end(mut self, ending: Ending) -> Option<Result<Vec<Stored>>> {
         match ending {
             Ending::Dropped => return None,
@@ -1075,8 +1075,8 @@ fn code(outcome: &Result<Vec<Stored>>) -> &'static str {
     outcome.as_ref().map_or_else(Error::code, |_| "stored")
 }
 
-/// The table "How far an append has come, and what its end means" of `docs/contract.md`, cell by cell: the error at once,
-/// and whether it is in the store once the writer has gone on.
+/// The table "How far an append has come, and what its end means" of `docs/contract.md`, cell by cell: the immediate
+/// error, and whether the append is in the store after the writer has continued.
 fn table(stage: Stage, ending: Ending, closing: bool) -> (Option<&'static str>, bool) {
     let ended = match ending {
         Ending::Dropped => None,
@@ -1093,7 +1093,7 @@ fn table(stage: Stage, ending: Ending, closing: bool) -> (Option<&'static str>, 
     }
 }
 
-/// One row: `first` is being synced when a group of `before`, the append that leaves, and `after` waits behind it.
+/// One row: `first` is being synced while a group of `before`, the leaving append, and `after` waits behind it.
 async fn leaves(stage: Stage, ending: Ending, closing: bool) {
     let row = format!("{ending:?} when {stage:?}, closing: {closing}");
     let mut options = options();
@@ -1105,7 +1105,7 @@ async fn leaves(stage: Stage, ending: Ending, closing: bool) {
     let ahead = if stage == Stage::StagedBehind { 4 } else { 0 };
     let group = (ahead > 0).then(|| append(&store, background(), ["first", "1", "2", "3", "4"].map(event).to_vec()));
     queued(&store, u64::from(group.is_some())).await;
-    // It repeats an event, so that the writer looks into the index when it decides.
+    // It repeats an event, so that the writer reads the index when it decides.
     let before = append(&store, background(), vec![event("first"), event("before")]);
     queued(&store, 1 + u64::from(group.is_some())).await;
     let batch = Batch::from(vec![event("left-1"), event("left-2")]);
@@ -1149,7 +1149,7 @@ async fn leaves(stage: Stage, ending: Ending, closing: bool) {
             control.order(Order::Succeed);
             assert_eq!(control.commit().await, 4, "{row}: one group");
             control.order(Order::Succeed);
-            // Answers are given in the order of the group.
+            // Answers come in the order of the group.
             let answered = (&mut after).await.expect("no panic");
             after = tokio::spawn(async { answered });
         }
@@ -1223,13 +1223,13 @@ async fn c2_to_c4_the_end_of_an_append_means_what_the_contract_says_at_every_sta
 
 #[tokio::test]
 async fn c4_an_append_that_left_during_its_commit_is_all_or_nothing_however_the_commit_ends() {
-    // What ends, and how; whether the group is there after a power cut, and what those are told who stayed.
+    // What ends, and how; whether the group survives a power cut, and the answer to those who stayed.
     let ways: [(Call, Order, bool, &str); 8] = [
-        (Call::Write(4), Order::Refuse, true, "stored"), // none of the group finds room; each alone does
+        (Call::Write(4), Order::Refuse, true, "stored"), // the group does not fit; each append alone does
         (Call::Write(4), Order::Fail, false, "outcome_unknown"),
         (Call::Write(4), Order::DoAndFail, false, "outcome_unknown"),
         (Call::Write(4), Order::Panic, false, "outcome_unknown"),
-        (Call::Sync, Order::Refuse, false, "outcome_unknown"), // who knows what a sync has done that found no room
+        (Call::Sync, Order::Refuse, false, "outcome_unknown"), // the effect of a sync without space is unknown
         (Call::Sync, Order::Fail, false, "outcome_unknown"),
         (Call::Sync, Order::DoAndFail, true, "outcome_unknown"),
         (Call::Sync, Order::Panic, false, "outcome_unknown"),
@@ -1275,7 +1275,7 @@ async fn c4_an_append_that_left_during_its_commit_is_all_or_nothing_however_the_
 
 #[tokio::test]
 async fn c4_an_append_that_left_behind_a_group_is_all_or_nothing_however_that_ends() {
-    // How the group before ends; whether those behind it are there, and what they are told who stayed.
+    // How the previous group ends; whether the groups after it are stored, and the answer to those who stayed.
     let ways = [
         (Order::Succeed, true, "stored"),
         (Order::Fail, false, "fenced"),

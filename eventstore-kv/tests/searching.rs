@@ -1,4 +1,4 @@
-//! What loads with filters read of the log: each event once, and nothing more when nobody waits for them.
+//! How loads with filters read the log: each event once, and nothing more when nobody waits for them.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -19,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 type Store = KvStore<MemoryEngine>;
 
-/// Files in memory that tell what is read of them.
+/// Files in memory that report reads.
 #[derive(Debug)]
 struct Watched<T: ?Sized> {
     reads: Arc<Reads>,
@@ -30,11 +30,11 @@ struct Watched<T: ?Sized> {
 struct Reads {
     count: AtomicU64,
     bytes: AtomicU64,
-    /// Told of each read, which takes as long as a disk that is worn out from then on.
+    /// Notified of each read. While set, reads take as long as on a worn-out disk.
     slow: Mutex<Option<UnboundedSender<()>>>,
 }
 
-/// Longer than a store reads on before it looks whether anybody waits.
+/// Longer than a store reads before it checks whether anybody waits.
 const LONG: Duration = Duration::from_millis(30);
 
 impl Reads {
@@ -48,7 +48,7 @@ impl Reads {
         }
     }
 
-    /// Everything that is read from now on takes long, and is told.
+    /// From now on, every read is slow and reported.
     fn slow_down(&self) -> UnboundedReceiver<()> {
         let (told, reads) = unbounded_channel();
         *self.slow.lock().unwrap() = Some(told);
@@ -143,7 +143,7 @@ fn event(number: u64, event_type: &str) -> Event {
 const LEN: usize = 2_000;
 const EVENTS: u64 = 6_000;
 
-/// With some that are looked for: the first, one in the middle and the last.
+/// Fills the store. The first event, one in the middle and the last match.
 async fn fill(store: &Store) {
     let is_wanted = |number| [1, EVENTS / 2, EVENTS].contains(&number);
     for first in (1..=EVENTS).step_by(1_000) {
@@ -160,7 +160,7 @@ fn a_search_that_nobody_waits_for_reads_no_further() {
     let runtime = Runtime::new().unwrap();
     let (store, reads) = open();
     runtime.block_on(fill(&store));
-    // Some events of an aggregate are read together, each with a read or two.
+    // Several events of an aggregate are read together, with one or two reads each.
     for (options, how, most) in [
         (LoadOptions::all(), "forward", 2),
         (LoadOptions::all().backward(), "backward", 2),
@@ -168,7 +168,7 @@ fn a_search_that_nobody_waits_for_reads_no_further() {
     ] {
         let options = options.types(["Nothing"]);
         for is_dropped in [false, true] {
-            // Dropping a runtime waits for what runs on its threads.
+            // Dropping a runtime waits for the work on its threads.
             let runtime = Runtime::new().unwrap();
             let mut told = reads.slow_down();
             let token = CancellationToken::new();
@@ -178,7 +178,7 @@ fn a_search_that_nobody_waits_for_reads_no_further() {
                 runtime.spawn(async move { store.load_page(&ctx, &options, PageSize::FIRST).await })
             };
             runtime.block_on(async {
-                // In the middle of it, on a thread where it may block.
+                // In the middle of the read, on a thread for blocking work.
                 for _ in 0..3 {
                     told.recv().await.unwrap();
                 }
@@ -244,12 +244,13 @@ async fn a_search_reads_the_log_once() {
                 }
                 assert_eq!(events, found);
                 let read = reads.bytes() - before;
-                // What a page read beyond its last event is read again: little, since it began with little.
+                // What a page read beyond its last event is read again. That is little, since it begins with small
+                // reads.
                 assert!(read < log * 13 / 10, "{read} bytes were read of {log}, in pages of {size:?}, {options:?}");
             }
         }
     }
-    // A page that is full with the first that it looks at has not read far.
+    // A page that is full with the first event has not read far.
     let before = reads.bytes();
     let page = store.load_page(&ctx, &LoadOptions::all().types(["Wanted"]), PageSize::new(1, 1 << 20)).await.unwrap();
     assert_eq!(page.events.len(), 1);
@@ -275,7 +276,7 @@ async fn a_subscriber_whose_filter_seldom_matches_reads_nothing_twice() {
     store.store_batch(&ctx, event(EVENTS + 201, "Wanted").into()).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().version.get(), EVENTS + 201);
     let (read, new) = (reads.bytes() - before, 201 * LEN as u64);
-    // Each time, from the place on that the log knows before it.
+    // Each time from the last position before it that the log knows.
     assert!(read < new * 4, "{read} bytes were read of {new} that came");
 }
 

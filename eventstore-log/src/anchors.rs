@@ -1,21 +1,21 @@
-//! Where records are: for each KiB in which a record begins, the first that does.
+//! Anchors locate records: for each KiB in which a record begins, the first such record.
 
 use crate::format::SEGMENT_HEADER;
 
-/// The bytes of an anchor in a file.
+/// Size of an anchor in a file, in bytes.
 pub(crate) const LEN: usize = 8;
-/// Within so many bytes behind its anchor each record begins.
+/// Each record begins at most this many bytes after its anchor.
 pub(crate) const BLOCK: u64 = 1024;
 
 /// The first record that begins in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Anchor {
-    /// Its number, counted from the segment's first.
+    /// Its number, relative to the segment's first.
     pub(crate) number: u32,
     pub(crate) offset: u32,
 }
 
-/// Tells which records are the first in their blocks.
+/// Selects the records that are the first in their blocks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Placer {
     /// The block of the newest anchor, if there is one.
@@ -23,32 +23,32 @@ pub(crate) struct Placer {
 }
 
 impl Placer {
-    /// Goes on behind these.
+    /// Continues after these anchors.
     pub(crate) fn behind(anchors: &[Anchor]) -> Self {
         Placer { block: anchors.last().map(|anchor| u64::from(anchor.offset) / BLOCK) }
     }
 
-    /// The anchor of a record that begins here, if it is one.
+    /// The anchor for a record at this offset, if it is the first in its block.
     pub(crate) fn place(&mut self, number: u64, offset: u64) -> Option<Anchor> {
         let block = Some(offset / BLOCK);
         let is_first = std::mem::replace(&mut self.block, block) != block;
         is_first.then_some(Anchor { number: number as u32, offset: offset as u32 })
     }
 
-    /// Makes an anchor of the next record, wherever it begins.
+    /// Makes the next record an anchor, wherever it begins.
     pub(crate) fn force_next(&mut self) {
         self.block = None;
     }
 }
 
-/// The anchor from which a walk comes to a record.
+/// The anchor from which a walk reaches this record.
 pub(crate) fn at_or_before(anchors: &[Anchor], number: u64) -> Option<Anchor> {
     let index = behind(anchors, number);
     anchors[..index].last().copied()
 }
 
-/// How many anchors there are up to a number. Records of a log are about as long everywhere, so the search begins where the
-/// last of them would be then, and looks ever further around: most often that is a few anchors, all of one line of memory.
+/// The number of anchors up to this record number. Records in a log have similar sizes, so an interpolation search
+/// starts at the expected place and widens from there: usually a few anchors in one cache line.
 fn behind(anchors: &[Anchor], number: u64) -> usize {
     let is_before = |anchor: &Anchor| u64::from(anchor.number) <= number;
     let Some(last) = anchors.last() else { return 0 };
@@ -67,7 +67,7 @@ fn behind(anchors: &[Anchor], number: u64) -> usize {
     low + anchors[low..high].partition_point(is_before)
 }
 
-/// The first anchor of a record of this number or a later one: all records before it end before it.
+/// The first anchor of a record with this number or a later one. All earlier records end before it.
 pub(crate) fn at_or_behind(anchors: &[Anchor], number: u64) -> Option<Anchor> {
     let index = anchors.partition_point(|anchor| u64::from(anchor.number) < number);
     anchors.get(index).copied()
@@ -86,7 +86,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<Anchor> {
     chunks.iter().map(anchor).collect()
 }
 
-/// Whether numbers and offsets ascend, and lie in the content.
+/// Whether numbers and offsets are ascending and inside the content.
 pub(crate) fn are_possible(anchors: &[Anchor], records: u64, end: u64) -> bool {
     let ascend = anchors.is_sorted_by(|a, b| a.number < b.number && a.offset < b.offset);
     let begin = anchors.first().is_none_or(|first| first.number == 0 && first.offset as usize > SEGMENT_HEADER);
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_search_finds_the_same_wherever_it_begins() {
-        // Evenly, bunched at the begin, bunched at the end, with a hole, few, one, none.
+        // Evenly spaced, clustered at the start, clustered at the end, with a hole, few, one, none.
         let every = |step: u32, count: u32| (0..count).map(move |nth| nth * step);
         let cases: [Vec<u32>; 7] = [
             every(3, 500).collect(),

@@ -9,13 +9,13 @@ use crate::segment::{Segment, State};
 use crate::space::{Made, Newest};
 use crate::{CommitError, Error, File, Group, Log, Position, Result, cache};
 
-/// The one writer of a log. Dropping it closes the log for appends: that waits for the background, and gives the space
-/// ahead of the end back.
+/// The only writer of a log. Dropping it closes the log for appends: it waits for background work and frees the
+/// preallocated space.
 pub struct Appender {
     log: Log,
     tip: Tip,
     placer: Placer,
-    /// The anchors of the group that is on its way.
+    /// The anchors of the group that is being written.
     fresh: Vec<Anchor>,
 }
 
@@ -25,16 +25,16 @@ impl fmt::Debug for Appender {
     }
 }
 
-/// Where the next group goes.
+/// The position of the next group.
 #[derive(Debug)]
 pub(crate) struct Tip {
     pub(crate) position: Position,
-    /// The newest segment, its file, and how far it grows.
+    /// The newest segment, its file, and its maximum size.
     pub(crate) newest: Option<(Arc<Segment>, Arc<dyn File>, u64)>,
     pub(crate) log_len: u64,
 }
 
-/// A segment that begins with the group that is on its way.
+/// A segment that begins with the group that is being written.
 struct Begun {
     header: SegmentHeader,
     made: Made,
@@ -49,15 +49,16 @@ impl Appender {
         Appender { log, tip, placer, fresh: Vec::new() }
     }
 
-    /// Writes the group, whose first record follows the last one, as one frame. Readers see it when this returns `Ok`.
+    /// Writes the group as one frame. Its first record must follow the last one of the log. Readers see it when this
+    /// returns `Ok`.
     ///
-    /// With `sync` it returns when the group, and everything before it, is on stable storage. An empty group is no frame:
-    /// with `sync` it is a [`Log::sync`].
-    ///
+    /// With `sync`, it returns when the group, and everything before it, is on stable storage. An empty group writes no
+    /// frame; with `sync` it is a [`Log::sync`].
     /// # Errors
     ///
-    /// `NotWritten` if nothing of it is in the log, such as `Full` if there is no room: the log goes on. `Unknown` if a
-    /// write or sync failed: the log takes nothing more, and the group may be there when it is opened again.
+    /// `NotWritten` if nothing of the group is in the log, such as `Full` if there is no room; the log remains usable.
+    /// `Unknown` if a write or sync failed: the log accepts nothing more, and the group may be there when the log is
+    /// opened again.
     pub fn commit(&mut self, group: &mut Group, sync: bool) -> Result<Position, CommitError> {
         self.check(group).map_err(CommitError::NotWritten)?;
         if group.is_empty() {
@@ -77,7 +78,7 @@ impl Appender {
         Ok(position)
     }
 
-    /// Ends appending.
+    /// Stops appending.
     pub fn close(self) {
         drop(self);
     }
@@ -94,7 +95,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Lets there be zeros where the group goes: in the newest segment if it fits, or else in a new one.
+    /// Makes room for the group, filled with zeros: in the newest segment if it fits, otherwise in a new one.
     fn make_room(&mut self, len: u64) -> Result<Option<Begun>> {
         match &self.tip.newest {
             Some((.., capacity)) if self.tip.position.offset + len <= *capacity => {
@@ -108,9 +109,9 @@ impl Appender {
     fn begin_segment(&mut self, len: u64) -> Result<Begun> {
         let shared = &self.log.0;
         let position = self.tip.position;
-        // A frame in a later segment proves that the segments before it are synced.
+        // A frame in a later segment proves that the earlier segments are synced.
         shared.sync_to(position.record())?;
-        // The background may be about to make the same segment.
+        // The background thread may be creating the same segment.
         shared.space.wait();
         shared.check_poison()?;
         let number = position.segment + 1;
@@ -131,7 +132,7 @@ impl Appender {
         Ok(Begun { header, made, capacity })
     }
 
-    /// Lets a segment that was made ahead have room for its first group.
+    /// Makes room for the first group in a preallocated segment.
     fn grow(&self, mut made: Made, len: u64) -> Result<Made> {
         let shared = &self.log.0;
         let filled = crate::space::fill_zeros(&*made.file, made.len, len);
@@ -148,7 +149,7 @@ impl Appender {
         }
     }
 
-    /// One write: the frame, and the segment's header if it is the first.
+    /// A single write: the frame, preceded by the segment's header if it is the first.
     fn write(&self, group: &mut Group, begun: Option<&Begun>) -> Result<Position, CommitError> {
         let position = self.tip.position;
         let (segment, file, salt, offset, frame_at) = match (begun, &self.tip.newest) {
@@ -166,7 +167,8 @@ impl Appender {
         Ok(Position { segment, offset, frame: frame_at, next: group.next(), chain })
     }
 
-    /// Without room, whatever is there of the group is taken away; otherwise nobody knows what is there.
+    /// After a lack of space, whatever was written of the group is removed; after any other error, nobody knows what
+    /// was written.
     fn not_written(&self, begun: Option<&Begun>, error: std::io::Error) -> CommitError {
         let shared = &self.log.0;
         let is_full = is_full(&error);
@@ -217,7 +219,7 @@ impl Appender {
         shared.make_ahead(newest);
     }
 
-    /// From here on the newest segment is another one. Readers see no record of it yet.
+    /// Switches to another newest segment. Readers see no record of it yet.
     fn move_on(&mut self, begun: Begun) {
         let shared = &self.log.0;
         if let Some((segment, file, _)) = self.tip.newest.take() {
@@ -248,7 +250,7 @@ impl Drop for Appender {
     }
 }
 
-/// A number that no other segment has, as far as chance can tell.
+/// A number that no other segment has, with overwhelming probability.
 fn new_salt(number: u64) -> u64 {
     RandomState::new().hash_one((number, std::time::SystemTime::now()))
 }

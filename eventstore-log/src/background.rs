@@ -1,13 +1,13 @@
-//! The process's threads for work that no caller waits for.
+//! The process's threads for background work, which no caller waits for.
 //!
-//! They are started as work comes, and end when there has been none for a second: a process with a thousand idle logs has
-//! no thread for any of them. Work of low priority has threads of its own, which on Linux give way to all others: whoever
-//! waits for an append is not kept waiting by what comes after it.
+//! Threads start on demand and end after one second without work: a process with a thousand idle logs has no thread for
+//! any of them. Low-priority work has its own threads, which on Linux yield to all others, so that it does not delay
+//! appends.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ const IDLE: Duration = Duration::from_secs(1);
 static NORMAL: Pool = Pool::new("eventstore-work", false);
 static LOW: Pool = Pool::new("eventstore-low", true);
 
-/// Beside a thread of normal priority one of low priority gets about a third of the processor.
+/// Next to a thread of normal priority, one of low priority gets about a third of the processor.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 4;
 
 struct Pool {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Of its threads.
+    /// The name of its threads.
     name: &'static str,
     gives_way: bool,
 }
@@ -47,7 +47,7 @@ struct Done {
     wake: Condvar,
 }
 
-/// A job. Dropping it leaves the job alone.
+/// A handle to a job. Dropping it does not stop the job.
 pub struct Handle(Arc<Done>);
 
 impl fmt::Debug for Handle {
@@ -57,7 +57,7 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Waits for the end of the job, even if that is a panic.
+    /// Waits until the job ends, even by a panic.
     pub fn wait(self) {
         let mut is_done = lock(&self.0.is_done);
         while !*is_done {
@@ -71,14 +71,22 @@ impl Handle {
     }
 }
 
-/// Lets a job run on another thread, soon. Its name is for what is logged about it.
+/// Runs a job on another thread, soon. Its name is used in logs.
 pub fn spawn(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
     NORMAL.spawn(name, job)
 }
 
-/// The same for a job that gives way to all other work of the machine.
+/// Like [`spawn`], for a job that yields to all other work of the machine.
 pub fn spawn_low(name: &'static str, job: impl FnOnce() + Send + 'static) -> Handle {
     LOW.spawn(name, job)
+}
+
+/// Spins for a moment, for a thread that expects work soon: a wake-up takes about as long as a sync of a fast disk. It does not
+/// yield if there is another processor: a thread of low priority could then occupy this one for milliseconds.
+pub fn linger() {
+    static HAS_OTHERS: LazyLock<bool> =
+        LazyLock::new(|| thread::available_parallelism().is_ok_and(|all| all.get() > 1));
+    if *HAS_OTHERS { std::hint::spin_loop() } else { thread::yield_now() }
 }
 
 impl Pool {
@@ -94,7 +102,7 @@ impl Pool {
         if queue.idle >= queue.jobs.len() {
             self.wake.notify_one();
         } else {
-            // Without a limit: a commit may wait for the space that another job makes.
+            // The number of threads is not limited: a commit may wait for space that another job makes.
             self.start_thread(queue);
         }
         Handle(done)
@@ -138,11 +146,11 @@ impl Pool {
     }
 }
 
-/// Lowers the priority of this thread, where the system has one for each: to that of [`spawn_low`], for good.
+/// Lowers the priority of this thread to that of [`spawn_low`] for good, where the system has priorities for threads.
 pub fn give_way() {
     #[cfg(target_os = "linux")]
     {
-        // Its number is that of a process to the kernel. If this fails, it is only as any other thread.
+        // The kernel sets the priority of a single thread by its id. On failure, the thread keeps its priority.
         let thread = Some(rustix::thread::gettid());
         let is = rustix::process::getpriority_process(thread).unwrap_or(0);
         let _ = rustix::process::setpriority_process(thread, is + NICENESS);

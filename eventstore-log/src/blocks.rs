@@ -1,8 +1,8 @@
-//! A compressed segment: the frames of a plain one in blocks, each compressed on its own.
+//! Compressed segments: the frames of a plain segment in blocks, each compressed on its own.
 //!
-//! Whoever reads it reads the plain bytes, at the offsets that they would have without compression: [`PlainFile`] is a file
-//! like any other. What it cannot give, because a block is damaged, are bytes `ff`. No header of a record or frame
-//! has those in it, and no record's checksum is right with them unless they are what was there.
+//! Readers see the plain bytes, at the offsets they have without compression: [`PlainFile`] is a file like any other.
+//! The bytes of a damaged block read as `ff`. No record or frame header consists of these, and no record has a valid
+//! checksum with them unless they are the original bytes.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,21 +16,21 @@ use crate::log::lock;
 use crate::recover::read_footer;
 use crate::{Directory, Error, File, Result};
 
-/// So many plain bytes are in each block but the last.
+/// Plain bytes in each block but the last.
 pub(crate) const BLOCK: u64 = 64 << 10;
-/// What is in front of the bytes of a block.
+/// Size of the header of a block.
 const HEADER: usize = 8;
-/// In the length of a block: its bytes are the plain ones.
+/// Flag in the length of a block: its bytes are not compressed.
 const STORED_FLAG: u32 = 1 << 31;
-/// So many blocks are read at once.
+/// The number of blocks read at once.
 const RUN: u64 = 16;
 
-/// How many blocks a segment has whose plain content ends here.
+/// The number of blocks of a segment whose plain content ends here.
 pub(crate) fn count(end: u64) -> u64 {
     end.saturating_sub(SEGMENT_HEADER as u64).div_ceil(BLOCK)
 }
 
-/// The plain bytes of a segment that may be compressed.
+/// The plain bytes of a segment, whether it is compressed or not.
 pub(crate) fn open(files: &dyn Directory, name: &str, header: &SegmentHeader) -> Result<Arc<dyn File>> {
     match header.is_compressed {
         true => Ok(Arc::new(PlainFile::open(files, name, header)?)),
@@ -38,7 +38,7 @@ pub(crate) fn open(files: &dyn Directory, name: &str, header: &SegmentHeader) ->
     }
 }
 
-/// The bytes of a block: the compressed ones, or the plain ones if there are none.
+/// Encodes a block: with the compressed bytes, or with the plain ones if there are none.
 pub(crate) fn encode(salt: u64, number: u64, plain: &[u8], compressed: Option<&[u8]>, out: &mut Vec<u8>) {
     let (bytes, flag) = compressed.map_or((plain, STORED_FLAG), |compressed| (compressed, 0));
     let flag_len = flag | bytes.len() as u32;
@@ -56,7 +56,7 @@ fn crc(salt: u64, number: u64, flag_len: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The table of blocks: where each begins, and where the last one ends. And its checksum.
+/// The table of blocks (where each begins, and where the last one ends) and its checksum.
 pub(crate) fn encode_table(salt: u64, offsets: &[u32]) -> (Vec<u8>, u32) {
     let bytes: Vec<_> = offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
     let crc = table_crc(salt, &bytes);
@@ -70,7 +70,7 @@ fn table_crc(salt: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// What a block needs to be read: kept from one to the next, since it is expensive to make.
+/// What is needed to read a block. Reused, since it is expensive to create.
 #[derive(Default)]
 struct Scratch {
     raw: Vec<u8>,
@@ -78,7 +78,7 @@ struct Scratch {
 }
 
 static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-/// No more of them are kept, for the whole process.
+/// At most this many are kept, for the whole process.
 const MOST_SCRATCH: usize = 8;
 
 fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
@@ -91,7 +91,7 @@ fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     result
 }
 
-/// The plain bytes of a block, if it is sound.
+/// The plain bytes of a block, if it is valid.
 fn decode<'a>(salt: u64, number: u64, block: &'a [u8], decoder: &'a mut Decoder) -> Option<&'a [u8]> {
     let (crc_field, flag_len) = (format::u32_at(block, 0)?, format::u32_at(block, 4)?);
     let bytes = block.get(HEADER..)?;
@@ -106,12 +106,12 @@ fn decode<'a>(salt: u64, number: u64, block: &'a [u8], decoder: &'a mut Decoder)
 pub(crate) struct PlainFile {
     file: Arc<dyn File>,
     salt: u64,
-    /// Where each block begins in the file, and where the last one ends.
+    /// The offset of each block in the file, and the end of the last one.
     offsets: Vec<u32>,
     has_table: bool,
-    /// Where the plain content ends.
+    /// The end of the plain content.
     end: u64,
-    /// Where the footer begins in the file, and how long it is.
+    /// The offset and the length of the footer in the file.
     footer: Option<(u64, u64)>,
     is_damaged: AtomicBool,
 }
@@ -130,7 +130,7 @@ impl PlainFile {
         let (offsets, end) = match (table.flatten(), known) {
             (Some(offsets), Some((_, footer))) => (offsets, footer.end),
             (_, known) => {
-                tell!(warn, name, "the table of blocks is damaged; they are looked for");
+                tell!(warn, name, "the block table is damaged; the blocks are located by their lengths");
                 walk(&*file, salt, known.map_or(len, |(at, _)| at), known.map(|(_, footer)| footer)).map_err(failed)?
             }
         };
@@ -138,17 +138,17 @@ impl PlainFile {
         Ok(PlainFile { file, salt, offsets, has_table, end, footer, is_damaged: AtomicBool::new(false) })
     }
 
-    /// Whether the table of blocks is sound.
+    /// Whether the table of blocks is valid.
     pub(crate) fn has_table(&self) -> bool {
         self.has_table
     }
 
-    /// How many plain bytes there are, with the footer.
+    /// The number of plain bytes, including the footer.
     pub(crate) fn plain_len(&self) -> u64 {
         self.end + self.footer.map_or(0, |(_, len)| len)
     }
 
-    /// What is wrong with the blocks, after all of it was read. `is_sound`: whether the records were.
+    /// What is wrong with the blocks, after everything was read. `is_sound`: whether the records were valid.
     pub(crate) fn fault(&self, is_sound: bool) -> Option<&'static str> {
         if self.is_damaged.load(Ordering::Relaxed) && is_sound {
             return Some("a block is damaged, but no record in it");
@@ -156,7 +156,7 @@ impl PlainFile {
         (!self.has_table).then_some("the table of blocks is damaged")
     }
 
-    /// How many plain bytes a block has.
+    /// The number of plain bytes in a block.
     fn block_len(&self, number: u64) -> u64 {
         BLOCK.min(self.end - (SEGMENT_HEADER as u64 + number * BLOCK))
     }
@@ -165,7 +165,7 @@ impl PlainFile {
         self.offsets.get(number as usize).copied().map_or(0, u64::from)
     }
 
-    /// Appends plain content from one offset to the other.
+    /// Appends the plain content from offset `at` to offset `to`.
     fn read_content(&self, out: &mut Vec<u8>, at: u64, to: u64) -> io::Result<()> {
         let base = SEGMENT_HEADER as u64;
         let (mut number, last) = ((at - base) / BLOCK, (to - 1 - base) / BLOCK);
@@ -215,7 +215,7 @@ impl PlainFile {
     }
 }
 
-/// The table of blocks, if it is sound.
+/// The table of blocks, if it is valid.
 fn read_table(file: &dyn File, salt: u64, at: u64, footer: &Summary) -> io::Result<Option<Vec<u32>>> {
     let mut bytes = Vec::new();
     let len = footer.table_len() as usize;
@@ -234,8 +234,8 @@ fn read_table(file: &dyn File, salt: u64, at: u64, footer: &Summary) -> io::Resu
     Ok(is_sound.then_some(offsets))
 }
 
-/// Goes from block to block, as far as their lengths can be followed, and tells where they are and where the plain content
-/// ends. The footer may say how many there are.
+/// Locates the blocks by their lengths, as far as these can be followed. Returns their offsets and the end of the plain
+/// content. The footer, if given, has the number of blocks.
 fn walk(file: &dyn File, salt: u64, limit: u64, footer: Option<&Summary>) -> io::Result<(Vec<u32>, u64)> {
     let mut offsets = vec![SEGMENT_HEADER as u32];
     let (mut at, mut decoder, mut last_len) = (SEGMENT_HEADER as u64, Decoder::default(), BLOCK);
@@ -247,7 +247,7 @@ fn walk(file: &dyn File, salt: u64, limit: u64, footer: Option<&Summary>) -> io:
         match decode(salt, number, &block, &mut decoder) {
             Some(plain) => last_len = plain.len() as u64,
             None => {
-                // Its length is right if there is another one behind it.
+                // Its length is right if another block follows it.
                 let behind = read_block(file, next, limit)?;
                 if behind.is_none_or(|behind| decode(salt, number + 1, &behind, &mut decoder).is_none()) {
                     break;
@@ -262,7 +262,7 @@ fn walk(file: &dyn File, salt: u64, limit: u64, footer: Option<&Summary>) -> io:
         let end = if walked == 0 { 0 } else { (walked - 1) * BLOCK + last_len };
         return Ok((offsets, SEGMENT_HEADER as u64 + end));
     };
-    // Nobody knows where the others are.
+    // The other blocks cannot be located.
     offsets.resize(footer.blocks as usize + 1, at as u32);
     Ok((offsets, footer.end))
 }
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!((hex(&table).as_str(), crc), ("40000000c800000004030201", 0xaf3a_6129));
     }
 
-    /// A new version of the codec may compress in another way, but it reads what this one wrote.
+    /// A new version of the codec may compress differently, but must read what this one wrote.
     #[cfg(feature = "zstd")]
     #[test]
     fn a_compressed_block_is_read() {
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(decode(SALT, 0, &again, &mut Decoder::default()), Some(plain.as_slice()));
         assert!(again.len() < 60);
         assert_eq!(encoder.encode(b"short"), None);
-        // More than a block is not decompressed, whatever the block says.
+        // At most one block is decompressed, whatever the block claims.
         let long = vec![7; BLOCK as usize + 1];
         let compressed = encoder.encode(&long).expect("it is smaller").to_vec();
         let mut block = Vec::new();
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(decode(SALT, 0, &block, &mut Decoder::default()), None);
     }
 
-    /// The file has nothing that is compressed, so that it is the same everywhere.
+    /// The file has no compressed data, so that it is the same with every codec.
     #[cfg(feature = "zstd")]
     #[test]
     fn a_compressed_segment_has_these_bytes() {

@@ -1,4 +1,4 @@
-//! The process's caches: blocks and anchors, and open files of segments that are not written any more.
+//! The process's caches: blocks, anchors, and open files of segments that are no longer written.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -10,13 +10,13 @@ use quick_cache::sync::Cache;
 use crate::File;
 use crate::anchors::{self, Anchor};
 
-/// The size of a block of a segment that is not compressed.
+/// The size of a block of an uncompressed segment.
 pub(crate) const BLOCK: u64 = 16 << 10;
 
-/// At most so many files of segments are open that are not written any more.
+/// The most open files of segments that are no longer written.
 const MOST_FILES: usize = 256;
 
-/// A segment of a log that is open.
+/// A segment of an open log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SegmentKey {
     pub(crate) log: u64,
@@ -24,7 +24,7 @@ pub(crate) struct SegmentKey {
     pub(crate) generation: u32,
 }
 
-/// In place of the number of a block: the anchors.
+/// The key of the anchors, in place of a block number.
 const ANCHORS: u64 = u64::MAX;
 
 #[derive(Clone)]
@@ -55,12 +55,12 @@ static SIZE: Mutex<u64> = Mutex::new(0);
 
 static NEXT_LOG: AtomicU64 = AtomicU64::new(0);
 
-/// A number that no other log of the process has.
+/// A number that is unique to this log in the process.
 pub(crate) fn next_log() -> u64 {
     NEXT_LOG.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Gives the cache at least this size.
+/// Sets the minimum size of the cache.
 pub(crate) fn grow(size: usize) {
     let mut current = SIZE.lock().unwrap_or_else(PoisonError::into_inner);
     if size as u64 > *current {
@@ -80,7 +80,7 @@ pub(crate) fn put_block(key: SegmentKey, number: u64, block: Bytes) {
     BLOCKS.insert((key, number), Value::Block(block));
 }
 
-/// Drops a block that turned out to be damaged: the file may be sound.
+/// Drops a block that turned out to be damaged: the file may be intact.
 pub(crate) fn forget_block(key: SegmentKey, number: u64) {
     BLOCKS.remove(&(key, number));
 }
@@ -104,7 +104,7 @@ pub(crate) fn put_file(key: SegmentKey, file: Arc<dyn File>) {
     FILES.insert(key, file);
 }
 
-/// Closes the file, as soon as nobody reads it any more.
+/// Closes the file as soon as nobody reads it.
 pub(crate) fn close_file(key: SegmentKey) {
     FILES.remove(&key);
 }

@@ -9,14 +9,16 @@ use crate::segment::Segment;
 use crate::{Error, File, Log, Result, anchors};
 
 impl Log {
-    /// Reads a whole segment, up to its end at the call, and trusts nothing in it but what its header was when the log was
-    /// opened.
+    /// Reads a whole segment, up to its end at the time of the call. Trusts nothing in it except its header, as it was
+    /// when the log was opened.
     ///
-    /// `visit` gets each intact record, in order. `found` is told each fault, with the first record that is lost by it; one
-    /// of a footer costs no record, and is told with the segment's first. `go_on` is asked about each MiB, with how many
-    /// bytes of the segment were read: `false` ends the check.
+    /// `visit` is called with each intact record, in order. `found` is called with each fault and the first record that
+    /// is lost by it. A damaged footer loses no record and is reported with the segment's first. `go_on` is called for
+    /// each MiB with the number of bytes read so far; `false` stops the check.
     ///
     /// # Errors
+    ///
+    /// `Unsupported` if there is no such segment; read errors. Damage is not an error.
     ///
     /// `Unsupported` if there is no such segment; what reading says. Damage is no error.
     pub fn check_segment(
@@ -36,9 +38,9 @@ impl Log {
 struct Check<'a> {
     segment: &'a Segment,
     file: Arc<dyn File>,
-    /// The same, if it is compressed.
+    /// The same file, if it is compressed.
     blocks: Option<Arc<PlainFile>>,
-    /// As the log knows it.
+    /// As known to the log.
     next: u64,
     end: u64,
     chain: u32,
@@ -50,7 +52,7 @@ impl<'a> Check<'a> {
     fn new(log: &Shared, segment: &'a Segment) -> Result<Self> {
         let (file, blocks) = match segment.header.is_compressed {
             true => {
-                // One of its own, which knows whether there was damage.
+                // A separate instance, which tracks whether there was damage.
                 let blocks = Arc::new(PlainFile::open(&*log.files, &segment.name, &segment.header)?);
                 (Arc::clone(&blocks) as Arc<dyn File>, Some(blocks))
             }
@@ -72,7 +74,7 @@ impl<'a> Check<'a> {
         scanner.limit = self.next;
         let Some(is_sound) = self.scan(&mut scanner, visit, found, go_on)? else { return Ok(()) };
         let hint = |is_mended: bool| match is_sound && is_mended {
-            true => "; no record is lost with it, and a repair makes it again",
+            true => "; no record is lost, and a repair rebuilds it",
             false => "",
         };
         if let Some(blocks) = &self.blocks
@@ -99,7 +101,7 @@ impl<'a> Check<'a> {
         read.map(drop).map_err(|error| Error::io("read", &self.segment.name, error))
     }
 
-    /// Whether everything is sound. `None`: it shall not go on.
+    /// Whether everything is valid; `None` if the check was stopped.
     fn scan(
         &self,
         scanner: &mut Scanner,
@@ -109,7 +111,7 @@ impl<'a> Check<'a> {
     ) -> Result<Option<bool>> {
         let (mut is_sound, mut asked_at, mut is_ended) = (true, 0, false);
         let mut ask = |at| {
-            // A search goes on by a little less than a MiB.
+            // A search advances by a little less than a MiB.
             if at >= asked_at + CHUNK as u64 / 2 {
                 (asked_at, is_ended) = (at, !go_on(at));
             }
@@ -132,14 +134,14 @@ impl<'a> Check<'a> {
             return Ok(None);
         }
         if scanner.next != self.next {
-            lost(scanner.next, "it is missing or damaged, with all behind it".to_owned());
+            lost(scanner.next, "it is missing or damaged, and so is everything after it".to_owned());
         } else if (scanner.at, scanner.chain) != (self.end, self.chain) {
             lost(self.next - 1, "the end is not where it was".to_owned());
         }
         Ok(Some(is_sound))
     }
 
-    /// What is wrong with a footer, which has to agree with what was scanned.
+    /// What is wrong with a footer. It must agree with the scanned records.
     fn fault_of_footer(&self, known: &Summary, scanned: Option<&Scanner>) -> Result<Option<&'static str>> {
         let footer = read_footer(&*self.file, &self.segment.name, self.len)?;
         if footer.as_ref() != Some(known) {

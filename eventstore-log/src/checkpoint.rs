@@ -7,18 +7,19 @@ use crate::log::{Shared, lock};
 use crate::segment::Segment;
 use crate::{Directory, Error, File, Log, Position, Result, cache};
 
-/// The name of the newest checkpoint, and of one that is being written.
+/// The name of the checkpoint, and of a new one while it is written.
 pub(crate) const TAIL: &str = "tail";
 const TAIL_NEW: &str = "tail.new";
 
 impl Log {
-    /// Lets the next opening begin here: writes the footers of the segments that end at or before `at`, and keeps `blob`.
+    /// Writes a checkpoint from which the next opening begins: writes the footers of the segments that end at or before
+    /// `at`, and stores `blob`.
     ///
-    /// What `at` is behind of is synced first. `segment_blob` gives what a footer shall keep about its records.
+    /// Everything before `at` is synced first. `segment_blob` returns what a footer stores about its records.
     ///
     /// # Errors
     ///
-    /// What a write or sync says, with the checkpoint before still there. If a segment cannot be synced, the log takes
+    /// The error of a write or sync; the previous checkpoint remains. If a segment cannot be synced, the log accepts
     /// nothing more.
     pub fn checkpoint(
         &self,
@@ -48,12 +49,12 @@ impl Log {
         Ok(())
     }
 
-    /// What the footer of the segment with this record keeps for the layer above. `None`: it has no footer, or is not
-    /// there.
+    /// The blob that the layer above stored in the footer of the segment with this record. `None` if the segment has no
+    /// footer or does not exist.
     ///
     /// # Errors
     ///
-    /// `Corrupt` if it is damaged; what reading says.
+    /// `Corrupt` if it is damaged; read errors.
     pub fn segment_blob(&self, record: u64) -> Result<Option<Vec<u8>>> {
         if record == 0 || record > self.last() {
             return Ok(None);
@@ -74,7 +75,7 @@ impl Log {
     }
 }
 
-/// What a footer says of a segment that has none, or of which it is made again.
+/// The summary for a segment that has no footer, or whose footer is rebuilt.
 pub(crate) fn summary_of(segment: &Segment) -> Summary {
     let SegmentHeader { number, first, salt, generation, .. } = segment.header;
     let end = segment.end();
@@ -151,7 +152,7 @@ fn tail(shared: &Shared, segments: &[Arc<Segment>], at: Position, blob: &[u8]) -
     Ok(tail)
 }
 
-/// The old one is there until the new one is durable.
+/// The old checkpoint remains until the new one is durable.
 fn write_tail(files: &dyn Directory, tail: &TailFile) -> Result<()> {
     let failed = |error| Error::io("write", TAIL, error);
     let file = match files.create(TAIL_NEW) {
@@ -165,7 +166,7 @@ fn write_tail(files: &dyn Directory, tail: &TailFile) -> Result<()> {
     files.rename(TAIL_NEW, TAIL).and_then(|()| files.sync()).map_err(failed)
 }
 
-/// The newest checkpoint. It only saves time: one that cannot be read is none.
+/// The newest checkpoint. It only saves time: an unreadable one is ignored.
 pub(crate) fn read_tail(files: &dyn Directory, id: [u8; 16]) -> Option<TailFile> {
     let read = || {
         let file = files.open(TAIL)?;

@@ -1,4 +1,4 @@
-//! Zstandard, for one block at a time.
+//! Zstandard compression, one block at a time.
 
 #[cfg(not(feature = "zstd"))]
 use crate::Error;
@@ -30,7 +30,7 @@ impl Encoder {
         Ok(Encoder { compressor, bytes: Vec::new() })
     }
 
-    /// The compressed bytes, if they are fewer.
+    /// The compressed bytes, if there are fewer of them.
     pub(crate) fn encode(&mut self, plain: &[u8]) -> Option<&[u8]> {
         self.bytes.clear();
         self.bytes.reserve(zstd::zstd_safe::compress_bound(plain.len()));
@@ -60,14 +60,14 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// The plain bytes, if they are no more than `most`.
+    /// The plain bytes, if there are at most `most`.
     #[cfg(feature = "zstd")]
     pub(crate) fn decode(&mut self, compressed: &[u8], most: usize) -> Option<&[u8]> {
         if self.decompressor.is_none() {
             self.decompressor = zstd::bulk::Decompressor::new().ok();
         }
         self.bytes.clear();
-        // It writes no further than the room goes.
+        // Decompression writes no further than this capacity.
         self.bytes.reserve(most);
         let len = self.decompressor.as_mut()?.decompress_to_buffer(compressed, &mut self.bytes).ok()?;
         (len <= most).then_some(&self.bytes)

@@ -11,33 +11,33 @@ use crate::scan::{CHUNK, Scanner, Window};
 use crate::segment::{Segment, State};
 use crate::{Compression, Error, File, Log, Result, anchors};
 
-/// What compressing came to.
+/// The result of a compression.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shrunk {
-    /// So many segments were compressed.
+    /// The number of compressed segments.
     pub segments: u64,
-    /// So many bytes their files had.
+    /// The size of their files before, in bytes.
     pub bytes_before: u64,
-    /// So many they have now.
+    /// The size of their files now, in bytes.
     pub bytes_after: u64,
 }
 
 impl Log {
-    /// Whether the options say that segments are compressed.
+    /// Whether the options enable compression.
     pub fn compresses(&self) -> bool {
         self.0.options.compression != Compression::None
     }
 
-    /// Compresses segments that have their footer and are followed by another one, as the options say: one after the
-    /// other, each whole or not at all. One that would not become smaller by an eighth is left as it is, and so is a damaged
-    /// one; neither is tried again before the log is opened again.
+    /// Compresses segments that have a footer and are followed by another segment, as configured by the options: one
+    /// after the other, each completely or not at all. A segment that would not shrink by an eighth is left as it is,
+    /// and so is a damaged one. Neither is tried again until the log is reopened.
     ///
-    /// Appends and reads go on meanwhile. `go_on` is asked about each MiB: `false` ends it, and the segment that is being
-    /// compressed stays as it was.
+    /// Appends and reads continue meanwhile. `go_on` is called for each MiB; `false` stops the compression, and the
+    /// current segment stays as it was.
     ///
     /// # Errors
     ///
-    /// What reading, writing and syncing say, such as `Full`: nothing is lost, and the log goes on.
+    /// Errors of reading, writing and syncing, such as `Full`. Nothing is lost, and the log remains usable.
     pub fn compress(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Shrunk> {
         let mut shrunk = Shrunk::default();
         if !self.compresses() {
@@ -81,16 +81,16 @@ pub(crate) enum Outcome {
     Ended,
 }
 
-/// A segment that is being compressed, also if it is already.
+/// A segment that is being compressed. It may be compressed already.
 pub(crate) struct Compressing<'a> {
     shared: &'a Shared,
     old: &'a Arc<Segment>,
     old_file: Arc<dyn File>,
     old_len: u64,
-    /// No more bytes are worth it.
+    /// The largest size that is worth it, in bytes.
     most: u64,
     old_footer: Summary,
-    /// The anchors and the blob, if they are not those of the old footer.
+    /// The anchors and the blob, if they differ from those of the old footer.
     kept: Option<Vec<u8>>,
     header: SegmentHeader,
     name: String,
@@ -104,7 +104,7 @@ impl<'a> Compressing<'a> {
         Self::with(shared, old, old_footer, None, old_len - old_len / 8)
     }
 
-    /// Compresses it again, with this footer, of which these are the anchors and the blob.
+    /// Compresses the segment again, with this footer and these anchors and blob.
     pub(crate) fn again(shared: &'a Shared, old: &'a Arc<Segment>, footer: Summary, kept: Vec<u8>) -> Result<Self> {
         Self::with(shared, old, footer, Some(kept), u64::MAX)
     }
@@ -142,7 +142,7 @@ impl<'a> Compressing<'a> {
         let footer = match written {
             Ok(Written::All(footer)) => footer,
             other => {
-                // What is left of it goes when the log is opened again.
+                // Anything left is removed when the log is opened again.
                 let _ = self.shared.files.remove(&self.new_name);
                 return match other? {
                     Written::Ended => Ok(Outcome::Ended),
@@ -157,7 +157,7 @@ impl<'a> Compressing<'a> {
         move |error| Error::io(operation, &self.new_name, error)
     }
 
-    /// Writes the new generation under a name of its own, and syncs it.
+    /// Writes the new generation under a temporary name and syncs it.
     fn write(&self, kept: &[u8], go_on: &mut dyn FnMut() -> bool) -> Result<Written> {
         let files = &self.shared.files;
         let created = match files.create(&self.new_name) {
@@ -208,8 +208,8 @@ impl<'a> Compressing<'a> {
         Ok(Written::All(summary))
     }
 
-    /// Whether what was written is read as what was there, and that is what it was when it was sealed. `None`: it shall not
-    /// go on.
+    /// Whether the new file reads the same as the old one, and the old one is unchanged since it was sealed. `None` if
+    /// the compression was stopped.
     fn is_right(&self, footer: &Summary, kept: &[u8], go_on: &mut dyn FnMut() -> bool) -> Result<Option<bool>> {
         let new = Arc::new(PlainFile::open(&*self.shared.files, &self.new_name, &self.header)?);
         let (len, file) = (footer.end, Arc::clone(&new) as Arc<dyn File>);
@@ -247,18 +247,18 @@ impl<'a> Compressing<'a> {
         Ok(Some(is_sound && new.has_table() && new.fault(true).is_none()))
     }
 
-    /// Lets the new generation take the place of the old one, which is removed when that is durable.
+    /// Replaces the old generation by the new one. The old one is removed once the new one is durable.
     fn replace(self, footer: Summary) -> Result<Outcome> {
         let files = &self.shared.files;
         let after = files.open(&self.new_name).and_then(|file| file.len()).map_err(self.failed("open"))?;
         let renamed = files.rename(&self.new_name, &self.name).and_then(|()| files.sync());
         if let Err(error) = renamed {
-            // Either may be there later. Nothing is known to be wrong with the old one, which is used as before.
+            // After a crash, either may exist. The old one is not known to be damaged, so it stays in use.
             self.old.is_incompressible.store(true, Ordering::Relaxed);
             return Err(self.failed("rename")(error));
         }
         tell!(trace, name: "renamed", segment = self.header.number, "a new generation of a segment");
-        // Whoever is about to read the old one finds it open.
+        // Readers that still use the old generation find its file open.
         self.old.state_mut().file = Some(Arc::clone(&self.old_file));
         let state = {
             let old = self.old.state();
@@ -268,14 +268,14 @@ impl<'a> Compressing<'a> {
         let new = Arc::new(Segment::new(self.header.clone(), state));
         self.shared.replace_segment(self.old, new);
         if let Err(error) = files.remove(&self.old.name).and_then(|()| files.sync()) {
-            tell!(warn, %error, name = self.old.name, "a segment that was compressed is left until the log is opened again");
+            tell!(warn, %error, name = self.old.name, "a replaced segment could not be removed; the next opening removes it");
         }
         tell!(trace, name: "replaced", segment = self.header.number, "the old generation is removed");
         Ok(Outcome::Shrunk { before: self.old_len, after })
     }
 }
 
-/// The anchors and the blob of a footer, if they are sound.
+/// The anchors and the blob of a footer, if they are valid.
 pub(crate) fn read_kept(file: &dyn File, name: &str, footer: &Summary) -> Result<Option<Vec<u8>>> {
     let anchors_len = footer.anchors as usize * anchors::LEN;
     let len = anchors_len + footer.blob as usize;
@@ -289,7 +289,7 @@ pub(crate) fn read_kept(file: &dyn File, name: &str, footer: &Summary) -> Result
 
 enum Written {
     All(Summary),
-    /// It is not worth it, or something is wrong.
+    /// It does not save enough, or something is wrong.
     TooMuch,
     Ended,
 }

@@ -8,29 +8,30 @@ use crate::scan::{CHUNK, Scanner, Window};
 use crate::segment::Segment;
 use crate::{Directory, Error, File, Log, Result, cut};
 
-/// What a copy came to.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// The last record that is in the copy.
+    /// The last record in the copy.
     pub record: u64,
-    /// So many bytes travelled.
+    /// The number of bytes copied.
     pub bytes: u64,
 }
 
-/// What the name of a file ends with that is not complete.
+/// The suffix of incomplete files.
 pub(crate) const NEW: &str = ".new";
 
 impl Log {
-    /// Copies the log up to its end at the call, which is synced first, into another directory: an empty one, or one with an
-    /// earlier copy. Then only segments travel that are new or have grown. They are checked before; what is there already is not.
+    /// Copies the log up to its end at the time of the call, which is synced first, to another directory. The directory
+    /// is empty or has an earlier copy; then only new or grown segments are copied. These are checked first; segments
+    /// that are already there are not.
     ///
-    /// `go_on` is asked about each MiB, with how many bytes of how many were copied. Whatever interrupts the copy, the target
-    /// has a beginning of the log that is no shorter than before.
+    /// `go_on` is called for each MiB with the bytes copied so far and the total; `false` stops the copy. Whatever
+    /// interrupts the copy, the target has a prefix of the log, which is no shorter than before.
     ///
     /// # Errors
     ///
-    /// `Unsupported` if the target has something else than a beginning of this log, `Corrupt` if what is to travel is damaged:
-    /// nothing is changed then. What reading, writing and syncing say.
+    /// `Unsupported` if the target is not a prefix of this log, `Corrupt` if a segment to copy is damaged; in both
+    /// cases nothing was changed. Errors of reading, writing and syncing.
     pub fn copy_to(&self, target: &dyn Directory, go_on: &mut dyn FnMut(u64, u64) -> bool) -> Result<Option<Copied>> {
         if let Some(damage) = self.0.damage.get() {
             return Err(Error::corrupt(damage.record, damage.reason.clone()));
@@ -46,7 +47,7 @@ impl Log {
                 Ok(true) => new.push(source),
                 Ok(false) => {}
                 Err(refusal) => {
-                    // It may be this log's that is not as it was.
+                    // The damage may be in this log, not in the target.
                     self.check_source(source, &mut |_| true)?;
                     return Err(refusal);
                 }
@@ -70,7 +71,7 @@ impl Log {
         Ok(Some(Copied { record, bytes: copy.done }))
     }
 
-    /// Fails if a record of a segment is damaged. `false`: it shall not go on.
+    /// Fails if a record of a segment is damaged. `false` if the copy was stopped.
     fn check_source(&self, source: &Source, go_on: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
         let (mut damage, mut is_ended) = (None, false);
         let mut records = 0;
@@ -86,7 +87,7 @@ impl Log {
             },
         )?;
         match damage {
-            // Of a footer alone nothing is missed: the segment is read without it.
+            // A damaged footer alone is no loss: the segment is read without it.
             Some((record, reason)) if !is_ended && records < source.next - source.segment.header.first => {
                 Err(Error::corrupt(record, reason))
             }
@@ -94,7 +95,7 @@ impl Log {
         }
     }
 
-    /// What is to be copied of each segment.
+    /// What to copy of each segment.
     fn sources(&self) -> Vec<Source> {
         let last = self.last();
         let segments = self.0.segments();
@@ -103,13 +104,13 @@ impl Log {
     }
 }
 
-/// A segment, as it is when the copy begins.
+/// A segment as it is when the copy begins.
 struct Source {
     segment: Arc<Segment>,
     next: u64,
     /// The end of the content.
     end: u64,
-    /// How many bytes of the file are copied.
+    /// The number of bytes of the file to copy.
     len: u64,
     footer: Option<Summary>,
 }
@@ -124,7 +125,7 @@ impl Source {
         Source { segment: Arc::clone(segment), next, end, len, footer }
     }
 
-    /// The file as it is, compressed or not.
+    /// The file as stored, compressed or not.
     fn file(&self, log: &Shared) -> Result<Arc<dyn File>> {
         match self.segment.header.is_compressed {
             true => log.files.open(&self.segment.name).map_err(|error| Error::io("open", &self.segment.name, error)),
@@ -132,7 +133,7 @@ impl Source {
         }
     }
 
-    /// Whether it has to be copied over what is there, which has to be a beginning of it.
+    /// Whether it must be copied over the existing file, which must be a prefix of it.
     fn has_more_than(&self, log: &Shared, target: &dyn Directory, there: &Found) -> Result<bool> {
         let header = match &there.head {
             Head::Valid(header) if header.is_alike(&self.segment.header) => header,
@@ -156,7 +157,7 @@ impl Source {
             return Err(not_ours(&there.name));
         }
         if there.generation > self.segment.header.generation && footer.is_some() {
-            // It would be hidden by what is there, which only keeps something else about the same records.
+            // The existing file would hide it. It has the same records with another blob.
             return if end == self.end { Ok(false) } else { Err(not_ours(&there.name)) };
         }
         Ok(end < self.end || (self.footer.is_some() && !is_equal))
@@ -165,7 +166,7 @@ impl Source {
     fn begins_with(&self, log: &Shared, theirs: Arc<dyn File>, end: u64) -> Result<bool> {
         let mut ours = Window::new(self.segment.file(log)?, &self.segment.name, end);
         let mut theirs = Window::new(theirs, &self.segment.name, end);
-        // The headers were compared: they differ from generation to generation.
+        // The headers were compared already: they differ between generations.
         let mut at = SEGMENT_HEADER as u64;
         while at < end {
             let len = CHUNK.min((end - at) as usize);
@@ -179,7 +180,7 @@ impl Source {
     }
 }
 
-/// The end of the content of a segment without footer, behind which there has to be nothing.
+/// The end of the content of a segment without footer. Nothing may follow it.
 fn end_of(file: &Arc<dyn File>, there: &Found, header: &SegmentHeader) -> Result<u64> {
     let mut scanner = Scanner::new(Arc::clone(file), &there.name, header, there.plain_len);
     while scanner.frame(&mut |_, _| {})?.is_some() {}
@@ -191,12 +192,12 @@ fn end_of(file: &Arc<dyn File>, there: &Found, header: &SegmentHeader) -> Result
     }
 }
 
-/// Whether a segment of the target was not just made ahead.
+/// Whether a segment of the target has content, or was only preallocated.
 fn is_used(there: &Found) -> bool {
     there.head != Head::Zeros
 }
 
-/// The file of the target that has another name than what is copied over it.
+/// The file of the target that is replaced under another name.
 fn replaced_by(source: &Source, there: &[Found]) -> Option<String> {
     let there = there.iter().find(|there| there.number == source.segment.header.number)?;
     (there.name != source.segment.name).then(|| there.name.clone())
@@ -206,7 +207,7 @@ fn not_ours(name: &str) -> Error {
     Error::unsupported(format!("a copy into a directory whose {name:?} is not a prefix of this log's"))
 }
 
-/// Checks that the target has no segments but the first ones of this log.
+/// Checks that the segments of the target are the first ones of this log.
 fn check_target(sources: &[Source], there: &[Found]) -> Result<()> {
     let used = there.iter().filter(|there| is_used(there));
     for (there, number) in used.zip(1..) {
@@ -226,15 +227,15 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// `false`: it shall not go on, and nothing has changed.
+    /// `false` if the copy was stopped and nothing has changed.
     fn run(&mut self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<bool> {
         if sources.is_empty() {
-            // An earlier copy may have been interrupted just before that.
+            // An earlier copy may have been interrupted just before this.
             return self.target.sync().map(|()| true).map_err(Self::failed("sync", "the directory"));
         }
         let copied = self.remove_new().and_then(|()| self.write_all(sources));
         if !matches!(copied, Ok(true)) {
-            // What is left of it does no harm, and goes when the next copy begins.
+            // Anything left does no harm and is removed when the next copy begins.
             let _ = self.remove_new();
             return copied;
         }
@@ -288,13 +289,13 @@ impl Copy<'_> {
         Ok(true)
     }
 
-    /// One after the other, so that at any time the target has a beginning of the log.
+    /// In order, so that the target is a prefix of the log at any time.
     fn rename_all(&self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<()> {
         for (source, replaced) in sources.iter().zip(replaced) {
             let name = &source.segment.name;
             let renamed = self.target.rename(&format!("{name}{NEW}"), name);
             renamed.and_then(|()| self.target.sync()).map_err(Self::failed("rename", name))?;
-            // The name of the new generation is durable before that of the old one goes.
+            // The name of the new generation must be durable before that of the old one is removed.
             cut::remove(self.target, replaced.as_deref().into_iter())?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Takes away what a group that did not get through left behind the end.
+//! Removes what an incomplete group left after the end of the log.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(crate) struct Piece {
     pub(crate) range: Range<u64>,
 }
 
-/// Copies the pieces into a new subdirectory, durably. Tells its name, and how many bytes they have.
+/// Copies the pieces into a new subdirectory, durably. Returns its name and the number of bytes.
 pub(crate) fn set_aside(files: &dyn Directory, pieces: &[Piece]) -> Result<(String, u64)> {
     let failed = |error| Error::io("write to", "the copies set aside", error);
     let names = files.list().map_err(failed)?;
@@ -31,7 +31,7 @@ pub(crate) fn set_aside(files: &dyn Directory, pieces: &[Piece]) -> Result<(Stri
     Ok((name, bytes))
 }
 
-/// Copies a piece up to its last byte that is no zero.
+/// Copies a piece up to its last nonzero byte.
 fn copy_nonzero(piece: &Piece, copy: &dyn File) -> Result<u64> {
     let Range { start, end } = piece.range;
     let mut window = Window::new(Arc::clone(&piece.file), &piece.name, end);
@@ -68,13 +68,13 @@ pub(crate) fn remove<'a>(files: &dyn Directory, names: impl Iterator<Item = &'a 
     if is_any { files.sync().map_err(|error| Error::io("sync", "the directory", error)) } else { Ok(()) }
 }
 
-/// Cuts a segment where the piece begins, durably: what is behind must not come back with what is appended later.
+/// Cuts a segment where the piece begins, durably: the rest must not reappear after later appends.
 pub(crate) fn cut(piece: &Piece) -> Result<()> {
     let cut = piece.file.set_len(piece.range.start).and_then(|()| piece.file.sync_all());
     cut.map_err(|error| Error::io("cut", &piece.name, error))
 }
 
-/// Writes a piece again, byte for byte, and syncs it.
+/// Rewrites a piece, byte for byte, and syncs it.
 pub(crate) fn rewrite(piece: &Piece) -> Result<()> {
     let mut window = Window::new(Arc::clone(&piece.file), &piece.name, piece.range.end);
     copy_range(&mut window, piece.range.clone(), &mut |bytes, at| piece.file.write_at(bytes, at))?;

@@ -12,12 +12,12 @@ pub struct DiskDirectory {
 }
 
 impl DiskDirectory {
-    /// The directory at this path, which exists.
+    /// The directory at this path. It must exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         DiskDirectory { path: path.into() }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -26,7 +26,7 @@ impl DiskDirectory {
 impl Directory for DiskDirectory {
     fn list(&self) -> io::Result<Vec<String>> {
         let names = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
-        // A name that is no text is none of the log's.
+        // A name that is not UTF-8 does not belong to the log.
         names.filter_map(Result::transpose).collect()
     }
 
@@ -53,7 +53,7 @@ impl Directory for DiskDirectory {
         fs::File::open(&self.path)?.sync_all()
     }
 
-    // Elsewhere a directory cannot be synced, and need not be.
+    // On other systems a directory cannot be synced, and need not be.
     #[cfg(not(unix))]
     fn sync(&self) -> io::Result<()> {
         Ok(())
@@ -124,10 +124,10 @@ mod platform {
 
     use rustix::buffer::spare_capacity;
 
-    /// Reads some of the bytes, straight into the room that the vector has, which is at least `len`.
+    /// Reads directly into the spare capacity of the vector, which is at least `len`. Returns the number of bytes.
     pub(super) fn read_at(file: &File, out: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {
         let room = out.capacity() - out.len();
-        // A little too much is read faster than zeros are written first; much too much is not.
+        // Reading slightly more than needed is faster than zeroing memory first; reading much more is not.
         if room <= len + len / 8 {
             let count = rustix::io::pread(file, spare_capacity(out), at)?;
             let surplus = count.saturating_sub(len);
@@ -182,7 +182,7 @@ mod platform {
     use std::io::{self, Read, Seek, SeekFrom, Write};
     use std::sync::{Mutex, PoisonError};
 
-    /// A file has one position, which a read or write must not lose to another.
+    /// A file has a single position here, so concurrent reads and writes must not interleave.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     pub(super) fn read_at(mut file: &File, out: &mut Vec<u8>, at: u64, len: usize) -> io::Result<usize> {

@@ -1,43 +1,43 @@
 use std::io;
 
-/// What a call on a log gives.
+/// The result of a call on a log.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused something.
+    /// The operating system returned an error.
     #[error("cannot {operation} {name:?}")]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         operation: &'static str,
         /// The file.
         name: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Something is damaged, missing, or not of this log.
+    /// Something is damaged, missing, or belongs to another log.
     #[error("damaged{}: {reason}", of_record(*record))]
     Corrupt {
-        /// The record that is damaged, or the first of those that are.
+        /// The damaged record, or the first of several.
         record: Option<u64>,
         /// What is wrong, and where.
         reason: String,
     },
-    /// The disk is full, or a quota is used up.
+    /// The disk is full, or a quota is exceeded.
     #[error("no room: {reason}")]
     Full {
-        /// What there was no room for.
+        /// What there was no space for.
         reason: String,
     },
-    /// A newer version wrote it, or it cannot be done.
+    /// It was written by a newer version, or is not supported.
     #[error("not supported: {what}")]
     Unsupported {
         /// What is not supported.
         what: String,
     },
-    /// An earlier write or sync failed, so that nothing more may be promised until the log is opened again.
+    /// An earlier write or sync failed. The log guarantees nothing more until it is reopened.
     #[error("{reason}; reopen the log")]
     Fenced {
         /// What failed.
@@ -48,16 +48,17 @@ pub enum Error {
 /// How a commit failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// Nothing of the group is in the log, and nothing will be.
+    /// Nothing of the group is in the log, now or after reopening.
     #[error("nothing was written")]
     NotWritten(#[source] Error),
-    /// The group may be in the log when it is opened again. Whole or not at all.
+    /// The group may be in the log when it is opened again, completely or not at all.
     #[error("it is unknown whether it was written")]
     Unknown(#[source] Error),
 }
 
 impl Error {
-    /// There is no room, no file descriptor left, or no memory, so that nothing was done. There may be some later.
+    /// Whether a shortage of space, file descriptors or memory prevented the operation. Nothing was done; it may
+    /// succeed later.
     pub(crate) fn is_shortage(&self) -> bool {
         match self {
             Error::Full { .. } => true,
@@ -71,7 +72,7 @@ impl Error {
         }
     }
 
-    /// The log has no segment that could be written.
+    /// The error for a log without a segment to write to.
     pub(crate) fn without_segment() -> Self {
         Error::Fenced { reason: "the log has no segment to write to".to_owned() }
     }
@@ -92,7 +93,7 @@ impl Error {
     }
 }
 
-/// Whether there was no room for it.
+/// Whether the disk was full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)

@@ -1,4 +1,4 @@
-//! The bytes of all files. Numbers are little-endian.
+//! The format of all files. Integers are little-endian.
 //!
 //! ```text
 //!  segment: header (64) │ frame │ frame │ … │ footer, once the log has moved on: anchors │ blob │ summary │ trailer
@@ -17,10 +17,10 @@ use crate::blocks;
 pub(crate) const SEGMENT_HEADER: usize = 64;
 pub(crate) const FRAME_HEADER: usize = 40;
 pub(crate) const RECORD_HEADER: usize = 8;
-/// What a footer ends with: its summary and its trailer.
+/// Size of the end of a footer: its summary and its trailer.
 pub(crate) const FOOTER_END: usize = 96;
 
-/// In the length of a record: it is the last one of its frame.
+/// Flag in the length of a record: it is the last one of its frame.
 pub(crate) const LAST_FLAG: u32 = 1 << 31;
 /// The longest content of a record.
 pub(crate) const MOST_CONTENT: usize = (1 << 27) - 1;
@@ -32,7 +32,7 @@ const FOOTER_MAGIC: [u8; 8] = *b"EVSFOOT\x01";
 const TAIL_MAGIC: [u8; 8] = *b"EVSTAIL\x01";
 /// Flags that an older version must not ignore.
 const BINDING_FLAGS: u32 = 0xffff_0000;
-/// One of them: the frames are in blocks, each compressed.
+/// One of them: the frames are in compressed blocks.
 const COMPRESSED_FLAG: u32 = 1 << 16;
 
 /// The next multiple of 8.
@@ -40,7 +40,7 @@ pub(crate) fn align(offset: u64) -> u64 {
     offset.next_multiple_of(8)
 }
 
-/// The checksum of a record, which binds it to its number.
+/// The checksum of a record. It covers the record's number.
 pub(crate) fn record_crc(number: u64, flags_len: u32, content: &[u8]) -> u32 {
     let mut prefix = [0; 12];
     prefix[..8].copy_from_slice(&number.to_le_bytes());
@@ -51,7 +51,7 @@ pub(crate) fn record_crc(number: u64, flags_len: u32, content: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Takes fields off the front of bytes.
+/// Takes fields from the front of a byte slice.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -70,12 +70,12 @@ impl Fields<'_> {
     }
 }
 
-/// A `u32` of a record's header.
+/// A `u32` in a record's header.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Fields(bytes.get(at..)?).u32()
 }
 
-/// The first bytes of a segment.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) id: [u8; 16],
@@ -87,7 +87,7 @@ pub(crate) struct SegmentHeader {
     pub(crate) is_compressed: bool,
 }
 
-/// What is at the beginning of a segment.
+/// The result of decoding the start of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Head {
     Valid(SegmentHeader),
@@ -113,7 +113,7 @@ impl SegmentHeader {
         header
     }
 
-    /// Whether the two have the same frames, in whatever generation.
+    /// Whether both have the same frames, in any generation.
     pub(crate) fn is_alike(&self, other: &SegmentHeader) -> bool {
         let of = |header: &SegmentHeader| (header.id, header.number, header.first, header.salt, header.chain);
         of(self) == of(other)
@@ -125,7 +125,7 @@ fn flags(is_compressed: bool) -> u32 {
 }
 
 impl Head {
-    /// Reads the beginning of a segment, which may be shorter than a header.
+    /// Decodes the start of a segment, which may be shorter than a header.
     pub(crate) fn decode(bytes: &[u8]) -> Head {
         let bytes = &bytes[..bytes.len().min(SEGMENT_HEADER)];
         if bytes.iter().all(|byte| *byte == 0) {
@@ -152,7 +152,7 @@ impl Head {
     }
 }
 
-/// What is in front of the records of a group.
+/// The header of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrameHeader {
     pub(crate) first: u64,
@@ -165,7 +165,7 @@ pub(crate) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The bytes, and the checksum that is in them, which nobody has to have filled in.
+    /// The encoded header and its checksum. The checksum field of `self` is ignored.
     pub(crate) fn encode(&self, salt: u64) -> ([u8; FRAME_HEADER], u32) {
         let mut bytes = [0; FRAME_HEADER];
         bytes[..4].copy_from_slice(&FRAME_MAGIC);
@@ -179,7 +179,7 @@ impl FrameHeader {
         (bytes, crc)
     }
 
-    /// The header at the beginning of the bytes, if there is one of this segment.
+    /// The header at the start of the bytes, if there is one that belongs to this segment.
     pub(crate) fn decode(bytes: &[u8], salt: u64) -> Option<FrameHeader> {
         let bytes = bytes.get(..FRAME_HEADER)?;
         let mut fields = Fields(bytes);
@@ -199,12 +199,12 @@ impl FrameHeader {
         is_possible.then_some(FrameHeader { first, synced, count, len, chain, body, crc })
     }
 
-    /// The number behind its last record.
+    /// The number after its last record.
     pub(crate) fn next(&self) -> u64 {
         self.first + u64::from(self.count)
     }
 
-    /// How many bytes the frame takes.
+    /// The size of the frame in bytes.
     pub(crate) fn frame_len(&self) -> u64 {
         align(FRAME_HEADER as u64 + u64::from(self.len))
     }
@@ -217,13 +217,13 @@ fn frame_crc(salt: u64, fields: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// What a footer says about its segment.
+/// The summary of a segment in its footer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) number: u64,
     pub(crate) first: u64,
     pub(crate) last: u64,
-    /// Where the content ends and the footer begins, if the segment is not compressed.
+    /// The end of the content. In an uncompressed segment, the footer begins there.
     pub(crate) end: u64,
     pub(crate) salt: u64,
     pub(crate) anchors: u32,
@@ -232,14 +232,14 @@ pub(crate) struct Summary {
     pub(crate) generation: u32,
     pub(crate) anchors_crc: u32,
     pub(crate) blob_crc: u32,
-    /// How many blocks there are. 0: it is not compressed.
+    /// The number of blocks; 0 if the segment is not compressed.
     pub(crate) blocks: u32,
     /// The checksum of the table of the blocks.
     pub(crate) table_crc: u32,
 }
 
 impl Summary {
-    /// A whole footer, of a segment that is not compressed. The counts and checksums of its parts are filled in.
+    /// A complete footer for an uncompressed segment. The counts and checksums of its parts are filled in.
     pub(crate) fn encode(mut self, anchors: &[Anchor], blob: &[u8]) -> (Summary, Vec<u8>) {
         let mut bytes = anchors::encode(anchors);
         (self.anchors, self.anchors_crc) = (anchors.len() as u32, crc32fast::hash(&bytes));
@@ -316,56 +316,57 @@ impl Summary {
         is_possible.then_some(summary)
     }
 
-    /// Whether it is of the segment with this header.
+    /// Whether it belongs to the segment with this header.
     pub(crate) fn is_of(&self, header: &SegmentHeader) -> bool {
         (self.number, self.generation, self.salt, self.first, self.blocks > 0)
             == (header.number, header.generation, header.salt, header.first, header.is_compressed)
     }
 
-    /// Whether the two are of the same frames and keep the same, in whatever generation.
+    /// Whether both describe the same frames and have the same blob, in any generation.
     pub(crate) fn is_alike(&self, other: &Summary) -> bool {
         let plain = |summary: &Summary| Summary { generation: 0, blocks: 0, table_crc: 0, ..summary.clone() };
         plain(self) == plain(other)
     }
 
-    /// How many bytes the table of the blocks has, which is in front of the footer.
+    /// The size of the block table, which precedes the footer, in bytes.
     pub(crate) fn table_len(&self) -> u64 {
         if self.blocks == 0 { 0 } else { (u64::from(self.blocks) + 1) * 4 }
     }
 
-    /// How many bytes the footer has, without that table.
+    /// The size of the footer without the block table, in bytes.
     pub(crate) fn len(&self) -> u64 {
         u64::from(self.anchors) * anchors::LEN as u64 + u64::from(self.blob) + FOOTER_END as u64
     }
 
-    /// Where its blob begins.
+    /// The offset of its blob.
     pub(crate) fn blob_at(&self) -> u64 {
         self.end + u64::from(self.anchors) * anchors::LEN as u64
     }
 }
 
-/// The newest checkpoint: how far everything is synced and known, and what the layer above keeps with that.
+/// The newest checkpoint: the position up to which everything is synced and known, and the data that the layer above
+/// stores with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TailFile {
     pub(crate) id: [u8; 16],
-    /// 0: of a log without records.
+    /// 0 for a log without records.
     pub(crate) segment: u64,
     pub(crate) salt: u64,
     pub(crate) offset: u64,
-    /// Where the frame before it begins, whose header binds it to what is there. 0: there is none in the segment, or nobody
-    /// knows since it has a footer.
+    /// The start of the frame before it, whose header ties it to the history. 0 if the segment has none, or if it is
+    /// unknown because the segment has a footer.
     pub(crate) frame: u64,
     pub(crate) next: u64,
     pub(crate) synced: u64,
     pub(crate) generation: u32,
     pub(crate) chain: u32,
-    /// Those before the offset, of a segment without a footer.
+    /// The anchors before the offset, in a segment without a footer.
     pub(crate) anchors: Vec<Anchor>,
     pub(crate) blob: Vec<u8>,
 }
 
 impl TailFile {
-    /// The last record that is synced, as it says.
+    /// The last record that is synced, according to the checkpoint.
     pub(crate) fn synced(&self) -> u64 {
         self.synced.max(self.next - 1)
     }
@@ -415,12 +416,12 @@ impl TailFile {
     }
 }
 
-/// The name of a segment.
+/// The file name of a segment.
 pub(crate) fn segment_name(number: u64, generation: u32) -> String {
     format!("{number:010}-{generation}.seg")
 }
 
-/// The number and generation in the name of a segment.
+/// The number and generation in a segment's file name.
 pub(crate) fn parse_segment_name(name: &str) -> Option<(u64, u32)> {
     let (number, generation) = name.strip_suffix(".seg")?.split_once('-')?;
     let (number, generation) = (number.parse().ok()?, generation.parse().ok()?);

@@ -1,5 +1,5 @@
-//! What any bytes must not do to a log. `fuzz/` has the target that feeds these functions; the tests here feed them the inputs
-//! that are kept in `fuzz/corpus`, and some by chance. It is no part of the crate: only fuzzers and tests compile it.
+//! Checks that arbitrary bytes cannot break a log. The target in `fuzz/` feeds these functions; the tests here feed
+//! them the inputs in `fuzz/corpus`, and some random ones. Compiled only for fuzzers and tests.
 
 use std::sync::Arc;
 
@@ -11,9 +11,10 @@ use crate::{Directory, Error, Group, Known, Log, MemoryDirectory, Opened, Option
 const ID: [u8; 16] = [1; 16];
 const SALT: u64 = 2;
 
-/// Any bytes as files of a log: they are read, or refused, and whatever is read is the same in every way of reading.
+/// Arbitrary bytes as the files of a log. They are read or rejected, and every way of reading gives the same.
 ///
-/// The first byte says how many of the rest are a checkpoint, in units of 8, and whether a segment's header is put in front
+/// The first byte says how many of the rest are a checkpoint, in units of 8; whether a segment's header is put in front
+/// of the others, since no fuzzer guesses a checksum; and whether the checksums of frames are corrected.
 /// of the others, since no fuzzer guesses a checksum; and whether checksums of frames are put right.
 pub fn log(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
@@ -29,8 +30,8 @@ pub fn log(input: &[u8]) {
     }
 }
 
-/// Any bytes as a compressed segment. The first one says whether the others are blocks and footer as they are, or the plain
-/// bytes of frames, which are put into a block, with a footer that says so.
+/// Arbitrary bytes as a compressed segment. The first byte says whether the others are blocks and footer as they are,
+/// or the plain bytes of frames, which are put into a block with a matching footer.
 #[cfg(feature = "zstd")]
 pub fn compressed(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
@@ -81,7 +82,7 @@ fn header() -> [u8; format::SEGMENT_HEADER] {
     SegmentHeader { id: ID, number: 1, first: 1, salt: SALT, generation: 0, chain: 0, is_compressed: false }.encode()
 }
 
-/// Puts the checksums of what look like frames' headers right, and the magic in front of them.
+/// Corrects the checksums of everything that looks like a frame header, and sets its magic.
 fn put_right(bytes: &mut [u8]) {
     let Some(frames) = bytes.get_mut(format::SEGMENT_HEADER..) else { return };
     let mut hasher = crc32fast::Hasher::new();
@@ -118,7 +119,7 @@ fn check_opened(opened: Opened, visited: &[(u64, Vec<u8>)], directory: &MemoryDi
     let log = &opened.log;
     assert!(visited.is_sorted_by(|a, b| a.0 < b.0));
     assert_eq!(opened.damage.is_some(), opened.appender.is_none());
-    // A frame may claim to have billions of records.
+    // A frame may claim billions of records.
     let last = log.last().min(1000);
     for number in 1..=last {
         check_record(log, number, visited);
@@ -139,7 +140,7 @@ fn check_opened(opened: Opened, visited: &[(u64, Vec<u8>)], directory: &MemoryDi
     }
 }
 
-/// Every way to read a record gives what was scanned, or nothing.
+/// Every way to read a record returns what was scanned, or nothing.
 fn check_record(log: &Log, number: u64, visited: &[(u64, Vec<u8>)]) {
     let mut pages = [(); 4].map(|()| Page::default());
     let [forward, backward, one, many] = &mut pages;
@@ -175,7 +176,7 @@ mod tests {
         replay::replay(ROOT, "log", log);
     }
 
-    /// A sound log of two groups, and its checkpoint.
+    /// A valid log of two groups, and its checkpoint.
     fn sound() -> (Vec<u8>, Vec<u8>) {
         let mut bytes = header().to_vec();
         let (mut chain, mut last_frame, mut group) = (0, 0, Group::default());

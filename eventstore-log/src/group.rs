@@ -4,19 +4,19 @@ use crc32fast::Hasher;
 
 use crate::format::{self, FRAME_HEADER, FrameHeader, LAST_FLAG, MOST_CONTENT, RECORD_HEADER, SEGMENT_HEADER};
 
-/// The room for the headers in front of the records: all of it is one write.
+/// Room for the headers in front of the records, so that everything is one write.
 const HEADERS: usize = SEGMENT_HEADER + FRAME_HEADER;
 
-/// A group on its way into the log, in a buffer that is used again: a frame that has yet to get its header.
+/// A group to be written to the log, in a reusable buffer: a frame whose header is not filled in yet.
 pub struct Group {
     first: u64,
     /// Room for the headers, then the records.
     bytes: Vec<u8>,
-    /// Where each record begins.
+    /// The offset of each record.
     starts: Vec<u32>,
-    /// Of the checksums of all records but the last.
+    /// The hash of the checksums of all records but the last.
     body: Hasher,
-    /// Why it can never be committed.
+    /// Why it can never be committed, if so.
     refused: Option<&'static str>,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Debug for Group {
 }
 
 impl Group {
-    /// Empties it. The first record that is pushed has this number.
+    /// Empties the group. The first record pushed will have this number.
     pub fn begin(&mut self, first: u64) {
         self.first = first;
         self.bytes.clear();
@@ -43,9 +43,9 @@ impl Group {
         self.refused = None;
     }
 
-    /// Adds a record, whose content is the parts one behind the other.
+    /// Adds a record. Its content is the concatenation of the parts.
     ///
-    /// A record of 128 MiB or more, or one that makes the group larger than a segment can be, lets the commit fail.
+    /// If a record has 128 MiB or more, or makes the group larger than a segment can be, the commit fails.
     pub fn push(&mut self, parts: &[&[u8]]) {
         if self.bytes.is_empty() {
             self.begin(self.first);
@@ -59,7 +59,8 @@ impl Group {
             self.refused = Some("a group of 4 GiB or more");
             return;
         }
-        // A record is checksummed when it is known whether it is the last one, which its checksum covers.
+        // A record's checksum covers whether it is the last one of the frame, so it is computed only when that is
+        // known.
         if let Some(crc) = self.seal_newest(false) {
             self.body.update(&crc);
         }
@@ -81,22 +82,22 @@ impl Group {
         Some(crc)
     }
 
-    /// How many records it has.
+    /// The number of records.
     pub fn len(&self) -> usize {
         self.starts.len()
     }
 
-    /// How many bytes its records have, with their headers.
+    /// The size of its records with their headers, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len().saturating_sub(HEADERS)
     }
 
-    /// Whether it has no record.
+    /// Whether it has no records.
     pub fn is_empty(&self) -> bool {
         self.starts.is_empty()
     }
 
-    /// The number of the record that comes next.
+    /// The number of the next record.
     pub fn next(&self) -> u64 {
         self.first + self.starts.len() as u64
     }
@@ -117,17 +118,18 @@ impl Group {
         self.refused
     }
 
-    /// How many bytes the frame takes in a segment.
+    /// The size of the frame in a segment, in bytes.
     pub(crate) fn frame_len(&self) -> u64 {
         format::align((FRAME_HEADER + self.bytes()) as u64)
     }
 
-    /// Where each record begins, counted from the frame's beginning.
+    /// The offset of each record, relative to the start of the frame.
     pub(crate) fn record_offsets(&self) -> impl Iterator<Item = u64> {
         self.starts.iter().map(|start| u64::from(*start) - SEGMENT_HEADER as u64)
     }
 
-    /// The whole frame, which is not empty, behind the segment's header if it gets one; and the frame's checksum.
+    /// Passes on the whole frame, which must not be empty, preceded by the segment's header if given, and the frame's
+    /// checksum.
     pub(crate) fn with_frame<T>(
         &mut self,
         (salt, synced, chain): (u64, u64, u32),

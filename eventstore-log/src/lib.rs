@@ -6,14 +6,14 @@
 //! # Guarantees
 //!
 //! 1. After any crash, a group is in the log completely or not at all.
-//! 2. Acknowledged commits and syncs stay, at their positions. Of commits that are not acknowledged, a prefix stays.
+//! 2. Acknowledged commits and syncs stay, at their positions. Of unacknowledged commits, a prefix stays.
 //! 3. Reading a damaged record fails with `Corrupt`. Synced records are never silently lost, as far as it is [`Known`]
 //!    what was synced; damage to the very last groups can look as if they had never been written.
 //! 4. After a failed write or sync, the log accepts nothing more until it is reopened. Opening rewrites what may have
 //!    been lost.
 //!
-//! It assumes that after a power cut, a sector with synced bytes has those bytes or newer ones, and that a synced file
-//! name stays.
+//! It assumes that after a power cut, a synced sector has the synced bytes or newer ones, and that a synced file name
+//! stays.
 //!
 //! # Example
 //!
@@ -38,7 +38,7 @@
 
 #![forbid(unsafe_code)]
 
-/// Logs a message: `tell!(warn, …)` is `tracing::warn!(…)`, but a panic of a subscriber is caught.
+/// Logs a message: `tell!(warn, …)` is `tracing::warn!(…)`, but catches a panic of a subscriber.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tell {

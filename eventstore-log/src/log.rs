@@ -8,15 +8,16 @@ use crate::segment::Segment;
 use crate::space::Space;
 use crate::{Damage, Directory, Error, File, Options, Result, cache};
 
-/// A place between two records of a log.
+/// A position between two records of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// 0: before the first record.
+    /// 0 if it is before the first record.
     pub(crate) segment: u64,
     pub(crate) offset: u64,
-    /// Where the frame before it begins. 0: there is none in the segment, or nobody knows since it has a footer.
+    /// The start of the frame before it. 0 if the segment has none, or if it is unknown because the segment has a
+    /// footer.
     pub(crate) frame: u64,
-    /// The number of the record behind it.
+    /// The number of the next record.
     pub(crate) next: u64,
     /// The checksum of the header of the frame before it.
     pub(crate) chain: u32,
@@ -26,13 +27,13 @@ impl Position {
     /// Before the first record.
     pub(crate) const START: Position = Position { segment: 0, offset: 0, frame: 0, next: 1, chain: 0 };
 
-    /// The last record before it. 0: none.
+    /// The last record before it; 0 if there is none.
     pub fn record(&self) -> u64 {
         self.next - 1
     }
 }
 
-/// A log, for reading and syncing. Clones share it, and any number of threads use it.
+/// A log, for reading and syncing. Clones share it, and any number of threads may use it.
 #[derive(Clone)]
 pub struct Log(pub(crate) Arc<Shared>);
 
@@ -42,46 +43,46 @@ impl fmt::Debug for Log {
     }
 }
 
-/// A segment of a log, as it was when it was asked for.
+/// A segment of a log at the time of the call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
     /// Segments are numbered from 1.
     pub number: u64,
-    /// How often it was replaced.
+    /// The number of times it was replaced.
     pub generation: u32,
     /// The records in it.
     pub records: Range<u64>,
-    /// How long its file is: less than its records if it is compressed.
+    /// The size of its file. Smaller than its records if it is compressed.
     pub bytes: u64,
-    /// Whether it has its footer, and never changes any more.
+    /// Whether it has its footer and never changes again.
     pub is_sealed: bool,
 }
 
-/// What all who use a log share.
+/// The shared state of a log.
 pub(crate) struct Shared {
     pub(crate) files: Arc<dyn Directory>,
     pub(crate) id: [u8; 16],
     pub(crate) options: Options,
-    /// Tells it from other logs of the process.
+    /// Identifies the log in the process.
     pub(crate) instance: u64,
     pub(crate) is_memory: bool,
     segments: RwLock<Arc<Vec<Arc<Segment>>>>,
-    /// The last record that readers see.
+    /// The last record visible to readers.
     last: AtomicU64,
-    /// The last record that is in its file. The group that is on its way may be there already.
+    /// The last record in its file. The group that is being written may be there already.
     written: AtomicU64,
     synced: AtomicU64,
-    /// What failed, so that the log takes nothing more.
+    /// The failure after which the log accepts nothing more.
     poison: OnceLock<String>,
-    /// The file that has all records that are not synced.
+    /// The file with all records that are not synced.
     active: Mutex<Option<Arc<dyn File>>>,
-    /// One sync at a time: who waits for it is often synced by the one before.
+    /// Allows one sync at a time: whoever waits is often covered by the one before.
     pub(crate) syncing: Mutex<()>,
     pub(crate) space: Space,
     pub(crate) checkpointing: Mutex<()>,
-    /// Held while one segment is compressed.
+    /// Held while a segment is compressed.
     pub(crate) compressing: Mutex<()>,
-    /// Segments that others have taken the place of.
+    /// Segments that were replaced by another generation.
     replaced: Mutex<Vec<SegmentKey>>,
     pub(crate) damage: OnceLock<Damage>,
 }
@@ -114,13 +115,13 @@ impl Shared {
         Arc::clone(&self.segments.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds the segment that comes next.
+    /// Adds the next segment.
     pub(crate) fn add_segment(&self, segment: Arc<Segment>) {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut segments).push(segment);
     }
 
-    /// Lets another generation take the place of a segment. Who has the old one may read it further.
+    /// Replaces a segment by another generation. Readers of the old one may continue.
     pub(crate) fn replace_segment(&self, old: &Segment, new: Arc<Segment>) {
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         for segment in Arc::make_mut(&mut segments) {
@@ -133,12 +134,12 @@ impl Shared {
         lock(&self.replaced).push(old.key(self));
     }
 
-    /// A reader who was about to open the file of a segment that was replaced may have put it into the cache behind that.
+    /// A reader that was about to open the file of a replaced segment may have put it into the cache afterwards.
     pub(crate) fn close_replaced(&self) {
         lock(&self.replaced).drain(..).for_each(cache::close_file);
     }
 
-    /// The segment that has a record, which is not behind the last.
+    /// The segment with this record, which is not after the last one.
     pub(crate) fn segment_of(&self, record: u64) -> Option<Arc<Segment>> {
         let segments = self.segments();
         let index = segments.partition_point(|segment| segment.header.first <= record);
@@ -153,17 +154,17 @@ impl Shared {
         self.synced.load(Ordering::Acquire)
     }
 
-    /// Lets readers see the records up to this one.
+    /// Makes the records up to this one visible to readers.
     pub(crate) fn publish(&self, last: u64) {
         self.last.store(last, Ordering::Release);
     }
 
-    /// Everything up to this record is in its file; what is not synced is in this one.
+    /// Everything up to this record is in its file, and everything unsynced is in this file.
     pub(crate) fn set_written(&self, written: u64, file: Option<&Arc<dyn File>>) {
         if let Some(file) = file {
             *lock(&self.active) = Some(Arc::clone(file));
         }
-        // Behind the file: who syncs takes the number first.
+        // After the file: a sync reads the number first.
         self.written.store(written, Ordering::Release);
     }
 
@@ -171,7 +172,7 @@ impl Shared {
         self.synced.store(synced, Ordering::Release);
     }
 
-    /// No commit and no sync succeeds any more.
+    /// From now on, every commit and sync fails.
     pub(crate) fn poison(&self, why: &Error) {
         if self.poison.set(with_cause(why)).is_ok() {
             tell!(error, error = why as &dyn std::error::Error, "the log accepts nothing more until it is reopened");
@@ -182,10 +183,10 @@ impl Shared {
         self.poison.get().map_or(Ok(()), |reason| Err(Error::Fenced { reason: reason.clone() }))
     }
 
-    /// Syncs at least up to this record, which is written. This is the one place where records are synced.
+    /// Syncs at least up to this record, which is written. Records are synced nowhere else.
     pub(crate) fn sync_to(&self, record: u64) -> Result<()> {
         if self.synced() >= record {
-            // What is synced stays so, but nobody shall build on a log that has failed.
+            // What is synced stays synced, but nothing may rely on a log that has failed.
             return self.check_poison();
         }
         let _one = lock(&self.syncing);
@@ -202,10 +203,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Syncs something of which the log's promises depend: if it fails, the log takes nothing more.
+    /// Syncs something that the log's guarantees depend on. If it fails, the log accepts nothing more.
     pub(crate) fn sync_file(&self, sync: impl FnOnce() -> std::io::Result<()>, name: &str) -> Result<()> {
         sync().map_err(|source| {
-            // Not `Full`, whatever the reason: the log does not go on.
+            // Not `Full`, whatever the reason: the log does not recover.
             let error = Error::Io { operation: "sync", name: name.to_owned(), source };
             self.poison(&error);
             error
@@ -227,26 +228,26 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    /// The last record that is committed. 0: none.
+    /// The last committed record; 0 if there is none.
     pub fn last(&self) -> u64 {
         self.0.last()
     }
 
-    /// The last committed record that is known to be on stable storage. 0: none.
+    /// The last committed record that is known to be on stable storage; 0 if there is none.
     pub fn synced(&self) -> u64 {
         self.0.synced().min(self.last())
     }
 
-    /// The place behind the last record.
+    /// The position after the last record.
     pub fn position(&self) -> Position {
         self.0.segments().last().map_or(Position::START, |segment| segment.end())
     }
 
-    /// Brings everything that was committed before to stable storage.
+    /// Syncs everything that was committed before the call to stable storage.
     ///
     /// # Errors
     ///
-    /// What the sync says: it is not known what is on stable storage then, and everything after that is
+    /// The error of the sync. Then it is unknown what is on stable storage, and everything after it is
     /// [`Fenced`](Error::Fenced).
     pub fn sync(&self) -> Result<()> {
         self.0.sync_to(self.last())
@@ -267,7 +268,7 @@ impl Log {
         self.0.segments().iter().map(info).collect()
     }
 
-    /// How many bytes its files have.
+    /// The size of its files in bytes.
     pub fn len_bytes(&self) -> u64 {
         let segments: u64 = self.segments().iter().map(|segment| segment.bytes).sum();
         segments + self.0.space.next_len()

@@ -94,7 +94,7 @@ impl File for MemoryFile {
     fn write_at(&self, new: &[u8], at: u64) -> io::Result<()> {
         let mut bytes = self.bytes_mut();
         let start = in_memory(at)?;
-        // Nothing that is written makes no file longer.
+        // An empty write does not extend a file.
         if bytes.len() < start && !new.is_empty() {
             bytes.resize(start, 0);
         }

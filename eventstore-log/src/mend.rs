@@ -1,4 +1,4 @@
-//! Footers that are damaged are made again: nothing is in them that the frames do not tell.
+//! Rebuilds damaged footers. The frames have all their information.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,13 +13,15 @@ use crate::segment::Segment;
 use crate::{Error, Log, Result, anchors};
 
 impl Log {
-    /// Makes the footers again, and the tables of blocks, that are damaged in segments whose records are all sound, and tells the
-    /// names of those segments. A compressed one is written anew, as its next generation. The newest segment has none yet.
+    /// Rebuilds damaged footers and block tables of segments whose records are all valid, and returns the names of
+    /// those segments. A compressed segment is rewritten as its next generation. The newest segment has no footer yet.
     ///
-    /// `segment_blob` gives what a footer shall keep about its records, where that is lost. `go_on` is asked about each MiB:
-    /// `false` ends it, and the other segments stay as they are.
+    /// `segment_blob` returns what a footer stores about its records, where that is lost. `go_on` is called for each
+    /// MiB; `false` stops, and the other segments stay as they are.
     ///
     /// # Errors
+    ///
+    /// Errors of reading, writing and syncing. No record is lost.
     ///
     /// What reading, writing and syncing say; of the records nothing is lost.
     pub fn mend_footers(
@@ -46,7 +48,7 @@ impl Log {
     }
 }
 
-/// Whether all of the footer is sound. A segment that is not compressed gets one with the next checkpoint if it has none.
+/// Whether the whole footer is valid. An uncompressed segment without a footer gets one with the next checkpoint.
 fn is_whole(shared: &Shared, segment: &Segment) -> Result<bool> {
     let Some(footer) = segment.state().footer.clone() else { return Ok(!segment.header.is_compressed) };
     let has_table =
@@ -87,7 +89,7 @@ fn mend(
     };
     let blob = blob.unwrap_or_else(|| segment_blob(segment.header.first..end.next));
     if !segment.header.is_compressed {
-        // What is in the cache may be of the damaged one.
+        // The cached ones may be those of the damaged footer.
         segment.state_mut().anchors = Some(std::mem::take(&mut scanner.anchors));
         return seal(shared, segment, &mut |_| blob.clone()).map(|()| true);
     }

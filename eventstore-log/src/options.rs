@@ -1,13 +1,13 @@
 use crate::{Error, Result, codec};
 
-/// Options of a log: its layout, and the space and memory that it may use.
+/// Options of a log: its layout, and its use of space and memory.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The largest size of a segment, in bytes. The first has 64 KiB; each next one is twice as large, up to this size.
-    /// A larger group gets a segment of its own. Default: 64 MiB, at least 64 KiB, at most 4 GiB - 1.
+    /// The largest size of a segment, in bytes. The first segment has 64 KiB; each next one is twice as large, up to
+    /// this size. A larger group gets a segment of its own. Default: 64 MiB; at least 64 KiB, at most 4 GiB - 1.
     pub segment_size: u64,
-    /// The most space that is preallocated after the end of the log, in the background, in bytes. 0 for none. Default:
-    /// 128 MiB.
+    /// The most space to preallocate after the end of the log, in the background, in bytes; 0 for none. Default: 128
+    /// MiB.
     pub space_ahead: u64,
     /// The minimum size of the process's block cache, in bytes. Default: 128 MiB.
     pub cache_size: usize,

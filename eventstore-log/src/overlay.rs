@@ -7,25 +7,25 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::disk::read_all_at;
 use crate::{Directory, File};
 
-/// A directory of the file system that is only read: what is changed in it stays in memory, and is gone with it. Opening a log
-/// changes little, such as the zeros over a torn end.
+/// A read-only view of a directory of the file system: changes stay in memory and are dropped with it. Opening a log
+/// changes little, such as zeros over a torn end.
 #[derive(Clone, Debug)]
 pub struct OverlayDirectory {
     path: PathBuf,
     changed: Arc<Mutex<BTreeMap<String, Changed>>>,
 }
 
-/// What has become of a name.
+/// How a name was changed.
 #[derive(Clone, Debug)]
 enum Changed {
     Removed,
-    /// It leads to this file now. One that was opened is here as well, since it may be changed.
+    /// It is this file now. Includes opened files, since they may be changed.
     File(Arc<Content>),
     Directory(OverlayDirectory),
 }
 
 impl OverlayDirectory {
-    /// The directory at this path, which exists.
+    /// The directory at this path. It must exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         OverlayDirectory { path: path.into(), changed: Arc::default() }
     }
@@ -65,7 +65,7 @@ impl Directory for OverlayDirectory {
                 let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
                 names.filter_map(io::Result::transpose).collect::<io::Result<_>>()?
             }
-            // One that was made here.
+            // A subdirectory created here.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
@@ -124,12 +124,12 @@ impl Directory for OverlayDirectory {
 
 const PAGE: u64 = 4096;
 
-/// What is in a file, as long as the directory is there.
+/// The content of a file, as long as the directory exists.
 #[derive(Debug, Default)]
 struct Content {
-    /// `None` for a new one.
+    /// The file on disk; `None` for a new file.
     base: Option<PathBuf>,
-    /// Made with the first change.
+    /// Created with the first change.
     changes: OnceLock<Mutex<Changes>>,
 }
 
@@ -143,7 +143,7 @@ struct OverlayFile {
 #[derive(Debug)]
 struct Changes {
     len: u64,
-    /// What is behind it is not the base's any more.
+    /// Everything after this offset is no longer that of the file on disk.
     base_len: u64,
     pages: BTreeMap<u64, Box<[u8]>>,
 }
@@ -169,7 +169,7 @@ impl OverlayFile {
         self.base.as_ref().map_or(Ok(0), |base| read_all_at(base, out, at, len))
     }
 
-    /// A page as it is now, as long as it would be without the end of the file.
+    /// A page in its current state, at the length that it would have without the end of the file.
     fn page(&self, changes: &Changes, number: u64) -> io::Result<Box<[u8]>> {
         if let Some(page) = changes.pages.get(&number) {
             return Ok(page.clone());
@@ -206,7 +206,7 @@ impl File for OverlayFile {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        // Nothing that is written makes no file longer.
+        // An empty write does not extend a file.
         if bytes.is_empty() {
             return Ok(());
         }

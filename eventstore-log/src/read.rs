@@ -10,7 +10,7 @@ use crate::segment::{Place, Segment};
 use crate::walk::{self, Step, Walk};
 use crate::{Error, Log, Result, anchors, blocks, cache};
 
-/// Records that were read, in a buffer that can be used again.
+/// Records that were read, in a reusable buffer.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Bytes of the log.
@@ -25,25 +25,25 @@ impl Page {
         self.records.iter().map(|(number, range)| (*number, &self.bytes[range.clone()]))
     }
 
-    /// Empties it, and keeps its room.
+    /// Empties it and keeps its capacity.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.records.clear();
     }
 }
 
-/// A record longer than this is not read by blocks.
+/// Longer records are not read by blocks.
 const MOST_BY_BLOCKS: usize = 128 << 10;
 
 impl Log {
-    /// Reads records of a range in ascending order and appends them to the page, until about `bytes` bytes or `records`
-    /// records were appended, but at least one if there is one.
+    /// Reads records of a range in ascending order and appends them to the page. Stops at about `bytes` bytes or
+    /// `records` records, but after at least one if there is one.
     ///
-    /// It may stop before that, at the end of a segment. Every record that is appended was verified.
+    /// It may stop earlier, at the end of a segment. Every appended record was verified.
     ///
     /// # Errors
     ///
-    /// `Corrupt` if the first record is damaged. If another one is, those before it are read.
+    /// `Corrupt` if the first record is damaged. If a later one is, only the records before it are appended.
     pub fn read(&self, range: Range<u64>, bytes: usize, records: usize, page: &mut Page) -> Result<()> {
         let Some((range, segment)) = self.first_segment(range) else { return Ok(()) };
         let end = range.end.min(range.start.saturating_add(records as u64)).min(segment.state().next);
@@ -54,11 +54,11 @@ impl Log {
         Reading { segment: &segment, place, page }.read_ascending(range.start..end, bytes)
     }
 
-    /// Reads records of a range in descending order: otherwise as [`read`](Self::read).
+    /// Like [`read`](Self::read), in descending order.
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read).
+    /// Those of [`read`](Self::read).
     pub fn read_backward(&self, range: Range<u64>, bytes: usize, records: usize, page: &mut Page) -> Result<()> {
         let start = range.start.max(1);
         let end = range.end.min(self.last() + 1);
@@ -74,7 +74,7 @@ impl Log {
             place.end = place.end.min(near);
             let reading = Reading { segment: &segment, place, page };
             let Err(damaged) = reading.read_descending(from..end)? else { return Ok(()) };
-            // The records behind the damage may be read from the next anchor on.
+            // The records after the damage may be readable from the next anchor on.
             match self.anchor_behind(&segment, damaged)?.filter(|next| *next <= newest) {
                 Some(next) => from = next,
                 None => return Err(Error::corrupt(newest, damage_in(&segment))),
@@ -86,7 +86,7 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// `Corrupt` if it is damaged. Nothing is appended, and no error, if there is none of this number.
+    /// `Corrupt` if it is damaged. If there is no record with this number, nothing is appended; that is not an error.
     pub fn read_one(&self, record: u64, page: &mut Page) -> Result<()> {
         let Some((range, segment)) = self.first_segment(record..record.saturating_add(1)) else { return Ok(()) };
         if !range.contains(&record) {
@@ -97,7 +97,7 @@ impl Log {
         }
         let (start, index) = (page.bytes.len(), page.records.len());
         self.read(range, 0, 1, page)?;
-        // The content is all that stays of what was read.
+        // Keep only the content of what was read.
         if let Some((_, content)) = page.records.get_mut(index) {
             page.bytes.copy_within(content.clone(), start);
             *content = start..start + content.len();
@@ -106,7 +106,7 @@ impl Log {
         Ok(())
     }
 
-    /// The part of a range that there is, and the segment in which it begins.
+    /// The existing part of a range, and the segment in which it begins.
     fn first_segment(&self, range: Range<u64>) -> Option<(Range<u64>, Arc<Segment>)> {
         let range = range.start.max(1)..range.end.min(self.last() + 1);
         if range.is_empty() {
@@ -116,8 +116,8 @@ impl Log {
         Some((range, segment))
     }
 
-    /// The first record of a range from which on all fit into so many bytes; or the last one, whether it does or not. And
-    /// the offset before which the last one begins.
+    /// The first record of a range from which all following ones fit into this many bytes; the last one in any case.
+    /// And an upper bound for the start of the last one.
     fn first_that_fits(&self, segment: &Segment, range: Range<u64>, bytes: usize) -> Result<(u64, u64)> {
         let first = segment.header.first;
         let content_end = segment.state().end;
@@ -125,7 +125,7 @@ impl Log {
             let newest = range.end - 1;
             let own = anchors::at_or_before(anchors, newest - first).map_or(0, |anchor| u64::from(anchor.offset));
             let behind = anchors::at_or_behind(anchors, range.end - first).map_or(content_end, |a| u64::from(a.offset));
-            // What is behind the newest record is not read: it lies within a block from its anchor on, or is large.
+            // Nothing after the newest record is read: it lies within a block from its anchor on, or is large.
             let end = behind.min(own + BLOCK);
             let least = end.saturating_sub((bytes as u64).max(BLOCK));
             let index = anchors.partition_point(|anchor| u64::from(anchor.offset) < least);
@@ -141,7 +141,7 @@ impl Log {
         })
     }
 
-    /// Reads a record through the cache, unless it is too long or too new for that, or seems to be damaged.
+    /// Reads a record through the cache. `false` if it is too long or too new for that, or seems to be damaged.
     fn read_by_blocks(&self, segment: &Segment, record: u64, page: &mut Page) -> Result<bool> {
         let place = segment.place(&self.0, record, record + 1)?;
         let unit = Unit::of(segment);
@@ -158,7 +158,7 @@ impl Log {
     }
 }
 
-/// One reading of records of a segment.
+/// One read of records of a segment.
 struct Reading<'a> {
     segment: &'a Segment,
     place: Place,
@@ -192,8 +192,8 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Reads the records of the range that can be read without a gap before its end. If the last one cannot be reached,
-    /// the first number at which the walk went wrong is the error.
+    /// Reads the records of the range that are readable without a gap before its end. If the last one cannot be
+    /// reached, the error is the first number at which the walk failed.
     fn read_descending(mut self, range: Range<u64>) -> Result<Result<(), u64>> {
         let (base, index) = (self.page.bytes.len(), self.page.records.len());
         let newest = range.end - 1;
@@ -227,7 +227,7 @@ impl Reading<'_> {
         Ok(Err(damaged.unwrap_or(newest)))
     }
 
-    /// Reads what is there of so many bytes, with those that may be in front of them.
+    /// Reads this many bytes if they exist, and possibly some before them.
     fn begin(&mut self, bytes: usize) -> Result<Walk> {
         let there = self.place.end.saturating_sub(self.place.start);
         let wanted = (bytes as u64).saturating_add(BLOCK);
@@ -235,7 +235,7 @@ impl Reading<'_> {
         Ok(Walk::new(self.place.number, self.place.start))
     }
 
-    /// Reads on, up to so many bytes in all, unless the content ends before.
+    /// Reads on, up to this many bytes in all, unless the content ends before.
     fn read_up_to(&mut self, base: usize, len: usize) -> Result<bool> {
         let here = self.page.bytes.len() - base;
         let at = self.place.start + here as u64;
@@ -256,7 +256,7 @@ fn damage_in(segment: &Segment) -> String {
     format!("it is damaged, or cannot be found, in {:?}", segment.name)
 }
 
-/// In which blocks a segment is read and kept: where the first one begins, and how long they are.
+/// How a segment is divided into cached blocks: the offset of the first, and their size.
 #[derive(Clone, Copy)]
 pub(crate) struct Unit {
     base: u64,
@@ -264,7 +264,7 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    /// Those that are compressed are those that are kept.
+    /// The cached blocks of a compressed segment are its compressed blocks.
     pub(crate) fn of(segment: &Segment) -> Self {
         match segment.header.is_compressed {
             true => Unit { base: SEGMENT_HEADER as u64, size: blocks::BLOCK },
@@ -281,20 +281,20 @@ impl Unit {
     }
 }
 
-/// Reads a segment by whole blocks.
+/// Reads a segment in whole blocks.
 struct Blocks<'a> {
     log: &'a Shared,
     segment: &'a Segment,
     place: &'a Place,
     unit: Unit,
-    /// Blocks behind it are not whole.
+    /// The end of the last whole block.
     end: u64,
-    /// The block that was read last.
+    /// The last block read.
     held: Option<(u64, Bytes)>,
 }
 
 impl Blocks<'_> {
-    /// Appends the content of the record that is found from this one on.
+    /// Appends the content of a record, walking from this one on.
     fn find(&mut self, mut number: u64, mut at: u64, record: u64, out: &mut Vec<u8>) -> Result<bool> {
         let start = out.len();
         loop {
@@ -331,7 +331,7 @@ impl Blocks<'_> {
         if crc == Some(format::record_crc(number, flags_len, &out[start..])) {
             return Ok(true);
         }
-        // The blocks may have been read wrong once: what counts is the file.
+        // The cached blocks may be the result of a bad read. Only the file counts.
         for block in self.unit.block(self.place.start)..=self.unit.block(at + len as u64) {
             cache::forget_block(self.segment.key(self.log), block);
         }

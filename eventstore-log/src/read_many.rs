@@ -10,24 +10,24 @@ use crate::read::Unit;
 use crate::segment::Segment;
 use crate::{Error, Log, Page, Result, cache, walk};
 
-/// So many records are found together.
+/// The number of records that are located together.
 const AT_ONCE: usize = 32;
 
-/// What the processor takes from memory at once.
+/// The size of a cache line.
 const LINE: usize = 64;
 
-/// So many lines of a record are touched; the processor looks ahead for the rest.
+/// At most this many cache lines of a record are touched; the processor prefetches the rest.
 const MOST_LINES: usize = 8;
 
 impl Log {
-    /// Appends records to the page, in the order of their numbers here, which may be any, until `bytes` bytes were appended, but
-    /// at least one: as [`read_one`](Self::read_one) of each, but faster.
+    /// Appends records to the page, in the given order, which may be any, until `bytes` bytes were appended, but at
+    /// least one record. Like [`read_one`](Self::read_one) of each, but faster.
     ///
-    /// It ends before the first that is not there.
+    /// It stops before the first that does not exist.
     ///
     /// # Errors
     ///
-    /// `Corrupt` if the first is damaged. If another one is, those before it are appended.
+    /// `Corrupt` if the first is damaged. If another one is, only those before it are appended.
     pub fn read_many(&self, records: &[u64], bytes: usize, page: &mut Page) -> Result<()> {
         let begin = page.records.len();
         let most = page.bytes.len().saturating_add(bytes);
@@ -70,37 +70,37 @@ impl Log {
     }
 }
 
-/// Looks at a byte of each of these blocks. What is not in the processor's cache comes from memory at the same time, and not
-/// when it is needed, one after the other.
+/// Touches a byte of each of these places. Cache misses are then served in parallel, not one after the other when the
+/// bytes are needed.
 fn touch<'a>(places: impl Iterator<Item = (&'a Bytes, usize)>) {
     let bytes = places.map(|(block, at)| block.get(at).copied().unwrap_or_default());
     std::hint::black_box(bytes.fold(0_u8, u8::wrapping_add));
 }
 
-/// Looks for records in blocks of the cache.
+/// Finds records in cached blocks.
 struct Finder<'a> {
     log: &'a Log,
-    /// That of the record before.
+    /// The segment of the previous record.
     segment: Option<InSegment>,
-    /// The block that was used last.
+    /// The last block used.
     block: Option<(u64, Bytes)>,
 }
 
-/// A segment, as it is at first.
+/// A segment, as it was when first used.
 struct InSegment {
     segment: Arc<Segment>,
     records: Range<u64>,
-    /// Blocks before it are whole.
+    /// The end of the last whole block.
     end: u64,
     unit: Unit,
-    /// If they are in the cache.
+    /// Its anchors, if they are cached.
     anchors: Option<Arc<Vec<Anchor>>>,
 }
 
-/// A block that has a record, and where one before it or itself begins.
+/// A block that has a record, and the start of that record or of one before it.
 struct Near {
     block: Bytes,
-    /// Where the block begins in the segment.
+    /// The offset of the block in the segment.
     base: u64,
     at: usize,
     number: u64,
@@ -109,7 +109,7 @@ struct Near {
 /// A record in a block that has all of it.
 struct Found<'a> {
     block: &'a Bytes,
-    /// Where the content begins in it.
+    /// The offset of the content in the block.
     start: usize,
     flags_len: u32,
     crc: u32,
@@ -120,12 +120,12 @@ impl Found<'_> {
         walk::content_len(self.flags_len).unwrap_or_default()
     }
 
-    /// A place in each of the first lines of memory that the content takes.
+    /// A place in each of the first cache lines of the content.
     fn lines(&self) -> impl Iterator<Item = (&Bytes, usize)> {
         (self.start..self.start + self.len().min(MOST_LINES * LINE)).step_by(LINE).map(|at| (self.block, at))
     }
 
-    /// The content, if it is sound.
+    /// The content, if it is valid.
     fn content(&self, record: u64) -> Option<&[u8]> {
         let len = walk::content_len(self.flags_len)?;
         let content = self.block.get(self.start..self.start + len)?;
@@ -134,7 +134,7 @@ impl Found<'_> {
 }
 
 impl Finder<'_> {
-    /// `None` if it is not in a whole block of the cache.
+    /// `None` if it is not in a whole cached block.
     fn find(&mut self, record: u64) -> Result<Option<Near>> {
         let log = &self.log.0;
         if log.is_memory || record == 0 || record > log.last() {
@@ -158,7 +158,7 @@ impl Finder<'_> {
             Some((_, block)) => block,
             None => match cache::block(segment.key(log), number) {
                 Some(block) => block,
-                None => return Ok(None), // read and kept when it is read alone
+                None => return Ok(None), // cached when it is read on its own
             },
         };
         self.block = Some((number, block.clone()));
@@ -181,7 +181,7 @@ impl InSegment {
 }
 
 impl Near {
-    /// Goes on to a record. `None` if it does not lie in this block alone.
+    /// Walks to a record. `None` if it is not completely in this block.
     fn go_to(&self, record: u64) -> Option<Found<'_>> {
         let Near { block, base, .. } = self;
         let (mut at, mut number) = (self.at, self.number);

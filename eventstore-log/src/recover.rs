@@ -1,4 +1,4 @@
-//! Opening: finds the end of the log, and leaves nothing behind it.
+//! Opening a log: finds its end and removes what is after it.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -17,14 +17,14 @@ use crate::scan::{self, Scanned, Scanner, Visit, Window};
 use crate::segment::{Segment, State};
 use crate::{Appender, Directory, Error, File, Log, Options, Page, Result, anchors, codec};
 
-/// What is known from elsewhere about how far the log was synced.
+/// What is known from other sources about how far the log was synced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// The log was synced at least up to this record. 0: nothing is known.
+    /// The log was synced at least up to this record; 0 if nothing is known.
     pub synced: u64,
 }
 
-/// A log that was opened.
+/// An opened log.
 #[derive(Debug)]
 pub struct Opened {
     /// For reading and syncing.
@@ -33,13 +33,13 @@ pub struct Opened {
     pub appender: Option<Appender>,
     /// The newest checkpoint, if there is one.
     pub tail: Option<Tail>,
-    /// What is lost of what was synced, so that nothing may be appended.
+    /// Synced data that is lost. If there is any, nothing may be appended.
     pub damage: Option<Damage>,
     /// What opening did.
     pub recovery: Recovery,
 }
 
-/// Something that was synced, and is lost.
+/// Synced data that is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The first record that is lost.
@@ -48,37 +48,38 @@ pub struct Damage {
     pub reason: String,
 }
 
-/// What the newest checkpoint said.
+/// The content of the newest checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tail {
     /// The last record before it.
     pub record: u64,
-    /// What it keeps for the layer above.
+    /// The data that the layer above stored in it.
     pub blob: Vec<u8>,
 }
 
 /// What opening did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// So many bytes were behind the end, left by a group that did not get through.
+    /// The bytes after the end, left by an incomplete group.
     pub torn_bytes: u64,
-    /// They were copied into this subdirectory.
+    /// The subdirectory into which they were copied.
     pub aside: Option<String>,
-    /// So many bytes were written again, since it was not known whether they had been synced.
+    /// The bytes that were rewritten, since it was unknown whether they had been synced.
     pub rewritten_bytes: u64,
-    /// So many records were scanned.
+    /// The number of records scanned.
     pub scanned_records: u64,
 }
 
 impl Log {
-    /// Opens the log in a directory, or begins one in an empty directory.
+    /// Opens the log in a directory, or creates one in an empty directory.
     ///
-    /// `visit` is called, in order, for each intact record with a higher number than `visit_behind`.
+    /// `visit` is called, in order, for each intact record with a number above `visit_behind`.
     ///
     /// # Errors
     ///
-    /// `Corrupt` if a segment is missing, or is none of this log's, or is at the wrong place; `Unsupported` if a newer
-    /// version wrote it; what reading, writing and syncing say. Damage to records is no error: see [`Opened::damage`].
+    /// `Corrupt` if a segment is missing, belongs to another log, or is at the wrong place; `Unsupported` if a newer
+    /// version wrote it; errors of reading, writing and syncing. Damage to records is not an error: see
+    /// [`Opened::damage`].
     pub fn open(
         files: Arc<dyn Directory>,
         id: [u8; 16],
@@ -97,23 +98,23 @@ impl Log {
     }
 }
 
-/// A segment that was found. Its file is closed again: there may be thousands.
+/// A segment that was found. Its file was closed again: there may be thousands.
 pub(crate) struct Found {
     pub(crate) number: u64,
     pub(crate) generation: u32,
     pub(crate) name: String,
     pub(crate) len: u64,
-    /// How long it would be without compression.
+    /// Its length without compression.
     pub(crate) plain_len: u64,
     pub(crate) head: Head,
-    /// Other generations of it, which this one has taken the place of, or which did not get through.
+    /// Other generations of it: replaced by this one, or incomplete.
     pub(crate) others: Vec<String>,
-    /// Of whatever segment it is.
+    /// The footer at its end, of whatever segment.
     footer: Option<Summary>,
 }
 
 impl Found {
-    /// Its footer, if it is one of a segment with this header.
+    /// Its footer, if it belongs to a segment with this header.
     pub(crate) fn footer(&self, header: &SegmentHeader) -> Option<Summary> {
         self.footer.clone().filter(|footer| footer.is_of(header))
     }
@@ -126,7 +127,7 @@ impl Found {
         }
     }
 
-    /// Whether it is there as it was when it was sealed, as far as can be told without reading records.
+    /// Whether it is as it was when it was sealed, as far as can be told without reading records.
     fn is_complete(&self, files: &dyn Directory) -> Result<bool> {
         let Head::Valid(header) = &self.head else { return Ok(false) };
         let is_named = (header.number, header.generation) == (self.number, self.generation);
@@ -137,7 +138,7 @@ impl Found {
     }
 }
 
-/// A segment of the log that is opened.
+/// A segment of the log to open.
 struct Part {
     name: String,
     len: u64,
@@ -156,7 +157,7 @@ impl Part {
     }
 }
 
-/// The newest generation of each segment that got through, in order.
+/// The newest complete generation of each segment, in order.
 pub(crate) fn find_segments(files: &dyn Directory) -> Result<Vec<Found>> {
     let names = files.list().map_err(|error| Error::io("list", "the directory", error))?;
     let mut segments: Vec<_> = names.iter().filter_map(|name| format::parse_segment_name(name)).collect();
@@ -164,7 +165,7 @@ pub(crate) fn find_segments(files: &dyn Directory) -> Result<Vec<Found>> {
     segments.chunk_by(|a, b| a.0 == b.0).map(|generations| find_generation(files, generations)).collect()
 }
 
-/// The newest generation that got through. If none did, the oldest is as it was before the others.
+/// The newest complete generation. If there is none, the oldest one is as it was before the others.
 fn find_generation(files: &dyn Directory, generations: &[(u64, u32)]) -> Result<Found> {
     let mut found: Vec<_> = generations
         .iter()
@@ -215,7 +216,7 @@ pub(crate) fn read_footer(file: &dyn File, name: &str, len: u64) -> Result<Optio
     Ok(Summary::decode(&bytes, len))
 }
 
-/// Gets the records that were asked for.
+/// Passes on the requested records.
 struct Visitor<'a> {
     behind: u64,
     visit: &'a mut dyn FnMut(u64, &[u8]),
@@ -233,43 +234,43 @@ impl Visitor<'_> {
 
 struct Opening {
     shared: Arc<Shared>,
-    /// The checkpoint, if it is certainly one of this history of the log.
+    /// The checkpoint, if it certainly belongs to this history of the log.
     tail: Option<TailFile>,
-    /// The checkpoint, if that cannot be told: what it is bound to is missing or damaged.
+    /// The checkpoint, if that is unknown because the frame it is tied to is missing or damaged.
     doubtful: Option<TailFile>,
     parts: Vec<Part>,
-    /// The file of the last of them.
+    /// The file of the last part.
     newest: Option<Arc<dyn File>>,
-    /// Segments at the end that have nothing but zeros.
+    /// Segments at the end that consist of zeros.
     unused: Vec<Found>,
-    /// Segments at the end that have no header, but something behind it.
+    /// Segments at the end without a header but with data after it.
     torn: Vec<Found>,
-    /// Generations of segments that others have taken the place of, or that did not get through.
+    /// Generations of segments that were replaced or are incomplete.
     replaced: Vec<String>,
-    /// The last record that was synced, as far as anything says so.
+    /// The last record that was synced, according to all sources.
     synced: u64,
     damage: Option<Damage>,
     recovery: Recovery,
 }
 
-/// Which history of the log a checkpoint is of: copies of a log that went different ways have the same id, and the same salt
-/// in the segment in which they parted.
+/// Which history of the log a checkpoint belongs to: diverged copies of a log have the same id, and the same salt in
+/// the segment in which they diverged.
 enum Origin {
     This,
     Other,
     Unknown,
 }
 
-/// Where scanning begins: at a checkpoint in a part, or at its first frame.
+/// The start of the scan: at a checkpoint inside a part, or at its first frame.
 struct Start {
     part: usize,
     tail: Option<TailFile>,
 }
 
-/// The end of a part that was scanned.
+/// The end of a scanned part.
 struct End {
     scanner: Scanner,
-    /// The last record, and the place, of each frame that may not be synced.
+    /// The last record and the offset of each frame that may not be synced.
     unsynced: VecDeque<(u64, u64)>,
 }
 
@@ -290,9 +291,9 @@ impl Opening {
         }
     }
 
-    /// Checks that the segments are those of one log, one behind the other.
+    /// Checks that the segments belong to one log and follow each other.
     fn take(&mut self, mut found: Vec<Found>) -> Result<()> {
-        // What takes the place of a segment was whole before it got its name: nothing of it is a torn end.
+        // A generation that replaces a segment was complete before it got its name, so it is never a torn end.
         while let Some(newest) = found.last().filter(|newest| newest.generation == 0) {
             let file = newest.open(&*self.shared.files)?;
             let mut window = Window::new(file, &newest.name, newest.len);
@@ -300,7 +301,8 @@ impl Opening {
                 Head::Zeros | Head::Damaged => window.nonzero_end(0, newest.len)?,
                 _ => break,
             };
-            // A header is one sector's, and written from its beginning on: it may be cut off, but otherwise it is damaged.
+            // A header fits into one sector and is written from its start: it may be cut off, but otherwise it is
+            // damaged.
             if newest.head == Head::Damaged && end > Some(SEGMENT_HEADER as u64) {
                 break;
             }
@@ -341,7 +343,7 @@ impl Opening {
         Ok(())
     }
 
-    /// A segment is wrong as a whole, and so everything is lost that is behind the one before it.
+    /// A whole segment is wrong, so everything after the previous one is lost.
     fn corrupt(&self, number: u64, what: &str) -> Error {
         match self.parts.last().map_or(Ok(1), |part| self.next_of(part)) {
             Ok(record) => Error::corrupt(record, format!("segment {number} {what}")),
@@ -349,7 +351,7 @@ impl Opening {
         }
     }
 
-    /// The number behind the last record of a segment, as far as it can be told.
+    /// The number after the last record of a segment, as far as it can be told.
     fn next_of(&self, part: &Part) -> Result<u64> {
         if let Some(footer) = &part.footer {
             return Ok(footer.last + 1);
@@ -387,7 +389,7 @@ impl Opening {
         self.finish(end)
     }
 
-    /// Scanning begins at the checkpoint, or behind the last segment with a footer, whatever is later.
+    /// Scanning begins at the checkpoint or after the last segment with a footer, whichever is later.
     fn find_start(&self) -> Start {
         let sealed = self.parts.iter().rposition(|part| part.footer.is_some()).map_or(0, |index| index + 1);
         let at_segment = Start { part: sealed, tail: None };
@@ -399,8 +401,8 @@ impl Opening {
         if is_usable { Start { part: index, tail: Some(tail.clone()) } } else { at_segment }
     }
 
-    /// A footer is synced before the next one is written, so the newest may have got through in part: its end, which says
-    /// what it is, and not what is in front of that. Then the segment is one without footer, and gets it again.
+    /// A footer is synced before the next one is written, so the newest may be written only in part: the end that
+    /// identifies it, but not what precedes that. Then the segment counts as one without a footer and gets a new one.
     fn drop_torn_footer(&mut self) -> Result<()> {
         let Some(part) = self.parts.iter_mut().rev().find(|part| part.footer.is_some()) else { return Ok(()) };
         let Some(footer) = part.footer.as_ref().filter(|_| !part.header.is_compressed) else { return Ok(()) };
@@ -413,19 +415,19 @@ impl Opening {
         };
         let anchors = is_whole(footer.end, footer.anchors as usize * anchors::LEN, footer.anchors_crc)?;
         if !anchors || !is_whole(footer.blob_at(), footer.blob as usize, footer.blob_crc)? {
-            tell!(warn, name = part.name, "the footer got through in part, and is made again");
+            tell!(warn, name = part.name, "the footer was written only in part and is rebuilt");
             part.footer = None;
         }
         Ok(())
     }
 
-    /// A checkpoint of another history of the log is none.
+    /// Ignores a checkpoint of another history of the log.
     fn judge_tail(&mut self) -> Result<()> {
         let Some(tail) = self.tail.take() else { return Ok(()) };
         match self.origin(&tail)? {
             Origin::This => self.tail = Some(tail),
             Origin::Other => {
-                tell!(warn, record = tail.next - 1, "the checkpoint is of another history of the log");
+                tell!(warn, record = tail.next - 1, "the checkpoint belongs to another history of the log");
             }
             Origin::Unknown => {
                 tell!(warn, record = tail.next - 1, "the frame before the checkpoint is missing or damaged");
@@ -444,7 +446,7 @@ impl Opening {
             return Ok(Origin::Unknown);
         };
         let header = &part.header;
-        // Every generation has the salt, and the offsets.
+        // Every generation has the same salt and offsets.
         if header.salt != tail.salt {
             return Ok(Origin::Other);
         }
@@ -457,7 +459,7 @@ impl Opening {
         if tail.frame < SEGMENT_HEADER as u64 {
             return Ok(Origin::Unknown);
         }
-        // The header of a frame covers the one before, and so on to the first: two histories never have the same.
+        // The header of a frame covers the one before, and so on to the first: two histories never have the same one.
         let mut bytes = Vec::new();
         let read = part.open(&*self.shared.files)?.read_at(&mut bytes, tail.frame, FRAME_HEADER);
         read.map_err(|error| Error::io("read", &part.name, error))?;
@@ -466,8 +468,8 @@ impl Opening {
         Ok(this_if((frame.crc, frame.next(), end) == (tail.chain, tail.next, Some(tail.offset))))
     }
 
-    /// What a doubtful checkpoint says is synced, if its place lies behind the last sound frame, which ends here. If that
-    /// went further, the checkpoint is of another history.
+    /// What a doubtful checkpoint says is synced, if its position is after the last valid frame, which ends here. If
+    /// that frame goes further, the checkpoint belongs to another history.
     fn synced_behind(&self, segment: u64, at: u64) -> u64 {
         let is_behind = |tail: &&TailFile| {
             let place = if tail.frame == 0 { tail.offset } else { tail.frame + 1 };
@@ -476,7 +478,7 @@ impl Opening {
         self.doubtful.as_ref().filter(is_behind).map_or(0, TailFile::synced)
     }
 
-    /// Takes the newest segment away, if the group with which it begins did not get through.
+    /// Removes the newest segment if its first group is incomplete.
     fn drop_begun(&mut self) -> Result<()> {
         let Some(part) = self.parts.last() else { return Ok(()) };
         let has_checkpoint = self.tail.as_ref().is_some_and(|tail| tail.segment == part.header.number);
@@ -499,16 +501,16 @@ impl Opening {
 
     fn look_for_synced(&mut self) {
         let tail = self.tail.as_ref().map_or(0, TailFile::synced);
-        // One whose segment is missing tells of a lost end.
+        // A checkpoint in a missing segment proves that the end is lost.
         let newest = self.parts.last().map_or(0, |part| part.header.number);
         let claimed = self.synced_behind(newest, u64::MAX);
-        // A segment is begun when all before it is synced, and it gets a footer when it is synced itself.
+        // A segment begins only after everything before it is synced, and gets a footer only after it is synced itself.
         let begun = self.parts.last().map_or(0, |part| part.header.first - 1);
         let sealed = self.parts.iter().filter_map(|part| part.footer.as_ref()).map(|footer| footer.last).max();
         self.synced = self.synced.max(tail).max(claimed).max(begun).max(sealed.unwrap_or(0));
     }
 
-    /// Takes a segment as its footer describes it. Without one it is scanned, and its records are read later.
+    /// Adds a segment as its footer describes it. Without one it is scanned, and its records are read later.
     fn take_known(&mut self, index: usize) -> Result<()> {
         let part = &self.parts[index];
         let Some(footer) = part.footer.clone() else {
@@ -530,7 +532,7 @@ impl Opening {
         Error::corrupt(record, format!("segment {:?} does not follow the one before it", behind.name))
     }
 
-    /// Takes a segment up to the checkpoint, so that it can be read like any other.
+    /// Adds a segment up to the checkpoint, so that it can be read like any other.
     fn take_before(&mut self, tail: &TailFile, index: usize) {
         let part = &self.parts[index];
         let state = State {
@@ -546,7 +548,7 @@ impl Opening {
         self.add(index, state);
     }
 
-    /// Adds a segment, or what was scanned of one that is there up to the checkpoint.
+    /// Adds a segment, or the scanned rest of one that is there up to the checkpoint.
     fn add(&mut self, index: usize, state: State) {
         self.shared.publish(state.next - 1);
         let known = self.shared.segments().get(index).cloned();
@@ -556,7 +558,7 @@ impl Opening {
         }
     }
 
-    /// Reads the records that are not scanned.
+    /// Reads the requested records that are not scanned.
     fn visit_known(&mut self, visitor: &mut Visitor<'_>) -> Result<()> {
         let log = Log(Arc::clone(&self.shared));
         let (mut next, end) = (visitor.behind.saturating_add(1), log.last() + 1);
@@ -613,7 +615,7 @@ impl Opening {
             }
             scanner.chain = chain;
         } else {
-            // Whatever is behind the end says that it is none.
+            // Data after the end may prove that it is not the end.
             let claimed = self.synced_behind(part.header.number, scanner.at);
             self.synced = self.synced.max(scanner.synced_from(scanner.at)?).max(claimed);
             let (name, is_compressed) = (part.name.clone(), part.header.is_compressed);
@@ -632,7 +634,7 @@ impl Opening {
         Ok(End { scanner, unsynced })
     }
 
-    /// Scans what is behind damage, and notes what is lost before it.
+    /// Scans what follows damage and records what is lost before it.
     fn scan_damaged(&mut self, scanner: &mut Scanner, visit: Visit<'_>) -> Result<()> {
         let name = scanner.window.name().to_owned();
         scanner.rest(visit, &mut |record, reason| self.note_damage(record, format!("{reason}, in {name:?}")))
@@ -654,7 +656,7 @@ impl Opening {
         self.add(index, state);
     }
 
-    /// Nothing that was synced may be missing at the end.
+    /// Checks that no synced data is missing at the end.
     fn check_end(&mut self) -> Result<()> {
         let last = self.shared.last();
         if self.synced <= last || self.damage.is_some() {
@@ -688,7 +690,7 @@ impl Opening {
         Ok(Opened { log, appender, tail, damage: self.damage, recovery: self.recovery })
     }
 
-    /// Leaves nothing behind the end, and nothing before it that may not be synced.
+    /// Removes everything after the end, and rewrites everything before it that may not be synced.
     fn clear_end(&mut self, end: Option<End>) -> Result<Tip> {
         let mut is_cut = false;
         if let Some(mut end) = end {
@@ -699,7 +701,7 @@ impl Opening {
         }
         let position = Log(Arc::clone(&self.shared)).position();
         let segments = self.shared.segments();
-        // What is made ahead grows with what is appended from now on: who appends once does not wait for much.
+        // Preallocation grows with what is appended from now on: a single append should not wait for much of it.
         let log_len: u64 = segments.iter().map(|segment| segment.state().end).sum();
         let log_len = log_len.min(1 << 20);
         let last = self.parts.last().zip(self.newest.as_ref());
@@ -708,7 +710,7 @@ impl Opening {
             if !part.header.is_compressed {
                 self.shared.space.begin((position.segment, &part.name), file, filled);
             }
-            // Behind a footer nothing is appended.
+            // Nothing is appended after a footer.
             let grows = segment.state().footer.is_none();
             let capacity = if grows { self.shared.options.capacity(position.segment) } else { 0 };
             let mut state = segment.state_mut();
@@ -719,7 +721,7 @@ impl Opening {
         Ok(Tip { position, newest, log_len })
     }
 
-    /// Takes away what is behind the end of the newest segment, and the segments behind it.
+    /// Removes what is after the end of the newest segment, and the segments after it.
     fn cut(&mut self, end: &mut End) -> Result<bool> {
         let (Some(part), file) = (self.parts.last(), self.newest()?) else { return Ok(false) };
         let at = end.scanner.at;
@@ -738,14 +740,14 @@ impl Opening {
         }
         if !pieces.is_empty() {
             let (aside, bytes) = cut::set_aside(files, &pieces)?;
-            tell!(warn, aside, bytes, "a group that did not get through is taken off the end of the log");
+            tell!(warn, aside, bytes, "an incomplete group is removed from the end of the log");
             (self.recovery.aside, self.recovery.torn_bytes) = (Some(aside), bytes);
         }
         cut::remove(files, self.torn.iter().chain(&self.unused).map(|found| found.name.as_str()))?;
         piece.map_or(Ok(()), |piece| cut::cut(&piece))
     }
 
-    /// A sync that failed may have left it in memory only, and reported that once.
+    /// Rewrites unsynced data. A failed sync may have left it in memory only, and reported that once.
     fn rewrite(&mut self, mut end: End) -> Result<()> {
         forget_synced(&mut end.unsynced, self.synced);
         let (Some((_, at)), Some(part)) = (end.unsynced.front(), self.parts.last()) else { return Ok(()) };
@@ -758,15 +760,15 @@ impl Opening {
     }
 }
 
-/// Removes generations of segments that are not used any more, and what is left of some that were being written. If that
-/// fails, the next opening does it.
+/// Removes generations of segments that are no longer used, and remains of incomplete ones. If that fails, the next
+/// opening does it.
 fn remove_replaced(files: &dyn Directory, replaced: &[String]) {
     let is_left = |name: &String| name.strip_suffix(NEW).is_some_and(|name| format::parse_segment_name(name).is_some());
     let left = files.list().map(|names| names.into_iter().filter(is_left).collect::<Vec<_>>()).unwrap_or_default();
     if replaced.is_empty() && left.is_empty() {
         return;
     }
-    // The name of what has taken the place may be known to the cache only.
+    // The name of the replacement may be only in the cache.
     let removed = files.sync().map_err(|error| Error::io("sync", "the directory", error));
     let removed = removed.and_then(|()| cut::remove(files, replaced.iter().chain(&left).map(String::as_str)));
     if let Err(error) = removed {

@@ -1,4 +1,4 @@
-//! Reads a segment frame by frame, and trusts nothing in it.
+//! Reads a segment frame by frame and trusts nothing in it.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -12,10 +12,10 @@ use crate::format::{
 };
 use crate::{Error, File, Result, walk};
 
-/// So many bytes are read at once, or as many as a frame has.
+/// The number of bytes read at once, unless a frame has more.
 pub(crate) const CHUNK: usize = 1 << 20;
 
-/// A part of a file that moves over it.
+/// A window that moves over a file.
 pub(crate) struct Window {
     file: Arc<dyn File>,
     name: String,
@@ -25,7 +25,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Over the first `len` bytes of a file.
+    /// A window over the first `len` bytes of a file.
     pub(crate) fn new(file: Arc<dyn File>, name: &str, len: u64) -> Self {
         Window { file, name: name.to_owned(), len, bytes: Vec::new(), start: 0 }
     }
@@ -34,7 +34,7 @@ impl Window {
         &self.name
     }
 
-    /// The bytes from here on: fewer only at the end.
+    /// The bytes from this offset on. There are fewer only at the end.
     pub(crate) fn get(&mut self, at: u64, len: usize) -> Result<&[u8]> {
         let end = at.saturating_add(len as u64).min(self.len);
         if at >= end {
@@ -66,7 +66,7 @@ impl Window {
         Error::io("read", &self.name, error)
     }
 
-    /// The end of the last byte of `from..to` that is no zero, if there is one.
+    /// The offset after the last nonzero byte in `from..to`, if there is one.
     pub(crate) fn nonzero_end(&mut self, from: u64, to: u64) -> Result<Option<u64>> {
         let (mut at, mut end) = (from, None);
         while at < to {
@@ -74,7 +74,7 @@ impl Window {
             if bytes.is_empty() {
                 break;
             }
-            // Comparing with zeros is much faster than looking for the last one that is none, which there rarely is.
+            // Comparing with zeros is much faster than searching for the last nonzero byte, which is rare.
             if bytes.iter().any(|byte| *byte != 0) {
                 end = bytes.iter().rposition(|byte| *byte != 0).map(|index| at + index as u64 + 1);
             }
@@ -84,41 +84,41 @@ impl Window {
     }
 }
 
-/// Goes over the frames of a segment.
+/// Scans the frames of a segment.
 pub(crate) struct Scanner {
     pub(crate) window: Window,
     salt: u64,
-    /// The segment's.
+    /// The first record of the segment.
     first: u64,
-    /// The end of what was scanned, and so the place of the next frame.
+    /// The end of what was scanned: the offset of the next frame.
     pub(crate) at: u64,
-    /// Where the frame before begins. 0: there is none in the segment.
+    /// The start of the previous frame; 0 if the segment has none.
     pub(crate) frame_at: u64,
-    /// The number of the record that comes next.
+    /// The number of the next record.
     pub(crate) next: u64,
-    /// The checksum of the header of the frame before.
+    /// The checksum of the header of the previous frame.
     pub(crate) chain: u32,
-    /// No record of the segment has this number or a higher one.
+    /// All records of the segment have smaller numbers.
     pub(crate) limit: u64,
     placer: Placer,
     pub(crate) anchors: Vec<Anchor>,
 }
 
-/// A frame that was scanned.
+/// A scanned frame.
 pub(crate) struct Scanned {
     pub(crate) at: u64,
     pub(crate) header: FrameHeader,
 }
 
-/// Something that is lost: from this record on.
+/// Called with the first lost record and what is wrong.
 pub(crate) type Lost<'a> = &'a mut dyn FnMut(u64, String);
-/// An intact record and its content.
+/// Called with an intact record and its content.
 pub(crate) type Visit<'a> = &'a mut dyn FnMut(u64, &[u8]);
 
-/// A record of a frame, before it was verified.
+/// A record of a frame, before verification.
 struct Raw {
     number: u64,
-    /// Where it begins in the frame.
+    /// The offset in the frame.
     at: usize,
     content: Range<usize>,
     is_intact: bool,
@@ -126,7 +126,7 @@ struct Raw {
 }
 
 impl Scanner {
-    /// From the first frame of the segment on.
+    /// A scanner that starts at the first frame of the segment.
     pub(crate) fn new(file: Arc<dyn File>, name: &str, header: &SegmentHeader, len: u64) -> Self {
         Scanner {
             window: Window::new(file, name, len),
@@ -142,7 +142,7 @@ impl Scanner {
         }
     }
 
-    /// From a checkpoint on.
+    /// Continues at a checkpoint.
     pub(crate) fn go_to(&mut self, tail: &TailFile) {
         (self.at, self.frame_at, self.next, self.chain) = (tail.offset, tail.frame, tail.next, tail.chain);
         self.placer = Placer::behind(&tail.anchors);
@@ -155,7 +155,7 @@ impl Scanner {
         Ok(header.filter(|header| at + (FRAME_HEADER as u64) + u64::from(header.len) <= len))
     }
 
-    /// The next frame, if it is sound in every way. Its records are visited.
+    /// The next frame, if it is completely valid. Visits its records.
     pub(crate) fn frame(&mut self, visit: Visit<'_>) -> Result<Option<Scanned>> {
         let at = self.at;
         let Some(header) = self.header_at(at)?.filter(|header| self.follows(header)) else { return Ok(None) };
@@ -183,8 +183,8 @@ impl Scanner {
         self.chain = header.crc;
     }
 
-    /// Goes on where [`frame`](Self::frame) ended, over what is damaged, to the end of a frame whose header is intact. There
-    /// may be none. `go_on` is asked while it is looked for: `false` ends that as if there were none.
+    /// Continues where [`frame`](Self::frame) stopped, over the damage, to the end of a frame whose header is intact.
+    /// There may be none. `go_on` is called during the search; `false` ends it as if there were none.
     pub(crate) fn damaged(
         &mut self,
         visit: Visit<'_>,
@@ -196,7 +196,7 @@ impl Scanner {
         let header = match here {
             Some(header) => header,
             None => {
-                // Behind a gap nobody knows what the checksum of the frame before was.
+                // After a gap, the checksum of the previous frame is unknown.
                 let next = self.next;
                 let fits = |header: &FrameHeader| header.first >= next && header.next() <= limit;
                 let Some((at, header)) = self.find_header(self.at + 8, &fits, go_on)? else { return Ok(false) };
@@ -210,7 +210,7 @@ impl Scanner {
         Ok(true)
     }
 
-    /// Goes to the end, over whatever is damaged.
+    /// Scans to the end, over any damage.
     pub(crate) fn rest(&mut self, visit: Visit<'_>, lost: Lost<'_>) -> Result<()> {
         loop {
             while self.frame(visit)?.is_some() {}
@@ -220,7 +220,7 @@ impl Scanner {
         }
     }
 
-    /// Visits what is intact of a frame whose header is.
+    /// Visits the intact records of a frame whose header is intact.
     fn damaged_frame(&mut self, header: &FrameHeader, visit: Visit<'_>, lost: Lost<'_>) -> Result<()> {
         let len = FRAME_HEADER + header.len as usize;
         let (at, first) = (self.at, self.first);
@@ -268,7 +268,7 @@ impl Scanner {
         Ok(found)
     }
 
-    /// The highest record that a frame from here on says was synced before it was written.
+    /// The highest record that was synced according to the frames from here on.
     pub(crate) fn synced_from(&mut self, from: u64) -> Result<u64> {
         let mut synced = 0;
         self.headers_from(from, &mut |_| true, &mut |_, header| {
@@ -278,7 +278,7 @@ impl Scanner {
         Ok(synced)
     }
 
-    /// Finds sound headers of frames of this segment, wherever they are from here on. `go_on` is asked about each MiB.
+    /// Finds valid frame headers of this segment, wherever they are from here on. `go_on` is called for each MiB.
     fn headers_from(
         &mut self,
         from: u64,
@@ -302,7 +302,7 @@ impl Scanner {
                     return Ok(());
                 }
             }
-            // A header may lie across the end of these bytes.
+            // A header may cross the end of these bytes.
             at += ((bytes.len() - FRAME_HEADER) / 8 + 1) as u64 * 8;
             if !go_on(at) {
                 return Ok(());
@@ -311,7 +311,7 @@ impl Scanner {
     }
 }
 
-/// Whether the records of a frame are what its header says.
+/// Whether the records of a frame match its header.
 fn is_sound(frame: &[u8], header: &FrameHeader) -> bool {
     let (mut body, mut next, mut end, mut is_closed) = (Hasher::new(), header.first, FRAME_HEADER, false);
     for record in records(frame, header, true) {
@@ -324,7 +324,7 @@ fn is_sound(frame: &[u8], header: &FrameHeader) -> bool {
     is_closed && next == header.next() && end == frame.len() && body.finalize() == header.body
 }
 
-/// The records of a frame, as far as their lengths can be followed. Without `verify` they count as intact.
+/// The records of a frame, as far as their lengths can be followed. Without `verify`, all count as intact.
 fn records(frame: &[u8], header: &FrameHeader, verify: bool) -> impl Iterator<Item = Raw> {
     let (mut at, mut number, end) = (FRAME_HEADER, header.first, header.next());
     std::iter::from_fn(move || {

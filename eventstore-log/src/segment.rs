@@ -13,33 +13,33 @@ pub(crate) struct Segment {
     pub(crate) header: SegmentHeader,
     pub(crate) name: String,
     state: RwLock<State>,
-    /// Whether compressing it was tried, and came to nothing.
+    /// Whether compression was tried without success.
     pub(crate) is_incompressible: AtomicBool,
 }
 
-/// What changes about a segment.
+/// The mutable state of a segment.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The number behind its last record.
+    /// The number after its last record.
     pub(crate) next: u64,
-    /// Where its content ends.
+    /// The end of its content.
     pub(crate) end: u64,
-    /// Where its last frame begins. 0: there is none, or nobody knows since it has a footer.
+    /// The start of its last frame. 0 if there is none, or if it is unknown because the segment has a footer.
     pub(crate) frame: u64,
     /// The checksum of its last frame's header.
     pub(crate) chain: u32,
-    /// How long the file is. All other offsets are those of plain bytes.
+    /// The size of the file. All other offsets are those of plain bytes.
     pub(crate) len: u64,
-    /// Its file, as long as it is written; or once another generation has taken its place, for those who still read it.
+    /// Its file while it is written, or, after it was replaced by another generation, for its remaining readers.
     pub(crate) file: Option<Arc<dyn File>>,
     /// Its footer, if it has one.
     pub(crate) footer: Option<Summary>,
-    /// Without a footer they are here.
+    /// The anchors of a segment without a footer.
     pub(crate) anchors: Option<Vec<Anchor>>,
 }
 
 impl State {
-    /// Of a segment that has but its header.
+    /// The state of a segment that has only its header.
     pub(crate) fn new(header: &SegmentHeader) -> Self {
         State {
             next: header.first,
@@ -60,7 +60,7 @@ pub(crate) struct Place {
     /// The number of the record at `start`.
     pub(crate) number: u64,
     pub(crate) start: u64,
-    /// All of the records end before.
+    /// All of the records end before this offset.
     pub(crate) end: u64,
 }
 
@@ -82,14 +82,14 @@ impl Segment {
         SegmentKey { log: log.instance, number: self.header.number, generation: self.header.generation }
     }
 
-    /// The place behind its last record.
+    /// The position after its last record.
     pub(crate) fn end(&self) -> Position {
         let state = self.state();
         let State { next, end: offset, frame, chain, .. } = *state;
         Position { segment: self.header.number, offset, frame, next, chain }
     }
 
-    /// Its plain bytes: the file that is written, or one that is opened for reading and kept for a while.
+    /// Its plain bytes: the file being written, or one that is opened for reading and cached.
     pub(crate) fn file(&self, log: &Shared) -> Result<Arc<dyn File>> {
         if let Some(file) = &self.state().file {
             return Ok(Arc::clone(file));
@@ -100,14 +100,14 @@ impl Segment {
         }
         let file = match blocks::open(&*log.files, &self.name, &self.header) {
             Ok(file) => file,
-            // Another generation may have taken its place just now.
+            // Another generation may have just replaced it.
             Err(error) => return self.state().file.clone().ok_or(error),
         };
         cache::put_file(key, Arc::clone(&file));
         Ok(file)
     }
 
-    /// Looks something up in the anchors.
+    /// Calls `look_up` with the anchors.
     pub(crate) fn with_anchors<T>(&self, log: &Shared, look_up: impl FnOnce(&[Anchor]) -> T) -> Result<T> {
         let footer = {
             let state = self.state();
@@ -146,7 +146,7 @@ impl Segment {
         scan::anchors_of(file, &self.name, &self.header, footer.end)
     }
 
-    /// Where the records from `from` on, and before `to`, are. The first of them is here.
+    /// Where the records from `from` to before `to` are. The first of them exists.
     pub(crate) fn place(&self, log: &Shared, from: u64, to: u64) -> Result<Place> {
         let (file, end) = (self.file(log)?, self.state().end);
         let first = self.header.first;

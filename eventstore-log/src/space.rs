@@ -1,4 +1,4 @@
-//! Space for what comes: zeros ahead of the end, and the next segment.
+//! Preallocation: zeros after the end, and the next segment.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,23 +10,23 @@ use crate::format;
 use crate::log::{Shared, lock};
 use crate::{Error, File, Result};
 
-/// So many zeros are written at once.
+/// The number of zeros written at once.
 const CHUNK: usize = 256 << 10;
-/// So much is made before it is synced: an append that needs more waits for no more than this.
+/// The number of bytes between syncs: an append that needs more space waits for at most this much.
 const PIECE: usize = 1 << 20;
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
-/// Space is made in units of this many bytes.
+/// Space is preallocated in units of this many bytes.
 const UNIT: u64 = 4096;
 
-/// The space behind the end of the log.
+/// The preallocated space after the end of the log.
 #[derive(Default)]
 pub(crate) struct Space {
-    /// Everything that is appended lies before it, in the newest segment. Also in `fill`.
+    /// Everything appended lies before this offset of the newest segment. Also in `fill`.
     filled: AtomicU64,
     fill: Mutex<Fill>,
     job: Mutex<Option<Handle>>,
-    /// When there was no room: the end of the content at which it is tried again.
+    /// After a lack of space: the end of the content at which to try again.
     retry_at: AtomicU64,
 }
 
@@ -40,7 +40,7 @@ struct Fill {
     next: Option<Made>,
 }
 
-/// A segment that was made ahead: zeros.
+/// A preallocated segment of zeros.
 pub(crate) struct Made {
     pub(crate) number: u64,
     pub(crate) name: String,
@@ -48,18 +48,18 @@ pub(crate) struct Made {
     pub(crate) len: u64,
 }
 
-/// The newest segment as the background is told about it.
+/// The newest segment, as reported to the background.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Newest {
     pub(crate) segment: u64,
     pub(crate) end: u64,
     pub(crate) capacity: u64,
-    /// How much the whole log has.
+    /// The size of the whole log.
     pub(crate) log_len: u64,
 }
 
 impl Newest {
-    /// How much is made at most: never more than the log has already.
+    /// The most to preallocate: never more than the log already has.
     fn ahead(&self, space_ahead: u64) -> u64 {
         space_ahead.min(self.log_len)
     }
@@ -79,7 +79,7 @@ impl Newest {
 }
 
 impl Space {
-    /// The length of the segment that was made ahead.
+    /// The length of the preallocated segment.
     pub(crate) fn next_len(&self) -> u64 {
         lock(&self.fill).next.as_ref().map_or(0, |made| made.len)
     }
@@ -89,7 +89,7 @@ impl Space {
         self.filled.load(Ordering::Acquire)
     }
 
-    /// The newest segment is this one from now on.
+    /// Switches to this newest segment.
     pub(crate) fn begin(&self, (segment, name): (u64, &str), file: &Arc<dyn File>, filled: u64) {
         let mut fill = lock(&self.fill);
         (fill.segment, fill.name, fill.file) = (segment, name.to_owned(), Some(Arc::clone(file)));
@@ -102,7 +102,7 @@ impl Space {
         self.filled.store(filled, Ordering::Release);
     }
 
-    /// Waits for what the background does for this log.
+    /// Waits for background work for this log.
     pub(crate) fn wait(&self) {
         let job = lock(&self.job).take();
         if let Some(job) = job {
@@ -120,7 +120,7 @@ impl Space {
 }
 
 impl Shared {
-    /// Lets the newest segment have zeros up to `end`. If there is no room for them it is as before.
+    /// Fills the newest segment with zeros up to `end`. On failure it is as before.
     pub(crate) fn make_room(&self, end: u64, capacity: u64) -> Result<()> {
         if self.is_memory || end <= self.space.filled() {
             return Ok(());
@@ -138,12 +138,12 @@ impl Shared {
         }
     }
 
-    /// Gives back what was filled. If it failed for another reason than a full disk, nothing more may be appended.
+    /// Undoes a failed fill. If it failed for another reason than a full disk, nothing more may be appended.
     pub(crate) fn not_filled(&self, file: &dyn File, before: u64, error: io::Error) -> Error {
         let is_full = is_full(&error);
         let error = Error::io("make room in", "the newest segment", error);
         if is_full {
-            // What is left are zeros, which do no harm.
+            // Any remaining zeros do no harm.
             let _ = file.set_len(before);
         } else {
             self.poison(&error);
@@ -151,7 +151,7 @@ impl Shared {
         error
     }
 
-    /// Takes away everything of the newest segment behind its end, durably: a part of a group may be there.
+    /// Removes everything after the end of the newest segment, durably: a part of a group may be there.
     pub(crate) fn cut_to(&self, end: u64) -> Result<()> {
         let mut fill = lock(&self.space.fill);
         let Some(file) = fill.file.clone() else { return Ok(()) };
@@ -159,7 +159,7 @@ impl Shared {
         self.sync_file(|| file.set_len(end).and_then(|()| file.sync_all()), "the newest segment")
     }
 
-    /// Lets the background make space, if it is time for that.
+    /// Starts preallocation in the background, if it is due.
     pub(crate) fn make_ahead(self: &Arc<Self>, newest: Newest) {
         let (filled, ahead) = (self.space.filled(), self.options.space_ahead);
         let is_wanted = newest.wants_more(filled, ahead) || newest.wants_next(filled, ahead);
@@ -194,10 +194,10 @@ impl Shared {
         let mut synced = true;
         loop {
             let mut fill = lock(&self.space.fill);
-            // The log may have moved on, or have filled it itself.
+            // The log may have moved on, or filled it itself.
             let Some(file) = fill.file.clone().filter(|_| fill.segment == newest.segment) else { return Ok(()) };
             let (from, to) = (fill.filled, target.min(fill.filled + PIECE as u64));
-            // A piece at a time: what is not synced of it is synced with the next group, which is not to wait for long.
+            // In pieces: the next group also syncs what is not synced yet, and must not wait for long.
             if !std::mem::replace(&mut synced, true) || from >= to {
                 let name = fill.name.clone();
                 drop(fill);
@@ -215,10 +215,11 @@ impl Shared {
         }
     }
 
-    /// Syncs zeros that were written ahead of the end.
+    /// Syncs zeros that were written after the end.
     ///
-    /// If it fails, what was appended may be lost as well, and who syncs that has to be told, although an error is reported
-    /// once. So this has an open file of its own: on Linux each gets to know it. Elsewhere nobody syncs meanwhile.
+    /// If it fails, appended data may be lost as well. The next sync must report that, although an error is reported
+    /// only once per open file. So this opens the file separately: on Linux, each open file gets the error. On other
+    /// systems nobody else syncs meanwhile.
     fn sync_ahead(&self, name: &str) -> Result<()> {
         let file = self.files.open(name).map_err(|error| Error::io("open", name, error))?;
         let _alone = (!cfg!(target_os = "linux")).then(|| lock(&self.syncing));
@@ -233,7 +234,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A segment of zeros that no power cut takes away. If there is no room for it there is none.
+    /// Creates a segment of zeros that survives a power cut. If there is no room for it, it is not created.
     pub(crate) fn new_segment(&self, number: u64, len: u64) -> Result<Made> {
         let name = format::segment_name(number, 0);
         let file = self.files.create(&name).map_err(|error| {
@@ -246,7 +247,7 @@ impl Shared {
         if self.is_memory {
             return Ok(Made { number, name, file, len: 0 });
         }
-        // A piece at a time, as the syncs of groups wait for what the disk has to do for this.
+        // In pieces, since the syncs of groups wait for the disk to finish these.
         for from in (0..len).step_by(PIECE) {
             if let Err(error) = fill_zeros(&*file, from, len.min(from + PIECE as u64)) {
                 let error = self.not_filled(&*file, 0, error);
@@ -259,7 +260,7 @@ impl Shared {
         Ok(Made { number, name, file, len })
     }
 
-    /// Gives all space back that is not used. Not durably: there are zeros at worst.
+    /// Frees all unused space. Not durably: at worst, zeros remain.
     pub(crate) fn release_space(&self, end: u64) {
         self.space.wait();
         if self.is_memory || self.check_poison().is_err() {
@@ -269,7 +270,7 @@ impl Shared {
         if let Some(next) = fill.next.take()
             && let Err(error) = self.files.remove(&next.name)
         {
-            tell!(warn, %error, name = next.name, "a segment that was made ahead is left");
+            tell!(warn, %error, name = next.name, "a preallocated segment could not be removed");
         }
         if let Some(file) = fill.file.take().filter(|_| fill.filled > end) {
             match file.set_len(end) {
@@ -280,7 +281,7 @@ impl Shared {
     }
 }
 
-/// Writes zeros, so that what is written there later finds room.
+/// Writes zeros, so that later writes there find room.
 pub(crate) fn fill_zeros(file: &dyn File, mut from: u64, to: u64) -> io::Result<()> {
     while from < to {
         let len = (to - from).min(CHUNK as u64);

@@ -2,40 +2,40 @@ use std::ops::Range;
 
 use crate::format::{self, FRAME_HEADER, LAST_FLAG, MOST_CONTENT, RECORD_HEADER};
 
-/// Goes from record to record over bytes of a segment.
+/// Walks from record to record over bytes of a segment.
 #[derive(Clone, Debug)]
 pub(crate) struct Walk {
-    /// Where the bytes begin in the segment.
+    /// The offset of the bytes in the segment.
     base: u64,
-    /// Where the next record begins in the bytes.
+    /// The offset of the next record in the bytes.
     at: usize,
     /// The number of the next record.
     number: u64,
 }
 
-/// What comes next.
+/// The next step of a walk.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// A record with this number and content.
     Record { number: u64, content: Range<usize>, is_intact: bool },
-    /// More bytes are needed, so many in all.
+    /// More bytes are needed: this many in all.
     Short(usize),
-    /// No record.
+    /// Not a record.
     Broken,
 }
 
 impl Walk {
-    /// Begins at the record with this number, which is at this offset of the segment: the first of the bytes.
+    /// Starts at the record with this number, at this offset of the segment: the first of the bytes.
     pub(crate) fn new(number: u64, base: u64) -> Self {
         Walk { base, at: 0, number }
     }
 
-    /// The number of the record that comes next.
+    /// The number of the next record.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The next record. Checksums are verified of records from `verify_from` on; those before count as intact.
+    /// The next record. Checksums of records from `verify_from` on are verified; earlier ones count as intact.
     pub(crate) fn step(&mut self, bytes: &[u8], verify_from: u64) -> Step {
         let start = self.at + RECORD_HEADER;
         let Some(flags_len) = format::u32_at(bytes, self.at + 4) else { return Step::Short(start) };
@@ -55,7 +55,7 @@ impl Walk {
     }
 }
 
-/// The length of a record's content, unless no version wrote it.
+/// The length of a record's content, or `None` if the field is invalid.
 pub(crate) fn content_len(flags_len: u32) -> Option<usize> {
     let len = (flags_len & !LAST_FLAG) as usize;
     (len <= MOST_CONTENT).then_some(len)

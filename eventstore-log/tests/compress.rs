@@ -1,4 +1,4 @@
-//! Segments that are compressed are read like any other, and whatever happens meanwhile, nothing is lost.
+//! Compressed segments are read like any other, and no interruption loses anything.
 #![cfg(feature = "zstd")]
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +23,7 @@ fn open(files: Arc<dyn Directory>) -> Opened {
     Log::open(files, ID, &options(), Known::default(), 0, &mut |_, _| {}).expect("opened")
 }
 
-/// Words that are like each other, and differ from record to record.
+/// Compressible words that differ from record to record.
 fn content(number: u64) -> Vec<u8> {
     let len = match number % 23 {
         3 => 0,
@@ -35,7 +35,7 @@ fn content(number: u64) -> Vec<u8> {
     (0..len).map(|index| b"one or the other "[((index / 3 * number) ^ index) as usize % 17]).collect()
 }
 
-/// Bytes that no compression makes fewer.
+/// Incompressible bytes.
 fn noise(number: u64, len: usize) -> Vec<u8> {
     let mut state = number;
     let mut next = || {
@@ -77,7 +77,7 @@ fn records(log: &Log) -> Vec<Vec<u8>> {
     page.contents().map(|(_, content)| content.to_vec()).collect()
 }
 
-/// A segment has one generation.
+/// Each segment has a single generation.
 fn check_names(names: impl Iterator<Item = String>) {
     let numbers: Vec<_> = names.filter(|name| name.contains('-') && !name.contains('/')).collect();
     let mut once: Vec<_> = numbers.iter().map(|name| name.split('-').next().unwrap()).collect();
@@ -85,7 +85,7 @@ fn check_names(names: impl Iterator<Item = String>) {
     assert!(numbers.len() == once.len() && numbers.iter().all(|name| name.ends_with(".seg")), "{numbers:?}");
 }
 
-/// Every record in every way of reading.
+/// Reads every record in every way.
 fn check(log: &Log, from: u64) {
     let last = log.last();
     let mut page = Page::default();
@@ -136,7 +136,7 @@ fn check_all(directory: Arc<dyn Directory>) {
     for _ in 0..2 {
         check(&opened.log, 1);
         check_segments(&opened.log);
-        // It grows, and so on.
+        // The log keeps growing.
         append_usual(&mut opened, 20);
         check(&opened.log, 60);
         drop(opened);
@@ -252,7 +252,7 @@ fn it_ends_when_it_is_asked_to() {
     assert!(before > 0 && opened.log.segments()[0].generation == 1);
 }
 
-/// Every call fails once, or is the last one, and then every name may be lost or not: the log is there.
+/// Every call fails once, or is the last one before every unsynced name may be lost: the log is intact.
 #[test]
 fn whatever_interrupts_it_loses_nothing() {
     let first = SimDisk::default();
@@ -277,7 +277,7 @@ fn whatever_interrupts_it_loses_nothing() {
             if fault != Fault::Down {
                 assert_eq!(records(&opened.log), all, "who has it open");
             }
-            // The last steps warn, and the next opening does them.
+            // The last steps only warn; the next opening does them.
             is_over |= compressed.is_ok() && {
                 disk.no_faults();
                 disk.calls() == calls && calls < call
@@ -303,7 +303,7 @@ fn whatever_interrupts_it_loses_nothing() {
                 check_names(cut.list().unwrap().into_iter());
                 images += 1;
                 if images % 7 == 0 {
-                    // And what opening has taken away does not come back, nor goes what is left.
+                    // What opening has removed does not come back, and nothing else is lost.
                     let again = cut.after_power_cut(&mut by_chance(images));
                     let opened = open(Arc::new(again.clone()));
                     assert!(records(&opened.log) == all);
@@ -320,7 +320,7 @@ fn whatever_interrupts_it_loses_nothing() {
     assert!(images > 1000 && with_both > 50, "{images} {with_both}");
 }
 
-/// Opening itself is interrupted while both generations are there.
+/// Opening itself is interrupted while both generations exist.
 #[test]
 fn an_opening_that_is_interrupted_keeps_one_of_both() {
     let disk = SimDisk::default();
@@ -353,7 +353,7 @@ fn an_opening_that_is_interrupted_keeps_one_of_both() {
                     file.write_at(bytes, 0).unwrap();
                     file.sync_all().unwrap();
                 }
-                // The rename is known to the cache only, in half of the cases.
+                // The rename is only in the cache, in half of the cases.
                 if seed % 2 == 0 {
                     disk.sync().unwrap();
                 } else {
@@ -374,7 +374,7 @@ fn an_opening_that_is_interrupted_keeps_one_of_both() {
     }
 }
 
-/// A small compressed segment, and behind it one that is not.
+/// A small compressed segment, followed by an uncompressed one.
 fn small() -> (Files, Vec<Vec<u8>>) {
     let directory = MemoryDirectory::default();
     let mut opened = open(Arc::new(directory.clone()));
@@ -389,7 +389,7 @@ fn small() -> (Files, Vec<Vec<u8>>) {
     (files(&directory), all)
 }
 
-/// Whatever is read is right, and all is read unless something is told.
+/// Whatever is read is right, and everything is read unless damage is reported.
 fn check_damaged(files: &Files, all: &[Vec<u8>], what: &str) {
     let right = |number: u64, got: &[u8]| assert!(got == all[number as usize - 1], "{what}: {number}");
     for known in [all.len() as u64, 0] {
@@ -474,7 +474,7 @@ fn a_compressed_segment_that_is_cut_off_is_told() {
     }
 }
 
-/// It is the last one, since what was behind it is gone: nothing of it is taken for a torn end.
+/// It is the last segment, since the next one is gone. It is not mistaken for a torn end.
 #[test]
 fn damage_to_a_compressed_segment_at_the_end_is_no_torn_end() {
     let (mut sound, all) = small();
@@ -512,7 +512,7 @@ fn damage_to_a_compressed_segment_at_the_end_is_no_torn_end() {
     }
 }
 
-/// An increment is right whatever the source or the target has compressed meanwhile.
+/// An incremental copy is right whatever the source or the target has compressed meanwhile.
 #[test]
 fn copies_are_right_whatever_was_compressed_meanwhile() {
     for program in (0..256_u32).step_by(5) {
@@ -578,7 +578,7 @@ fn whatever_interrupts_a_copy_of_compressed_segments_leaves_a_beginning() {
     }
 }
 
-/// Blocks are damaged one by one: what is in the others is read.
+/// Damages blocks one by one: the content of the others is readable.
 #[test]
 fn damage_to_a_block_costs_what_is_in_it() {
     let memory = MemoryDirectory::default();
@@ -601,7 +601,7 @@ fn damage_to_a_block_costs_what_is_in_it() {
     };
     opened.log.check_segment(2, &mut visit, &mut |record, _| found.push(record), &mut |_| true).unwrap();
     assert_eq!(found[0], second.start);
-    // 64 KiB have 16 records, of which the last is in the next block as well.
+    // 64 KiB have 16 records, the last of which extends into the next block.
     assert!((second.end - second.start - 17..second.end - second.start - 14).contains(&visited), "{visited}");
     for number in second.clone() {
         let mut page = Page::default();
@@ -611,7 +611,7 @@ fn damage_to_a_block_costs_what_is_in_it() {
     }
 }
 
-/// Nothing but time is lost with a footer: the segment is scanned, goes into copies, and the log goes on.
+/// Without a footer nothing is lost but time: the segment is scanned and copied, and the log remains usable.
 #[test]
 fn a_footer_of_a_compressed_segment_can_be_done_without() {
     let (sound, all) = small();
@@ -654,7 +654,7 @@ fn footers_and_tables_of_compressed_segments_are_mended() {
     let name = "0000000001-1.seg";
     let before = faults(&open(Arc::new(directory(&sound))).log, 1).1;
     let len = sound[name].len();
-    // The end of a footer has 96 bytes. Before it are the blob and the anchors, and before those the table of blocks.
+    // The end of a footer has 96 bytes. The blob and the anchors precede it, and the block table precedes those.
     let end = len - 96;
     let field = |at: usize| u32::from_le_bytes(sound[name][end + at..][..4].try_into().unwrap()) as usize;
     let (anchors, blob, blocks) = (field(32), field(36), field(56));
@@ -666,7 +666,7 @@ fn footers_and_tables_of_compressed_segments_are_mended() {
         let target = directory(&files);
         let opened = open(Arc::new(target.clone()));
         if faults(&opened.log, 1).0 == 0 {
-            continue; // bits that nobody minds
+            continue; // bits that nothing depends on
         }
         let again = |number: &str| opened.log.mend_footers(&mut |_| number.as_bytes().to_vec(), &mut || true).unwrap();
         assert_eq!(again("made again"), [name], "byte {at} of {len}");
@@ -699,7 +699,7 @@ fn what_is_lost_with_a_record_is_not_mended_and_what_is_ended_stays() {
     assert_eq!(opened.log.mend_footers(&mut |_| Vec::new(), &mut ends).unwrap(), [""; 0]);
     assert_eq!(faults(&opened.log, 1).0, 1);
     assert!(records(&opened.log) == all);
-    // A block as well.
+    // A damaged block as well.
     files.get_mut(name).unwrap()[80] ^= 1;
     let opened = open(Arc::new(directory(&files)));
     let outcome = opened.log.mend_footers(&mut |_| Vec::new(), &mut || true);

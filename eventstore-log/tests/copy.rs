@@ -1,4 +1,4 @@
-//! Copies: whole ones, increments, what interrupts them, and targets that are none.
+//! Copies: complete ones, incremental ones, interruptions, and unsuitable targets.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -153,7 +153,7 @@ fn a_copy_that_is_not_wanted_any_more_changes_nothing() {
     }
 }
 
-/// At any call the copy fails, or the power: what is there is a beginning, and the next copy completes it.
+/// At any call the copy or the power fails: the target is a prefix, and the next copy completes it.
 #[test]
 fn whatever_interrupts_a_copy_leaves_a_beginning() {
     let source = MemoryDirectory::default();

@@ -1,4 +1,4 @@
-//! What is there after a crash: all that was answered for, and nothing else.
+//! After a crash the log has everything that was acknowledged, and nothing else.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -39,7 +39,7 @@ fn commit(opened: &mut Opened, content: &[u8], sync: bool) {
     opened.appender.as_mut().expect("sound").commit(&mut group, sync).expect("committed");
 }
 
-/// The records of the log, read.
+/// All records of the log.
 fn records(log: &Log) -> Vec<Vec<u8>> {
     let mut page = Page::default();
     while (page.records.len() as u64) < log.last() {
@@ -48,8 +48,8 @@ fn records(log: &Log) -> Vec<Vec<u8>> {
     page.contents().map(|(_, content)| content.to_vec()).collect()
 }
 
-/// Frames of equal size: what was cut off once would fit behind what is appended later. That may be the very group that was
-/// cut off, since who was not answered tries again.
+/// Frames of equal size: data that was cut off would fit after what is appended later. That may be the very group that
+/// was cut off, since an unacknowledged writer tries again.
 #[test]
 fn what_was_cut_off_never_comes_back() {
     let frame = |name: u8| vec![name; 700];
@@ -57,7 +57,7 @@ fn what_was_cut_off_never_comes_back() {
     let mut images = 0;
     while every.begin() {
         let is_again = every.choose(2) == 1;
-        // All of a sector's versions but the first and the last are left out.
+        // Only the first and the last version of a sector are tried.
         let mut choose = |options: usize| every.choose(2) * (options - 1);
         let disk = SimDisk::default();
         let (opened, _) = try_open(&disk, 0);
@@ -87,7 +87,7 @@ fn what_was_cut_off_never_comes_back() {
     assert!(images > 1000, "{images}");
 }
 
-/// What a checkpoint has made is durable when it returns, so that opening reads no more than what is behind it.
+/// A checkpoint is durable when it returns, so that opening reads only what follows it.
 #[test]
 fn a_checkpoint_is_durable() {
     let disk = SimDisk::default();
@@ -119,14 +119,14 @@ enum Op {
     },
     Compress,
     Reopen(End),
-    /// Opening meets this, and after another end it is opened again.
+    /// Opening meets this fault; after another end, the log is opened again.
     ReopenFailing {
         end: End,
         after: u64,
         fault: Fault,
         again: End,
     },
-    /// The next calls meet this.
+    /// The next calls meet this fault.
     Fail {
         after: u64,
         fault: Fault,
@@ -163,19 +163,19 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What has to be there, and what may.
+/// What must be there, and what may be.
 struct Model {
     disk: SimDisk,
     space_ahead: u64,
     opened: Option<Opened>,
     /// The contents of all groups, in order.
     groups: Vec<Vec<Vec<u8>>>,
-    /// So many of them were answered for with a sync.
+    /// The number of groups acknowledged with a sync.
     synced: usize,
-    /// So many were answered for.
+    /// The number of acknowledged groups.
     committed: usize,
     positions: Vec<Position>,
-    /// A sync or write failed: the cache may have what the disk has not.
+    /// A sync or write failed: the cache may differ from the disk.
     has_failed: bool,
     choose: Box<dyn FnMut(usize) -> usize>,
     contents: u64,
@@ -207,7 +207,7 @@ impl Model {
                 Err(_) => self.has_failed = true,
             },
             Op::Checkpoint { back } => self.checkpoint(*back),
-            // Whether it fails or not, nothing changes for anybody.
+            // Whether it fails or not, it changes nothing that is visible.
             Op::Compress => {
                 self.checkpoint(0);
                 drop(self.opened.as_ref().unwrap().log.compress(&mut || true));
@@ -225,7 +225,7 @@ impl Model {
 
     fn commit(&mut self, lens: &[usize], sync: bool) {
         let opened = self.opened.as_mut().unwrap();
-        // What failed once has failed for ever.
+        // After a failure, everything fails.
         let mut contents = Vec::new();
         for len in lens {
             self.contents += 1;
@@ -266,7 +266,7 @@ impl Model {
         let Some(at) = self.positions.iter().rev().nth(back) else { return };
         let made = log.checkpoint(*at, b"blob", &mut |range| format!("{range:?}").into_bytes());
         match made {
-            // It may sync more, but that is not promised.
+            // It may sync more, but does not promise that.
             Ok(()) => {
                 let records: Vec<_> = self.groups[..self.committed].iter().map(Vec::len).collect();
                 let mut end = 0;
@@ -280,7 +280,7 @@ impl Model {
                 self.synced = self.synced.max(covered);
             }
             Err(Error::Full { .. }) => {}
-            // The tail's sync is none of the log's: it may go on or not.
+            // The sync of the checkpoint does not belong to the log: the log may or may not remain usable.
             Err(_) => {}
         }
         let mut empty = Group::default();
@@ -303,7 +303,7 @@ impl Model {
         self.open(must.min(must_again));
     }
 
-    /// Ends the process, and tells how many groups have to be there then.
+    /// Ends the process and returns how many groups must be there afterwards.
     fn end(&mut self, end: End) -> usize {
         let mut opened = self.opened.take();
         if let Some(opened) = opened.as_mut().filter(|_| matches!(end, End::Close)) {
@@ -313,13 +313,13 @@ impl Model {
             End::PowerCut => self.disk.after_power_cut(&mut self.choose),
             _ => self.disk.after_kill(),
         };
-        // Whoever is dropped only now does no harm: its disk is not the one that goes on.
+        // Dropping it only now does no harm: another disk continues.
         drop(opened);
         self.disk = disk;
         if matches!(end, End::PowerCut) { self.synced } else { self.committed }
     }
 
-    /// Opens the log, in which so many groups have to be there.
+    /// Opens the log, which must have this many groups.
     fn open(&mut self, must: usize) {
         // Sometimes the synced end is known exactly, sometimes not at all.
         let count = |groups: usize| self.groups[..groups].iter().map(Vec::len).sum::<usize>();
@@ -372,7 +372,7 @@ proptest! {
         check(&ops, seed, 0);
     }
 
-    /// The same, with a background that writes at the same time, so that calls come in any order.
+    /// The same with background preallocation, so that calls come in any order.
     #[test]
     fn space_ahead_of_the_end_takes_nothing_away(ops in prop::collection::vec(op(), 1..40), seed in any::<u64>()) {
         check(&ops, seed, 1 << 20);

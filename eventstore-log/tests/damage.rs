@@ -1,4 +1,4 @@
-//! Damage of every kind is told, and no record is ever wrong.
+//! Damage of every kind is reported, and no record is ever wrong.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -23,7 +23,7 @@ fn content(number: u64, len: usize) -> Vec<u8> {
     (0..len).map(|index| (number as usize * 7 + index * 3) as u8).collect()
 }
 
-/// What was visited, besides.
+/// The result of opening, and the visited records.
 fn try_open(files: &Files, known: u64) -> (Result<Opened, Error>, Records) {
     let mut visited = Vec::new();
     let directory = Arc::new(directory(files));
@@ -40,7 +40,7 @@ fn append(opened: &mut Opened, lens: &[usize]) {
     opened.appender.as_mut().unwrap().commit(&mut group, true).unwrap();
 }
 
-/// Four segments of six groups with three records each, and how many records they have. With footers, if asked for.
+/// Four segments of six groups with three records each, and the number of records. With footers, if requested.
 fn large(is_sealed: bool) -> (Files, u64) {
     let memory = MemoryDirectory::default();
     let mut opened = Log::open(Arc::new(memory.clone()), ID, &options(), Known::default(), 0, &mut |_, _| {}).unwrap();
@@ -62,7 +62,7 @@ fn is_corrupt(result: &Result<Opened, Error>, record: u64, name: &str) -> bool {
     matches!(result, Err(Error::Corrupt { record: Some(at), reason }) if *at == record && reason.contains(name))
 }
 
-/// Whatever can be read is right, in every way of reading; the numbers of what cannot.
+/// Checks that everything readable is right, in every way of reading. Returns the numbers of the unreadable records.
 fn unreadable(opened: &Opened, last: u64, len: impl Fn(u64) -> usize) -> Vec<u64> {
     let check = |page: &Page| {
         page.contents().for_each(|(number, got)| assert!(got == content(number, len(number)), "{number}"))
@@ -155,7 +155,7 @@ fn segments_of_other_logs_and_lives_are_refused() {
         let other_life = large(is_sealed).0;
         for number in 1..=4 {
             let mut files = sound.clone();
-            // The id is in the header, which has to be right otherwise.
+            // The id is in the header, which must be right otherwise.
             let bytes = files.get_mut(&segment(number)).unwrap();
             bytes[8] ^= 1;
             let crc = crc32fast::hash(&bytes[..60]).to_le_bytes();
@@ -167,7 +167,7 @@ fn segments_of_other_logs_and_lives_are_refused() {
             files.insert(segment(number), other_life[&segment(number)].clone());
             let opened = try_open(&files, last).0;
             let is_refused = is_corrupt(&opened, number * 18 - 17, "does not follow");
-            // The first one is found out by the next.
+            // The first segment is found out by the next.
             let is_first = number == 1 && is_corrupt(&opened, 19, "does not follow");
             assert!(is_refused || is_first, "{number} {opened:?}");
         }
@@ -201,7 +201,7 @@ fn segments_of_zeros_are_damage_where_records_were() {
     assert_eq!(names(&try_open(&files, 72).0.unwrap()), 4);
 }
 
-/// A record, or a frame's header, in the middle of each segment: what is behind can be read.
+/// Damages a record or a frame header in the middle of each segment: what follows is readable.
 #[test]
 fn what_is_behind_damage_can_be_read() {
     let frame = 40 + 8 * 3 + 10_100;
@@ -212,7 +212,7 @@ fn what_is_behind_damage_can_be_read() {
         let damaged = |at: usize| {
             let mut files = sound.clone();
             files.get_mut(&segment(number)).unwrap()[at] ^= 0x10;
-            // The checkpoint would hide it from recovery, and it is the reader who is told.
+            // The checkpoint would hide the damage from recovery, and the reader would report it.
             files.remove("tail");
             let (opened, visited) = try_open(&files, last);
             let opened = opened.unwrap();
@@ -220,7 +220,7 @@ fn what_is_behind_damage_can_be_read() {
             assert_eq!(opened.log.last(), last);
             let lost = unreadable(&opened, last, lens_of_large);
             let not_visited: Vec<_> = (1..=last).filter(|record| visited.iter().all(|(at, _)| at != record)).collect();
-            // Records may be sound, though their frame's header is not.
+            // Records may be valid although their frame's header is not.
             assert!(lost == not_visited || lost.is_empty(), "{lost:?} {not_visited:?}");
             assert_eq!(opened.damage.as_ref().map(|damage| damage.record), not_visited.first().copied());
             not_visited
@@ -238,7 +238,7 @@ fn what_is_behind_damage_can_be_read() {
     }
 }
 
-/// Sealed segments are not read when the log is opened, unless records of them are asked for.
+/// Sealed segments are not read when the log is opened, unless their records are requested.
 #[test]
 fn damage_in_a_sealed_segment_is_found_where_it_is_read() {
     let (mut files, last) = large(true);
@@ -264,13 +264,13 @@ fn damage_in_a_sealed_segment_is_found_where_it_is_read() {
     assert!(opened.appender.is_none());
 }
 
-/// A small log with two segments, of which the first has a footer, and a checkpoint in the second.
+/// A small log with three segments. The first has a footer, and the checkpoint is at the end of the second.
 fn small() -> (Files, u64) {
     let memory = MemoryDirectory::default();
     let mut opened = Log::open(Arc::new(memory.clone()), ID, &options(), Known::default(), 0, &mut |_, _| {}).unwrap();
     append(&mut opened, &[5, 0, 20]);
     append(&mut opened, &[30]);
-    // Of its own size, so that it begins a segment.
+    // Nearly as large as a segment, so that it fills the second one.
     append(&mut opened, &[65_500]);
     opened.log.checkpoint(opened.log.position(), b"tail", &mut |_| b"blob".to_vec()).unwrap();
     append(&mut opened, &[11, 3]);
@@ -294,7 +294,7 @@ fn lens_of_small(number: u64) -> usize {
     [5, 0, 20, 30, 65_500, 11, 3, 9][number as usize - 1]
 }
 
-/// What holds of any damage, if it is known how far the log was synced.
+/// Checks what holds for any damage, if it is known how far the log was synced.
 fn check_told(files: &Files, last: u64, what: &str) {
     for is_known in [true, false] {
         let (opened, visited) = try_open(files, if is_known { last } else { 0 });
@@ -323,7 +323,7 @@ fn check_told(files: &Files, last: u64, what: &str) {
 }
 
 fn offsets(len: usize) -> impl Iterator<Item = usize> {
-    // The large record's content is like any other, in its middle.
+    // The middle of the large record is like any other content.
     (0..len).filter(move |at| *at < 260 || *at + 100 > len || at % 4093 == 0)
 }
 
@@ -370,7 +370,7 @@ fn sectors_of_zeros_are_told_or_do_no_harm() {
     }
 }
 
-/// A check of a log that was sound when it was opened finds every byte of its segments that is not what it was.
+/// A check of a log that was intact when it was opened finds every changed byte of its segments.
 #[test]
 fn a_check_finds_every_damaged_byte() {
     let (sound, _) = small();
@@ -392,7 +392,7 @@ fn a_check_finds_every_damaged_byte() {
         let offsets = (0..bytes.len()).filter(|at| *at < 240 || at + 100 > bytes.len());
         let unnoticed: Vec<_> =
             offsets.filter(|at| faults_of_flip(&*file, bytes, *at, || faults(number)).is_empty()).collect();
-        // Behind the records of each of at most two frames.
+        // The padding after the records of each of at most two frames.
         assert!(unnoticed.len() <= 14 && unnoticed.iter().all(|at| bytes[*at] == 0), "{number} {unnoticed:?}");
         assert_eq!(faults(number), []);
     }
@@ -439,7 +439,7 @@ fn the_checkpoint_and_footers_are_not_needed() {
 #[test]
 fn a_newer_format_is_unsupported() {
     let (sound, last) = small();
-    // A compressed segment is nothing to those who cannot read it.
+    // Without the codec, a compressed segment cannot be read at all.
     let compressed = (58, if cfg!(feature = "zstd") { 2 } else { 1 });
     for (at, value) in [(7, 2), (59, 0x80), compressed] {
         let mut files = sound.clone();
@@ -471,7 +471,7 @@ fn an_end_that_a_checkpoint_knows_is_missed() {
     assert_eq!(opened.damage.map(|damage| damage.record), Some(1));
 }
 
-/// Two copies of a log went different ways: no record of the one gets behind one of the other.
+/// Two copies of a log diverged: no record of one can follow one of the other.
 #[test]
 fn a_frame_is_bound_to_the_one_before_it() {
     let memory = MemoryDirectory::default();
@@ -500,7 +500,7 @@ fn a_frame_is_bound_to_the_one_before_it() {
     }
 }
 
-/// The two groups at the end were synced, as the header of the second says, or something else.
+/// The last two groups were synced, according to the header of the second one or another source.
 #[test]
 fn an_end_that_was_synced_is_damage_and_one_that_was_not_is_cut_off() {
     let memory = MemoryDirectory::default();
@@ -520,8 +520,8 @@ fn an_end_that_was_synced_is_damage_and_one_that_was_not_is_cut_off() {
     assert_eq!((opened.recovery.aside.as_deref(), opened.recovery.torn_bytes), (Some("aside-1"), 2 * frame as u64 - 4));
 }
 
-/// A log with as many groups of one record, whose contents have this length and begin with the log's name. With a
-/// checkpoint, whose blob is the name.
+/// Appends this many groups of one record, whose contents have this length and begin with the log's name. Writes a
+/// checkpoint whose blob is the name.
 fn go_on(files: &Files, name: &str, groups: u64, len: usize) -> Files {
     let memory = directory(files);
     let opened = Log::open(Arc::new(memory.clone()), ID, &options(), Known::default(), u64::MAX, &mut |_, _| {});
@@ -537,14 +537,15 @@ fn go_on(files: &Files, name: &str, groups: u64, len: usize) -> Files {
     self::files(&memory)
 }
 
-/// Copies of a log that went different ways have the same salt in the segment where they parted.
+/// Diverged copies of a log have the same salt in the segment where they diverged.
 #[test]
 fn the_checkpoint_of_a_copy_that_went_its_own_way_is_none() {
     let common = go_on(&Files::new(), "both", 4, 100);
     let ours = go_on(&common, "ours", 6, 100);
     let opened = try_open(&ours, 0).0.unwrap();
     assert_eq!((opened.tail.unwrap().blob, opened.recovery.scanned_records), (b"ours".to_vec(), 0));
-    // As long, shorter and longer groups, which end before, at and behind the end of ours, within or between our groups.
+    // Groups of the same size, shorter and longer ones. They end before, at and after the end of ours, within or
+    // between our groups.
     for (groups, len) in [(1, 100), (6, 100), (1, 60), (9, 60), (1, 200), (2, 200), (4, 100), (7, 90), (8, 50)] {
         let theirs = go_on(&common, "they", groups, len);
         let mut mixed = ours.clone();
@@ -563,13 +564,13 @@ fn the_checkpoint_of_a_copy_that_went_its_own_way_is_none() {
             assert_eq!(opened.recovery.torn_bytes, 0, "{what}");
         }
     }
-    // It cannot be told from one of ours whose frames are lost.
+    // It cannot be told from a checkpoint of ours whose frames are lost.
     let theirs = go_on(&common, "they", 9, 100);
     let mut mixed = ours.clone();
     mixed.insert("tail".to_owned(), theirs["tail"].clone());
     let opened = try_open(&mixed, 0).0.unwrap();
     assert_eq!((opened.log.last(), opened.damage.map(|damage| damage.record)), (10, Some(11)));
-    // Of the time before they parted it is one of both.
+    // A checkpoint from before the divergence belongs to both.
     mixed.insert("tail".to_owned(), common["tail"].clone());
     let opened = try_open(&mixed, 0).0.unwrap();
     assert_eq!((opened.tail.unwrap().record, opened.recovery.scanned_records), (4, 6));
@@ -589,7 +590,7 @@ fn damage_to_the_frame_before_the_checkpoint_is_told() {
     }
 }
 
-/// A checkpoint with these fields, and without anchors.
+/// A checkpoint with these fields, without anchors.
 fn tail(segment: u64, header: &[u8], offset: u64, next: &[u8], chain: &[u8]) -> Vec<u8> {
     let mut bytes = [b"EVSTAIL\x01", ID.as_slice(), &segment.to_le_bytes(), &header[40..48]].concat();
     [&offset.to_le_bytes(), &[0; 8], next, &[0; 8], &[0; 4], chain, &[0; 4], &4_u32.to_le_bytes(), b"blob"]
@@ -661,7 +662,7 @@ fn a_checkpoint_at_the_end_of_a_sealed_segment_is_bound_to_its_footer() {
     let sealed = files(&memory);
     let opened = try_open(&sealed, 54).0.unwrap();
     assert_eq!((opened.tail.unwrap().blob, opened.damage), (b"sealed".to_vec(), None));
-    // The same, but of one that went its own way.
+    // The same, for a diverged copy.
     let mut files = sealed;
     let tail = files.get_mut("tail").unwrap();
     tail[76] ^= 1;
@@ -672,7 +673,7 @@ fn a_checkpoint_at_the_end_of_a_sealed_segment_is_bound_to_its_footer() {
     assert_eq!((opened.tail, opened.damage, opened.log.last()), (None, None, 54));
 }
 
-/// Also where nothing is sound any more.
+/// Also where nothing is valid any more.
 #[test]
 fn a_check_is_asked_while_it_looks_for_the_end_of_damage() {
     let memory = MemoryDirectory::default();
@@ -711,7 +712,7 @@ fn anchors_and_blobs_of_footers_are_mended() {
         log.check_segment(2, &mut |_, _| {}, &mut |_, _| faults += 1, &mut |_| true).unwrap();
         faults
     };
-    // In front of the last 96 bytes are the blob and the anchors.
+    // The blob and the anchors precede the last 96 bytes.
     for at in end - 96 - "blob".len() - 80..end - 96 {
         let mut damaged = sound.clone();
         damaged.get_mut(&name).unwrap()[at] ^= 0x10;

@@ -1,4 +1,4 @@
-//! What a log does while nothing goes wrong.
+//! The behaviour of a log without faults.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ fn content(number: u64, len: usize) -> Vec<u8> {
     (0..len).map(|index| (number as usize * 31 + index) as u8).collect()
 }
 
-/// Lengths that differ, so that records lie in all ways across blocks.
+/// Varying lengths, so that records cross blocks in all ways.
 fn len_of(number: u64) -> usize {
     match number % 17 {
         0 => 0,
@@ -37,7 +37,7 @@ fn append(opened: &mut Opened, count: u64, sync: bool) -> Position {
     opened.appender.as_mut().expect("sound").commit(&mut group, sync).expect("committed")
 }
 
-/// Reads the range in every way, and finds what was written.
+/// Reads the range in every way and checks the contents.
 fn check(log: &Log, range: Range<u64>, bytes: usize, records: usize) {
     let mut next = range.start;
     let mut page = Page::default();

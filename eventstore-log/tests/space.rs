@@ -1,4 +1,4 @@
-//! What failing writes and syncs, and full disks, do to a log that is open; and what threads do at the same time.
+//! The effect of failed writes, failed syncs and full disks on an open log, and of concurrent threads.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -58,7 +58,7 @@ fn a_full_disk_takes_nothing_of_a_group_and_the_log_goes_on() {
     check_records(&open(Arc::new(disk.after_kill()), 0).log, 7);
 }
 
-/// A file system that copies on write may find no room where zeros are.
+/// A copy-on-write file system may run out of space where zeros are.
 #[test]
 fn no_room_in_the_middle_of_a_group_takes_all_of_it_away() {
     let (mut full, mut failed) = (0, 0);
@@ -102,7 +102,7 @@ fn a_failed_sync_fences_for_ever_and_reads_go_on() {
     let mut opened = open(Arc::new(disk.clone()), 0);
     commit(&mut opened, 1000, true).expect("committed");
     commit(&mut opened, 1000, false).expect("committed");
-    // Zeros, the group, the sync.
+    // The calls are: zeros, the group, the sync.
     disk.fail_after(3, Fault::Error, 0);
     let unknown = commit(&mut opened, 1000, true);
     assert!(matches!(unknown, Err(CommitError::Unknown(Error::Io { .. }))), "{unknown:?}");
@@ -132,13 +132,13 @@ fn a_failed_sync_of_another_thread_fences_the_appender() {
     assert!(matches!(commit(&mut opened, 10, false), Err(CommitError::NotWritten(Error::Fenced { .. }))));
 }
 
-/// Files in memory of which some cannot be had or synced.
+/// Files in memory, some of which cannot be opened or synced.
 #[derive(Debug, Default)]
 struct Faulty {
     files: MemoryDirectory,
-    /// The process has no file descriptor left.
+    /// The process has run out of file descriptors.
     is_without_descriptors: AtomicBool,
-    /// Files that the log did not make itself cannot be synced: those that the background opens.
+    /// Files that were opened, not created, cannot be synced: those of the background.
     opened_ones_fail: bool,
 }
 
@@ -225,7 +225,7 @@ impl File for NoSync {
 fn a_failed_sync_of_space_ahead_fences_as_any_other() {
     let mut opened = open(Arc::new(Faulty { opened_ones_fail: true, ..Faulty::default() }), 1 << 20);
     commit(&mut opened, 100, true).expect("committed");
-    // That waits for the background.
+    // Closing waits for the background.
     opened.appender.take().unwrap().close();
     assert!(matches!(opened.log.sync(), Err(Error::Fenced { .. })));
 }

@@ -1,4 +1,4 @@
-//! What a server says of itself and its stores.
+//! Information about a server and its stores.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::server::App;
 use crate::stores::{Served, Source, lock};
 use crate::{description, page};
 
-/// A store, for people with a browser and for programs.
+/// A store, as a page for browsers or as JSON for programs.
 pub(crate) async fn store(State(app): State<Arc<App>>, OriginalUri(uri): OriginalUri, request: Request) -> Answer {
     if accepts(request.headers(), "text/html") {
         return Ok(page::html(uri.path()));
@@ -35,7 +35,7 @@ async fn info(app: &Arc<App>, request: Request, create: bool) -> Answer {
     let is_new = !app.stores.exists(&name);
     let may = match (is_new, create) {
         (true, true) => allowed.may_create && !app.is_read_only,
-        // Whoever may create it may find it created.
+        // A token that may create the store may also find that it exists.
         (false, true) => allowed.right.is_some() || allowed.may_create,
         (_, false) => allowed.right.is_some(),
     };
@@ -70,7 +70,7 @@ pub(crate) async fn server(headers: HeaderMap, OriginalUri(uri): OriginalUri, pa
     answer(&json!({ "wire": [WIRE], "server": env!("CARGO_PKG_VERSION"), "stores": "stores" }))
 }
 
-/// A server of many stores is no store.
+/// The answer to requests for a store on a server of many stores.
 pub(crate) async fn name_one() -> Answer {
     Err(Problem::new(404, "not_found", "this server has many stores; name one: PUT /stores/NAME").into())
 }
@@ -88,7 +88,7 @@ pub(crate) async fn stores(State(app): State<Arc<App>>, headers: HeaderMap, para
             readable.push(name);
         }
     }
-    // Without a store, a wrong token is wrong as well.
+    // Check the token even though no store is named: a wrong token is an error.
     app.access.allowed(&headers, "")?;
     answer(&json!({ "stores": readable }))
 }
@@ -111,13 +111,13 @@ pub(crate) async fn stats(State(app): State<Arc<App>>, Reading(served): Reading,
     answer(&Report { stats: &stats, server })
 }
 
-/// The process lives.
+/// Liveness: the process is running.
 pub(crate) async fn health(params: Params) -> Answer {
     params.query.finish()?;
     answer(&json!({ "status": "alive" }))
 }
 
-/// It takes requests, and every open store takes appends.
+/// Readiness: the server accepts requests, and every open store accepts appends.
 pub(crate) async fn ready(State(app): State<Arc<App>>, params: Params) -> Answer {
     params.query.finish()?;
     if app.stopping.is_cancelled() {
@@ -137,9 +137,9 @@ async fn fence(served: &Served) -> Result<Option<String>, Error> {
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap, params: Params) -> Answer {
     params.query.finish()?;
-    // Its labels name all stores.
+    // The labels of metrics have the names of all stores.
     if app.access.allowed(&headers, "")?.right.is_none() {
-        let detail = "metrics are of all stores; use a token that may read all of them";
+        let detail = "metrics cover all stores; use a token that may read all of them";
         return Err(Problem::new(403, "forbidden", detail).into());
     }
     match &app.metrics {

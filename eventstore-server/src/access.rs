@@ -1,4 +1,4 @@
-//! Who may do what: tokens with rights, and the requests of browsers.
+//! Access control: tokens with rights, and checks of requests from browsers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, Refused};
 
-/// What a request may do to a store. Each includes those before it.
+/// A right to a store. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
     /// Read events and statistics.
@@ -34,11 +34,11 @@ impl fmt::Display for Right {
     }
 }
 
-/// The tokens that a server takes, with what each is good for.
+/// The tokens that a server accepts, with their rights.
 ///
-/// The text form has one token a line: the token, its rights joined by commas (`read`, `write`, `admin`, of which each includes
-/// those before it, and `create`), and the names of the stores, of which one that ends with `*` is every name that begins so.
-/// What follows `#` at the beginning of a line is a comment.
+/// The text form has one token per line: the token; its rights, separated by commas (`read`, `write`, `admin`, each of
+/// which includes those before it, and `create`); and the names of the stores, where a trailing `*` matches every name
+/// with that prefix. A line that begins with `#` is a comment.
 ///
 /// ```
 /// use eventstore_server::Tokens;
@@ -47,18 +47,18 @@ impl fmt::Display for Right {
 /// # Ok::<(), String>(())
 /// ```
 ///
-/// Clones share the tokens: [`replace`](Tokens::replace) changes them for a server that runs.
+/// Clones share the tokens: [`replace`](Tokens::replace) changes them for a running server.
 #[derive(Clone, Default)]
 pub struct Tokens(Arc<RwLock<Vec<Token>>>);
 
 #[derive(Clone)]
 struct Token {
-    /// Of the token, so that comparing takes the same time whatever it is.
+    /// A hash of the token, so that a comparison takes constant time.
     hash: [u8; 32],
     right: Option<Right>,
     may_create: bool,
     stores: Vec<String>,
-    /// Cancelled when the token, or what it is good for, was replaced: it ends what is open.
+    /// Cancelled when the token was removed or its rights changed. This ends its open streams and sessions.
     gone: CancellationToken,
 }
 
@@ -66,19 +66,19 @@ struct Token {
 const LEAST_LEN: usize = 16;
 
 impl Tokens {
-    /// Reads a file of tokens.
+    /// Reads a token file.
     ///
     /// # Errors
     ///
-    /// A sentence for people, with the path and the line, and without any token.
+    /// A message for people, with the path and the line, but without any token.
     pub fn from_file(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         text.parse().map_err(|reason| format!("{}: {reason}", path.display()))
     }
 
-    /// Takes these tokens instead, in this value and all its clones: from here on requests are judged by them. Streams and
-    /// sessions of appends that were opened with a token whose line is no longer there, word for word, end with
-    /// `unauthorized`; other requests that run are finished.
+    /// Replaces the tokens, in this value and all its clones, for all further requests. Open streams and sessions of
+    /// appends end with `unauthorized` if the line of their token no longer exists in exactly this form. Other running
+    /// requests are finished.
     ///
     /// ```
     /// # use std::path::Path;
@@ -92,7 +92,7 @@ impl Tokens {
         let mut new = with.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
         let mut all = self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         for token in &mut new {
-            // The same token is good for what was opened with it. One that comes from elsewhere is not ended from there.
+            // An unchanged token stays valid for what was opened with it.
             let old = all.iter().find(|old| old.is_same(token));
             token.gone = old.map_or_else(CancellationToken::new, |old| old.gone.clone());
         }
@@ -102,7 +102,7 @@ impl Tokens {
         }
     }
 
-    /// The token with this text. All are compared, each in constant time.
+    /// The token with this text. It is compared with all tokens, each in constant time.
     fn find(&self, text: &str) -> Option<Token> {
         let hash: [u8; 32] = Sha256::digest(text).into();
         let all = self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -171,15 +171,15 @@ impl Token {
                     may_create = true;
                     None
                 }
-                // Not the word itself: it may be a token that a blank is missing behind.
-                _ => return Err("a right is none of read, write, create, admin".to_owned()),
+                // The error must not contain the word: it may be a token if a space is missing after it.
+                _ => return Err("a right is not one of read, write, create, admin".to_owned()),
             });
         }
         let gone = CancellationToken::new();
         Ok(Token { hash: Sha256::digest(text).into(), right, may_create, stores, gone })
     }
 
-    /// Whether it is the same token, and good for the same.
+    /// Whether both are the same token with the same rights.
     fn is_same(&self, other: &Token) -> bool {
         let good_for = |token: &Token| (token.hash, token.right, token.may_create);
         good_for(self) == good_for(other) && self.stores == other.stores
@@ -193,18 +193,18 @@ impl Token {
     }
 }
 
-/// Whom a server lets in.
+/// Who may access a server.
 #[derive(Clone, Debug)]
 pub(crate) enum Access {
-    /// Everybody who reaches it: the program that embeds the router looks after that.
+    /// Everybody who can reach it: the program that embeds the router controls access.
     Everybody,
-    /// Everybody on this machine: but not the pages of other origins in a browser.
+    /// Everybody on this machine, except pages of other origins in a browser.
     ThisMachine,
-    /// Those with a token.
+    /// Requests with a token.
     Tokens(Tokens),
 }
 
-/// What a request may do to a store.
+/// The rights of a request to a store.
 #[derive(Clone, Debug)]
 pub(crate) struct Allowed {
     pub(crate) right: Option<Right>,
@@ -212,12 +212,12 @@ pub(crate) struct Allowed {
     pub(crate) gone: Gone,
 }
 
-/// What tells a stream or a session that its token was taken away; nothing where there are no tokens.
+/// Signals a stream or a session that its token was removed; never if there are no tokens.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gone(Option<CancellationToken>);
 
 impl Gone {
-    /// Waits until the token is gone.
+    /// Waits until the token is removed.
     pub(crate) async fn wait(&self) {
         match &self.0 {
             Some(gone) => gone.cancelled().await,
@@ -230,15 +230,15 @@ impl Gone {
     }
 }
 
-/// What ends with its token says so.
-pub(crate) const GONE: &str = "the token was taken away or changed; connect again with one that the server knows";
+/// The reason that streams and sessions give when their token is removed.
+pub(crate) const GONE: &str = "the token was removed or changed; reconnect with a valid one";
 
 pub(crate) fn gone() -> Refused {
     Problem::new(401, "unauthorized", GONE).into()
 }
 
 impl Access {
-    /// What the request with these headers may do to the store with this name; `""` is the only one of a server.
+    /// The rights of a request with these headers to the store with this name; `""` is the only store of a server.
     pub(crate) fn allowed(&self, headers: &HeaderMap, store: &str) -> Answer<Allowed> {
         let Access::Tokens(tokens) = self else {
             return Ok(Allowed { right: Some(Right::Admin), may_create: true, gone: Gone::default() });
@@ -257,14 +257,14 @@ impl Access {
         Ok(Allowed { right, may_create, gone: Gone(Some(token.gone)) })
     }
 
-    /// Refuses what a page of another origin makes a browser send: without tokens a browser on this machine is let in, whatever
-    /// page it shows.
+    /// Refuses requests that a browser sends for a page of another origin. Without tokens, a browser on this machine
+    /// has access, whatever page it shows.
     pub(crate) fn check_origin(&self, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
         if !matches!(self, Access::ThisMachine) {
             return Ok(());
         }
         let refused = |detail: &str| Err(Problem::new(403, "forbidden", detail).into());
-        // HTTP/2 has it in the place of the header; a request that has two has one meaning for each reader.
+        // HTTP/2 has it in the URI instead of the header. A request with two hosts could be interpreted in two ways.
         let mut hosts: Vec<Option<&str>> =
             headers.get_all(header::HOST).iter().map(|host| host.to_str().ok()).collect();
         hosts.extend(uri.authority().map(|authority| Some(authority.as_str())));
@@ -273,7 +273,7 @@ impl Access {
             [host] => host,
             _ => None,
         };
-        // A name that somebody else's name server leads here.
+        // Otherwise it is a name that a foreign name server resolves to this machine.
         if !host.is_some_and(is_loopback_name) {
             return refused(
                 "a server without tokens answers only requests to localhost, 127.0.0.1 or [::1]; give it --token-file for others",
@@ -286,7 +286,7 @@ impl Access {
                 return refused("a server without tokens answers no page of another origin; give it --token-file");
             }
         }
-        // What a browser sends without an origin, such as an image's address.
+        // Browsers send some requests without an origin, such as those for images.
         let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
         if matches!(site, Some(b"cross-site" | b"same-site"))
             && headers.get("sec-fetch-mode").is_none_or(|mode| mode != "navigate")
@@ -297,7 +297,7 @@ impl Access {
     }
 }
 
-/// Whether this `Host` is a name of the machine itself.
+/// Whether this `Host` is a loopback name.
 fn is_loopback_name(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {

@@ -1,4 +1,4 @@
-//! How requests are read and answered: forms, problems, and which store it is.
+//! Common parts of requests and answers: media types, problems, and the store of a request.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::access::{Allowed, Gone, Right};
 use crate::server::App;
 use crate::stores::Served;
 
-/// A request that was refused, or that failed.
+/// A request that was refused or failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Refused(pub(crate) Box<Problem>);
 
-/// What a handler gives.
+/// The result of a handler.
 pub(crate) type Answer<T = Response> = Result<T, Refused>;
 
 impl From<Error> for Refused {
@@ -29,8 +29,8 @@ impl From<Error> for Refused {
     }
 }
 
-/// An error of a store, as the server tells it: a store that is closed here is opened again by the next request, or the server
-/// stops.
+/// An error of a store as a problem. A closed store is reported as unavailable: either the next request opens it again,
+/// or the server is stopping.
 pub(crate) fn problem_of(error: &Error) -> Problem {
     match error {
         Error::Closed => stopping(),
@@ -64,14 +64,14 @@ pub(crate) fn problem(problem: &Problem) -> Response {
     response
 }
 
-/// The server does not take requests any more.
+/// The problem for requests to a server that is stopping.
 pub(crate) fn stopping() -> Problem {
     let mut problem = Problem::new(503, "unavailable", "the server is shutting down; nothing was written; retry later");
     (problem.reason, problem.retryable) = (Some("the server is shutting down".to_owned()), true);
     problem
 }
 
-/// A limit is reached; later there may be room.
+/// A limit is reached; there may be room later.
 pub(crate) fn too_many(detail: impl Into<String>) -> Refused {
     let mut problem = Problem::new(429, "too_many", detail);
     problem.retryable = true;
@@ -89,19 +89,19 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Answer {
     Ok(bytes(JSON, text))
 }
 
-/// A body that is written while it is sent.
+/// A body that is produced while it is sent.
 pub(crate) fn stream(media_type: &'static str, body: Body) -> Response {
     ([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }
 
-/// The forms that some resources have.
+/// The media types that some resources support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Json,
     Binary,
 }
 
-/// Whether one of the media types that are accepted is this one.
+/// Whether this media type is among the accepted ones.
 pub(crate) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     accepted(headers).any(|media_type| media_type.eq_ignore_ascii_case(wanted))
 }
@@ -112,7 +112,7 @@ fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 impl Form {
-    /// The form that is accepted.
+    /// The accepted media type.
     pub(crate) fn of(headers: &HeaderMap) -> Answer<Self> {
         if accepts(headers, BINARY) {
             return Ok(Form::Binary);
@@ -128,7 +128,7 @@ impl Form {
     }
 }
 
-/// The parameters of a request, and how long it may take.
+/// The query parameters of a request, and its time limit.
 pub(crate) struct Params {
     pub(crate) query: Query,
     pub(crate) ctx: Context,
@@ -145,14 +145,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     }
 }
 
-/// The name of the store that a request is about; `""` is the only one of a server.
+/// The name of the store in a request's path; `""` is the only store of a server.
 pub(crate) async fn store_name(parts: &mut Parts, app: &App) -> Answer<String> {
     let params = RawPathParams::from_request_parts(parts, app).await;
     let params = params.map_err(|_| Problem::new(400, "malformed", "the path is not UTF-8"))?;
     Ok(params.iter().find(|(name, _)| *name == "store").map_or("", |(_, value)| value).to_owned())
 }
 
-/// What the request may do to the store that it is about.
+/// The rights of a request to its store.
 pub(crate) async fn allowed(parts: &mut Parts, app: &App) -> Answer<(String, Allowed)> {
     let name = store_name(parts, app).await?;
     let allowed = app.access.allowed(&parts.headers, &name)?;
@@ -174,7 +174,7 @@ async fn served(parts: &mut Parts, app: &Arc<App>, wanted: Right) -> Answer<Arc<
     app.stores.get(&name, false).await
 }
 
-/// Of the token of a request whose store was extracted before.
+/// For the token of a request whose store was extracted before.
 impl<S: Send + Sync> FromRequestParts<S> for Gone {
     type Rejection = std::convert::Infallible;
 
@@ -183,13 +183,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Gone {
     }
 }
 
-/// The store of a request that may read it.
+/// The store of a request with the right to read.
 pub(crate) struct Reading(pub(crate) Arc<Served>);
 
-/// The store of a request that may append to it.
+/// The store of a request with the right to append.
 pub(crate) struct Writing(pub(crate) Arc<Served>);
 
-/// The store of a request that may do maintenance.
+/// The store of a request with the right to do maintenance.
 pub(crate) struct Maintaining(pub(crate) Arc<Served>);
 
 impl FromRequestParts<Arc<App>> for Reading {
@@ -216,7 +216,7 @@ impl FromRequestParts<Arc<App>> for Maintaining {
     }
 }
 
-/// Waits for what may take long, unless the server stops.
+/// Waits for work that may take long, unless the server stops.
 pub(crate) async fn unless_stopping<T>(app: &App, work: impl Future<Output = T>) -> Answer<T> {
     tokio::select! {
         done = work => Ok(done),

@@ -1,4 +1,4 @@
-//! A batch in one request.
+//! Appends a batch in one request.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use tower_http::timeout::TimeoutBody;
 use crate::answer::{Answer, Params, Refused, Writing, json, stopping, too_many};
 use crate::server::App;
 
-/// The form of a request's body. What an HTML form of another origin can send is none of them.
+/// The media type of a request's body. An HTML form of another origin cannot send any of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyForm {
     Json,
@@ -46,24 +46,24 @@ impl BodyForm {
     }
 }
 
-/// A body in memory, and the room that it takes.
+/// A body in memory, and the room that it occupies.
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
-/// Bytes that are read at a time.
+/// The number of bytes read at a time.
 const PIECE: usize = 64 << 10;
 
-/// The binary logarithm of the memory that a compressed body may want for itself: 8 MiB, as browsers allow.
+/// The binary logarithm of the largest window of a compressed body: 8 MiB, as in browsers.
 const WINDOW_LOG: u32 = 23;
 
-/// How many bytes a body may have.
+/// The size limits of a body in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// As it is sent.
+    /// As sent.
     pub(crate) sent: usize,
-    /// When it is unpacked.
+    /// Uncompressed.
     pub(crate) read: usize,
 }
 
@@ -73,13 +73,13 @@ impl Sizes {
     }
 }
 
-/// Reads a body, as far as there is room for it, and as long as the request may take.
+/// Reads a body, within the available room and the time limit of the request.
 pub(crate) async fn receive(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body) -> Answer<Received> {
-    // One that is sent as it is meets the limit of what is read.
+    // For an uncompressed body, the limit of the content applies.
     receive_within(Sizes { sent: usize::MAX, read: MAX_BODY }, app, ctx, headers, body).await
 }
 
-/// Reads a body of so many bytes at most.
+/// Reads a body within these limits.
 pub(crate) async fn receive_within(
     sizes: Sizes,
     app: &Arc<App>,
@@ -87,7 +87,7 @@ pub(crate) async fn receive_within(
     headers: &HeaderMap,
     body: Body,
 ) -> Answer<Received> {
-    // What says that it is too large is not read.
+    // A body with an excessive declared length is not read.
     if body.size_hint().lower() > sizes.sent as u64 {
         return Err(Sizes::too_large(sizes.sent));
     }
@@ -104,7 +104,7 @@ pub(crate) async fn receive_within(
         None | Some("identity") => Box::pin(body),
         Some("gzip") => {
             let mut decoder = GzipDecoder::new(body);
-            // As of files that were put one behind the other.
+            // As from concatenated files.
             decoder.multiple_members(true);
             Box::pin(decoder)
         }
@@ -123,7 +123,7 @@ pub(crate) async fn receive_within(
 
 async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>, sizes: Sizes) -> Answer<Received> {
     let mut bytes = BytesMut::new();
-    // Taken as the bytes come: a body that is slow holds no more than it has sent.
+    // Acquired as the bytes arrive: a slow body occupies no more than it has sent.
     let mut room = app.body_room.clone().try_acquire_many_owned(0).map_err(|_| stopping())?;
     loop {
         if room.num_permits() <= bytes.len() {
@@ -152,7 +152,7 @@ async fn read_all(app: &Arc<App>, mut reader: Pin<Box<dyn AsyncRead + Send>>, si
     }
 }
 
-/// Reads what is in a body: a large one on a thread that may be busy for long.
+/// Parses a body, on a thread for blocking work if it is large.
 pub(crate) async fn parse<T: Send + 'static>(
     received: Received,
     parse: impl FnOnce(&Bytes) -> Answer<T> + Send + 'static,
@@ -165,12 +165,12 @@ pub(crate) async fn parse<T: Send + 'static>(
     parsed.unwrap_or_else(|error| Err(Error::engine("read the body", error).into()))
 }
 
-/// A message that is not what it should be.
+/// The answer to an invalid message.
 pub(crate) fn malformed(error: Malformed) -> Refused {
     Problem::new(400, "malformed", error.to_string()).into()
 }
 
-/// Which parameters an append has beside its body.
+/// The batch, with the query parameters of an append.
 fn batch(events: Vec<Incoming>, query: &mut Query) -> Answer<Batch> {
     let keep = match query.text("recorded_at")?.as_deref() {
         None | Some("now") => false,

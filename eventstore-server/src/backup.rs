@@ -1,4 +1,4 @@
-//! Backups: made here, and taken by the client as an archive.
+//! Backups: created on the server and downloaded by the client as an archive.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,24 +24,24 @@ use crate::work;
 /// The media type of an archive.
 pub(crate) const TAR: &str = "application/x-tar";
 
-/// How long a backup waits to be taken.
+/// How long a backup is kept for download.
 const KEPT: Duration = Duration::from_secs(600);
 
-/// Bytes of an archive that are sent at a time, and how many such pieces wait for a slow reader.
+/// The size of the pieces of an archive, and how many of them may wait for a slow reader.
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 
-/// How the names of the directories of backups begin.
+/// The prefix of the names of backup directories.
 const PREFIX: &str = "eventstore-backup-";
 
 /// The file in such a directory that its server keeps locked.
 const LOCK: &str = "lock";
 
-/// A directory for a backup in the temporary directory, removed when it is dropped.
+/// A directory for a backup in the temporary directory. Dropping it deletes it.
 #[derive(Debug)]
 struct Place {
     directory: TempDir,
-    /// As long as it is locked, no other server removes the directory.
+    /// While it is locked, no other server deletes the directory.
     _lock: File,
 }
 
@@ -53,22 +53,22 @@ impl Place {
         Ok(Place { directory, _lock: lock })
     }
 
-    /// Where the backup is.
+    /// The path of the backup.
     fn store(&self) -> PathBuf {
         self.directory.path().join("store")
     }
 }
 
-/// Removes backups in this directory that a server left which was killed. It blocks.
+/// Deletes backups in this directory that were left by a killed server. Blocks the thread.
 pub(crate) fn remove_left(temporary: &Path) {
     let Ok(entries) = std::fs::read_dir(temporary) else { return };
     for entry in entries.filter_map(Result::ok) {
         let is_named = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        // Not what a link leads to, and not what another user made.
+        // Links are not followed, and directories of other users are left alone.
         if !is_named || !entry.file_type().is_ok_and(|kind| kind.is_dir()) || !is_own(&entry.path()) {
             continue;
         }
-        // Without a lock it is just being made.
+        // A directory without a lock file is just being created.
         let lock = File::options().write(true).open(entry.path().join(LOCK));
         let Ok(lock) = lock else { continue };
         if lock.try_lock().is_ok() {
@@ -83,7 +83,7 @@ pub(crate) fn remove_left(temporary: &Path) {
     }
 }
 
-/// Whether this user made it.
+/// Whether it belongs to this user.
 #[cfg(unix)]
 fn is_own(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
@@ -97,7 +97,7 @@ fn is_own(_: &Path) -> bool {
     true
 }
 
-/// Backups that were made and wait to be taken, by the names of their stores and their own.
+/// Backups that are kept for download, by the names of their stores and their ids.
 #[derive(Debug, Default)]
 pub(crate) struct Backups(Mutex<HashMap<(String, String), Place>>);
 
@@ -107,7 +107,7 @@ impl Backups {
     }
 }
 
-/// Keeps a backup for a while.
+/// Keeps a backup for download.
 fn keep(app: &Arc<App>, store: String, id: String, place: Place) {
     lock(&app.backups.0).insert((store.clone(), id.clone()), place);
     let (app, stopping) = (Arc::downgrade(app), app.stopping.clone());
@@ -127,7 +127,7 @@ pub(crate) async fn make(State(app): State<Arc<App>>, Maintaining(served): Maint
     params.query.finish()?;
     let (of, keeper) = (served.clone(), app.clone());
     Ok(work::run(app, &served, "backup", ctx, async move |ctx| {
-        // The directory stays until the engine has left it, also if nobody waits for the backup any more.
+        // The directory stays until the engine is done with it, even if nobody waits for the backup any more.
         let (ctx, cancel) = ctx.child();
         let is_wanted = cancel.drop_guard();
         let store = of.store.clone();
@@ -140,7 +140,7 @@ pub(crate) async fn make(State(app): State<Arc<App>>, Maintaining(served): Maint
         let made = making.await.map_err(|error| Error::engine("make the backup", error))?;
         let (report, place) = made?;
         drop(is_wanted);
-        // Random, as ids are: whoever may make backups of this store may take them.
+        // Ids are not secret: whoever may create backups of this store may download them.
         let id = Event::new_id();
         keep(&keeper, of.name.clone(), id.clone(), place);
         Ok(BackupForm { id, latest_version: report.latest_version, bytes_on_disk: report.bytes_on_disk })
@@ -157,9 +157,12 @@ pub(crate) async fn take(
     let id = required(&mut query, "id")?;
     query.finish()?;
     if method != Method::GET {
-        return Err(
-            Problem::new(405, "method_not_allowed", "a backup has no HEAD: its length is not known before").into()
-        );
+        return Err(Problem::new(
+            405,
+            "method_not_allowed",
+            "a backup has no HEAD: its length is not known in advance",
+        )
+        .into());
     }
     let Some(place) = app.backups.take(&served.name, &id) else {
         let detail = format!("there is no backup {id:?}: it was taken, or is older than ten minutes; make another one");
@@ -179,9 +182,9 @@ pub(crate) async fn take(
         };
         if let Err(error) = archive(&mut pieces) {
             tracing::warn!(%error, "sending a backup failed");
-            // The body ends with an error, not as if this were all.
+            // The body ends with an error, so that it does not appear complete.
             let _ = sender.blocking_send(Err(error));
-            // It can be asked for again.
+            // It can be downloaded again.
             let _inside = runtime.enter();
             if !keeper.stopping.is_cancelled() {
                 keep(&keeper, served.name.clone(), id, place);
@@ -194,7 +197,7 @@ pub(crate) async fn take(
     Ok(stream(TAR, Body::from_stream(pieces)))
 }
 
-/// Collects what is written into pieces, which it sends.
+/// Collects written bytes into pieces and sends them.
 struct Pieces {
     sender: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,

@@ -1,19 +1,20 @@
-//! The description for programs: of a server of one store as it is written, of one of many made from that.
+//! The OpenAPI description. That of a server of one store is a file; that of a server of many stores is derived from
+//! it.
 
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
-/// Of a server of one store.
+/// For a server of one store.
 pub(crate) const ONE: &[u8] = include_bytes!("openapi.json");
 
-/// The resources that a server has once, however many stores it has.
+/// The resources of the server, which exist once, regardless of the number of stores.
 const OF_SERVER: [&str; 4] = ["/health", "/ready", "/metrics", "/openapi.json"];
 
-/// Of a server of many.
+/// For a server of many stores.
 pub(crate) fn of_many() -> Vec<u8> {
     static TEXT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        // It is JSON, as its tests tell.
+        // It is valid JSON, as the tests check.
         let mut description: Value = serde_json::from_slice(ONE).unwrap_or_default();
         make_many(&mut description);
         serde_json::to_vec_pretty(&description).unwrap_or_default()
@@ -61,7 +62,7 @@ fn make_many(description: &mut Value) {
     let listed = operation("The stores that the token may read", "getStores", "read", &names);
     paths.insert("/stores".to_owned(), json!({ "get": listed }));
     let mut told = operation("The server", "getServer", "none", &root);
-    told["description"] = "For a browser the page, which lists the stores.".into();
+    told["description"] = "Browsers get a page that lists the stores.".into();
     told["responses"]["200"]["content"]["text/html"] = json!({ "schema": { "type": "string" } });
     paths.insert("/".to_owned(), json!({ "get": told }));
     description["paths"] = Value::Object(paths);
@@ -72,7 +73,7 @@ fn operation(summary: &str, id: &str, right: &str, schema: &Value) -> Value {
         "summary": summary, "operationId": id, "tags": ["server"], "x-right": right,
         "parameters": [{ "$ref": "#/components/parameters/timeout" }],
         "responses": {
-            "200": { "description": "It is given.", "content": { "application/json": { "schema": schema } } },
+            "200": { "description": "The answer.", "content": { "application/json": { "schema": schema } } },
             "default": { "$ref": "#/components/responses/Problem" },
         },
     })

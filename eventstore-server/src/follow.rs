@@ -1,4 +1,4 @@
-//! Streams of events that go on with each new one.
+//! Streams of events that continue with each new one.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,15 +22,15 @@ use crate::server::{App, Counted, Kind};
 use crate::stores::Served;
 use crate::tail::{News, Subscription, Tail};
 
-/// Types that a follower may name: they are kept as long as it follows, and each new event is compared with them.
+/// The most types in a filter of a stream: they are kept as long as it lasts, and each new event is compared with them.
 const MOST_TYPES: usize = 100;
 
-/// The forms of a stream.
+/// The formats of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Lines,
     Messages,
-    /// Messages with many events each, as Go Sync Kit reads them.
+    /// Messages with several events each, as Go Sync Kit reads them.
     Frames,
 }
 
@@ -48,12 +48,12 @@ impl Stream {
         }
         let mut out = Vec::with_capacity(events.iter().map(|event| event.event.len_bytes() + 200).sum());
         for recorded in events {
-            // Texts and numbers: nothing in it can fail.
+            // Serializing texts and numbers cannot fail.
             let json = serde_json::to_string(recorded).unwrap_or_default();
             let version = recorded.version;
             match self {
                 Stream::Lines => out.extend_from_slice(format!("{{\"event\":{json}}}\n").as_bytes()),
-                // The JSON of an event has no line ends.
+                // The JSON of an event has no line breaks.
                 Stream::Messages | Stream::Frames => {
                     out.extend_from_slice(format!("id: {version}\nevent: event\ndata: {json}\n\n").as_bytes());
                 }
@@ -74,7 +74,7 @@ impl Stream {
         match self {
             Stream::Lines => format!("{{\"end\":{json}}}\n").into(),
             Stream::Messages => format!("event: end\ndata: {json}\n\n").into(),
-            // Its client would take it for events.
+            // The client would interpret a message as events.
             Stream::Frames => format!(": {json}\n\n").into(),
         }
     }
@@ -93,7 +93,7 @@ pub(crate) async fn follow(
     let mut options = query.load()?;
     query.finish()?;
     options.since = since.unwrap_or_default();
-    // What a browser's EventSource has seen is newer than what its address says.
+    // The version last seen by a browser's EventSource is newer than the one in its URL.
     if let Some(seen) = headers.get("last-event-id") {
         options.since = seen.to_str().unwrap_or("?").parse()?;
     }
@@ -124,15 +124,15 @@ pub(crate) fn stream_of(
         follower.next().await.map(|piece| (Ok::<_, Infallible>(piece), follower))
     });
     let mut response = stream(form.media_type(), Body::from_stream(pieces));
-    // Some proxies collect answers otherwise.
+    // Otherwise, some proxies buffer answers.
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     Ok(response)
 }
 
-/// A page and the news from before its reading on.
+/// A page, and a subscription from before the page was read.
 type NextPage = Pin<Box<dyn Future<Output = Result<(Page, Subscription), Error>> + Send>>;
 
-/// One who follows.
+/// A client that follows.
 struct Follower {
     app: Arc<App>,
     served: Arc<Served>,
@@ -140,18 +140,18 @@ struct Follower {
     gone: Gone,
     ctx: Context,
     options: LoadOptions,
-    /// Everything up to here was given, or does not match.
+    /// Everything up to this version was sent, or does not match.
     seen: Version,
     form: Stream,
     heartbeat: Duration,
-    /// When there has to be a sign of life.
+    /// The time of the next heartbeat.
     due: Instant,
     size: PageSize,
     /// The page that is being read.
     reading: Option<NextPage>,
-    /// Where it is up to date; `None` while it catches up.
+    /// The subscription, if the client is up to date; `None` while it catches up.
     news: Option<Subscription>,
-    /// What waits to be sent.
+    /// The pieces to send.
     pieces: VecDeque<Bytes>,
     has_ended: bool,
     _counted: Counted,
@@ -212,7 +212,7 @@ impl Follower {
                 let (served, ctx, options, size) =
                     (self.served.clone(), self.ctx.clone(), self.options.clone(), self.size);
                 Box::pin(async move {
-                    // From before the reading on, so that nothing comes between.
+                    // Subscribes before reading, so that no event is missed in between.
                     let news = Tail::subscribe(&served, options.clone());
                     served.store.load_page(&ctx, &options, size).await.map(|page| (page, news))
                 })
@@ -226,7 +226,7 @@ impl Follower {
                 }
                 () = stopping_token.cancelled() => Err(stopping().into()),
                 () = self.gone.wait() => Err(gone()),
-                // The reading goes on: with a filter it may take long.
+                // The read continues: with a filter it may take long.
                 () = sleep_until(due) => {
                     self.pieces.push_back(self.form.heartbeat(self.seen));
                     Ok(())
@@ -240,7 +240,7 @@ impl Follower {
             received = news.next() => {
                 match received {
                     Some(news) => self.take(&news),
-                    // It was too slow, or nobody reads the news any more: it reads itself.
+                    // It was too slow, or the reader of the news has ended: it reads from the store again.
                     None => self.news = None,
                 }
                 Ok(())
@@ -256,7 +256,7 @@ impl Follower {
         }
     }
 
-    /// Takes the next page; behind the last one, waits for news.
+    /// Takes the next page. After the last one, waits for news.
     fn take_page(&mut self, page: &Page, news: Subscription) {
         self.size = self.size.grown();
         self.seen = match (&page.next, page.events.last()) {
@@ -269,14 +269,14 @@ impl Follower {
         self.give(&page.events, None);
     }
 
-    /// Takes of the news what it has not seen.
+    /// Takes the unseen part of the news.
     fn take(&mut self, news: &News) {
         if news.head <= self.seen {
             return;
         }
         let takes_all = self.options == LoadOptions::since(self.options.since);
         let Some(first) = news.events.first().filter(|first| !takes_all || first.version <= self.seen.next()) else {
-            // Something lies between.
+            // There is a gap before the news.
             self.news = None;
             return;
         };
@@ -290,7 +290,7 @@ impl Follower {
         }
     }
 
-    /// Gives events, as many as are still wanted; they may be written already.
+    /// Sends events, as many as are still wanted; `written` has them already encoded.
     fn give(&mut self, events: &[RecordedEvent], written: Option<&News>) {
         let events = match self.options.limit {
             Some(limit) => &events[..events.len().min(usize::try_from(limit).unwrap_or(usize::MAX))],

@@ -1,7 +1,7 @@
-//! The wire of Go Sync Kit: its unmodified clients push, pull and follow here.
+//! The wire protocol of Go Sync Kit: its unmodified clients can push, pull and follow here.
 //!
-//! The kit's server hides failures behind 200, and its managers lose events that two of them wrote at the same time. Below a base
-//! URL of its own for each replica nothing is lost: `replica` says how.
+//! The kit's own server answers 200 even after failures, and its managers lose events that two of them write
+//! concurrently. With a separate base URL for each replica, nothing is lost: see `replica`.
 
 mod frames;
 mod replica;
@@ -33,23 +33,24 @@ use replica::{Pull, Range};
 pub(crate) use frames::frames;
 pub(crate) use replica::Replicas;
 
-/// What the kit's server takes of a body: as it is sent, and when it is unpacked.
+/// The limits of the kit's server for a body: as sent, and uncompressed.
 const SIZES: Sizes = Sizes { sent: 10 << 20, read: 20 << 20 };
 
-/// A replica pushes back what it pulled, in batches of so many events, however large these are.
+/// A replica pushes back what it pulled, in batches of a fixed number of events, however large these are.
 const SIZES_OF_REPLICA: Sizes = Sizes { sent: MAX_BODY, read: MAX_BODY };
 
-/// Events of an answer, and bytes after which it ends. The kit's clients take 8 or 10 MiB of an answer.
+/// The most events of an answer, and the number of bytes after which it ends. The kit's clients accept 8 or 10 MiB in
+/// an answer.
 const MOST_EVENTS: usize = 10_000;
 const MOST_BYTES: usize = 7 << 20;
 
-/// Read from the store at a time.
+/// The size of one read from the store.
 const PIECE: PageSize = PageSize::LARGEST;
 
-/// How often the new events of a push are looked for again when somebody else appends the same ids meanwhile.
+/// How often the new events of a push are determined again, if somebody else appends the same ids meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// The resources below each base URL, for the description.
+/// The resources below each base URL, for the OpenAPI description.
 #[cfg(test)]
 pub(crate) const RESOURCES: [&str; 5] = ["push", "pull", "latest-version", "pull-cursor", "sse"];
 
@@ -57,20 +58,20 @@ fn malformed(reason: String) -> Refused {
     Problem::new(400, "malformed", reason).into()
 }
 
-/// Who shares a base URL.
+/// The kind of a base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Base {
     /// All clients.
     Shared {
-        /// An id that is taken is passed over, whatever the event has.
+        /// Whether an event with an id that is in use is skipped, whatever its content.
         first_wins: bool,
     },
     /// One database.
     Replica(String),
 }
 
-/// The base URL and the resource of a path. A client that has a slash at the end of its base URL writes two; what the kit's
-/// server takes with `/sync` in front is taken here as well.
+/// The base URL and the resource of a path. Clients whose base URL ends with a slash send two slashes. Paths with
+/// `/sync` in front, which the kit's server accepts, are accepted here as well.
 fn resource(path: &str) -> Option<(Base, &str)> {
     let (base, rest) = match path.split_once('/') {
         Some(("first-wins", rest)) => (Base::Shared { first_wins: true }, rest),
@@ -84,7 +85,7 @@ fn resource(path: &str) -> Option<(Base, &str)> {
     Some((base, rest.strip_prefix("sync/").unwrap_or(rest)))
 }
 
-/// Whether a replica can have this name.
+/// Whether this is a valid name of a replica.
 fn is_name(name: &str) -> bool {
     (1..=100).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
@@ -125,7 +126,7 @@ async fn choose(app: &Arc<App>, parts: &mut Parts, body: Body) -> Answer {
     if let Base::Replica(name) = &base
         && !is_name(name)
     {
-        let detail = format!("{name:?} is no name of a replica: 1 to 100 letters, digits, - _ and .");
+        let detail = format!("{name:?} is not a valid name of a replica: 1 to 100 letters, digits, - _ and .");
         return Err(Problem::new(400, "malformed", detail).into());
     }
     let params = Params::from_request_parts(parts, app).await?;
@@ -148,7 +149,7 @@ fn no_resource() -> Problem {
     Problem::new(404, "not_found", detail)
 }
 
-/// Reads the body of a request. The kit takes one whose type is not said.
+/// Reads the body of a request. The kit accepts bodies without a media type.
 async fn read(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body, sizes: Sizes) -> Answer<Received> {
     let media_type = headers.get(header::CONTENT_TYPE).map_or(JSON, |value| value.to_str().unwrap_or("?"));
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
@@ -159,7 +160,7 @@ async fn read(app: &Arc<App>, ctx: &Context, headers: &HeaderMap, body: Body, si
     receive_within(sizes, app, ctx, headers, body).await
 }
 
-/// What became of a pushed event: where it stands, or why it was refused for ever.
+/// The fate of a pushed event: its version, or why it was permanently refused.
 type Fate = Result<Version, Error>;
 
 async fn push(
@@ -188,8 +189,8 @@ async fn push(
     answer(&json!({ "status": "ok" }))
 }
 
-/// The version at which the event of a replica's number stands here: also if it has other content there, as the replica takes no
-/// other event with this id.
+/// The version of the event at a replica's number. If there is another event with this id here, that one counts, since
+/// the replica accepts no other event with this id.
 fn fate_version(fate: &Fate) -> u64 {
     match fate {
         Ok(version) | Err(Error::DuplicateEvent { version: Some(version), .. }) => version.get(),
@@ -197,7 +198,7 @@ fn fate_version(fate: &Fate) -> u64 {
     }
 }
 
-/// The events that were refused, as one problem.
+/// The refused events, as one problem.
 fn refusals(pushed: &[Sent], fates: Vec<Fate>) -> Answer<()> {
     let count = fates.len();
     let mut refused = pushed.iter().zip(fates).filter_map(|(pushed, fate)| Some((pushed, fate.err()?)));
@@ -211,11 +212,11 @@ fn refusals(pushed: &[Sent], fates: Vec<Fate>) -> Answer<()> {
     Err(problem.into())
 }
 
-/// Appends events, and tells what became of each. An error is one after which the same push may succeed.
+/// Appends events, and returns the fate of each. After an error, the same push may succeed later.
 async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool) -> Result<Vec<Fate>, Error> {
     let durable = |events| Batch::new(events).durability(Durability::Sync);
     let events: Option<Vec<Event>> = pushed.iter().map(|pushed| pushed.event.as_ref().ok().cloned()).collect();
-    // Most pushes are new, or repeated as they were.
+    // Most pushes are either new or unchanged repetitions.
     if let Some(events) = events {
         match served.store.store_batch(ctx, durable(events)).await {
             Ok(places) => return Ok(places.into_iter().map(|place| Ok(place.version)).collect()),
@@ -227,7 +228,7 @@ async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool
     for _ in 0..ATTEMPTS {
         let mut fates = Vec::with_capacity(pushed.len());
         let mut new: Vec<Event> = Vec::new();
-        // Of each new id: where it stands in the batch.
+        // For each new id, its position in the batch.
         let mut places: HashMap<&str, usize> = HashMap::new();
         for Sent { event, .. } in pushed {
             fates.push(match event {
@@ -255,7 +256,7 @@ async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool
             true => Vec::new(),
             false => match served.store.store_batch(ctx, durable(new)).await {
                 Ok(appended) => appended,
-                // Somebody else was faster: look again.
+                // Somebody else was faster: try again.
                 Err(error @ Error::DuplicateEvent { .. }) => {
                     last = Some(error);
                     continue;
@@ -263,7 +264,7 @@ async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool
                 Err(error) => return Err(error),
             },
         };
-        // Also what had been there is on the disk before it is said to be.
+        // Existing events must be synced as well before they are reported.
         if fates.iter().any(|found| matches!(found, Found::There(_))) {
             served.store.sync(ctx).await?;
         }
@@ -277,15 +278,15 @@ async fn store(served: &Served, ctx: &Context, pushed: &[Sent], first_wins: bool
     Err(last.unwrap_or(Error::Cancelled))
 }
 
-/// What is found of a pushed event.
+/// The state of a pushed event.
 enum Found {
-    /// Its place in the batch of new ones.
+    /// Its position in the batch of new ones.
     New(usize),
     There(Version),
     Refused(Error),
 }
 
-/// Why an event cannot be stored, once more.
+/// A copy of the error of an event that cannot be stored.
 fn refusal(error: &Error) -> Error {
     match error {
         Error::InvalidEvent { field, reason } => Error::InvalidEvent { field, reason: reason.clone() },
@@ -293,7 +294,7 @@ fn refusal(error: &Error) -> Error {
     }
 }
 
-/// Remembers which versions stand at which numbers of a replica.
+/// Records which versions are at which numbers of a replica.
 async fn learn(
     app: &Arc<App>,
     served: &Arc<Served>,
@@ -309,14 +310,14 @@ async fn learn(
         tracing::warn!(
             store = served.name,
             replica = name,
-            "a database of Go Sync Kit is not the one that had this name: two have it, or it was restored; it pushes \
-             all its events once more"
+            "a database of Go Sync Kit is not the one that had this name: two have it, or it was restored; it will \
+             push all its events again"
         );
     }
     Ok(())
 }
 
-/// Events as they are told, separated by commas.
+/// Events in the kit's form, separated by commas.
 #[derive(Default)]
 struct Told {
     events: Vec<u8>,
@@ -344,8 +345,8 @@ impl Told {
     }
 }
 
-/// Reads events in the order of the ranges, as many as one answer has room for. With `is_patient`, one that is as large as an
-/// answer comes only when nothing else is left: a client that cannot take it gets all others.
+/// Reads events in the order of the ranges, as many as fit into one answer. With `is_patient`, an event as large as an
+/// answer is sent only when nothing else is left, so that a client that cannot accept it still gets all others.
 async fn tell(served: &Served, ctx: &Context, ranges: &[Range], most: usize, is_patient: bool) -> Result<Told, Error> {
     let mut told = Told::default();
     let mut large = None;
@@ -378,7 +379,7 @@ async fn tell(served: &Served, ctx: &Context, ranges: &[Range], most: usize, is_
 async fn pull(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Params) -> Answer {
     let (mut query, ctx) = (params.query, params.ctx);
     let since = form::read_version(query.texts("since").first().map_or("", String::as_str)).map_err(malformed)?;
-    // Only what a power cut here does not take is given away.
+    // Only synced events are sent.
     let head = served.store.sync(&ctx).await?.get();
     let told = match base {
         Base::Shared { .. } => tell(served, &ctx, &replica::from_to(since.get() + 1, head), MOST_EVENTS, false).await?,
@@ -405,7 +406,7 @@ async fn latest(app: &Arc<App>, served: &Arc<Served>, base: &Base, params: Param
         Base::Replica(name) => {
             let mut replica = ctx.run(app.replicas.lock(served, name)).await?;
             replica.check(served, &ctx).await?;
-            // The parser that the kit's client has by default refuses 0, and both that it has take -1.
+            // The default parser of the kit's client rejects 0, but both of its parsers accept -1.
             replica.latest().map_or_else(|| "-1".to_owned(), |number| number.to_string())
         }
     };

@@ -1,4 +1,4 @@
-//! Large answers wait until the client takes them: all of them have so much room together, and none waits for ever.
+//! Large answers that wait for slow clients: their total size is limited, and so is the time that they wait.
 
 use std::io;
 use std::pin::Pin;
@@ -19,28 +19,28 @@ use crate::stores::lock;
 /// Smaller answers are not counted.
 const LEAST: u64 = 64 << 10;
 
-/// Bytes that the connection gets at a time: what it has is not counted any more.
+/// The number of bytes passed to the connection at a time. These no longer count.
 const PIECE: usize = 64 << 10;
 
-/// Lets an answer that is large and all there take its room, and go to the client piece by piece.
+/// Acquires room for a large, complete answer, and sends it in pieces.
 pub(crate) async fn hold(app: &App, response: Response) -> Response {
     let Some(len) = response.body().size_hint().exact().filter(|len| *len >= LEAST) else { return response };
-    // All of them together have no more, so the largest has all.
+    // The largest answer uses all the room that exists.
     let len = u32::try_from(len.min(app.limits.answer_bytes as u64)).unwrap_or(u32::MAX);
     let Ok(room) = app.answer_room.clone().try_acquire_many_owned(len) else {
-        return too_many("too many large answers wait until they are taken; retry later, or ask for smaller pages")
+        return too_many("too many large answers are waiting to be read; retry later, or ask for smaller pages")
             .into_response();
     };
     let (parts, body) = response.into_parts();
-    // It is there: its length is known.
+    // It is complete: its length is known.
     let Ok(bytes) = to_bytes(body, usize::MAX).await else { return Response::from_parts(parts, Body::empty()) };
     Response::from_parts(parts, Body::new(Held::new(bytes, room, app.limits.answer_pause)))
 }
 
-/// A body that is dropped when nobody takes it.
+/// A body that is dropped when the client stops reading it.
 struct Held {
     rest: Arc<Mutex<Rest>>,
-    /// Looks whether it is taken.
+    /// Checks whether it is being read.
     watch: AbortHandle,
 }
 
@@ -48,7 +48,7 @@ struct Rest {
     bytes: Bytes,
     room: Option<OwnedSemaphorePermit>,
     is_given_up: bool,
-    /// Something was taken since the watch looked.
+    /// Whether something was read since the last check.
     was_taken: bool,
 }
 
@@ -74,7 +74,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.watch.abort();
-        // An aborted task is dropped when its runtime gets to it.
+        // An aborted task is dropped only when its runtime gets to it.
         let mut rest = lock(&self.rest);
         (rest.bytes, rest.room) = (Bytes::new(), None);
     }
@@ -87,7 +87,7 @@ impl HttpBody for Held {
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut rest = lock(&self.rest);
         if rest.is_given_up {
-            let error = io::Error::new(io::ErrorKind::TimedOut, "nobody took the answer");
+            let error = io::Error::new(io::ErrorKind::TimedOut, "the answer was not read");
             return Poll::Ready(Some(Err(error)));
         }
         if rest.bytes.is_empty() {
@@ -96,7 +96,7 @@ impl HttpBody for Held {
         let len = rest.bytes.len().min(PIECE);
         let piece = rest.bytes.split_to(len);
         rest.was_taken = true;
-        // What is left has no more room than it needs.
+        // The rest keeps only the room that it needs.
         let left = rest.bytes.len();
         if let Some(room) = &mut rest.room {
             drop(room.split(room.num_permits().saturating_sub(left)));

@@ -1,10 +1,11 @@
 //! Serves event stores over HTTP.
 //!
-//! A store belongs to one process. Others read, append, follow and copy it through that process: `open("http://…")` of the crate
-//! `eventstore`, the command `eventstore --store http://…`, `curl`, or a browser. `docs/wire.md` describes the resources.
+//! A store belongs to one process. Others read, append, follow and copy it through that process: with
+//! `open("http://…")` of the crate `eventstore`, the command `eventstore --store http://…`, `curl`, or a browser.
+//! `docs/wire.md` describes the resources.
 //!
-//! [`Server`] makes an [`axum::Router`] over a store that a program has open, or over a directory of many stores. [`serve`]
-//! answers by itself, on TCP with or without TLS, or on a Unix socket.
+//! [`Server`] creates an [`axum::Router`] for a store that a program has open, or for a directory of many stores.
+//! [`serve`] runs the server on its own, on TCP with or without TLS, or on a Unix socket.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Connections: where they come from, what each may cost, and how they end.
+//! Connections: accepting them, limiting their cost, and closing them.
 
 use std::fmt;
 use std::future::Future as _;
@@ -30,36 +30,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Server, backup};
 
-/// A connection that takes nothing of what is sent to it for so long is closed.
+/// A connection is closed if the client reads nothing for this time.
 const WRITE: Duration = Duration::from_secs(60);
 
-/// Connections at the same time. More wait to be accepted.
+/// The most concurrent connections. Further ones wait to be accepted.
 const MOST_CONNECTIONS: usize = 25_000;
 
-/// Requests at the same time over one connection of HTTP/2.
+/// The most concurrent requests over one HTTP/2 connection.
 const MOST_STREAMS: u32 = 200;
 
-/// A client that has closed its side of a connection is taken for gone when nothing was sent to it for so long: until then it
-/// may wait for its answer.
+/// A client that has closed its sending side counts as gone when nothing was sent to it for this time: until then it
+/// may be waiting for its answer.
 const HALF_CLOSED: Duration = Duration::from_secs(2);
 
-/// How long a client may take to hang up that was told why it is not served.
+/// The time that a refused client has to close the connection.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// How long a server that stops waits for its connections.
+/// The time that a stopping server waits for its connections.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Where a server listens: `127.0.0.1:7080`, `[::1]:7080`, `localhost:7080`, which is the first of these, or `unix:` and the path of a socket.
+/// The address of a server: `127.0.0.1:7080`, `[::1]:7080`, `localhost:7080`, which means the first of these, or
+/// `unix:` and the path of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// An address of TCP. Port 0 is any that is free.
+    /// A TCP address. Port 0 means any free port.
     Tcp(SocketAddr),
-    /// A Unix socket, which is made with mode 0600 and removed at the end.
+    /// A Unix socket, which is created with mode 0600 and removed at the end.
     Unix(PathBuf),
 }
 
 impl Address {
-    /// Whether only this machine reaches it.
+    /// Whether only this machine can reach it.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -88,7 +89,7 @@ impl std::str::FromStr for Address {
                 path => Ok(Address::Unix(path.into())),
             };
         }
-        // Of the names of hosts only this one, which is the same everywhere.
+        // The only host name that is accepted, because it means the same everywhere.
         let port = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
         let address = port.map_or_else(|| text.parse(), |port| Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         address.map(Address::Tcp).map_err(|_| {
@@ -100,7 +101,7 @@ impl std::str::FromStr for Address {
     }
 }
 
-/// Why a server does not listen, or stopped: a sentence for people, and its cause.
+/// Why a server cannot listen, or stopped: a message for people, and its cause.
 #[derive(Debug)]
 pub struct ListenError {
     what: String,
@@ -134,7 +135,7 @@ impl std::error::Error for ListenError {
 
 /// A certificate and its key, for `https`.
 ///
-/// Clones share it: [`replace`](Tls::replace) changes it for a server that runs.
+/// Clones share it: [`replace`](Tls::replace) changes it for a running server.
 #[derive(Clone)]
 pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
@@ -149,7 +150,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If a file cannot be read, has nothing of the kind, or the key does not belong to the certificate.
+    /// If a file cannot be read, has no certificate or key, or the key does not belong to the certificate.
     pub fn from_files(certificates: &Path, key: &Path) -> Result<Self, ListenError> {
         let unusable = |what: &str, path: &Path, error: pem::Error| {
             let path = path.display();
@@ -184,7 +185,7 @@ impl Tls {
         Ok(Tls(Arc::new(RwLock::new(Arc::new(config)))))
     }
 
-    /// Takes this certificate instead, in this value and all its clones, for each connection that is made from here on.
+    /// Replaces the certificate, in this value and all its clones, for all further connections.
     ///
     /// ```
     /// # use std::path::Path;
@@ -204,7 +205,7 @@ impl Tls {
     }
 }
 
-/// A socket that a server answers on.
+/// A listening socket of a server.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -218,7 +219,7 @@ enum Socket {
     Unix(UnixListener, UnixPath),
 }
 
-/// Removed when it is dropped.
+/// Removes the path when it is dropped.
 #[cfg(unix)]
 #[derive(Debug)]
 struct UnixPath(PathBuf);
@@ -231,7 +232,7 @@ impl Drop for UnixPath {
 }
 
 impl Listener {
-    /// Listens at this address. A Unix socket that is left from a server that is gone is replaced.
+    /// Listens at this address. A Unix socket that was left by a stopped server is replaced.
     ///
     /// # Errors
     ///
@@ -256,14 +257,14 @@ impl Listener {
         Ok(Listener { socket, tls: None })
     }
 
-    /// Talks TLS.
+    /// Uses TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// The address that clients open, such as `http://127.0.0.1:7080`.
+    /// The URL for clients, such as `http://127.0.0.1:7080`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.socket {
@@ -278,13 +279,13 @@ impl Listener {
     }
 }
 
-/// Removes a socket that nobody listens on.
+/// Removes a socket on which nobody listens.
 #[cfg(unix)]
 async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::FileTypeExt as _;
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !metadata.file_type().is_socket() {
-        return Err(ListenError::told(format!("{} is there and is no socket; name another path", path.display())));
+        return Err(ListenError::told(format!("{} exists and is not a socket; name another path", path.display())));
     }
     match tokio::net::UnixStream::connect(path).await {
         Ok(_) => Err(ListenError::told(format!("another server listens on {}; stop it first", path.display()))),
@@ -293,7 +294,8 @@ async fn remove_dead_socket(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-/// Nobody else may open it, not even between its making and the change of its mode: it is made in a directory of its own.
+/// Nobody else may open the socket, not even between its creation and the change of its mode. So it is created in a
+/// private directory.
 #[cfg(unix)]
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -306,8 +308,8 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers requests on this socket until the token is cancelled; then ends streams with a reason, finishes what was accepted, and
-/// closes the stores.
+/// Answers requests on this socket until the token is cancelled. Then ends streams with a reason, finishes accepted
+/// requests, and closes the stores.
 ///
 /// # Errors
 ///
@@ -332,17 +334,17 @@ pub async fn serve(server: Server, listener: Listener, stop: CancellationToken) 
             #[cfg(unix)]
             (Ok(Stream::Unix(stream)), _) => connections.serve(stream, permit),
             (Ok(Stream::Tcp(stream)), Some(tls)) => connections.serve_tls(stream, tls.config().into(), permit),
-            // Such as too many open files: others may end meanwhile.
+            // For example, too many open files: other connections may end meanwhile.
             (Err(error), _) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
-    // Nobody new is let in, and the path of a Unix socket is free.
+    // No new connections are accepted, and the path of a Unix socket is free.
     drop(listener);
     connections.finish().await;
-    // Sessions have left their connections, and backups their requests.
+    // Sessions are no longer tied to their connections, and backups to their requests.
     app.tasks.close();
     if tokio::time::timeout(GRACE, app.tasks.wait()).await.is_err() {
         tracing::warn!("some sessions or backups did not end; the server stops all the same");
@@ -395,7 +397,7 @@ impl Connections {
         Connections { builder, router, graceful: GracefulShutdown::new(), room, head_wait }
     }
 
-    /// Waits until there may be one more connection.
+    /// Waits until another connection is allowed.
     async fn permit(&self) -> Option<Permit> {
         self.room.clone().acquire_owned().await.ok()
     }
@@ -408,7 +410,7 @@ impl Connections {
         let connection = self.builder.serve_connection_with_upgrades(io, service).into_owned();
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
-            // That a client is gone is no news.
+            // A lost client is not reported.
             let _ = connection.await;
             drop(permit);
         });
@@ -434,7 +436,7 @@ impl Connections {
         });
     }
 
-    /// Waits for what was accepted, but not for ever.
+    /// Waits for accepted requests, but not forever.
     async fn finish(self) {
         let mut finished = pin!(self.graceful.shutdown());
         if tokio::time::timeout(GRACE, &mut finished).await.is_err() {
@@ -443,34 +445,34 @@ impl Connections {
     }
 }
 
-/// Whether a connection begins like plain HTTP, and not like TLS.
+/// Whether a connection begins like plain HTTP instead of TLS.
 async fn is_plain(stream: &tokio::net::TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1) if first[0].is_ascii_uppercase())
 }
 
-/// Tells a client of plain HTTP that this is the wrong way to talk.
+/// Tells a client of plain HTTP that this address uses TLS.
 async fn refuse_plain(mut stream: tokio::net::TcpStream) -> io::Result<()> {
     let detail = "this address speaks TLS; open it as https://";
     let body = Problem::new(400, "cannot_open", detail).to_json();
     let head = format!("HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM}\r\ncontent-length: {}\r\n", body.len());
     stream.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes()).await?;
     stream.shutdown().await?;
-    // Closing a connection with something unread in it may take away what was sent last.
+    // Closing a connection with unread data may discard the data sent last.
     let mut unread = [0; 4096];
     while stream.read(&mut unread).await? > 0 {}
     Ok(())
 }
 
-/// A connection whose other side has to say something soon: hyper waits for ever to find out which version of HTTP it is.
+/// A connection whose client must send something soon: hyper waits without limit to detect the version of HTTP.
 struct Greeting<S> {
     stream: S,
-    /// Which bytes came so far, as long as they may still be the beginning of HTTP/2.
+    /// The number of bytes so far that match the beginning of HTTP/2.
     greeted: usize,
     due: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
-/// What every connection of HTTP/2 begins with.
+/// The beginning of every HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl<S> Greeting<S> {
@@ -495,7 +497,7 @@ where
             Poll::Ready(read) => {
                 let new = &out.filled()[before..];
                 let rest = &PREFACE[self.greeted..];
-                // From here on hyper has its own limit for the head of a request.
+                // From here on, hyper has its own time limit for the head of a request.
                 let is_known = !rest.starts_with(new) || new.len() == rest.len();
                 self.greeted += new.len().min(rest.len());
                 if is_known {
@@ -533,11 +535,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeting<S> {
     }
 }
 
-/// A connection whose end is told late: hyper gives an answer up when the other side sends no more, although that may only have
-/// closed its own side.
+/// A connection that reports its end with a delay: hyper abandons an answer when the client sends no more, although the
+/// client may only have closed its sending side.
 struct HalfClosed<S> {
     stream: S,
-    /// When the end is told; `None` before there is one.
+    /// When to report the end; `None` before there is one.
     due: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
@@ -546,7 +548,7 @@ impl<S> HalfClosed<S> {
         HalfClosed { stream, due: None }
     }
 
-    /// As long as something is sent, somebody may take it.
+    /// As long as data is sent, somebody may be reading it.
     fn has_sent(&mut self, sent: &Poll<io::Result<usize>>) {
         if let (Some(due), Poll::Ready(Ok(_))) = (&mut self.due, sent) {
             due.as_mut().reset(tokio::time::Instant::now() + HALF_CLOSED);

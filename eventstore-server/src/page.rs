@@ -5,14 +5,14 @@ use axum::response::Response;
 
 use crate::answer::bytes;
 
-/// Nothing but what the server itself gives, and nothing in the page itself.
+/// Only content from the server itself, and no inline code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page at this path, below which its other files stand. It names them relative to itself: a proxy may have cut off the
-/// beginning of the path that the browser knows.
+/// The page for this path; its other files are below the path. It refers to them by relative URLs: a proxy may have
+/// removed a prefix of the path that the browser sees.
 pub(crate) fn html(path: &str) -> Response {
-    // A path has none of the characters that mean something here: those are encoded.
+    // Special characters are percent-encoded in a path, so none remain that have a meaning in HTML.
     let last = path.rsplit('/').next().unwrap_or_default().replace(['"', '<', '>', '&', '\''], "");
     let base = if last.is_empty() { ".".to_owned() } else { format!("./{last}") };
     let text = include_str!("page/index.html").replace("{base}", &base);

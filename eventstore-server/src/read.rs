@@ -1,4 +1,4 @@
-//! Pages, single events, places, digests.
+//! Pages, single events, positions, digests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::answer::{Answer, Form, Params, Reading, bytes, json, unless_stopping}
 use crate::server::App;
 use crate::stores::Served;
 
-/// The largest page: more would keep a lot of memory for whoever reads it slowly.
+/// The largest page: a slow reader of a larger one would occupy a lot of memory.
 const LARGEST: PageSize = PageSize::new(10_000, 16 << 20);
 
-/// Pages of more bytes than this are written on a thread that may be busy for long.
+/// Pages with more bytes are encoded on a thread for blocking work.
 const LARGE: usize = 1 << 20;
 
-/// `since` is a version, or a cursor, whose history is looked at.
+/// `since` is a version, or a cursor whose history is checked.
 pub(crate) async fn check_since(served: &Served, ctx: &Context, query: &mut Query) -> Answer<Option<Version>> {
     let Some(text) = query.text("since")? else { return Ok(None) };
     if !text.contains('-') {
@@ -31,7 +31,7 @@ pub(crate) async fn check_since(served: &Served, ctx: &Context, query: &mut Quer
     Ok(Some(cursor.version()))
 }
 
-/// How large a page is to be.
+/// The requested size of a page.
 pub(crate) fn page_size(query: &mut Query) -> Answer<PageSize> {
     let events = query.value("page_events")?.unwrap_or(PageSize::LARGEST.events);
     let bytes = query.value("page_bytes")?.unwrap_or(PageSize::LARGEST.bytes);
@@ -50,7 +50,7 @@ pub(crate) async fn events(Reading(served): Reading, headers: HeaderMap, params:
     page(found, form, next).await
 }
 
-/// A page as a response. `next` is the query of the next one.
+/// A page as a response. `next` is the query of the next page.
 pub(crate) async fn page(page: Page, form: Form, next: Option<String>) -> Answer {
     let len: usize = page.events.iter().map(|recorded| recorded.event.len_bytes()).sum();
     let write = move || match form {

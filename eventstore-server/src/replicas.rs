@@ -1,4 +1,4 @@
-//! What replicas use: `pull` and `push`, both at a version whose digest is the same here and there.
+//! The calls of replicas: `pull` and `push`, both at a version whose digest must match.
 
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ pub(crate) async fn push(
         BodyForm::Binary => parse(received, |bytes| decode_batches(bytes.clone()).map_err(malformed)).await?,
         BodyForm::Json => parse(received, |bytes| Ok(read_batches(bytes)?)).await?,
     };
-    // One that breaks a limit is refused behind those before it.
+    // An invalid batch is refused after the batches before it.
     let mut invalid = None;
     let sound = batches.into_iter().map_while(|batch| batch.map_err(|error| invalid = Some(error)).ok()).collect();
     let pushed = served.store.push(&ctx, at, sound).await?;

@@ -1,4 +1,4 @@
-//! A line of the log for each request, once it has ended.
+//! A log line for each request, after it has ended.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,10 +13,10 @@ use http_body::{Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// What logs of requests have as their target.
+/// The log target of requests.
 pub(crate) const TARGET: &str = "eventstore_server::request";
 
-/// Logs each request, if somebody listens.
+/// Logs each request, if logging is enabled for the target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestLog;
 
@@ -33,7 +33,7 @@ pub(crate) struct Logging<S> {
     inner: S,
 }
 
-/// A body that is sent as it is.
+/// A body that is sent unchanged.
 type AsItIs<F, B> = MapOk<F, fn(Response<B>) -> Response<Body>>;
 
 impl<S, B> Service<Request> for Logging<S>
@@ -61,17 +61,17 @@ where
         Either::Right(Box::pin(async move {
             let response = answering.await?;
             entry.status = response.status().as_u16();
-            // A head alone, and the beginning of another protocol, are all there is.
+            // A head without a body, and the switch to another protocol, are complete.
             entry.is_whole = response.body().is_end_stream();
             Ok(response.map(|body| Body::new(Counted { body: Body::new(body), entry })))
         }))
     }
 }
 
-/// Of a request, until it has ended: it logs when it is dropped.
+/// The log entry of a request. It is logged when it is dropped.
 struct Entry {
     method: Method,
-    /// Without the query: what is looked for is the client's own affair, and somebody may put a token there.
+    /// Without the query, which is private to the client and may have a token by mistake.
     path: String,
     began: Instant,
     /// 0 as long as there is no answer.
@@ -82,7 +82,7 @@ struct Entry {
 
 impl Entry {
     fn new(request: &Request) -> Self {
-        // As the client wrote it, also where a program has mounted the routes below a path.
+        // As the client sent it, even if a program has mounted the routes below a path.
         let uri = request.extensions().get::<axum::extract::OriginalUri>().map_or(request.uri(), |uri| &uri.0);
         Entry {
             method: request.method().clone(),
@@ -111,7 +111,7 @@ impl Drop for Entry {
     }
 }
 
-/// The body of an answer whose bytes are counted.
+/// The body of an answer, with its bytes counted.
 struct Counted {
     body: Body,
     entry: Entry,
@@ -126,7 +126,7 @@ impl HttpBody for Counted {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 self.entry.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-                // Whoever knows the length does not ask for more behind the last bytes.
+                // A reader that knows the length does not ask for more after the last bytes.
                 self.entry.is_whole = self.body.is_end_stream();
             }
             Poll::Ready(None) => self.entry.is_whole = true,

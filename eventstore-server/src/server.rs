@@ -1,4 +1,4 @@
-//! The server: what it serves, to whom, within which limits, and its routes.
+//! The server: its stores, access rules, limits and routes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,33 +29,34 @@ use crate::request_log::RequestLog;
 use crate::stores::{Served, Source, Stores};
 use crate::{about, append, backup, follow, page, read, replicas, session, work};
 
-/// What a server allows in all. A request above a limit is refused with `too_many` or `too_large`, and harms no other.
+/// Limits of the whole server. A request beyond a limit is refused with `too_many` or `too_large`, and does not affect
+/// others.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Followers at the same time: 20,000.
+    /// Concurrent followers: 20,000.
     pub followers: usize,
-    /// Sessions of appends at the same time: 1,000.
+    /// Concurrent sessions of appends: 1,000.
     pub sessions: usize,
-    /// Bytes of request bodies in memory at the same time, and of the messages of sessions whose appends are not answered:
-    /// 256 MiB. A session has 128 KiB beside that.
+    /// Bytes in memory of request bodies, and of messages of sessions with unanswered appends: 256 MiB. In addition,
+    /// each session has 128 KiB.
     pub body_bytes: usize,
-    /// How long a body, or a message of a session, waits for room beside others: 10 s.
+    /// How long a body, or a message of a session, waits for room: 10 s.
     pub body_wait: Duration,
-    /// How long a body may pause, and a large message of a session: 30 s.
+    /// How long the transfer of a body, or of a large message of a session, may stall: 30 s.
     pub body_pause: Duration,
-    /// Bytes of answers of 64 KiB and more that wait to be taken: 512 MiB.
+    /// Bytes of answers of 64 KiB and more that wait to be read: 512 MiB.
     pub answer_bytes: usize,
-    /// An answer of which nothing is taken for so long is dropped: 60 s.
+    /// An answer is dropped if nothing of it is read for this time: 60 s.
     pub answer_pause: Duration,
-    /// How long a connection may take for its TLS handshake, and for the head of a request: 15 s.
+    /// The time limit for a connection's TLS handshake, and for the head of a request: 15 s.
     pub head_wait: Duration,
-    /// A heartbeat comes after this long without an event: 15 s.
+    /// The time without an event after which a heartbeat is sent: 15 s.
     pub heartbeat: Duration,
-    /// Replicas of Go Sync Kit that the server remembers: 10,000. Of one more, the one that was not heard of for the longest time
-    /// is forgotten: it pushes all its events once more, and nothing is lost.
+    /// Replicas of Go Sync Kit that the server remembers: 10,000. Beyond that, the least recently used one is
+    /// forgotten: it pushes all its events again, and nothing is lost.
     pub kit_replicas: usize,
-    /// Bytes of what it remembers of them: 64 MiB, of which an event of a replica takes 8 at most.
+    /// Bytes for what it remembers of them: 64 MiB. An event of a replica takes at most 8.
     pub kit_replica_bytes: usize,
 }
 
@@ -79,7 +80,7 @@ impl Default for Limits {
 
 type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Serves a store, or many, over HTTP: as a router for a program that has one, or by itself ([`serve`](crate::serve)).
+/// Serves one store or many over HTTP: as a router inside a program, or on its own ([`serve`](crate::serve)).
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -90,7 +91,7 @@ type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// # }).unwrap();
 /// ```
 ///
-/// Without [`tokens`](Server::tokens) it lets in everybody whom the program lets through to the router.
+/// Without [`tokens`](Server::tokens), everybody who can reach the router has access.
 pub struct Server {
     source: Source,
     access: Access,
@@ -112,7 +113,7 @@ impl Server {
         Self::of(Source::one(store.into().backend().clone()))
     }
 
-    /// Serves the stores of a directory by their names, below `stores/`.
+    /// Serves the stores of a directory by name, below `stores/`.
     #[must_use]
     pub fn of_many(stores: Stores) -> Self {
         Self::of(Source::many(stores))
@@ -129,15 +130,15 @@ impl Server {
         }
     }
 
-    /// Lets in only requests with one of these tokens.
+    /// Accepts only requests with one of these tokens.
     #[must_use]
     pub fn tokens(mut self, tokens: Tokens) -> Self {
         self.access = Access::Tokens(tokens);
         self
     }
 
-    /// For a server that only this machine reaches: lets in everybody but the pages of other origins in a browser, and refuses
-    /// requests to any name but the loopback's.
+    /// For a server that only this machine can reach: accepts everybody except pages of other origins in a browser, and
+    /// refuses requests to any host name except loopback names.
     #[must_use]
     pub fn only_this_machine(mut self) -> Self {
         self.access = Access::ThisMachine;
@@ -151,35 +152,36 @@ impl Server {
         self
     }
 
-    /// Sets what it allows in all.
+    /// Sets the limits of the whole server.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Answers `GET metrics` with this text, in the form of Prometheus. Without it there are none.
+    /// Answers `GET metrics` with this text, in the format of Prometheus. By default, there are no metrics.
     #[must_use]
     pub fn metrics(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.metrics = Some(Arc::new(render));
         self
     }
 
-    /// When this token is cancelled, streams end with a reason and new requests are refused; accepted appends are finished.
+    /// When this token is cancelled, streams end with a reason and new requests are refused. Accepted appends are
+    /// finished.
     #[must_use]
     pub fn stop_on(mut self, token: CancellationToken) -> Self {
         self.stopping = token;
         self
     }
 
-    /// Its routes.
+    /// The routes of the server.
     ///
-    /// Must be called inside a Tokio runtime if it serves many stores: unused ones are closed by a task.
+    /// Must be called inside a Tokio runtime if it serves many stores: a task closes unused ones.
     pub fn router(self) -> Router {
         self.into_parts().0
     }
 
-    /// Its routes, and what closes its stores when they are not needed any more.
+    /// The routes, and what closes the stores at the end.
     pub(crate) fn into_parts(self) -> (Router, Arc<App>) {
         let room = |bytes: usize| Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
         let app = Arc::new(App {
@@ -203,7 +205,7 @@ impl Server {
     }
 }
 
-/// What all requests share.
+/// The state shared by all requests.
 pub(crate) struct App {
     pub(crate) stores: Source,
     pub(crate) access: Access,
@@ -218,11 +220,11 @@ pub(crate) struct App {
     pub(crate) answer_room: Arc<Semaphore>,
     pub(crate) backups: backup::Backups,
     pub(crate) replicas: Replicas,
-    /// What goes on behind an answer, and has to end before the stores are closed.
+    /// Work that continues after an answer, and must end before the stores are closed.
     pub(crate) tasks: TaskTracker,
 }
 
-/// A follower or a session, until it is dropped: counted for the whole server, which allows so many, and for its store.
+/// Counts a follower or a session until it is dropped: for the limit of the server, and for its store.
 pub(crate) struct Counted {
     app: Arc<App>,
     served: Arc<Served>,
@@ -253,7 +255,7 @@ impl Drop for Counted {
 }
 
 impl App {
-    /// One more, if there may be.
+    /// Counts one more, if the limit allows it.
     pub(crate) fn count(self: &Arc<Self>, served: &Arc<Served>, kind: Kind) -> Answer<Counted> {
         let counted = Counted { app: self.clone(), served: served.clone(), kind };
         let [all, _] = counted.counters().map(|counter| counter.fetch_add(1, Ordering::Relaxed));
@@ -342,12 +344,12 @@ fn resources() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
     .into_iter()
 }
 
-/// What clients of Go Sync Kit find below their base URLs: its errors have a form of their own, whatever the path is.
+/// The resources for clients of Go Sync Kit below their base URLs. Their errors have another form, for any path.
 fn resources_of_go_sync_kit() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
     ["sync", "sync/", "sync/{*path}"].into_iter().map(|path| (path, any(gosync::respond)))
 }
 
-/// Those of the whole server.
+/// The resources of the whole server.
 fn resources_of_server() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
     [
         ("health", get(about::health)),
@@ -358,7 +360,7 @@ fn resources_of_server() -> impl Iterator<Item = (&'static str, MethodRouter<Arc
     .into_iter()
 }
 
-/// What the page in a browser has beside itself.
+/// The other files of the page for browsers.
 fn resources_of_page() -> impl Iterator<Item = (&'static str, MethodRouter<Arc<App>>)> {
     [("page.css", get(page::css)), ("page.js", get(page::js))].into_iter()
 }
@@ -368,7 +370,7 @@ fn below(base: &str, resources: impl Iterator<Item = (&'static str, MethodRouter
     resources.fold(Router::new(), |routes, (name, methods)| routes.route(&format!("{base}/{name}"), methods))
 }
 
-/// What holds for every request.
+/// Common to every request.
 async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Err(refused) = app.access.check_origin(request.uri(), request.headers()) {
         return refused.into_response();
@@ -395,8 +397,8 @@ async fn no_method(request: Request) -> Response {
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::http::Response<Body> {
-    // Whether an append had been taken when its request panicked is not known.
-    let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug of it; its log has more");
+    // If a request panics, it is unknown whether its append was accepted.
+    let mut bug = Problem::new(500, "engine", "the server failed to answer: this is a bug in it; its log has details");
     bug.written = "unknown".to_owned();
     problem(&bug)
 }

@@ -1,4 +1,4 @@
-//! Many appends at the same time over one WebSocket.
+//! Many concurrent appends over one WebSocket.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,27 +26,27 @@ use crate::server::{App, Kind};
 use crate::socket::{FREE, Meter, Socket, Upgrade};
 use crate::stores::Served;
 
-/// Unanswered appends of a session, at most.
+/// The most unanswered appends of a session.
 const MOST_APPENDS: usize = 1024;
 
-/// Bytes of unanswered appends of a session, at most, but for one that is larger alone.
+/// The most bytes of unanswered appends of a session, except for a single larger one.
 const MOST_BYTES: usize = 64 << 20;
 
-/// A client that takes no answer for so long is gone.
+/// A client that reads no answer for this time is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A client that says nothing is asked whether it is there, and is gone when it has not answered for so many times. One that
-/// sends a large batch over a slow line cannot answer meanwhile.
+/// A silent client is pinged. It is gone after this many unanswered pings. A client that is sending a large batch over
+/// a slow connection cannot answer meanwhile.
 const PING: Duration = Duration::from_secs(20);
 const PINGS: u32 = 9;
 
-/// So many answers are sent in one message, at most.
+/// The most answers in one message.
 const MOST_ANSWERS: usize = 256;
 
-/// How long a session that ends waits for the outcome of its appends.
+/// How long an ending session waits for the outcome of its appends.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a client that was told that the session ends may take to close the connection.
+/// The time that a client has to close the connection after the end of the session was announced.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn appends(
@@ -60,7 +60,7 @@ pub(crate) async fn appends(
     let upgrade = upgrade?;
     let counted = app.count(&served, Kind::Session)?;
     let answer = upgrade.answer();
-    // A server that stops waits for it.
+    // A stopping server waits for it.
     let tasks = app.tasks.clone();
     tasks.spawn(async move {
         if let Some((socket, meter)) = upgrade.socket(app.body_room.clone(), app.limits).await {
@@ -71,46 +71,47 @@ pub(crate) async fn appends(
     Ok(answer)
 }
 
-/// An answer, and the room that its append takes until the answer is sent.
+/// An answer, and the room of its append, which is released when the answer is sent.
 struct Answered {
     outcome: Outcome,
-    /// `None` if it was not begun.
+    /// `None` if it was not started.
     room: Option<Room>,
 }
 
 struct Room {
     _append: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
-    /// Of the message that it came in, with others, beside those of all sessions and requests.
+    /// The room of the message that it came in, shared by its appends, within the room of all sessions and requests.
     _message: MessageRoom,
 }
 
-/// `None`: the message is small.
+/// `None` if the message is small.
 type MessageRoom = Option<Arc<OwnedSemaphorePermit>>;
 
 async fn run(app: Arc<App>, served: Arc<Served>, gone: Gone, socket: Socket, meter: Meter) {
     let (sink, mut stream) = socket.split();
-    // Bounded by the room of the session: what was read is answered once.
+    // Bounded by the room of the session: each append that was read is answered once.
     let (answers, answered) = mpsc::unbounded_channel();
-    let writer = tokio::spawn(write(sink, answered));
+    let appends = Arc::new(Semaphore::new(MOST_APPENDS));
+    let writer = tokio::spawn(write(sink, answered, appends.clone()));
     let session = Session {
         app,
         served,
         gone,
         meter,
-        appends: Arc::new(Semaphore::new(MOST_APPENDS)),
+        appends,
         bytes: Arc::new(Semaphore::new(MOST_BYTES)),
         running: FuturesUnordered::new(),
         cancels: HashMap::new(),
         answers,
     };
     session.run(&mut stream).await;
-    // The writer ends when it has sent what there is to send.
+    // The writer ends when it has sent everything.
     let Ok((sink, has_closed)) = writer.await else { return };
     if !has_closed {
         return;
     }
-    // Closing a connection with something unread in it may take away what was sent last.
+    // Closing a connection with unread data may discard the data sent last.
     if let Ok(mut socket) = sink.reunite(stream) {
         let connection = socket.get_mut().get_mut();
         let mut unread = vec![0; 16 << 10];
@@ -119,11 +120,11 @@ async fn run(app: Arc<App>, served: Arc<Served>, gone: Gone, socket: Socket, met
     }
 }
 
-/// What the writer is told.
+/// An instruction for the writer.
 enum Told {
     Answered(Answered),
     Ping,
-    /// Nothing comes behind it.
+    /// Nothing follows.
     Close(CloseCode, &'static str),
 }
 
@@ -143,7 +144,7 @@ struct Session {
 }
 
 impl Session {
-    /// Reads and appends, and never waits for the writer: an append that nobody polls would hold up others.
+    /// Reads and appends, and never waits for the writer: an append that nobody polls would block others.
     async fn run(mut self, stream: &mut SplitStream<Socket>) {
         let (stopping, gone) = (self.app.stopping.clone(), self.gone.clone());
         let mut pings = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
@@ -180,7 +181,7 @@ impl Session {
                     continue;
                 }
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
-                    return self.end(CloseCode::Unsupported, "messages have to be binary").await;
+                    return self.end(CloseCode::Unsupported, "messages must be binary").await;
                 }
                 Some(Err(tungstenite::Error::Capacity(_))) => {
                     return self.end(CloseCode::Size, "a message has more than 65 MiB; send smaller ones").await;
@@ -192,7 +193,7 @@ impl Session {
                     let reason = "there are too many large messages at the same time; retry later";
                     return self.end(CloseCode::Again, reason).await;
                 }
-                // Of what is not answered nobody wants to know: it is dropped, and with it cancelled.
+                // Unanswered appends are of no interest any more: they are dropped, and thereby cancelled.
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
             };
             let taken = self.meter.take();
@@ -202,7 +203,7 @@ impl Session {
             };
             let room = self.message_room(len, taken).await;
             for frame in frames {
-                // What was not begun is not written.
+                // What was not started is not written.
                 if self.answers.is_closed() || stopping.is_cancelled() || gone.is_gone() {
                     break;
                 }
@@ -211,7 +212,7 @@ impl Session {
         }
     }
 
-    /// Waits until there is room for a message beside those of all others; an error if there is none.
+    /// Waits for room for a message, within the limit for all messages; an error if there is none.
     async fn message_room(&mut self, len: usize, mut taken: Option<OwnedSemaphorePermit>) -> Answer<MessageRoom> {
         let unanswered = MOST_BYTES - self.bytes.available_permits();
         if taken.is_none() && unanswered + len <= FREE {
@@ -231,7 +232,7 @@ impl Session {
                 Some(done) = self.running.next(), if !self.running.is_empty() => self.answer(done),
             }
         };
-        // It is never closed.
+        // The semaphore is never closed.
         let Ok(Ok(more)) = more else {
             return Err(too_many("there are too many large requests at the same time; retry later"));
         };
@@ -245,7 +246,7 @@ impl Session {
         Ok(Some(Arc::new(room)))
     }
 
-    /// Begins what a frame asks for, once there is room.
+    /// Starts the work of a frame, once there is room.
     async fn take(&mut self, frame: Frame, room: Answer<MessageRoom>) {
         match frame {
             Frame::Cancel { number } => {
@@ -261,7 +262,7 @@ impl Session {
                         return self.answer(Answered { outcome, room: None });
                     }
                 };
-                // From here on its time runs.
+                // Its time limit starts here.
                 let cancel = CancellationToken::new();
                 let ctx = Context::background().with_cancellation(cancel.clone());
                 let ctx = timeout.map_or(ctx.clone(), |timeout| ctx.with_timeout(timeout));
@@ -281,12 +282,12 @@ impl Session {
         }
     }
 
-    /// Waits for room, while what runs goes on.
+    /// Waits for room, while running appends continue.
     async fn room(&mut self, len: usize, message: MessageRoom) -> Room {
         let (appends, bytes) = (self.appends.clone(), self.bytes.clone());
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let room = async move {
-            // Neither is ever closed.
+            // The semaphores are never closed.
             let append = appends.acquire_owned().await.ok()?;
             let bytes = bytes.acquire_many_owned(len).await.ok()?;
             Some(Room { _append: append, _bytes: bytes, _message: message })
@@ -303,11 +304,11 @@ impl Session {
 
     fn answer(&mut self, done: Answered) {
         self.cancels.remove(&done.outcome.number);
-        // If the writer is gone, so is the client.
+        // If the writer has ended, the client is gone.
         let _ = self.answers.send(Told::Answered(done));
     }
 
-    /// Reads no more, answers what runs, and says why it ends.
+    /// Stops reading, answers running appends, and sends the reason for the end.
     async fn end(mut self, code: CloseCode, reason: &'static str) {
         let rest = async {
             while let Some(done) = self.running.next().await {
@@ -320,10 +321,11 @@ impl Session {
     }
 }
 
-/// Sends answers, those that are there together. Gives whether it has told the client that the session ends.
+/// Sends answers, several in one message if they are ready. Returns whether the client was told that the session ends.
 async fn write(
     mut sink: SplitSink<Socket, Message>,
     mut told: mpsc::UnboundedReceiver<Told>,
+    appends: Arc<Semaphore>,
 ) -> (SplitSink<Socket, Message>, bool) {
     let mut next = None;
     let mut has_closed = false;
@@ -334,8 +336,10 @@ async fn write(
         }) else {
             return (sink, has_closed);
         };
-        // The appends of a group are answered one right after the other: one turn later a single message takes all answers.
-        tokio::task::yield_now().await;
+        // The appends of a group are answered at nearly the same time: one turn later, one message takes all answers.
+        if appends.available_permits() + 1 < MOST_APPENDS {
+            tokio::task::yield_now().await;
+        }
         let mut rooms = Vec::new();
         let message = match first {
             Told::Answered(first) => {

@@ -1,4 +1,4 @@
-//! WebSockets whose large messages take their room from that of all bodies, while they come.
+//! WebSockets whose large messages acquire room, within the limit for all bodies, while they arrive.
 
 use std::future::Future as _;
 use std::io;
@@ -26,16 +26,17 @@ use crate::answer::{Answer, Refused};
 use crate::server::Limits;
 use crate::stores::lock;
 
-/// Bytes that a session may hold without taking room from others: so a message of a piece takes none while it comes.
+/// Bytes that a session may hold without acquiring room. So messages up to the size of a piece need none while they
+/// arrive.
 pub(crate) const FREE: usize = 128 << 10;
 
-/// Bytes that are read at a time, at most.
+/// The most bytes read at a time.
 const PIECE: usize = 64 << 10;
 
 /// A WebSocket of a session.
 pub(crate) type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
-/// A request that becomes a session.
+/// A request for a session.
 pub(crate) struct Upgrade {
     upgrade: OnUpgrade,
     accept: String,
@@ -77,7 +78,7 @@ fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 }
 
 impl Upgrade {
-    /// The answer that makes it one.
+    /// The answer that switches to the session.
     pub(crate) fn answer(&self) -> Response {
         let headers = [
             (header::CONNECTION, HeaderValue::from_static("upgrade")),
@@ -85,14 +86,14 @@ impl Upgrade {
             (header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SESSION)),
         ];
         let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response();
-        // Base64 is a header's value.
+        // Base64 is always a valid header value.
         if let Ok(accept) = HeaderValue::from_str(&self.accept) {
             response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
         response
     }
 
-    /// The WebSocket, once the answer is sent. `None` if the connection was lost before.
+    /// The WebSocket, after the answer was sent. `None` if the connection was lost before.
     pub(crate) async fn socket(self, room: Arc<Semaphore>, limits: Limits) -> Option<(Socket, Meter)> {
         let upgraded = self.upgrade.await.ok()?;
         let meter = Meter::default();
@@ -105,7 +106,7 @@ impl Upgrade {
     }
 }
 
-/// What came of the message that is being read.
+/// The state of the message that is being read.
 #[derive(Clone, Default)]
 pub(crate) struct Meter(Arc<Mutex<Metering>>);
 
@@ -117,28 +118,28 @@ struct Metering {
 }
 
 impl Meter {
-    /// A message has come: gives the room that was taken for it.
+    /// A message is complete: returns its room.
     pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
         let mut metering = lock(&self.0);
         metering.bytes = 0;
         metering.room.take()
     }
 
-    /// Whether reading failed since there was no room.
+    /// Whether reading failed because there was no room.
     pub(crate) fn is_refused(&self) -> bool {
         lock(&self.0).is_refused
     }
 }
 
-/// A connection from which no more is read than there is room for.
+/// A connection that reads only as much as there is room for.
 pub(crate) struct Metered<S> {
     stream: S,
     meter: Meter,
     room: PollSemaphore,
     limits: Limits,
-    /// How long it may still wait for room, while it does.
+    /// The remaining time to wait for room, while it waits.
     patience: Option<Pin<Box<Sleep>>>,
-    /// How long the other side may still pause, while it does and has room.
+    /// The remaining time that the transfer may stall, while it does and there is room.
     paused: Option<Pin<Box<Sleep>>>,
 }
 
@@ -147,12 +148,12 @@ impl<S> Metered<S> {
         Metered { stream, meter, room: PollSemaphore::new(room), limits, patience: None, paused: None }
     }
 
-    /// What is below, from which reading takes no room.
+    /// The underlying connection. Reading from it acquires no room.
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
 
-    /// Takes room for one more piece, if the message is not a small one.
+    /// Acquires room for one more piece, unless the message is small.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut metering = lock(&self.meter.0);
         let held = metering.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);

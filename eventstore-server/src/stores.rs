@@ -1,4 +1,4 @@
-//! The stores of a server: one, or those of a directory by their names.
+//! The stores of a server: a single one, or those of a directory by name.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::answer::{Answer, too_many};
 use crate::tail::Tail;
 
-/// A store that is open, and what the server does with it.
+/// An open store, and the work of the server on it.
 #[derive(Debug)]
 pub(crate) struct Served {
     /// Its name; `""` if it is the only one.
@@ -27,7 +27,7 @@ pub(crate) struct Served {
     pub(crate) jobs: Mutex<Vec<Job>>,
 }
 
-/// Work that takes long.
+/// Long work.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Job {
     #[serde(skip)]
@@ -60,14 +60,14 @@ impl Served {
     }
 }
 
-/// A job that is listed.
+/// The entry of a job in the list.
 pub(crate) struct JobGuard {
     served: Arc<Served>,
     number: u64,
 }
 
 impl JobGuard {
-    /// Tells how far it is.
+    /// Reports progress.
     pub(crate) fn report(&self, done: u64, total: u64) {
         if let Some(job) = lock(&self.served.jobs).iter_mut().find(|job| job.number == self.number) {
             (job.done, job.total) = (done, total);
@@ -85,10 +85,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Many stores, each a directory below one, opened when they are asked for.
+/// Many stores, each in a subdirectory of one directory, opened on demand.
 ///
-/// A name has 1 to 100 characters, of `a` to `z`, `0` to `9`, `-`, `_` and `.`, and begins with a letter or a digit: so it is
-/// the name of a directory on every system, and leads nowhere else.
+/// A name has 1 to 100 characters from `a` to `z`, `0` to `9`, `-`, `_` and `.`, and begins with a letter or a digit.
+/// So it is a valid directory name on every system and cannot lead outside.
 #[derive(Clone, Debug)]
 pub struct Stores {
     directory: PathBuf,
@@ -112,44 +112,44 @@ impl Stores {
         }
     }
 
-    /// The engine, as the scheme of a store's URL: all stores have the same one. `memory` is for tests: such a store is empty
-    /// when it is opened again, so it is never closed.
+    /// Sets the engine of all stores, as a URL scheme. `memory` is for tests: such stores are never closed when idle,
+    /// because they would be empty when opened again.
     #[must_use]
     pub fn engine(mut self, engine: impl Into<String>) -> Self {
         self.engine = engine.into();
         self
     }
 
-    /// The options that each store is opened with, as they stand behind the `?` of a URL.
+    /// Sets the options with which each store is opened, as in a URL after the `?`.
     #[must_use]
     pub fn options(mut self, options: impl Into<String>) -> Self {
         self.options = options.into();
         self
     }
 
-    /// How many are open at the same time: 100 unless changed. With that many, one that nobody uses is closed for the next; if
-    /// all are in use, the next is refused with `too_many`.
+    /// Sets the most stores that are open at the same time; 100 by default. At the limit, an unused store is closed for
+    /// the next one; if all are in use, the next one is refused with `too_many`.
     #[must_use]
     pub fn most_open(mut self, stores: usize) -> Self {
         self.most_open = stores.max(1);
         self
     }
 
-    /// How long a store stays open that nobody uses: five minutes unless changed.
+    /// Sets how long an unused store stays open; five minutes by default.
     #[must_use]
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
         self
     }
 
-    /// Opens the stores to read them, and writes nothing there.
+    /// Opens the stores for reading, and writes nothing there.
     #[must_use]
     pub fn read_only(mut self, is_read_only: bool) -> Self {
         self.is_read_only = is_read_only;
         self
     }
 
-    /// Whether a store with this name is on the disk.
+    /// Whether a store with this name exists on disk.
     fn has(&self, name: &str) -> bool {
         !self.is_memory() && self.path(name).join("eventstore.json").is_file()
     }
@@ -158,7 +158,7 @@ impl Stores {
         self.directory.join(name)
     }
 
-    /// Makes the directory if it is missing.
+    /// Creates the directory if it is missing.
     fn prepare(&self) -> std::io::Result<()> {
         if self.is_memory() || self.is_read_only { Ok(()) } else { std::fs::create_dir_all(&self.directory) }
     }
@@ -193,17 +193,17 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| is_plain(byte) || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// A store of a directory: open, or being opened or closed by whoever has the lock.
+/// A store of a directory: open, or being opened or closed by the holder of the lock.
 #[derive(Debug)]
 pub(crate) struct Slot {
     served: Arc<AsyncMutex<Option<Arc<Served>>>>,
     used: Mutex<Instant>,
 }
 
-/// Those that are open, or on the way, by their names.
+/// The stores that are open or being opened, by name.
 type Slots = Arc<Mutex<HashMap<String, Arc<Slot>>>>;
 
-/// What a server serves.
+/// The stores that a server serves.
 #[derive(Debug)]
 pub(crate) enum Source {
     One(Arc<Served>),
@@ -227,7 +227,7 @@ impl Source {
         };
         if !is_name(name) {
             let detail = format!(
-                "{name:?} is no name of a store: 1 to 100 characters of a-z, 0-9, - _ and ., the first a letter or a digit"
+                "{name:?} is not a valid store name: 1 to 100 characters of a-z, 0-9, - _ and ., the first a letter or a digit"
             );
             return Err(Problem::new(400, "malformed", detail).into());
         }
@@ -248,20 +248,20 @@ impl Source {
             };
             let mut served = slot.served.clone().lock_owned().await;
             if !lock(slots).get(name).is_some_and(|listed| Arc::ptr_eq(listed, &slot)) {
-                // It was closed meanwhile, and another one may be opened.
+                // It was closed meanwhile and may be opened again.
                 continue;
             }
             *lock(&slot.used) = Instant::now();
             if let Some(served) = &*served {
                 return Ok(served.clone());
             }
-            // By itself: a request that is given up leaves no store half open.
+            // In a separate task, so that a cancelled request leaves no half-open store.
             let (stores, slots, name) = (stores.clone(), slots.clone(), name.to_owned());
             let opening = tokio::spawn(async move {
                 match stores.open(&name, create).await {
                     Ok(store) => Ok(served.insert(Served::new(name, store)).clone()),
                     Err(error) => {
-                        // Whoever waits for it tries again.
+                        // Those who wait for it try again.
                         lock(&slots).retain(|_, other| !Arc::ptr_eq(other, &slot));
                         Err(error)
                     }
@@ -272,7 +272,7 @@ impl Source {
         }
     }
 
-    /// Whether a store with this name is there.
+    /// Whether a store with this name exists.
     pub(crate) fn exists(&self, name: &str) -> bool {
         match self {
             Source::One(_) => true,
@@ -280,7 +280,7 @@ impl Source {
         }
     }
 
-    /// The names of all stores that there are, sorted.
+    /// The names of all existing stores, sorted.
     pub(crate) fn names(&self) -> std::io::Result<Vec<String>> {
         let Source::Many { stores, slots } = self else { return Ok(Vec::new()) };
         let mut names: Vec<String> = lock(slots).keys().cloned().collect();
@@ -310,7 +310,7 @@ impl Source {
         }
     }
 
-    /// Closes the store that was not used for the longest time, if as many are open as may be.
+    /// Closes the least recently used store, if the limit of open stores is reached.
     async fn make_room(&self) -> Answer<()> {
         let Source::Many { stores, slots } = self else { return Ok(()) };
         loop {
@@ -336,7 +336,7 @@ impl Source {
         }
     }
 
-    /// Closes stores that nobody has used for a while.
+    /// Closes stores that were unused for a while.
     pub(crate) async fn close_idle(&self) {
         let Source::Many { stores, slots } = self else { return };
         if stores.is_memory() {
@@ -351,7 +351,7 @@ impl Source {
         }
     }
 
-    /// Closes a store if no request has it, and forgets it; meanwhile whoever asks for it waits.
+    /// Closes a store that no request uses, and removes it from the list. Meanwhile, requests for it wait.
     async fn close_if_unused(&self, name: &str, slot: &Arc<Slot>) -> bool {
         let Source::Many { slots, .. } = self else { return false };
         let Ok(mut served) = slot.served.clone().try_lock_owned() else { return false };
@@ -390,7 +390,7 @@ impl Source {
         result
     }
 
-    /// How long a store stays open that nobody uses.
+    /// How long an unused store stays open.
     pub(crate) fn idle(&self) -> Option<Duration> {
         match self {
             Source::One(_) => None,
@@ -398,7 +398,7 @@ impl Source {
         }
     }
 
-    /// The directory of many stores, made if it is missing.
+    /// Creates the directory of many stores if it is missing.
     pub(crate) fn prepare(&self) -> std::io::Result<()> {
         match self {
             Source::Many { stores, .. } => stores.prepare(),

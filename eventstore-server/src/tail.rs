@@ -1,4 +1,4 @@
-//! The newest events of a store: one task reads them, and wakes those followers whose filter they match.
+//! The newest events of a store: one task reads them, and wakes the followers whose filters they match.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -17,25 +17,25 @@ use futures_util::task::AtomicWaker;
 use crate::follow::Stream;
 use crate::stores::{Served, lock};
 
-/// Pages of news that wait for a follower that is slower. One that is slower still reads them from the store.
+/// The most pages of news that wait for a slow follower. A follower beyond that reads from the store.
 const PAGES: usize = 8;
 
-/// What it costs to give news to a follower, and to have one that they do not concern, about. All followers are to take a part
-/// of the processors, not all of them: so with many of them the news come in larger pages.
+/// The approximate cost of passing news to a follower, and of a follower that they do not match. Followers should use
+/// only a part of the processors. So with many followers, news come in larger pages.
 const COST: Duration = Duration::from_micros(25);
 const COST_OF_IDLE: Duration = Duration::from_nanos(200);
 
-/// The news come not later than this, however many followers there are.
+/// The longest delay of news, however many followers there are.
 const LONGEST_PACE: Duration = Duration::from_millis(500);
 
-/// Before news are read again that could not be read.
+/// The pause before failed reads of news are repeated.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The newest events of a store, read once and written once for all followers that are up to date.
+/// The newest events of a store, read once and encoded once for all followers that are up to date.
 pub(crate) struct Tail {
     store: Arc<dyn EventStore>,
     subscribers: Mutex<Subscribers>,
-    /// Everything up to here was put into the inboxes of those whom it concerns.
+    /// Everything up to this version was put into the inboxes of the matching followers.
     head: AtomicU64,
 }
 
@@ -46,10 +46,10 @@ impl fmt::Debug for Tail {
     }
 }
 
-/// Events without a gap, in the forms that were asked for.
+/// Consecutive events, in the requested formats.
 pub(crate) struct News {
     pub(crate) events: Vec<RecordedEvent>,
-    /// The version of the last of them; of news without events, the one behind which the next ones begin.
+    /// The version of the last event; for news without events, the version after which the next ones begin.
     pub(crate) head: Version,
     lines: OnceLock<Bytes>,
     messages: OnceLock<Bytes>,
@@ -62,7 +62,7 @@ impl News {
         Arc::new(News { events, head, lines, messages, frames })
     }
 
-    /// All of them in this form.
+    /// All events in this format.
     pub(crate) fn written(&self, form: Stream) -> Bytes {
         let cell = match form {
             Stream::Lines => &self.lines,
@@ -73,28 +73,28 @@ impl News {
     }
 }
 
-/// Those who wait for news.
+/// The subscribers to the news.
 #[derive(Default)]
 struct Subscribers {
     all: HashMap<u64, Subscriber>,
     next_key: u64,
-    /// Who they are by what they wait for: new events are looked up here.
+    /// Subscribers by what they wait for, to look up new events.
     by_aggregate: Index<String>,
     by_type: Index<String>,
-    /// Those who have to look at each event.
+    /// Subscribers that must check each event.
     others: BTreeSet<u64>,
-    /// A task reads for them.
+    /// Whether a task is reading for them.
     is_read: bool,
 }
 
 struct Subscriber {
     filter: LoadOptions,
-    /// None of its filters narrows anything.
+    /// It has no filter.
     takes_all: bool,
     inbox: Arc<Inbox>,
 }
 
-/// Keys of subscribers.
+/// The keys of subscribers.
 struct Index<K>(HashMap<K, BTreeSet<u64>>);
 
 impl<K> Default for Index<K> {
@@ -146,7 +146,7 @@ impl Subscribers {
         Some(subscriber)
     }
 
-    /// Those whom these events concern.
+    /// The subscribers that these events concern.
     fn concerned(&self, events: &[RecordedEvent]) -> BTreeSet<u64> {
         let is_concerned = |key: &u64| {
             let subscriber = &self.all.get(key);
@@ -167,7 +167,7 @@ impl Subscribers {
         keys
     }
 
-    /// Gives news to these, and gives how many they are.
+    /// Passes news to these subscribers, and returns their number.
     fn give(&mut self, keys: impl IntoIterator<Item = u64>, news: &Arc<News>) -> u32 {
         let mut given = 0;
         for key in keys {
@@ -190,12 +190,12 @@ struct Inbox {
 #[derive(Default)]
 struct Waiting {
     news: VecDeque<Arc<News>>,
-    /// Nothing comes behind these: the follower was too slow, or nobody reads any more.
+    /// Nothing follows: the follower was too slow, or the reader has ended.
     is_over: bool,
 }
 
 impl Inbox {
-    /// Whether there was room. Otherwise it is over.
+    /// Whether there was room. If not, the inbox is closed.
     fn put(&self, news: &Arc<News>) -> bool {
         let mut waiting = lock(&self.waiting);
         let has_room = waiting.news.len() < PAGES;
@@ -214,7 +214,7 @@ impl Inbox {
     }
 }
 
-/// The news of a follower.
+/// The subscription of a follower.
 pub(crate) struct Subscription {
     served: Arc<Served>,
     key: u64,
@@ -228,7 +228,7 @@ impl Drop for Subscription {
 }
 
 impl Subscription {
-    /// The next news that concern it; `None` if it has to read from the store, and subscribe again.
+    /// The next matching news; `None` if the follower has to read from the store and subscribe again.
     pub(crate) async fn next(&mut self) -> Option<Arc<News>> {
         poll_fn(|cx| {
             self.inbox.waker.register(cx.waker());
@@ -242,9 +242,9 @@ impl Subscription {
         .await
     }
 
-    /// A version up to which nothing concerns it that it has not taken; `None` if something waits, or it is over.
+    /// A version up to which it has taken everything that matches; `None` if something waits, or it has ended.
     pub(crate) fn idle_up_to(&self) -> Option<Version> {
-        // In this order: what comes between is found in the inbox.
+        // In this order: anything added in between is found in the inbox.
         let head = self.served.tail.head.load(Ordering::Acquire);
         let waiting = lock(&self.inbox.waiting);
         (waiting.news.is_empty() && !waiting.is_over).then(|| Version::new(head))
@@ -256,7 +256,7 @@ impl Tail {
         Tail { store, subscribers: Mutex::default(), head: AtomicU64::new(0) }
     }
 
-    /// The news that match from here on, which a task reads as long as somebody wants them.
+    /// Subscribes to matching news from now on. A task reads them as long as somebody is subscribed.
     pub(crate) fn subscribe(served: &Arc<Served>, filter: LoadOptions) -> Subscription {
         let inbox = Arc::new(Inbox::default());
         let mut subscribers = lock(&served.tail.subscribers);
@@ -269,7 +269,7 @@ impl Tail {
         Subscription { served: served.clone(), key, inbox }
     }
 
-    /// Gives how many it has woken, and how many there are.
+    /// Returns how many subscribers it has woken, and how many there are.
     fn tell(&self, head: Version, events: Vec<RecordedEvent>) -> (u32, u32) {
         let mut subscribers = lock(&self.subscribers);
         let all = u32::try_from(subscribers.all.len()).unwrap_or(u32::MAX);
@@ -279,7 +279,7 @@ impl Tail {
         (woken, all)
     }
 
-    /// Tells all where the news begin: for those who have read up to before that already.
+    /// Tells all subscribers where the news begin. It matters to those that have read up to an earlier version.
     fn begin(&self, head: Version) {
         let mut subscribers = lock(&self.subscribers);
         let keys: Vec<_> = subscribers.all.keys().copied().collect();
@@ -292,9 +292,9 @@ impl Tail {
     }
 }
 
-/// Reads what is new, and gives it to all who wait for it, until nobody does.
+/// Reads new events and passes them to all subscribers, until there are none.
 async fn read_news(served: Arc<Served>) {
-    /// Whatever ends the reading, who relies on it reads from the store, and the next one begins it anew.
+    /// However the reading ends, subscribers then read from the store, and the next subscription starts it again.
     struct Reading(Arc<Served>);
     impl Drop for Reading {
         fn drop(&mut self) {
@@ -306,13 +306,13 @@ async fn read_news(served: Arc<Served>) {
     }
     let reading = Reading(served);
     if let Err(error) = read_while_wanted(&reading.0.tail).await {
-        tracing::debug!(%error, "reading news failed");
+        tracing::debug!(%error, "reading new events failed");
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
-    /// Time to look whether anybody is still there.
+    /// Time to check whether anybody is still subscribed.
     const LOOK: Duration = Duration::from_secs(1);
     let ctx = Context::background();
     let mut seen = tail.store.latest_version(&ctx).await?;
@@ -323,7 +323,7 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
             Err(Error::DeadlineExceeded) => continue,
             Err(error) => return Err(error),
         }
-        // All that is there by now: the pause is between moments, not between pages.
+        // Read everything that is there by now: the pause is between rounds, not between pages.
         let mut next = Some(LoadOptions::since(seen));
         let (mut woken, mut all) = (0_u32, 0);
         while let Some(options) = next {
@@ -388,7 +388,7 @@ mod tests {
                 }
                 let concerned: Vec<_> = subscribers.concerned(events).into_iter().collect();
                 let matching = filters().into_iter().enumerate().filter(|(nth, filter)| {
-                    // What begins behind them is known to match only when it is looked at.
+                    // The beginning of later events is known to match only when it is read.
                     *nth == 1 || events.iter().any(|event| filter.matches(event))
                 });
                 assert_eq!(concerned, matching.map(|(nth, _)| nth as u64).collect::<Vec<_>>(), "{from}..{to}");
@@ -408,7 +408,7 @@ mod tests {
         let served = Served::new(String::new(), store.backend().clone());
         let filter = LoadOptions::since(Version::new(2)).aggregate("b");
         let mut first = Tail::subscribe(&served, filter.clone());
-        // Whoever read before that knows by this whether something lies between.
+        // Whoever read before that can tell by this whether there is a gap.
         let begin = first.next().await.expect("the beginning");
         assert_eq!((begin.head, begin.events.len()), (Version::new(2), 0));
         assert_eq!(first.idle_up_to(), Some(Version::new(2)));
@@ -419,7 +419,7 @@ mod tests {
         assert_eq!(second.idle_up_to(), None, "something waits");
         drop((first, second));
         assert!(!served.tail.is_wanted() && lock(&served.tail.subscribers).by_aggregate.0.is_empty());
-        // What the reader's end tells, after an error or when nobody was there.
+        // The notice at the reader's end, after an error or without subscribers.
         store.close().await.expect("closed");
         let mut third = Tail::subscribe(&served, LoadOptions::all());
         while third.next().await.is_some() {}

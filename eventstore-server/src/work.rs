@@ -1,4 +1,4 @@
-//! Work that takes long: it tells how far it is, and ends with the connection.
+//! Long work: it reports progress, and ends with the connection.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::answer::{Answer, Maintaining, Params, problem_of, stopping, stream};
 use crate::server::App;
 use crate::stores::{JobGuard, Served};
 
-/// Progress is told so often, at most.
+/// The shortest time between two reports of progress.
 const PACE: Duration = Duration::from_millis(200);
 
 pub(crate) async fn verify(State(app): State<Arc<App>>, Maintaining(served): Maintaining, params: Params) -> Answer {
@@ -33,7 +33,7 @@ pub(crate) async fn gc(State(app): State<Arc<App>>, Maintaining(served): Maintai
     Ok(run(app, &served, "gc", ctx, async move |ctx| store.run_gc(&ctx, gc).await))
 }
 
-/// Answers with the lines of this work, which begins at once and ends when nobody reads them any more.
+/// Answers with the lines of this work. The work starts at once, and stops when nobody reads the lines any more.
 pub(crate) fn run<T, F>(
     app: Arc<App>,
     served: &Arc<Served>,
@@ -64,9 +64,9 @@ where
 struct Steps<T, F> {
     /// `None` once it has ended.
     work: Option<std::pin::Pin<Box<F>>>,
-    /// How it ended, when that is still to be told.
+    /// The final line, if it is still to be sent.
     last: Option<LineOfWork<T>>,
-    /// How far it was when that was told.
+    /// The last progress that was sent.
     told: (u64, u64),
     progress: watch::Receiver<(u64, u64)>,
     app: Arc<App>,
@@ -85,13 +85,13 @@ impl<T, F: Future<Output = Result<T, Error>>> Steps<T, F> {
                 Err(error) => LineOfWork::Error(Box::new(problem_of(&error))),
             },
             () = self.app.stopping.cancelled() => LineOfWork::Error(Box::new(stopping())),
-            // The sender goes with the work.
+            // The sender is dropped with the work.
             () = changed(&mut self.progress) => {
                 return Some(self.progress());
             }
         };
         self.work = None;
-        // Also work that was fast tells how far it came.
+        // Report the final progress even if the work was fast.
         if *self.progress.borrow() != self.told {
             self.last = Some(ended);
             return Some(self.progress());

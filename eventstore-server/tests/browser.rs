@@ -1,7 +1,7 @@
-//! The page in a browser: what it shows, how it is used, and that nothing an event contains does anything in it.
+//! The page in a browser: its content, its use, and that the content of events cannot do anything in it.
 //!
-//! They need `/usr/bin/chromium` and `/usr/bin/chromedriver`, and show as ignored without them. Where
-//! `EVENTSTORE_REQUIRE_BROWSER` is set they fail instead. `EVENTSTORE_PAGE_PICTURE=write` draws `docs/page.png` anew.
+//! The tests need `/usr/bin/chromium` and `/usr/bin/chromedriver`, and are ignored without them. If
+//! `EVENTSTORE_REQUIRE_BROWSER` is set, they fail instead. `EVENTSTORE_PAGE_PICTURE=write` updates `docs/page.png`.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic and say why")]
 
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use driver::{Page, texts};
 
-/// How long one test may take.
+/// The time limit for one test.
 const LONGEST: Duration = Duration::from_secs(240);
 
 const MIB: usize = 1 << 20;
@@ -103,7 +103,7 @@ impl Site {
         Site { store, url, directory, stop, serving }
     }
 
-    /// Stops it; what another one on the same address needs.
+    /// Stops it. Returns what another server on the same address needs.
     async fn stop(self) -> (TempDir, String) {
         self.stop.cancel();
         self.serving.await.unwrap().unwrap();
@@ -149,7 +149,7 @@ fn event_of(id: &str, event_type: &str, aggregate: &str, data: impl Into<Vec<u8>
     Event::builder(event_type, aggregate).id(id).data(data.into()).build().unwrap()
 }
 
-/// The numbers from `first` to `last` in this order, as texts.
+/// The numbers from `first` to `last`, in this direction, as texts.
 fn numbers(first: u64, last: u64) -> Vec<String> {
     if first <= last {
         (first..=last).map(|n| n.to_string()).collect()
@@ -182,17 +182,17 @@ async fn a_server_that_starts_again_leaves_no_gap_and_repeats_nothing() {
     site.append((1..=5).map(|n| event(&format!("e{n}"), "a")).collect()).await;
     let mut page = Page::open(&site.url, "").await;
     page.expect("net::ERR_");
-    // While the server stops, it refuses.
+    // The stopping server refuses requests.
     page.expect("503");
     page.until_live().await;
-    // What is in the document stays there: nothing is loaded anew.
+    // The document is kept: it is not reloaded.
     page.value::<Value>("(document.querySelector('#rows tr').mark = 1, null)").await;
     let mut site = site;
     for round in 1..=3_u64 {
         let (directory, address) = site.stop().await;
         page.until("document.getElementById('state').dataset.state === 'reconnecting'").await;
         let store = open(directory.path()).await;
-        // These come while nobody is told.
+        // These are appended while nobody is notified.
         let missed: Vec<_> = (0..7).map(|n| event(&format!("missed-{round}-{n}"), "a")).collect();
         store.append(missed).await.unwrap();
         site = Site::of(store, directory, &address, |server| server.only_this_machine()).await;
@@ -203,7 +203,7 @@ async fn a_server_that_starts_again_leaves_no_gap_and_repeats_nothing() {
     }
     assert!(page.value::<bool>("[...document.querySelectorAll('#rows tr')].at(-5).mark === 1").await, "the same rows");
 
-    // Another history at the same place is shown from its beginning.
+    // Another history at the same address is shown from its beginning.
     page.expect("410");
     let (_, address) = site.stop().await;
     page.until("document.getElementById('state').dataset.state === 'reconnecting'").await;
@@ -236,7 +236,7 @@ async fn rows_do_not_move_under_the_reader() {
     page.until_is(&texts(VERSIONS), numbers(5, 1)).await;
     assert_eq!(page.value::<String>("document.getElementById('pause').getAttribute('aria-pressed')").await, "false");
 
-    // A pointer on the rows, or the focus among them, is a reader too.
+    // A pointer on the rows, or the focus among them, counts as reading.
     page.point_at("#rows tr:nth-child(2)").await;
     append("e6").await;
     page.until_is(&texts("#fresh"), json!(["1 new"])).await;
@@ -267,7 +267,7 @@ async fn many_events_leave_few_rows() {
     page.until_is(&texts(VERSIONS), numbers(250, 1)).await;
     assert!(!page.driver().find(By::Id("load-after")).await.unwrap().is_displayed().await.unwrap(), "these are all");
 
-    // More than there may be in the document arrive at once.
+    // More events arrive at once than the document may have.
     some(251, 3000).await;
     page.until_is(&texts("#fresh"), json!(["2,750 new"])).await;
     assert_eq!(page.texts(VERSIONS).await, numbers(250, 1), "whoever has scrolled down reads on");
@@ -301,7 +301,7 @@ async fn filters_are_in_the_address() {
     page.click("#filters [type=submit]").await;
     page.until_is(&texts(VERSIONS), json!(["4"])).await;
     assert_eq!(page.value::<String>(query).await, "?aggregate=order-1&type=Paid");
-    // What does not pass does not appear, what passes does.
+    // Events that do not match do not appear; matching ones do.
     page.until_live().await;
     site.append(vec![event_of("no", "Placed", "order-1", "1"), event_of("yes", "Paid", "order-1", "1")]).await;
     page.until_is(&texts(VERSIONS), json!(["6", "4"])).await;
@@ -372,7 +372,7 @@ async fn an_event_is_shown_as_it_was_written() {
     .await;
     choose("Pretty").await;
 
-    // The address names the event, and so does the next one.
+    // The URL names the event, and so does the next one.
     page.click("#rows tr:nth-child(4) a.open").await;
     page.until_is(&texts(DATA), json!(["{\n  \"x\": \"ü\"\n}"])).await;
     assert_eq!(page.value::<String>("location.search").await, "?event=lines");
@@ -413,7 +413,7 @@ async fn a_large_event_is_shown_in_part() {
     site.append(vec![event_of("bytes", "Bytes", "a", bytes)]).await;
     site.append(vec![event_of("numbers", "Numbers", "a", numbers)]).await;
     let page = Page::open(&site.url, "").await;
-    // So much is not loaded unasked.
+    // So much data is not loaded without a request.
     page.until_is(&texts("#rows td.c-type"), json!(["Numbers"])).await;
     page.click("#load-after").await;
     page.until_is(&texts("#rows td.c-type"), json!(["Numbers", "Bytes"])).await;
@@ -431,7 +431,7 @@ async fn a_large_event_is_shown_in_part() {
         page.until(&format!("{length} > 200000 && document.querySelector('#detail .below button')")).await;
         page.click("#detail .content-head button[aria-label^='Download']").await;
         page.until_is("window.saved", json!([16 * MIB])).await;
-        // It is left while much of it is being drawn.
+        // The view is left while much of it is still being drawn.
         page.click("#detail .below button").await;
         page.click("#close").await;
         page.until("document.querySelector('#detail-body').childElementCount === 0").await;
@@ -481,7 +481,7 @@ async fn nothing_that_an_event_contains_does_anything() {
     let image = "<img src=x onerror=\"window.ran = 1\">";
     let long = "\u{202e}".repeat(85);
     let long_shown = r"\u{202e}".repeat(85);
-    // A name, and how it is seen.
+    // A name, and how it is displayed.
     let names = [
         (script, script),
         (image, image),
@@ -527,7 +527,7 @@ async fn nothing_that_an_event_contains_does_anything() {
         assert_eq!(page.value::<String>(query).await, name);
         page.driver().refresh().await.unwrap();
         page.until_is(&texts("#detail-title"), json!([format!("Event {}", nth + 1)])).await;
-        // Its direction changes nothing around it.
+        // Its text direction does not affect its surroundings.
         let isolated = "[...document.querySelectorAll('#detail bdi, #rows bdi')].every((each) => getComputedStyle(each).unicodeBidi === 'isolate')";
         assert!(page.value::<bool>(isolated).await);
         let unseen = r"/[\u202a-\u202e\u2066-\u2069\u200b-\u200f\u0000-\u0008\u000e-\u001f\u2028\u2029\ufeff]/.test(document.documentElement.outerHTML)";
@@ -551,14 +551,14 @@ async fn nothing_that_an_event_contains_does_anything() {
             json!(name)
         );
         page.value::<Value>(&fill).await;
-        // A field has no line ends, and so cannot ask for these.
+        // A text field has no line breaks, so these names cannot be entered.
         if !name.contains('\n') {
             page.until_is(&texts("#rows td.c-type"), json!([shown])).await;
         }
         page.is_unharmed().await;
     }
 
-    // Data of every kind of bytes.
+    // Data with all kinds of bytes.
     let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
     let very_deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let data: [&[u8]; 8] = [
@@ -583,7 +583,7 @@ async fn nothing_that_an_event_contains_does_anything() {
         page.is_unharmed().await;
     }
 
-    // The server's words about it are text too.
+    // The server's error message is shown as text as well.
     page.expect("404");
     for (name, shown) in [(script, script), ("gpj.\u{202e}exe?", r"gpj.\u{202e}exe?")] {
         let address = format!(
@@ -620,7 +620,7 @@ async fn a_token_is_asked_for_and_kept_in_the_tab() {
     page.write("#token-text", "not ascii ü").await;
     page.press(Key::Enter).await;
     page.until("document.getElementById('token-detail').textContent.includes('ASCII')").await;
-    // It is good, but not for this store.
+    // It is valid, but not for this store.
     page.write("#token-text", "0123456789abcdef-other").await;
     page.press(Key::Enter).await;
     page.until("!document.getElementById('problem').hidden").await;
@@ -721,7 +721,7 @@ async fn everything_is_reached_by_keys() {
     assert_eq!(page.value::<String>("document.getElementById('pause').getAttribute('aria-pressed')").await, "false");
     page.click("#keys").await;
 
-    // The Tab key comes to everything that can be used, and it is seen where the focus is.
+    // The Tab key reaches everything that can be used, and the focus is visible.
     page.goto("?event=e150").await;
     page.until(&format!("document.querySelector('{DATA}')")).await;
     page.until_live().await;
@@ -793,7 +793,7 @@ async fn every_control_has_a_name_and_every_text_contrast() {
     }
 }
 
-/// The texts whose contrast is below 4.5 to 1.
+/// Texts with a contrast below 4.5 to 1.
 const FAINT: &str = "(() => {
     const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
     const paint = (colours) => {
@@ -824,7 +824,7 @@ const FAINT: &str = "(() => {
 async fn rates_and_the_state_of_the_server_are_told() {
     let site = Site::start().await;
     site.append((1..=1200).map(|n| event(&format!("e{n}"), &format!("a-{}", n % 7))).collect()).await;
-    // What only a server in trouble says.
+    // Messages that only a server in trouble sends.
     let trouble = "
         const fetched = window.fetch;
         window.trouble = null;
@@ -909,7 +909,7 @@ async fn it_fits_a_phone() {
     page.until("document.getElementById('detail').hidden").await;
 }
 
-/// Not a test: an afternoon at a small shop.
+/// Not a test: sample data of a small shop.
 async fn the_picture_of_the_documentation() {
     let directory = tempfile::tempdir().unwrap();
     let store = eventstore::open(&format!("lmdb:{}", directory.path().join("orders").display())).await.unwrap();

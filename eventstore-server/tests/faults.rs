@@ -1,4 +1,4 @@
-//! What the store behind the server, or a client, does wrong: each is told, and harms nobody else.
+//! Faults of the store behind the server and of clients are reported, and do not affect others.
 
 mod common;
 
@@ -112,7 +112,7 @@ async fn clients_that_never_read_hold_up_nobody() {
         }
     }
     let mut reading = server.stream("/follow", &[]).await;
-    // More than what sockets hold.
+    // More than sockets buffer.
     let data = "x".repeat(1 << 20);
     for n in 1..=40 {
         let event = json!({ "id": format!("e{n}"), "type": "T", "aggregate_id": "a", "data": data }).to_string();
@@ -138,7 +138,7 @@ async fn what_is_no_request_is_refused_and_harms_nobody() {
         headers.as_bytes(),
     ] {
         let mut stream = TcpStream::connect(&server.address).await.expect("connected");
-        // It may hang up before it has all.
+        // The server may close the connection before it has everything.
         let _ = stream.write_all(bytes).await;
         drop(stream);
     }

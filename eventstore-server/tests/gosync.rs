@@ -1,4 +1,4 @@
-//! Clients of Go Sync Kit: what its own server answers, and that its managers lose nothing.
+//! Clients of Go Sync Kit: the answers match those of its own server, and its managers lose nothing.
 
 mod common;
 
@@ -34,7 +34,7 @@ async fn push(server: &Running, base: &str, events: &[Value]) -> Response {
     server.post(&format!("{base}/push"), &Value::from(events).to_string()).await
 }
 
-/// The error that an answer tells, in the kit's form.
+/// The error in an answer, in the kit's form.
 #[track_caller]
 fn error(response: &Response, status: u16, code: &str) -> String {
     assert_eq!((response.status, response.header("content-type")), (status, "application/json"), "{response:?}");
@@ -50,10 +50,10 @@ fn ids(events: &Value) -> Vec<(String, u64)> {
     events.as_array().expect("events").iter().map(read).collect()
 }
 
-// What the kit's server answers.
+// The answers of the kit's server.
 
-/// A recorded request, and what the kit's server answered. Of those without a status it does something that is better done in
-/// another way, and only their effect counts.
+/// A recorded request, and the answer of the kit's server. Requests without a status are handled better here than in
+/// the kit; for these, only the effect counts.
 #[derive(serde::Deserialize)]
 struct Recorded {
     name: String,
@@ -63,18 +63,18 @@ struct Recorded {
     headers: BTreeMap<String, String>,
     #[serde(default)]
     body: Value,
-    /// Members of a gzip file, and one that has lost its second half.
+    /// The members of a gzip file, or one that is cut in half.
     gzip: Option<Vec<Value>>,
     gzip_cut: Option<Value>,
     #[serde(default)]
     chunked: bool,
-    /// A length that is only claimed.
+    /// A false Content-Length.
     claim: Option<usize>,
     status: Option<u16>,
     answer: Option<Value>,
 }
 
-/// A body is text, or parts of it, of which some are repeated, or hexadecimal.
+/// A body is text, or a list of parts, some of which are repeated, or hexadecimal.
 fn bytes(body: &Value) -> Vec<u8> {
     match body {
         Value::Null => Vec::new(),
@@ -118,7 +118,7 @@ impl Recorded {
         stream.write_all(&head).await.expect("written");
         if self.chunked {
             for piece in body.chunks(64 << 10) {
-                // It may have seen enough.
+                // The server may have seen enough.
                 let _ = stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await;
                 let _ = stream.write_all(piece).await;
                 let _ = stream.write_all(b"\r\n").await;
@@ -129,7 +129,7 @@ impl Recorded {
     }
 }
 
-/// Asks all that was recorded, and tells which answers differ.
+/// Sends all recorded requests, and returns those with differing answers.
 async fn differing(base: &str) -> Vec<String> {
     let all: Vec<Recorded> = serde_json::from_str(include_str!("gosync.json")).expect("JSON");
     assert!(all.iter().filter(|recorded| recorded.status.is_some()).count() >= 100);
@@ -154,7 +154,7 @@ async fn differing(base: &str) -> Vec<String> {
 #[tokio::test]
 async fn answers_are_those_that_were_recorded() {
     assert_eq!(differing("/sync/first-wins").await, [] as [&str; 0]);
-    // What the kit's server drops without a word is refused here.
+    // What the kit's server silently drops is refused here.
     let refused = ["push, a duplicate and a new one: 409", "push, same id twice in one batch: 409"];
     assert_eq!(differing("/sync").await, refused);
 }
@@ -163,7 +163,7 @@ async fn answers_are_those_that_were_recorded() {
 async fn a_replica_is_asked_for_its_newest_event_once_more() {
     let server = Running::start(Server::new(memory().await)).await;
     let base = "/sync/replicas/phone-7";
-    // The default parser of the kit's client does not take 0.
+    // The default parser of the kit's client rejects 0.
     assert_eq!(server.get(&format!("{base}/latest-version")).await.ok(), "-1");
     push(&server, base, &[pushed("e1", 1, json!(1))]).await.ok();
     assert_eq!(server.get(&format!("{base}/latest-version")).await.ok(), "-1");
@@ -195,7 +195,7 @@ async fn json_comes_back_byte_for_byte_and_what_is_no_json_as_base64() {
     let stored = server.get("/event?id=raw").await;
     assert!(stored.text().contains(data), "{}", stored.text());
 
-    // What others appended.
+    // Events that others appended.
     for (id, event) in [
         ("bytes", r#""data_base64":"/wA=""#),
         ("none", r#""metadata":{"a":1}"#),
@@ -215,14 +215,14 @@ async fn json_comes_back_byte_for_byte_and_what_is_no_json_as_base64() {
     assert_eq!(told(3, "data"), json!({ "data_base64": "MWU0MDA=" }));
     assert_eq!((told(4, "data"), told(4, "metadata")), (json!(""), json!({})));
     assert_eq!((told(0, "metadata"), told(0, "aggregate_id")), (Value::Null, json!("")));
-    // As the kit's client writes them anew, they are the same.
+    // As the kit's client rewrites them, they count as the same.
     let again: Vec<_> = events.as_array().expect("events").to_vec();
     push(&server, "/sync", &again).await.ok();
     let mut other = again;
     other[1]["event"]["metadata"] = json!({ "a": 2 });
     error(&push(&server, "/sync", &other).await, 409, "duplicate_event");
     assert_eq!(server.get("/sync/latest-version").await.ok(), "6");
-    // A line end would end a frame.
+    // A line break would end a frame.
     let mut frames = server.stream("/sync/sse", &[]).await;
     let frame = frame(&mut frames).await;
     assert_eq!((frame["events"].as_array().expect("events").len(), &frame["next_cursor"]["data"]), (6, &json!(6)));
@@ -246,13 +246,13 @@ async fn an_id_with_other_content_is_refused_and_all_others_are_stored() {
     let text = error(&refused, 409, "duplicate_event");
     assert!(text.contains("2 of 4 events") && text.contains("\"taken\"") && text.contains("version 1"), "{text}");
     assert_eq!(ids(&server.get("/sync/pull").await.ok()).len(), 3);
-    // It was told once: the replica goes on behind it, and is never sent what it has under the same id.
+    // The refusal was reported once: the replica continues after it, and is never sent the other event with this id.
     assert_eq!(server.get(&format!("{base}/latest-version")).await.ok(), "3");
     assert_eq!(server.get(&format!("{base}/pull?since=4")).await.ok(), json!([]));
     let too_long = push(&server, "/sync", &[pushed(&"x".repeat(256), 0, json!(1))]).await;
     error(&too_long, 422, "invalid_event");
     error(&push(&server, "/sync", &[pushed("", 0, json!(1))]).await, 422, "invalid_event");
-    // Who comes first wins, if that is asked for.
+    // The first event with an id wins, if requested.
     push(&server, "/sync/first-wins", &events[1..2]).await.ok();
     assert_eq!(server.get("/event?id=taken").await.ok()["data"], "first");
     server.stop().await;
@@ -262,7 +262,7 @@ async fn an_id_with_other_content_is_refused_and_all_others_are_stored() {
 async fn a_push_that_is_repeated_or_overtaken_is_stored_once() {
     let server = Running::start(Server::new(memory().await)).await;
     let events: Vec<_> = (0..500).map(|n| pushed(&format!("e{n}"), 0, json!({ "a": n, "b": [n] }))).collect();
-    // The same events in another form, so that none of them is found by its bytes.
+    // The same events formatted differently, so that none is recognised by its bytes.
     let text = Value::from(events.as_slice()).to_string().replace("\"data\":{", "\"data\":{ ");
     let (a, b, c) = tokio::join!(
         push(&server, "/sync", &events),
@@ -302,7 +302,7 @@ async fn pages_end_before_the_kits_client_gives_up_and_miss_nothing() {
     assert_eq!(lens, [2, 2, 1, 1, 1]);
     let page = server.post("/sync/pull-cursor", r#"{"limit":10}"#).await.ok();
     assert_eq!((page["events"].as_array().expect("events").len(), &page["next"]["data"]), (2, &json!(2)));
-    // A replica gets what it can take first.
+    // A replica first gets what it can accept.
     let mut frames = server.stream("/sync/sse", &[]).await;
     let mut versions = Vec::new();
     let mut comments = Vec::new();
@@ -370,7 +370,7 @@ async fn a_stream_gives_all_events_once_and_each_new_one() {
     let server = Running::start(Server::new(memory().await).limits(limits)).await;
     let batch = |from: u64, to: u64| (from..=to).map(|n| pushed(&format!("e{n}"), 0, json!(n))).collect::<Vec<_>>();
     push(&server, "/sync", &batch(1, 1050)).await.ok();
-    // Without a cursor from the beginning; a store that is empty answers as well.
+    // Without a cursor, from the beginning; an empty store answers as well.
     let cursor = |version: u64| format!("/sync/sse?cursor=%7B%22kind%22%3A%22integer%22%2C%22data%22%3A{version}%7D");
     for (path, mut seen) in [("/sync/sse".to_owned(), 0), (cursor(0), 0), (cursor(1000), 1000), (cursor(2000), 1050)] {
         let mut frames = server.stream(&path, &[("last-event-id", "7")]).await;
@@ -384,7 +384,7 @@ async fn a_stream_gives_all_events_once_and_each_new_one() {
             }
             assert_eq!(frame["next_cursor"], json!({ "kind": "integer", "data": seen }));
         }
-        // Signs of life, which the kit's client passes over.
+        // Heartbeats, which the kit's client ignores.
         for _ in 0..2 {
             let line = frames.next().await.expect("a heartbeat");
             assert!(line.starts_with(": "), "{line}");
@@ -401,7 +401,7 @@ async fn a_stream_gives_all_events_once_and_each_new_one() {
         let refused = server.get(&format!("/sync/sse?cursor={bad}")).await;
         assert!(error(&refused, 400, "malformed").contains("bad cursor"));
     }
-    // A server that stops ends them.
+    // A stopping server ends them.
     server.ask_to_stop();
     for frames in &mut frames {
         let mut last = String::new();
@@ -413,7 +413,7 @@ async fn a_stream_gives_all_events_once_and_each_new_one() {
     server.stop().await;
 }
 
-// Whom the server lets in, and what it does when its store fails.
+// Access control, and failures of the store.
 
 #[tokio::test]
 async fn rights_hold_as_for_all_resources() {
@@ -470,7 +470,7 @@ async fn a_failure_is_never_told_as_success() {
         faults.next_append(Fault::LoseAnswer);
         error(&push(&server, base, &events).await, 504, "outcome_unknown");
         push(&server, base, &events).await.ok();
-        // Also when it looks what is there.
+        // Also if it fails when it looks for existing events.
         let again = push(&server, base, &[pushed("e1", 1, json!(1.0))]).await;
         assert_eq!(again.status, 200);
         faults.next_read(Fault::Refuse(Error::Corrupt { version: None, reason: "damaged".to_owned() }));
@@ -487,7 +487,7 @@ async fn a_failure_is_never_told_as_success() {
     }
     faults.fence("sync failed: EIO");
     error(&push(&server, "/sync", &[pushed("e3", 1, json!(1))]).await, 503, "fenced");
-    // Nobody knows what of it survives.
+    // It is unknown how much of it will survive.
     error(&server.get("/sync/pull").await, 503, "fenced");
     server.stop().await;
 }
@@ -517,7 +517,7 @@ async fn bodies_are_bounded_in_bytes_and_in_events() {
 
 // Managers.
 
-/// Which requests of a sync fail: before the server has them, or with their answer lost.
+/// Which requests of a sync fail: before the server receives them, or by losing the answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Drops {
     lost: u16,
@@ -532,19 +532,19 @@ impl Drops {
     }
 }
 
-/// A database of the kit, with its manager: local numbers are places in the list, ids are unique, and all JSON is read into Go's
-/// values and written anew.
+/// A database of the kit with its manager: local numbers are positions in the list, ids are unique, and all JSON is
+/// converted to Go's values and back.
 #[derive(Clone, Debug)]
 struct Database {
     base: String,
     events: Vec<Value>,
     batch_size: usize,
     pulls_only: bool,
-    /// Events whose ids begin so are neither stored when they are pulled, nor pushed.
+    /// Events with this id prefix are neither stored when they are pulled, nor pushed.
     filter: Option<&'static str>,
 }
 
-/// JSON as Go gives it back: numbers are float64.
+/// JSON as Go returns it: numbers are float64.
 fn as_go(value: Value) -> Value {
     match value {
         Value::Number(number) => json!(number.as_f64().expect("a number")),
@@ -563,7 +563,7 @@ impl Database {
         self.events.iter().map(|event| event["id"].as_str().expect("text").to_owned()).collect()
     }
 
-    /// But for those that its filter keeps back.
+    /// Except those that its filter keeps back.
     fn shared_ids(&self) -> BTreeSet<String> {
         self.ids().into_iter().filter(|id| self.filter.is_none_or(|filter| !id.starts_with(filter))).collect()
     }
@@ -604,7 +604,7 @@ impl Database {
         }
     }
 
-    /// Pulls, and whatever comes of that, pushes.
+    /// Pulls, and then pushes regardless of the result.
     async fn sync(&mut self, server: &Running, mut drops: Drops) -> Result<(), String> {
         let pulled = self.pull(server, &mut drops).await;
         if self.pulls_only {
@@ -646,7 +646,7 @@ impl Database {
     }
 }
 
-/// Forgets all that the server knows of replicas: others take their places.
+/// Makes the server forget all replicas: others take their places.
 async fn forget(server: &Running, others: usize) {
     for n in 0..others {
         server.get(&format!("/sync/replicas/other-{n}/latest-version")).await.ok();
@@ -655,14 +655,14 @@ async fn forget(server: &Running, others: usize) {
 
 #[derive(Clone, Debug)]
 enum Turn {
-    /// A replica writes so many events.
+    /// A replica writes this many events.
     Write(usize, u8),
     Sync(usize, Drops),
     /// Somebody appends in another way.
     Append(u8),
-    /// A backup of a replica's database is restored, which has a part of its events.
+    /// A backup of a replica's database, with a part of its events, is restored.
     Restore(usize, u8),
-    /// The server forgets what it knows.
+    /// The server forgets all replicas.
     Forget,
 }
 
@@ -689,9 +689,9 @@ fn forgetful() -> Limits {
     limits
 }
 
-/// Takes the turns, then syncs without faults, and gives the databases and the ids that were there after the turns.
+/// Plays the turns, then syncs without faults. Returns the databases, and the ids that existed after the turns.
 ///
-/// A filter is that of the last replica.
+/// The filter applies to the last replica.
 async fn play(bases: &[String], filter: Option<&'static str>, turns: &[Turn]) -> Result<(), TestCaseError> {
     let server = Running::start(Server::new(memory().await).limits(forgetful())).await;
     let mut databases: Vec<_> = bases.iter().map(|base| Database { batch_size: 3, ..Database::new(base) }).collect();
@@ -721,7 +721,7 @@ async fn play(bases: &[String], filter: Option<&'static str>, turns: &[Turn]) ->
             Turn::Forget => forget(&server, REMEMBERED).await,
         }
     }
-    // Two that shared a name, and diverged, each get their own.
+    // Two that shared a name and diverged get separate names.
     for (n, database) in databases.iter_mut().enumerate() {
         if bases.iter().filter(|base| **base == database.base).count() > 1 {
             database.base = format!("{}-{n}", database.base);
@@ -738,8 +738,8 @@ async fn play(bases: &[String], filter: Option<&'static str>, turns: &[Turn]) ->
             .iter()
             .map(|event| event["event"]["id"].as_str().expect("text").to_owned()),
     );
-    // A wrong guess costs a sync, one that a filter hides some more; then each needs one to push, and one to pull what the others
-    // pushed.
+    // A wrong guess costs one sync, and a guess hidden by a filter some more. Then each replica needs one to push, and
+    // one to pull what the others pushed.
     let mut errors = Vec::new();
     for _ in 0..if filter.is_some() { 9 } else { 6 } {
         errors.clear();
@@ -765,7 +765,7 @@ fn check(name: &str, bases: &[&str], filter: Option<&'static str>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let bases: Vec<_> = bases.iter().map(|base| format!("/sync/replicas/{base}")).collect();
     let config = Config { failure_persistence: None, ..Config::default() };
-    // Each takes some milliseconds.
+    // Each case takes some milliseconds.
     let config = Config { cases: config.cases / 4, ..config };
     let run = TestRunner::new(config).run(&turns(bases.len()), |turns| runtime.block_on(play(&bases, filter, &turns)));
     run.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -785,7 +785,7 @@ async fn one_that_only_pulls_gets_all_whatever_is_lost_on_the_way() {
                 forget(&server, REMEMBERED).await;
             }
         }
-        // The first time it might as well be about to push.
+        // The first time, it might just be about to push.
         for _ in 0..2 {
             reader.sync(&server, Drops::default()).await.expect("pulled");
         }
@@ -834,7 +834,7 @@ async fn one_with_a_filter_gets_what_lies_behind_all_that_it_does_not_take() {
     empty.sync(&server, Drops::default()).await.expect("synced");
     assert_eq!(empty.ids().len(), 10, "{:?}", empty.ids());
     assert_eq!(other.ids().len(), 12, "{:?}", other.ids());
-    // What is kept back is nobody's loss.
+    // Events that are kept back are no loss.
     assert_eq!(server.get("/sync/latest-version").await.ok(), "18");
     server.stop().await;
 }
@@ -871,7 +871,7 @@ async fn what_is_known_outlives_the_closing_of_the_store_but_not_its_history() {
     database.sync(&server, Drops::default()).await.expect("synced");
     let latest = format!("{base}/latest-version");
     assert_eq!(server.get(&latest).await.ok(), "2");
-    // Once it is closed somebody else can open it.
+    // Once it is closed, somebody else can open it.
     let url = format!("lmdb:{}", store.display());
     let open = async || loop {
         if let Ok(store) = eventstore::open(&url).await {
@@ -898,7 +898,7 @@ async fn what_is_known_outlives_the_closing_of_the_store_but_not_its_history() {
     assert_eq!(database.ids().len(), 6);
     assert_eq!(server.get("/stores/one/sync/latest-version").await.ok(), "6");
     server.stop().await;
-    // A server that was started again knows nobody.
+    // A restarted server knows no replicas.
     let server = Running::start(Server::of_many(stores())).await;
     assert_eq!(server.get(&format!("{base}/pull?since=6")).await.ok(), json!([]));
     assert_eq!(server.get(&latest).await.ok(), "-1");

@@ -1,4 +1,4 @@
-//! What clients do that want to harm the server, or others.
+//! Clients that try to harm the server or others.
 
 mod common;
 
@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-/// A client of a session that sends what it likes.
+/// A client of a session that sends arbitrary bytes.
 struct Raw {
     stream: TcpStream,
 }
@@ -48,11 +48,11 @@ impl Raw {
         Raw { stream }
     }
 
-    /// Sends the beginning of a message: how long it is to be, and these of its bytes.
+    /// Sends the beginning of a message: its length, and these of its bytes.
     async fn begin(&mut self, len: u64, bytes: &[u8]) {
         let mut head = vec![0x80 | BINARY, 0x80 | 127];
         head.extend_from_slice(&len.to_be_bytes());
-        // A mask of zeros leaves them as they are.
+        // A mask of zeros leaves the bytes unchanged.
         head.extend_from_slice(&[0; 4]);
         self.stream.write_all(&head).await.expect("written");
         self.stream.write_all(bytes).await.expect("written");
@@ -63,7 +63,7 @@ impl Raw {
         self.begin(message.len() as u64, &message).await;
     }
 
-    /// The next frame: its opcode and its content.
+    /// The next frame: its opcode and content.
     async fn next(&mut self) -> (u8, Vec<u8>) {
         let next = async {
             let opcode = self.stream.read_u8().await.expect("a frame") & 0x0f;
@@ -78,7 +78,7 @@ impl Raw {
         tokio::time::timeout(LONG, next).await.expect("one more comes")
     }
 
-    /// The code of the frame that ends the session.
+    /// The code of the closing frame.
     async fn close_code(&mut self) -> u16 {
         let (opcode, content) = self.next().await;
         assert_eq!(opcode, CLOSE);
@@ -97,7 +97,7 @@ fn append(number: u64, len: usize) -> Frame {
     Frame::Append { number, timeout: None, batch: Ok(event.into()) }
 }
 
-/// Limits under which large bodies together have this room.
+/// Limits with this room for all large bodies together.
 fn room(bytes: usize) -> Limits {
     let mut limits = Limits::default();
     limits.body_bytes = bytes;
@@ -105,7 +105,7 @@ fn room(bytes: usize) -> Limits {
     limits
 }
 
-/// Asks until the answer has this status.
+/// Repeats the request until the answer has this status.
 async fn until(server: &Running, status: u16, body: &str) {
     let asking = async { while server.post("/events", body).await.status != status {} };
     tokio::time::timeout(LONG, asking).await.expect("it is answered so");
@@ -131,14 +131,14 @@ async fn messages_that_are_on_their_way_have_the_room_of_all_bodies() {
     let mut slow = Raw::connect(&server).await;
     slow.begin(900 << 10, &vec![0xff; 880 << 10]).await;
     until(&server, 429, &large).await;
-    // One more session is told so, and a small append is none of this.
+    // A further session is refused with that reason, while a small append still succeeds.
     let mut other = Raw::connect(&server).await;
     other.begin(900 << 10, &vec![0xff; 600 << 10]).await;
     assert_eq!(other.close_code().await, 1013);
     let mut small = Raw::connect(&server).await;
     small.send(&[append(1, 100)]).await;
     assert!(small.answers().await[0].outcome.is_ok());
-    // The room is given back with the message.
+    // The room is released with the message.
     slow.stream.write_all(&vec![0xff; 20 << 10]).await.expect("written");
     assert_eq!(slow.close_code().await, 1007, "it was no message");
     until(&server, 422, &large).await;
@@ -186,7 +186,7 @@ async fn pages_that_nobody_takes_have_limited_room_for_a_limited_time() {
     let large = json!({ "id": "e", "type": "T", "aggregate_id": "a", "data": "x".repeat(700 << 10) }).to_string();
     server.post("/events", &large).await.ok();
     let stream = TcpStream::connect(&server.address).await.expect("connected");
-    // No window: the head of an answer comes, and nothing of its body is taken.
+    // Without a window, the head of an answer arrives, but its body is not read.
     let (mut client, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await.expect("HTTP/2");
     let connection = tokio::spawn(connection);
@@ -199,7 +199,7 @@ async fn pages_that_nobody_takes_have_limited_room_for_a_limited_time() {
     let first = ask().await;
     assert_eq!(first.status(), 200);
     assert_eq!(ask().await.status(), 429);
-    // The first one is dropped after a while, and there is room again; also for those who take what they ask for.
+    // The first one is dropped after a while, and there is room again, also for clients that read their answers.
     tokio::time::timeout(LONG, async { while ask().await.status() != 200 {} }).await.expect("there is room");
     tokio::time::timeout(LONG, async { while server.get("/event?id=e").await.status != 200 {} }).await.expect("room");
     assert_eq!(server.get("/event?id=e").await.ok()["data"].as_str().expect("text").len(), 700 << 10);
@@ -234,7 +234,7 @@ async fn every_resource_refuses_parameters_that_it_does_not_have() {
 async fn a_client_that_has_closed_its_side_gets_its_answer() {
     let (store, faults) = faulty(memory().await);
     let server = Running::start(Server::new(store)).await;
-    // One that takes longer than the end of the request.
+    // It takes longer than the end of the request.
     faults.next_append(Fault::Delay(Duration::from_millis(300)));
     let body = event("one", "T", "a");
     let mut stream = TcpStream::connect(&server.address).await.expect("connected");
@@ -278,14 +278,14 @@ async fn small_bodies_become_no_large_ones_for_nothing() {
         let headers = [("content-type", "application/json"), ("content-encoding", encoding)];
         server.request("POST", "/events", &headers, body).await
     };
-    // What it becomes takes the room of what is not compressed.
+    // The uncompressed content counts against the limit.
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut bomb, &vec![b'7'; 10 << 20]).expect("written");
     let bomb = bomb.finish().expect("finished");
     assert!(bomb.len() < 20 << 10);
     assert_eq!(post("gzip", &bomb).await.code(), "too_many");
     assert_eq!(post("gzip", &bomb[..1000]).await.code(), "malformed");
-    // A frame of two bytes that wants so much memory for itself: 8 MiB are allowed.
+    // A small frame that requests this much memory for its window: 8 MiB are allowed.
     let frame = |window_log: u8| [&[0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3, 0x11, 0, 0][..], b"[]"].concat();
     for window_log in [10, 23] {
         assert_eq!(post("zstd", &frame(window_log)).await.status, 200, "{window_log}");
@@ -297,7 +297,7 @@ async fn small_bodies_become_no_large_ones_for_nothing() {
     server.stop().await;
 }
 
-/// A store whose backups go on until they are cancelled.
+/// A store whose backups continue until they are cancelled.
 #[derive(Debug)]
 struct Endless {
     store: Arc<dyn EventStore>,

@@ -1,4 +1,4 @@
-//! The description is right: each answer is as it says, and each parameter is one that the resource takes.
+//! The description is right: each answer matches it, and each resource accepts the described parameters.
 
 mod common;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 struct Description(Value);
 
 impl Description {
-    /// Whether a value is as the schema of a response says.
+    /// Checks a value against the schema of a response.
     #[track_caller]
     fn check(&self, path: &str, method: &str, status: &str, media_type: &str, value: &Value) {
         let responses = &self.0["paths"][path][method]["responses"];
@@ -20,7 +20,7 @@ impl Description {
         let schema = &response["content"][media_type]["schema"];
         assert!(!schema.is_null(), "{method} {path} has no {status} of {media_type}");
         let mut schema = schema.clone();
-        // References lead from the root.
+        // References are resolved from the root.
         schema["components"] = self.0["components"].clone();
         let validator = jsonschema::validator_for(&schema).expect("a schema");
         let errors: Vec<_> =
@@ -148,7 +148,7 @@ async fn every_described_parameter_is_taken_and_no_other() {
                     (parameter["name"].as_str().expect("a name").to_owned(), parameter["required"] == true)
                 })
                 .collect();
-            // What is a WebSocket, or has no parameters; Go Sync Kit ignores what it does not know.
+            // Skip the WebSocket and resources without parameters; Go Sync Kit ignores unknown ones.
             if all.is_empty() || path == "/appends" || operation["tags"][0] == "go-sync-kit" {
                 continue;
             }
@@ -157,7 +157,7 @@ async fn every_described_parameter_is_taken_and_no_other() {
                 for (other, _) in all.iter().filter(|(other, required)| *required && other != name) {
                     query.push_str(&format!("&{other}={}", examples[other].as_str().expect(other)));
                 }
-                // A stream that ends.
+                // Make the stream end.
                 if path == "/follow" && name != "limit" {
                     query.push_str("&limit=0");
                 }
@@ -190,7 +190,7 @@ async fn a_server_of_many_describes_its_own_resources() {
     for (path, resource) in paths {
         let names_a_store = resource["parameters"][0]["$ref"] == "#/components/parameters/store";
         assert_eq!(names_a_store, path.contains("{store}"), "{path}");
-        // What a request without its parameters gets, but not that there is no such resource.
+        // A request without its parameters may fail, but not because the resource does not exist.
         let (path, method) = (path.replace("{store}", "one"), resource.as_object().expect("methods"));
         let method = method.keys().find(|name| *name != "parameters").expect("a method").to_uppercase();
         let is_stream = ["/follow", "/wait", "/sse"].iter().any(|end| path.ends_with(end));

@@ -49,7 +49,7 @@ async fn what_was_appended_is_read_back() {
     assert!(digest["digest"].as_str().expect("text").starts_with(&cursor[2..]));
     let stats = server.get("/stats").await.ok();
     assert_eq!((&stats["latest_version"], &stats["server"]["followers"]), (&json!(1), &json!(0)));
-    // Of an event without an id, the answer has the one that it was given.
+    // For an event without an id, the answer has the generated one.
     let nameless = r#"{"type":"OrderPaid","aggregate_id":"order-7"}"#;
     let batch = format!("{nameless}\n{}\n{nameless}", event("o2", "OrderPaid", "order-7"));
     let lines = [("content-type", "application/x-ndjson")];
@@ -71,7 +71,7 @@ async fn pages_lead_to_the_next_in_both_directions() {
         loop {
             let page = server.get(&format!("/events?{query}")).await.ok();
             all.extend(versions(&page));
-            // Appended while it is read, and not shown (rule O5).
+            // Appended during the load, and not visible in it (rule O5).
             server.post("/events", &event(&format!("later-{}", all.len()), "Later", "b")).await;
             match page["next"].as_str() {
                 Some(next) => query = format!("{next}&page_events=7"),
@@ -288,7 +288,7 @@ async fn heartbeats_tell_how_far_was_looked_where_nothing_matches() {
             assert!(lines < 500, "its heartbeats stay behind");
         }
     }
-    // And what matches is there as ever.
+    // Matching events are still returned.
     server.post("/events", &event("3", "Missing", "missing")).await.ok();
     for stream in &mut streams {
         assert_eq!(stream.event().await["event"]["version"], 3);
@@ -329,7 +329,7 @@ async fn heartbeats_come_while_nothing_happens() {
     for _ in 0..5 {
         assert_eq!(stream.next().await.as_deref(), Some(r#"{"heartbeat":{"head":0}}"#));
     }
-    // It is still told of what comes.
+    // It is still notified of new events.
     server.post("/events", &event("new", "T", "a")).await.ok();
     assert_eq!(stream.event().await["event"]["id"], "new");
     server.stop().await;
@@ -429,7 +429,7 @@ async fn stores_of_a_directory_are_apart_and_made_by_those_who_may() {
         let appended = as_who(WRITER, "POST", format!("{path}/events"), event(&format!("of-{n}"), "T", "a")).await;
         assert_eq!(appended.ok()["stored"][0]["version"], 1);
     }
-    // More than are open at the same time.
+    // More than may be open at the same time.
     for n in (1..=4).rev() {
         let page = as_who(READER, "GET", format!("/stores/tenant-{n}/events"), none()).await.ok();
         assert_eq!(page["events"][0]["id"], format!("of-{n}"));
@@ -472,7 +472,7 @@ async fn all_stores_in_use_is_too_many_and_unused_ones_are_closed() {
     server.post("/stores/one/events", &event("e", "T", "a")).await.ok();
     assert_eq!(following.event().await["event"]["id"], "e", "the other goes on");
     drop(following);
-    // The server sees that it is gone when it sends to it, or looks whether anybody is there.
+    // The server notices that the client is gone when it sends to it or checks the connection.
     loop {
         server.post("/stores/one/events", r#"{"type":"T","aggregate_id":"a"}"#).await;
         if server.request("PUT", "/stores/two", &[], b"").await.status == 201 {
@@ -483,7 +483,7 @@ async fn all_stores_in_use_is_too_many_and_unused_ones_are_closed() {
     server.stop().await;
     let server = Running::start(Server::of_many(stores().idle(Duration::from_millis(50)))).await;
     server.get("/stores/one/latest").await.ok();
-    // Once it is closed somebody else can open it.
+    // Once it is closed, somebody else can open it.
     let url = format!("lmdb:{}", directory.path().join("one").display());
     while eventstore::open(&url).await.is_err() {
         tokio::task::yield_now().await;
@@ -503,7 +503,7 @@ async fn limits_hold() {
     let headers = [("content-type", "application/json"), ("content-length", "99999999999")];
     let large = server.request("POST", "/events", &headers[..1], &vec![b' '; 66 << 20]).await;
     assert_eq!((large.status, large.code().as_str()), (413, "too_large"));
-    // Ten kilobytes that are ten megabytes, and ten that are a hundred.
+    // Ten kilobytes that expand to ten megabytes, and ten that expand to a hundred.
     let mut bomb = Vec::new();
     for (len, status) in [(10 << 20, 422), (100 << 20, 413)] {
         bomb.clear();
@@ -531,7 +531,7 @@ async fn compressed_bodies_are_read_to_their_end() {
             server.request("POST", "/events", &headers, &body).await
         }
     };
-    // Two files, one behind the other.
+    // Two concatenated files.
     let both = [gzip(&format!("{}\n", event("one", "T", "a"))), gzip(&event("two", "T", "a"))].concat();
     assert_eq!(send(both, "gzip").await.ok()["stored"].as_array().expect("places").len(), 2);
     let mut cut = gzip(&event("three", "T", "a"));
@@ -579,7 +579,7 @@ async fn heartbeats_come_beside_events_that_do_not_match() {
             }
         })
     };
-    // And they tell how far the filter has come.
+    // And they report how far the filter has come.
     loop {
         let line: Value = serde_json::from_str(&stream.next().await.expect("a line")).expect("JSON");
         if line["heartbeat"]["head"].as_u64().expect("a heartbeat") > 20 {
@@ -709,7 +709,7 @@ async fn tokens_that_are_replaced_end_what_was_opened_with_them_and_leave_the_re
     assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
 
     const NEW: &str = "brand-new-0123456789abcdef";
-    // One is as before, one is missing, one is good for something else, one is new.
+    // One is unchanged, one is missing, one has other rights, one is new.
     let text = format!("{NEW} write *\n{KEEPER} write *\n{READER} read *\n");
     tokens.replace(text.parse().expect("valid"));
     let end = goes.event().await;
@@ -732,7 +732,7 @@ async fn tokens_that_are_replaced_end_what_was_opened_with_them_and_leave_the_re
     assert_eq!(append(NEW, "e1").await.ok()["stored"][0]["version"], 1);
     assert_eq!(append(KEEPER, "e2").await.ok()["stored"][0]["version"], 2);
     assert_eq!(stays.event().await["event"]["id"], "e1");
-    // Twice the same is no change.
+    // Setting the same tokens again changes nothing.
     tokens.replace(text.parse().expect("valid"));
     assert_eq!(stays.event().await["event"]["id"], "e2");
     assert_eq!(append(NEW, "e3").await.status, 200);

@@ -1,10 +1,10 @@
-//! Numbers and pieces in a message, and the checksum at its end.
+//! Numbers and byte strings in a message, and the checksum at its end.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-/// A message is not what it should be: it was cut, changed on its way, or is of another program.
+/// The message is invalid: it was cut off, changed in transit, or comes from another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub(crate) &'static str);
 
@@ -18,7 +18,7 @@ impl std::error::Error for Malformed {}
 
 const CHECKSUM: usize = 4;
 
-/// Makes a message: what `write` writes, and its CRC-32C.
+/// Builds a message: what `write` writes, followed by its CRC-32C.
 pub(crate) fn message(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::with_capacity(capacity + CHECKSUM);
     write(&mut out);
@@ -27,7 +27,7 @@ pub(crate) fn message(capacity: usize, write: impl FnOnce(&mut Vec<u8>)) -> Vec<
     out
 }
 
-/// Numbers below 128 take a byte, and each further seven bits another.
+/// A variable-length number: those below 128 take one byte, and every further seven bits another.
 pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -36,20 +36,20 @@ pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// The step from one number to another, small in either direction.
+/// The difference between two numbers, which is small in either direction.
 pub(crate) fn put_step(out: &mut Vec<u8>, from: u64, to: u64) {
     let step = to.wrapping_sub(from) as i64;
     put_number(out, ((step << 1) ^ (step >> 63)) as u64);
 }
 
-/// Reads a message from its beginning to its end.
+/// Reads a message from its beginning.
 pub(crate) struct Reader {
     bytes: Bytes,
     at: usize,
 }
 
 impl Reader {
-    /// Of a whole message: its checksum is looked at first.
+    /// A reader of a whole message. Checks its checksum first.
     pub(crate) fn new(mut bytes: Bytes) -> Result<Self, Malformed> {
         let len = bytes.len().checked_sub(CHECKSUM).ok_or(Malformed("it has no checksum"))?;
         let checksum = bytes.split_off(len);
@@ -99,7 +99,7 @@ impl Reader {
         Ok(from.wrapping_add(step))
     }
 
-    /// A number of things, `most` at most, that each take `least` bytes at least.
+    /// A count of items, at most `most`, each of which takes at least `least` bytes.
     pub(crate) fn count(&mut self, least: usize, most: usize) -> Result<usize, Malformed> {
         let count = usize::try_from(self.number()?).map_err(|_| Malformed("a number is too large"))?;
         if count > most {

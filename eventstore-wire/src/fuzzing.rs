@@ -1,5 +1,5 @@
-//! What any bytes must not do to a server or a client. `fuzz/` has the targets that feed these functions; the tests here feed
-//! them the inputs that are kept in `fuzz/corpus`. It is no part of the crate: only fuzzers and tests compile it.
+//! Checks that arbitrary bytes cannot harm a server or a client. The targets in `fuzz/` feed these functions; the tests
+//! here feed them the inputs in `fuzz/corpus`. Compiled only for fuzzers and tests.
 
 use bytes::Bytes;
 use eventstore_api::LoadOptions;
@@ -11,12 +11,13 @@ use crate::{
     read_batches, read_events,
 };
 
-/// Content with its checksum, which no fuzzer guesses.
+/// Content with its checksum, which a fuzzer would never guess.
 fn sealed(content: &[u8]) -> Bytes {
     message(content.len(), |out| out.extend_from_slice(content)).into()
 }
 
-/// Any bytes as what a client sends. The first one says what it is. What is read is written, and read again as the same.
+/// Arbitrary bytes from a client. The first byte selects the kind of message. Whatever is read can be written, and then
+/// reads the same.
 pub fn request(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
     match kind % 5 {
@@ -63,7 +64,7 @@ pub fn request(input: &[u8]) {
     }
 }
 
-/// Any bytes as what a server answers, in the same way.
+/// Arbitrary bytes from a server, likewise.
 pub fn answer(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
     match kind % 4 {
@@ -81,7 +82,7 @@ pub fn answer(input: &[u8]) {
         2 => {
             let Ok(problem) = serde_json::from_slice::<Problem>(rest) else { return };
             let error = problem.clone().into_error("http://localhost");
-            // Nothing is taken for certain that the server did not know.
+            // Never report an outcome as certain if the server did not know it.
             if problem.written == "unknown" && problem.code == "outcome_unknown" {
                 assert_eq!(error.written(), eventstore_api::Written::Unknown);
             }
@@ -93,7 +94,7 @@ pub fn answer(input: &[u8]) {
             let _ = serde_json::from_slice::<Appended>(rest);
             let _ = serde_json::from_slice::<Pushed>(rest);
             let _ = serde_json::from_slice::<LineOfWork<Appended>>(rest);
-            // Bytes that came without a checksum are refused as well.
+            // Bytes without a checksum are refused as well.
             let _ = decode_page(Bytes::copy_from_slice(rest), &LoadOptions::all());
         }
     }

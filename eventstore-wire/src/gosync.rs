@@ -11,24 +11,24 @@ use sha2::{Digest as _, Sha256};
 
 use crate::AtMost;
 
-/// Events of one body, at most.
+/// The most events in one body.
 const MOST_SENT: usize = 100_000;
 
-/// Go reads JSON that is nested 10,000 deep. Around the data of an event are up to four levels.
+/// Go reads JSON that is nested up to 10,000 deep. An event's data are inside up to four levels.
 const DEEPEST: usize = 10_000 - 4;
 
 /// An event as it was sent.
 #[derive(Debug)]
 pub struct Sent {
-    /// Its number in the database of whoever sent it, if it has one.
+    /// Its number in the sender's database, if it has one.
     pub number: Option<u64>,
-    /// What can be stored, or why it cannot be.
+    /// The event to store, or why it cannot be stored.
     pub event: Result<Event, Error>,
     /// Its id, as it was sent.
     pub id: String,
 }
 
-/// Text as Go reads it: what is not UTF-8 is replaced.
+/// Text as Go reads it: invalid UTF-8 is replaced.
 fn text(body: &[u8]) -> Result<Cow<'_, str>, String> {
     if body.trim_ascii().is_empty() {
         return Err("the body is empty; send JSON".to_owned());
@@ -36,11 +36,11 @@ fn text(body: &[u8]) -> Result<Cow<'_, str>, String> {
     Ok(String::from_utf8_lossy(body))
 }
 
-/// Reads the events of a push, or those of the answer to a pull.
+/// Reads the events of a push, or of the answer to a pull.
 ///
 /// # Errors
 ///
-/// Why the body has none.
+/// Why the body is invalid.
 pub fn read_events(body: &[u8]) -> Result<Vec<Sent>, String> {
     events(&text(body)?)
 }
@@ -49,7 +49,7 @@ pub fn read_events(body: &[u8]) -> Result<Vec<Sent>, String> {
 ///
 /// # Errors
 ///
-/// Why the body is none.
+/// Why the body is invalid.
 pub fn read_page(body: &[u8]) -> Result<Vec<Sent>, String> {
     let text = text(body)?;
     let page: &RawValue = serde_json::from_str(&text).map_err(|error| format!("the body is not JSON: {error}"))?;
@@ -78,12 +78,12 @@ fn sent(element: &RawValue) -> Result<Sent, String> {
     let event_type: String = value("type", event_type)?;
     let aggregate_id: String = value("aggregate_id", aggregate_id)?;
     let data = data.map_or("null", RawValue::get);
-    // `{}` is what an event has that was stored without metadata, which the kit knows as `null`.
+    // An event without metadata is stored with `{}`, which the kit represents as `null`.
     let metadata = match metadata.map_or("null", RawValue::get) {
         "null" => "{}",
         "{}" => "{ }",
         object if object.starts_with('{') => object,
-        _ => return Err("metadata is no object".to_owned()),
+        _ => return Err("metadata is not an object".to_owned()),
     };
     for (name, json) in [("data", data), ("metadata", metadata)] {
         if !is_readable(json) {
@@ -99,7 +99,7 @@ fn sent(element: &RawValue) -> Result<Sent, String> {
     Ok(Sent { number, event, id })
 }
 
-/// The members of an object with these names, in whatever case; of several the last one. `null` has none.
+/// The members of an object with these names, ignoring case; of several, the last one. `null` has none.
 fn members<'a, const N: usize>(
     object: &'a RawValue,
     names: [&'static str; N],
@@ -133,32 +133,32 @@ fn members<'a, const N: usize>(
     deserializer.deserialize_any(Members(names)).map_err(|error| error.to_string())
 }
 
-/// A member's value; what it is by default if it is absent or `null`.
+/// A member's value; the default if it is absent or `null`.
 fn value<T: DeserializeOwned + Default>(name: &str, member: Option<&RawValue>) -> Result<T, String> {
     let Some(member) = member else { return Ok(T::default()) };
     let value: Option<T> = serde_json::from_str(member.get()).map_err(|error| format!("{name}: {error}"))?;
     Ok(value.unwrap_or_default())
 }
 
-/// What stands for a text without characters, which no event of a store has.
+/// Stands for an empty text, which no stored event may have.
 const NONE: &str = "(none)";
 
 fn is_none(text: &str) -> bool {
     text.as_bytes().chunks(NONE.len()).all(|chunk| chunk == NONE.as_bytes())
 }
 
-/// A type or an aggregate id as it is stored: every text as itself, but one without characters, which becomes `(none)`, and
-/// those that would be told as another one by that.
+/// A type or an aggregate id as it is stored: unchanged, except that the empty text becomes `(none)`, and texts that
+/// would be mistaken for that are escaped.
 fn stored_text(text: &str) -> Cow<'_, str> {
     if is_none(text) { format!("{text}{NONE}").into() } else { text.into() }
 }
 
-/// The text that was stored as this one.
+/// The original of a stored text.
 fn told_text(stored: &str) -> &str {
     if is_none(stored) { stored.strip_prefix(NONE).unwrap_or(stored) } else { stored }
 }
 
-/// Whether Go reads this JSON: so deep, and with numbers that a float64 holds.
+/// Whether Go reads this JSON: its nesting is not too deep, and a float64 can hold its numbers.
 fn is_readable(json: &str) -> bool {
     has_only(json, |number| {
         let may_be_large = number.len() > 300 || number.contains(['e', 'E']);
@@ -166,7 +166,7 @@ fn is_readable(json: &str) -> bool {
     })
 }
 
-/// Whether this JSON is nested as deep as Go reads it, and its numbers are all like this.
+/// Whether the nesting of this JSON is within Go's limit, and all its numbers satisfy the condition.
 fn has_only(json: &str, is_good: impl Fn(&str) -> bool) -> bool {
     let mut depth = 0;
     let mut rest = json.as_bytes();
@@ -195,7 +195,7 @@ fn has_only(json: &str, is_good: impl Fn(&str) -> bool) -> bool {
     true
 }
 
-/// What is behind the string whose first quote was read.
+/// The bytes after the string whose opening quote was read.
 fn behind_string(mut rest: &[u8]) -> &[u8] {
     while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
         let len = if rest[at] == b'"' { 1 } else { 2 };
@@ -207,13 +207,13 @@ fn behind_string(mut rest: &[u8]) -> &[u8] {
     rest
 }
 
-/// How many of the next bytes belong to the number that has begun.
+/// How many of the next bytes belong to the current number.
 fn number_len(rest: &[u8]) -> usize {
     let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-');
     rest.iter().position(|byte| !is_part(byte)).unwrap_or(rest.len())
 }
 
-/// Data or metadata as the kit gets it: JSON as it is, what Go does not read as an object with Base64.
+/// Data or metadata as sent to the kit: JSON that Go can read is sent unchanged, everything else as an object with Base64.
 fn told_json(stored: &[u8]) -> Cow<'_, [u8]> {
     if stored.is_empty() || stored == b"{}" {
         return Cow::Borrowed(if stored.is_empty() { b"null" } else { stored });
@@ -225,7 +225,7 @@ fn told_json(stored: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Metadata as the kit gets them: those of an event that has none are `null`.
+/// Metadata as sent to the kit: `null` if the event has none.
 fn told_metadata(metadata: &str) -> Cow<'_, [u8]> {
     if metadata == "{}" { Cow::Borrowed(b"null") } else { told_json(metadata.as_bytes()) }
 }
@@ -237,7 +237,7 @@ pub fn write_event(out: &mut Vec<u8>, event: &Event, version: Version) {
         [("id", event.id()), ("type", told_text(event.event_type())), ("aggregate_id", told_text(event.aggregate_id()))]
     {
         write_name(out, name);
-        // A text: nothing in it can fail.
+        // Writing a text cannot fail.
         let _ = serde_json::to_writer(&mut *out, text);
         out.push(b',');
     }
@@ -255,13 +255,13 @@ fn write_name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"\":");
 }
 
-/// A cursor as the kit writes it.
+/// A cursor in the kit's form.
 pub fn cursor(version: Version) -> String {
     format!("{{\"kind\":\"integer\",\"data\":{version}}}")
 }
 
-/// Whether the kit's server gives this event back with the same content, but for how its JSON is written: the order of keys, white
-/// space, escapes, and `null` for data that are empty.
+/// Checks that the kit's server returns this event with the same content, apart from the formatting of JSON: the order
+/// of keys, white space, escapes, and `null` for empty data.
 ///
 /// # Errors
 ///
@@ -274,10 +274,10 @@ pub fn check_survives(event: &Event) -> Result<(), Error> {
             continue;
         }
         let Some(json) = json(bytes) else {
-            return altered(field, "keeps JSON only; write what is none as a string of it");
+            return altered(field, "keeps only JSON; write other data as a JSON string");
         };
         if !is_readable(json) {
-            return altered(field, "reads no JSON that is nested so deep, and no number that is so large");
+            return altered(field, "does not read JSON that is nested so deeply, or numbers that are so large");
         }
         if !has_only(json, is_exact) {
             return altered(field, "keeps whole numbers exactly up to 2^53 only; write larger ones as strings");
@@ -286,19 +286,19 @@ pub fn check_survives(event: &Event) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a float64 holds a whole number exactly. Of fractions nobody expects that.
+/// Whether a float64 holds an integer exactly. Fractions are not expected to be exact.
 fn is_exact(number: &str) -> bool {
     let is_whole = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     !is_whole || number == "-0" || number.parse::<f64>().is_ok_and(|float| format!("{float:.0}") == number)
 }
 
-/// A request for a page: at most so many events behind a version.
+/// A request for a page: at most this many events after a version.
 #[must_use]
 pub fn page_request(since: Version, limit: usize) -> String {
     format!("{{\"since\":{},\"limit\":{limit}}}", cursor(since))
 }
 
-/// What a request for a page of the cursor's kind asks for: since when, and how many.
+/// The version and the number of events in a request for a page.
 pub fn read_page_request(body: &[u8]) -> Result<(Version, usize), String> {
     const LIMIT: usize = 200;
     const MOST: i64 = 1000;
@@ -325,14 +325,14 @@ pub fn read_cursor(cursor: &RawValue) -> Result<Version, String> {
             let version: u64 = value("data", Some(data)).map_err(bad)?;
             Ok(Version::new(version))
         }
-        // The beginning, whatever counts.
+        // The beginning, in any kind of cursor.
         "vector" if data.is_some_and(|data| data.get() == "{}") => Ok(Version::ZERO),
         "vector" => Err(bad("this store has cursors of the kind \"integer\", not \"vector\"".to_owned())),
         other => Err(bad(format!("{other:?} is no kind of cursor; this store has \"integer\""))),
     }
 }
 
-/// The version that a replica names as `since`.
+/// The version in a replica's parameter `since`.
 pub fn read_version(text: &str) -> Result<Version, String> {
     let number: i64 = match text {
         "" => 0,
@@ -343,11 +343,11 @@ pub fn read_version(text: &str) -> Result<Version, String> {
     Ok(Version::new(number))
 }
 
-/// Whether a client of the kit would hold both for the same event: it sorts the keys of objects, keeps numbers as float64, and
-/// writes all JSON anew.
+/// Whether a client of the kit would consider both the same event: it sorts the keys of objects, converts numbers to
+/// float64, and rewrites all JSON.
 pub fn is_same(stored: &Event, pushed: &Event) -> bool {
     let same_json = |a: &[u8], b: &[u8]| a == b || canonical(a) == canonical(b);
-    // Of Go's maps, one that is empty and one that is not there are easily mistaken.
+    // In Go, an empty map and a missing one are easily confused.
     let metadata = |event: &Event| match told_metadata(event.metadata()).into_owned() {
         null if null == b"null" => b"{}".to_vec(),
         other => other,
@@ -360,14 +360,14 @@ pub fn is_same(stored: &Event, pushed: &Event) -> bool {
             && same_json(&metadata(stored), &metadata(pushed)))
 }
 
-/// An array or object that is being read.
+/// An array or object while it is read.
 enum Open {
     Array(Sha256),
     Object { members: Vec<(String, [u8; 32])>, key: Option<String> },
 }
 
-/// A hash of what Go reads of this JSON, which has to be valid. It does not recurse, and copies nothing twice, however deep the
-/// JSON is.
+/// A hash of this JSON as Go reads it. The JSON must be valid. It does not recurse and copies nothing twice, however
+/// deep the nesting.
 fn canonical(json: &[u8]) -> [u8; 32] {
     let hash = |kind: u8, content: &[u8]| -> [u8; 32] {
         Sha256::new().chain_update([kind]).chain_update(content).finalize().into()
@@ -406,7 +406,7 @@ fn canonical(json: &[u8]) -> [u8; 32] {
                 let len = number_len(behind);
                 rest = &behind[len..];
                 let number = std::str::from_utf8(&here[..len + 1]).ok().and_then(|text| text.parse::<f64>().ok());
-                // Not two zeros.
+                // Adding 0.0 turns -0.0 into 0.0.
                 hash(b'n', &(number.unwrap_or_default() + 0.0).to_bits().to_be_bytes())
             }
             b't' | b'f' | b'n' => {
@@ -424,7 +424,7 @@ fn canonical(json: &[u8]) -> [u8; 32] {
     hash(b'?', json)
 }
 
-/// Sorted by the keys; of several members with one key the last.
+/// Sorts by key; of several members with the same key, the last one counts.
 fn hash_object(mut members: Vec<(String, [u8; 32])>) -> [u8; 32] {
     members.sort_by(|(a, _), (b, _)| a.cmp(b));
     let mut hash = Sha256::new().chain_update(b"o");
@@ -440,7 +440,7 @@ fn hash_object(mut members: Vec<(String, [u8; 32])>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// The text between the quotes, where halves of characters become U+FFFD, as Go reads them.
+/// The text between the quotes. Unpaired surrogates become U+FFFD, as in Go.
 fn decode_string(json: &[u8]) -> String {
     let mut units: Vec<u16> = Vec::new();
     let mut text = String::new();
@@ -450,7 +450,7 @@ fn decode_string(json: &[u8]) -> String {
         digits.and_then(|digits| u16::from_str_radix(digits, 16).ok()).unwrap_or(0xFFFD)
     };
     loop {
-        // What is escaped by its number comes in halves, which belong together only side by side.
+        // Characters escaped as surrogate pairs: the halves must be adjacent.
         while let Some(behind) = rest.strip_prefix(b"\\u") {
             units.push(unit(behind));
             rest = behind.get(4..).unwrap_or_default();

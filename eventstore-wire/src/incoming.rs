@@ -1,4 +1,4 @@
-//! Events that somebody sends as JSON.
+//! Events received as JSON.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,17 +16,17 @@ use crate::page::MOST;
 /// An event as it was sent.
 #[derive(Clone, Debug)]
 pub struct Incoming {
-    /// The event. One that was sent without an id has a new one.
+    /// The event. If it was sent without an id, it has a new one.
     pub event: Event,
-    /// Its time of recording, if it was sent with one.
+    /// Its recording time, if one was sent.
     pub recorded_at: Option<SystemTime>,
 }
 
-/// Reads events: an object, an array of objects, or objects one behind the other, as in lines.
+/// Reads events: an object, an array of objects, or a sequence of objects, such as lines.
 ///
 /// # Errors
 ///
-/// `InvalidEvent` with the number of the event, if there are several, and what is wrong with it.
+/// `InvalidEvent` with what is wrong, and the number of the event if there are several.
 pub fn read_events(text: &[u8]) -> Result<Vec<Incoming>> {
     let malformed = |error: serde_json::Error| Error::invalid_event("event", format!("it is not JSON: {error}"));
     let is_array = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
@@ -52,12 +52,12 @@ pub fn read_events(text: &[u8]) -> Result<Vec<Incoming>> {
     objects.iter().enumerate().map(read).collect()
 }
 
-/// Reads the batches of a push: an array of objects with `events`, and `expected`, `durability` and `idempotency` if they are not
-/// the usual ones.
+/// Reads the batches of a push: an array of objects with `events`, and `expected`, `durability` and `idempotency` if
+/// they differ from the defaults.
 ///
 /// # Errors
 ///
-/// `InvalidEvent` if it is no such array. What is wrong with a batch is inside.
+/// `InvalidEvent` if it is not such an array. Errors of a single batch are inside.
 pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -71,8 +71,7 @@ pub fn read_batches(text: &[u8]) -> Result<Vec<Result<Batch>>> {
         #[serde(default)]
         idempotency: Idempotency,
     }
-    let malformed =
-        |error: serde_json::Error| Error::invalid_event("batch", format!("it is not as it should be: {error}"));
+    let malformed = |error: serde_json::Error| Error::invalid_event("batch", format!("it is not valid: {error}"));
     let forms: AtMost<Form<'_>, MOST_BATCHES> = serde_json::from_slice(text).map_err(malformed)?;
     let mut room = MOST;
     let mut read = |form: Form<'_>| {
@@ -93,7 +92,7 @@ fn too_many(most: usize) -> String {
     format!("it has more than {most} events; send them in parts")
 }
 
-/// A list of so many elements at most: of small ones that many more would take a lot of memory.
+/// A list with at most this many elements: a larger number of small elements would take a lot of memory.
 #[derive(Clone, Debug)]
 pub struct AtMost<T, const MOST: usize>(
     /// The elements.
@@ -129,7 +128,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T,
     }
 }
 
-/// What an event has as JSON.
+/// The members of an event in JSON.
 const MEMBERS: [&str; 10] = [
     "id",
     "type",
@@ -153,11 +152,11 @@ fn read_event(text: &str) -> Result<Incoming> {
     let event = match members.contains_key("id") {
         true => serde_json::from_str(text).map_err(malformed)?,
         false => {
-            // The object ends with a brace, as the first reading has found.
+            // The object ends with a brace, as the first pass has verified.
             let rest = text.trim_end().strip_suffix('}').unwrap_or_default();
             let comma = if members.is_empty() { "" } else { "," };
             serde_json::from_str(&format!("{rest}{comma}\"id\":\"{}\"}}", Event::new_id())).map_err(|error| {
-                // Of what was sent there is no such place.
+                // The location refers to a text that the sender did not send.
                 let error = error.to_string();
                 Error::invalid_event("event", error.split(" at line ").next().unwrap_or_default())
             })?

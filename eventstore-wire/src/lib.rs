@@ -1,8 +1,9 @@
-//! What a server of an event store and its clients say to each other, without the saying: queries, pages, batches and errors, in
-//! the JSON form for people and scripts and in the binary form of [`backend-http`](https://docs.rs/synckit-backend-http).
+//! The wire format between servers of event stores and their clients, without I/O: queries, pages, batches and errors,
+//! in the JSON form for people and scripts, and in the binary form of
+//! [`backend-http`](https://docs.rs/synckit-backend-http).
 //!
-//! `docs/wire.md` describes the resources. This crate does no input or output and starts no runtime. What it reads may come from
-//! anybody: whatever the bytes, reading them ends, allocates no more than a small multiple of their length, and gives what was
+//! `docs/wire.md` describes the resources. This crate does no I/O and starts no runtime. Its input may come from
+//! anybody: for any bytes, reading terminates, allocates at most a small multiple of their length, and returns what was
 //! written or an error.
 
 #![forbid(unsafe_code)]
@@ -30,7 +31,7 @@ pub use problem::{ActualForm, Problem};
 pub use query::{Query, QueryWriter, aggregate_query, format_time, load_query, parse_duration};
 pub use session::{Answer, Frame, decode_answers, decode_frames, encode_answers, encode_frames};
 
-/// The version of the wire that this crate speaks. A server names all that it speaks in [`Info`].
+/// The version of the wire protocol that this crate speaks. A server lists all its versions in [`Info`].
 pub const WIRE: u32 = 1;
 
 /// The media type of the binary form.
@@ -39,7 +40,7 @@ pub const BINARY: &str = "application/vnd.eventstore.v1";
 /// The media type of JSON, one value.
 pub const JSON: &str = "application/json";
 
-/// The media type of lines that are each a JSON value.
+/// The media type of lines with one JSON value each.
 pub const JSON_LINES: &str = "application/x-ndjson";
 
 /// The media type of a [`Problem`].
@@ -51,5 +52,5 @@ pub const EVENT_STREAM: &str = "text/event-stream";
 /// The WebSocket protocol of a session of appends.
 pub const SESSION: &str = "eventstore.v1";
 
-/// The most bytes that one body or message has: a batch of the greatest size, and what comes around its events.
+/// The largest size of a body or message in bytes: a batch of maximal size, and the overhead of its events.
 pub const MAX_BODY: usize = eventstore_api::limits::MAX_BATCH_BYTES + (1 << 20);

@@ -1,4 +1,4 @@
-//! Pages and batches as bytes.
+//! Encodes pages and batches as bytes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,14 +10,14 @@ use eventstore_api::{
 
 use crate::binary::{Malformed, Reader, message, put_number, put_step};
 
-/// The bytes that come around an event, about.
+/// The approximate overhead of an event in bytes.
 const AROUND: usize = 24;
 
-/// Bytes that each event takes at least.
+/// The minimum size of an event in bytes.
 const LEAST: usize = 8;
 
-/// The most events in a message, and the most batches or frames: in memory each takes a multiple of the bytes that it needs to
-/// have here.
+/// The most events in a message, and the most batches or frames: each takes a multiple of its minimum encoded size in
+/// memory.
 pub(crate) const MOST: usize = 100_000;
 
 /// A page as bytes: the head, whether there may be a next page, and the events.
@@ -40,11 +40,11 @@ pub fn encode_page(page: &Page) -> Vec<u8> {
     })
 }
 
-/// The page that answers `options`, of which the server knew no more than was in its query. Its events share the bytes.
+/// The page that answers `options`. The server knew only what was in its query. The events share the bytes.
 ///
 /// # Errors
 ///
-/// [`Malformed`] if it is not what [`encode_page`] gave.
+/// [`Malformed`] if the bytes do not come from [`encode_page`].
 pub fn decode_page(bytes: Bytes, options: &LoadOptions) -> Result<Page, Malformed> {
     let mut reader = Reader::new(bytes)?;
     let head = Version::new(reader.number()?);
@@ -64,20 +64,20 @@ pub fn decode_page(bytes: Bytes, options: &LoadOptions) -> Result<Page, Malforme
     Ok(Page::new(options, events, head, !has_next))
 }
 
-/// What a later contract has and this form has not: whoever reads it refuses the batch.
+/// Encodes values of a later contract that this form lacks. Readers refuse the batch.
 const UNKNOWN: u8 = u8::MAX;
 
-/// A batch as bytes.
+/// Encodes a batch.
 #[must_use]
 pub fn encode_batch(batch: &Batch) -> Vec<u8> {
     message(len(batch), |out| put_batch(out, batch))
 }
 
-/// The batch that [`encode_batch`] wrote.
+/// Decodes a batch that [`encode_batch`] wrote.
 ///
 /// # Errors
 ///
-/// [`Malformed`] if it is not that. The error inside is `InvalidEvent`, if an event breaks a limit of the contract.
+/// [`Malformed`] if the bytes are invalid. The inner error is `InvalidEvent` if an event exceeds a limit of the contract.
 pub fn decode_batch(bytes: Bytes) -> Result<Result<Batch, Error>, Malformed> {
     let mut reader = Reader::new(bytes)?;
     let batch = take_batch(&mut reader, &mut MOST.clone())?;
@@ -85,7 +85,7 @@ pub fn decode_batch(bytes: Bytes) -> Result<Result<Batch, Error>, Malformed> {
     Ok(batch)
 }
 
-/// Several batches as bytes, for a push.
+/// Encodes several batches, for a push.
 #[must_use]
 pub fn encode_batches(batches: &[Batch]) -> Vec<u8> {
     message(batches.iter().map(len).sum(), |out| {
@@ -94,7 +94,7 @@ pub fn encode_batches(batches: &[Batch]) -> Vec<u8> {
     })
 }
 
-/// The batches that [`encode_batches`] wrote.
+/// Decodes the batches that [`encode_batches`] wrote.
 ///
 /// # Errors
 ///
@@ -108,7 +108,7 @@ pub fn decode_batches(bytes: Bytes) -> Result<Vec<Result<Batch, Error>>, Malform
     Ok(batches)
 }
 
-/// The bytes that a batch takes, about.
+/// The approximate size of an encoded batch in bytes.
 pub(crate) fn len(batch: &Batch) -> usize {
     batch.len_bytes() + batch.events.len() * AROUND + AROUND
 }
@@ -147,7 +147,7 @@ pub(crate) fn put_batch(out: &mut Vec<u8>, batch: &Batch) {
     batch.events.iter().for_each(|event| put_event(out, event));
 }
 
-/// A batch of at most `room` events, of which it takes what it needs.
+/// A batch of at most `room` events, which are subtracted from `room`.
 pub(crate) fn take_batch(reader: &mut Reader, room: &mut usize) -> Result<Result<Batch, Error>, Malformed> {
     let (kind, number) = (reader.byte()?, reader.number()?);
     let expected = match kind {
@@ -156,19 +156,19 @@ pub(crate) fn take_batch(reader: &mut Reader, room: &mut usize) -> Result<Result
         2 => Expected::Exists,
         3 => Expected::Revision(Revision::new(number)),
         4 => Expected::LatestVersion(Version::new(number)),
-        _ => return Err(Malformed("a condition is none of those that there are")),
+        _ => return Err(Malformed("a condition is unknown")),
     };
     let durability = match reader.byte()? {
         0 => None,
         1 => Some(Durability::Sync),
         2 => Some(Durability::Buffered),
-        _ => return Err(Malformed("a durability is none of those that there are")),
+        _ => return Err(Malformed("a durability is unknown")),
     };
     let idempotency = match reader.byte()? {
         0 => Idempotency::Content,
         1 => Idempotency::Data,
         2 => Idempotency::Id,
-        _ => return Err(Malformed("an idempotency is none of those that there are")),
+        _ => return Err(Malformed("an idempotency is unknown")),
     };
     let times = match reader.count(1, *room + 1)? {
         0 => None,
@@ -198,7 +198,7 @@ pub(crate) fn take_batch(reader: &mut Reader, room: &mut usize) -> Result<Result
     Ok(refused.map_or(Ok(batch), Err))
 }
 
-/// A yes or no.
+/// A boolean.
 pub(crate) fn flag(reader: &mut Reader) -> Result<bool, Malformed> {
     match reader.byte()? {
         0 => Ok(false),

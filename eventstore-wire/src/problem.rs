@@ -5,74 +5,74 @@ use std::fmt;
 use eventstore_api::{Actual, Cursor, Error, Expected, Revision, Source, Version, Written};
 use serde::{Deserialize, Serialize};
 
-/// An error in its JSON form: RFC 9457's members, and those of ours that tell a program what happened.
+/// An error in JSON form: the members of RFC 9457, and our own for programs.
 ///
-/// `code` is that of [`Error::code`], or one of the server's own: `malformed`, `unauthorized`, `forbidden`, `not_found`,
-/// `method_not_allowed`, `too_large`, `too_many`. Members that do not belong to the code are absent. Whoever reads one ignores
-/// members that it does not know, and takes a code that it does not know by its status and by `written`.
+/// `code` is that of [`Error::code`], or one of the server's own: `malformed`, `unauthorized`, `forbidden`,
+/// `not_found`, `method_not_allowed`, `too_large`, `too_many`. Members that do not belong to the code are absent.
+/// Readers ignore unknown members, and interpret an unknown code by its status and by `written`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// Always `about:blank`: `code` says what it is.
+    /// Always `about:blank`: `code` has the kind of error.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The code, as words.
+    /// The code in words.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
     /// What kind of error it is.
     pub code: String,
-    /// What happened, to what, and what to do: a sentence for people.
+    /// A sentence for people: what happened, to what, and what to do.
     pub detail: String,
-    /// Of an append: `nothing` was written, certainly, or it is `unknown` whether all of it was.
+    /// For an append: `nothing` if certainly nothing was written, `unknown` if all or nothing was.
     pub written: String,
     /// Whether the same request may succeed later without any other change.
     pub retryable: bool,
-    /// Of `version_conflict`: the condition.
+    /// For `version_conflict`: the condition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Expected>,
-    /// Of `version_conflict`: what was found.
+    /// For `version_conflict`: the state that was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actual: Option<ActualForm>,
-    /// Of `duplicate_event` and `event_not_found`: the event's id.
+    /// For `duplicate_event` and `event_not_found`: the event's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Of `duplicate_event`, `corrupt` and `decode`: the event's version, if it has one.
+    /// For `duplicate_event`, `corrupt` and `decode`: the event's version, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
-    /// Of `invalid_event`: the field.
+    /// For `invalid_event`: the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// Of `invalid_option`: the parameter or option.
+    /// For `invalid_option`: the parameter or option.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub option: Option<String>,
-    /// Of `invalid_version`: the text.
+    /// For `invalid_version`: the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Of `decode`: the event's type.
+    /// For `decode`: the event's type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_type: Option<String>,
-    /// Of `history_diverged`: the cursor of the request.
+    /// For `history_diverged`: the cursor of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Cursor>,
-    /// Of `history_diverged`: where the store is.
+    /// For `history_diverged`: the position of the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Cursor>,
-    /// Of `engine`: what failed, as a verb phrase.
+    /// For `engine`: what failed, as a verb phrase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// Of errors with a text of their own: that text, without what `detail` has around it.
+    /// For errors with a reason: that text, without the context that `detail` adds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What caused it, the nearest cause first.
+    /// The causes, the direct cause first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<String>,
-    /// Of `outcome_unknown`: whether the store is fenced, so that a retry helps only after it was opened again.
+    /// For `outcome_unknown`: whether the store is fenced, so that a retry helps only after it was reopened.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fenced: bool,
 }
 
-/// What a condition found.
+/// The state that violated a condition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[non_exhaustive]
@@ -91,7 +91,7 @@ pub enum ActualForm {
     },
 }
 
-/// A cause that was told by the server.
+/// A cause reported by the server.
 #[derive(Debug)]
 struct Told(String, Option<Box<Told>>);
 
@@ -108,7 +108,7 @@ impl std::error::Error for Told {
 }
 
 impl Problem {
-    /// One with a code that no [`Error`] has, of which certainly nothing was written.
+    /// A problem with a code that no [`Error`] has. Certainly nothing was written.
     #[must_use]
     pub fn new(status: u16, code: &str, detail: impl Into<String>) -> Self {
         Problem {
@@ -122,14 +122,14 @@ impl Problem {
         }
     }
 
-    /// Its text.
+    /// Its JSON text.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Texts and numbers: nothing in it can fail.
+        // Serializing texts and numbers cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The error of a client of the server at `url`.
+    /// The error for a client of the server at `url`.
     #[must_use]
     pub fn into_error(self, url: &str) -> Error {
         let cause = self.cause();
@@ -171,15 +171,15 @@ impl Problem {
             "unsupported" => Error::Unsupported { what: reason },
             "invalid_option" => Error::InvalidOption { option: self.option.unwrap_or_default(), reason },
             "locked" | "cannot_open" | "not_found" => Error::Open { path: path(), reason: self.detail, source: cause },
-            // The server's store is closed, but the client is not: it may find it open again.
+            // The server's store is closed, but the client is not: the store may be reopened.
             "closed" | "unavailable" | "too_many" => Error::Unavailable { url: path(), reason, source: cause },
             "unauthorized" => Error::Forbidden {
                 what: format!(
-                    "{url} wants a token that it knows ({reason}); set EVENTSTORE_TOKEN, or name a file by ?token_file=PATH"
+                    "{url} requires a valid token ({reason}); set EVENTSTORE_TOKEN, or name a file with ?token_file=PATH"
                 ),
             },
             "forbidden" => Error::Forbidden { what: format!("{url}: {reason}") },
-            // Such as the name of a store.
+            // For example, the name of a store.
             "malformed" => Error::InvalidOption { option: "store".to_owned(), reason },
             "engine" => Error::Engine {
                 operation: self.operation.unwrap_or_else(|| "answer".to_owned()).into(),
@@ -196,12 +196,12 @@ impl Problem {
     }
 }
 
-/// What a newer server, or one that is none, said.
+/// An answer from a newer server, or from something else.
 fn incomplete(detail: &str) -> Error {
     Error::engine("do what was asked over HTTP", detail.to_owned())
 }
 
-/// The fields of `InvalidEvent`, which are literals in this program.
+/// The fields of `InvalidEvent`, as literals of this program.
 fn known_field(field: Option<&str>) -> &'static str {
     const FIELDS: [&str; 8] = ["id", "type", "aggregate_id", "data", "metadata", "batch", "recorded_at", "expected"];
     FIELDS.into_iter().find(|known| Some(*known) == field).unwrap_or("event")
@@ -209,7 +209,7 @@ fn known_field(field: Option<&str>) -> &'static str {
 
 impl From<&Error> for Problem {
     fn from(error: &Error) -> Self {
-        // What the request has said is the request's fault.
+        // What comes from the request is the client's fault.
         let status = match error {
             Error::InvalidOption { .. } => 400,
             _ => error.http_status(),

@@ -1,4 +1,4 @@
-//! Requests' parameters, as text behind the `?`.
+//! The parameters of requests, as the query string of a URL.
 
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -7,12 +7,12 @@ use eventstore_api::limits::{RECORDED_AT_END, clamp_recorded_at};
 use eventstore_api::{AggregateOptions, Direction, Error, LoadOptions, Result};
 use percent_encoding::percent_decode_str;
 
-/// The parameters of a request. Each is taken by its name, and what is left in the end was misspelled.
+/// The parameters of a request. Each is taken by name; any left at the end were misspelled.
 #[derive(Clone, Debug)]
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Reads what is behind the `?`.
+    /// Parses a query string, without the `?`.
     ///
     /// # Errors
     ///
@@ -34,16 +34,16 @@ impl Query {
     ///
     /// # Errors
     ///
-    /// `InvalidOption` if it is there more than once.
+    /// `InvalidOption` if it occurs more than once.
     pub fn text(&mut self, name: &str) -> Result<Option<String>> {
         let mut values = self.texts(name);
         if values.len() > 1 {
-            return Err(invalid(name, "it is there more than once"));
+            return Err(invalid(name, "it occurs more than once"));
         }
         Ok(values.pop())
     }
 
-    /// The parameters with this name, which may be there more than once.
+    /// All parameters with this name.
     pub fn texts(&mut self, name: &str) -> Vec<String> {
         let (values, others) = std::mem::take(&mut self.0).into_iter().partition(|(other, _)| other == name);
         self.0 = others;
@@ -51,18 +51,18 @@ impl Query {
         values.into_iter().map(|(_, value)| value).collect()
     }
 
-    /// The parameter with this name, as a value.
+    /// The parameter with this name, parsed.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` if it is there more than once, or is no such value.
+    /// `InvalidOption` if it occurs more than once, or cannot be parsed.
     pub fn value<T: FromStr>(&mut self, name: &str) -> Result<Option<T>>
     where
         T::Err: std::fmt::Display,
     {
         let parse = |text: String| {
             text.parse().map_err(|error: T::Err| {
-                // Their own texts begin with the option that they think it was.
+                // The error texts of values begin with the name that the value's type assumes.
                 let error = error.to_string();
                 let reason = error.split_once(": ").map_or(error.as_str(), |(_, reason)| reason);
                 invalid(name, &format!("{text:?} is not valid: {reason}"))
@@ -71,16 +71,16 @@ impl Query {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// A parameter that is `true`, or has no value, or is `false`.
+    /// A boolean parameter: true if it is `true` or has no value, false if it is `false`.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` if it is something else.
+    /// `InvalidOption` for any other value.
     pub fn flag(&mut self, name: &str) -> Result<bool> {
         self.flag_or(name, false)
     }
 
-    /// The same with another value if it is not there.
+    /// The same, with a default if the parameter is absent.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Query {
     ///
     /// # Errors
     ///
-    /// `InvalidOption` if it is none.
+    /// `InvalidOption` if it is not a duration.
     pub fn duration(&mut self, name: &str) -> Result<Option<Duration>> {
         let parse = |text: String| parse_duration(&text).map_err(|reason| invalid(name, &reason));
         self.text(name)?.map(parse).transpose()
@@ -112,11 +112,11 @@ impl Query {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// Takes the parameters that are the options of a load.
+    /// Takes the parameters of a load.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` for a value that is none.
+    /// `InvalidOption` for an invalid value.
     pub fn load(&mut self) -> Result<LoadOptions> {
         let mut options = LoadOptions::all();
         options.since = self.value("since")?.unwrap_or_default();
@@ -132,11 +132,11 @@ impl Query {
         Ok(options)
     }
 
-    /// Takes the parameters that are the options of a list of aggregates.
+    /// Takes the parameters of a list of aggregates.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` for a value that is none.
+    /// `InvalidOption` for an invalid value.
     pub fn aggregates(&mut self) -> Result<AggregateOptions> {
         let mut options = AggregateOptions::all();
         options.prefix = self.text("prefix")?.unwrap_or_default();
@@ -145,11 +145,11 @@ impl Query {
         Ok(options)
     }
 
-    /// Every parameter was taken.
+    /// Checks that every parameter was taken.
     ///
     /// # Errors
     ///
-    /// `InvalidOption` with the first one that was not.
+    /// `InvalidOption` with the first one that was not taken.
     pub fn finish(self) -> Result<()> {
         match self.0.first() {
             None => Ok(()),
@@ -162,18 +162,18 @@ fn invalid(option: &str, reason: &str) -> Error {
     Error::InvalidOption { option: option.to_owned(), reason: reason.to_owned() }
 }
 
-/// Reads a duration, such as `500ms` or `2s`. What is wrong with it is for people.
+/// Parses a duration, such as `500ms` or `2s`. The error is for people.
 pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{text:?} is not a duration ({error}); write 500ms or 2s"))
 }
 
-/// A time as it stands in answers, such as `2026-11-28T12:30:00.000000Z`.
+/// A time in the form used in answers, such as `2026-11-28T12:30:00.000000Z`.
 #[must_use]
 pub fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_micros(clamp_recorded_at(time)).to_string()
 }
 
-/// Writes parameters.
+/// Builds a query string.
 pub struct QueryWriter(form_urlencoded::Serializer<'static, String>);
 
 impl Default for QueryWriter {
@@ -189,7 +189,7 @@ impl std::fmt::Debug for QueryWriter {
 }
 
 impl QueryWriter {
-    /// No parameter.
+    /// No parameters.
     #[must_use]
     pub fn new() -> Self {
         QueryWriter(form_urlencoded::Serializer::new(String::new()))
@@ -209,14 +209,14 @@ impl QueryWriter {
         self
     }
 
-    /// What stands behind the `?`.
+    /// The query string, without the `?`.
     #[must_use]
     pub fn finish(&mut self) -> String {
         self.0.finish()
     }
 }
 
-/// The parameters of a load; of what is as it is without any, none.
+/// The parameters of a load. Defaults are omitted.
 #[must_use]
 pub fn load_query(options: &LoadOptions) -> QueryWriter {
     let mut query = QueryWriter::new();
@@ -250,7 +250,7 @@ pub fn aggregate_query(options: &AggregateOptions) -> QueryWriter {
     query
 }
 
-/// A time that divides the events as this one does: what cannot be written is replaced by a time before or behind all events.
+/// A time that selects the same events: a time that cannot be written is replaced by one before or after all events.
 fn time(time: SystemTime) -> humantime::Rfc3339Timestamp {
     let end = SystemTime::UNIX_EPOCH + RECORDED_AT_END;
     let behind_all = end - Duration::from_nanos(1);

@@ -1,5 +1,5 @@
-//! A session of appends: many at the same time over one connection, each with its number, and answered in whatever order they
-//! end. A message has one or more frames.
+//! A session of appends: many concurrent appends over one connection, each with a number. Answers come in the order in
+//! which they end. A message has one or more frames.
 
 use std::time::Duration;
 
@@ -10,35 +10,35 @@ use crate::Problem;
 use crate::binary::{Malformed, Reader, message, put_number, put_step};
 use crate::page::{MOST, flag, len, put_batch, take_batch};
 
-/// What a client says.
+/// A frame from a client.
 #[derive(Debug)]
 pub enum Frame {
     /// Append this batch.
     Append {
-        /// The client's number of this append. No two that are not answered have the same one.
+        /// The client's number of this append, unique among its unanswered appends.
         number: u64,
-        /// How long the append may take; `None` for as long as it wants.
+        /// The time limit of the append; `None` for no limit.
         timeout: Option<Duration>,
-        /// What to append, or what the contract has against it.
+        /// The batch, or why it violates the contract.
         batch: Result<Batch, Error>,
     },
-    /// The append with this number is not wanted any more. It is answered all the same, and the answer says what became of it.
+    /// The append with this number was cancelled. It is answered nevertheless, with its outcome.
     Cancel {
         /// Its number.
         number: u64,
     },
 }
 
-/// What a server says.
+/// An answer from a server.
 #[derive(Debug)]
 pub struct Answer {
     /// The number of the append.
     pub number: u64,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Result<Vec<Stored>, Box<Problem>>,
 }
 
-/// The most bytes that a problem has.
+/// The largest size of a problem in bytes.
 const MAX_PROBLEM: usize = 1 << 20;
 
 const APPEND: u8 = 1;
@@ -46,7 +46,7 @@ const CANCEL: u8 = 2;
 const STORED: u8 = 1;
 const FAILED: u8 = 2;
 
-/// Frames as a message. A batch that is an error is left out.
+/// Encodes frames as a message. A batch that is an error is left out.
 #[must_use]
 pub fn encode_frames(frames: &[Frame]) -> Vec<u8> {
     let size = |frame: &Frame| match frame {
@@ -77,7 +77,7 @@ pub fn encode_frames(frames: &[Frame]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`Malformed`] if it is not what [`encode_frames`] gave.
+/// [`Malformed`] if the bytes do not come from [`encode_frames`].
 pub fn decode_frames(bytes: Bytes) -> Result<Vec<Frame>, Malformed> {
     let mut reader = Reader::new(bytes)?;
     let (mut frames, mut room) = (Vec::new(), MOST);
@@ -92,13 +92,13 @@ pub fn decode_frames(bytes: Bytes) -> Result<Vec<Frame>, Malformed> {
                 Frame::Append { number, timeout, batch: take_batch(&mut reader, &mut room)? }
             }
             CANCEL => Frame::Cancel { number },
-            _ => return Err(Malformed("a frame is none of those that there are")),
+            _ => return Err(Malformed("a frame is unknown")),
         });
     }
     Ok(frames)
 }
 
-/// Answers as a message.
+/// Encodes answers as a message.
 #[must_use]
 pub fn encode_answers(answers: &[Answer]) -> Vec<u8> {
     message(answers.len() * 16, |out| {
@@ -113,7 +113,7 @@ pub fn encode_answers(answers: &[Answer]) -> Vec<u8> {
                         put_step(out, version, place.version.get());
                         put_step(out, revision, place.revision.get());
                         out.push(u8::from(place.outcome == StoreOutcome::AlreadyStored));
-                        // What the next one most often is.
+                        // The most common values of the next one.
                         (version, revision) =
                             (place.version.get().wrapping_add(1), place.revision.get().wrapping_add(1));
                     }
@@ -134,7 +134,7 @@ pub fn encode_answers(answers: &[Answer]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`Malformed`] if it is not what [`encode_answers`] gave.
+/// [`Malformed`] if the bytes do not come from [`encode_answers`].
 pub fn decode_answers(bytes: Bytes) -> Result<Vec<Answer>, Malformed> {
     let mut reader = Reader::new(bytes)?;
     let mut answers = Vec::new();
@@ -150,7 +150,7 @@ pub fn decode_answers(bytes: Bytes) -> Result<Vec<Answer>, Malformed> {
                 let problem = reader.bytes(len)?;
                 Err(Box::new(serde_json::from_slice(&problem).map_err(|_| Malformed("a problem is not JSON"))?))
             }
-            _ => return Err(Malformed("an answer is none of those that there are")),
+            _ => return Err(Malformed("an answer is unknown")),
         };
         answers.push(Answer { number, outcome });
     }

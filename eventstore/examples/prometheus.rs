@@ -5,7 +5,7 @@
 //! curl -s http://127.0.0.1:9100/metrics
 //! ```
 //!
-//! It appends an event a second, and follows the store, until Ctrl-C. `docs/metrics.md` says what each metric is.
+//! It appends an event every second and follows the store until Ctrl-C. `docs/metrics.md` describes each metric.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use eventstore::backend::{
 use metrics::gauge;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
-/// Without buckets the exporter makes quantiles, which cannot be added up over stores and processes.
+/// Without buckets the exporter produces quantiles, which cannot be aggregated over stores and processes.
 fn with_buckets() -> Result<PrometheusBuilder, BuildError> {
     HISTOGRAM_BUCKETS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
         builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
     })
 }
 
-/// A projection tells how far it is: behind `eventstore_latest_version` by so many events.
+/// Records the progress of a projection. Its lag is `eventstore_latest_version` minus this version.
 async fn follow(store: Arc<dyn EventStore>, ctx: Context) -> eventstore::backend::Result<()> {
     let applied = gauge!("ticks_applied_version");
     let mut events = store.subscribe(&ctx, Version::ZERO);
@@ -45,14 +45,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address: SocketAddr = arguments.next().unwrap_or_else(|| "127.0.0.1:9100".to_owned()).parse()?;
 
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-    // Before the store is opened: it looks its metrics up then.
+    // Must run before the store is opened, which looks up its metrics then.
     with_buckets()?.with_http_listener(address).install()?;
 
     let store = eventstore::backend::open(&url).await?;
     let stop = CancellationToken::new();
     let ctx = Context::background().with_cancellation(stop.clone());
     tokio::spawn(async move {
-        // If Ctrl-C cannot be listened for, it ends the process at once.
+        // If Ctrl-C cannot be handled, it ends the process at once.
         let _ = tokio::signal::ctrl_c().await;
         stop.cancel();
     });
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     while ctx.check().is_ok() {
         let event = Event::builder("Ticked", "clock").build()?;
         store.store(&Context::background(), event, Expected::Any).await?;
-        // Ends early when the context does.
+        // Returns early when the context ends.
         let _ = ctx.run(tokio::time::sleep(Duration::from_secs(1))).await;
     }
     collecting.await?;

@@ -1,4 +1,4 @@
-//! Deciding on what an aggregate is.
+//! Decisions on the state of an aggregate.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -109,8 +109,7 @@ pub struct Decided<A> {
     /// The positions of the decision's events; `None` if it produced none. Their outcome is `AlreadyStored` if an earlier
     /// attempt with the same idempotency key appended them.
     pub appended: Option<Appended>,
-    /// The events that an earlier attempt with the same idempotency key had appended, as they are in the store; none if there was
-    /// no such attempt.
+    /// The stored events of an earlier attempt with the same idempotency key; empty if there was no such attempt.
     pub earlier: Vec<RecordedEvent>,
 }
 
@@ -125,7 +124,7 @@ pub enum DecideError<E> {
 }
 
 impl<E> DecideError<E> {
-    /// The reason of the rejection, if it is one.
+    /// The error of the decision, if it rejected the command.
     pub fn rejection(&self) -> Option<&E> {
         match self {
             DecideError::Rejected(rejection) => Some(rejection),
@@ -163,8 +162,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Those of [`load`](Store::load); `Decode` if one of its events is of a type that [`Aggregate::Event`] does not know, or of
-    /// another shape.
+    /// Those of [`load`](Store::load); `Decode` if one of its events has a type that [`Aggregate::Event`] does not
+    /// know, or another shape.
     pub fn aggregate<'a, A: Aggregate + 'a>(&self, aggregate_id: impl Into<String>) -> Call<'a, Loaded<A>> {
         let (store, id) = (self.backend().clone(), aggregate_id.into());
         Call::new(move |ctx| async move {
@@ -173,22 +172,22 @@ impl Store {
         })
     }
 
-    /// Loads an aggregate, calls `decision` with its state, and appends the returned events on condition that the aggregate
-    /// has not changed meanwhile (optimistic concurrency).
+    /// Loads an aggregate, calls `decision` with its state, and appends the returned events on the condition that the
+    /// aggregate has not changed meanwhile (optimistic concurrency).
     ///
     /// After a conflict, `decision` is called again with the new state, so it must have no side effects. After
-    /// [`OutcomeUnknown`](crate::Error::OutcomeUnknown) the *same* events are appended again. The deadline or the token of the call
-    /// ends these retries.
+    /// [`OutcomeUnknown`](crate::Error::OutcomeUnknown), the *same* events are appended again. These retries end with
+    /// the deadline or the cancellation token of the call.
     ///
-    /// See [`Aggregate`] for an example, [`idempotency_key`](Decide::idempotency_key) for commands that may be repeated after a
-    /// restart, and [`snapshots`](Decide::snapshots) for aggregates with very many events.
+    /// See [`Aggregate`] for an example, [`idempotency_key`](Decide::idempotency_key) for commands that may be repeated
+    /// after a restart, and [`snapshots`](Decide::snapshots) for aggregates with very many events.
     ///
     /// # Errors
     ///
     /// [`Rejected`](DecideError::Rejected) with the error of `decision`; [`Store`](DecideError::Store) with those of
-    /// [`aggregate`](Store::aggregate) and [`append`](Store::append), but for conflicts. `DuplicateEvent` if the
-    /// [key](Decide::idempotency_key) was used for another command. An event that could not be read back is
-    /// `InvalidEvent`, such as one with a float that is no number: it would be in the way of every later decision.
+    /// [`aggregate`](Store::aggregate) and [`append`](Store::append), except conflicts. `DuplicateEvent` if the
+    /// [key](Decide::idempotency_key) was used for another command. `InvalidEvent` if an event could not be read back,
+    /// such as one with a NaN float: it would break every later decision.
     pub fn decide<'a, A: Aggregate + 'a>(
         &self,
         aggregate_id: impl Into<String>,
@@ -220,7 +219,7 @@ pub struct Decide<'a, A: Aggregate> {
     snapshots: Option<(SnapshotPolicy, Codec<A>)>,
 }
 
-/// What the events of a decision have in common.
+/// What all events of a decision share.
 #[derive(Debug, Default)]
 struct Command {
     key: Option<String>,
@@ -230,19 +229,20 @@ struct Command {
 }
 
 impl<'a, A: Aggregate + 'a> Decide<'a, A> {
-    /// Makes the command idempotent. The ids of its events are derived from the aggregate id and this key. If these events are
-    /// stored already, nothing is appended, and their places are returned, with the aggregate as it is by then; also after a
-    /// restart. The metadata may differ between attempts, such as a trace id; the first attempt's metadata is kept.
+    /// Makes the command idempotent. The ids of its events are derived from the aggregate id and this key. If these
+    /// events are already stored, nothing is appended, and their positions are returned with the current state of the
+    /// aggregate, even after a restart. The metadata may differ between attempts, such as a trace id; the first
+    /// attempt's metadata is kept.
     ///
-    /// The sender of the command chooses the key, such as the header `Idempotency-Key` of an HTTP request. It must be unique per
-    /// aggregate. A command that produced no event is decided again.
+    /// The sender of the command chooses the key, such as the header `Idempotency-Key` of an HTTP request. It must be
+    /// unique per aggregate. A command that produced no events is decided again.
     ///
-    /// A key that is reused for another command is [`DuplicateEvent`](crate::Error::DuplicateEvent) where the stored events show
-    /// it: they are of another aggregate, or the decision, which is called once more with the state that the first attempt saw,
-    /// gives events of other types. This reads the aggregate's events up to there. Events of the same types with other content
-    /// count as a repetition, as do a rejection and a decision without events: what a decision sees beside the state, such as
-    /// the time, may have changed. To tell these apart as well, store the command in the [`metadata`](Self::metadata) and compare
-    /// it with that of [`Decided::earlier`].
+    /// Reuse of a key for another command is [`DuplicateEvent`](crate::Error::DuplicateEvent) if the stored events show
+    /// it: they belong to another aggregate, or the decision, called once more with the state that the first attempt
+    /// saw, returns events of other types. This check reads the aggregate's events up to there. Events of the same
+    /// types with other content count as a repetition. So do a rejection and a decision without events, because what a
+    /// decision depends on besides the state, such as the time, may have changed. To detect these as well, store the
+    /// command in the [`metadata`](Self::metadata) and compare it with that of [`Decided::earlier`].
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.command.key = Some(key.into());
         self
@@ -268,14 +268,14 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
         self
     }
 
-    /// Calls the decision at most this many times, at least once; then the last conflict is returned. Without it, retries after a
-    /// conflict are not limited, because each conflict means that somebody else succeeded.
+    /// Limits the number of times that the decision is called, at least 1; then the last conflict is returned. The
+    /// default is no limit, because each conflict means that another append succeeded.
     pub fn attempts(mut self, attempts: usize) -> Self {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// Loads the aggregate from a snapshot, and saves new snapshots, as the policy says.
+    /// Loads the aggregate from a snapshot and saves new snapshots, as the policy says.
     pub fn snapshots(mut self, policy: &SnapshotPolicy) -> Self
     where
         A: Serialize + DeserializeOwned,
@@ -298,11 +298,12 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
         let mut attempted: Option<(Revision, Vec<String>)> = None;
         for attempt in 1.. {
             catch_up(&store, &ctx, id, &mut loaded).await?;
-            // Only now: an attempt that comes later than this look changes the aggregate behind the revision that is expected.
+            // Only after loading the aggregate: an attempt that is stored later than this check violates the condition
+            // on the revision.
             let earlier = command.already_appended(&*store, &ctx, id).await?;
             if let Some(first) = earlier.first() {
                 let types = match attempted.take() {
-                    // It was decided on the same state.
+                    // It decided on the same state.
                     Some((revision, types)) if revision.next() == first.revision => types,
                     _ => types_of(&decided_before(&store, &ctx, id, first.version, &mut *decision).await?),
                 };
@@ -315,7 +316,7 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
                 return Ok(Decided { state, revision, appended, earlier });
             }
             if let Some(error) = failed {
-                return Err(DecideError::Store(error)); // it was not for an attempt of the same command
+                return Err(DecideError::Store(error)); // not a conflict with an attempt of the same command
             }
             let decided = decision(&loaded.state).map_err(DecideError::Rejected)?;
             if decided.is_empty() {
@@ -329,7 +330,8 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
             }
             let batch = Batch::new(events).expected(Expected::Revision(loaded.revision));
             match append_until_known(&*store, &ctx, batch).await {
-                // An attempt of the same command was faster. It may have decided on more, and others may have come before it.
+                // Another attempt of the same command was faster. It may have produced more events, and other events
+                // may precede them.
                 Ok(places) if has_key && places.iter().any(is_of_earlier) => {}
                 Ok(places) => {
                     let appended = Appended::new(places);
@@ -347,7 +349,7 @@ impl<'a, A: Aggregate + 'a> Decide<'a, A> {
                 }
                 Err(Error::VersionConflict { .. }) if attempt < attempts => {}
                 Err(error @ Error::VersionConflict { .. }) if has_key => failed = Some(error),
-                // Another attempt of the same command was faster, and decided otherwise.
+                // Another attempt of the same command was faster and decided otherwise.
                 Err(error @ Error::DuplicateEvent { .. }) if has_key => failed = Some(error),
                 Err(error) => return Err(error.into()),
             }
@@ -418,7 +420,7 @@ impl<A: Aggregate> fmt::Debug for Decide<'_, A> {
     }
 }
 
-/// Takes up the events of an aggregate that it does not have yet.
+/// Applies the events that the aggregate does not have yet.
 async fn catch_up<A: Aggregate>(
     store: &Arc<dyn EventStore>,
     ctx: &Context,
@@ -450,8 +452,8 @@ async fn take_up<A: Aggregate>(mut events: EventStream, loaded: &mut Loaded<A>) 
     Ok(())
 }
 
-/// What a decision leads to on the state before this version: nothing, if it rejects the command there, or if that cannot be
-/// known, as after a change of old events' shapes that a snapshot stands for.
+/// The result of a decision on the state before this version. Empty if the decision rejects the command there, or if
+/// that state is unknown, for example because a snapshot stands for events whose shape has changed.
 async fn decided_before<A: Aggregate>(
     store: &Arc<dyn EventStore>,
     ctx: &Context,
@@ -472,8 +474,8 @@ fn types_of(events: &[Event]) -> Vec<String> {
     events.iter().map(|event| event.event_type().to_owned()).collect()
 }
 
-/// Refuses a key whose events are of another command, as far as that can be seen. How many there are may depend on more than
-/// the state.
+/// Rejects a key whose events belong to another command, as far as the events show it. Their number is not compared: it
+/// may depend on more than the state.
 fn refuse_other(aggregate_id: &str, earlier: &[RecordedEvent], types: &[String]) -> Result<()> {
     let of_another_type = earlier.iter().zip(types).find(|(earlier, wanted)| earlier.event.event_type() != *wanted);
     let of_another_type = of_another_type.map(|(earlier, _)| earlier);
@@ -484,7 +486,7 @@ fn refuse_other(aggregate_id: &str, earlier: &[RecordedEvent], types: &[String])
     }
 }
 
-/// The events of a decision as a load gives them: those that it could not give would be in the way of every later one.
+/// The events of a decision as a load would return them. Events that cannot be read back would break every later load.
 fn read_back<E: DeserializeOwned>(events: &[Event]) -> Result<Vec<E>> {
     let read = |event: &Event| {
         let refused = |error: Error| Error::invalid_event("data", format!("it could not be read back: {error}"));

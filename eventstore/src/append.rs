@@ -24,14 +24,14 @@ impl Append {
         Append { store, ctx: Context::background(), batch, until_known: false }
     }
 
-    /// Appends only if this holds, and is [`VersionConflict`](crate::Error::VersionConflict) otherwise. A condition about an
-    /// aggregate needs all events to be of that aggregate.
+    /// Appends only if this condition holds; otherwise returns [`VersionConflict`](crate::Error::VersionConflict). A
+    /// condition about an aggregate requires all events to belong to that aggregate.
     pub fn expected(mut self, expected: Expected) -> Self {
         self.batch.expected = expected;
         self
     }
 
-    /// Sets when the append may return. Without it, the store's default applies: [`Durability::Sync`], unless the store was
+    /// Sets when the append may return. The default is the store's setting: [`Durability::Sync`], unless the store was
     /// opened with another.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.batch.durability = Some(durability);
@@ -50,8 +50,9 @@ impl Append {
         self
     }
 
-    /// After [`OutcomeUnknown`](crate::Error::OutcomeUnknown), retries with the same events until the outcome is known, or the
-    /// deadline or the token of the call ends it. If only reopening the store can tell the outcome, it stays unknown.
+    /// After [`OutcomeUnknown`](crate::Error::OutcomeUnknown), retries with the same events until the outcome is known,
+    /// or until the deadline or the cancellation token ends the call. If only reopening the store can tell the outcome,
+    /// it stays unknown.
     ///
     /// ```
     /// use std::time::Duration;
@@ -97,7 +98,7 @@ impl IntoFuture for Append {
     }
 }
 
-/// Appends, and after an unknown outcome the same events again, until it is known what became of them.
+/// Appends, and after an unknown outcome appends the same events again, until the outcome is known.
 pub(crate) async fn append_until_known(store: &dyn EventStore, ctx: &Context, batch: Batch) -> Result<Vec<Stored>> {
     let (mut pause, mut unknown) = (Duration::from_millis(5), None);
     loop {
@@ -109,9 +110,9 @@ pub(crate) async fn append_until_known(store: &dyn EventStore, ctx: &Context, ba
                 }
                 pause = (pause * 2).min(Duration::from_secs(1));
             }
-            // What is stored is found before a condition is looked at, so a conflict says that nothing was written.
+            // Repetitions are detected before a condition is checked, so a conflict means that nothing was written.
             result @ (Ok(_) | Err(Error::VersionConflict { .. } | Error::DuplicateEvent { .. })) => return result,
-            // That nothing was written is true of this attempt, but not of one before it.
+            // Nothing was written by this attempt, but possibly by an earlier one.
             Err(error) => return Err(unknown.unwrap_or(error)),
         }
     }

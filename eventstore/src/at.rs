@@ -10,11 +10,11 @@ use crate::aggregate::load_before;
 use crate::call::Call;
 use crate::{Aggregate, Load, Loaded, Since, Store};
 
-/// A store as it was when it ended with a version: reads that later events do not change. See [`Store::at`].
+/// A store as it was at a version. Later events do not change what it returns. See [`Store::at`].
 ///
 /// # Clone
 ///
-/// Cheap. It holds nothing open: events are never changed or removed, so it is as good as the store, for as long as that is open.
+/// Cheap. It holds no resources: events are never changed or removed, so it is valid as long as the store is open.
 #[derive(Clone)]
 pub struct StoreAt {
     store: Arc<dyn EventStore>,
@@ -28,7 +28,7 @@ impl fmt::Debug for StoreAt {
 }
 
 impl Store {
-    /// The store as it was at this version, or at this cursor, whose history is compared first.
+    /// The store as it was at this version, or at this cursor, whose history is checked first.
     ///
     /// ```
     /// use eventstore::{Event, Version};
@@ -78,13 +78,13 @@ impl StoreAt {
         Call::new(move |ctx| work(then, ctx))
     }
 
-    /// The version of the last event that it shows.
+    /// The version of the last event in it.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Loads the events after a version or a cursor, up to this one. See [`Store::load`].
+    /// Loads the events after a version or a cursor, up to this version. See [`Store::load`].
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl StoreAt {
     ///
     /// # Errors
     ///
-    /// Those of [`Store::get`]; `EventNotFound` also for an event that came later.
+    /// Those of [`Store::get`]; `EventNotFound` also for a later event.
     pub fn get(&self, id: impl Into<String>) -> Call<'static, RecordedEvent> {
         let id = id.into();
         self.call(move |then, ctx| async move {
@@ -120,7 +120,7 @@ impl StoreAt {
         })
     }
 
-    /// A page of the aggregates that there were, with the revisions and versions that they had. See [`Store::aggregates`].
+    /// A page of the aggregates that existed, with the revisions and versions they had. See [`Store::aggregates`].
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl StoreAt {
         Call::new(move |ctx| async move { load_before(&then.store, &ctx, &id, then.version.next()).await })
     }
 
-    /// The cursor behind its last event.
+    /// The cursor after its last event.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl StoreAt {
         self.call(|then, ctx| async move { then.store.cursor_at(&ctx, then.version).await })
     }
 
-    /// The digest of the events up to here.
+    /// The digest of its events.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
-//! The contract of stores, for those who write one or hand a [`Context`] from call to call: everything of the crate
+//! The contract of stores, for code that implements a store or passes a [`Context`] explicitly: everything of the crate
 //! `eventstore-api`, and functions over any store.
 //!
-//! [`Store::backend`](crate::Store::backend) leads here from a handle, and `Store::from` back.
+//! [`Store::backend`](crate::Store::backend) converts a handle to this interface, and `Store::from` converts back.
 //!
 //! ```
 //! use eventstore::backend::{Context, EventStore};

@@ -1,4 +1,4 @@
-//! The store for code that is not asynchronous.
+//! The store for synchronous code.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
 use crate::{Project, Running, Store};
 
-/// Opens a store as [`eventstore::open`](crate::open) does, in a program without a runtime.
+/// Opens a store like [`eventstore::open`](crate::open), in a program without a runtime.
 ///
 /// ```
 /// use eventstore::{Event, Expected, Version};
@@ -27,20 +27,20 @@ use crate::{Project, Running, Store};
 ///
 /// # Errors
 ///
-/// Those of [`eventstore::open`](crate::open); `Engine` if the operating system gives no threads for a runtime.
+/// Those of [`eventstore::open`](crate::open); `Engine` if the operating system cannot create threads for a runtime.
 ///
 /// # Panics
 ///
-/// In an asynchronous function, which must not be held up.
+/// If called in an asynchronous function, which must not be blocked.
 pub fn open(url: &str) -> Result<Blocking> {
     let runtime = OwnRuntime::new()?;
     let store = runtime.handle().block_on(crate::open(url))?;
     Ok(Blocking { store, handle: runtime.handle().clone(), _runtime: Some(Arc::new(runtime)) })
 }
 
-/// A [`Store`] whose calls hold up the thread until they are done.
+/// A [`Store`] whose calls block the thread until they finish.
 ///
-/// The calls are those of the store, handed to [`run`](Blocking::run).
+/// Pass a call of the store to [`run`](Blocking::run).
 ///
 /// # Clone
 ///
@@ -49,12 +49,13 @@ pub fn open(url: &str) -> Result<Blocking> {
 pub struct Blocking {
     store: Store,
     handle: Handle,
-    /// Kept for as long as it is used, if it is not the program's own.
+    /// Kept alive while in use; `None` if the runtime belongs to the program.
     _runtime: Option<Arc<OwnRuntime>>,
 }
 
 impl Blocking {
-    /// On the runtime of the caller, or on one of its own. One with a single thread has timers only while that drives it.
+    /// Uses the caller's runtime if it is multi-threaded, or a new one. A current-thread runtime drives timers only while
+    /// its thread runs it.
     pub(crate) fn new(store: Store) -> Result<Self> {
         if let Ok(handle) = Handle::try_current()
             && handle.runtime_flavor() != RuntimeFlavor::CurrentThread
@@ -65,22 +66,22 @@ impl Blocking {
         Ok(Blocking { store, handle: runtime.handle().clone(), _runtime: Some(Arc::new(runtime)) })
     }
 
-    /// Does a call of the store, and holds up the thread until it is done.
+    /// Runs a call of the store and blocks the thread until it finishes.
     ///
     /// # Panics
     ///
-    /// In an asynchronous function, which must not be held up.
+    /// If called in an asynchronous function, which must not be blocked.
     pub fn run<C: IntoFuture>(&self, call: C) -> C::Output {
         self.handle.block_on(async { call.await })
     }
 
-    /// A projection whose functions block, as [`Store::project`] for one whose functions do not: with the same options, started
-    /// by [`start`](Blocking::start).
+    /// Like [`Store::project`], for a projection whose functions block. It has the same options, and is started by
+    /// [`start`](Blocking::start).
     pub fn project<P: Projection>(&self, projection: P) -> Project<Projecting<P>> {
         self.store.project(Projecting(Some(projection)))
     }
 
-    /// Starts a projection, which runs beside the caller on the threads of the runtime.
+    /// Starts a projection. It runs in the background on the threads of the runtime.
     ///
     /// ```
     /// use eventstore::blocking::{self, Projection};
@@ -118,7 +119,7 @@ impl Blocking {
         project.start()
     }
 
-    /// The events of a stream, one after the other.
+    /// An iterator over the events of a stream.
     pub fn iter(&self, events: EventStream) -> Events<'_> {
         Events { store: self, events }
     }
@@ -138,25 +139,25 @@ impl fmt::Debug for Blocking {
     }
 }
 
-/// A [`Projection`](crate::Projection) whose functions block, such as one over a database whose calls do. It has a thread for
-/// blocking work while it is called. See [`Blocking::start`].
+/// A [`Projection`](crate::Projection) whose functions block, such as one over a blocking database client. It is called
+/// on a thread for blocking work. See [`Blocking::start`].
 pub trait Projection: Send + 'static {
     /// The last saved cursor, or [`Cursor::START`]. See [`Projection::cursor`](crate::Projection::cursor).
     ///
     /// # Errors
     ///
-    /// If it cannot be read, after which it is read again.
+    /// If the cursor cannot be read. It is read again later.
     fn cursor(&mut self) -> Result<Cursor, BoxError>;
 
     /// Applies events and saves the result together with the cursor. See [`Projection::apply`](crate::Projection::apply).
     ///
     /// # Errors
     ///
-    /// If nothing was saved, after which it is called again.
+    /// If nothing was saved. The events are applied again later.
     fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError>;
 }
 
-/// A blocking [`Projection`] as an asynchronous one. See [`Blocking::project`].
+/// An adapter from a blocking [`Projection`] to an asynchronous one. See [`Blocking::project`].
 #[derive(Debug)]
 pub struct Projecting<P>(
     /// `None` while it is called, and after a panic.
@@ -168,7 +169,7 @@ impl<P: Projection> Projecting<P> {
     ///
     /// # Panics
     ///
-    /// If it has panicked; but then [`Running::stop`] does not give it back.
+    /// If the projection panicked. This cannot happen after [`Running::stop`] has returned it.
     pub fn into_inner(self) -> P {
         self.0.expect("a projection that was stopped is not being called")
     }
@@ -189,7 +190,7 @@ impl<P: Projection> Projecting<P> {
             }
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => Err(error.into()), // the runtime ends
+                Err(error) => Err(error.into()), // the runtime is shutting down
             },
         }
     }
@@ -207,7 +208,7 @@ impl<P: Projection> crate::Projection for Projecting<P> {
     }
 }
 
-/// Events one by one. See [`Blocking::iter`].
+/// Iterator over events. See [`Blocking::iter`].
 #[derive(Debug)]
 #[must_use = "nothing is read until it is iterated over"]
 pub struct Events<'a> {
@@ -223,7 +224,7 @@ impl Iterator for Events<'_> {
     }
 }
 
-/// A runtime that may be dropped anywhere.
+/// A runtime that may be dropped anywhere, even in asynchronous code.
 struct OwnRuntime(Option<Runtime>);
 
 impl OwnRuntime {
@@ -240,7 +241,7 @@ impl OwnRuntime {
 impl Drop for OwnRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background(); // waiting is forbidden in asynchronous code
+            runtime.shutdown_background(); // blocking is forbidden in asynchronous code
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the calls of a [`Store`](crate::Store) have in common.
+//! The common parts of the calls of a [`Store`](crate::Store).
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -8,18 +8,18 @@ use eventstore_api::{Context, Progress, Result};
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Gives a type with a field `ctx` the options that every call has.
+/// Implements the options of every call for a type with a field `ctx`.
 macro_rules! call_options {
     ($($call:tt)*) => {
         $($call)* {
-            /// Ends the call so much later than now, with [`DeadlineExceeded`](crate::Error::DeadlineExceeded). An earlier
-            /// deadline that is set already stays. Without one a call takes as long as it takes.
+            /// Ends the call after this time from now, with [`DeadlineExceeded`](crate::Error::DeadlineExceeded). An
+            /// earlier deadline stays in force. The default is no deadline.
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.ctx = self.ctx.with_timeout(timeout);
                 self
             }
 
-            /// Ends the call at this instant, as [`timeout`](Self::timeout) does.
+            /// Ends the call at this instant, like [`timeout`](Self::timeout).
             pub fn deadline(mut self, deadline: std::time::Instant) -> Self {
                 self.ctx = self.ctx.with_deadline(deadline);
                 self
@@ -31,7 +31,7 @@ macro_rules! call_options {
                 self
             }
 
-            /// Ends the call with this context, instead of a deadline and a token that were set before.
+            /// Uses this context, instead of a deadline and a token that were set before.
             pub fn context(mut self, ctx: &crate::backend::Context) -> Self {
                 self.ctx = ctx.clone();
                 self
@@ -41,9 +41,9 @@ macro_rules! call_options {
 }
 pub(crate) use call_options;
 
-/// A call of a [`Store`](crate::Store), which begins when it is awaited.
+/// A call of a [`Store`](crate::Store). It starts when it is awaited.
 ///
-/// Dropping the future ends the call; see [`EventStore`](crate::backend::EventStore) for what remains of it.
+/// Dropping the future ends the call. See [`EventStore`](crate::backend::EventStore) for the effect.
 #[must_use = "a call begins when it is awaited"]
 pub struct Call<'a, T> {
     ctx: Context,
@@ -58,8 +58,8 @@ impl<'a, T> Call<'a, T> {
         Call { ctx: Context::background(), work: Box::new(move |ctx| Box::pin(work(ctx))) }
     }
 
-    /// Tells `listener` how far a long call has come, as what is done and the total, in the unit that the call names. See
-    /// [`Progress::new`] for what the listener may do.
+    /// Reports the progress of a long call to `listener`: what is done and the total, in the unit that the call names.
+    /// See [`Progress::new`] for what the listener may do.
     pub fn on_progress(mut self, listener: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.ctx = self.ctx.with_progress(Progress::new(listener));
         self

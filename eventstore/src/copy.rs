@@ -3,34 +3,36 @@ use eventstore_api::{
     Version,
 };
 
-/// What a copy did.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct CopyReport {
     /// Events that this call copied.
     pub copied: u64,
-    /// Events that were in the target before, from an earlier call.
+    /// Events that were already in the target, from an earlier call.
     pub already_there: u64,
-    /// The version up to which the two stores are the same.
+    /// The version up to which both stores are the same.
     #[cfg_attr(feature = "serde", serde(rename = "latest_version"))]
     pub version: Version,
-    /// The digest of both, up to that version.
+    /// The digest of both stores at that version.
     pub digest: Digest,
 }
 
-/// Events that are stored with one append.
+/// The number of events in one append.
 const BATCH_EVENTS: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Copies every event of a store to another, of whatever engines: with the same versions, revisions, times of recording and
-/// bytes. At the end the [digests](EventStore::digest) of both are compared. A store that does not keep its digest reads every
-/// event again for that; one that keeps it does not, and [`EventStore::verify`] is the way to read what was written.
+/// Copies every event of a store to another store, with any engine: with the same versions, revisions, recording times
+/// and bytes. At the end, the [digests](EventStore::digest) of both are compared. A store that does not keep its digest
+/// reads every event again for that; a store that keeps it does not. To read what was written, call
+/// [`EventStore::verify`].
 ///
-/// The target is empty, or holds a beginning of the source, such as an earlier call left that was interrupted: then the
-/// digests of the two up to there are compared, and the rest is copied. Digests leave out the times of recording, so those of
-/// what is there already may differ. Events that are appended to the source meanwhile are left for the next call.
-/// Everything is on stable storage when this returns. [`Progress`](crate::backend::Progress) counts in events, each twice.
+/// The target must be empty or a prefix of the source, as an interrupted earlier call leaves it. In the latter case,
+/// the digests up to there are compared and the rest is copied. Digests leave out the recording times, so those of
+/// events that were already in the target may differ. Events that are appended to the source meanwhile are left for the
+/// next call. Everything is on stable storage when this returns. [`Progress`](crate::backend::Progress) counts in
+/// events, each twice.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -48,12 +50,12 @@ const BATCH_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 ///
-/// `Unsupported` if the target holds something else than a beginning of the source; `VersionConflict` if somebody appends
-/// to it meanwhile; those of loading and appending.
+/// `Unsupported` if the target is not a prefix of the source; `VersionConflict` if somebody appends to it meanwhile;
+/// those of loading and appending.
 ///
 /// # Cancellation
 ///
-/// If the context ends or the future is dropped, the target holds a beginning of the source. Call it again to go on.
+/// If the context ends or the future is dropped, the target is a prefix of the source. Call it again to continue.
 pub async fn copy<S, T>(from: &S, to: &T, ctx: &Context) -> Result<CopyReport>
 where
     S: EventStore + Clone,
@@ -67,8 +69,8 @@ where
     }
     let compared = copy.compare(there).await?;
     copy.rest(there, head).await?;
-    // Appending the last event once more writes nothing, and returns when all that was written is on stable storage, also by
-    // an earlier call.
+    // Appending the last event again writes nothing. It returns when everything written before is on stable storage,
+    // including what an earlier call wrote.
     let newest = to.load(ctx, LoadOptions::all().before(head.next()).backward().limit(1)).next().await.transpose()?;
     if let Some(newest) = newest {
         to.store_batch(ctx, Batch::new(vec![newest.event]).durability(Durability::Sync)).await?;
@@ -82,22 +84,22 @@ struct Copy<'a, S, T> {
     from: &'a S,
     to: &'a T,
     ctx: &'a Context,
-    /// Events to go through: each one is copied or there already, and counts in the digests.
+    /// Events to process: each one is copied or already there, and counts again for the digests.
     total: u64,
 }
 
 impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
-    /// Compares what is in the target with what it has to be.
+    /// Compares the beginning of the target with that of the source.
     async fn compare(&self, up_to: Version) -> Result<Digest> {
         let (of_source, of_target) = self.digests(up_to, self.told_behind(Version::ZERO)).await?;
         if of_source == of_target {
             return Ok(of_source);
         }
         let version = self.first_difference(up_to).await?;
-        Err(no_beginning(format!("the two have different events at version {version}")))
+        Err(no_beginning(format!("the two stores have different events at version {version}")))
     }
 
-    /// The first version at which the two differ, if they differ at this one: each step halves the versions that are left.
+    /// The first version at which the two stores differ, given that they differ at `differs`. A binary search.
     async fn first_difference(&self, differs: Version) -> Result<Version> {
         let (mut same, mut differs) = (0, differs.get());
         while differs - same > 1 {
@@ -108,7 +110,7 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
         Ok(Version::new(differs))
     }
 
-    /// Copies what comes behind `since`, up to `head`: a batch is read while the one before it is stored.
+    /// Copies the events after `since`, up to `head`. A batch is read while the previous one is stored.
     async fn rest(&self, since: Version, head: Version) -> Result<()> {
         let mut source = self.from.load(self.ctx, LoadOptions::since(since).before(head.next()));
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -149,7 +151,7 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
         Ok(())
     }
 
-    /// Compares the digests of both at the end.
+    /// Compares the digests of both stores at the end.
     async fn check(&self, up_to: Version) -> Result<Digest> {
         let (expected, found) = self.digests(up_to, self.told_behind(up_to)).await?;
         if found != expected {
@@ -163,15 +165,15 @@ impl<S: EventStore + Clone, T: EventStore + Clone> Copy<'_, S, T> {
         Ok(expected)
     }
 
-    /// The digests of the source and of the target up to a version. The target's is the one whose progress is told: both have
-    /// to read the same events, if they have to.
+    /// The digests of the source and of the target at a version. Progress is reported for the target only: if they have
+    /// to read events, both read the same ones.
     async fn digests(&self, up_to: Version, progress: Progress) -> Result<(Digest, Digest)> {
         let of_target = self.ctx.clone().with_progress(progress);
         let of_source = self.ctx.clone().with_progress(Progress::none());
         tokio::try_join!(self.from.digest(&of_source, up_to), self.to.digest(&of_target, up_to))
     }
 
-    /// Tells the copy's progress of a digest, when as many events as `done` were gone through before.
+    /// Reports the progress of a digest as part of the copy's progress, after `done` events.
     fn told_behind(&self, done: Version) -> Progress {
         let (progress, total) = (self.ctx.progress().clone(), self.total);
         Progress::new(move |read, _| progress.report(done.get() + read, total))

@@ -1,7 +1,7 @@
 use eventstore_api::{Context, Digest, EventStore, Result, Version};
 
-/// The digest of every event of a store: two stores with the same events in the same order have the same one, whatever
-/// their engines (rule M6). [`Digest`] says what goes into it.
+/// The digest of every event of a store. Two stores with the same events in the same order have the same digest,
+/// whatever their engines (rule M6). See [`Digest`] for its definition.
 ///
 /// [`Progress`](crate::backend::Progress) counts in events, if the store has to read them.
 ///
@@ -16,7 +16,7 @@ pub async fn digest<S: EventStore + Clone>(store: &S, ctx: &Context) -> Result<D
     digest_until(store, ctx, Version::new(u64::MAX)).await
 }
 
-/// As [`digest`], of the events up to this version: what a store is compared with that ends there, such as a backup.
+/// The [`digest`] of the events up to this version: to compare a store with one that ends there, such as a backup.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What is done with a store's files while nobody has it open.
+//! Operations on the files of a closed store.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::backend::Context;
 use crate::open::{MEMORY, parse, with_engine};
 use crate::{Error, Result};
 
-/// The engine of the store in a directory: the scheme of the URL that opens it.
+/// The engine of the store in a directory, as the scheme of its URL.
 ///
 /// # Errors
 ///
@@ -17,23 +17,24 @@ pub fn engine_of(directory: &Path) -> Result<String> {
     StoreDirectory::engine_of(directory)
 }
 
-/// Makes a new store at `url` of the backup in the directory `backup`, which stays as it is.
+/// Creates a new store at `url` from the backup in the directory `backup`, which is not changed.
 ///
-/// The store's directory has to be missing or empty, and the URL's scheme the backup's engine; to change engines, open the
-/// backup and [`copy`](crate::backend::copy) it. Everything is on stable storage when this returns, and nothing is left of the new
-/// store if it fails. [`Progress`](crate::backend::Progress) counts in bytes. Must be called inside a Tokio runtime.
+/// The store's directory must be missing or empty, and the URL's scheme must be the backup's engine. To change engines,
+/// open the backup and [`copy`](crate::backend::copy) it. Everything is on stable storage when this returns. If it
+/// fails, nothing is left of the new store. [`Progress`](crate::backend::Progress) counts in bytes. Must be called
+/// inside a Tokio runtime.
 ///
-/// A restored store may have fewer events than some reader has seen: compare saved versions with `latest_version` before
-/// going on from them.
+/// A restored store may have fewer events than some reader has seen. Compare saved versions with `latest_version`
+/// before you resume from them.
 ///
 /// # Errors
 ///
 /// `Open` if there is no finished backup or the target cannot be used; `Locked` if the backup is open; `Unsupported` if
-/// the backup is another engine's; `Cancelled`, `DeadlineExceeded`, `Engine`.
+/// the backup belongs to another engine; `Cancelled`, `DeadlineExceeded`, `Engine`.
 ///
 /// # Cancellation
 ///
-/// Dropping the future does not stop it; the context does.
+/// Dropping the future does not stop the restore. Cancelling the context does.
 pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
     let url = parse(url)?;
     let engine = engine_of(backup)?;
@@ -52,23 +53,23 @@ pub async fn restore(ctx: &Context, backup: &Path, url: &str) -> Result<()> {
     blocking(move || eventstore_kv::restore(&ctx, &backup, &url.path).map(drop)).await
 }
 
-/// Refuses options that the store could not be opened with, before it is made.
+/// Rejects invalid options before the store is created.
 fn check_options(url: &StoreUrl) -> Result<()> {
     with_engine!(url, engine => engine::Options::from_url(url).map(drop))
 }
 
-/// Makes the index of a store anew from its log, and accepts it if the log has lost its end: the same for every engine.
-/// Footers of the log that are damaged are made again. It tells what was done.
+/// Rebuilds the index of a store from its log, and accepts a log that has lost its end. It works the same for every
+/// engine. It also rebuilds damaged footers of the log. Returns a description of what was done.
 ///
-/// What was the index is put aside in the store's directory, as is what is in the way in the log. Opening a store makes a
-/// lost or damaged index by itself; this is for an index that nobody trusts, and for a log that does not open because events
-/// that had been synced are missing at its end. [`Progress`](crate::backend::Progress) counts in events. Must be called inside a
-/// Tokio runtime.
+/// The old index is moved aside in the store's directory, as is anything in the way in the log. Opening a store
+/// rebuilds a lost or damaged index by itself. Use this for an index that you do not trust, and for a log that does not
+/// open because synced events are missing at its end. [`Progress`](crate::backend::Progress) counts in events. Must be
+/// called inside a Tokio runtime.
 ///
 /// # Errors
 ///
-/// `Open` if there is no store; `Corrupt` if the log is damaged before its end: restore a backup then, or load what comes
-/// before the damage and after it; `Locked`; `Cancelled`, `DeadlineExceeded`; `Unsupported` for `memory:`.
+/// `Open` if there is no store; `Corrupt` if the log is damaged before its end (restore a backup, or load what comes
+/// before and after the damage); `Locked`; `Cancelled`, `DeadlineExceeded`; `Unsupported` for `memory:`.
 pub async fn repair(ctx: &Context, url: &str) -> Result<Vec<String>> {
     ctx.check()?;
     let url = parse(url)?;

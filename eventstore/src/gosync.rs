@@ -1,4 +1,4 @@
-//! Stores on servers of Go Sync Kit, and where their mirrors are.
+//! Stores on servers of Go Sync Kit, and their local mirrors.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,15 +37,15 @@ impl Mirror for InMemory {
 #[derive(Debug)]
 struct InDirectory(PathBuf);
 
-/// The file that says that a directory has a mirror, and so may lose what is in it.
+/// The marker file of a mirror's directory. The mirror may delete what is in such a directory.
 const MARKER: &str = "gosync-mirror";
 const MARKER_TEXT: &str =
     "The store beside this file has the events of a server of Go Sync Kit, and is made anew from it when needed.\n";
 
-/// The store.
+/// The directory of the mirror's store.
 const STORE: &str = "events";
 
-/// The engine of a new mirror: the first that this build has.
+/// The engines for a new mirror. The first one that this build has is used.
 const ENGINES: [(&str, bool); 4] = [
     ("lmdb", cfg!(feature = "lmdb")),
     ("rocksdb", cfg!(feature = "rocksdb")),
@@ -59,7 +59,7 @@ impl InDirectory {
         Error::Open { path: self.0.display().to_string(), reason, source: source.map(Into::into) }
     }
 
-    /// Makes the directory, if it is missing.
+    /// Creates the directory if it is missing.
     fn prepare(&self) -> Result<()> {
         let failed = |error| self.unusable("the directory of the mirror cannot be made", Some(error));
         std::fs::create_dir_all(&self.0).map_err(failed)?;
@@ -68,9 +68,7 @@ impl InDirectory {
         }
         let mut entries = std::fs::read_dir(&self.0).map_err(failed)?;
         if entries.next().is_some() {
-            return Err(
-                self.unusable("it has files and is no mirror; choose a directory that is empty or missing", None)
-            );
+            return Err(self.unusable("it is neither empty nor a mirror; choose a missing or empty directory", None));
         }
         std::fs::write(self.0.join(MARKER), MARKER_TEXT).map_err(failed)
     }

@@ -126,14 +126,14 @@ pub use backend_http as http;
 #[doc(inline)]
 pub use backend_postgres as postgres;
 
-/// The examples of the README compile, of this package's and of the repository's.
+/// Compiles the examples of both READMEs, of this package and of the repository.
 #[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]
 #[cfg(all(doctest, feature = "lmdb"))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-/// Those of the guide as well.
+/// Compiles the examples of the guide.
 #[allow(clippy::needless_doctest_main, reason = "they are whole programs, to be pasted")]
 #[cfg(all(doctest, feature = "lmdb"))]
 #[doc = include_str!("../../docs/guide.md")]

@@ -54,7 +54,7 @@ struct Selection {
     store: Arc<dyn EventStore>,
     cursor: Option<Cursor>,
     options: LoadOptions,
-    /// Events from here on are not there, whatever the options say.
+    /// Events from this version on are hidden, whatever the options say.
     end: Option<Version>,
 }
 
@@ -67,7 +67,7 @@ impl Selection {
         Selection { store, cursor, options: LoadOptions::since(version), end: None }
     }
 
-    /// The events, once the cursor was found to be of the store's history.
+    /// The events, after the cursor was checked against the store's history.
     fn stream(
         self,
         ctx: &Context,
@@ -80,11 +80,11 @@ impl Selection {
     }
 }
 
-/// What a load and a subscription can be narrowed by.
+/// The filters of loads and subscriptions.
 macro_rules! filters {
     ($type:ident) => {
         impl $type {
-            /// Only events of this aggregate, found by the index. If it has no events, nothing matches; that is no error.
+            /// Only events of this aggregate, found by the index. It may have no events; then nothing matches.
             pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
                 self.selection.options = self.selection.options.aggregate(aggregate_id);
                 self
@@ -116,7 +116,7 @@ macro_rules! filters {
                 self
             }
 
-            /// Only events recorded before this time. A scan, as [`recorded_since`](Self::recorded_since).
+            /// Only events recorded before this time. A scan, like [`recorded_since`](Self::recorded_since).
             pub fn recorded_before(mut self, time: SystemTime) -> Self {
                 self.selection.options = self.selection.options.recorded_before(time);
                 self
@@ -139,14 +139,14 @@ impl Load {
         Load { selection: Selection::new(store, since), ctx: Context::background() }
     }
 
-    /// Of a store as it was at this version.
+    /// A load of the store as it was at this version.
     pub(crate) fn until(store: Arc<dyn EventStore>, since: Since, version: Version) -> Self {
         let mut load = Load::new(store, since);
         load.selection.end = Some(version.next());
         load.before(version.next())
     }
 
-    /// Only events with a smaller version than this one.
+    /// Only events with a smaller version.
     pub fn before(mut self, version: Version) -> Self {
         let version = self.selection.end.map_or(version, |end| version.min(end));
         self.selection.options = self.selection.options.before(version);
@@ -181,9 +181,9 @@ impl Subscribe {
         Subscribe { selection: Selection::new(store, since), ctx: Context::background() }
     }
 
-    /// The stored events (catch-up), then each new one as it is appended. It ends with [`Closed`](crate::Error::Closed) when the
-    /// store is closed, and with [`Cancelled`](crate::Error::Cancelled) or
-    /// [`DeadlineExceeded`](crate::Error::DeadlineExceeded) as its options say.
+    /// The stored events (catch-up), then each new one as it is appended. It ends with [`Closed`](crate::Error::Closed)
+    /// when the store is closed, and with [`Cancelled`](crate::Error::Cancelled) or
+    /// [`DeadlineExceeded`](crate::Error::DeadlineExceeded) when its context ends.
     pub fn stream(self) -> EventStream {
         self.selection.stream(&self.ctx, |store, ctx, options| store.subscribe(ctx, options))
     }

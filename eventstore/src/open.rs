@@ -5,7 +5,7 @@ use eventstore_kv::{StoreOptions, StoreUrl, UrlOptions, memory};
 use crate::backend::EventStore;
 use crate::{Error, Result, Store};
 
-/// Does something with the backend that a URL names, under whatever name, if this build has it.
+/// Expands an expression with the backend for an engine, if this build has it.
 macro_rules! with_engine {
     ($url:expr, $engine:ident => $work:expr) => {
         match $url.scheme.as_str() {
@@ -35,17 +35,17 @@ macro_rules! with_engine {
 }
 pub(crate) use with_engine;
 
-/// Opens the store that `url` names, as `scheme:path?option=value&option=value`; creates it if it is missing.
+/// Opens the store that `url` names, as `scheme:path?option=value&option=value`. Creates it if it is missing.
 ///
-/// The scheme picks the backend: `memory:`, `lmdb:./data`, `rocksdb:/var/lib/app/events?block_cache=256MiB`. The path is
-/// taken literally up to the first `?`. Each backend's options are the fields of its typed `Options`, which can be used
-/// instead, with the backend's own `open`. Must be called inside a Tokio runtime; [`blocking::open`](crate::blocking::open) is for
-/// programs without one.
+/// The scheme selects the backend: `memory:`, `lmdb:./data`, `rocksdb:/var/lib/app/events?block_cache=256MiB`. The path
+/// is taken literally up to the first `?`. The options are the fields of the backend's typed `Options`; these can be
+/// used instead, with the backend's own `open`. Must be called inside a Tokio runtime. For programs without one, use
+/// [`blocking::open`](crate::blocking::open).
 ///
-/// `http://`, `https://` and `unix:` lead to the store of a server, `http://host:7080/stores/orders?token_file=…`, with the
-/// feature `http`; `postgres://app@host/db?schema=orders` to one on PostgreSQL, with the feature `postgres`.
-/// `gosync+http://host:8080/base?mirror=DIR` and `gosync+https://` lead to a server of Go Sync Kit, with the feature `http`: that
-/// is weaker than other stores, as the module `gosync` of the crate `backend_http` says.
+/// `http://`, `https://` and `unix:` open the store of a server, such as `http://host:7080/stores/orders?token_file=…`,
+/// with the feature `http`. `postgres://app@host/db?schema=orders` opens one on PostgreSQL, with the feature
+/// `postgres`. `gosync+http://host:8080/base?mirror=DIR` and `gosync+https://` use a server of Go Sync Kit, with the
+/// feature `http`. It gives weaker guarantees than other stores; see the module `gosync` of the crate `backend_http`.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -56,14 +56,14 @@ pub(crate) use with_engine;
 ///
 /// # Errors
 ///
-/// `Unsupported` for an unknown scheme, or for a backend that this build leaves out, which names the feature to enable.
-/// `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend; `Forbidden` and `Unavailable` from a server.
+/// `Unsupported` for an unknown scheme, or for a backend that this build does not have; the error names the feature to
+/// enable. `InvalidOption`, `Locked`, `Open`, `Corrupt` from the backend; `Forbidden` and `Unavailable` from a server.
 pub async fn open(url: &str) -> Result<Store> {
     backend::open(url).await.map(Store::from)
 }
 
-/// As [`open`], but a store that is not there is an error: for those who only want to read, or have a path from somebody
-/// who may have mistyped it.
+/// Like [`open`], but a missing store is an error. For programs that only read, or that take a path which may be
+/// mistyped.
 ///
 /// # Errors
 ///
@@ -72,12 +72,12 @@ pub async fn open_existing(url: &str) -> Result<Store> {
     backend::open_existing(url).await.map(Store::from)
 }
 
-/// Opens the store that `url` names to read it, and writes nothing there: not to a backup, nor to what lies on a medium that
-/// cannot be written or is somebody else's. Others may read it as well, but nobody may write to it meanwhile, and appends and
-/// collections are `Unsupported`. Of a server's store that is all: others may write to it.
+/// Opens the store that `url` names for reading, and writes nothing there. It suits backups, read-only media and the
+/// stores of others. Others may read the store at the same time, but nobody may write to it; appends and garbage
+/// collections are `Unsupported`. For a store on a server, only this handle is restricted: others may write to it.
 ///
-/// Of LMDB and RocksDB the index is used where it is. Of fjall and sled it is copied into a temporary directory, which takes long
-/// if it is large; so is one that is missing, damaged or far behind made again there.
+/// LMDB and RocksDB use the index where it is. The index of fjall and sled is copied into a temporary directory, which
+/// takes long if it is large. An index that is missing, damaged or far behind is rebuilt in a temporary directory.
 ///
 /// # Errors
 ///
@@ -86,11 +86,11 @@ pub async fn open_read_only(url: &str) -> Result<Store> {
     backend::open_read_only(url).await.map(Store::from)
 }
 
-/// The same functions for those who want the trait.
+/// The same functions, returning the trait object.
 pub(crate) mod backend {
     use super::*;
 
-    /// As [`eventstore::open`](crate::open), as the trait.
+    /// Like [`eventstore::open`](crate::open), returning the trait object.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ pub(crate) mod backend {
         open_url(&parse(url)?).await
     }
 
-    /// As [`eventstore::open_existing`](crate::open_existing), as the trait.
+    /// Like [`eventstore::open_existing`](crate::open_existing), returning the trait object.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ pub(crate) mod backend {
         open_url(&url).await
     }
 
-    /// As [`eventstore::open_read_only`](crate::open_read_only), as the trait.
+    /// Like [`eventstore::open_read_only`](crate::open_read_only), returning the trait object.
     ///
     /// # Errors
     ///
@@ -136,13 +136,13 @@ pub(crate) mod backend {
         with_engine!(url, engine => Ok(Arc::new(engine::open_read_only(engine::Options::from_url(url)?).await?)))
     }
 
-    /// Whether a URL names a store of an eventstore server: `http:`, `https:` or `unix:`.
+    /// Whether a URL names a store on an eventstore server: `http:`, `https:` or `unix:`.
     #[must_use]
     pub fn is_served(url: &str) -> bool {
         server_of(url) == Some(HTTP)
     }
 
-    /// Whether a URL names the store of a server of Go Sync Kit: `gosync+http:` or `gosync+https:`.
+    /// Whether a URL names a store on a server of Go Sync Kit: `gosync+http:` or `gosync+https:`.
     #[must_use]
     pub fn is_gosync(url: &str) -> bool {
         server_of(url) == Some(GOSYNC)
@@ -154,7 +154,7 @@ pub(crate) mod backend {
         server_of(url) == Some(POSTGRES)
     }
 
-    /// Checks what can be checked of a URL without the store that it names: the scheme, the form and the options.
+    /// Checks a URL without opening the store: its scheme, its form and its options.
     ///
     /// # Errors
     ///
@@ -180,11 +180,11 @@ pub(crate) mod backend {
         }
     }
 
-    /// A URL to be shown: without passwords and tokens, in whose place it has `(hidden)`.
+    /// The URL in a form for people and logs: `(hidden)` stands for passwords and tokens.
     #[must_use]
     pub fn shown(url: &str) -> String {
         let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-        // Whatever is before the last @ may be a password, also where it is not written as it should be.
+        // Everything before the last @ may be a password, even if it is not encoded as it should be.
         let rest = match rest.rsplit_once('@').map(|(user, place)| (user.split_once(':'), place)) {
             Some((Some((user, _)), place)) => format!("{user}:(hidden)@{place}"),
             _ => rest.to_owned(),
@@ -199,7 +199,7 @@ pub(crate) mod backend {
     }
 }
 
-/// Whether the value of an option is for nobody to see. A name that is not written plainly may be any.
+/// Whether the value of an option is secret. An encoded name may be any.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.contains('%') || matches!(name.as_str(), "password" | "sslpassword" | "token")
@@ -207,7 +207,7 @@ fn is_secret(name: &str) -> bool {
 
 pub(crate) const MEMORY: &str = "memory";
 
-/// The schemes that lead to a server, and their backends. Their URLs have forms of their own.
+/// The schemes of servers, and their backends. Their URLs have forms of their own.
 const SERVERS: [(&str, &str); 7] = [
     (HTTP, HTTP),
     ("https", HTTP),
@@ -221,13 +221,13 @@ const HTTP: &str = "http";
 const GOSYNC: &str = "gosync";
 const POSTGRES: &str = "postgres";
 
-/// The backend of a URL that leads to a server.
+/// The backend for a URL of a server.
 fn server_of(url: &str) -> Option<&'static str> {
     let (scheme, _) = url.split_once(':')?;
     SERVERS.iter().find(|(of_server, _)| *of_server == scheme).map(|(_, backend)| *backend)
 }
 
-/// What a store is opened for.
+/// The purpose of opening a store.
 enum To {
     Make,
     Find,
@@ -278,24 +278,24 @@ const ENGINES: [(&str, bool); 7] = [
     (POSTGRES, cfg!(feature = "postgres")),
 ];
 
-/// Reads a URL that names files. Its scheme comes first: how to write a path better is no help with an engine that there is not.
+/// Parses a URL that names files. The scheme is checked first: advice on the path is no help if the engine is missing.
 pub(crate) fn parse(url: &str) -> Result<StoreUrl> {
     let of_server = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     match url.split_once(':') {
         Some(_) if matches!(server_of(url), Some(HTTP | GOSYNC)) => of_server(
-            "the URL leads to a server, and this is done with the files of a store; do it on the server's machine, while the \
+            "the URL names a server, but this needs the files of a store; run it on the server's machine while the \
              server is stopped",
         ),
         Some(_) if server_of(url) == Some(POSTGRES) => of_server(
-            "this is done with the files of a store, and one on PostgreSQL has none of its own; back the database up and \
-             restore it with PostgreSQL's tools, or copy the store",
+            "this needs the files of a store, and a store on PostgreSQL has none; back up and restore the database \
+             with PostgreSQL's tools, or copy the store",
         ),
         Some((scheme, _)) if ENGINES.iter().all(|(engine, _)| *engine != scheme) => Err(no_backend(scheme)),
         _ => url.parse(),
     }
 }
 
-/// Why a scheme opens nothing in this build.
+/// The error for a scheme that this build cannot open.
 pub(crate) fn no_backend(scheme: &str) -> Error {
     let names = |are_there: bool| -> Vec<&str> {
         ENGINES.iter().filter(|(_, is_there)| *is_there == are_there).map(|(engine, _)| *engine).collect()

@@ -18,8 +18,8 @@ use crate::{BoxError, CancellationToken, Store};
 
 /// Builds a view (read model) from events: rows in a database, an index, a counter.
 ///
-/// [`Store::project`] passes it the events, page by page. It saves the result of each page *together with the cursor* of that
-/// page: in one transaction, or in one file that is replaced. Then each event counts exactly once, also after a crash.
+/// [`Store::project`] passes it the events, page by page. It saves the result of each page *together with the cursor*
+/// of that page, in one transaction or by replacing one file. Then each event counts exactly once, even after a crash.
 ///
 /// ```
 /// use eventstore::{BoxError, Cursor, Event, Projection, RecordedEvent, async_trait};
@@ -62,12 +62,12 @@ pub trait Projection: Send + 'static {
     /// Applies events, in the order of their versions, and saves the result together with the cursor. `events` is empty if no
     /// event up to the cursor matched the filter.
     ///
-    /// After an error it is called again with the same events, and perhaps more. So a failed call must leave nothing behind, as
-    /// with a transaction.
+    /// After an error it is called again with the same events, and perhaps more. So a failed call must leave no effect,
+    /// as with a transaction.
     ///
-    /// An event that cannot be decoded is not tried again: if the error is the [`Decode`](crate::Error::Decode) of
-    /// [`RecordedEvent::decode`], or has it as a source, the projection ends with it, or
-    /// [leaves the event out](Project::on_decode_error).
+    /// An event that cannot be decoded is not retried. If the error is the [`Decode`](crate::Error::Decode) of
+    /// [`RecordedEvent::decode`], or has it as a source, the projection ends with it or
+    /// [skips the event](Project::on_decode_error).
     async fn apply(&mut self, events: &[RecordedEvent], cursor: Cursor) -> Result<(), BoxError>;
 }
 
@@ -90,7 +90,7 @@ impl Store {
     }
 }
 
-/// A projection that is not started yet. See [`Store::project`].
+/// A projection that has not been started. See [`Store::project`].
 #[must_use = "it does nothing until it is started"]
 pub struct Project<P> {
     store: Arc<dyn EventStore>,
@@ -101,7 +101,7 @@ pub struct Project<P> {
     pauses: ExponentialBuilder,
     give_up_after: Option<u32>,
     on_decode_error: Option<Box<OnDecodeError>>,
-    /// Of the page that is being taken up.
+    /// Events of the current page to skip.
     left_out: BTreeSet<Version>,
     ctx: Context,
     progress: watch::Sender<Seen>,
@@ -134,23 +134,25 @@ impl<P: Projection> Project<P> {
         self
     }
 
-    /// Sets the largest number of events in a page, at least 1. Without it, 512 events or 256 KiB.
+    /// Sets the largest number of events in a page, at least 1. The default is 512 events or 256 KiB.
     pub fn page_size(mut self, events: usize) -> Self {
         self.page = PageSize::new(events, usize::MAX);
         self
     }
 
-    /// Sets the backoff after an error of the store or of the projection: from `shortest`, doubled each time, up to `longest`, with
-    /// jitter. Without it, 100 ms to 30 s.
+    /// Sets the backoff after an error of the store or of the projection: from `shortest`, doubled each time, up to
+    /// `longest`, with jitter. The default is 100 ms to 30 s.
     pub fn backoff(mut self, shortest: Duration, longest: Duration) -> Self {
         self.pauses = pauses(shortest, longest);
         self
     }
 
-    /// Decides on an event that the projection cannot decode: `Ok` leaves it out, for good, and the projection gets the rest of
-    /// its page; an error ends the projection. Without it, the projection ends with [`Decode`](crate::Error::Decode).
+    /// Sets what happens with an event that the projection cannot decode. `Ok` skips it for good, and the projection
+    /// gets the rest of its page; an error ends the projection. By default, the projection ends with
+    /// [`Decode`](crate::Error::Decode).
     ///
-    /// `decide` must not block. It is called once for each such event, and again after a restart before the page was saved.
+    /// `decide` must not block. It is called once for each such event, and again if the program restarts before the
+    /// page was saved.
     ///
     /// ```
     /// # use eventstore::{BoxError, Cursor, Event, Projection, RecordedEvent, async_trait};
@@ -204,19 +206,19 @@ impl<P: Projection> Project<P> {
         self
     }
 
-    /// Ends with the error after this many errors in a row. Without it, it retries forever.
+    /// Ends the projection with the error after this many errors in a row. The default is to retry forever.
     pub fn give_up_after(mut self, errors: u32) -> Self {
         self.give_up_after = Some(errors.max(1));
         self
     }
 
-    /// Ends when this token is cancelled, as [`Running::stop`] does.
+    /// Stops the projection when this token is cancelled, like [`Running::stop`].
     pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
         self.ctx = self.ctx.with_cancellation(token.clone());
         self
     }
 
-    /// Starts it as a task. Must be called inside a Tokio runtime.
+    /// Starts the projection as a task. Must be called inside a Tokio runtime.
     pub fn start(self) -> Running<P> {
         let (ctx, stop) = self.ctx.child();
         let progress = ViewProgress { seen: self.progress.subscribe(), store: self.store.clone() };
@@ -233,7 +235,7 @@ impl<P> fmt::Debug for Project<P> {
 
 /// A running projection. Dropping it stops the projection between two pages.
 ///
-/// It dereferences to [`ViewProgress`], which tells how far the projection is.
+/// It dereferences to [`ViewProgress`], the progress of the projection.
 #[derive(Debug)]
 pub struct Running<P> {
     task: JoinHandle<(P, Result<()>)>,
@@ -245,7 +247,7 @@ pub struct Running<P> {
 ///
 /// # Clone
 ///
-/// Cheap: clones are about the same projection. They do not keep it running.
+/// Cheap: clones refer to the same projection. They do not keep it running.
 #[derive(Clone, Debug)]
 pub struct ViewProgress {
     seen: watch::Receiver<Seen>,
@@ -254,20 +256,20 @@ pub struct ViewProgress {
 
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// Everything up to here is in the view.
+    /// Every event up to this version is in the view.
     version: Version,
     is_caught_up: bool,
-    /// The error with which it has ended; `Closed` if it was stopped.
+    /// The error with which the projection ended; `Closed` if it was stopped.
     ended: Option<Error>,
 }
 
 impl ViewProgress {
-    /// Waits until the view has every event up to this version: read your own writes. Use [`tokio::time::timeout`] if a lagging
-    /// projection must not delay the reader.
+    /// Waits until the view has every event up to this version, to read your own writes. Use [`tokio::time::timeout`]
+    /// if a lagging projection must not delay the reader.
     ///
     /// # Errors
     ///
-    /// If the projection ended earlier, its error; `Closed` if it was stopped.
+    /// The error of the projection if it ended earlier; `Closed` if it was stopped.
     pub async fn reached(&self, version: Version) -> Result<()> {
         let mut seen = self.seen.clone();
         let reached = seen.wait_for(|seen| seen.version >= version || seen.ended.is_some()).await;
@@ -294,20 +296,20 @@ impl ViewProgress {
         Ok(latest.get().saturating_sub(self.version().get()))
     }
 
-    /// Whether it had every event at its last look at the store, and now waits for new ones.
+    /// Whether the projection had every event at its last check of the store, and is waiting for new ones.
     #[must_use]
     pub fn is_caught_up(&self) -> bool {
         self.seen.borrow().is_caught_up
     }
 
-    /// Waits until the projection has ended, by itself or because it was stopped; [`Running::stop`] returns the reason.
+    /// Waits until the projection has ended, by itself or because it was stopped. [`Running::stop`] returns the reason.
     pub async fn ended(&self) {
         let _ = self.seen.clone().wait_for(|seen| seen.ended.is_some()).await;
     }
 }
 
 impl<P> Running<P> {
-    /// A handle to its progress, for readers that do not own the projection, such as a server's handlers.
+    /// A handle to its progress, for readers that do not own the projection, such as request handlers.
     #[must_use]
     pub fn progress(&self) -> ViewProgress {
         self.progress.clone()
@@ -317,9 +319,10 @@ impl<P> Running<P> {
     ///
     /// # Errors
     ///
-    /// Why it had ended by itself: `HistoryDiverged` if its cursor is of another history; `Decode` if it could not decode an
-    /// event, or what [`on_decode_error`](Project::on_decode_error) said to that; the error of the store or of the
-    /// projection, if it was to [give up](Project::give_up_after); `Closed` with the store. `Engine` if it panicked.
+    /// The reason if it ended by itself: `HistoryDiverged` if its cursor belongs to another history; `Decode` if it
+    /// could not decode an event, or the error of [`on_decode_error`](Project::on_decode_error); the error of the store
+    /// or of the projection, if it was told to [give up](Project::give_up_after); `Closed` if the store was closed.
+    /// `Engine` if it panicked.
     pub async fn stop(mut self) -> Result<P> {
         self.stop.cancel();
         let (projection, result) = (&mut self.task).await.map_err(|error| Error::engine("run a projection", error))?;
@@ -341,9 +344,9 @@ impl<P> Drop for Running<P> {
     }
 }
 
-/// Why a step was not done.
+/// Why a step failed.
 enum Failed {
-    /// Trying again is of no use.
+    /// Retrying does not help.
     ForGood(Error),
     Perhaps(Error),
 }
@@ -359,11 +362,11 @@ impl From<Error> for Failed {
     }
 }
 
-/// What the task does.
+/// The body of the task.
 impl<P: Projection> Project<P> {
     async fn run(mut self) -> (P, Result<()>) {
         let result = match self.follow().await {
-            // It was asked to.
+            // It was stopped on request.
             Err(Error::Cancelled) => Ok(()),
             result => result,
         };
@@ -394,11 +397,11 @@ impl<P: Projection> Project<P> {
             let waits = pauses.next().unwrap_or_default();
             tracing::warn!(projection = self.name, error = %failed, ?waits, "a projection retries");
             self.ctx.run(tokio::time::sleep(waits)).await?;
-            cursor = None; // asks what was saved: an error may have come behind that
+            cursor = None; // ask for the saved cursor: the error may have come after saving
         }
     }
 
-    /// One page, or waiting for one.
+    /// Processes one page, or waits for one.
     async fn step(&mut self, cursor: &mut Option<Cursor>) -> Result<(), Failed> {
         let at = match *cursor {
             Some(at) => at,
@@ -412,7 +415,7 @@ impl<P: Projection> Project<P> {
         };
         self.options.since = at.version();
         let mut page = self.store.load_page(&self.ctx, &self.options, self.page).await?;
-        // Behind the last page of those that match, everything up to the head was looked at.
+        // After the last page of matching events, everything up to the head has been read.
         let reached = match (&page.next, page.events.last()) {
             (Some(_), Some(last)) => last.version,
             _ => page.head.max(at.version()),
@@ -430,22 +433,22 @@ impl<P: Projection> Project<P> {
         Ok(())
     }
 
-    /// Gives events to the projection, but those that are left out because it cannot decode them.
+    /// Passes events to the projection, without those to skip.
     async fn take_up(&mut self, mut events: Vec<RecordedEvent>, cursor: Cursor) -> Result<(), Failed> {
         loop {
             events.retain(|recorded| !self.left_out.contains(&recorded.version));
             let Err(failed) = self.projection.apply(&events, cursor).await else {
-                self.left_out.clear(); // the next page is behind them
+                self.left_out.clear(); // the next page comes after them
                 return Ok(());
             };
-            let Some(error) = decode_error(&*failed) else { return Err(projection_failed("take up events")(failed)) };
+            let Some(error) = decode_error(&*failed) else { return Err(projection_failed("apply events")(failed)) };
             let is_it = |recorded: &&RecordedEvent| matches!(&error, Error::Decode { version, .. } if *version == Some(recorded.version));
-            // Of an event that it was not given there is nothing to leave out.
+            // Only an event that was passed to the projection can be skipped.
             let (Some(decide), Some(recorded)) = (&mut self.on_decode_error, events.iter().find(is_it)) else {
                 return Err(Failed::ForGood(error));
             };
             decide(recorded, &error).map_err(Failed::ForGood)?;
-            tracing::warn!(projection = self.name, %error, "a projection leaves an event out");
+            tracing::warn!(projection = self.name, %error, "a projection skips an event");
             self.left_out.insert(recorded.version);
         }
     }
@@ -462,7 +465,7 @@ impl<P: Projection> Project<P> {
     }
 }
 
-/// That an event cannot be decoded, if that is what has failed.
+/// The decode error, if it is the cause of the failure.
 fn decode_error(failed: &(dyn std::error::Error + 'static)) -> Option<Error> {
     let mut next = Some(failed);
     while let Some(error) = next {
@@ -478,7 +481,8 @@ fn projection_failed(what: &'static str) -> impl Fn(BoxError) -> Failed {
     move |error| Failed::Perhaps(Error::Engine { operation: what.into(), source: Source::from(error) })
 }
 
-/// Pauses that never end, each up to twice as long as the one before: the jitter makes a pause up to twice as long.
+/// An endless sequence of pauses, each up to twice as long as the one before. With jitter, a pause is up to twice as
+/// long.
 fn pauses(shortest: Duration, longest: Duration) -> ExponentialBuilder {
     let builder = ExponentialBuilder::new().with_jitter().without_max_times();
     builder.with_min_delay(shortest / 2).with_max_delay(longest.max(shortest) / 2)

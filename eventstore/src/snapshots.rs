@@ -1,4 +1,4 @@
-//! Snapshots of aggregates, beside the store.
+//! Snapshots of aggregates, stored beside the store.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
@@ -13,17 +13,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::aggregate::{Aggregate, Loaded};
 
-/// Where snapshots are kept. They may be lost at any time: what is lost is made again of the events.
+/// A place to keep snapshots. Snapshots may be lost at any time: they are made again from the events.
 #[async_trait]
 pub trait Snapshots: Debug + Send + Sync {
-    /// The newest snapshot of this name that is there.
+    /// The newest snapshot with this name, if there is one.
     async fn load(&self, name: &str) -> Result<Option<Bytes>>;
 
-    /// Keeps a snapshot of this name, in the place of an older one.
+    /// Saves a snapshot under this name, replacing an older one.
     async fn save(&self, name: &str, snapshot: Bytes) -> Result<()>;
 }
 
-/// Snapshots in memory, which end with the program.
+/// Snapshots in memory, which are lost when the program ends.
 ///
 /// # Clone
 ///
@@ -43,18 +43,19 @@ impl Snapshots for MemorySnapshots {
     }
 }
 
-/// Snapshots in a directory: a file for each, replaced as a whole. Nothing is synced, since a lost one is made again.
+/// Snapshots in a directory: one file for each, replaced as a whole. Nothing is synced, since a lost snapshot is made
+/// again.
 #[derive(Clone, Debug)]
 pub struct FileSnapshots {
     directory: Arc<PathBuf>,
 }
 
 impl FileSnapshots {
-    /// In this directory, which is made if it is missing. It should not be inside of a store's.
+    /// Uses this directory, which is created if it is missing. It should not be inside the directory of a store.
     ///
     /// # Errors
     ///
-    /// `Open` if it cannot be made.
+    /// `Open` if the directory cannot be created.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();
         std::fs::create_dir_all(directory).map_err(|error| Error::Open {
@@ -65,7 +66,7 @@ impl FileSnapshots {
         Ok(FileSnapshots { directory: Arc::new(directory.to_owned()) })
     }
 
-    /// A name of any characters becomes one of a file.
+    /// The path of the file for a name of any characters.
     fn path(&self, name: &str) -> PathBuf {
         let digest: [u8; 32] = Sha256::digest(name).into();
         self.directory.join(Digest::from_bytes(digest).to_string())
@@ -133,20 +134,21 @@ pub struct SnapshotPolicy {
 }
 
 impl SnapshotPolicy {
-    /// A snapshot every 100 events, kept here. Those of another schema number are ignored: give it a new one whenever the type
-    /// of the aggregate, or what `apply` does, changes.
+    /// Takes a snapshot every 100 events and keeps it in `snapshots`. Snapshots with another schema number are ignored:
+    /// change the number whenever the type of the aggregate or the logic of `apply` changes.
     pub fn new(snapshots: impl Snapshots + 'static, schema: u32) -> Self {
         SnapshotPolicy { snapshots: Arc::new(snapshots), schema, every: 100, prefix: String::new() }
     }
 
-    /// A snapshot when so many events have come since the one before it, at least 1.
+    /// Takes a snapshot after this many events since the last one, at least 1.
     #[must_use]
     pub fn every(mut self, events: u64) -> Self {
         self.every = events.max(1);
         self
     }
 
-    /// What the names of the snapshots begin with, for several kinds of aggregates with the same ids in one place.
+    /// Sets a prefix for the names of the snapshots, so that several kinds of aggregates with the same ids can share
+    /// one place.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -161,7 +163,7 @@ impl SnapshotPolicy {
         format!("{}{aggregate_id}", self.prefix)
     }
 
-    /// The newest snapshot, if there is one of this schema and of the store's history.
+    /// The newest snapshot, if there is one with this schema that belongs to the store's history.
     pub(crate) async fn load<A: Aggregate>(
         &self,
         store: &dyn EventStore,
@@ -173,7 +175,7 @@ impl SnapshotPolicy {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return Ok(None),
             Err(error) => {
-                tracing::warn!(aggregate_id, %error, "a snapshot was not read; the events are");
+                tracing::warn!(aggregate_id, %error, "a snapshot could not be read; all events are read instead");
                 return Ok(None);
             }
         };
@@ -183,20 +185,21 @@ impl SnapshotPolicy {
         }
         let Ok(digest_there) = written.digest.parse::<Digest>() else { return Ok(None) };
         let Some(state) = (codec.decode)(written.state.get()) else { return Ok(None) };
-        // The same digest is the same history up to there: the same event may come behind others, after a backup was restored.
+        // The same digest means the same history up to there. After a restored backup, the same event may follow other
+        // ones.
         let (version, revision) = (Version::new(written.version), Revision::new(written.revision));
         match store.digest(ctx, version).await {
             Ok(digest) if digest == digest_there => Ok(Some(Loaded { state, revision, version })),
             Ok(_) => Ok(None),
             Err(error @ (Error::Cancelled | Error::DeadlineExceeded | Error::Closed)) => Err(error),
             Err(error) => {
-                tracing::warn!(aggregate_id, %error, "a snapshot was not compared with the store; the events are read");
+                tracing::warn!(aggregate_id, %error, "a snapshot could not be checked against the store; all events are read instead");
                 Ok(None)
             }
         }
     }
 
-    /// A snapshot of an aggregate, of a store that has this digest up to the version of its newest event.
+    /// Encodes a snapshot of an aggregate. `digest` is the store's digest at the version of its newest event.
     pub(crate) fn encode<A: Aggregate>(
         &self,
         aggregate_id: &str,
@@ -219,19 +222,19 @@ impl SnapshotPolicy {
         serde_json::to_vec(&written).map(Bytes::from).map_err(not_written)
     }
 
-    /// Keeps a snapshot. Without it, the aggregate takes longer to load, and that is all.
+    /// Saves a snapshot. A failure is only logged: the aggregate just takes longer to load.
     pub(crate) async fn keep(&self, ctx: &Context, aggregate_id: &str, snapshot: Result<Bytes>) {
         let kept = match snapshot {
             Ok(snapshot) => ctx.run(self.snapshots.save(&self.name(aggregate_id), snapshot)).await.flatten(),
             Err(error) => Err(error),
         };
         if let Err(error) = kept {
-            tracing::warn!(aggregate_id, %error, "a snapshot was not taken");
+            tracing::warn!(aggregate_id, %error, "a snapshot could not be taken");
         }
     }
 }
 
-/// A snapshot as it is written.
+/// The stored form of a snapshot.
 #[derive(Serialize, Deserialize)]
 struct Written<'a> {
     schema: u32,
@@ -239,9 +242,9 @@ struct Written<'a> {
     aggregate: std::borrow::Cow<'a, str>,
     version: u64,
     revision: u64,
-    /// That of the store, up to that version.
+    /// The digest of the store at that version.
     digest: String,
-    /// Of all the rest: nothing is synced, and a file may be damaged so that it is JSON still.
+    /// A checksum of all other fields. Nothing is synced, and a damaged file may still be valid JSON.
     check: String,
     #[serde(borrow)]
     state: &'a RawValue,
@@ -262,7 +265,7 @@ impl Written<'_> {
     }
 }
 
-/// How the state of an aggregate is written and read.
+/// Encodes and decodes the state of an aggregate.
 pub(crate) struct Codec<A> {
     encode: fn(&A) -> serde_json::Result<Box<RawValue>>,
     decode: fn(&str) -> Option<A>,

@@ -43,14 +43,14 @@ use crate::load::{Load, Since, Subscribe};
 ///
 /// # Clone
 ///
-/// Cheap: clones are handles to the same store, which closes when the last of them is dropped, or [`close`](Store::close) is
-/// called on one.
+/// Cheap: clones are handles to the same store. The store closes when the last handle is dropped, or when
+/// [`close`](Store::close) is called on one of them.
 ///
 /// # Errors
 ///
 /// Every call fails with an [`Error`](crate::Error) that says what to do. After a failed append,
-/// [`Error::written`](crate::Error::written) tells whether something may have been written. The contract is that of
-/// [`EventStore`]; names such as W2 are its rules.
+/// [`Error::written`](crate::Error::written) tells whether anything may have been written. [`EventStore`] has the
+/// contract; names such as W2 are its rules.
 #[derive(Clone)]
 pub struct Store {
     backend: Arc<dyn EventStore>,
@@ -75,13 +75,13 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// A handle to a store of any backend, such as one that was opened with typed options.
+    /// A handle to a store of any backend, such as one opened with typed options.
     #[must_use]
     pub fn new(backend: impl EventStore) -> Self {
         Store { backend: Arc::new(backend) }
     }
 
-    /// The store behind the handle, for code that takes any [`EventStore`].
+    /// The store behind the handle, for code that accepts any [`EventStore`].
     #[must_use]
     pub fn backend(&self) -> &Arc<dyn EventStore> {
         &self.backend
@@ -107,8 +107,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Nothing was written: `InvalidEvent`, `VersionConflict`, `DuplicateEvent`, `Cancelled`, `DeadlineExceeded`, `Closed`,
-    /// `Fenced`, `Full`. It may have been: `OutcomeUnknown`.
+    /// Nothing was written: `InvalidEvent`, `VersionConflict`, `DuplicateEvent`, `Cancelled`, `DeadlineExceeded`,
+    /// `Closed`, `Fenced`, `Full`. Outcome unknown: `OutcomeUnknown`.
     pub fn append(&self, events: impl Into<Batch>) -> Append {
         Append::new(self.backend.clone(), events.into())
     }
@@ -161,7 +161,7 @@ impl Store {
         self.call(move |store, ctx| async move { store.get(&ctx, &id).await })
     }
 
-    /// The version of the newest event, which is the number of events; [`Version::ZERO`] of an empty store.
+    /// The version of the newest event, which is the number of events; [`Version::ZERO`] for an empty store.
     ///
     /// # Errors
     ///
@@ -180,8 +180,8 @@ impl Store {
         self.call(move |store, ctx| async move { store.aggregate_revision(&ctx, &id).await })
     }
 
-    /// A page of at most `most` aggregates, 10,000 at most, in the order of their ids: each with its revision and the version of
-    /// its newest event. This reads only the index.
+    /// A page of at most `most` aggregates (10,000 at most), in byte order of their ids, each with its revision and the
+    /// version of its newest event. This reads only the index.
     ///
     /// ```
     /// use eventstore::{AggregateOptions, Event};
@@ -208,7 +208,7 @@ impl Store {
         self.call(move |store, ctx| async move { store.list_aggregates(&ctx, &options, most).await })
     }
 
-    /// Waits until the latest version is greater than this one, and returns it; at once if it already is.
+    /// Waits until the latest version is greater than this one, and returns it. Returns at once if it already is.
     ///
     /// # Errors
     ///
@@ -282,12 +282,13 @@ impl Store {
         self.call(move |store, ctx| async move { copy(&store, &target, &ctx).await })
     }
 
-    /// Writes a copy of the store to the directory `target`, while reads and appends go on. See [`EventStore::backup`].
+    /// Writes a copy of the store to the directory `target`, while reads and appends continue. See
+    /// [`EventStore::backup`].
     ///
     /// # Errors
     ///
-    /// `Open` if the target cannot be used; `Unsupported` of a store without files; `Cancelled`, `DeadlineExceeded`, `Closed`,
-    /// `Engine`, `Corrupt`.
+    /// `Open` if the target cannot be used; `Unsupported` for a store without files; `Cancelled`, `DeadlineExceeded`,
+    /// `Closed`, `Engine`, `Corrupt`.
     pub fn backup(&self, target: impl AsRef<Path>) -> Call<'static, BackupReport> {
         let target = target.as_ref().to_owned();
         self.call(move |store, ctx| async move { store.backup(&ctx, &target).await })
@@ -297,7 +298,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Unsupported`. What is wrong with the store is a finding of the report.
+    /// `Cancelled`, `DeadlineExceeded`, `Closed`, `Unsupported`. Damage to the store is a finding in the report.
     pub fn verify(&self) -> Call<'static, VerifyReport> {
         self.call(|store, ctx| async move { store.verify(&ctx).await })
     }
@@ -324,7 +325,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// If the last sync fails, the error of that; the store is closed all the same.
+    /// The error of the last sync, if that fails. The store is closed all the same.
     ///
     /// # Cancellation
     ///
@@ -337,7 +338,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Engine` if the operating system gives no threads for a runtime.
+    /// `Engine` if the operating system cannot create threads for a runtime.
     pub fn blocking(&self) -> Result<Blocking> {
         Blocking::new(self.clone())
     }

@@ -1,4 +1,4 @@
-//! For tests: a store that fails when it is told to, and given-when-then for aggregates.
+//! For tests: a store that fails on request, and given-when-then tests for aggregates.
 //!
 //! ```
 //! use eventstore::testing::{Fault, faulty};
@@ -11,7 +11,7 @@
 //! faults.next_append(Fault::LoseAnswer);
 //! let unknown = store.append(event.clone()).await;
 //! assert!(matches!(unknown, Err(Error::OutcomeUnknown { .. })));
-//! // Repeating the same event tells that it had been written.
+//! // Repeating the same event shows that it was written.
 //! assert_eq!(store.append(event).await?.outcome, StoreOutcome::AlreadyStored);
 //! # Ok::<(), eventstore::Error>(())
 //! # }).unwrap();
@@ -46,7 +46,7 @@ pub enum Fault {
     Delay(Duration),
 }
 
-/// Wraps a store: returns a handle that can fail, and the faults to inject.
+/// Wraps a store. Returns a handle that can fail, and the faults to inject.
 #[must_use]
 pub fn faulty(store: Store) -> (Store, Faults) {
     let faults = Faults::default();
@@ -54,7 +54,7 @@ pub fn faulty(store: Store) -> (Store, Faults) {
     (Store::new(store), faults)
 }
 
-/// Faults for the next calls of a store. Each call takes the first one that is left in the queue.
+/// Faults for the next calls of a store. Each call takes the first fault in the queue.
 ///
 /// # Clone
 ///
@@ -89,7 +89,7 @@ impl Faults {
         self.state().fenced = Some(reason.into());
     }
 
-    /// Removes all faults, as if the store was reopened.
+    /// Removes all faults, as if the store had been reopened.
     pub fn clear(&self) {
         *self.state() = State::default();
     }
@@ -246,18 +246,18 @@ impl EventStore for FaultyStore {
 ///
 /// # Panics
 ///
-/// If an event could not be read back from a store.
+/// If an event cannot be read back from a store.
 #[must_use = "nothing is tested until `then` says what is expected"]
 #[track_caller]
 #[allow(clippy::panic, reason = "it fails a test")]
 pub fn given<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> Given<A> {
     let mut state = A::default();
     for event in events {
-        // As a store gives it back.
+        // As a store returns it.
         let stored = crate::Event::of("aggregate", &event);
         match stored.and_then(|stored| stored.decode()) {
             Ok(event) => state.apply(event),
-            Err(error) => panic!("an event does not come back from a store: {error}"),
+            Err(error) => panic!("an event cannot be read back from a store: {error}"),
         }
     }
     Given { state }
@@ -288,29 +288,29 @@ where
     A::Event: Debug + PartialEq,
     A::Error: Debug,
 {
-    /// Asserts that it produced these events, and that they can be encoded and decoded again.
+    /// Asserts that the decision produced these events, and that they survive encoding and decoding.
     ///
     /// # Panics
     ///
-    /// If it did not produce them.
+    /// If it did not.
     #[track_caller]
     #[allow(clippy::panic, reason = "it fails a test")]
     pub fn then(self, expected: impl IntoIterator<Item = A::Event>) {
         let expected: Vec<_> = expected.into_iter().collect();
         match self.decided {
             Ok(decided) => {
-                assert_eq!(decided, expected, "the decision led to other events");
+                assert_eq!(decided, expected, "the decision produced other events");
                 for event in &decided {
                     let stored = crate::Event::of("aggregate", event);
                     let read = stored.and_then(|stored| stored.decode::<A::Event>());
-                    assert_eq!(read.as_ref().ok(), Some(event), "it does not come back from a store: {read:?}");
+                    assert_eq!(read.as_ref().ok(), Some(event), "it cannot be read back from a store: {read:?}");
                 }
             }
             Err(refused) => panic!("the decision was rejected: {refused:?}; expected events: {expected:?}"),
         }
     }
 
-    /// Asserts that it was rejected with this error.
+    /// Asserts that the decision was rejected with this error.
     ///
     /// # Panics
     ///
@@ -322,7 +322,7 @@ where
         A::Error: PartialEq,
     {
         match self.decided {
-            Err(refused) => assert_eq!(refused, expected, "the decision was refused for another reason"),
+            Err(refused) => assert_eq!(refused, expected, "the decision was rejected for another reason"),
             Ok(decided) => panic!("the decision produced {decided:?}; expected rejection: {expected:?}"),
         }
     }

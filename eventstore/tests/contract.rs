@@ -1,4 +1,4 @@
-//! The rules of the contract, and what the documents say of its errors.
+//! The documents agree with the code on the rules of the contract and its errors.
 
 #[test]
 fn the_rules_have_their_numbers_and_the_trait_shows_them() {

@@ -1,4 +1,4 @@
-//! What is found damaged is put aside as it was found: whoever looks for the cause has nothing else.
+//! Damaged files are moved aside unchanged, as the only evidence of the cause.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -12,7 +12,7 @@ use eventstore::backend::{Batch, Context, Event, EventStore, Version};
 
 use common::{BACKENDS, below, copy};
 
-/// The files below a directory. Lock files are made anew each time.
+/// The files below a directory, without lock files, which are created each time.
 fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let is_lock = |path: &PathBuf| ["LOCK", "lock.mdb"].iter().any(|name| path.ends_with(name));
     let files = below(directory).into_iter().filter(|path| path.is_file() && !is_lock(path));
@@ -35,7 +35,7 @@ async fn a_damaged_index_is_put_aside_as_it_was_found() {
         let sound = files(&original.join("index"));
         let (mut tried, mut put_aside) = (0, 0);
         for (file, bytes) in &sound {
-            // At its beginning, at its end and between, a piece of it.
+            // Damages a piece at the beginning, at the end and in between.
             for part in 0..=8 {
                 let at = (bytes.len() * part / 8).min(bytes.len().saturating_sub(4));
                 let path = directory.path().join(format!("{backend}-{tried}"));
@@ -57,8 +57,8 @@ async fn a_damaged_index_is_put_aside_as_it_was_found() {
                         after.get(file) == before.get(file),
                         "{place}: what was damaged is not there as it was found"
                     );
-                    // An engine that was open for a moment may have files that are new, and none any more that it had no use for.
-                    // RocksDB names its new manifest in `CURRENT`.
+                    // Opening the engine may create new files and remove files it no longer needs. RocksDB names its
+                    // new manifest in `CURRENT`.
                     let mut others = before.iter().filter(|(name, _)| name.as_path() != Path::new("CURRENT"));
                     let changed = others.find(|(name, bytes)| after.get(*name).is_some_and(|found| found != *bytes));
                     assert!(changed.is_none(), "{place}: {:?} has changed", changed.map(|(name, _)| name));

@@ -1,4 +1,4 @@
-//! A program that is started by one with an open store gets nothing of it: neither its files, nor its lock.
+//! A child process of a program with an open store inherits neither its files nor its lock.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -20,7 +20,7 @@ fn own_handles(directory: &str) -> Vec<String> {
     files.map(|file| file.display().to_string()).filter(|file| file.starts_with(directory)).collect()
 }
 
-/// Those that a program has open that is started now.
+/// The files below a directory that a child process inherits.
 fn inherited_handles(directory: &str) -> Vec<String> {
     let listed = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
@@ -46,7 +46,7 @@ async fn a_child_process_inherits_nothing_of_a_store() {
                     assert_eq!(inherited_handles(&path), [""; 0], "{backend}");
                 }
             }
-            // Each of them opens more.
+            // Each of these calls opens more files.
             store.load(&ctx, Version::ZERO).into_vec().await.unwrap();
             store.load_by_aggregate(&ctx, "a7", Version::ZERO).into_vec().await.unwrap();
             store.verify(&ctx).await.unwrap();

@@ -29,7 +29,7 @@ async fn append(store: &Arc<dyn EventStore>, id: &str) {
     store.store(&ctx(), event, Expected::Any).await.unwrap();
 }
 
-/// All files below a directory, with their content, and where links lead.
+/// All files below a directory with their content, and the targets of links.
 fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let content = |path: &Path| match path.is_symlink() {
         true => fs::read_link(path).unwrap().into_os_string().into_encoded_bytes(),
@@ -72,7 +72,7 @@ async fn a_part_of_a_store_that_is_a_link_is_refused_and_nothing_is_changed() {
             refused(eventstore::backend::restore(&ctx(), &path, &target).await.unwrap_err());
             let _ = fs::remove_dir_all(directory.path().join("restored"));
             assert!(content(directory.path()) == before, "{backend}: {name} changed something");
-            // As the text says, what it leads to is put there.
+            // Follows the advice of the error text: moves the link's target to its place.
             fs::remove_file(&part).unwrap();
             fs::rename(&elsewhere, &part).unwrap();
         }

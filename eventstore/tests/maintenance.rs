@@ -1,4 +1,4 @@
-//! Backup, restore, copy, verification and collection on every backend of this build.
+//! Backup, restore, copy, verification and garbage collection on every backend of this build.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -242,7 +242,7 @@ async fn an_interrupted_copy_goes_on_and_a_wrong_target_is_refused() {
     }
 }
 
-/// A store that counts the events that are loaded from it.
+/// A store that counts the events loaded from it.
 #[derive(Debug)]
 struct Counted {
     store: Store,
@@ -255,7 +255,7 @@ impl Counted {
         Arc::new(Counted { store, loaded: AtomicU64::new(0) })
     }
 
-    /// How many were loaded since this was asked the last time.
+    /// The number of events loaded since the last call.
     fn loaded(&self) -> u64 {
         self.loaded.swap(0, Ordering::Relaxed)
     }
@@ -316,7 +316,7 @@ async fn a_copy_reads_what_is_new_and_compares_the_rest_by_its_digest() {
         let progress = Progress::new(move |done, total| listener.lock().unwrap().push((done, total)));
         let report = eventstore::backend::copy(&source, &target, &ctx().with_progress(progress)).await.unwrap();
         assert_eq!(report.copied, new);
-        // Of the target, the event that is appended once more for its sync.
+        // The target loads one event: the newest, to append it again for the sync.
         assert_eq!((source.loaded(), target.loaded()), (new, 1), "{new} new ones");
         let told = told.lock().unwrap().clone();
         assert!(told.is_sorted(), "{told:?}");
@@ -339,7 +339,7 @@ async fn a_copy_reads_what_is_new_and_compares_the_rest_by_its_digest() {
     }
 }
 
-/// Flips the bytes of a text wherever it lies in the files below a directory, and tells whether it was found.
+/// Flips the bytes of a text wherever it occurs in the files below a directory. Returns whether it was found.
 fn damage(path: &Path, text: &[u8]) -> bool {
     let mut found = false;
     let entries: Vec<PathBuf> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -366,13 +366,13 @@ async fn a_flipped_byte_is_found_and_named_on_every_engine() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("store");
         let url = match *backend {
-            // So that the payload lies in the file as it is.
+            // Without compression, the payload is in the file as it is.
             "rocksdb" => url(backend, &path) + "?table_compression=none",
             _ => url(backend, &path),
         };
         let store = eventstore::backend::open(&url).await.unwrap();
         fill(&store, 100).await;
-        // Not in what an engine replays when it is opened: there it would be damage of the whole store.
+        // Moves it out of what an engine replays on opening, where damage would be damage to the whole store.
         store.run_gc(&ctx(), Gc::Quick).await.unwrap();
         store.close().await.unwrap();
         let store = eventstore::backend::open(&url).await.unwrap();

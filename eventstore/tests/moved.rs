@@ -1,4 +1,4 @@
-//! A store whose directory is moved, deleted or replaced while it is open says so, and touches nothing else.
+//! A store whose directory is moved, deleted or replaced while it is open reports that, and touches nothing else.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(unix)]

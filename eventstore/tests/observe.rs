@@ -1,4 +1,4 @@
-//! What is told of a store from its opening on, of which there may be several in a process.
+//! Logs and metrics of stores from opening on, with several stores in one process.
 
 #![cfg(feature = "lmdb")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -12,7 +12,7 @@ use eventstore::backend::{Context, Event, EventStore, EventStoreExt, Expected, V
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tempfile::TempDir;
 
-/// The process's recorder, and its log.
+/// The process's metrics recorder and its log.
 struct Observed {
     metrics: PrometheusHandle,
     log: Log,
@@ -42,13 +42,13 @@ fn observed() -> &'static Observed {
 }
 
 impl Observed {
-    /// A metric of a store.
+    /// The value of a metric of a store.
     fn metric(&self, name: &str, store: &str) -> Option<f64> {
         let labels = format!("{name}{{backend=\"lmdb\",store=\"{store}\"}} ");
         self.metrics.render().lines().find_map(|line| line.strip_prefix(&labels)?.parse().ok())
     }
 
-    /// The lines of the log that speak of a directory.
+    /// The lines of the log that mention a directory.
     fn lines_of(&self, path: &Path) -> Vec<String> {
         let log = String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap();
         let path = format!("path={} ", path.display());
@@ -88,7 +88,7 @@ async fn the_newest_version_is_told_when_a_store_is_opened() {
     let named = open(&payments).await;
     assert_eq!(observed.metric("eventstore_latest_version", "shop"), Some(3.0));
     assert_eq!(observed.metric("eventstore_latest_version", "payments"), Some(5.0));
-    // A backup is a store of its own for a moment, and none that anybody watches.
+    // A backup is opened briefly as a store of its own, but must not be observed as one.
     labelled.backup(&ctx(), &directory.path().join("backup-of-today")).await.unwrap();
     assert!(!observed.metrics.render().contains("backup-of-today"));
     drop(named);

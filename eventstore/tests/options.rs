@@ -25,7 +25,7 @@ fn section<'a>(document: &'a str, title: &str) -> &'a str {
     section.split("\n## ").next().unwrap()
 }
 
-/// The options that a section's table names, with their default and range.
+/// The options in the table of a section, with their defaults and ranges.
 fn documented(section: &str) -> Vec<&str> {
     section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name).collect()
 }

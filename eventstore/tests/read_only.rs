@@ -1,4 +1,4 @@
-//! Stores that are only read: nothing is written, others may read as well, and nobody writes meanwhile.
+//! Read-only stores: nothing is written, others may read as well, and nobody may write meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -40,7 +40,7 @@ async fn filled(backend: &str, path: &Path) -> Store {
     store
 }
 
-/// Everything below a directory: bytes of files, and when each was changed.
+/// Everything below a directory: the bytes of files, and when each was changed.
 fn content(directory: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
     let content = |path: &Path| {
         let bytes = if path.is_dir() { Vec::new() } else { fs::read(path).unwrap() };
@@ -118,7 +118,7 @@ async fn what_was_not_closed_or_is_damaged_is_read_without_being_mended() {
         let path = temporary.path().join("store");
         let all = events(0..1000);
         let store = filled(backend, &path).await;
-        // As a kill leaves it: files of a store that is open, and without its lock.
+        // As a kill leaves it: the files of an open store, without its lock.
         let killed = temporary.path().join("killed");
         copy(&path, &killed);
         store.close().await.unwrap();
@@ -129,7 +129,7 @@ async fn what_was_not_closed_or_is_damaged_is_read_without_being_mended() {
                 "index" => fs::remove_dir_all(harmed.join("index")).unwrap(),
                 "damaged index" => damage(&harmed.join("index")),
                 "torn" => {
-                    // A group that did not get through.
+                    // A group that was not written completely.
                     let newest = newest_segment(&harmed);
                     let mut bytes = fs::read(&newest).unwrap();
                     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
@@ -145,12 +145,12 @@ async fn what_was_not_closed_or_is_damaged_is_read_without_being_mended() {
             check(&store, &all).await;
             let report = store.verify(&ctx()).await.unwrap();
             let is_told = report.findings.iter().any(|finding| finding.to_string().contains("the index is damaged"));
-            // sled's files are not used after a kill, whatever is in them.
+            // sled's files are not used after a kill, whatever they contain.
             let expects = harm == "damaged index" && *backend != "sled";
             assert_eq!(is_told, expects, "{backend}, {harm}: {:?}", report.findings);
             store.close().await.unwrap();
             assert!(content(&harmed) == before, "{backend}, {harm}: nothing was mended");
-            // And then it is.
+            // Opening for writing does write.
             let store = eventstore::backend::open(&url(backend, &harmed)).await.unwrap();
             check(&store, &all).await;
             store.close().await.unwrap();

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Account {
     balance: u64,
-    /// Events that were taken up.
+    /// The number of events that were applied.
     events: u64,
 }
 
@@ -143,7 +143,7 @@ async fn a_cursor_of_another_history_is_noticed() {
         other => panic!("expected HistoryDiverged, got {other:?}"),
     }
     assert!(events.next().await.is_none());
-    // One that ends before the cursor would have other events there one day.
+    // A store that ends before the cursor would have other events at that version one day.
     let shorter = memory().await;
     let diverged = shorter.load(cursor).await;
     assert!(matches!(diverged, Err(Error::HistoryDiverged { found: Cursor::START, .. })), "{diverged:?}");
@@ -281,14 +281,14 @@ async fn an_append_is_repeated_until_it_is_known_if_it_is_to_be() {
 
 #[tokio::test]
 async fn what_stays_unknown_is_told_as_unknown() {
-    // The attempt that is known to have written nothing does not speak for the one before it.
+    // The last attempt is known to have written nothing, but that says nothing about the attempt before it.
     let (store, faults) = faulty(memory().await);
     faults.next_append(Fault::LoseAnswer);
     faults.next_append(Fault::TimeOut);
     let unknown = store.decide::<Account>("a", deposit(5)).await;
     assert!(matches!(unknown, Err(DecideError::Store(Error::OutcomeUnknown { .. }))), "{unknown:?}");
     assert_eq!(store.latest_version().await.expect("read"), Version::new(1));
-    // The same when its time is up while it waits to repeat.
+    // The same, when the deadline passes while it waits to retry.
     (0..1000).for_each(|_| faults.next_append(Fault::LoseRequest));
     let unknown = store.decide::<Account>("a", deposit(5)).timeout(Duration::from_millis(20)).await;
     assert!(matches!(unknown, Err(DecideError::Store(Error::OutcomeUnknown { .. }))), "{unknown:?}");
@@ -335,7 +335,7 @@ async fn a_store_at_a_version_is_as_it_was() {
         copy.append(recorded.event).await.expect("appended");
         let version = Version::new(version);
         then = store.at(version).await.expect("read");
-        // What a store has that ended there is what this shows.
+        // This shows the same as a store that ended there.
         assert_eq!(then.version(), version);
         assert_eq!(then.digest().await.expect("read"), copy.digest().await.expect("read"));
         assert_eq!(then.cursor().await.expect("read"), copy.cursor().await.expect("read"));
@@ -387,7 +387,7 @@ async fn a_key_that_is_used_for_another_command_is_refused() {
     let policy = SnapshotPolicy::new(MemorySnapshots::default(), 1).every(1);
     store.decide::<Account>("a", deposit(10)).await.expect("decided");
     store.decide::<Account>("a", deposit(5)).idempotency_key("k").await.expect("decided");
-    // By now there is enough; when the key was used there was, too.
+    // The balance is sufficient now, and it was when the key was used.
     for policy in [None, Some(&policy)] {
         let mut other = store.decide::<Account>("a", withdraw(7)).idempotency_key("k");
         if let Some(policy) = policy {
@@ -398,7 +398,7 @@ async fn a_key_that_is_used_for_another_command_is_refused() {
         assert_eq!(*version, Some(Version::new(2)));
     }
     assert_eq!(store.latest_version().await.expect("read"), Version::new(2), "nothing was written");
-    // What cannot be told apart is a repetition: other content, and what was rejected, or without effect, on that state.
+    // These cannot be told apart and count as repetitions: other content, a rejection, or no effect on that state.
     for again in [
         store.decide::<Account>("a", deposit(6)).idempotency_key("k").await,
         store.decide::<Account>("a", withdraw(11)).idempotency_key("k").await,
@@ -406,7 +406,7 @@ async fn a_key_that_is_used_for_another_command_is_refused() {
     ] {
         assert_eq!(again.expect("repeated").appended.expect("events").last, Version::new(2));
     }
-    // An event of another aggregate that has the id of a command here.
+    // An event of another aggregate has the id of a command here.
     let id = store.load(Version::new(1)).await.expect("loaded")[0].event.id().to_owned();
     let elsewhere = memory().await;
     let foreign = Event::builder("Deposited", "b").id(id).json(&serde_json::json!({ "cents": 5 })).build();
@@ -438,7 +438,7 @@ async fn a_key_that_another_command_uses_meanwhile_is_refused() {
 
 #[tokio::test]
 async fn of_attempts_of_one_command_that_decide_otherwise_the_first_counts() {
-    // Both see that it is not there yet. The one that is slower finds the other's event under its own id.
+    // Both see that it is not stored yet. The slower one finds the other's event under its own id.
     let store = memory().await;
     let inner = store.clone();
     let overtaken = AtomicUsize::new(0);
@@ -459,7 +459,7 @@ async fn of_attempts_of_one_command_that_decide_otherwise_the_first_counts() {
     assert_eq!(store.latest_version().await.expect("read"), Version::new(1));
 }
 
-/// A store in which something else happens, once, behind a read of this kind.
+/// A store in which something else happens, once, after a read of this kind.
 #[derive(Clone)]
 struct Meanwhile {
     inner: Store,
@@ -584,7 +584,7 @@ async fn of_two_attempts_whose_events_begin_alike_all_of_the_first_count() {
             }
             decided(of_slow)(account)
         });
-        // A conflict with the other attempt is none.
+        // A conflict with the other attempt does not count as one.
         let done = slow.idempotency_key("k").attempts(1).await.expect("decided");
         assert_eq!((done.state.balance, done.revision), (balance, Revision::new(of_fast)));
         assert_eq!(done.appended.expect("events").places().len() as u64, of_fast);
@@ -597,7 +597,7 @@ async fn a_command_whose_events_are_there_in_part_is_an_error_and_not_tried_for_
     let elsewhere = memory().await;
     elsewhere.decide::<Account>("a", both).idempotency_key("k").await.expect("decided");
     let second = elsewhere.load(Version::new(1)).await.expect("loaded").remove(0).event;
-    // Such as somebody who copied some events and not others.
+    // For example, only some of the events were copied.
     let store = memory().await;
     let id = second.id();
     store.append(event(id, "a-copy")).await.expect("appended");
@@ -608,7 +608,7 @@ async fn a_command_whose_events_are_there_in_part_is_an_error_and_not_tried_for_
 
 #[tokio::test]
 async fn an_attempt_that_was_overtaken_by_another_of_its_command_knows_all_that_happened() {
-    // While the slow one decides, somebody else's event comes, and then the same command's from another attempt.
+    // While the slow attempt decides, another event is appended, and then the same command's from another attempt.
     let store = memory().await;
     let inner = store.clone();
     let policy = SnapshotPolicy::new(MemorySnapshots::default(), 1).every(1);
@@ -651,7 +651,7 @@ async fn events_of_a_decision_carry_what_they_follow_from() {
     assert!(matches!(refused, Err(DecideError::Store(Error::InvalidEvent { field: "metadata", .. }))));
 }
 
-/// Counts what is read of it.
+/// Counts what is read from it.
 #[derive(Clone, Debug, Default)]
 struct Looked(MemorySnapshots, Arc<Mutex<Vec<usize>>>);
 
@@ -691,13 +691,13 @@ async fn snapshots_are_taken_and_gone_on_from() {
         assert_eq!((done.state.balance, done.state.events), (number, number));
     }
     assert_eq!(looked.1.lock().unwrap().len(), 2, "after 3 and after 6");
-    // What is in the snapshot counts, and only what is behind it is read.
+    // The content of the snapshot counts, and only events after it are read.
     let generous = SnapshotPolicy::new(looked.clone(), 1).every(1);
     let done = store.decide::<Generous>("a", |_| Ok(vec![Deposited { cents: 1 }])).snapshots(&generous).await;
     assert_eq!(done.expect("decided").state.0.balance, 1006, "six of the snapshot, and two");
     let done = store.decide::<Account>("a", |_| Ok(vec![])).snapshots(&policy).await.expect("decided");
     assert_eq!((done.state.balance, done.state.events), (1006, 8));
-    // Another schema does not look at it.
+    // A policy with another schema ignores it.
     let next = SnapshotPolicy::new(looked.clone(), 2);
     let done = store.decide::<Account>("a", |_| Ok(vec![])).snapshots(&next).await.expect("decided");
     assert_eq!(done.state.balance, 8);
@@ -724,7 +724,7 @@ async fn snapshots_that_are_damaged_lost_or_of_another_history_cost_nothing_but_
         std::fs::write(file(), damaged).expect("written");
         assert_eq!(add(&store, 0).await.expect("decided").state.balance, 2);
     }
-    // Of another history: the event that it ends with is not there.
+    // In another history, the snapshot's last event does not exist.
     let other = memory().await;
     assert_eq!(add(&other, 5).await.expect("decided").state.balance, 5);
     std::fs::remove_dir_all(&path).expect("removed");
@@ -738,7 +738,8 @@ async fn a_snapshot_of_another_history_is_ignored_also_if_it_ends_with_the_same_
     let store = memory().await;
     store.decide::<Account>("a", deposit(100)).await.expect("decided");
     assert_eq!(pay(&store).await.expect("decided").state.balance, 105);
-    // A backup was restored, something else happened, and the command came again: its event has the same id and place.
+    // After a restored backup, something else happened, and the command was repeated: its event has the same id and
+    // position.
     let restored = memory().await;
     restored.decide::<Account>("a", deposit(1)).await.expect("decided");
     restored.decide::<Account>("a", deposit(5)).idempotency_key("k").await.expect("decided");
@@ -746,7 +747,7 @@ async fn a_snapshot_of_another_history_is_ignored_also_if_it_ends_with_the_same_
     assert_eq!(done.state.balance, 6);
 }
 
-/// Ends the call that uses it, and then never answers.
+/// Cancels the call that uses it, and then never answers.
 #[derive(Clone, Debug)]
 struct Stuck(CancellationToken, &'static str);
 
@@ -809,7 +810,7 @@ async fn what_could_not_be_read_back_is_not_appended() {
     let measured = |degrees| store.decide::<Thermometer>("t", move |_| Ok(vec![Reading::Measured { degrees }]));
     let done = measured(36.6).await.expect("decided");
     for degrees in [f64::NAN, f64::INFINITY] {
-        // JSON has none of these, and `null` instead: the aggregate could never be loaded again.
+        // JSON has none of these values and writes `null`: the aggregate could never be loaded again.
         let refused = measured(degrees).await;
         assert!(matches!(&refused, Err(DecideError::Store(Error::InvalidEvent { field: "data", .. }))), "{refused:?}");
     }
@@ -861,7 +862,7 @@ fn given_when_then_fails_when_it_should() {
     panics(|| given::<Account>([]).when(deposit(1)).then([Deposited { cents: 2 }]));
 }
 
-/// A view that keeps ids and its cursor together, and fails when it is told to.
+/// A view that keeps ids and its cursor together, and fails on request.
 #[derive(Clone, Debug, Default)]
 struct View(Arc<Mutex<Seen>>);
 
@@ -933,7 +934,7 @@ async fn a_projection_that_fails_is_given_the_same_events_again() {
     running.reached(Version::new(2)).await.expect("reached");
     assert_eq!((view.ids(), view.0.lock().unwrap().calls), (vec!["1".to_owned(), "2".to_owned()], 4));
     running.stop().await.expect("stopped");
-    // One that is to give up says why.
+    // A projection that gives up returns the reason.
     store.append(event("3", "a")).await.expect("appended");
     view.0.lock().unwrap().fails = 3;
     let running = store.project(view.clone()).backoff(SOON, SOON).give_up_after(2).start();
@@ -943,15 +944,15 @@ async fn a_projection_that_fails_is_given_the_same_events_again() {
     assert_eq!(source, "the database is away");
 }
 
-/// Adds up what was deposited; its errors are its own.
+/// Adds up the deposits; its errors are of its own type.
 #[derive(Debug, Default)]
 struct Deposits {
     cents: u64,
     pages: Vec<Vec<u64>>,
     cursor: Cursor,
-    /// Fails so often for another reason.
+    /// The number of times to fail for another reason.
     fails: u32,
-    /// Has the error as a source of its own.
+    /// Whether to wrap the error as a source.
     wraps: bool,
 }
 
@@ -995,7 +996,7 @@ impl eventstore::blocking::Projection for Deposits {
     }
 }
 
-/// Two deposits, of which something that is none is between, and before, and behind.
+/// Two deposits, with undecodable events before, between and after them.
 fn unreadable_store() -> eventstore::blocking::Blocking {
     let store = eventstore::blocking::open("memory:").expect("opened");
     let deposit = |cents: u64| Event::of("a", &Deposited { cents }).expect("valid");
@@ -1036,7 +1037,7 @@ fn a_projection_leaves_out_what_it_cannot_decode_if_it_is_told_to() {
     let left = [vec![1, 2, 3, 4, 5], vec![2, 3, 4, 5], vec![2, 4, 5], vec![2, 4], vec![2, 4], vec![2, 4]];
     assert_eq!((deposits.cents, deposits.cursor.version()), (6, Version::new(5)));
     assert_eq!(deposits.pages, left);
-    // It may end it as well.
+    // The handler may also end the projection.
     let third = Version::new(3);
     let running = store.start(
         store
@@ -1084,7 +1085,7 @@ async fn a_projection_of_another_history_ends() {
     let running = store.project(view.clone()).start();
     running.reached(Version::new(2)).await.expect("reached");
     running.stop().await.expect("stopped");
-    // As after a backup that has the first event alone was restored, and others came behind it.
+    // As after restoring a backup of the first event, to which other events were appended.
     let restored = memory().await;
     restored.append([event("1", "a"), event("other", "a"), event("more", "a")]).await.expect("appended");
     let running = restored.project(view.clone()).start();
@@ -1096,8 +1097,8 @@ async fn a_projection_of_another_history_ends() {
     assert_eq!(view.ids(), ["1", "2"]);
 }
 
-/// The view was at version 30 when a backup of the first 10 events was restored, and 40 others came: without the cursor the
-/// view would go on behind the 30th, and never have what is between.
+/// The view was at version 30 when a backup of the first 10 events was restored and 40 others were appended. Without
+/// the cursor, the view would continue after version 30 and never have the events in between.
 #[cfg(feature = "lmdb")]
 #[tokio::test]
 async fn a_restored_backup_is_noticed_by_projections_and_subscriptions() {
@@ -1114,7 +1115,7 @@ async fn a_restored_backup_is_noticed_by_projections_and_subscriptions() {
     running.stop().await.expect("stopped");
     let cursor = store.cursor().await.expect("read");
     store.close().await.expect("closed");
-    // It is known again after the store was opened anew.
+    // It is detected again after the store was reopened.
     let store = eventstore::open(&url("store")).await.expect("opened");
     assert!(store.load(cursor).await.expect("the same history").is_empty());
     store.close().await.expect("closed");
@@ -1127,13 +1128,13 @@ async fn a_restored_backup_is_noticed_by_projections_and_subscriptions() {
     assert!(matches!(running.stop().await, Err(Error::HistoryDiverged { .. })));
     let first = restored.subscribe(cursor).stream().next().await;
     assert!(matches!(first, Some(Err(Error::HistoryDiverged { .. }))), "{first:?}");
-    // A view that was saved before the histories part goes on.
+    // A view saved before the histories diverge continues.
     assert_eq!(ids(restored.load(early)).await.len(), 40);
     assert_eq!(view.ids().len(), 30);
     restored.close().await.expect("closed");
 }
 
-/// An aggregate that refuses nothing.
+/// An aggregate that rejects nothing.
 #[derive(Default)]
 struct Tally(u32);
 

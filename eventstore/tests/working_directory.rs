@@ -1,6 +1,6 @@
 //! A program may change its working directory while a store with a relative path is open, or lose it before.
 //!
-//! Alone in its process, because the working directory belongs to all threads.
+//! A separate test binary, because all threads share the working directory.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! `aggregates`: each with its revision and its newest event, a page in memory at a time.
+//! `aggregates`: each aggregate with its revision and its newest event, with one page in memory at a time.
 
 use eventstore::backend::{AggregateOptions, AggregatePage, Context, EventStore};
 
@@ -8,7 +8,7 @@ use crate::interrupt;
 use crate::json;
 use crate::output::Output;
 
-/// So many are asked for at once.
+/// The number of aggregates requested at once.
 const PAGE: usize = 1_000;
 
 pub(crate) async fn run(url: &str, prefix: Option<String>) -> Result<Ending, Failure> {
@@ -17,7 +17,7 @@ pub(crate) async fn run(url: &str, prefix: Option<String>) -> Result<Ending, Fai
         let ctx = Context::background().with_cancellation(interrupted.clone());
         let mut output = Output::of_printing();
         let listed = list(store, &ctx, AggregateOptions::all().prefix(prefix.unwrap_or_default()), &mut output).await;
-        // What came before an error is shown all the same.
+        // Results before an error are printed all the same.
         output.flush()?;
         ending(listed, &interrupted)
     })

@@ -1,4 +1,4 @@
-//! `append`: events from JSON lines, each answered when it is durable.
+//! `append`: appends events from JSON lines, and prints each one once it is durable.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(crate) async fn run(url: &str, args: &AppendArgs) -> Result<Ending, Failure>
         durability: args.durability.as_deref().map(str::parse).transpose()?,
         timeout: args.timeout,
     };
-    // A batch over the limit of bytes is handed over as soon as it is, for the store to refuse it.
+    // A batch over the size limit is passed on at once, and the store refuses it.
     let size = BatchSize { events: args.batch, bytes: MAX_BATCH_BYTES + 1 };
     let input = Input::open(&args.file)?;
     let interrupted = interrupt::token_of_work();
@@ -42,7 +42,7 @@ struct Options {
 }
 
 /// Reads batches and keeps up to `concurrency` of them in flight, until the input ends, an append fails or the user
-/// interrupts; then only what is in flight is finished.
+/// interrupts. After that, only appends in flight are finished.
 async fn append(
     store: &Store,
     mut batches: Batches,
@@ -55,13 +55,13 @@ async fn append(
     let mut is_reading = true;
     while is_reading || !in_flight.is_empty() {
         tokio::select! {
-            // In this order an append is begun, by being polled, before the next one is read: they queue in the order
-            // of the input.
+            // In this order, an append is started by polling it before the next one is read, so appends are queued in
+            // the order of the input.
             biased;
             () = interrupted.cancelled(), if is_reading => is_reading = false,
             Some(appended) = in_flight.next(), if !in_flight.is_empty() => {
                 answers.add(appended);
-                // What became durable together is written together.
+                // What became durable together is printed together.
                 while let Some(Some(appended)) = in_flight.next().now_or_never() {
                     answers.add(appended);
                 }
@@ -101,17 +101,17 @@ async fn append_batch(store: &Store, gathered: Gathered, options: &Options) -> R
     }
 }
 
-/// Of answers that could not be written.
+/// The note for answers that could not be printed.
 const UNTOLD: &str = "what has no answer may be stored: append it again to learn its place";
 
 const FENCED: &str = "fenced";
 const OUTCOME_UNKNOWN: &str = "outcome_unknown";
 
-/// What is told to the user: the places of what was appended, and the first failure.
+/// The output for the user: the positions of appended events, and the first failure.
 struct Answers {
     output: Output,
     failure: Option<Failure>,
-    /// How many appends failed after the first one, by the code of the failure.
+    /// The number of failed appends after the first one, by the code of the failure.
     further: BTreeMap<&'static str, usize>,
 }
 
@@ -143,7 +143,7 @@ impl Answers {
                 self.failure = Some(failure);
                 return;
             }
-            // The commit that failed is the cause of the fence, whichever is seen first.
+            // The failed commit is the cause of the fence, whichever is reported first.
             Some(first) if first.code() == FENCED && failure.code() == OUTCOME_UNKNOWN => {
                 self.failure.replace(failure).map_or(FENCED, |first| first.code())
             }

@@ -1,4 +1,4 @@
-//! `backup`: a copy of the store that can be opened.
+//! `backup`: a copy of the store that can be opened like any store.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use crate::output::Output;
 
 pub(crate) async fn run(url: &str, directory: &Path) -> Result<Ending, Failure> {
     if is_postgres(url) {
-        // A server's files are its own. A copy has the same events, and opens at once.
+        // The files of a server belong to the server. A copy has the same events, and opens at once.
         let path = directory.to_str().filter(|path| !path.contains('?')).ok_or_else(|| Error::InvalidOption {
             option: "directory".to_owned(),
-            reason: format!("{} cannot stand in the URL of a store; name another", directory.display()),
+            reason: format!("{} cannot be part of the URL of a store; choose another", directory.display()),
         })?;
         return copy::run(url, &format!("lmdb:{path}")).await;
     }

@@ -1,4 +1,4 @@
-//! `copy`: every event to another store, of whatever engine.
+//! `copy`: copies every event to another store, with any engine.
 
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(from: &str, to: &str) -> Result<Ending, Failure> {
     .await
 }
 
-/// Whether two URLs name the same directory, which is there.
+/// Whether two URLs name the same existing directory.
 fn are_one(one: &str, other: &str) -> bool {
     let directory = |url: &str| url.parse::<StoreUrl>().ok()?.path.canonicalize().ok();
     directory(one).is_some_and(|one| directory(other) == Some(one))

@@ -34,7 +34,7 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
     .await
 }
 
-/// How a tour ends that a signal may have ended.
+/// The ending of a tour that a signal may have stopped.
 pub(super) fn ended(done: Result<(), Failure>) -> Result<Ending, Failure> {
     match done {
         Err(failure) if failure.code() == Error::Cancelled.code() => Ok(Ending::Interrupted),
@@ -42,7 +42,7 @@ pub(super) fn ended(done: Result<(), Failure>) -> Result<Ending, Failure> {
     }
 }
 
-/// Gives a tour in a temporary directory, which is removed before this ends. `next` says where to go on.
+/// Runs a tour in a temporary directory, which is deleted at the end. `next` says how to continue.
 pub(super) async fn in_directory(
     next: &str,
     tour: impl AsyncFnOnce(&Path, &CancellationToken) -> Result<Ending, Failure>,
@@ -56,12 +56,12 @@ pub(super) async fn in_directory(
         return Ok(ending);
     }
     let mut output = Output::of_printing();
-    output.text(&format!("\nThat was all; the temporary directory is removed. {next}"))?;
+    output.text(&format!("\nThat was all; the temporary directory has been deleted. {next}"))?;
     output.flush()?;
     Ok(Ending::Finished)
 }
 
-/// What happens to the demo's orders.
+/// The events of the demo's orders.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum OrderEvent {
     Placed { cents: u32 },
@@ -70,7 +70,7 @@ enum OrderEvent {
     Cancelled,
 }
 
-/// An order, as far as the tour decides on it.
+/// The state of an order that the tour needs for decisions.
 #[derive(Default)]
 struct Order {
     is_shipped: bool,
@@ -120,7 +120,7 @@ impl Tour {
     }
 
     async fn append_a_batch(&mut self) -> Result<(), Failure> {
-        self.title("Append a batch: all of it or nothing, if nobody appended to the order in between.")?;
+        self.title("Append a batch, all or nothing, on the condition that nobody appended to the order in between.")?;
         let paid = Event::of("order-42", &OrderEvent::Paid { cents: 1250 })?;
         let shipped = Event::of("order-42", &OrderEvent::Shipped)?;
         self.call("store.append([paid, shipped]).expected(Expected::Revision(appended.revision)).await?")?;
@@ -145,7 +145,7 @@ impl Tour {
     }
 
     async fn run_into_a_conflict(&mut self) -> Result<(), Failure> {
-        self.title("Append on an old state: the order has moved on, so the store refuses.")?;
+        self.title("Append on an outdated state: the order has changed, so the store refuses.")?;
         let cancelled = Event::of("order-42", &OrderEvent::Cancelled)?;
         self.call("store.append(cancelled).expected(Expected::Revision(old)).await")?;
         let append = self.store.append(cancelled).expected(Expected::Revision(Revision::new(1)));
@@ -153,7 +153,7 @@ impl Tour {
     }
 
     async fn decide(&mut self) -> Result<(), Failure> {
-        self.title("Decide on what an order is: it is loaded, the decision is made, and its events are appended.")?;
+        self.title("Decide on the state of an order: load it, decide, and append the resulting events.")?;
         for id in ["order-42", "order-43"] {
             self.call(&format!("store.decide::<Order>(\"{id}\", |order| order.cancel()).await"))?;
             match self.store.decide::<Order>(id, Order::cancel).cancel_on(&self.stop).await {
@@ -175,7 +175,7 @@ impl Tour {
     }
 
     async fn retry(&mut self, placed: &Event) -> Result<(), Failure> {
-        self.title("Append the first event again, as after a lost answer: same place, nothing is written twice.")?;
+        self.title("Append the first event again, as after a lost answer: same position, nothing is written twice.")?;
         self.call("store.append(the_same_event).expected(Expected::NoEvents).await?")?;
         self.append([placed.clone()], Expected::NoEvents).await?;
         self.call("store.latest_version().await?")?;
@@ -184,14 +184,14 @@ impl Tour {
     }
 
     async fn follow(&mut self) -> Result<(), Failure> {
-        self.title("Follow the store: a subscriber gets what is there, then each new event as it is appended.")?;
+        self.title("Follow the store: a subscriber gets the stored events, then each new event as it is appended.")?;
         self.call("let mut events = store.subscribe(Version::new(4)).stream();")?;
         let mut events = self.store.subscribe(Version::new(4)).cancel_on(&self.stop).stream();
         self.received(events.next().await)?;
         for (order, cents) in [("order-45", 1990), ("order-46", 2990)] {
             let event = Event::of(order, &OrderEvent::Placed { cents })?;
             self.call(&format!("store.append(placed_{}).await?; events.next().await", &order[6..]))?;
-            // The subscriber waits before the event is there, as one in another task would.
+            // The subscriber waits before the event is appended, like one in another task.
             let append = self.store.append(event).cancel_on(&self.stop).into_future();
             let (appended, received) = tokio::join!(append, events.next());
             appended?;
@@ -200,7 +200,7 @@ impl Tour {
         Ok(())
     }
 
-    /// Appends events and shows where they stand.
+    /// Appends events and shows their positions.
     async fn append<const N: usize>(&mut self, events: [Event; N], expected: Expected) -> Result<(), Failure> {
         let types: Vec<_> = events.iter().map(|event| event.event_type().to_owned()).collect();
         let appended = self.store.append(events).expected(expected).cancel_on(&self.stop).await?;
@@ -223,7 +223,7 @@ impl Tour {
         match outcome {
             Err(error) if error.code() == code => self.result(Failure::from(error)),
             Err(error) => Err(error.into()),
-            Ok(outcome) => self.result(format!("{outcome:?}, although {code} was to be expected")),
+            Ok(outcome) => self.result(format!("{outcome:?}, although {code} was expected")),
         }
     }
 
@@ -236,7 +236,7 @@ impl Tour {
         self.output.text(&format!("   {code}"))
     }
 
-    /// Shows a result, and what came before it: the tour is read while it runs.
+    /// Shows a result, and flushes: the tour is read while it runs.
     fn result(&mut self, result: impl Display) -> Result<(), Failure> {
         self.output.text(&format!("     -> {result}"))?;
         self.output.flush()

@@ -12,7 +12,7 @@ use super::demo::{ended, in_directory};
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// The engine of the hub and of the replicas: the first that the program was built with.
+/// The engine of the hub and of the replicas: the first one of this build.
 const ENGINE: Option<&str> = if cfg!(feature = "lmdb") {
     Some("lmdb")
 } else if cfg!(feature = "rocksdb") {
@@ -34,7 +34,7 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
         super::with_store(&url, async |store| {
             let mut tour = Tour::new(interrupted.clone());
             let done = tour.run(engine, directory, Store::from(store.clone())).await;
-            // Also what a failure left open.
+            // Including what a failure left open.
             for replica in &tour.opened {
                 replica.close().await?;
             }
@@ -45,14 +45,14 @@ pub(crate) async fn run() -> Result<Ending, Failure> {
     .await
 }
 
-/// What happens to the goods of the demo's market stall.
+/// The events of the goods of the demo's market stall.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum StockEvent {
     Received { pieces: u32 },
     Sold { pieces: u32 },
 }
 
-/// How much there is of something.
+/// The stock of an item.
 #[derive(Debug, Default)]
 struct Stock {
     left: u32,
@@ -75,7 +75,7 @@ impl Stock {
         Ok(vec![StockEvent::Received { pieces }])
     }
 
-    /// What is there can be sold.
+    /// Only what is in stock can be sold.
     fn sell(&self, pieces: u32) -> Result<Vec<StockEvent>, String> {
         match pieces <= self.left {
             true => Ok(vec![StockEvent::Sold { pieces }]),
@@ -84,7 +84,7 @@ impl Stock {
     }
 }
 
-/// Decides again on what is there now. Each batch of the demo is one event.
+/// Decides again on the current stock. Each batch of the demo is one event.
 fn decide_again(stock: &Stock, conflict: &Conflict) -> Resolution {
     let again = conflict.events.iter().try_for_each(|event| match event.decode() {
         Ok(StockEvent::Received { pieces }) => stock.receive(pieces).map(drop),
@@ -97,7 +97,7 @@ fn decide_again(stock: &Stock, conflict: &Conflict) -> Resolution {
     }
 }
 
-/// Somebody's way to the hub.
+/// A connection to the hub.
 #[cfg(feature = "serve")]
 struct Line {
     url: String,
@@ -117,7 +117,7 @@ impl Line {
         Ok(Line { url, stop, serving })
     }
 
-    /// Another way to the same store, which can be cut while the first is not.
+    /// Another connection to the same store, which can be cut independently.
     async fn beside(&self) -> Result<Self, Failure> {
         Line::to(eventstore::open(&self.url).await?).await
     }
@@ -137,7 +137,7 @@ impl Line {
     }
 }
 
-/// Somebody's way to the hub: in a program that does not serve, the hub is a store of the same process.
+/// A connection to the hub. In a build without the server, the hub is a store of the same process.
 #[cfg(not(feature = "serve"))]
 struct Line {
     store: Store,
@@ -166,7 +166,7 @@ impl Line {
     }
 }
 
-/// What was written, and where.
+/// A write and its place.
 struct Write {
     device: &'static str,
     id: String,
@@ -192,7 +192,7 @@ impl Tour {
         let phone_line = line.beside().await?;
         let device = |name: &str, line: &Line| line.hub_of(Options::new(directory.join(name)).engine(engine));
 
-        self.title("A hub, which is a store like any other, and two replicas of it, each a directory.")?;
+        self.title("A hub, which is a store like any other, and two replicas of it, each in a directory.")?;
         self.result(format!("the hub is {}", line.name()))?;
         self.call("let laptop = synckit::Options::new(\"laptop\").hub(address).open().await?;")?;
         let laptop = self.open(device("laptop", &line)).await?;
@@ -206,7 +206,7 @@ impl Tour {
         self.sync("laptop", &laptop, &SyncOptions::new()).await?;
         self.sync("phone", &phone, &SyncOptions::new()).await?;
 
-        self.title("The phone goes offline, and sells all the same: a sale is on its disk when the call returns.")?;
+        self.title("The phone goes offline and still sells: a sale is on its disk when the call returns.")?;
         phone_line.cut().await?;
         self.call("phone.decide::<Stock>(\"apples\", |stock| stock.sell(6)).await?")?;
         self.write("phone", &phone, "apples", |stock| stock.sell(6)).await?;
@@ -223,12 +223,12 @@ impl Tour {
             }
         }
 
-        self.title("The laptop does not know of that. It sells too, and syncs.")?;
+        self.title("The laptop does not know about that. It also sells, and syncs.")?;
         self.write("laptop", &laptop, "apples", |stock| stock.sell(5)).await?;
         self.write("laptop", &laptop, "pears", |stock| stock.sell(2)).await?;
         self.sync("laptop", &laptop, &SyncOptions::new()).await?;
 
-        self.title("The phone is restarted, and is online again. What it wrote is there; the sales met a conflict.")?;
+        self.title("The phone is restarted and online again. What it wrote is there, but the sales conflict.")?;
         phone.close().await?;
         let phone_line = line.beside().await?;
         let phone = self.open(device("phone", &phone_line)).await?;
@@ -243,7 +243,7 @@ impl Tour {
         let unseen: Vec<_> = conflict.unseen.iter().map(|recorded| recorded.event.clone()).collect();
         self.result(format!("what it had not seen: {}", all(&unseen)?))?;
 
-        self.title("Your code resolves conflicts. Here each sale is decided again, on what is there now.")?;
+        self.title("Your code resolves conflicts. Here each sale is decided again, on the current stock.")?;
         self.call("phone.sync_once(&SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?")?;
         let seen = phone.status().await?.confirmed;
         self.sync("phone", &phone, &SyncOptions::new().resolver(DecideAgain::new(decide_again))).await?;
@@ -284,7 +284,7 @@ impl Tour {
         Ok(replica)
     }
 
-    /// Decides on a device, and shows what came of it.
+    /// Decides on a device, and shows the result.
     async fn write(
         &mut self,
         device: &'static str,
@@ -318,7 +318,7 @@ impl Tour {
         Ok(report)
     }
 
-    /// Each write has to be at the hub once, or rejected where it was made.
+    /// Checks that each write is at the hub once, or was rejected where it was made.
     async fn account(&mut self, hub: &Store, devices: &[(&str, &Replica)]) -> Result<(), Failure> {
         let events = hub.load(Version::ZERO).await?;
         let (mut stored, mut rejected) = (0, 0);
@@ -344,7 +344,7 @@ impl Tour {
     }
 
     fn title(&mut self, text: &str) -> Result<(), Failure> {
-        // Between two steps: none takes long.
+        // Checked between steps: none takes long.
         if self.stop.is_cancelled() {
             return Err(Error::Cancelled.into());
         }
@@ -356,14 +356,14 @@ impl Tour {
         self.output.text(&format!("   {code}"))
     }
 
-    /// Shows a result, and what came before it: the tour is read while it runs.
+    /// Shows a result, and flushes: the tour is read while it runs.
     fn result(&mut self, result: impl Display) -> Result<(), Failure> {
         self.output.text(&format!("     -> {result}"))?;
         self.output.flush()
     }
 }
 
-/// Such as `6 apples sold`.
+/// A description such as `6 apples sold`.
 fn words(event: &Event) -> Result<String, Failure> {
     let goods = event.aggregate_id();
     Ok(match event.decode()? {

@@ -10,7 +10,7 @@ pub(crate) async fn run(url: &str, until: Option<&str>) -> Result<Ending, Failur
     let until: Option<Version> = until.map(str::parse).transpose()?;
     reading(url, async |store| {
         let digest = interruptible("events", async |ctx| {
-            // The digest of fewer events would be taken for that of those.
+            // Without this check, the digest of fewer events could be mistaken for the requested one.
             let latest = if until.is_some() { store.latest_version(ctx).await? } else { Version::ZERO };
             if let Some(until) = until.filter(|until| *until > latest) {
                 let reason =

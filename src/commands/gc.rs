@@ -1,4 +1,4 @@
-//! `gc`: unused space back to the file system.
+//! `gc`: frees unused disk space.
 
 use eventstore::backend::Gc;
 

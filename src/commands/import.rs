@@ -1,4 +1,4 @@
-//! `import`: many events from JSON lines, resumable.
+//! `import`: imports many events from JSON lines; it can be resumed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,10 +19,10 @@ use crate::records::Wanted;
 use crate::rejects::Rejects;
 use crate::{interrupt, json};
 
-/// Large enough that the sync of a batch costs less than the rest; small enough that several fit in memory.
+/// Large enough that the sync of a batch costs less than the rest, and small enough that several batches fit in memory.
 const BATCH: BatchSize = BatchSize { events: 4096, bytes: 4 << 20 };
 
-/// What a dry run prints.
+/// The number of events that a dry run prints.
 const EXAMPLES: usize = 3;
 
 pub(crate) async fn run(url: &str, args: &ImportArgs) -> Result<Ending, Failure> {
@@ -115,13 +115,13 @@ async fn dry_run(mut batches: Batches, mut rejects: Option<Rejects>) -> Result<E
 struct Import<'a> {
     store: &'a Store,
     checks_places: bool,
-    /// Where to write what is left out; `None` if a bad line ends the import.
+    /// The file for skipped lines; `None` if an invalid line ends the import.
     rejects: Option<Rejects>,
     counts: Counts,
     progress: Progress,
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Debug, Default)]
 struct Done {
     counts: Counts,
@@ -129,16 +129,16 @@ struct Done {
 }
 
 impl Import<'_> {
-    /// Stores batch after batch, and gathers one while the other is being stored.
+    /// Stores one batch after the other, and gathers the next one meanwhile.
     ///
-    /// One at a time, because with several in flight a later one could be stored although an earlier one was refused.
-    /// So what is stored is a beginning of the input, in its order, whatever happens; less what was skipped.
+    /// Only one batch is in flight: with several, a later one could be stored although an earlier one was refused. So
+    /// what is stored is always a prefix of the input, in its order, except for skipped lines.
     async fn run(&mut self, mut batches: Batches, interrupted: &CancellationToken) -> Result<Ending, Failure> {
         let mut gathered = next(&mut batches, interrupted).await;
         loop {
             match gathered {
                 Ok(Next::Batch(batch)) => {
-                    // Ends early only if the batch is refused: then nobody wants the next one.
+                    // It ends early only if the batch is refused, and then the next one is not needed.
                     let following = async { Ok(next(&mut batches, interrupted).await) };
                     match tokio::try_join!(self.store(batch), following) {
                         Ok((done, following)) => {
@@ -148,7 +148,7 @@ impl Import<'_> {
                         Err(ended) => return self.end(*ended),
                     }
                 }
-                // What was gathered before the interrupt or the bad line is as good as any.
+                // Store what was gathered before the interrupt or the invalid line.
                 Ok(Next::Ended(ending)) => return self.store_rest(&mut batches).await.map(|()| ending),
                 Err(failure) => return self.store_rest(&mut batches).await.and(Err(failure)),
             }
@@ -162,7 +162,7 @@ impl Import<'_> {
         }
     }
 
-    /// Stores a batch. What is told with a failure was done all the same.
+    /// Stores a batch. The `Done` in an error was done nevertheless.
     async fn store(&self, gathered: Gathered) -> Result<Done, Box<(Done, Failure)>> {
         let mut done = Done { rejected: gathered.rejected, ..Done::default() };
         let mut items = gathered.items;
@@ -173,7 +173,7 @@ impl Import<'_> {
         let misplaced = match misplaced {
             Ok(None) => None,
             Ok(Some((index, failure))) => {
-                // As before any other bad line.
+                // Like before any other invalid line.
                 items.truncate(index);
                 Some(failure)
             }
@@ -187,7 +187,7 @@ impl Import<'_> {
         }
     }
 
-    /// Stores these events together; or, if the store refuses some of them and lines are skipped, the others.
+    /// Stores these events together. If the store refuses some of them and lines may be skipped, stores the others.
     async fn store_items(&self, items: Vec<Item>, done: &mut Done) -> Result<(), Failure> {
         let mut parts = parts_of(items);
         while let Some(mut items) = parts.pop() {
@@ -207,7 +207,7 @@ impl Import<'_> {
                 _ => culprits(self.store, &items, &error).await,
             };
             if culprits.is_empty() {
-                // The store does not say which one it is.
+                // The store does not say which event it is.
                 let second = items.split_off(items.len() / 2);
                 parts.extend([second, items]);
                 continue;
@@ -222,7 +222,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Counts what was done, and writes down what was left out.
+    /// Counts what was done, and writes the skipped lines to the file.
     fn conclude(&mut self, done: Done) -> Result<(), Failure> {
         self.counts.written += done.counts.written;
         self.counts.already_there += done.counts.already_there;
@@ -243,7 +243,8 @@ impl Import<'_> {
     }
 }
 
-/// The events in parts that the store accepts as batches, the first part last: one record may have had any number of events.
+/// Splits the events into parts that the store accepts as batches, the first part last: a single record may have any
+/// number of events.
 fn parts_of(items: Vec<Item>) -> Vec<Vec<Item>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
@@ -258,9 +259,9 @@ fn parts_of(items: Vec<Item>) -> Vec<Vec<Item>> {
     parts
 }
 
-/// The first event that the store would not give the place that the input names, and how to tell so.
+/// The first event that would not get the position in the input, and the failure to report.
 ///
-/// It is known before the event is stored, because nobody else has the store open.
+/// It is detected before the event is stored, because nobody else has the store open.
 async fn misplaced(store: &Store, items: &[Item]) -> Result<Option<(usize, Failure)>, Failure> {
     let ctx = Context::background();
     let mut latest = store.latest_version(&ctx).await?.get();
@@ -318,7 +319,7 @@ struct Counts {
     written: u64,
     already_there: u64,
     skipped: u64,
-    /// Events that were written with another time than the input has.
+    /// The number of events stored with another time than in the input.
     times_lost: u64,
 }
 
@@ -385,7 +386,7 @@ mod tests {
         );
     }
 
-    /// A store that refuses batches with an event of a certain type, and does not say which one it is.
+    /// A store that refuses batches with an event of a certain type, without saying which event it is.
     #[derive(Debug)]
     struct Particular(Store);
 
@@ -436,7 +437,7 @@ mod tests {
         }
     }
 
-    /// The lines that are left out when these events are stored together, and the ids that are there afterwards.
+    /// The skipped lines when these events are stored together, and the ids that are stored afterwards.
     async fn stored(events: &[(&str, &str)], skips: bool) -> (Vec<u64>, Vec<String>, Option<Failure>) {
         let store: Store = Arc::new(Particular(Arc::new(memory::open(StoreOptions::default()).expect("in memory"))));
         let items = (1..).zip(events).map(|(line, (id, event_type))| Item {

@@ -1,4 +1,4 @@
-//! `latest`: the version of the newest event, or the cursor behind it.
+//! `latest`: the version of the newest event, or the cursor after it.
 
 use eventstore::backend::{EventStore, EventStoreExt};
 

@@ -1,4 +1,4 @@
-//! `load`: events as JSON lines or as a table, a page in memory at a time.
+//! `load`: prints events as JSON lines or as a table, with one page in memory at a time.
 
 use eventstore::backend::{CancellationToken, Context, Cursor, EventStoreExt, LoadOptions, RecordedEvent};
 
@@ -11,7 +11,7 @@ use crate::output::Output;
 use crate::table::Table;
 
 pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
-    // No version has a hyphen.
+    // Only a cursor has a hyphen.
     let cursor = args.since.contains('-').then(|| args.since.parse::<Cursor>()).transpose()?;
     let since = cursor.map_or_else(|| args.since.parse(), |cursor| Ok(cursor.version()))?;
     let mut options = LoadOptions::since(since).types(args.types).since_revision(args.since_revision.into());
@@ -33,7 +33,7 @@ pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
 }
 
 struct Load {
-    /// What the events are to come behind, if somebody has one.
+    /// The cursor to start after, if one is given.
     cursor: Option<Cursor>,
     options: LoadOptions,
     follow: bool,
@@ -52,11 +52,11 @@ impl Load {
         while let Some(page) = events.next_page().await {
             let page = match page {
                 Ok(page) => page,
-                // What came before the error is shown all the same.
+                // Events before the error are printed all the same.
                 Err(error) => return printer.finish().and(Err(error.into())),
             };
             printer.print(&page)?;
-            // A page of a subscription is all that is there by now.
+            // A page of a subscription has everything that exists by now.
             if self.follow {
                 printer.output.flush()?;
             }
@@ -84,7 +84,7 @@ impl Printer {
             return page.iter().try_for_each(|recorded| output.line(|out| json::write(out, recorded)));
         };
         table.fit(page);
-        // The titles wait for the first events, to have their widths.
+        // The titles are printed with the first events, to get their column widths.
         if !std::mem::replace(has_titles, true) {
             output.line(|out| table.write_titles(out))?;
         }

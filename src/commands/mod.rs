@@ -1,4 +1,4 @@
-//! One file for each command.
+//! The subcommands, one file each.
 
 mod aggregates;
 mod append;
@@ -39,23 +39,23 @@ use crate::progress::Work;
 
 type Store = Arc<dyn EventStore>;
 
-/// How a command ends that does not fail.
+/// How a command ends without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It did all there was to do.
+    /// It is done.
     Finished,
-    /// It was asked to stop, and did so in good order.
+    /// It was interrupted and stopped in an orderly way.
     Interrupted,
-    /// It did all there was to do, and found something wrong.
+    /// It is done and found damage.
     FoundDamage,
-    /// It did what there was to do but for some lines of the input, which it wrote down.
+    /// It is done, except for some skipped lines of the input, which are in a file.
     LeftOut,
-    /// It did what there was to do, up to a batch that somebody has to decide on.
+    /// It is done up to a batch that waits for a decision.
     #[cfg(feature = "sync")]
     Waiting,
 }
 
-/// The exit code of [`Ending::LeftOut`]: neither all done nor ended early.
+/// The exit code of [`Ending::LeftOut`]: neither complete nor aborted.
 pub(crate) const LEFT_OUT: u8 = 3;
 
 /// The exit code of [`Ending::Waiting`].
@@ -107,17 +107,17 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     }
 }
 
-/// Opens the store or creates it, works with it, and closes it, whatever came of the work.
+/// Opens or creates the store, runs the work, and closes the store in any case.
 async fn with_store(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
     with_open(eventstore::backend::open(url), work).await
 }
 
-/// Opens the store to read it, which writes nothing there, works with it, and closes it.
+/// Opens the store for reading, which writes nothing, runs the work, and closes the store.
 async fn reading(url: &str, work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>) -> Result<Ending, Failure> {
     with_open(eventstore::backend::open_read_only(url), work).await
 }
 
-/// As [`with_store`], but the store has to be there: whoever mistypes a path wants to be told.
+/// Like [`with_store`], but the store must exist, so that a mistyped path is an error.
 async fn with_existing(
     url: &str,
     work: impl AsyncFnOnce(&Store) -> Result<Ending, Failure>,
@@ -135,26 +135,26 @@ async fn with_open(
     closed(result, store.close().await)
 }
 
-/// How work ends on something that was closed behind it.
+/// The ending of work on something that was closed after it.
 fn closed<E>(result: Result<Ending, Failure>, closed: Result<(), E>) -> Result<Ending, Failure>
 where
     Failure: From<E>,
 {
     match result {
-        // That nobody reads any more is no reason to hide what went wrong.
+        // A reader that has left must not hide an error on closing.
         Err(failure) if failure.is_closed_pipe() => closed.map_err(Failure::from).and(Err(failure)),
         Ok(ending) => closed.map(|()| ending).map_err(Failure::from),
         failed => failed,
     }
 }
 
-/// Does short work whose result is printed, and ends with a signal.
+/// Runs short work whose result is printed. A signal ends it.
 async fn printing<T>(work: impl AsyncFnOnce(&Context) -> eventstore::backend::Result<T>) -> Result<Option<T>, Failure> {
     let interrupted = interrupt::token();
     unless_interrupted(work(&Context::background().with_cancellation(interrupted.clone())).await, &interrupted)
 }
 
-/// Does work that may take long: it shows its progress, in this unit, and ends in good order with a signal, which gives
+/// Runs work that may take long: shows its progress in this unit, and stops in an orderly way on a signal, which gives
 /// `None`.
 async fn interruptible<T>(
     unit: &str,
@@ -171,7 +171,7 @@ async fn interruptible<T>(
     Ok(done)
 }
 
-/// How work ends that prints as it goes on, and that a signal may have ended.
+/// The ending of work that prints as it proceeds, and that a signal may have stopped.
 fn ending(result: Result<(), Failure>, interrupted: &CancellationToken) -> Result<Ending, Failure> {
     match result {
         Err(failure) if failure.code() == Error::Cancelled.code() && interrupted.is_cancelled() => {
@@ -181,7 +181,7 @@ fn ending(result: Result<(), Failure>, interrupted: &CancellationToken) -> Resul
     }
 }
 
-/// `None` if it is a signal that ended it.
+/// `None` if a signal stopped it.
 fn unless_interrupted<T>(
     result: eventstore::backend::Result<T>,
     interrupted: &CancellationToken,

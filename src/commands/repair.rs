@@ -1,4 +1,4 @@
-//! `repair`: the index made anew from the log, and a lost end of the log accepted.
+//! `repair`: rebuilds the index from the log, and accepts a lost end of the log.
 
 use super::{Ending, interruptible};
 use crate::failure::Failure;

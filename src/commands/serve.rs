@@ -1,4 +1,4 @@
-//! `serve`: a store, or a directory of stores, over HTTP, until a signal.
+//! `serve`: serves a store, or a directory of stores, over HTTP, until a signal.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     let (tokens, tls) = (files.tokens().map_err(Failure::refused)?, files.tls().map_err(Failure::refused)?);
     files.read_on_hangup(tokens.clone(), tls.clone())?;
     let metrics = record_metrics()?;
-    // Before a store is opened: whoever mistypes the address has not opened it for nothing.
+    // Before a store is opened, so that a wrong address is noticed early.
     let mut listener = Listener::bind(&args.listen).await.map_err(|error| Failure::refused(error.to_string()))?;
     if let Some(tls) = tls {
         listener = listener.tls(tls);
@@ -78,7 +78,7 @@ pub(crate) async fn run(url: &str, args: ServeArgs) -> Result<Ending, Failure> {
     Ok(Ending::Interrupted)
 }
 
-/// The files that are read at the beginning, and again whenever the process gets SIGHUP.
+/// The files that are read at the start, and again on SIGHUP.
 struct Files {
     tokens: Option<PathBuf>,
     /// The certificate and its key.
@@ -95,7 +95,7 @@ impl Files {
         self.tls.as_ref().map(read).transpose().map_err(|error| error.to_string())
     }
 
-    /// Without files, a hangup ends the command as it ends others.
+    /// Without files to read, SIGHUP ends the command as usual.
     #[cfg(unix)]
     fn read_on_hangup(self, tokens: Option<Tokens>, tls: Option<Tls>) -> Result<(), Failure> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -117,7 +117,7 @@ impl Files {
         Ok(())
     }
 
-    /// What cannot be read stays as it is.
+    /// Files that cannot be read leave the current state unchanged.
     #[cfg(unix)]
     fn read_again(&self, tokens: Option<&Tokens>, tls: Option<&Tls>) {
         match (tokens, self.tokens()) {
@@ -139,7 +139,7 @@ impl Files {
     }
 }
 
-/// `DIR`, or `ENGINE:DIR?options`, as a store's URL.
+/// The parts of `DIR` or `ENGINE:DIR?options` for a store's URL.
 fn split_place(place: &str) -> (&str, &str, &str) {
     let (place, options) = place.split_once('?').unwrap_or((place, ""));
     match place.split_once(':') {
@@ -150,7 +150,7 @@ fn split_place(place: &str) -> (&str, &str, &str) {
     }
 }
 
-/// Collects what the stores count.
+/// Starts collecting the metrics of the stores.
 fn record_metrics() -> Result<PrometheusHandle, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::refused(format!("cannot collect metrics: {error}"));
     let with_buckets = HISTOGRAM_BUCKETS.iter().try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {

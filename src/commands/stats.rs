@@ -1,6 +1,6 @@
-//! `stats`: what there is to know about a store, for people or for programs.
+//! `stats`: the statistics of a store, for people or for programs.
 //!
-//! What a process tells of itself, such as how many appends wait in its queue, is left out: the command has just begun.
+//! Statistics of the process, such as the number of queued appends, are left out: the command has just started.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub(crate) async fn run(url: &str, json: bool) -> Result<Ending, Failure> {
     .await
 }
 
-/// What `--json` prints. `docs/metrics.md` promises its names.
+/// The output of `--json`. `docs/metrics.md` guarantees its names.
 #[derive(Serialize)]
 struct Report<'a> {
     backend: &'a str,
@@ -53,7 +53,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Engines tell everything as text.
+/// Engines report all values as text.
 fn number_or_text(value: &str) -> Value {
     value.parse::<u64>().map_or_else(|_| Value::from(value), Value::from)
 }

@@ -1,4 +1,4 @@
-//! `verify`: everything is read, and what is wrong is named.
+//! `verify`: reads everything and reports what is wrong.
 
 use super::{Ending, interruptible, reading};
 use crate::failure::{Failure, tell};

@@ -15,18 +15,18 @@ use sha2::{Digest, Sha256};
 use crate::failure::Failure;
 use crate::json;
 
-/// A JSON object, with its members as they stand there.
+/// A JSON object, with its members in their original order.
 pub(crate) struct Record<'a> {
     text: &'a str,
     members: Vec<(Cow<'a, str>, &'a str)>,
     number: Number,
 }
 
-/// What tells a record apart from all others of its input.
+/// What distinguishes a record from all others of its input.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Number {
     pub(crate) record: u64,
-    /// If it is one of several in a record.
+    /// The index in its record, if the record has several.
     pub(crate) inner: Option<u64>,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Number {
 }
 
 impl<'a> Record<'a> {
-    /// Divides an object.
+    /// Splits an object into its members.
     pub(crate) fn parse(bytes: &'a [u8], number: Number) -> Result<Self, Failure> {
         let text = json::object(bytes)?.trim_ascii();
         let members = members(text).map_err(|error| Failure::malformed(json::describe(&error)))?;
@@ -51,7 +51,7 @@ impl<'a> Record<'a> {
         self.members.iter().any(|(name, _)| name == key)
     }
 
-    /// An object of all members but these.
+    /// An object of all members except these.
     pub(crate) fn without(&self, taken: &[usize]) -> String {
         let mut text = String::from("{");
         for (index, (key, value)) in self.members.iter().enumerate() {
@@ -94,13 +94,13 @@ fn members(object: &str) -> serde_json::Result<Vec<(Cow<'_, str>, &str)>> {
     Ok(members)
 }
 
-/// The elements of an array; `None` if it is none.
+/// The elements of an array; `None` if it is not an array.
 pub(crate) fn elements(array: &str) -> Option<Vec<&str>> {
     let elements: Vec<&RawValue> = serde_json::from_str(array).ok()?;
     Some(elements.into_iter().map(RawValue::get).collect())
 }
 
-/// How a value is made from a record, and how somebody wrote that.
+/// How a value is computed from a record, and the source text of that.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Expression {
     written: String,
@@ -109,22 +109,22 @@ pub(crate) struct Expression {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// What is found when these steps are gone; without any, the whole record.
+    /// The value at the end of these steps; without steps, the whole record.
     Path(Vec<Step>),
     /// This JSON.
     Constant(String),
-    /// The text of all, one behind the other; nothing if one of them is nothing.
+    /// The concatenated texts of all parts; nothing if a part is missing.
     Join(Vec<Expression>),
-    /// The first that is there.
+    /// The first value that exists.
     First(Vec<Expression>),
     Call(Function, Box<Expression>),
     /// The number of the record.
     Number,
-    /// What no field takes as it is.
+    /// The members that no field takes unchanged.
     Rest,
 }
 
-/// Into an object or an array.
+/// A step into an object or an array.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     Key(String),
@@ -133,19 +133,19 @@ pub(crate) enum Step {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Function {
-    /// The SHA-256 of the value as it stands there, in hexadecimal.
+    /// The SHA-256 of the value as written, in hexadecimal.
     Sha256,
-    /// The bytes that a text is the Base64 of.
+    /// The bytes of a Base64 text.
     Base64,
-    /// The characters of a text, if they are an object or an array; any other value as it stands there.
+    /// The content of a text if it is an object or an array; any other value as written.
     Json,
-    /// The characters of a text.
+    /// The content of a text.
     Text,
-    /// The number behind a number.
+    /// A number plus one.
     Next,
-    /// The time that is so many seconds after the beginning of 1970.
+    /// A time in seconds since 1970.
     Unix,
-    /// The same in milliseconds.
+    /// A time in milliseconds since 1970.
     UnixMs,
 }
 
@@ -161,18 +161,18 @@ impl Function {
     ];
 }
 
-/// What an expression gives.
+/// The value of an expression.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value<'a> {
-    /// JSON as it stands somewhere.
+    /// JSON as written in the input.
     Json(Cow<'a, str>),
-    /// Text that was made.
+    /// A constructed text.
     Text(String),
-    /// Bytes that stood in a text.
+    /// Bytes encoded in a text.
     Bytes(Vec<u8>),
 }
 
-/// What an expression gives, and whether it is all of a member of the record.
+/// The value of an expression, and whether it is a whole member of the record.
 #[derive(Clone, Debug)]
 pub(crate) struct Found<'a> {
     pub(crate) value: Value<'a>,
@@ -186,7 +186,7 @@ impl<'a> From<Value<'a>> for Found<'a> {
 }
 
 impl Value<'_> {
-    /// The value as a text; `None` of `null`.
+    /// The value as a text; `None` for `null`.
     pub(crate) fn text(&self) -> Result<Option<String>, String> {
         match self {
             Value::Json(json) => match json.as_bytes().first() {
@@ -209,7 +209,7 @@ impl Value<'_> {
         }
     }
 
-    /// The value as the text of a JSON object, which nobody has checked; `None` of `null`.
+    /// The value as the text of a JSON object, unchecked; `None` for `null`.
     pub(crate) fn into_metadata(self) -> Result<Option<String>, String> {
         match self {
             Value::Json(json) => Ok(Some(json.into_owned()).filter(|json| json != "null")),
@@ -244,7 +244,7 @@ impl Expression {
         self.kind == Kind::Rest
     }
 
-    /// Whether `rest()` is anywhere in it.
+    /// Whether it contains `rest()`.
     pub(crate) fn has_rest(&self) -> bool {
         match &self.kind {
             Kind::Rest => true,
@@ -254,7 +254,7 @@ impl Expression {
         }
     }
 
-    /// What it gives for a record; `None` if that is not there. Alternatives pass over an empty text if a text is wanted.
+    /// The value for a record; `None` if it is missing. If a text is wanted, alternatives skip an empty text.
     pub(crate) fn evaluate<'a>(&self, record: &Record<'a>, is_text: bool) -> Result<Option<Found<'a>>, String> {
         match &self.kind {
             Kind::Path(steps) => at(record, steps),
@@ -317,7 +317,7 @@ fn at<'a>(record: &Record<'a>, steps: &[Step]) -> Result<Option<Found<'a>>, Stri
     Ok(Some(Found { value: Value::Json(json.into()), member: rest.is_empty().then_some(member) }))
 }
 
-/// The member with this key. Of two nobody knows which one is meant.
+/// The member with this key. If it occurs twice, it is ambiguous.
 fn only(members: &[(Cow<'_, str>, &str)], key: &str) -> Result<Option<usize>, String> {
     let mut with_key = members.iter().enumerate().filter(|(_, (name, _))| name == key).map(|(index, _)| index);
     match (with_key.next(), with_key.next()) {
@@ -368,7 +368,7 @@ fn call<'a>(function: Function, found: Found<'a>) -> Result<Option<Found<'a>>, S
             let is_json = text.trim_ascii_start().starts_with(['{', '[']);
             match serde_json::from_str::<&RawValue>(&text) {
                 _ if text.trim_ascii().is_empty() => return Ok(None),
-                // Without white space around it.
+                // Without surrounding white space.
                 Ok(inner) if is_json => Value::Bytes(inner.get().as_bytes().to_vec()),
                 _ => Value::Json(json),
             }
@@ -378,8 +378,8 @@ fn call<'a>(function: Function, found: Found<'a>) -> Result<Option<Found<'a>>, S
     Ok(Some(Found { value, member }))
 }
 
-/// The decimal number with its point moved to the right by so many digits, below the end of the times that can be recorded;
-/// what is behind the point then is cut off.
+/// A decimal number with its point moved to the right by this many digits, truncated, if it is below the end of the
+/// recordable times.
 fn shifted(text: &str, digits: usize) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -4,10 +4,10 @@ use serde_json::value::RawValue;
 
 use crate::mapping::expression::{Expression, Function, Kind, Step};
 
-/// Functions in functions, and deeper, are refused before they fill the stack.
+/// Deeper nesting of functions is refused, to protect the stack.
 const MAX_DEPTH: usize = 32;
 
-/// A text, and how far it was read.
+/// A text, and the position up to which it was read.
 pub(crate) struct Parser<'a> {
     text: &'a str,
     at: usize,
@@ -32,7 +32,7 @@ impl<'a> Parser<'a> {
         self.rest().is_empty()
     }
 
-    /// Reads over this text, if it is next.
+    /// Skips this text if it is next.
     pub(crate) fn eat(&mut self, text: &str) -> bool {
         self.skip_space();
         let is_next = self.rest().starts_with(text);
@@ -46,7 +46,7 @@ impl<'a> Parser<'a> {
         if self.eat(text) { Ok(()) } else { Err(self.wrong(&format!("{text} is expected"))) }
     }
 
-    /// What is wrong here.
+    /// An error at the current position.
     fn wrong(&self, reason: &str) -> String {
         match self.rest().chars().next() {
             None => format!("{reason} at the end of {:?}", self.text),
@@ -54,7 +54,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The characters from here on that are such ones.
+    /// Takes characters that satisfy the condition.
     fn take_while(&mut self, is_such: impl Fn(char) -> bool) -> &'a str {
         let rest = self.rest();
         let len = rest.find(|character| !is_such(character)).unwrap_or(rest.len());
@@ -74,7 +74,7 @@ impl<'a> Parser<'a> {
         Ok(name)
     }
 
-    /// Alternatives, or one.
+    /// One expression, or alternatives.
     pub(crate) fn expression(&mut self) -> Result<Expression, String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -85,7 +85,7 @@ impl<'a> Parser<'a> {
         expression
     }
 
-    /// One part, or several with something between them.
+    /// One part, or several with a separator.
     fn list(
         &mut self,
         between: &str,
@@ -170,7 +170,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A path: `.` and keys with dots between them, or indexes and quoted keys in brackets.
+    /// A path: `.` and keys separated by dots, or indexes and quoted keys in brackets.
     pub(crate) fn path(&mut self) -> Result<Expression, String> {
         self.skip_space();
         let start = self.at;
@@ -179,7 +179,7 @@ impl<'a> Parser<'a> {
         }
         let mut steps = Vec::new();
         loop {
-            // Between the parts of a path there is no space.
+            // No spaces are allowed inside a path.
             if self.rest().starts_with('[') {
                 self.at += 1;
                 steps.push(self.in_brackets()?);
@@ -188,7 +188,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 match self.key()? {
                     Some(key) => steps.push(Step::Key(key)),
-                    // A dot alone, or before a bracket.
+                    // A single dot, or a dot before a bracket.
                     None if steps.is_empty() => {}
                     None => return Err(self.wrong("a key is expected")),
                 }

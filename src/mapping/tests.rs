@@ -19,13 +19,13 @@ fn refused(map: &str, text: &str) -> String {
     mapping(map).event(&record(text)).expect_err(text).message().to_owned()
 }
 
-/// What an expression gives as data.
+/// The value of an expression as data.
 fn data(expression: &str, text: &str) -> String {
     let map = format!(r#"id="i",type="T",aggregate_id="a",data={expression}"#);
     String::from_utf8(event(&map, text).data().to_vec()).expect("UTF-8")
 }
 
-/// What an expression gives as an id.
+/// The value of an expression as an id.
 fn id(expression: &str, text: &str) -> String {
     event(&format!(r#"id={expression},type="T",aggregate_id="a""#), text).id().to_owned()
 }
@@ -112,7 +112,7 @@ fn data_is_what_stands_there_or_what_was_in_a_text() {
     for (expression, made) in [
         (".z", "null"),
         (".e", r#""""#),
-        // Only where a text is wanted an empty one is as good as none.
+        // An empty text counts as missing only if a text is wanted.
         (".e//.s", r#""""#),
         (".z//.s", r#""5""#),
         (".o", r#"{"k" :1}"#),
@@ -139,7 +139,7 @@ fn what_no_field_takes_is_the_rest() {
     let text = r#"{"i":1,"t":"T","a":{"n":"x"},"d":{"k":1.0},"m\u00e4":"r", "time":"2025-01-31T00:00:00Z"}"#;
     let map = "id=.i,type=.t,aggregate_id=.a.n,data=.d,metadata=rest(),recorded_at=.time";
     let made = event(map, text);
-    // Of `a` only a part was taken, and the time may not be stored.
+    // Only a part of `a` was taken, and the time may not be stored.
     assert_eq!(made.metadata(), r#"{"a":{"n":"x"},"mä":"r","time":"2025-01-31T00:00:00Z"}"#);
     let made = event(r#"id=.i+"-",type=.t,aggregate_id=.none//.i,data=rest(),metadata=.a"#, text);
     assert_eq!(made.data(), r#"{"d":{"k":1.0},"mä":"r","time":"2025-01-31T00:00:00Z"}"#.as_bytes());
@@ -147,7 +147,7 @@ fn what_no_field_takes_is_the_rest() {
     let made =
         event(r#"id="i",type=json(.t),aggregate_id="a",data=text(.d.x)//.i,metadata=rest()"#, r#"{"t":"T","i":5}"#);
     assert_eq!((made.data(), made.metadata()), (&b"5"[..], "{}"));
-    // Without any word on data, it is everything.
+    // Without a mapping for data, it is the whole record.
     let made = event("id=.i,type=.t,aggregate_id=.a.n", text);
     assert_eq!(made.data(), text.as_bytes());
     assert_eq!(made.metadata(), "{}");
@@ -267,7 +267,7 @@ fn formats_are_recognized() {
     }
 }
 
-/// Parts that expressions are made of, and others.
+/// Parts of expressions, and other texts.
 fn fragment() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(".".to_owned()),
@@ -296,7 +296,7 @@ proptest! {
             let mut again = Parser::new(expression.as_str());
             prop_assert_eq!(again.expression(), Ok(expression.clone()));
             prop_assert!(again.is_at_end());
-            // Whatever it is, it gives something or a reason.
+            // Any expression gives a value or an error.
             let _ = expression.evaluate(&record(r#"{"a":[{"a":"x"},"{}"],"ü \"":1}"#), true);
         }
     }

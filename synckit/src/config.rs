@@ -1,4 +1,4 @@
-//! What a replica's directory says of it.
+//! The settings of a replica, in its directory.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
@@ -11,19 +11,19 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::journal::{io, sync_directory};
 
-/// The file `replica.json`, written when everything else is there.
+/// The file `replica.json`, which is written when everything else exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) format: u32,
     /// The id of the replica's journal, in hexadecimal digits.
     pub(crate) id: String,
-    /// The address of the hub; `None` if the program gives it.
+    /// The address of the hub; `None` if the program passes it on opening.
     pub(crate) hub: Option<String>,
     /// The id of the hub's store, once it is known.
     pub(crate) store_id: Option<String>,
-    /// The engine of the confirmed events.
+    /// The engine of the store of confirmed events.
     pub(crate) engine: String,
-    /// Whether it only follows its hub.
+    /// Whether the replica is read-only: it only follows its hub.
     pub(crate) read_only: bool,
 }
 
@@ -35,7 +35,7 @@ impl Config {
         Config { format: FORMAT, id: Uuid::new_v4().simple().to_string(), hub, store_id: None, engine, read_only }
     }
 
-    /// Reads it, if it is there.
+    /// Reads the settings, if they exist.
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(NAME);
         let text = match std::fs::read(&path) {
@@ -49,7 +49,7 @@ impl Config {
             format: u32,
         }
         let is_wrong = |error: serde_json::Error| not(format!("{NAME}: {error}"));
-        // Whatever else there is depends on it.
+        // Check the format first: everything else depends on it.
         let Format { format } = serde_json::from_slice(&text).map_err(is_wrong)?;
         if format != FORMAT {
             return Err(StoreError::Unsupported {
@@ -60,7 +60,7 @@ impl Config {
         Ok(Some(serde_json::from_slice(&text).map_err(is_wrong)?))
     }
 
-    /// Writes it in the place of an older one. It is its owner's alone: the address of the hub may have a password.
+    /// Writes the settings, replacing older ones. Only the owner can read them: the hub's URL may contain a password.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| StoreError::engine("write the replica's settings", error))?;
@@ -89,8 +89,8 @@ impl Config {
     }
 }
 
-/// Makes a directory, and what is missing above it. What is in it is nobody's but its owner's, and its group's as far as the umask
-/// says so, like a store.
+/// Creates a directory and its missing parents. Only its owner, and its group as far as the umask permits, can access
+/// the directory, like that of a store.
 pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)?;
@@ -104,17 +104,17 @@ pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// The file that is there while a replica is made: what there is beside it may be removed.
+/// A file that exists while a replica is being created: everything beside it may be deleted.
 pub(crate) const UNFINISHED: &str = "unfinished";
 
-/// Notes that a replica is being made.
+/// Marks that a replica is being created.
 pub(crate) fn begin(directory: &Path) -> Result<()> {
     let made = File::create(directory.join(UNFINISHED)).and_then(|file| file.sync_all());
     made.map_err(|error| io("begin a replica", error))?;
     Ok(sync_directory(directory)?)
 }
 
-/// Removes that note, if it is there.
+/// Removes that mark, if it exists.
 pub(crate) fn finish(directory: &Path) -> Result<()> {
     match std::fs::remove_file(directory.join(UNFINISHED)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(io("finish a replica", error).into()),
@@ -122,20 +122,21 @@ pub(crate) fn finish(directory: &Path) -> Result<()> {
     }
 }
 
-/// The lock on a directory, until it is dropped.
+/// The lock on a directory. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing it is not enough: a process that is being started has the file as well, until it has become another program.
+        // Closing the file is not enough: a child process that is being started holds it as well, until it executes its
+        // program.
         if let Err(error) = self.0.unlock() {
             tracing::warn!(%error, "the lock of a replica was not released");
         }
     }
 }
 
-/// Holds the directory: there is one process that has it open.
+/// Locks the directory: only one process may have it open.
 pub(crate) fn lock(directory: &Path) -> Result<Lock> {
     let path = directory.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);

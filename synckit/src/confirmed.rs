@@ -1,4 +1,4 @@
-//! The confirmed events of a replica as a store that is only read.
+//! The confirmed events of a replica, as a read-only store.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use eventstore_api::{
 
 use crate::worker::State;
 
-/// The confirmed events that are shown. Those that are staged behind them are not there.
+/// The visible confirmed events. Events that are staged after them are hidden.
 pub(crate) struct Confirmed(pub(crate) Arc<State>);
 
 impl fmt::Debug for Confirmed {
@@ -33,7 +33,7 @@ impl Confirmed {
     }
 }
 
-/// The bound of what is read: that of the caller, or the end of what is shown.
+/// The upper bound of a read: that of the caller, or the end of the visible events.
 fn bounded(before: Option<Version>, published: Version) -> Version {
     before.map_or(published.next(), |before| before.min(published.next()))
 }
@@ -124,7 +124,7 @@ impl EventStore for Confirmed {
     }
 
     async fn sync(&self, ctx: &Context) -> Result<Version> {
-        self.latest_version(ctx).await // they were synced when they were pulled
+        self.latest_version(ctx).await // events are synced before they are shown
     }
 
     async fn push(&self, _: &Context, _: Place, _: Vec<Batch>) -> Result<Pushed> {
@@ -135,7 +135,7 @@ impl EventStore for Confirmed {
         self.now().0.stats(ctx).await
     }
 
-    /// The replica is closed by its own handle.
+    /// Does nothing: the replica is closed by its own handle.
     async fn close(&self) -> Result<()> {
         Ok(())
     }

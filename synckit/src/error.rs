@@ -1,4 +1,4 @@
-//! What goes wrong with a replica.
+//! Errors of a replica.
 
 use std::fmt;
 
@@ -9,30 +9,30 @@ use crate::core::{EventPlace, Number};
 /// A result of a replica.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something was not done with a replica.
+/// Why a call on a replica failed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The replica's own files failed, or it is closed.
     Store(eventstore_api::Error),
 
-    /// The hub failed, or cannot be reached.
+    /// The hub failed or cannot be reached.
     Hub {
         /// The hub.
         hub: String,
-        /// What it said.
+        /// Its error.
         source: eventstore_api::Error,
     },
 
-    /// The condition of an append does not hold: there is something in its scope that its decision had not seen. Nothing was
+    /// The condition of an append does not hold: its scope has something that its decision had not seen. Nothing was
     /// written.
     Conflict,
 
-    /// A condition on a revision or version of an aggregate or store of which own events are pending: they have neither yet.
-    /// Nothing was written.
+    /// The condition names a revision or version, but the aggregate or store has pending own events, which have neither
+    /// yet. Nothing was written.
     PendingInScope,
 
-    /// An id is that of a rejected or replaced batch, which is not deleted. Nothing was written.
+    /// An id belongs to a rejected or replaced batch that is not deleted. Nothing was written.
     Rejected {
         /// The id.
         id: String,
@@ -40,11 +40,11 @@ pub enum Error {
         batch: Number,
     },
 
-    /// An id is there with other content. Nothing was written.
+    /// An id is in use with other content. Nothing was written.
     Duplicate {
         /// The id.
         id: String,
-        /// Where it is; `None` for the batch itself.
+        /// Where the event with this id is; `None` if it is in the same batch.
         place: Option<EventPlace>,
     },
 
@@ -52,23 +52,23 @@ pub enum Error {
     AnotherHistory {
         /// The hub.
         hub: String,
-        /// Where this replica is.
+        /// The position of this replica.
         confirmed: Cursor,
-        /// Where the hub is, up to the replica's version.
+        /// The position of the hub, up to the replica's version.
         found: Cursor,
     },
 
-    /// There is another store at the hub's address.
+    /// The hub's address leads to another store.
     AnotherHub {
         /// The hub.
         hub: String,
-        /// The id of the store that the replica belongs to.
+        /// The id of the store to which the replica belongs.
         expected: String,
-        /// The id of the store that is there.
+        /// The id of the store at the address.
         found: String,
     },
 
-    /// The answer of a resolver cannot be taken.
+    /// The answer of a resolver is invalid.
     Answer {
         /// The batch.
         batch: Number,
@@ -76,23 +76,24 @@ pub enum Error {
         reason: String,
     },
 
-    /// A resolver syncs the replica that it decides for: the sync that asks it would wait for itself.
+    /// A resolver called sync on the replica that it decides for. That would deadlock, since the sync waits for the
+    /// resolver.
     Deciding,
 
-    /// The directory is no replica.
+    /// The directory is not a replica.
     NotAReplica {
         /// The directory.
         path: String,
-        /// Why; and behind a semicolon what to do, if that is not to check the path or to make a new one.
+        /// The reason; after a semicolon, the advice, if it is not to check the path or to create a new one.
         reason: String,
     },
 
-    /// The replica only follows its hub.
+    /// The replica is read-only: it only follows its hub.
     ReadOnly,
 }
 
 impl Error {
-    /// A short name for it: that of the store's error, if it is one.
+    /// A short name of the error; for a store's error, its code.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -110,7 +111,7 @@ impl Error {
         }
     }
 
-    /// The error of a store that it is, if it is one.
+    /// The store's error, if it is one.
     #[must_use]
     pub fn as_store(&self) -> Option<&eventstore_api::Error> {
         match self {
@@ -119,8 +120,8 @@ impl Error {
         }
     }
 
-    /// Whether the hub cannot be used now, and may be later. Not so if it answers what stays so: it wants another token, there is
-    /// no such store, what it has is damaged.
+    /// Whether the hub cannot be used now but may be later. False for permanent errors: it requires another token, it
+    /// has no such store, its data is damaged.
     #[must_use]
     pub fn is_offline(&self) -> bool {
         use eventstore_api::Error as Store;
@@ -145,12 +146,12 @@ impl From<eventstore_api::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Nobody serves a replica.
+            // The advice to open the URL of a server does not apply to a replica.
             Error::Store(eventstore_api::Error::Locked { path }) => {
                 write!(f, "{path} is locked: another handle or process has it open; close it there, or share its handle")
             }
             Error::Store(error) => error.fmt(f),
-            // It names the address.
+            // Its text names the address.
             Error::Hub { source: source @ eventstore_api::Error::Unavailable { .. }, .. } => source.fmt(f),
             Error::Hub { hub, source } => write!(f, "{hub}: {source}"),
             Error::Conflict => {
@@ -187,10 +188,10 @@ impl fmt::Display for Error {
                  shows, or answer to wait and sync afterwards",
             ),
             Error::NotAReplica { path, reason } => {
-                write!(f, "{path} is no replica: {reason}")?;
+                write!(f, "{path} is not a replica: {reason}")?;
                 match reason.contains(';') {
                     true => Ok(()), // it says what to do
-                    false => f.write_str("; check the path, or make a new one"),
+                    false => f.write_str("; check the path, or create a new one"),
                 }
             }
             Error::ReadOnly => f.write_str("this replica only follows its hub; make one that is not read-only to append"),

@@ -10,22 +10,22 @@ use tokio::sync::Mutex;
 use crate::core::SameContent;
 use crate::error::{Error, Result};
 
-/// The directory with the mirror of a hub of Go Sync Kit, in that of the replica.
+/// The directory of the mirror of a hub of Go Sync Kit, inside that of the replica.
 const MIRROR: &str = "mirror";
 
-/// Where the hub is.
+/// The hub of a replica.
 pub(crate) enum Hub {
-    /// A store of the same process.
+    /// A store in this process.
     Store(Arc<dyn EventStore>),
-    /// A store that is opened when it is needed.
+    /// A store that is opened on first use.
     Url {
-        /// Its address, as it was said.
+        /// Its address, as given by the user.
         said: String,
-        /// The address that it is opened by.
+        /// The address with added options.
         url: String,
         open: Mutex<Option<Arc<dyn EventStore>>>,
     },
-    /// Nobody said it.
+    /// No hub is known.
     Missing,
 }
 
@@ -46,10 +46,10 @@ impl fmt::Display for Hub {
 }
 
 impl Hub {
-    /// The hub of the replica in this directory, by its address.
+    /// The hub with this address, for the replica in this directory.
     pub(crate) fn url(said: String, directory: &Path) -> Self {
         let mut url = said.clone();
-        // It is not asked again and again: syncing has pauses of its own, and tells that the hub is away.
+        // Without retries: syncing has pauses of its own, and reports that the hub is away.
         if backend::is_served(&url) || backend::is_gosync(&url) {
             add_option(&mut url, "retry_for", || "0s".to_owned());
         }
@@ -57,7 +57,7 @@ impl Hub {
             add_option(&mut url, "retry_waits", || "false".to_owned());
         }
         if backend::is_postgres(&url) {
-            // A connection that was left alone may have ended meanwhile.
+            // An idle connection may have ended meanwhile.
             add_option(&mut url, "retry_for", || "2s".to_owned());
         }
         if backend::is_gosync(&url) {
@@ -69,7 +69,7 @@ impl Hub {
         Hub::Url { said, url, open: Mutex::new(None) }
     }
 
-    /// How the content of the hub's events is compared with that of own ones.
+    /// How events of the hub are compared with own ones.
     pub(crate) fn same_content(&self) -> SameContent {
         match self {
             #[cfg(feature = "http")]
@@ -78,7 +78,7 @@ impl Hub {
         }
     }
 
-    /// The store. It is opened by the first call.
+    /// The store. The first call opens it.
     pub(crate) async fn get(&self) -> Result<Arc<dyn EventStore>> {
         match self {
             Hub::Store(store) => Ok(store.clone()),
@@ -99,7 +99,7 @@ impl Hub {
         }
     }
 
-    /// Closes it, if it was opened here. The next call opens it anew.
+    /// Closes the store, if it was opened here. The next call opens it again.
     pub(crate) async fn forget(&self) {
         if let Hub::Url { open, .. } = self
             && let Some(store) = open.lock().await.take()
@@ -110,7 +110,7 @@ impl Hub {
     }
 }
 
-/// Adds an option to an address, unless it is there.
+/// Adds an option to an address, unless it is present.
 fn add_option(url: &mut String, name: &str, value: impl FnOnce() -> String) {
     let options = url.split_once('?').map(|(_, options)| options);
     let is_there =
@@ -125,7 +125,7 @@ fn add_option(url: &mut String, name: &str, value: impl FnOnce() -> String) {
 mod tests {
     use super::*;
 
-    /// The address that the hub at this one is opened by.
+    /// The URL with which this hub is opened.
     fn opened(said: &str) -> String {
         match Hub::url(said.to_owned(), Path::new("/replica")) {
             Hub::Url { url, .. } => url,

@@ -1,4 +1,4 @@
-//! The journal of a replica: a log whose records are what the state machine wants to be written.
+//! The journal of a replica: a log with the records of the state machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use eventstore_log::{Appender, CommitError, Directory as _, DiskDirectory, Group
 use crate::config::make_directory;
 use crate::core::{BeginRecord, Record};
 
-/// Journals are small: a segment is replaced by the next journal rather than filled.
+/// Journals are small: usually, a journal is replaced before its segment is full.
 fn options() -> Options {
     Options { segment_size: 16 << 20, space_ahead: 1 << 20, ..Options::default() }
 }
@@ -24,7 +24,7 @@ pub(crate) struct Journal {
     appender: Appender,
     group: Group,
     next: u64,
-    /// How many of its records are needed, by the last count.
+    /// The number of records that are needed, according to the last count.
     kept: u64,
 }
 
@@ -36,14 +36,14 @@ const GROUP_RECORDS: usize = 1000;
 pub(crate) const GROUP_BYTES: usize = 16 << 20;
 
 impl Journal {
-    /// Begins the first journal of a replica.
+    /// Creates the first journal of a replica.
     pub(crate) fn begin(directory: &Path, id: [u8; 16]) -> Result<(Self, Vec<Record>)> {
         let begin = BeginRecord { format: BeginRecord::FORMAT, generation: 1, last: Default::default() };
         let records = vec![Record::Begin(begin)];
         Ok((Self::write(directory, id, 1, &records)?, records))
     }
 
-    /// Opens the newest journal in the replica's directory. What an interrupted rewriting left is removed.
+    /// Opens the newest journal in the replica's directory. Removes what an interrupted compaction left.
     pub(crate) fn open(directory: &Path, id: [u8; 16]) -> Result<(Self, Vec<Record>)> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(directory).map_err(|error| io("list the replica's directory", error))? {
@@ -60,12 +60,12 @@ impl Journal {
         let newest = numbers.pop().ok_or_else(|| Error::Corrupt {
             version: None,
             reason: format!(
-                "{} has no journal, in which own events are; put it back, or make a new replica elsewhere",
+                "{} has no journal, which contains own events; restore it, or create a new replica elsewhere",
                 directory.display()
             ),
         })?;
         let opened = Self::read(directory, id, newest)?;
-        // Their successor is complete.
+        // A newer journal is complete.
         numbers.iter().try_for_each(|number| remove(&path_of(directory, *number)))?;
         Ok(opened)
     }
@@ -123,7 +123,7 @@ impl Journal {
         Ok((journal, records))
     }
 
-    /// Writes a journal with these records, which counts from the moment on in which it is complete.
+    /// Writes a journal with these records. It takes effect when it is complete.
     fn write(directory: &Path, id: [u8; 16], number: u64, records: &[Record]) -> Result<Self> {
         let unfinished = directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
         Self::prepare(&unfinished, id, records)?;
@@ -137,7 +137,7 @@ impl Journal {
         Ok(Self::read(directory, id, number)?.0)
     }
 
-    /// Writes these records to a directory of their own.
+    /// Writes these records to a new directory.
     fn prepare(unfinished: &Path, id: [u8; 16], records: &[Record]) -> Result<()> {
         remove(unfinished)?;
         make_directory(unfinished).map_err(|error| io("make a directory for the journal", error))?;
@@ -163,7 +163,7 @@ impl Journal {
         Ok(())
     }
 
-    /// A new journal with these records takes the place of this one. Returns the one that counts then, if that is certain.
+    /// Replaces this journal by one with these records. Returns the journal in effect, if that is certain.
     pub(crate) fn replace(self, records: &[Record]) -> (Option<Self>, Result<()>) {
         let number = self.number + 1;
         let unfinished = self.directory.join(format!("{PREFIX}{number}{UNFINISHED}"));
@@ -179,7 +179,7 @@ impl Journal {
                 (Some(new), Ok(()))
             }
             Err(error) => {
-                // As soon as the new one has its name, it counts.
+                // The new journal takes effect as soon as it has its name.
                 let is_old = matches!(path_of(&self.directory, number).try_exists(), Ok(false));
                 if is_old {
                     let _ = remove(&unfinished);
@@ -189,23 +189,23 @@ impl Journal {
         }
     }
 
-    /// How many of its records are not needed any more, at most, and how many are.
+    /// The number of records that are no longer needed, at most, and of those that are.
     pub(crate) fn lens(&self) -> (u64, u64) {
         ((self.next - 1).saturating_sub(self.kept), self.kept)
     }
 
-    /// So many of its records are needed.
+    /// Sets the number of needed records.
     pub(crate) fn set_kept(&mut self, kept: u64) {
         self.kept = kept.min(self.next - 1);
     }
 
-    /// Lets as much be appended again before it is written anew.
+    /// Defers the next compaction, until as much was appended again.
     pub(crate) fn put_off(&mut self) {
         self.kept = self.next - 1;
     }
 }
 
-/// How many of these records are written together: as many as fit, but at least one.
+/// The number of these records to write together: as many as fit, but at least one.
 fn first_group(records: &[Record]) -> usize {
     let mut bytes = 0;
     let fits = |record: &&Record| {
@@ -248,7 +248,7 @@ pub(crate) fn io(what: &'static str, error: std::io::Error) -> Error {
     Error::engine(what, error)
 }
 
-/// Removes a directory, if it is there.
+/// Removes a directory, if it exists.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -258,7 +258,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Names that were made or changed in a directory survive a power cut.
+/// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
     DiskDirectory::new(path).sync().map_err(|error| io("sync a directory", error))
 }

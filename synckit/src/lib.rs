@@ -1,9 +1,9 @@
-//! Offline-first replicas of an event store: a program works in a directory of its own, and syncs with a hub.
+//! Offline-first replicas of an event store: a program works in its own directory and syncs with a hub.
 //!
-//! A *hub* is any store, in the same process or over HTTP, whose order is the order. A [`Replica`] has *confirmed* events, an
-//! exact prefix of the hub's log, and *pending* ones: own batches, durable when [`append`](Replica::append) returns, whether
-//! the hub can be reached or not. [`sync_once`](Replica::sync_once) and [`run`](Replica::run) bring both together; what was
-//! decided without knowing what others did meanwhile goes to a [`Resolver`].
+//! A *hub* is any store, in the same process or over HTTP. It defines the order of events. A [`Replica`] has
+//! *confirmed* events, an exact prefix of the hub's log, and *pending* ones: own batches, which are durable when
+//! [`append`](Replica::append) returns, whether the hub is reachable or not. [`sync_once`](Replica::sync_once) and
+//! [`run`](Replica::run) sync both. Conflicts with what others did meanwhile go to a [`Resolver`].
 //!
 //! ```
 //! use eventstore::{Event, Store};
@@ -16,7 +16,7 @@
 //! let laptop = Options::new(path("laptop")).hub_store(hub.clone()).open().await?;
 //! let phone = Options::new(path("phone")).hub_store(hub.clone()).open().await?;
 //!
-//! // Both decide on what they see, and neither sees the other.
+//! // Both decide on the same state, and neither sees the other's event.
 //! for (replica, text) in [(&laptop, r#"{"text":"milk"}"#), (&phone, r#"{"text":"bread"}"#)] {
 //!     let list = replica.load().aggregate("list").await?;
 //!     let event = Event::builder("Added", "list").data(text).build()?;
@@ -33,8 +33,8 @@
 //! # }).unwrap();
 //! ```
 //!
-//! The protocol is a state machine without I/O, in [`core`], and `tools/sync-simulation` shows by random schedules what each of
-//! its rules is for. The model, what is promised and what is not: `docs/sync.md` in the repository.
+//! The protocol is a state machine without I/O, in [`core`]. `tools/sync-simulation` shows with random schedules what
+//! each of its rules is for. `docs/sync.md` in the repository describes the model and its guarantees.
 
 #![forbid(unsafe_code)]
 
@@ -52,7 +52,7 @@ mod worker;
 
 /// Implements the `async` methods of a [`Resolver`].
 pub use async_trait::async_trait;
-/// The chapter on syncing, whose examples compile.
+/// The documentation of syncing, whose examples are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/sync.md")]
 struct Chapter;

@@ -1,4 +1,4 @@
-//! Reading a replica: confirmed events and then pending ones.
+//! Reads of a replica: confirmed events followed by pending ones.
 
 use std::collections::VecDeque;
 use std::future::IntoFuture;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::replica::Replica;
 use crate::worker::PAGES;
 
-/// What a load has seen: the condition of an append that was decided on it.
+/// What a load has seen: the condition for appending a decision that is based on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
     pub(crate) scope: Scope,
@@ -22,9 +22,9 @@ pub struct Basis {
 /// An event of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// It is confirmed.
+    /// A confirmed event.
     Confirmed(RecordedEvent),
-    /// It is pending.
+    /// A pending event.
     Pending(PendingEvent),
 }
 
@@ -38,7 +38,7 @@ impl Entry {
         }
     }
 
-    /// Where it is.
+    /// Its place.
     #[must_use]
     pub fn place(&self) -> EventPlace {
         match self {
@@ -48,13 +48,13 @@ impl Entry {
     }
 }
 
-/// What was loaded.
+/// The result of a load.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Loaded {
-    /// The events: the confirmed ones in their order, and then those that are pending in theirs.
+    /// The confirmed events in order, followed by the pending ones in order.
     pub entries: Vec<Entry>,
-    /// The condition for what is decided on them.
+    /// The condition for decisions based on these events.
     pub basis: Basis,
 }
 
@@ -72,13 +72,13 @@ impl Load {
         Load { replica, since: Version::ZERO, aggregate_id: None }
     }
 
-    /// Loads the events of this aggregate only.
+    /// Restricts the load to the events of this aggregate.
     pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
         self.aggregate_id = Some(aggregate_id.into());
         self
     }
 
-    /// Leaves confirmed events out up to this version. The basis is the same.
+    /// Omits confirmed events up to this version. The basis stays the same.
     pub fn since(mut self, version: Version) -> Self {
         self.since = version;
         self
@@ -88,7 +88,7 @@ impl Load {
         loop {
             let generation = self.replica.shared.state.machine().generation();
             match self.attempt().await {
-                // The confirmed events that were read are those of an older history by now.
+                // The confirmed events that were read belong to an older history by now.
                 Err(Error::Store(StoreError::Closed))
                     if self.replica.shared.state.machine().generation() != generation => {}
                 done => return done,
@@ -136,15 +136,15 @@ fn options(since: Version, until: Version, aggregate_id: Option<&str>) -> LoadOp
 
 /// A subscription.
 ///
-/// It begins with the confirmed events behind its place and then the whole pending set, and goes on with what changes. It costs
-/// memory for the pending events that were told and for one page.
+/// It begins with the confirmed events after its cursor, followed by all pending ones, and continues with changes. It
+/// needs memory for the announced pending events and one page.
 #[derive(Debug)]
 pub struct Subscribe {
     replica: Replica,
     since: Cursor,
     generation: Option<u32>,
     listener: Listener,
-    /// What is told next.
+    /// The next notices.
     queue: VecDeque<Notice>,
     changes: tokio::sync::watch::Receiver<u64>,
 }
@@ -162,18 +162,19 @@ impl Subscribe {
         }
     }
 
-    /// Follows the events of this aggregate only.
+    /// Restricts the subscription to the events of this aggregate.
     #[must_use]
     pub fn aggregate(mut self, aggregate_id: impl Into<String>) -> Self {
         self.listener = self.listener.aggregate(aggregate_id.into());
         self
     }
 
-    /// What comes next; it waits for it. Dropping the future loses nothing.
+    /// Waits for the next notice. Dropping the future loses nothing.
     ///
     /// # Errors
     ///
-    /// `HistoryDiverged` if the subscription began, or stands, in another history than that of the replica; `Closed`.
+    /// `HistoryDiverged` if the cursor or the current position of the subscription belongs to another history than the
+    /// replica's; `Closed`.
     pub async fn next(&mut self) -> Result<Notice> {
         loop {
             if let Some(notice) = self.try_next().await? {
@@ -185,7 +186,7 @@ impl Subscribe {
         }
     }
 
-    /// What comes next, if it is there already.
+    /// The next notice, if there is one already.
     ///
     /// # Errors
     ///
@@ -235,7 +236,7 @@ impl Subscribe {
         Ok(StoreError::HistoryDiverged { cursor: self.since, found })
     }
 
-    /// Puts something into the queue.
+    /// Adds notices to the queue.
     async fn step(&mut self) -> Result<()> {
         let Some((since, until)) = self.listener.wanted() else {
             self.queue.extend(self.listener.end());

@@ -21,7 +21,7 @@ use crate::load::{Basis, Load, Subscribe};
 use crate::sync::SyncState;
 use crate::worker::{Job, State, Wish, Worker, open_confirmed, path_of, restore, set_aside};
 
-/// How a replica is opened or made.
+/// Options for opening or creating a replica.
 ///
 /// ```no_run
 /// # async fn open() -> synckit::Result<()> {
@@ -53,7 +53,7 @@ impl fmt::Debug for Options {
 }
 
 impl Options {
-    /// For the replica in this directory.
+    /// Options for the replica in this directory.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         let engine = if cfg!(feature = "lmdb") || !cfg!(feature = "rocksdb") { "lmdb" } else { "rocksdb" };
         Options {
@@ -66,46 +66,48 @@ impl Options {
         }
     }
 
-    /// The address of the hub: any store that [`eventstore::open`] takes. It is opened when it is needed: the replica works without
-    /// it. A new replica keeps it for later openings. One that has another keeps it as soon as a sync has found the replica's history
-    /// there, or has [accepted](crate::SyncOptions::accept_history) its own.
+    /// Sets the address of the hub: any store that [`eventstore::open`] accepts. The hub is opened on first use: the
+    /// replica works without it. A new replica saves the address for later openings. A replica with another hub saves
+    /// the new address once a sync has found the replica's history there, or has
+    /// [accepted](crate::SyncOptions::accept_history) the history there.
     ///
-    /// Unless it says otherwise, a call is not repeated when the hub cannot be reached (`retry_for=0s&retry_waits=false` of a served
-    /// store, `retry_for=2s` of one on PostgreSQL): syncing has pauses of its own.
+    /// Unless the address says otherwise, calls are not retried when the hub cannot be reached
+    /// (`retry_for=0s&retry_waits=false` for a served store, `retry_for=2s` for one on PostgreSQL): syncing has its own
+    /// pauses.
     pub fn hub(mut self, url: impl Into<String>) -> Self {
         self.hub = Some(url.into());
         self
     }
 
-    /// A store of this process as the hub. It is not kept.
+    /// Uses a store of this process as the hub. This is not saved.
     pub fn hub_store(mut self, store: Store) -> Self {
         self.store = Some(store);
         self
     }
 
-    /// The engine of a new replica's confirmed events, by the scheme of its addresses. Default: `lmdb`.
+    /// Sets the engine for the confirmed events of a new replica, as a URL scheme. Default: `lmdb`.
     pub fn engine(mut self, scheme: impl Into<String>) -> Self {
         self.engine = scheme.into();
         self
     }
 
-    /// A new replica follows its hub, and nothing is appended to it.
+    /// Makes a new replica read-only: it only follows its hub.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// Makes no new replica.
+    /// Fails instead of creating a new replica.
     pub fn existing(mut self) -> Self {
         self.must_exist = true;
         self
     }
 
-    /// Opens the replica, or makes one where none is.
+    /// Opens the replica, or creates it if there is none.
     ///
     /// # Errors
     ///
-    /// [`Error::NotAReplica`]; `Locked` while another process, or another handle, has it open; what its files say.
+    /// [`Error::NotAReplica`]; `Locked` while another process or another handle has it open; errors of its files.
     pub async fn open(self) -> Result<Replica> {
         let not =
             |reason: &str| Error::NotAReplica { path: self.directory.display().to_string(), reason: reason.to_owned() };
@@ -123,7 +125,7 @@ impl Options {
             make_directory(&self.directory).map_err(|error| io("make the replica's directory", error))?;
         }
         let lock = lock(&self.directory)?;
-        // Another process may have made it meanwhile.
+        // Another process may have created it meanwhile.
         let found = Config::read(&self.directory)?;
         let mut next_config = None;
         let (config, journal, records, confirmed) = match found {
@@ -152,11 +154,11 @@ impl Options {
                     let entry = entry.map_err(|error| io("list a directory", error))?;
                     if is_foreign(&entry.file_name().to_string_lossy()) {
                         return Err(not(
-                            "it has files, and no replica.json; choose a directory that is empty or missing, or put that file back",
+                            "it is not empty and has no replica.json; choose a missing or empty directory, or restore that file",
                         ));
                     }
                 }
-                // What an interrupted attempt left.
+                // Removes what an interrupted attempt left.
                 for entry in std::fs::read_dir(&self.directory).map_err(|error| io("list a directory", error))? {
                     let entry = entry.map_err(|error| io("list a directory", error))?;
                     if entry.path().is_dir() {
@@ -210,7 +212,7 @@ impl Options {
     }
 }
 
-/// The generation of the journal. What is of others is moved aside, or was never finished.
+/// The generation of the journal. Files of other generations are moved aside, or deleted if they are unfinished.
 fn tidy(directory: &Path, records: &[Record]) -> Result<u32> {
     let generation = records.iter().find_map(|record| match record {
         Record::Begin(begin) => Some(begin.generation),
@@ -230,14 +232,14 @@ fn tidy(directory: &Path, records: &[Record]) -> Result<u32> {
     Ok(generation)
 }
 
-/// A replica of a hub: a directory in which a program works offline, and that syncs.
+/// A replica of a hub: a directory in which a program works offline, and which syncs with the hub.
 ///
-/// *Confirmed* events are an exact prefix of the hub's. *Pending* ones are own batches, in order, that are durable when
-/// [`append`](Replica::append) returns. Loads and subscriptions give both.
+/// *Confirmed* events are an exact prefix of the hub's. *Pending* events are own batches, in order, which are durable
+/// when [`append`](Replica::append) returns. Loads and subscriptions return both.
 ///
 /// # Clone
 ///
-/// Cheap; clones are the same replica. Dropping the last one closes it in the background.
+/// Cheap; clones are handles to the same replica. Dropping the last one closes it in the background.
 #[derive(Clone)]
 pub struct Replica {
     pub(crate) shared: Arc<Shared>,
@@ -245,14 +247,14 @@ pub struct Replica {
 
 pub(crate) struct Shared {
     pub(crate) directory: PathBuf,
-    /// What is on the disk.
+    /// The settings on disk.
     pub(crate) config: Mutex<Config>,
-    /// What comes in its place once the hub is known to be the right one.
+    /// The settings that replace them once the hub is known to be the right one.
     pub(crate) next_config: Mutex<Option<Config>>,
     pub(crate) state: Arc<State>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) hub: Hub,
-    /// Whether the hub was found to be the store that it was, since it was opened.
+    /// Whether the hub was identified as the expected store since the replica was opened.
     pub(crate) is_checked: AtomicBool,
     pub(crate) syncing: tokio::sync::Mutex<()>,
     pub(crate) sync_state: watch::Sender<SyncState>,
@@ -267,59 +269,59 @@ impl fmt::Debug for Replica {
     }
 }
 
-/// Where the events of an append are.
+/// The places of appended events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Appended {
-    /// The number of the new batch; `None` if all events were there already.
+    /// The number of the new batch; `None` if all events already existed.
     pub batch: Option<Number>,
     /// The place of each event, in their order.
     pub places: Vec<EventPlace>,
-    /// The id of each event, in their order: those that were made for the events as well.
+    /// The id of each event, in their order, including generated ids.
     pub ids: Vec<String>,
 }
 
-/// A batch that is not confirmed.
+/// An unconfirmed batch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OwnBatch {
     /// Its number.
     pub number: Number,
-    /// How it stands.
+    /// Its status.
     pub status: Status,
-    /// Its events, as they were decided last.
+    /// Its events, according to the latest decision.
     pub events: Vec<Event>,
 }
 
-/// How far a replica is.
+/// The state of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplicaStatus {
     /// The address of the hub, without passwords.
     pub hub: String,
-    /// The last confirmed version that is shown.
+    /// The last visible confirmed version.
     pub confirmed: Version,
-    /// The place there.
+    /// The cursor at that version.
     pub cursor: Cursor,
-    /// The digest of the events up to there: the hub has the same at this version.
+    /// The digest at that version: the hub has the same.
     pub digest: Digest,
-    /// How many own batches are to be confirmed, those that wait for a decision included.
+    /// The number of own batches to be confirmed, including those that wait for a decision.
     pub pending: usize,
-    /// How many events these have.
+    /// The number of events in them.
     pub pending_events: usize,
-    /// How many of them wait for a decision.
+    /// The number of own batches that wait for a decision.
     pub waiting: usize,
-    /// How many events these have.
+    /// The number of events in them.
     pub waiting_events: usize,
-    /// How many rejected batches are kept.
+    /// The number of rejected batches that are kept.
     pub rejected: usize,
-    /// How many events these have.
+    /// The number of events in them.
     pub rejected_events: usize,
-    /// How often the replica accepted another history of its hub.
+    /// How often the replica has accepted another history of its hub.
     pub histories_before: u32,
-    /// What syncing does.
+    /// The state of syncing.
     pub sync: SyncState,
-    /// Whether it only follows its hub.
+    /// Whether the replica is read-only.
     pub read_only: bool,
 }
 
@@ -335,7 +337,7 @@ impl OwnBatch {
 }
 
 impl Replica {
-    /// Asks the thread that writes, and waits for its answer.
+    /// Sends a job to the writing thread and waits for its answer.
     pub(crate) async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let closed = || Error::Store(StoreError::Closed);
@@ -343,31 +345,31 @@ impl Replica {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Appends events, all or none. They are durable when it returns, whether there is a hub or not.
+    /// Appends events, all or none. They are durable when it returns, with or without a reachable hub.
     ///
-    /// An append may be repeated: events that are there already, with the same content, are not written again.
+    /// An append may be repeated: existing events with the same content are not written again.
     pub fn append(&self, events: impl Into<Batch>) -> Append {
         Append { replica: self.clone(), batch: events.into(), basis: None }
     }
 
-    /// Loads events: the confirmed ones, and then those that are pending.
+    /// Loads events: the confirmed ones, followed by the pending ones.
     pub fn load(&self) -> Load {
         Load::new(self.clone())
     }
 
-    /// Follows the events behind a place: the confirmed ones that are there, all that are pending, and then what changes.
+    /// Subscribes to the events after a cursor: the confirmed ones that exist, all pending ones, and then changes.
     #[must_use]
     pub fn subscribe(&self, since: Cursor) -> Subscribe {
         Subscribe::new(self.clone(), since)
     }
 
-    /// Loads an aggregate with its pending events, decides, and appends what was decided if nothing came between.
+    /// Loads an aggregate with its pending events, decides, and appends the result if nothing changed meanwhile.
     ///
-    /// After a conflict it begins anew. So the decision may be made several times, and has no other effects.
+    /// After a conflict it starts again. So the decision may run several times and must have no side effects.
     ///
     /// # Errors
     ///
-    /// What the decision said, or the replica.
+    /// Those of the decision and of the replica.
     pub async fn decide<A: Aggregate>(
         &self,
         aggregate_id: &str,
@@ -399,20 +401,20 @@ impl Replica {
         }
     }
 
-    /// The place behind the last confirmed event: where a durable subscription goes on. Pending events do not count.
+    /// The cursor after the last confirmed event, to resume a durable subscription from. Pending events do not count.
     ///
     /// # Errors
     ///
-    /// What the files say.
+    /// Errors of the replica's files.
     pub async fn cursor(&self) -> Result<Cursor> {
         self.cursor_at(Version::new(u64::MAX)).await
     }
 
-    /// The place behind the confirmed event with this version, or behind the last one if that is before it.
+    /// The cursor after the confirmed event with this version, or after the last one if the replica ends before it.
     ///
     /// # Errors
     ///
-    /// What the files say.
+    /// Errors of the replica's files.
     pub async fn cursor_at(&self, version: Version) -> Result<Cursor> {
         Ok(self.place_at(version).await?.cursor())
     }
@@ -429,8 +431,8 @@ impl Replica {
         }
     }
 
-    /// The confirmed events, as a store that can only be read: for projections, whose cursors count confirmed events only, and to
-    /// be served to other programs and to replicas that only follow.
+    /// The confirmed events as a read-only store: for projections, whose cursors count only confirmed events, and to be
+    /// served to other programs and to read-only replicas.
     ///
     /// Closing it does nothing; when the replica is closed, its calls fail.
     #[must_use]
@@ -438,13 +440,13 @@ impl Replica {
         Store::new(Confirmed(self.shared.state.clone()))
     }
 
-    /// The own batches that are not confirmed, in their order; the rejected ones are not among them.
+    /// The unconfirmed own batches, in order, without rejected ones.
     #[must_use]
     pub fn pending(&self) -> Vec<OwnBatch> {
         self.own_batches(|status| !matches!(status, Status::Rejected(_)))
     }
 
-    /// The rejected batches that nobody has deleted.
+    /// The rejected batches that were not deleted.
     #[must_use]
     pub fn rejected(&self) -> Vec<OwnBatch> {
         self.own_batches(|status| matches!(status, Status::Rejected(_)))
@@ -457,20 +459,20 @@ impl Replica {
         wanted.filter_map(batch).collect()
     }
 
-    /// Deletes a rejected batch. Its ids may be used again then. Returns whether there was such a batch.
+    /// Deletes a rejected batch. Its ids may then be reused. Returns whether there was such a batch.
     ///
     /// # Errors
     ///
-    /// What the files say.
+    /// Errors of the replica's files.
     pub async fn delete_rejected(&self, batch: Number) -> Result<bool> {
         self.ask(|reply| Job::Delete { batch, reply }).await
     }
 
-    /// How far it is.
+    /// The state of the replica.
     ///
     /// # Errors
     ///
-    /// What the files say.
+    /// Errors of the replica's files.
     pub async fn status(&self) -> Result<ReplicaStatus> {
         let place = self.place_at(Version::new(u64::MAX)).await?;
         let (review, generation) = {
@@ -511,18 +513,18 @@ impl Replica {
         &self.shared.directory
     }
 
-    /// Ends its work and releases its files, for all handles.
+    /// Stops all work and releases the files, for all handles.
     ///
     /// # Errors
     ///
-    /// What the files say; it is closed all the same.
+    /// Errors of the replica's files. It is closed all the same.
     pub async fn close(&self) -> Result<()> {
         self.shared.hub.forget().await;
         match self.ask(|reply| Job::Close { reply }).await {
             Err(Error::Store(StoreError::Closed)) => {}
             done => done?,
         }
-        // The lock is released behind that.
+        // The lock is released after that.
         self.shared.jobs.closed().await;
         Ok(())
     }
@@ -538,15 +540,15 @@ pub struct Append {
 }
 
 impl Append {
-    /// Appends only if this holds. Conditions on a revision or version are about confirmed events, and refused while own events
-    /// of their scope are pending: see [`basis`](Append::basis).
+    /// Appends only if this condition holds. Conditions on a revision or version refer to confirmed events, and are
+    /// refused while own events of their scope are pending: see [`basis`](Append::basis).
     pub fn expected(mut self, expected: Expected) -> Self {
         self.batch.expected = expected;
         self
     }
 
-    /// Appends only if nothing is there that this load had not seen, of its aggregate or, if it was one of all events, of the
-    /// whole store. At the hub the same has to hold, or the batch goes to the resolver.
+    /// Appends only if there is nothing that this load had not seen, in its aggregate or, if it was a load of all
+    /// events, in the whole store. The same must hold at the hub, or the batch goes to the resolver.
     pub fn basis(mut self, basis: &Basis) -> Self {
         self.basis = Some(basis.clone());
         self
@@ -589,11 +591,11 @@ impl IntoFuture for Append {
     }
 }
 
-/// Why nothing was decided.
+/// Why a decision failed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum DecideError<E> {
-    /// The decision said no.
+    /// The decision rejected the command.
     Rejected(E),
     /// The replica failed.
     Replica(Error),

@@ -1,4 +1,4 @@
-//! Who decides when a batch cannot be appended as it was decided.
+//! Resolvers, which decide what happens with a batch that cannot be appended as it was decided.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::load::Entry;
 use crate::replica::Replica;
 
-/// A batch that waits for a decision, and all that is needed to make it.
+/// A batch that waits for a decision, with everything needed to decide.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Conflict {
@@ -21,39 +21,40 @@ pub struct Conflict {
     pub batch: Number,
     /// Why it waits.
     pub why: Why,
-    /// Its events, as they were decided last.
+    /// Its events, according to the latest decision.
     pub events: Vec<Event>,
     /// Its condition.
     pub condition: Condition,
-    /// The confirmed events in the scope of the condition that its decision had not seen, or, of a duplicate, those that have its
-    /// ids. Of more than [`Conflict::MOST`] these are the first.
+    /// The confirmed events in the condition's scope that its decision had not seen; for a duplicate id, the events
+    /// with these ids. At most the first [`Conflict::MOST`].
     pub unseen: Vec<RecordedEvent>,
-    /// Own batches on top of it, which share an aggregate with it or with each other, and their events. What is decided on it
-    /// sends them to the resolver as well, unless it is answered for them with it.
+    /// Own batches on top of it, which share an aggregate with it or with each other, and their events. They go to the
+    /// resolver as well after the decision, unless the answer covers them.
     pub on_top: Vec<(Number, Vec<Event>)>,
     pub(crate) replica: Replica,
 }
 
 impl Conflict {
-    /// The most events that [`unseen`](Conflict::unseen) has.
+    /// The most events in [`unseen`](Conflict::unseen).
     pub const MOST: usize = 10_000;
 
-    /// The events that the batch would come behind: the confirmed ones of an aggregate, and then those of own batches before it.
+    /// The events that would precede the batch: the confirmed ones of an aggregate, followed by those of earlier own
+    /// batches.
     ///
     /// # Errors
     ///
-    /// What the replica's files say.
+    /// Errors of the replica's files.
     pub async fn before(&self, aggregate_id: &str) -> Result<Vec<Entry>> {
         let mut entries = self.replica.load().aggregate(aggregate_id).await?.entries;
         entries.retain(|entry| !matches!(entry, Entry::Pending(pending) if pending.batch >= self.batch));
         Ok(entries)
     }
 
-    /// The state that these events lead to, for the aggregate of the batch's first event.
+    /// The state of the batch's aggregate after these events. The aggregate is that of its first event.
     ///
     /// # Errors
     ///
-    /// What the replica's files say, and `Decode` for an event that is none of the aggregate's.
+    /// Errors of the replica's files, and `Decode` for an event that does not belong to this kind of aggregate.
     pub async fn state<A: Aggregate>(&self) -> Result<A> {
         let mut state = A::default();
         if let Some(first) = self.events.first() {
@@ -65,35 +66,35 @@ impl Conflict {
     }
 }
 
-/// What to do with a batch.
+/// A decision on a batch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Resolution {
-    /// Append it as it is. Whatever comes after what was shown is a new conflict.
+    /// Append it as it is. Anything newer than what was shown is a new conflict.
     AppendAnyway,
-    /// Append these events instead. They have new ids.
+    /// Append these events instead. They must have new ids.
     AppendInstead(Vec<Event>),
-    /// Do not append it, for this reason. It stays readable until it is deleted.
+    /// Reject it, for this reason. It remains readable until it is deleted.
     Reject(String),
-    /// There is nothing to append any more, as when what it was to bring about is there already. Nothing is kept of it, and it does
-    /// not count as rejected; its ids may be used again. Batches on top of it go to the resolver.
+    /// There is nothing left to append, for example because its effect is already there. Nothing is kept of it, and it
+    /// does not count as rejected; its ids may be reused. Batches on top of it go to the resolver.
     Drop,
-    /// Not now: the batch waits, and syncing stops there.
+    /// Postpone the decision: the batch waits, and syncing stops at it.
     Wait,
 }
 
-/// An answer: the resolution of the batch, and those of batches on top of it that are answered for with it.
+/// An answer: the resolution of the batch, and of batches on top of it that are decided together with it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Answer {
     /// The resolution of the batch.
     pub resolution: Resolution,
-    /// Resolutions of batches on top of it, by their numbers. `Wait` leaves one to be asked for later.
+    /// Resolutions of batches on top of it, by number. `Wait` postpones that decision.
     pub on_top: Vec<(Number, Resolution)>,
 }
 
 impl Answer {
-    /// The same answer, with a resolution of a batch on top.
+    /// Adds the resolution of a batch on top.
     #[must_use]
     pub fn on_top(mut self, batch: Number, resolution: Resolution) -> Self {
         self.on_top.push((batch, resolution));
@@ -109,16 +110,17 @@ impl From<Resolution> for Answer {
 
 /// Decides on batches that cannot be appended as they were decided.
 ///
-/// It is asked for one batch after the other, in their order, when all that the hub has is pulled. A function of a [`Conflict`] that
-/// gives a [`Resolution`] is one. It may append, load and delete; it does not sync the replica that it decides for
+/// After everything was pulled from the hub, it is asked about one batch after the other, in order. A function from a
+/// [`Conflict`] to a [`Resolution`] is a resolver. It may append, load and delete. It must not sync the replica that it
+/// decides for ([`Error::Deciding`](crate::Error::Deciding)), nor wait for a task that does.
 /// ([`Error::Deciding`](crate::Error::Deciding)), nor wait for a task that does.
 #[async_trait]
 pub trait Resolver: Send + Sync {
-    /// What to do with the batch.
+    /// Decides on the batch.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from deciding; syncing ends with it.
+    /// Any error that prevents the decision. It ends the sync.
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer>;
 }
 
@@ -129,8 +131,8 @@ impl<F: Fn(&Conflict) -> Resolution + Send + Sync> Resolver for F {
     }
 }
 
-/// Keeps both: appends the batch as it is, behind what was not seen. Events whose ids are taken get new ones; what the hub will
-/// never take is rejected.
+/// Keeps both: appends the batch as it is, after the unseen events. Events whose ids are in use get new ids. A batch
+/// that the hub will never accept is rejected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KeepBoth;
 
@@ -146,11 +148,11 @@ impl Resolver for KeepBoth {
     }
 }
 
-/// The same events with ids of their own.
+/// The same events with new ids.
 ///
 /// # Errors
 ///
-/// None that the events had not when they were made.
+/// None for valid events.
 pub fn with_new_ids(events: &[Event]) -> Result<Vec<Event>> {
     let renew = |event: &Event| {
         let builder = Event::builder(event.event_type(), event.aggregate_id()).data(event.data_bytes());
@@ -159,7 +161,7 @@ pub fn with_new_ids(events: &[Event]) -> Result<Vec<Event>> {
     events.iter().map(renew).collect()
 }
 
-/// Rejects every batch that conflicts.
+/// Rejects every batch with a conflict.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RejectConflicts;
 
@@ -168,7 +170,7 @@ impl Resolver for RejectConflicts {
     async fn resolve(&self, conflict: &Conflict) -> Result<Answer> {
         let reason = match &conflict.why {
             Why::Conflict => "others changed it meanwhile".to_owned(),
-            Why::Dependency => "it stands on a batch that was rejected, dropped or replaced".to_owned(),
+            Why::Dependency => "it depends on a batch that was rejected, dropped or replaced".to_owned(),
             Why::Duplicate => "an id is used with other content".to_owned(),
             Why::Refused(reason) => reason.clone(),
         };
@@ -176,7 +178,7 @@ impl Resolver for RejectConflicts {
     }
 }
 
-/// Decides again on what the aggregate of the batch is now, without the batch itself, by a function of the program.
+/// Decides again, on the current state of the batch's aggregate without the batch itself, by a function of the program.
 ///
 /// ```
 /// use eventstore::Aggregate;
@@ -242,11 +244,12 @@ impl<A: Aggregate, F: Fn(&A, &Conflict) -> Resolution + Send + Sync> Resolver fo
     }
 }
 
-/// The last writer wins, by the times that the program gave its writes: a batch is appended if all of its events are later than
-/// those that it had not seen, and rejected otherwise.
+/// Last writer wins, by the times that the program gives its writes: a batch is appended if all of its events are later
+/// than the events that it had not seen, and rejected otherwise.
 ///
-/// For aggregates that are registers: each event says all there is to say. The time of a write has to be later than that of
-/// everything it saw, whatever the clock says: [`write_time`] gives such a one. A time in the future is taken as the hub's time of
+/// For aggregates that are registers, where each event has the whole state. The time of a write must be later than that
+/// of everything it saw, whatever the clock says: [`write_time`] returns such a time. A time in the future is replaced
+/// by the hub's recording time of the newest unseen event, or by the current time.
 /// recording of the newest unseen event, or now.
 pub struct LastWriterWins<F>(F);
 
@@ -257,7 +260,7 @@ impl<F> fmt::Debug for LastWriterWins<F> {
 }
 
 impl<F: Fn(&Event) -> Option<SystemTime> + Send + Sync> LastWriterWins<F> {
-    /// Takes the times of writes by this function. Events without a time are older than all others.
+    /// Gets the time of a write by this function. Events without a time count as older than all others.
     pub fn new(time: F) -> Self {
         LastWriterWins(time)
     }
@@ -272,7 +275,7 @@ impl<F: Fn(&Event) -> Option<SystemTime> + Send + Sync> Resolver for LastWriterW
         }
         let now = SystemTime::now();
         let of_own = conflict.events.iter().map(|event| (self.0)(event).map(|time| time.min(now))).min().flatten();
-        // The hub recorded it then, so that it was not written later.
+        // The hub recorded it at that time, so it was not written later.
         let of_others =
             conflict.unseen.iter().map(|recorded| (self.0)(&recorded.event).map(|time| time.min(recorded.recorded_at)));
         Ok(match of_others.max().flatten().is_none_or(|others| of_own.is_some_and(|own| own > others)) {
@@ -283,7 +286,7 @@ impl<F: Fn(&Event) -> Option<SystemTime> + Send + Sync> Resolver for LastWriterW
     }
 }
 
-/// The time for a write that has seen writes with these times: now, or just behind the newest of them.
+/// The time for a write that has seen writes with these times: now, or just after the newest of them.
 #[must_use]
 pub fn write_time(now: SystemTime, seen: impl IntoIterator<Item = SystemTime>) -> SystemTime {
     let newest = seen.into_iter().max();

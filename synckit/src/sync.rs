@@ -20,22 +20,22 @@ use crate::replica::Replica;
 use crate::resolve::{Answer, Conflict, Resolution, Resolver};
 use crate::worker::{Job, PAGES, Reply, behind};
 
-/// What syncing does, for a user interface to show.
+/// The state of syncing, for a user interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncState {
-    /// Nobody syncs, and nothing went wrong.
+    /// No sync is running, and nothing went wrong.
     Idle,
-    /// The hub cannot be reached, or cannot be used now, for this reason. It may be later.
+    /// The hub cannot be reached or used now, for this reason. It may be later.
     Offline(String),
-    /// The hub was reached, and says what trying again does not mend, for this reason: it wants another token, it has no such
-    /// store, it is another store.
+    /// The hub answered with a permanent error, for this reason: it requires another token, it has no such store, or it
+    /// is another store.
     Refused(String),
-    /// Nothing is wrong with the hub: the replica's own files, its resolver or its program ended the sync, for this reason.
+    /// The hub is not the cause: the replica's own files, its resolver or its program ended the sync, for this reason.
     Failed(String),
-    /// The hub has so many events that are not here yet.
+    /// This many events of the hub are still to be pulled.
     Behind(u64),
-    /// All that the hub has is here, and it is followed.
+    /// The replica has all events of the hub and follows it.
     Live,
     /// This batch waits for a decision.
     Waiting(Number),
@@ -44,7 +44,7 @@ pub enum SyncState {
 }
 
 impl SyncState {
-    /// What an error that ended a sync says.
+    /// The state after an error that ended a sync.
     fn of(error: &Error) -> Self {
         match error {
             Error::AnotherHistory { .. } => SyncState::AnotherHistory,
@@ -70,21 +70,21 @@ impl fmt::Display for SyncState {
     }
 }
 
-/// What one sync did.
+/// The result of one sync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncReport {
-    /// How many events were pulled, own ones included.
+    /// The number of pulled events, including own ones.
     pub pulled: u64,
-    /// How many own batches were confirmed.
+    /// The number of own batches that were confirmed.
     pub confirmed: u64,
-    /// How many own batches were rejected by the resolver.
+    /// The number of own batches that the resolver rejected.
     pub rejected: u64,
-    /// How many own batches were dropped by the resolver.
+    /// The number of own batches that the resolver dropped.
     pub dropped: u64,
-    /// The histories of the hub that were accepted, each in the place of the one before.
+    /// The histories of the hub that were accepted, in their order.
     pub accepted: Vec<AcceptedHistory>,
-    /// The batch that waits for a decision, if one does: syncing stopped there.
+    /// The batch at which syncing stopped because it waits for a decision, if any.
     pub waiting: Option<Number>,
     /// The last confirmed version.
     pub version: Version,
@@ -94,28 +94,28 @@ pub struct SyncReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AcceptedHistory {
-    /// Up to this version, both histories have the same events.
+    /// The last version up to which both histories are the same.
     pub common: Version,
-    /// Where the store is that has what was confirmed before, up to the version `was`.
+    /// The directory of the store that keeps the previous confirmed events.
     pub aside: PathBuf,
-    /// The last version that was confirmed before.
+    /// The last version of that store.
     pub was: Version,
-    /// How many own batches were confirmed before, and are pending again.
+    /// The number of own batches that were confirmed before and are pending again.
     pub pending_again: u64,
 }
 
-/// How syncing is done.
+/// Options of syncing.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SyncOptions {
-    /// Who decides on conflicts. Without one, syncing stops at a conflict.
+    /// The resolver for conflicts. Without one, syncing stops at a conflict.
     pub resolver: Option<Arc<dyn Resolver>>,
-    /// Whether the history of the hub is accepted if it is another one. Nothing is lost: own events become pending again, and
-    /// what was confirmed is kept aside. Default: no; syncing ends with [`Error::AnotherHistory`].
+    /// Whether another history of the hub is accepted. Nothing is lost: own events become pending again, and what was
+    /// confirmed is kept aside. Default: no; syncing ends with [`Error::AnotherHistory`].
     pub accept_history: bool,
-    /// Whether batches are sent past one that waits for a decision, if they share no aggregate with it. Default: no.
+    /// Whether batches may overtake one that waits for a decision, if they share no aggregate with it. Default: no.
     pub skip_waiting: bool,
-    /// How long one request to the hub may take. Default: 30 seconds.
+    /// The time limit for one request to the hub. Default: 30 seconds.
     pub timeout: Duration,
     /// Ends [`Replica::run`].
     pub stop: CancellationToken,
@@ -145,13 +145,13 @@ impl Default for SyncOptions {
 }
 
 impl SyncOptions {
-    /// The default.
+    /// The default options.
     #[must_use]
     pub fn new() -> Self {
         SyncOptions::default()
     }
 
-    /// Lets this one decide on conflicts.
+    /// Sets the resolver for conflicts.
     #[must_use]
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.resolver = Some(Arc::new(resolver));
@@ -165,7 +165,7 @@ impl SyncOptions {
         self
     }
 
-    /// Sends batches past one that waits.
+    /// Lets batches overtake one that waits for a decision.
     #[must_use]
     pub fn skip_waiting(mut self) -> Self {
         self.skip_waiting = true;
@@ -184,41 +184,41 @@ impl SyncOptions {
 const PUSH_EVENTS: usize = 10_000;
 const PUSH_BYTES: usize = 8 << 20;
 
-/// Pauses between attempts, which never end: each up to twice as long as the one before, up to half a minute, and none as long as
-/// those of others, since the jitter makes a pause up to twice as long.
+/// The endless sequence of pauses between attempts: each up to twice as long as the one before, up to half a minute,
+/// and random because of the jitter, which makes a pause up to twice as long.
 const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter()
     .with_min_delay(Duration::from_millis(50))
     .with_max_delay(Duration::from_secs(15))
     .without_max_times();
 
-/// Behind a sync that pulled something, a replica waits this many times as long as that took before it pulls what others append,
-/// and at most so long. So where many events come, or many replicas pull, many of them travel in one page; where few do, nobody
-/// notices. Own batches do not wait.
+/// After a sync that pulled something, a replica waits this many times as long as that took before it pulls what others
+/// append, up to a limit. With many events or many replicas, many events then travel in one page; with few, nobody
+/// notices the delay. Own batches do not wait.
 const REST: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 type Pauses = <ExponentialBuilder as BackoffBuilder>::Backoff;
 
-/// How often batches are pushed while nothing that is pulled shows what became of them.
+/// How often batches are pushed again while no pulled event shows their outcome.
 const FRUITLESS: u32 = 5;
 
 /// How often the hub may have another history during one sync.
 const HISTORIES: u32 = 3;
 
 tokio::task_local! {
-    /// The replicas whose resolvers are being asked, each by one before it.
+    /// The replicas whose resolvers are currently being asked, nested.
     static DECIDING: Vec<usize>;
 }
 
 impl Replica {
-    /// What syncing does.
+    /// The state of syncing.
     #[must_use]
     pub fn sync_state(&self) -> SyncState {
         self.shared.sync_state.borrow().clone()
     }
 
-    /// Tells what syncing does, as it changes.
+    /// Observes the state of syncing.
     #[must_use]
     pub fn watch_sync(&self) -> tokio::sync::watch::Receiver<SyncState> {
         self.shared.sync_state.subscribe()
@@ -236,12 +236,14 @@ impl Replica {
         });
     }
 
-    /// Pulls all that the hub has, lets conflicts be decided, and pushes what is pending, until there is nothing more to do.
+    /// Pulls everything from the hub, has conflicts decided, and pushes what is pending, until there is nothing more to
+    /// do.
     ///
     /// # Errors
     ///
-    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; what the hub says, such as `Unavailable`; what the resolver says;
-    /// [`Error::Deciding`] from inside of a resolver of this replica. What was done until then is kept, and another sync goes on.
+    /// [`Error::AnotherHistory`] and [`Error::AnotherHub`]; errors of the hub, such as `Unavailable`; errors of the
+    /// resolver; [`Error::Deciding`] if called inside a resolver of this replica. What was done before the error is
+    /// kept, and the next sync continues from there.
     pub async fn sync_once(&self, options: &SyncOptions) -> Result<SyncReport> {
         self.check_not_deciding()?;
         let _one = self.shared.syncing.lock().await;
@@ -260,15 +262,15 @@ impl Replica {
 
     /// Syncs, follows the hub, and pushes what is appended at once, until `stop` of the options is cancelled.
     ///
-    /// Between pulls of what others append it rests four times as long as the last one took, at most a second.
+    /// Between pulls of events of others, it pauses four times as long as the last pull took, at most a second.
     ///
-    /// While the hub cannot be used it tries again, with pauses that grow up to half a minute.
+    /// While the hub cannot be used, it retries with pauses that grow up to half a minute.
     ///
     /// # Errors
     ///
-    /// Those that trying again does not mend: [`Error::AnotherHistory`], [`Error::AnotherHub`], `Closed`, `Forbidden`, what the
-    /// resolver says, what the replica's own files say, and [`Error::Deciding`] from inside of a resolver of this replica. The
-    /// [state](Replica::sync_state) tells it afterwards as well.
+    /// Permanent errors: [`Error::AnotherHistory`], [`Error::AnotherHub`], `Closed`, `Forbidden`, errors of the
+    /// resolver, errors of the replica's own files, and [`Error::Deciding`] if called inside a resolver of this
+    /// replica. Afterwards, the [state](Replica::sync_state) shows the error as well.
     pub async fn run(&self, options: &SyncOptions) -> Result<()> {
         self.check_not_deciding()?;
         let stop = options.stop.clone();
@@ -284,7 +286,7 @@ impl Replica {
                     Ok(report) => {
                         rest = rest_behind(report.pulled, began.elapsed(), rest);
                         failures = PAUSES.build();
-                        // Without a pause a hub whose news are none would be asked all the time.
+                        // Without a pause, a hub that announces events but has none would be asked continuously.
                         quiet = (is_by_news && report.pulled == 0).then(|| quiet.unwrap_or_else(|| PAUSES.build()));
                         is_by_news = false;
                         let is_appended = async {
@@ -304,7 +306,7 @@ impl Replica {
                     }
                     Err(error) if error.is_offline() => {
                         let pause = failures.next().unwrap_or_default();
-                        tracing::debug!(%error, ?pause, "syncing failed, and is tried again");
+                        tracing::debug!(%error, ?pause, "syncing failed and is retried");
                         tokio::time::sleep(pause).await;
                     }
                     Err(error) => return Err(error),
@@ -321,7 +323,7 @@ impl Replica {
         done
     }
 
-    /// A sync waits for the decision that is being made, which must not wait for a sync.
+    /// A sync waits for the current decision, which therefore must not wait for a sync.
     fn check_not_deciding(&self) -> Result<()> {
         let is_deciding = DECIDING.try_with(|deciding| deciding.contains(&self.id()));
         if is_deciding.unwrap_or_default() { Err(Error::Deciding) } else { Ok(()) }
@@ -337,7 +339,7 @@ impl Replica {
         DECIDING.scope(deciding, resolver.resolve(conflict)).await
     }
 
-    /// Rests, and waits for events of the hub that are not here. Returns whether there should be some, with a pause if there were
+    /// Pauses, and waits for new events of the hub. Returns whether there should be some. Pauses longer if there were
     /// none the last times.
     async fn news(&self, options: &SyncOptions, rest: Duration, quiet: &mut Option<Pauses>) -> bool {
         tokio::time::sleep(rest).await;
@@ -374,7 +376,7 @@ impl Replica {
                 Err(Error::Hub { source: StoreError::HistoryDiverged { cursor, found }, .. }) => {
                     histories += 1;
                     if histories > HISTORIES {
-                        let what = "the hub has another history again and again";
+                        let what = "the hub's history keeps changing";
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
                     report.pulled += self.leave_history(&hub, options, cursor, found, &mut report.accepted).await?;
@@ -397,14 +399,14 @@ impl Replica {
             }
             fruitless += 1;
             if fruitless > FRUITLESS {
-                let what = "it was sent again and again, and the hub shows no event that says what became of it";
+                let what = "it was sent repeatedly, but no event of the hub shows its outcome";
                 return Err(self.of_hub(StoreError::engine("append a batch", what)));
             }
             let (numbers, batches): (Vec<_>, Vec<_>) = batches.into_iter().unzip();
             let ctx = Context::background().with_timeout(options.timeout);
             let pushed = match hub.push(&ctx, at, batches).await {
                 Ok(pushed) => pushed,
-                // The next pull says it as well.
+                // The next pull reports it as well.
                 Err(StoreError::HistoryDiverged { .. }) => continue,
                 Err(error) => return Err(self.of_hub(error)),
             };
@@ -420,9 +422,9 @@ impl Replica {
         }
     }
 
-    /// The hub has to be the store that it was.
+    /// Checks that the hub is still the same store.
     async fn check_hub(&self, hub: &Arc<dyn EventStore>, options: &SyncOptions) -> Result<()> {
-        // Behind the beginning each pull and push says whether it is the same, by the digest.
+        // After the first event, each pull and push checks that by the digest.
         if self.shared.state.machine().end() != Place::START && self.shared.is_checked.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -432,7 +434,7 @@ impl Replica {
         let config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match &config.store_id {
             Some(known) if *known == found => {}
-            // With events of its own history it shows by their digest whether it is a copy.
+            // With events of its own history, the digest shows whether it is a copy.
             Some(expected) if self.shared.state.machine().end() == Place::START && !options.accept_history => {
                 let expected = expected.clone();
                 return Err(Error::AnotherHub { hub: self.shared.hub.to_string(), expected, found });
@@ -445,7 +447,7 @@ impl Replica {
         Ok(())
     }
 
-    /// The hub knows what is here, and gives what is behind it: so it is the right one.
+    /// Saves the settings for this hub, which has the replica's history and so is the right one.
     fn keep_hub(&self) -> Result<()> {
         let mut next = self.shared.next_config.lock().unwrap_or_else(PoisonError::into_inner);
         let mut config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner);
@@ -469,7 +471,7 @@ impl Replica {
         .await
     }
 
-    /// Pulls up to the head, and returns how many events that were. While a page is written, the next one is on its way.
+    /// Pulls up to the head, and returns the number of events. The next page is requested while one is being written.
     async fn pages(
         &self,
         hub: &Arc<dyn EventStore>,
@@ -490,7 +492,7 @@ impl Replica {
             let Pulled { events, head, .. } = page;
             pulled += events.len() as u64;
             if !(since.version.get() + 1..).zip(&events).all(|(version, event)| event.version.get() == version) {
-                let what = "they are not the ones behind the place that was named";
+                let what = "they do not follow the given place";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             let end = behind(since, &events);
@@ -501,7 +503,7 @@ impl Replica {
                 return Ok(pulled);
             }
             if is_empty {
-                let what = "it has events behind those that it gives, and gives none";
+                let what = "it says that it has more events, but returns none";
                 return Err(self.of_hub(StoreError::engine("give events", what)));
             }
             self.set_state(SyncState::Behind(head.get() - end.version.get()));
@@ -511,7 +513,7 @@ impl Replica {
         }
     }
 
-    /// Asks for what waits. Returns the batch on which nothing was decided.
+    /// Asks the resolver about waiting batches, and counts its decisions. Returns the batch that was not decided, if any.
     async fn decide_all(&self, options: &SyncOptions, report: &mut SyncReport) -> Result<Option<Number>> {
         loop {
             let question = self.shared.state.machine().question();
@@ -536,7 +538,7 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// What the files say.
+    /// Errors of the replica's files.
     pub async fn next_conflict(&self) -> Result<Option<Conflict>> {
         let question = self.shared.state.machine().question();
         match question {
@@ -567,7 +569,7 @@ impl Replica {
             while let Some(options) = next.filter(|_| unseen.len() < Conflict::MOST) {
                 let page = confirmed.load_page(ctx, &options, PageSize::LARGEST).await?;
                 let machine = self.shared.state.machine();
-                // Own earlier batches are known, wherever they were confirmed.
+                // Earlier own batches are known, wherever they were confirmed.
                 let basis = crate::core::Seen { number: question.batch, ..question.basis };
                 let is_unseen = |event: &RecordedEvent| !machine.is_seen(event.version, event.event.id(), basis);
                 unseen.extend(page.events.into_iter().filter(is_unseen));
@@ -588,8 +590,8 @@ impl Replica {
         })
     }
 
-    /// The hub has another history: goes over to it, if that is accepted, and says so in `accepted`. Returns how many events were
-    /// pulled.
+    /// The hub has another history: switches to it, if that is accepted, and adds it to `accepted`. Returns the number of
+    /// pulled events.
     async fn leave_history(
         &self,
         hub: &Arc<dyn EventStore>,
@@ -601,7 +603,7 @@ impl Replica {
         if !options.accept_history {
             return Err(Error::AnotherHistory { hub: self.shared.hub.to_string(), confirmed, found });
         }
-        // The last version at which both have the same digest: below it they are the same, and above it they are not.
+        // Finds the last version at which both have the same digest: they are equal up to it and differ after it.
         let end = self.shared.state.machine().end();
         if end == Place::START {
             let what = "it says that it has another history than a replica that has none";
@@ -621,11 +623,11 @@ impl Replica {
         }
         let common = Version::new(same);
         let since = self.ask(|reply| Job::BeginHistory { common, reply }).await?;
-        // What both have may end inside of a batch. So it is shown when all is there that the hub has.
+        // The common part may end inside a batch. So it is shown only together with everything else that the hub has.
         let copied =
             self.pages(hub, options, since, |Page { events, end, .. }, reply| Job::CopyHistory { events, end, reply });
         let pulled = match copied.await {
-            // It has yet another one by now, as the next pull will show.
+            // The hub has yet another history by now, as the next pull will show.
             Err(Error::Hub { source: StoreError::HistoryDiverged { .. }, .. }) => return Ok(0),
             copied => copied?,
         };
@@ -643,7 +645,7 @@ impl Replica {
 struct Page {
     since: Place,
     events: Vec<RecordedEvent>,
-    /// The place behind them.
+    /// The place after them.
     end: Place,
     head: Version,
 }
@@ -658,7 +660,7 @@ fn decision(resolution: Resolution) -> Option<Decision> {
     }
 }
 
-/// What the refusal of a batch means; an error if it is none of the batch.
+/// What the refusal of a batch means; an error if the batch is not the cause.
 fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
     match error {
         StoreError::VersionConflict { .. } | StoreError::DuplicateEvent { .. } => Ok(Refusal::ForNow),
@@ -667,7 +669,7 @@ fn refusal(error: StoreError) -> Result<Refusal, StoreError> {
     }
 }
 
-/// How long a replica rests behind a sync that pulled so many events in such a time.
+/// How long a replica pauses after a sync that pulled this many events in this time.
 fn rest_behind(pulled: u64, took: Duration, before: Duration) -> Duration {
     match pulled {
         0 => before,

@@ -1,13 +1,15 @@
-//! The one thread that writes to a replica's directory.
+//! The only thread that writes to a replica's directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use eventstore::backend::{self, EventStore};
 use eventstore_api::{
     Batch, Context, Digest, Error as StoreError, Event, LoadOptions, Page, PageSize, Place, RecordedEvent, Version,
 };
+use eventstore_log::background::linger;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Lock, make_directory};
@@ -18,15 +20,19 @@ use crate::core::{
 use crate::error::{Error, Result};
 use crate::journal::{GROUP_BYTES, Journal, io, remove, sync_directory};
 
-/// The largest pages that events are copied in.
-pub(crate) const PAGES: PageSize = PageSize::new(10_000, 8 << 20);
+/// Callers often append again as soon as they are answered. If the last job came within this time, the thread stays awake for as
+/// long to wait for the next one.
+const STAY_AWAKE: Duration = Duration::from_micros(100);
 
-/// What all parts of a replica share.
+/// The largest pages for copying events.
+pub(crate) const PAGES: PageSize = PageSize::new(5_000, 4 << 20);
+
+/// The state shared by all parts of a replica.
 #[derive(Debug)]
 pub(crate) struct State {
     machine: Mutex<Machine>,
     confirmed: Mutex<Arc<dyn EventStore>>,
-    /// Counts changes of what is shown.
+    /// Counts changes of what is visible.
     changes: watch::Sender<u64>,
     /// Why nothing is written any more.
     failed: Mutex<Option<String>>,
@@ -34,7 +40,7 @@ pub(crate) struct State {
     has_ended: AtomicBool,
 }
 
-/// What is shown of the confirmed events at a moment.
+/// The visible confirmed events at one moment.
 pub(crate) struct View {
     pub(crate) confirmed: Arc<dyn EventStore>,
     pub(crate) published: Version,
@@ -50,13 +56,13 @@ impl State {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The confirmed events, how far they are shown, and which of the histories they are: all of one moment.
+    /// The confirmed events, how far they are visible, and the number of their history, all at the same moment.
     pub(crate) fn view(&self) -> View {
         let machine = self.machine();
         View { confirmed: self.confirmed(), published: machine.published(), generation: machine.generation() }
     }
 
-    /// Whether the replica went over to another history since, and closed these confirmed events.
+    /// Whether the replica has switched to another history since, and closed these confirmed events.
     pub(crate) fn has_moved_on(&self, view: &View) -> bool {
         self.machine().generation() != view.generation
     }
@@ -91,7 +97,7 @@ impl State {
     }
 }
 
-/// The condition of an append, as the user says it.
+/// The condition of an append, as given by the user.
 #[derive(Clone, Debug)]
 pub(crate) enum Wish {
     Plain(eventstore_api::Expected),
@@ -100,7 +106,7 @@ pub(crate) enum Wish {
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// What is to be written.
+/// A job for the writing thread.
 #[derive(Debug)]
 pub(crate) enum Job {
     Append {
@@ -108,7 +114,7 @@ pub(crate) enum Job {
         wish: Wish,
         reply: Reply<(Option<Number>, Vec<EventPlace>)>,
     },
-    /// `end` is the place behind the events.
+    /// `end` is the place after the events.
     Page {
         since: Place,
         events: Vec<RecordedEvent>,
@@ -126,19 +132,19 @@ pub(crate) enum Job {
         batch: Number,
         reply: Reply<bool>,
     },
-    /// Begins the confirmed events of another history of the hub, with those up to a version that are the same. Answers with the
-    /// place behind them.
+    /// Begins the confirmed events of another history of the hub with the common ones up to a version. Answers with the
+    /// place after them.
     BeginHistory {
         common: Version,
         reply: Reply<Place>,
     },
-    /// Goes on with them, up to the place `end`.
+    /// Continues them, up to the place `end`.
     CopyHistory {
         events: Vec<RecordedEvent>,
         end: Place,
         reply: Reply<()>,
     },
-    /// Goes over to them. Answers with the path of those that counted before, and how many own batches are pending again.
+    /// Switches to them. Answers with the path of the previous ones, and the number of own batches that are pending again.
     EnterHistory {
         reply: Reply<(PathBuf, u64)>,
     },
@@ -155,16 +161,16 @@ pub(crate) struct Worker {
     pub(crate) engine: String,
     pub(crate) state: Arc<State>,
     pub(crate) journal: Option<Journal>,
-    /// Released behind the journal.
+    /// Released after the journal.
     pub(crate) lock: Option<Lock>,
-    /// The confirmed events of another history, before they count.
+    /// The confirmed events of another history, before they take effect.
     pub(crate) next: Option<Next>,
     pub(crate) is_same: SameContent,
 }
 
 /// The confirmed events of another history of the hub.
 pub(crate) struct Next {
-    /// Up to here both histories are the same.
+    /// Both histories are the same up to this version.
     common: Version,
     store: Arc<dyn EventStore>,
 }
@@ -175,7 +181,7 @@ impl Drop for Worker {
     }
 }
 
-/// A batch on its way.
+/// A batch that is being appended.
 struct Appending {
     record: Option<Record>,
     answer: (Option<Number>, Vec<EventPlace>),
@@ -186,17 +192,17 @@ pub(crate) fn path_of(directory: &Path, generation: u32) -> PathBuf {
     directory.join(format!("confirmed-{generation}"))
 }
 
-/// Opens a store of confirmed events; `is_new`: makes one.
+/// Opens a store of confirmed events, or creates it if `is_new`.
 pub(crate) async fn open_confirmed(engine: &str, path: &Path, is_new: bool) -> Result<Arc<dyn EventStore>> {
     let url = format!("{engine}:{}", path.display());
     if url.contains('?') {
-        let reason = "its path has a ?, which stands before options in addresses of stores; choose another".to_owned();
+        let reason = "its path has a ?, which begins the options in the URL of a store; choose another".to_owned();
         return Err(Error::NotAReplica { path: path.display().to_string(), reason });
     }
     Ok(if is_new { backend::open(&url).await? } else { backend::open_existing(&url).await? })
 }
 
-/// The state of a replica with this journal and these confirmed events.
+/// Restores the state of a replica from its journal and its confirmed events.
 pub(crate) async fn restore(
     records: Vec<Record>,
     confirmed: &Arc<dyn EventStore>,
@@ -247,8 +253,7 @@ impl State {
 }
 
 impl Worker {
-    /// Begins to do what is asked for, on a thread of its own: a write may block, and whoever waits for it is answered by the
-    /// thread that wrote.
+    /// Starts to process jobs, on a separate thread: a write may block, and the thread that wrote also answers.
     pub(crate) fn start(self, jobs: mpsc::Receiver<Job>) -> Result<()> {
         let failed = |error| io("start a thread", error);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -258,11 +263,16 @@ impl Worker {
     }
 
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        let mut taken = Vec::new();
+        let (mut taken, mut is_quick) = (Vec::new(), false);
         loop {
-            if jobs.recv_many(&mut taken, TOGETHER).await == 0 {
-                break; // the last handle is gone
+            let began = Instant::now();
+            while is_quick && jobs.is_empty() && began.elapsed() < STAY_AWAKE {
+                linger();
             }
+            if jobs.recv_many(&mut taken, TOGETHER).await == 0 {
+                break; // the last handle is dropped
+            }
+            is_quick = began.elapsed() < STAY_AWAKE;
             let (mut appending, mut bytes) = (Vec::new(), 0);
             for job in taken.drain(..) {
                 match job {
@@ -305,7 +315,7 @@ impl Worker {
         Ok(closed?)
     }
 
-    /// A failed write is not made good by another one.
+    /// A failed write cannot be repaired by another one.
     fn fail(&self, error: &StoreError) {
         if matches!(error, StoreError::OutcomeUnknown { .. }) {
             self.state.set_failed(error.to_string());
@@ -320,7 +330,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks whether a batch may be appended; from then on others are decided with it.
+    /// Checks whether a batch may be appended. From then on, other decisions take it into account.
     async fn begin(
         &self,
         events: Vec<Event>,
@@ -409,7 +419,7 @@ impl Worker {
         let records: Vec<_> = appending.iter().filter_map(|appending| appending.record.clone()).collect();
         let written = if records.is_empty() { Ok(()) } else { self.write(&records) };
         if let Err(error) = &written {
-            // What is decided from now on must not stand on what is not there.
+            // Later decisions must not depend on batches that are not there.
             let numbers: Vec<_> = appending.iter().rev().filter_map(|appending| appending.answer.0).collect();
             self.state.machine().withdraw(&numbers);
             if !matches!(error, Error::Store(StoreError::Full { .. })) {
@@ -473,7 +483,8 @@ impl Worker {
                         return Err(error.into());
                     }
                     Err(NotCopied::Wrong(error)) => {
-                        // They are there, and must not be shown. The hub will say that they are none of its history.
+                        // They are stored but must not be shown. The hub will say that they do not belong to its
+                        // history.
                         let published = self.state.machine().published().get();
                         let hidden = self.write(&[Record::Shown(Some(published))]);
                         self.state.set_failed(format!("{error}; open the replica again"));
@@ -487,7 +498,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes the journal anew when most of it is not needed. If that fails, the old one goes on.
+    /// Compacts the journal if most of it is no longer needed. If that fails, the old one stays in use.
     fn compact(&mut self) {
         const LEAST: u64 = 1000;
         let (appended, kept) = self.journal.as_ref().map(Journal::lens).unwrap_or_default();
@@ -496,7 +507,7 @@ impl Worker {
         }
         let records = self.state.machine().compacted();
         if let Err(error) = self.replace(&records) {
-            tracing::warn!(%error, "the journal of a replica was not written anew");
+            tracing::warn!(%error, "the journal of a replica could not be compacted");
             if let Some(journal) = &mut self.journal {
                 journal.put_off();
             }
@@ -509,12 +520,12 @@ impl Worker {
         self.journal = journal;
         let Err(error) = replaced else { return Ok(()) };
         if self.journal.is_none() {
-            self.state.set_failed(format!("the journal could not be written anew ({error}); open the replica again"));
+            self.state.set_failed(format!("the journal could not be compacted ({error}); open the replica again"));
         }
         Err(error.into())
     }
 
-    /// Returns the decisions that were taken.
+    /// Returns the decisions that took effect.
     async fn decide(
         &mut self,
         question: &Question,
@@ -539,7 +550,7 @@ impl Worker {
         let outcomes = self.state.machine().answer(question, decision, on_top, |id| used.contains(id));
         let outcomes = match outcomes {
             Ok(outcomes) => outcomes,
-            // It does not wait any more: there is nothing to decide.
+            // It no longer waits: there is nothing to decide.
             Err(Misfit::Stale) => return Ok(Vec::new()),
             Err(Misfit::NoAnyway) => {
                 let reason = "it can only be replaced or rejected".to_owned();
@@ -568,7 +579,7 @@ impl Worker {
         Ok(is_rejected)
     }
 
-    /// Begins the next generation of confirmed events, with those up to a version.
+    /// Begins the next generation of confirmed events with those up to a version.
     async fn begin_history(&mut self, common: Version) -> Result<Place> {
         self.state.check()?;
         self.leave_next().await;
@@ -598,7 +609,7 @@ impl Worker {
         Ok(copy(&next.store, events, end).await.map_err(NotCopied::error)?)
     }
 
-    /// What was begun does not count: the next time begins anew.
+    /// Discards what was begun; the next attempt starts again.
     async fn leave_next(&mut self) {
         if let Some(next) = self.next.take()
             && let Err(error) = next.store.close().await
@@ -607,8 +618,8 @@ impl Worker {
         }
     }
 
-    /// Begins the new generation. What was confirmed before is kept aside, at the path that is returned with the number of own
-    /// batches that are pending again.
+    /// Switches to the new generation. The previous confirmed events are moved aside. Returns their path, and the number
+    /// of own batches that are pending again.
     async fn enter_history(&mut self) -> Result<(PathBuf, u64)> {
         self.state.check()?;
         let Some(Next { common, store: new }) = self.next.take() else { return Err(StoreError::Closed.into()) };
@@ -623,7 +634,7 @@ impl Worker {
             let _ = new.close().await;
             return Err(error);
         }
-        // From here on the new ones count.
+        // From here on, the new ones are in effect.
         let (old, from, again) = {
             let mut machine = self.state.machine();
             let is_again = |(number, status): &&(Number, Status)| {
@@ -670,7 +681,7 @@ impl Worker {
     }
 }
 
-/// Moves the confirmed events of an older generation out of the way.
+/// Moves the confirmed events of an older generation aside.
 pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
     let aside = directory.join("aside");
     let target = aside.join(generation.to_string());
@@ -683,9 +694,9 @@ pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
 
 /// Why events were not copied.
 enum NotCopied {
-    /// They are not there, or nobody knows.
+    /// They are not stored, or that is unknown.
     NotThere(StoreError),
-    /// They are there, and not as they should be.
+    /// They are stored, but not as they should be.
     Wrong(StoreError),
 }
 
@@ -696,21 +707,21 @@ impl NotCopied {
     }
 }
 
-/// The place behind events that come behind a place.
+/// The place after these events, which follow a place.
 pub(crate) fn behind(since: Place, events: &[RecordedEvent]) -> Place {
     let version = events.last().map_or(since.version, |last| last.version);
     Place::new(version, events.iter().fold(since.digest, Digest::chain))
 }
 
-/// Appends a copy of events at the end, of which the last comes to the place `end`.
+/// Appends copies of events. The last one must be at the place `end`.
 async fn copy(store: &Arc<dyn EventStore>, events: &[RecordedEvent], end: Place) -> Result<(), NotCopied> {
     let ctx = &Context::background();
     store.store_batch(ctx, Batch::copy_of(events)).await.map_err(NotCopied::NotThere)?;
-    // It has versions and revisions in it, so this says that their places are the same as well.
+    // The digest covers versions and revisions, so equality also means equal positions.
     let digest = store.digest(ctx, end.version).await.map_err(NotCopied::Wrong)?;
     if digest != end.digest {
         let version = events.first().map(|first| first.version);
-        let reason = "copies of the hub's events are not as they are there".to_owned();
+        let reason = "copies of the hub's events differ from the originals".to_owned();
         return Err(NotCopied::Wrong(StoreError::Corrupt { version, reason }));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What a replica does when its directory, its hub, its resolver or its program misbehave.
+//! The behaviour of a replica when its directory, its hub, its resolver or its program misbehaves.
 
 mod common;
 
@@ -17,7 +17,7 @@ use synckit::{
 
 use common::{Hub, event, ids};
 
-/// Whatever hangs is an error.
+/// A hang counts as a failure.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("it ends")
 }
@@ -31,7 +31,7 @@ fn names(directory: &Path) -> Vec<String> {
 
 // The directory.
 
-/// The lock file as a pipe: an opening waits in it until somebody reads from it.
+/// The lock file is a pipe: an opening blocks on it until somebody reads from it.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_was_made_while_another_opening_began_is_not_made_anew() {
@@ -44,7 +44,7 @@ async fn a_replica_that_was_made_while_another_opening_began_is_not_made_anew() 
     let made_pipe = std::process::Command::new("mkfifo").arg(path.join("lock")).status().expect("mkfifo runs");
     assert!(made_pipe.success());
     let opening = tokio::spawn(hub.options("a").open());
-    // It has looked for a replica when it waits for the lock. Now there is one.
+    // It has already checked for a replica when it waits for the lock. Now there is one.
     let is_waiting = || {
         let tasks = std::fs::read_dir("/proc/self/task").expect("threads");
         let waits = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
@@ -83,14 +83,14 @@ async fn a_replica_without_its_settings_is_not_made_anew() {
 async fn a_replica_that_was_not_finished_is_made_anew() {
     let hub = Hub::new().await;
     hub.replica("a").await.close().await.expect("closed");
-    // All but the last step.
+    // Everything except the last step was done.
     std::fs::remove_file(hub.path("a").join("replica.json")).expect("removed");
     std::fs::write(hub.path("a").join("unfinished"), "").expect("written");
     let a = hub.replica("a").await;
     a.append(event("1", "x")).await.expect("appended");
     a.close().await.expect("closed");
     assert!(!names(&hub.path("a")).contains(&"unfinished".to_owned()));
-    // The last step was done, and the note is still there.
+    // The last step was done, but the note still exists.
     std::fs::write(hub.path("a").join("unfinished"), "").expect("written");
     let a = hub.replica("a").await;
     assert_eq!(ids(&a).await, ["1"]);
@@ -166,7 +166,7 @@ async fn a_closed_replica_can_be_opened_at_once() {
     }
 }
 
-/// Once the runtime is gone, nobody writes any more, or nobody else can open it.
+/// After the runtime has ended, nobody writes any more; otherwise nobody else could open the replica.
 #[test]
 fn a_runtime_that_ends_leaves_no_writer_behind() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -230,7 +230,7 @@ async fn whoever_waits_on_a_closed_replica_is_told() {
     assert!(matches!(run, Err(Error::Store(eventstore::Error::Closed))), "{run:?}");
 }
 
-/// One event in two batches.
+/// The same event in two batches.
 #[tokio::test]
 async fn an_event_that_goes_from_a_rejected_batch_to_the_next_is_told() {
     #[derive(Debug)]
@@ -399,7 +399,7 @@ async fn a_resolver_may_append_and_delete() {
     assert_eq!(a.rejected().len(), 1);
 }
 
-/// The sync that asks it waits for its answer.
+/// The sync that asks the resolver waits for its answer.
 #[tokio::test]
 async fn a_resolver_that_syncs_its_own_replica_is_told_at_once_that_it_cannot() {
     #[derive(Debug)]
@@ -426,13 +426,13 @@ async fn a_resolver_that_syncs_its_own_replica_is_told_at_once_that_it_cannot() 
     let syncs = Syncs { replicas: vec![a.clone(), b.clone()], told: Arc::clone(&told) };
     soon(a.sync_once(&SyncOptions::new().resolver(syncs))).await.expect("a sync");
     let told = std::mem::take(&mut *told.lock().expect("no panic"));
-    // Of two batches, one after the other.
+    // For two batches, one after the other.
     for told in told.chunks(4) {
         let [Err(Error::Deciding), Err(Error::Deciding), Ok(()), Ok(())] = told else { panic!("{told:?}") };
     }
     assert_eq!(a.rejected().len(), 2, "and its answers count");
     assert_eq!(a.sync_state(), SyncState::Live);
-    // A resolver that ends with it ends the sync with it.
+    // A resolver that passes the error on ends the sync with it.
     let (_hub, a) = conflicting().await;
     #[derive(Debug)]
     struct Ends(Replica);
@@ -447,11 +447,11 @@ async fn a_resolver_that_syncs_its_own_replica_is_told_at_once_that_it_cannot() 
     assert!(matches!(a.sync_state(), SyncState::Failed(_)), "{}", a.sync_state());
 }
 
-/// A user interface tells by the state whom to ask: the network, the hub's owner, or this machine's.
+/// The state tells a user interface whom to ask: the network, the hub's owner, or this machine's.
 #[tokio::test]
 async fn the_state_tells_what_is_the_hubs_from_what_is_the_replicas() {
     let hub = Hub::new().await;
-    // There is no such store: to try again does not help.
+    // There is no such store, so retrying does not help.
     let a = Options::new(hub.path("a")).hub(format!("lmdb:{}", hub.path("none").display())).open().await;
     let a = a.expect("it works without a hub");
     let refused = soon(a.run(&SyncOptions::new())).await.expect_err("there is none");
@@ -467,7 +467,7 @@ async fn the_state_tells_what_is_the_hubs_from_what_is_the_replicas() {
     assert_eq!(a.sync_state(), SyncState::Failed(closed.to_string()));
 }
 
-/// Calls that are dropped, and closing, at any moment.
+/// Dropped calls and closing, at any moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn calls_that_end_early_lose_and_double_nothing() {
     let hub = Hub::new().await;
@@ -511,7 +511,7 @@ async fn calls_that_end_early_lose_and_double_nothing() {
         if round % 2 == 0 {
             let most = Duration::from_micros(fastrand::u64(..20_000));
             let _ = tokio::time::timeout(most, a.sync_once(&SyncOptions::new())).await;
-            // Closed, also if nobody waits for it.
+            // It closes even if nobody waits for it.
             drop(tokio::time::timeout(Duration::from_micros(10), a.close()).await);
             soon(a.close()).await.expect("closed");
         }
@@ -534,26 +534,26 @@ async fn calls_that_end_early_lose_and_double_nothing() {
 
 // Hubs.
 
-/// What a hub does wrong.
+/// A fault of the hub.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Lie {
-    /// It leaves an event out.
+    /// It omits an event.
     Gap,
-    /// It gives events in another order.
+    /// It returns events in another order.
     Order,
-    /// It gives wrong revisions.
+    /// It returns wrong revisions.
     Revisions,
-    /// It gives the same event twice.
+    /// It returns the same event twice.
     Twice,
-    /// It says that it has stored what it has not.
+    /// It reports events as stored that are not.
     NotStored,
-    /// Its pulls are always of another history.
+    /// Its pulls always report another history.
     NoHistory,
-    /// Its head is ahead of what it gives.
+    /// Its head is ahead of its events.
     Head,
     /// It cannot wait.
     NoWait,
-    /// It says whether it has a history, and gives nothing of it.
+    /// It confirms that it has a history, but returns none of it.
     Mute,
 }
 
@@ -654,7 +654,7 @@ async fn nothing_of_a_page_is_shown_that_is_not_as_pages_are() {
         let a = hub.replica("a").await;
         assert_eq!(ids(&a).await, ["0", "own"], "{lie:?}, after reopening");
         a.append(event("later", "y")).await.expect("appended");
-        // What is here may have to be given up, and nothing else.
+        // The replica may have to give up its confirmed events, but nothing else.
         soon(a.sync_once(&SyncOptions::new().accept_history())).await.expect("a sync");
         assert_eq!(ids(&a).await, ["0", "own", "1", "2", "3", "later"], "{lie:?}, healed");
         assert_eq!(a.cursor().await.expect("a cursor"), hub.store.cursor().await.expect("a cursor"));
@@ -691,7 +691,7 @@ async fn a_hub_that_cannot_wait_is_not_asked_without_pauses() {
         let a = a.clone();
         async move { a.run(&options).await }
     });
-    // The first pause is of 50 ms, and each is at least twice as long as the one before.
+    // The first pause is 50 ms, and each is at least twice as long as the one before.
     while pulls.load(Ordering::SeqCst) < 7 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -804,7 +804,7 @@ async fn a_subscription_in_the_middle_of_a_history_does_not_go_on_in_another() {
     assert!(matches!(ended, Error::Store(eventstore::Error::HistoryDiverged { .. })), "{ended}");
 }
 
-/// What both histories have may end inside of a batch.
+/// The common part of both histories may end inside a batch.
 #[tokio::test]
 async fn no_batch_is_seen_in_part_when_another_history_is_accepted() {
     let hub = Hub::new().await;
@@ -834,9 +834,9 @@ async fn no_batch_is_seen_in_part_when_another_history_is_accepted() {
     assert_eq!(a.cursor().await.expect("a cursor"), other.cursor().await.expect("a cursor"));
 }
 
-// Much.
+// Large numbers.
 
-/// Each decision leaves a mark, on which later batches may stand.
+/// Each decision leaves a mark on which later batches may depend.
 #[tokio::test]
 async fn many_conflicts_are_decided_in_a_time_to_wait_for() {
     let hub = Hub::new().await;
@@ -856,7 +856,7 @@ async fn many_conflicts_are_decided_in_a_time_to_wait_for() {
     assert_eq!(hub.store.latest_version().await.expect("a version"), Version::new(3_000));
 }
 
-// Kills, as what they leave.
+// The states after kills.
 
 fn copy_of(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("made");
@@ -882,7 +882,7 @@ async fn another_history_is_accepted_whole_or_not_at_all() {
     a.close().await.expect("closed");
     let (before, after) = (hub.path("before"), hub.path("after"));
     copy_of(&hub.path("a"), &before);
-    // Its pushes are refused by the closed store, so that what is written is the recovery and no more.
+    // Its pushes are refused by the closed store, so that only the recovery is written.
     let other = eventstore::open("memory:").await.expect("memory");
     other.append([event("1", "x"), event("other", "x")]).await.expect("appended");
     let a = Options::new(hub.path("a")).hub_store(other.clone()).open().await.expect("a replica");
@@ -928,7 +928,7 @@ async fn another_history_is_accepted_whole_or_not_at_all() {
     }
 }
 
-/// The first segment of a journal, and where its records end.
+/// The first segment of a journal, and the end of its records.
 fn segment(directory: &Path) -> (std::path::PathBuf, Vec<u8>) {
     let mut files: Vec<_> = std::fs::read_dir(directory.join("journal-1"))
         .expect("a journal")
@@ -985,7 +985,7 @@ async fn a_torn_or_damaged_journal_gives_whole_batches_from_its_beginning_or_an_
 async fn a_journal_that_cannot_be_written_anew_goes_on() {
     let hub = Hub::new().await;
     let a = hub.replica("a").await;
-    // Where the next journal would be made, something is in the way.
+    // Something is in the way of the next journal.
     std::fs::write(hub.path("a").join("journal-2.new"), "mine").expect("written");
     let append = |first: usize, count: usize| {
         let appends: Vec<_> = (first..first + count)

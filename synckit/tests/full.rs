@@ -1,4 +1,5 @@
-//! A disk that is full, by a limit on the size of files. It is a program of its own since that limit is one of the process.
+//! A full disk, simulated by a limit on the size of files. It is a separate test binary, since the limit applies to the
+//! process.
 
 #![cfg(unix)]
 
@@ -28,7 +29,7 @@ async fn what_has_no_room_is_not_there_and_what_comes_later_is() {
         limit(Some(100 << 10));
         for number in 0..100 {
             let ids = [format!("{round}-{number}"), format!("{round}-{number} together")];
-            // Two at once, which are one write.
+            // Two at once are one write.
             let (one, other) = tokio::join!(a.append(event(&ids[0])), a.append(event(&ids[1])));
             for (id, appended) in ids.into_iter().zip([one, other]) {
                 match appended {
@@ -57,7 +58,7 @@ async fn what_has_no_room_is_not_there_and_what_comes_later_is() {
     let all = hub.load(eventstore::Version::ZERO).await.expect("a load");
     assert!(all.iter().map(|recorded| recorded.event.id()).eq(&acknowledged));
 
-    // What is pulled has no room either, and comes later.
+    // Pulled events have no room either, and come later.
     let many: Vec<_> = (0..1_000).map(|number| event(&format!("h{number}"))).collect();
     hub.append(many).await.expect("appended");
     limit(Some(100 << 10));

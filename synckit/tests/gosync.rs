@@ -1,5 +1,5 @@
-//! Servers of Go Sync Kit as stores, and as hubs. The server here does what the kit's does: it stores event by event, writes JSON
-//! anew, passes over what it cannot store, and says that all is well.
+//! Servers of Go Sync Kit as stores and as hubs. The server here behaves like that of the kit: it stores event by
+//! event, rewrites JSON, skips what it cannot store, and reports success.
 
 #![cfg(feature = "http")]
 
@@ -22,26 +22,26 @@ use synckit::{Entry, KeepBoth, Options, Replica, SyncOptions};
 
 use common::{event, ids};
 
-/// What the server has, and what is wrong with it.
+/// The state of the server, and its faults.
 #[derive(Default)]
 struct Kit {
     events: Vec<(u64, Value)>,
     last: u64,
-    /// How many events it can still store; it says that all is well in any case.
+    /// How many events it can still store; it reports success in any case.
     room: Option<usize>,
-    /// Answers get lost after so many requests.
+    /// Answers are lost after this many requests.
     lost_after: Option<usize>,
-    /// It takes pushes, and does not come to storing them.
+    /// It accepts pushes but does not store them yet.
     is_slow: bool,
     /// It answers with 503.
     is_down: bool,
-    /// Events that were given.
+    /// The number of events returned.
     given: usize,
-    /// Versions of events that were asked for.
+    /// The versions after which events were requested.
     since: Vec<u64>,
 }
 
-/// What Go makes of JSON: keys in order, numbers as float64.
+/// JSON as Go rewrites it: sorted keys, numbers as float64.
 fn written_anew(value: Value) -> Value {
     match value {
         Value::Object(members) => {
@@ -86,7 +86,7 @@ impl Kit {
 
 type Shared = Arc<Mutex<Kit>>;
 
-/// A server until it is dropped.
+/// A running server. Dropping it stops it.
 struct Server {
     url: String,
     kit: Shared,
@@ -127,7 +127,7 @@ impl Server {
     }
 }
 
-/// The answer, or a failure behind what was done.
+/// The answer, or a failure after the work was done.
 fn answer(kit: &mut Kit, body: Value) -> Response {
     if kit.lost_after.is_some_and(|left| left == 0) {
         return StatusCode::BAD_GATEWAY.into_response();
@@ -192,7 +192,7 @@ async fn a_server_of_the_kit_is_a_store() {
     let conflict = store.append(event("2", "a")).expected(Expected::NoEvents).await;
     let expected = Actual::Aggregate { id: "a".to_owned(), revision: Revision::new(2) };
     assert!(matches!(&conflict, Err(Error::VersionConflict { actual, .. }) if *actual == expected), "{conflict:?}");
-    // An event that a batch has twice is not one that was stored before.
+    // An event that occurs twice in a batch is not one that was stored before.
     let conflict = store.append([event("2", "a"), event("2", "a")]).expected(Expected::NoEvents).await;
     assert!(matches!(&conflict, Err(Error::VersionConflict { actual, .. }) if *actual == expected), "{conflict:?}");
     let again = store.append(event("1", "a")).expected(Expected::NoEvents).await.expect("known");
@@ -227,7 +227,7 @@ async fn what_the_server_would_alter_is_refused() {
     let kept = [("e", r#"{"b":1, "a":[0.1, 9007199254740992]}"#), ("f", ""), ("g", r#""<\u003c>""#)];
     for (id, data) in kept {
         store.append(of(id, data)).await.expect(data);
-        // And it is known again.
+        // And it is recognised again.
         let again = store.append(of(id, data)).await.expect(data);
         assert_eq!(again.outcome, StoreOutcome::AlreadyStored);
     }
@@ -250,7 +250,7 @@ async fn an_append_that_the_server_has_not_stored_is_an_error() {
     assert_eq!(server.ids(), ["1"]);
     server.kit().room = None;
     server.kit().write("g1", "a");
-    // Repeated, it is completed; its condition held when it was begun.
+    // A repetition completes it; its condition held when it was begun.
     let whole = batch().await.expect("completed");
     assert_eq!((whole.first, whole.last), (Version::new(1), Version::new(4)));
     assert_eq!(server.ids(), ["1", "g1", "2", "3"]);
@@ -260,14 +260,14 @@ async fn an_append_that_the_server_has_not_stored_is_an_error() {
 async fn an_append_whose_answer_is_lost_or_late_is_looked_for() {
     let server = Server::start().await;
     let store = server.open("").await;
-    // The mirror is read, and the push is done; its answer is lost, and so is all that follows.
+    // The mirror is read and the push is done; its answer is lost, and so is everything that follows.
     server.kit().lost_after = Some(1);
     let unknown = store.append(event("1", "a")).await;
     assert!(matches!(unknown, Err(Error::OutcomeUnknown { .. })), "{unknown:?}");
     server.kit().lost_after = None;
     let known = store.append(event("1", "a")).await.expect("resolved");
     assert_eq!((known.first, known.outcome), (Version::new(1), StoreOutcome::AlreadyStored));
-    // The server is slow: nobody knows what becomes of it, and later it is there.
+    // The server is slow: the outcome is unknown, and later the event is there.
     server.kit().is_slow = true;
     let late = store.append(event("late", "a")).timeout(std::time::Duration::from_millis(300)).await;
     assert!(matches!(late, Err(Error::OutcomeUnknown { .. })), "{late:?}");
@@ -288,10 +288,10 @@ async fn an_event_that_is_too_large_for_the_server_is_refused_and_others_are_not
     };
     let refused = store.append(of("large", 11 << 20)).await;
     assert!(matches!(&refused, Err(Error::InvalidEvent { reason, .. }) if reason.contains("large")), "{refused:?}");
-    // More than one request takes.
+    // More than fits into one request.
     store.append((0..10).map(|n| of(&n.to_string(), 3 << 20)).collect::<Vec<_>>()).await.expect("appended");
     assert_eq!(server.ids().len(), 10);
-    // And more than one answer.
+    // And more than fits into one answer.
     assert_eq!(server.open("").await.latest_version().await.expect("a version"), Version::new(10));
 }
 
@@ -330,7 +330,7 @@ async fn a_mirror_on_disk_is_used_again_until_the_server_has_another_history() {
     assert_eq!(server.kit().given, 2);
     assert_eq!(server.kit().since.last(), Some(&2499));
     assert_eq!(store.cursor_at(before.version()).await.expect("a cursor"), before);
-    // An older copy of the server, which went on in another way.
+    // An older copy of the server that has diverged.
     {
         let mut kit = server.kit();
         kit.events.truncate(2000);
@@ -359,7 +359,7 @@ async fn a_directory_that_is_no_mirror_is_left_alone() {
     std::fs::write(directory.path().join("thesis.txt"), "my only copy").expect("written");
     let url = format!("{}?mirror={}", server.url, directory.path().display());
     let refused = eventstore::open(&url).await;
-    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("no mirror")), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("nor a mirror")), "{refused:?}");
     assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 1);
     for (url, named) in [
         (format!("{}?colour=red", server.url), "colour"),
@@ -406,7 +406,7 @@ async fn a_server_of_the_kit_is_a_hub() {
     b.append(own("b1", "x")).basis(&seen.basis).await.expect("appended");
     all.server.kit().write("g1", "y");
     assert_eq!(sync(&a, &keep).await.confirmed, 1);
-    // It had not seen a's.
+    // It had not seen that of a.
     let waiting = sync(&b, &SyncOptions::new()).await.waiting;
     assert!(waiting.is_some());
     assert_eq!(b.next_conflict().await.expect("asked").expect("one").why, Why::Conflict);
@@ -419,9 +419,9 @@ async fn a_server_of_the_kit_is_a_hub() {
         assert!(loaded.entries.iter().all(|entry| matches!(entry, Entry::Confirmed(_))));
     }
     assert_eq!(a.cursor().await.expect("a cursor"), b.cursor().await.expect("a cursor"));
-    // What is confirmed can be appended again, as it was said first.
+    // Confirmed events can be appended again with their original content.
     assert_eq!(a.append(own("a1", "x")).await.expect("known").batch, None);
-    // Opened again, it knows what was confirmed, and reads only what is new.
+    // After reopening, it knows what was confirmed, and reads only what is new.
     a.append(own("a3", "x")).await.expect("appended");
     a.close().await.expect("closed");
     all.server.kit().given = 0;
@@ -442,7 +442,7 @@ async fn what_a_hub_of_the_kit_does_not_store_stays_pending() {
     assert!(failed.is_offline(), "{failed}");
     assert_eq!(a.status().await.expect("a status").pending, 2);
     all.server.kit().room = None;
-    // Completed; and what the hub will never take waits for a decision.
+    // The batch is completed, and what the hub will never accept waits for a decision.
     let report = sync(&a, &SyncOptions::new()).await;
     assert_eq!(report.confirmed, 1);
     let conflict = a.next_conflict().await.expect("asked").expect("one");

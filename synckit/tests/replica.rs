@@ -29,7 +29,7 @@ async fn appending_works_offline_and_is_durable() {
     let batch = appended.batch.expect("a new batch");
     assert_eq!(appended.ids, ["1", "2"]);
     assert_eq!(appended.places, [EventPlace::Pending(batch, 0), EventPlace::Pending(batch, 1)]);
-    // Again: nothing is written.
+    // A repetition writes nothing.
     let again = replica.append([event("1", "x"), event("2", "y")]).await.expect("a repetition");
     assert_eq!((again.batch, again.places), (None, appended.places));
     replica.close().await.expect("closed");
@@ -57,7 +57,7 @@ async fn two_replicas_come_to_the_hubs_history() {
         assert_eq!(replica.cursor().await.expect("a cursor"), hubs);
     }
     assert_eq!(a.sync_state(), SyncState::Live);
-    // What is confirmed is known as such, and can be appended again.
+    // Confirmed events are recognised and can be appended again.
     let again = a.append(event("b1", "y")).await.expect("a repetition");
     assert_eq!(again.places, [EventPlace::Confirmed(Version::new(4))]);
 }
@@ -88,7 +88,7 @@ async fn without_a_resolver_syncing_stops_at_a_conflict_and_says_so() {
     assert_eq!(conflict.on_top.len(), 1, "one batch is on top, and one is beside it");
     assert_eq!(hub.store.latest_version().await.expect("a version"), Version::new(1));
     assert_eq!(ids(&b).await, ["of a", "of b", "b on top", "b beside"], "own writes are shown all the time");
-    // Others may go on.
+    // Others may overtake it.
     b.sync_once(&SyncOptions::new().skip_waiting()).await.expect("a sync");
     assert_eq!(ids(&b).await, ["of a", "b beside", "of b", "b on top"]);
 }
@@ -141,7 +141,7 @@ async fn a_sync_tells_how_many_batches_were_confirmed_rejected_and_dropped() {
     assert_eq!((report.confirmed, report.rejected, report.dropped, report.waiting), (1, 0, 2, None));
 }
 
-/// Whoever lets an id be made learns it.
+/// The result includes generated ids.
 #[tokio::test]
 async fn an_append_tells_the_ids_of_its_events() {
     let hub = Hub::new().await;
@@ -181,7 +181,7 @@ async fn a_dropped_batch_is_gone_and_those_on_top_are_asked_about() {
         });
     }
     assert_eq!(told, ["confirmed of a", "confirmed b on top", "confirmed b beside", "dropped 1"]);
-    // As if it had never been there, also after reopening.
+    // As if it had never existed, also after reopening.
     b.close().await.expect("closed");
     let b = hub.replica("b").await;
     assert_eq!(ids(&b).await, ["of a", "b on top", "b beside"]);
@@ -209,7 +209,7 @@ async fn a_batch_can_be_replaced_with_those_on_top() {
     assert_eq!(b.rejected().len(), 1);
     let stored = hub.store.get("instead").await.expect("it is there");
     assert_eq!(stored.revision, Revision::new(2));
-    // A replacement with a used id is not taken.
+    // A replacement with a used id is refused.
     let a = hub.replica("c").await;
     a.append(event("c1", "x")).expected(Expected::NoEvents).await.expect("appended");
     let again = |_: &synckit::Conflict| Resolution::AppendInstead(vec![event("of a", "x")]);
@@ -272,7 +272,7 @@ async fn conditions_are_about_what_was_seen() {
     assert!(matches!(a.append(event("2", "y")).basis(&all).await, Err(Error::Conflict)));
     let now = a.load().aggregate("x").await.expect("a load").basis;
     sync(&a).await;
-    // Own events that are confirmed meanwhile are still what was seen; those of others are not.
+    // Own events that are confirmed meanwhile still count as seen; those of others do not.
     a.append(event("2", "x")).basis(&now).await.expect("it holds");
     let now = a.load().aggregate("x").await.expect("a load").basis;
     hub.store.append(event("h2", "x")).await.expect("appended");
@@ -348,7 +348,7 @@ async fn another_history_is_noticed_and_the_way_out_loses_nothing() {
     let cursor = a.cursor().await.expect("a cursor");
     a.close().await.expect("closed");
 
-    // The hub was restored from a copy with one event, and went on.
+    // The hub was restored from a copy with one event, and continued.
     let restored = eventstore::open("memory:").await.expect("memory");
     restored.append([event("h1", "x")]).await.expect("appended");
     restored.append([event("new", "z"), event("new 2", "z")]).await.expect("appended");
@@ -368,12 +368,12 @@ async fn another_history_is_noticed_and_the_way_out_loses_nothing() {
     assert_eq!(ids(&a).await, ["h1", "new", "new 2", "own", "on h2"]);
     a.sync_once(&resolved(KeepBoth)).await.expect("a sync");
     assert_eq!(a.cursor().await.expect("a cursor"), restored.cursor().await.expect("a cursor"));
-    // What was confirmed is aside, as a store.
+    // The previous confirmed events are kept aside as a store.
     let aside = format!("lmdb:{}", hub.directory.path().join("a/aside/1").display());
     let aside = eventstore::open_read_only(&aside).await.expect("the old events");
     let old = aside.load(Version::ZERO).await.expect("a load");
     assert_eq!(old.iter().map(|event| event.event.id()).collect::<Vec<_>>(), ["h1", "h2", "own"]);
-    // A durable subscription notices as well.
+    // A durable subscription notices it as well.
     let noticed = a.subscribe(cursor).next().await;
     assert!(matches!(noticed, Err(Error::Store(eventstore::Error::HistoryDiverged { .. }))), "{noticed:?}");
     a.close().await.expect("closed");
@@ -486,7 +486,7 @@ async fn a_subscription_tells_what_becomes_of_pending_events() {
     assert_eq!(confirmed, [("of a", false), ("b beside", true)]);
     let rejected = notices.iter().filter(|notice| matches!(notice, Notice::Rejected { .. }));
     assert_eq!(rejected.count(), 2);
-    // From a cursor on, and of one aggregate.
+    // From a cursor on, for one aggregate.
     let mut behind = b.subscribe(b.cursor().await.expect("a cursor")).aggregate("x");
     assert!(behind.try_next().await.expect("nothing").is_none());
     let waiting = tokio::spawn(async move { behind.next().await });
@@ -621,7 +621,7 @@ async fn the_confirmed_events_are_a_store_that_others_read_and_follow() {
     assert_eq!(confirmed.revision("x").await.expect("a revision"), Revision::new(3));
     let refused = confirmed.append(event("4", "x")).await;
     assert!(matches!(refused, Err(eventstore::Error::Unsupported { .. })), "{refused:?}");
-    // A replica that only follows can have it as its hub.
+    // A read-only replica can use it as its hub.
     let behind = Options::new(hub.directory.path().join("behind")).hub_store(confirmed).read_only().open().await;
     let behind = behind.expect("a replica");
     sync(&behind).await;
@@ -639,7 +639,7 @@ async fn other_directories_are_not_taken_for_replicas() {
     assert!(matches!(options().open().await, Err(Error::NotAReplica { .. })));
     assert!(directory.path().join("mine").exists());
     let file = Options::new(directory.path().join("mine")).hub_store(hub.clone()).open().await.expect_err("a file");
-    assert!(file.to_string().ends_with("is no replica: it is a file; name another directory"), "{file}");
+    assert!(file.to_string().ends_with("is not a replica: it is a file; name another directory"), "{file}");
     let full = options().open().await.expect_err("it has files").to_string();
     assert!(full.matches(';').count() == 1 && full.contains("choose a directory that is empty"), "{full}");
 }
@@ -686,7 +686,7 @@ fn handles_can_be_shared() {
     assert_eq!(Number(3).to_string(), "3");
 }
 
-/// Somebody else's event with an own id is not an own one: what was decided without it conflicts with it, wherever it stands.
+/// A foreign event with an own id does not count as own: decisions made without it conflict with it, wherever it is.
 #[tokio::test]
 async fn an_event_of_somebody_else_with_an_own_id_is_a_conflict_for_its_aggregate() {
     let hub = Hub::new().await;
@@ -703,7 +703,7 @@ async fn an_event_of_somebody_else_with_an_own_id_is_a_conflict_for_its_aggregat
     assert_eq!(why(1), Some(&Status::Waiting(Why::Conflict)), "{waiting:?}");
     let also = a.append(event("later", "y")).basis(&y.basis).await;
     assert!(matches!(also, Err(Error::Conflict)), "{also:?}");
-    // It is so when it is opened anew as well, and the resolver sees what was not seen.
+    // This also holds after reopening, and the resolver sees the unseen events.
     a.close().await.expect("closed");
     let a = hub.replica("a").await;
     a.sync_once(&resolved(move |conflict: &synckit::Conflict| match conflict.batch == number {
@@ -716,8 +716,8 @@ async fn an_event_of_somebody_else_with_an_own_id_is_a_conflict_for_its_aggregat
     assert_eq!(ids(&a).await, ["taken", "decided"]);
 }
 
-/// What a batch had before it was replaced may be at the hub all the same. It is no own event then, and where it is lost, what
-/// stands on it is asked about.
+/// The hub may have events that a batch had before it was replaced. They do not count as own, and if they are lost,
+/// batches that depend on them go to the resolver.
 #[tokio::test]
 async fn what_stands_on_a_lost_event_that_a_batch_had_once_is_asked_about() {
     let hub = Hub::new().await;
@@ -725,7 +725,7 @@ async fn what_stands_on_a_lost_event_that_a_batch_had_once_is_asked_about() {
     let first = a.load().aggregate("x").await.expect("a load");
     a.append(event("first", "x")).basis(&first.basis).await.expect("appended");
     hub.store.append(event("of the hub", "x")).await.expect("appended");
-    // A push that was on its way for long comes behind the decision to append another event.
+    // A push that was delayed for long arrives after the decision to append another event.
     struct Late(eventstore::Store, std::sync::atomic::AtomicBool);
     #[synckit::async_trait]
     impl synckit::Resolver for Late {

@@ -1,4 +1,4 @@
-//! What a subscription tells, beside what a load gives, through random histories.
+//! Compares the notices of a subscription with a load, through random histories.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ fn event(id: &str, aggregate_id: &str) -> Event {
     Event::builder("Happened", aggregate_id).id(id).data(id.to_owned()).build().expect("valid")
 }
 
-/// What somebody knows who only listens.
+/// The knowledge of somebody who only listens.
 struct Listener {
     notices: Subscribe,
     aggregate: Option<&'static str>,
@@ -137,7 +137,7 @@ async fn whoever_listens_knows_what_a_load_gives() {
                     let basis = a.load().aggregate(aggregate).await.expect("a load").basis;
                     let append = a.append(events.clone());
                     let is_one = events.iter().all(|event| event.aggregate_id() == aggregate);
-                    // Refused now and then, which is as well.
+                    // Some are refused, which is fine.
                     let _ = match random.u8(..5) {
                         0..3 if is_one => append.basis(&basis).await,
                         3 if is_one => append.expected(Expected::Exists).await,
@@ -145,7 +145,7 @@ async fn whoever_listens_knows_what_a_load_gives() {
                     };
                 }
                 4 | 5 => {
-                    // Others append, also what this one has.
+                    // Others append as well, including events that this one has.
                     let id = match random.bool() {
                         true => (format!("h{step}"), aggregate),
                         false => used.get(random.usize(..used.len().max(1))).cloned().unwrap_or(("h".to_owned(), "x")),
@@ -175,7 +175,7 @@ async fn whoever_listens_knows_what_a_load_gives() {
         for listener in &mut listeners {
             listener.compare(&a, seed).await;
         }
-        // Somebody who begins now knows the same.
+        // A new subscription leads to the same knowledge.
         for aggregate in [None, Some("x"), Some("z")] {
             Listener::new(&a, aggregate).compare(&a, seed).await;
         }

@@ -1,4 +1,4 @@
-//! A store that is served by a process of its own.
+//! A store served by a separate process.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -39,7 +39,7 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// Ends it with a signal, and gives its exit code and the rest of what it told.
+    /// Ends it with a signal. Returns its exit code and the rest of its output.
     pub(crate) fn end(mut self, signal: i32) -> (Option<i32>, String) {
         signals::send(&self.child, signal);
         let code = self.child.wait().unwrap().code();

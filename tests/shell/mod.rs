@@ -1,4 +1,4 @@
-//! The command, run as its users run it.
+//! The command, run as users run it.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::signals;
 
-/// Real events of a shop: orders, their payments and their shipments.
+/// Realistic events of a shop: orders, payments and shipments.
 pub(crate) fn orders() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/orders.jsonl")
 }
@@ -22,7 +22,7 @@ pub(crate) struct Shell {
     pub(crate) directory: TempDir,
 }
 
-/// What a finished command left.
+/// The result of a finished command.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) stdout: String,
@@ -61,7 +61,7 @@ impl Shell {
         let mut to = child.stdin.take().unwrap();
         std::thread::scope(|scope| {
             let stdin = stdin.as_ref();
-            // A command that has seen enough closes its stdin before the end.
+            // A failing command closes its stdin early.
             scope.spawn(move || to.write_all(stdin).ok());
             Done::of(child)
         })
@@ -73,7 +73,7 @@ impl Shell {
         command.spawn().unwrap()
     }
 
-    /// The store opens and holds exactly these events.
+    /// Checks that the store opens and has exactly these events.
     #[track_caller]
     pub(crate) fn holds(&self, ids: &[&str]) {
         let loaded = self.run(&["load"]).succeeded();
@@ -98,7 +98,7 @@ impl Done {
         self
     }
 
-    /// One line on stderr with this code, and these words in it.
+    /// The command must have failed with one line on stderr with this code and these words.
     #[track_caller]
     pub(crate) fn failed(self, code: &str, words: &[&str]) -> Self {
         assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");

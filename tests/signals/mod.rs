@@ -1,11 +1,11 @@
-//! Signals as a terminal has them.
+//! Signals as in a terminal.
 
-/// Lets signals end the processes that this one starts. In the background of a script some are ignored, and a command that was
-/// started so goes on ignoring them.
+/// Lets signals end the child processes of this one. In the background of a script some signals are ignored, and child
+/// processes inherit that.
 pub(crate) fn restore() {
     #[cfg(unix)]
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: It is the default, and nobody in this process has another.
+        // SAFETY: It is the default action, and nobody in this process has set another.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }

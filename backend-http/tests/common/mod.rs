@@ -1,4 +1,4 @@
-//! A server on a loopback port, and what may stand before it.
+//! A server on a loopback port, and a proxy in front of it.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 /// A test that waits longer than this hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A server that runs.
+/// A running server.
 pub(crate) struct Running {
     /// Such as `http://127.0.0.1:7080`.
     pub(crate) url: String,
@@ -41,12 +41,12 @@ impl Running {
         Running { url, stop, task }
     }
 
-    /// Where it listens, without the scheme.
+    /// Its address without the scheme.
     pub(crate) fn address(&self) -> &str {
         self.url.split_once("//").expect("a host").1
     }
 
-    /// What `GET stats` says, of the server as well.
+    /// The answer to `GET stats`, including the server's part.
     pub(crate) async fn stats(&self) -> Value {
         let mut stream = TcpStream::connect(self.address()).await.expect("connected");
         let request = format!("GET /stats HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address());
@@ -57,12 +57,12 @@ impl Running {
         serde_json::from_str(body).expect("JSON")
     }
 
-    /// Stops it, whatever becomes of its store: the files may be gone.
+    /// Stops it, whatever happens to its store: the files may be gone.
     pub(crate) fn abandon(self) {
         self.stop.cancel();
     }
 
-    /// Stops it in good order.
+    /// Stops it in an orderly way.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(LONG, self.task)

@@ -1,4 +1,4 @@
-//! Writers that write down what they were answered, and what the store is held to by it.
+//! Writers that record the answers to their appends, and a check of the store against them.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -34,13 +34,13 @@ pub(crate) async fn store(url: &str, change: impl FnOnce(&mut Options)) -> Postg
     open(options).await.expect("opened")
 }
 
-/// How many incidents a test waits for.
+/// The number of incidents that a test waits for.
 pub(crate) fn incidents(usually: u64) -> u64 {
     let wanted = std::env::var("EVENTSTORE_POSTGRES_INCIDENTS").ok();
     wanted.map_or(usually, |text| text.parse().expect("EVENTSTORE_POSTGRES_INCIDENTS is a number"))
 }
 
-/// The events of a store, which have to be complete.
+/// All events of a store. They must be complete.
 pub(crate) async fn all(store: &impl EventStore) -> Vec<RecordedEvent> {
     let (mut events, mut next) = (Vec::new(), Some(LoadOptions::all()));
     while let Some(options) = next {
@@ -51,11 +51,11 @@ pub(crate) async fn all(store: &impl EventStore) -> Vec<RecordedEvent> {
     events
 }
 
-/// What was tried, and what was answered.
+/// An attempted append and its answer.
 #[derive(Debug)]
 struct Attempt {
     events: Vec<Event>,
-    /// `None` if nobody knows.
+    /// `None` if the outcome is unknown.
     answer: Option<Answer>,
 }
 
@@ -69,12 +69,12 @@ enum Answer {
 pub(crate) struct Writers {
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Vec<Attempt>>>,
-    /// How many appends each of them was answered well.
+    /// For each writer, the number of successful appends.
     progress: Vec<watch::Receiver<u64>>,
 }
 
 impl Writers {
-    /// So many tasks on each of these stores.
+    /// Starts this many tasks on each of these stores.
     pub(crate) fn start(stores: &[PostgresStore], of_each: u64, seed: u64) -> Self {
         let stop = CancellationToken::new();
         let (mut tasks, mut progress) = (Vec::new(), Vec::new());
@@ -89,7 +89,7 @@ impl Writers {
         Writers { stop, tasks, progress }
     }
 
-    /// Waits until each has appended something that it begins with after this call, or had begun with shortly before.
+    /// Waits until each has completed an append that it began after this call or shortly before.
     pub(crate) async fn go_on(&mut self) {
         for progress in &mut self.progress {
             let before = *progress.borrow_and_update();
@@ -98,7 +98,7 @@ impl Writers {
         }
     }
 
-    /// Stops them, and holds the store to everything that they were answered.
+    /// Stops them, and checks the store against all answers.
     pub(crate) async fn check(self, store: &PostgresStore) -> u64 {
         self.stop.cancel();
         let mut attempts = Vec::new();
@@ -109,8 +109,8 @@ impl Writers {
     }
 }
 
-/// Appends batches of one to four events: to an aggregate of its own on its revision, or to one that all share. One that is of
-/// unknown outcome is repeated, or left as it is.
+/// Appends batches of one to four events: to an aggregate of its own with a condition on its revision, or to one that
+/// all share. An append with an unknown outcome is retried, or left as it is.
 async fn write(store: PostgresStore, name: String, stop: CancellationToken, told: watch::Sender<u64>) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let mut revision = Some(Revision::ZERO);
@@ -137,7 +137,7 @@ async fn write(store: PostgresStore, name: String, stop: CancellationToken, told
             match store.store_batch(&ctx(), batch.clone()).await {
                 Ok(places) => break Some(Answer::Stored(places)),
                 Err(Error::VersionConflict { .. }) => break Some(Answer::Refused),
-                // Nothing was written; and what was may be found out by trying again.
+                // Nothing was written. What may have been written is determined by another attempt.
                 Err(Error::Unavailable { .. } | Error::Full { .. }) => tokio::task::yield_now().await,
                 Err(Error::OutcomeUnknown { .. }) if random.u8(..4) > 0 => {}
                 Err(Error::OutcomeUnknown { .. }) => break None,
@@ -147,7 +147,7 @@ async fn write(store: PostgresStore, name: String, stop: CancellationToken, told
         if is_own {
             revision = match &answer {
                 Some(Answer::Stored(places)) => places.last().map(|last| last.revision),
-                // It is asked for.
+                // Ask the store.
                 Some(Answer::Refused) | None => store.aggregate_revision(&ctx(), &name).await.ok(),
             };
         }
@@ -160,7 +160,7 @@ async fn write(store: PostgresStore, name: String, stop: CancellationToken, told
     attempts
 }
 
-/// Holds a store to what was answered. Returns how many events it has.
+/// Checks a store against the answers. Returns its number of events.
 async fn audit(store: &PostgresStore, attempts: &[Attempt]) -> u64 {
     let events = all(store).await;
     let mut revisions: HashMap<&str, u64> = HashMap::new();
@@ -203,7 +203,7 @@ async fn audit(store: &PostgresStore, attempts: &[Attempt]) -> u64 {
     events.len() as u64
 }
 
-/// Appends until it is known what became of it.
+/// Appends until the outcome is known.
 pub(crate) async fn append_surely(store: &impl EventStore, batch: Batch) -> Vec<Stored> {
     loop {
         match store.store_batch(&ctx(), batch.clone()).await {

@@ -1,4 +1,4 @@
-//! One store, as several processes have it open.
+//! One store, opened by several processes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use eventstore_api::{
 };
 use futures_util::future::try_join_all;
 
-/// Each call goes to the next of the stores, so that a caller sees through one what it did through another.
+/// Each call goes to the next of the stores, so that a caller sees through one store what it did through another.
 #[derive(Debug)]
 pub(crate) struct Several {
     pub(crate) stores: Vec<Arc<dyn EventStore>>,

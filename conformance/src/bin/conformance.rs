@@ -1,4 +1,4 @@
-//! The conformance suite and the crash kit against any store of this repository, with a report to read.
+//! Runs the conformance suite and the crash kit against any store of this repository, and prints a report.
 
 mod address;
 
@@ -14,24 +14,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use address::Address;
 
-/// Holds a store to every rule of the contract, and prints which it keeps.
+/// Checks a store against every rule of the contract, and prints which rules it keeps.
 ///
-/// Ends with 1 if a rule is broken. `docs/contract.md` has the rules; the environment of the suite and of the crash kit is
-/// in their documentation.
+/// Exits with 1 if a rule is broken. `docs/contract.md` has the rules; the environment variables of the suite and of
+/// the crash kit are in their documentation.
 #[derive(Parser)]
 #[command(name = "conformance", version)]
 struct Arguments {
-    /// The store, as `scheme:?option=value`, such as `lmdb:` or `rocksdb:?block_cache=1MiB`. Each check makes one of its
-    /// own in a temporary directory. Or the stores of a server, such as `http://127.0.0.1:7080/stores`, where each check creates
-    /// one named conformance-…: start it with `eventstore serve --stores` and a directory to delete afterwards.
+    /// The store, as `scheme:?option=value`, such as `lmdb:` or `rocksdb:?block_cache=1MiB`. Each check creates its own
+    /// store in a temporary directory. Or the stores of a server, such as `http://127.0.0.1:7080/stores`, where each
+    /// check creates a store named conformance-…: start it with `eventstore serve --stores` and a directory to delete
+    /// afterwards.
     #[arg(long, value_name = "URL")]
     store: String,
-    /// Only checks with this in their name, such as `w2_` or `crash::`.
+    /// Only checks whose names contain this, such as `w2_` or `crash::`.
     filter: Option<String>,
     /// How many checks to run at the same time.
     #[arg(long, default_value_t = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))]
     threads: NonZeroUsize,
-    /// Print every check with its time, and why some were not run.
+    /// Print every check with its duration, and why some were not run.
     #[arg(long)]
     verbose: bool,
 }

@@ -1,4 +1,4 @@
-//! Kills, power cuts and failing disks by the thousand, for any store of this repository.
+//! Thousands of kills, power cuts and disk failures, for any store of this repository.
 
 mod address;
 
@@ -13,24 +13,24 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use address::Address;
 
-/// Works on a store in child processes that are killed, lose power or have a failing disk, and holds it to everything that
-/// it acknowledged.
+/// Runs child processes that work on a store and are killed, lose power or have a failing disk, and checks the store
+/// against everything that it acknowledged.
 ///
-/// Prints a summary in Markdown. Ends with 1 if a rule was broken; the files of that store are kept.
+/// Prints a summary in Markdown. Exits with 1 if a rule was broken; the files of that store are kept.
 #[derive(Parser)]
 #[command(name = "torture", version)]
 struct Arguments {
-    /// The store, as `scheme:directory?option=value`; the stores are made below the directory, which must be empty or
-    /// missing. Without one, as in `lmdb:`, a temporary directory is used.
+    /// The store, as `scheme:directory?option=value`. The stores are created below the directory, which must be empty
+    /// or missing. Without a directory, as in `lmdb:`, a temporary one is used.
     #[arg(long, value_name = "URL")]
     store: String,
-    /// How many incidents to wait for.
+    /// The number of incidents.
     #[arg(long, default_value_t = 1000)]
     cycles: u64,
-    /// How many stores to work on at the same time.
+    /// The number of stores to work on at the same time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// The seed of everything random; a new one by default.
+    /// The random seed; a new one by default.
     #[arg(long)]
     seed: Option<u64>,
 }

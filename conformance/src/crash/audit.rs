@@ -1,4 +1,4 @@
-//! What has to be true of a store that is opened again after whatever happened.
+//! Checks of a store that was reopened after an incident.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,7 +13,7 @@ use crate::events::background;
 use crate::failure::{Checked, Failure};
 use crate::reading::{self, pages_of, same_events};
 
-/// Everything that the witness knows of, by id.
+/// All events known to the witness, by id.
 pub(crate) struct Known {
     events: HashMap<String, (u64, usize, Event)>,
     sizes: HashMap<u64, usize>,
@@ -32,13 +32,13 @@ impl Known {
         known
     }
 
-    /// The ids of the events that were acknowledged.
+    /// The ids of acknowledged events.
     pub(crate) fn acknowledged<'k>(&'k self, witness: &'k Witness) -> impl Iterator<Item = &'k str> {
         let is_acknowledged = |number: &u64| witness.batches.get(number).is_some_and(|batch| batch.places.is_some());
         self.events.iter().filter(move |(_, (number, ..))| is_acknowledged(number)).map(|(id, _)| id.as_str())
     }
 
-    /// The batch of an event and its place in that, if the event is as it was appended.
+    /// The batch of an event and the event's index in it, if the event is unchanged.
     pub(crate) fn find(&self, event: &Event) -> Checked<(u64, usize)> {
         let Some((batch, nth, appended)) = self.events.get(event.id()) else {
             return Err(Failure::new(format!("an event is there that nobody appended: {:?}", event.id())));
@@ -48,7 +48,7 @@ impl Known {
     }
 }
 
-/// Fails unless the store keeps what the witness says; returns the number of its events and their digest.
+/// Fails unless the store agrees with the witness. Returns the number of its events and their digest.
 pub(crate) async fn audit(store: &Store, profile: &Profile, witness: &Witness, known: &Known) -> Checked<(u64, u64)> {
     let all = reading::audit(store).await?;
     let latest = all.len() as u64;
@@ -73,7 +73,7 @@ pub(crate) async fn audit(store: &Store, profile: &Profile, witness: &Witness, k
     Ok((latest, digest_of(&all)))
 }
 
-/// Every event was appended, no batch is there in part, and all are where they were said to be.
+/// Checks that every event was appended, no batch is there in part, and all are at their acknowledged positions.
 fn are_whole_batches(all: &[RecordedEvent], witness: &Witness, known: &Known) -> Checked {
     let mut found: HashMap<u64, Vec<(u64, u64)>> = HashMap::new();
     for event in all {
@@ -105,7 +105,7 @@ fn are_whole_batches(all: &[RecordedEvent], witness: &Witness, known: &Known) ->
     Ok(())
 }
 
-/// Of versions, revisions, times and content.
+/// A digest of versions, revisions, times and content.
 pub(crate) fn digest_of(events: &[RecordedEvent]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for event in events {
@@ -116,7 +116,7 @@ pub(crate) fn digest_of(events: &[RecordedEvent]) -> u64 {
     hasher.finish()
 }
 
-/// A backup that is done has the first events of the store: those that were acknowledged before it at least.
+/// Checks that a finished backup has the first events of the store, including all that were acknowledged before it.
 pub(crate) async fn audit_backup(
     backup: &Store,
     profile: &Profile,
@@ -127,13 +127,13 @@ pub(crate) async fn audit_backup(
     let kept = reading::audit(backup).await?;
     let count = kept.len() as u64;
     if latest.is_none() && count == 0 {
-        return Ok(()); // it was cut short, and opening it began a new store (M2)
+        return Ok(()); // it was interrupted, and opening it created a new store (M2)
     }
     ensure!(count >= acknowledged, "a backup has {count} events; {acknowledged} were acknowledged before it (M1)");
     if let Some(latest) = latest {
         expect_eq!(count, latest, "the number of events of a backup that was told to be done (M1)");
     }
-    // A power cut may have taken events from the store that the backup has synced.
+    // A power cut may have removed events from the store that the backup has synced.
     let both = kept.len().min(of.len());
     same_events(&kept[..both], &of[..both], "the events of a backup (M1)")?;
     if profile.verifies() {
@@ -142,11 +142,11 @@ pub(crate) async fn audit_backup(
     Ok(())
 }
 
-/// Reads a store whose files were damaged: each answer is right, or says that the store is damaged. Returns how it said so;
-/// `None` if the damage changed nothing.
+/// Reads a store whose files were damaged: each answer must be right or report the damage. Returns how it was reported;
+/// `None` if the damage had no effect.
 ///
-/// Only what was safe must be there. What was acknowledged without a sync and is missing at the end looks as if the process
-/// had died before it was written, which no store can tell from a lost end of a file.
+/// Only safe events must be there. An unsynced event that is missing at the end looks as if the process had died before
+/// it was written, which no store can distinguish from a lost end of a file.
 pub(crate) async fn audit_damaged(
     store: &Store,
     profile: &Profile,
@@ -227,7 +227,7 @@ pub(crate) async fn audit_damaged(
     }
 }
 
-/// How `verify` tells that the store is damaged, if it does.
+/// How `verify` reports the damage, if it does.
 async fn told_by_verify(store: &Store) -> Checked<Option<String>> {
     match store.verify(&background()).await {
         Ok(report) if report.is_clean() => Ok(None),
@@ -236,7 +236,7 @@ async fn told_by_verify(store: &Store) -> Checked<Option<String>> {
     }
 }
 
-/// Damage is `Corrupt`, or an error of the engine.
+/// Damage must be `Corrupt` or an error of the engine.
 pub(crate) fn is_told(error: Error, by: &str) -> Checked<String> {
     match error {
         Error::Corrupt { .. }

@@ -1,4 +1,4 @@
-//! The child process: it opens the store, audits it, works on it, and is ended somewhere on the way.
+//! The child process: it opens the store, audits it and works on it, and is ended somewhere in between.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -26,19 +26,19 @@ use crate::random::Random;
 use crate::reading::{load, same_events};
 use crate::tasks::all_at_once;
 
-/// If so many batches are appended, nothing is in their way.
+/// The most batches of a child that is not interrupted.
 const MOST_BATCHES: u64 = 500;
 
-/// The name of the store's directory, beside which its backups are.
+/// The name of the store's directory. Its backups are beside it.
 pub(crate) const STORE: &str = "store";
 
-/// Which lines a child has read of its witness.
+/// The lines of its witness that the child has read.
 pub(crate) const WITNESS_FILE: &str = "witness.jsonl";
 
-/// Does what the plan says, in this process, and returns only if nothing ends it before.
+/// Executes the plan in this process. Returns only if nothing ends the process before.
 pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Plan) -> ExitCode {
     let points = Arc::new(Points::new(&plan.incident));
-    // Whoever has a subscriber already has no points.
+    // A program with its own subscriber has no points.
     match plan.role {
         Role::PanicWhenTold => listeners::install(),
         _ => drop(tracing::subscriber::set_global_default(Listener(points.clone()))),
@@ -96,7 +96,7 @@ struct Child {
     out: Mutex<io::Stdout>,
     points: Arc<Points>,
     next_batch: AtomicU64,
-    /// An append's outcome was unknown, or one was refused by the fence: from then on all have to be (rule F1).
+    /// An append had an unknown outcome or was refused by the fence. From then on all must be refused (rule F1).
     is_fenced: AtomicBool,
     has_maintenance_failed: AtomicBool,
 }
@@ -108,12 +108,12 @@ impl fmt::Debug for Child {
 }
 
 impl Child {
-    /// Hands a line to the parent.
+    /// Sends a line to the parent.
     fn tell(&self, line: &Line) {
         let mut text = serde_json::to_vec(line).expect("a line has nothing that JSON has not");
         text.push(b'\n');
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without a parent there is nobody to work for.
+        // Without a parent there is nothing to do.
         if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             std::process::exit(1);
         }
@@ -124,14 +124,14 @@ impl Child {
         self.tell(&Line::Stored { batch, sync, places });
     }
 
-    /// Does something as a phase, in which what is planned for it may happen.
+    /// Runs work as a phase, in which the planned incident may happen.
     async fn phase<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
         let before: Vec<_> = Kinds::ALL.iter().map(|kinds| (*kinds, kinds.seen())).collect();
         self.tell(&Line::Began(phase));
         self.plan.incident.arm(phase);
         let output = work.await;
         if !self.is_faulty(phase) {
-            faulty_disk::disarm(); // it was not this time
+            faulty_disk::disarm(); // it did not happen in this phase
         } else if faulty_disk::fired() {
             self.tell(&Line::Fired);
         }
@@ -168,7 +168,7 @@ impl Child {
                     !matches!(error, Error::Locked { .. }),
                     "{error:?} while the disk fails, and nobody has it open"
                 );
-                // The disk is whole again, and the store opens.
+                // The disk works again, and the store opens.
                 faulty_disk::disarm();
                 self.end_if_planned();
                 self.open().await
@@ -194,7 +194,7 @@ impl Child {
         self.done()
     }
 
-    /// Another store takes whatever this one has recorded, with its times (W7).
+    /// Copies everything with its times to another store, which must accept it (W7).
     async fn copy_elsewhere(&self, store: &Store) -> Checked {
         let all = load(store, LoadOptions::all()).await?;
         let place = self.place.join("copy");
@@ -212,7 +212,8 @@ impl Child {
         Ok(std::fs::remove_dir_all(&place)?)
     }
 
-    /// A store that does not work with this clock refuses to, does not call itself damaged, and goes on when the clock is right.
+    /// A store that cannot work with this clock refuses to open, does not report damage, and works again when the clock
+    /// is right.
     async fn says_that_time_is_wrong(&self) -> Checked {
         let mut random = Random::new(self.plan.seed);
         let refusal = match self.open().await {
@@ -255,7 +256,7 @@ impl Child {
         let witness = self.read_witness()?;
         let known = Known::new(&witness, self.plan.events_seed);
         for left in 0..shortage::MOST {
-            // It has few for all it does, and then few for what it does once it is open.
+            // First few descriptors for everything, then few after it has been opened.
             let files = UsedUp::all_but(left);
             let opened = self.open().await;
             let is_enough_for_all = match &opened {
@@ -300,7 +301,7 @@ impl Child {
                     let (child, store) = (child.clone(), store.clone());
                     let mut random = Random::new(child.plan.seed ^ (number * 5 + nth));
                     let append = tokio::spawn(async move { child.append(&store, &mut random, &[], None).await });
-                    // It may end with the panic of who was told of it, and then nobody knows what became of it.
+                    // It may end with the panic of the listener; then its outcome is unknown.
                     append.await.unwrap_or(Ok(()))?;
                 }
                 Ok(())
@@ -319,7 +320,7 @@ impl Child {
                     _ => called.digest(&background(), Version::new(u64::MAX)).await.map(drop),
                 }
             };
-            // However it ends: it has to end.
+            // It may end in any way, but it must end.
             let _ = tokio::spawn(call).await;
         }
         listeners::panic(false);
@@ -345,7 +346,7 @@ impl Child {
         self.done()
     }
 
-    /// Keeps the store open until its input ends.
+    /// Keeps the store open until stdin is closed.
     async fn hold(&self) -> Checked {
         let store = self.open().await?;
         self.tell(&Line::Began(Phase::Appending));
@@ -391,7 +392,7 @@ impl Child {
                         let what = format_args!("opening a backup that was told to be done (M1)");
                         return Err(Failure::difference(what, "Ok", &format!("{error:?}")));
                     }
-                    Err(_) => {} // it was cut short, and does not open (M2)
+                    Err(_) => {} // it was interrupted, and does not open (M2)
                 }
             }
             std::fs::remove_dir_all(&path).or_else(|error| match error.kind() {
@@ -403,7 +404,7 @@ impl Child {
         Ok(())
     }
 
-    /// The work: appends by several tasks, beside readers, collections and a backup.
+    /// The work: several tasks append, beside reads, garbage collections and a backup.
     async fn append_and_maintain(self: Arc<Self>, store: Store, witness: &Witness) -> Checked<Store> {
         let mut random = Random::new(self.plan.seed);
         let earlier: Vec<_> = witness.batches.iter().filter(|(_, batch)| !batch.is_refused).map(|(n, _)| *n).collect();
@@ -426,7 +427,7 @@ impl Child {
             self.heal(&store, phase).await?;
         }
         if self.is_about(Phase::Closing) {
-            // Something that nobody has synced.
+            // Something unsynced.
             self.append(&store, &mut random, &[], Some(Durability::Buffered)).await?;
         }
         follower.abort();
@@ -436,7 +437,7 @@ impl Child {
         Ok(store)
     }
 
-    /// Whether something is planned for this phase, or always does it when the incident may come anywhere.
+    /// Whether the incident is planned for this phase. Also true without an incident.
     fn is_about(&self, now: Phase) -> bool {
         match &self.plan.incident {
             Incident::AtCall { phase, .. } | Incident::Behind { phase, .. } => *phase == now,
@@ -460,7 +461,7 @@ impl Child {
         all_at_once(appends.collect::<Vec<_>>()).await.map(drop)
     }
 
-    /// Appends a new batch, or one that was tried before, and tells how that ended.
+    /// Appends a new batch, or one that was tried before, and reports the result.
     async fn append(
         &self,
         store: &Store,
@@ -482,7 +483,7 @@ impl Child {
         if is_of_one && !is_repeated && random.below(4) == 0 {
             match store.aggregate_revision(&background(), &aggregate_id).await {
                 Ok(revision) => batch.expected = Expected::Revision(revision),
-                Err(_) if self.has_failed() => {} // the engine refuses reads as well (F1)
+                Err(_) if self.has_failed() => {} // the engine may refuse reads as well (F1)
                 Err(error) => return Err(error.into()),
             }
         }
@@ -502,7 +503,7 @@ impl Child {
         Ok(())
     }
 
-    /// An append has failed, which only a failing disk may cause.
+    /// Handles a failed append, which only a failing disk may cause.
     fn failed(&self, number: u64, is_repeated: bool, was_fenced: bool, error: Error) -> Checked {
         let what = format!("an append while {}", if self.has_failed() { "the disk fails" } else { "all is well" });
         let difference = |expected| Err(Failure::difference(format_args!("{what}"), expected, &format!("{error:?}")));
@@ -510,7 +511,7 @@ impl Child {
             return difference("Ok, or VersionConflict for a condition");
         }
         match &error {
-            // One that cannot be looked up may be there since its first time, as far as the store knows.
+            // An append that cannot be looked up may be stored since its first attempt, as far as the store knows.
             Error::OutcomeUnknown { .. } if was_fenced && error.is_retryable() => {
                 return difference("Fenced, because an earlier outcome was unknown (F1)");
             }
@@ -520,7 +521,7 @@ impl Child {
             }
             Error::Fenced { .. } | Error::Full { .. } | Error::Engine { .. } => {
                 self.is_fenced.fetch_or(matches!(error, Error::Fenced { .. }), Ordering::SeqCst);
-                // After another error a repeated one may be there since its first time.
+                // After other errors, a repeated append may be stored since its first attempt.
                 let is_unknown = is_repeated && !matches!(error, Error::Fenced { .. });
                 self.tell(&if is_unknown { Line::Unknown { batch: number } } else { Line::Refused { batch: number } });
             }
@@ -529,8 +530,8 @@ impl Child {
         Ok(())
     }
 
-    /// After a phase in which calls may have failed: reads go on, the fence holds although the disk is whole again, and
-    /// without a fence appends go on.
+    /// After a phase in which calls may have failed: reads continue, the fence holds although the disk works again, and
+    /// without a fence appends continue.
     async fn heal(&self, store: &Store, phase: Phase) -> Checked {
         if !self.is_faulty(phase) {
             return Ok(());
@@ -548,7 +549,7 @@ impl Child {
         self.tell(&Line::Tried { batch: number });
         let outcome = store.store_batch(&background(), batch).await;
         match (is_fenced, outcome) {
-            // Also where only maintenance has seen the failure, and the engine cannot say in `stats` that it is fenced.
+            // Also if only maintenance has seen the failure, and the engine cannot report in `stats` that it is fenced.
             (_, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
             // It could not be looked up.
             (true, Err(error @ Error::OutcomeUnknown { .. })) if !error.is_retryable() => {
@@ -559,7 +560,7 @@ impl Child {
                 return Err(Failure::difference(what, "Err(Fenced)", &format!("{other:?}")));
             }
             (false, Ok(stored)) => self.tell_stored(number, true, &stored),
-            // An engine whose own work has failed may refuse what comes next in its own words.
+            // An engine whose own work has failed may refuse later calls with its own errors.
             (false, Err(Error::OutcomeUnknown { .. })) if self.has_maintenance_failed.load(Ordering::SeqCst) => {
                 self.is_fenced.store(true, Ordering::SeqCst);
                 self.tell(&Line::Unknown { batch: number });
@@ -571,11 +572,11 @@ impl Child {
         }
         match load(store, LoadOptions::all()).await {
             Ok(events) => crate::reading::is_prefix(&events),
-            Err(_) => Ok(()), // the engine refuses reads as well
+            Err(_) => Ok(()), // the engine may refuse reads as well
         }
     }
 
-    /// What a plan wants after its fault.
+    /// Ends the process as planned after a fault.
     fn end_if_planned(&self) {
         if let Incident::AtCall { what: What::Fail { then: Some(end), .. }, .. } = &self.plan.incident {
             end.end();
@@ -642,7 +643,7 @@ async fn follow(store: Store) -> Checked {
     let mut following = store.subscribe(&background(), Version::ZERO);
     let mut version = 0;
     while let Some(event) = following.next().await {
-        let Ok(event) = event else { return Ok(()) }; // closed, or an engine that refuses
+        let Ok(event) = event else { return Ok(()) }; // closed, or the engine refuses
         version += 1;
         expect_eq!(event.version.get(), version, "the version that a subscription gives next (S1)");
     }

@@ -1,4 +1,4 @@
-//! A store and the children that work on it, one after the other, until one breaks a rule or it has lived long enough.
+//! A store and the child processes that work on it in sequence, until one breaks a rule or the life is over.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,19 +17,19 @@ use super::{CHILD, Kit, PLAN, POWER_CUT};
 use crate::failure::{Checked, Failure};
 use crate::random::Random;
 
-/// What the newest child had to say.
+/// The stderr of the newest child.
 const STDERR: &str = "stderr";
 
-/// How a cycle ended that broke no rule.
+/// The result of a cycle in which no rule was broken.
 #[derive(Debug, Default)]
 pub(crate) struct Cycle {
-    /// Whether what was planned has happened.
+    /// Whether the planned incident happened.
     pub(crate) hit: bool,
-    /// Where, for the summary.
+    /// Where it happened, for the summary.
     pub(crate) place: Option<String>,
-    /// Events acknowledged in it.
+    /// The number of events acknowledged in it.
     pub(crate) acknowledged: u64,
-    /// How damage was told.
+    /// How damage was reported.
     pub(crate) told: Option<String>,
 }
 
@@ -42,12 +42,13 @@ pub(crate) struct Life {
     cycles: u64,
     witness: Witness,
     witness_file: File,
-    /// The power was cut, or a call failed, and nobody has opened the store since: nothing may say that its last groups were synced.
+    /// The power was cut or a call failed, and the store was not opened since: nothing proves that its last groups were
+    /// synced.
     is_end_unproven: bool,
 }
 
 impl Life {
-    /// Begins in an empty directory.
+    /// Starts in an empty directory.
     pub(crate) fn begin(kit: &Kit, place: PathBuf, seed: u64) -> Checked<Self> {
         fs::create_dir_all(&place)?;
         let witness_file = OpenOptions::new().create(true).append(true).open(place.join(WITNESS_FILE))?;
@@ -64,7 +65,7 @@ impl Life {
         })
     }
 
-    /// Runs one child, and fails if it, or what it found, broke a rule.
+    /// Runs one child, and fails if it broke a rule or found one broken.
     pub(crate) fn cycle(
         &mut self,
         kind: Option<Kind>,
@@ -171,7 +172,7 @@ impl Life {
         let program = std::env::current_exe()?;
         let mut command = match plan.role {
             Role::RunOutOfFiles => {
-                // Few enough to be used up.
+                // Few enough that they can be used up.
                 let mut shell = Command::new("sh");
                 shell.args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\""]).arg(program);
                 shell
@@ -203,18 +204,17 @@ impl Life {
         let status = holder.wait()?;
         second?;
         ensure!(status.success(), "the process that had the store open ended with {status}");
-        // It is closed now, and opens.
+        // It is closed now and can be opened.
         self.run(&Plan { seed: 1, first_batch: 1, ..plan(Role::Work) }, &mut learned).map(drop)
     }
 
-    /// Lets so many children work on the store that nothing happens to, then one with this role, then another, which finds what
-    /// that has left.
+    /// Runs this many undisturbed children, then one with this role, then another, which checks what that one left.
     pub(crate) fn visit(&mut self, after: usize, role: Role) -> Checked {
         let mut learned = Learned::default();
         for role in std::iter::repeat_n(Role::Work, after).chain([role, Role::Work]) {
             self.cycles += 1;
             let plan = Plan {
-                // By which the runtime of a child and other things are chosen.
+                // It selects the runtime of a child, among other things.
                 seed: self.events_seed.wrapping_add(self.cycles),
                 events_seed: self.events_seed,
                 first_batch: self.cycles * 1_000,
@@ -232,7 +232,7 @@ impl Life {
     }
 }
 
-/// What the parent makes of the lines.
+/// Interprets the lines from a child.
 #[derive(Default)]
 struct Heard {
     phase: Option<Phase>,
@@ -267,7 +267,7 @@ impl Heard {
     }
 }
 
-/// The child's lines as they come. One that a kill has cut in two was not told.
+/// The child's lines as they arrive. A line that was cut off by a kill does not count.
 fn lines_of(child: &mut Child) -> mpsc::Receiver<Line> {
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
@@ -298,7 +298,7 @@ fn was_killed(status: ExitStatus) -> bool {
     }
 }
 
-/// Where an incident happened, in words.
+/// Describes where an incident happened.
 fn place_of(incident: &Incident, phase: Option<Phase>) -> Option<String> {
     match incident {
         Incident::AtPoint { point, .. } => Some(format!("at `{point}`")),
@@ -306,12 +306,12 @@ fn place_of(incident: &Incident, phase: Option<Phase>) -> Option<String> {
     }
 }
 
-/// Damages a file of the store, and says what was done.
+/// Damages a file of the store, and describes the damage.
 fn damage(store: &Path, kind: Kind, random: &mut Random) -> Checked<String> {
     let mut files = BTreeMap::new();
     find_files(store, &mut files)?;
     files.retain(|_, len| *len > 0);
-    // The larger a file is, the more often it is the one.
+    // Larger files are chosen more often.
     let mut at = random.below(files.values().sum::<u64>().max(1));
     for (path, len) in files {
         if at >= len {

@@ -1,4 +1,4 @@
-//! A recorder of metrics and a subscriber of logs that panic when they are told something, as long as they are to.
+//! A metrics recorder and a log subscriber that panic on demand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,24 +7,24 @@ use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, K
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
 
-/// Those of this process.
+/// Whether those of this process panic.
 static PANICS: AtomicBool = AtomicBool::new(false);
 
 static TOLD: AtomicU64 = AtomicU64::new(0);
 
-/// Makes them those of this process.
+/// Installs them for this process.
 pub(crate) fn install() {
-    // Whoever has others already is not checked in this.
+    // If the process already has others, this is not checked.
     let _ = tracing::subscriber::set_global_default(Panicking);
     let _ = metrics::set_global_recorder(Panicking);
 }
 
-/// Whether they panic from now on.
+/// Sets whether they panic from now on.
 pub(crate) fn panic(panics: bool) {
     PANICS.store(panics, Ordering::SeqCst);
 }
 
-/// How often they were told something.
+/// The number of calls to them.
 pub(crate) fn told() -> u64 {
     TOLD.load(Ordering::Relaxed)
 }
@@ -36,7 +36,7 @@ impl Panicking {
     fn told(self) {
         TOLD.fetch_add(1, Ordering::Relaxed);
         if PANICS.load(Ordering::SeqCst) {
-            // As a panic, but without the words on the terminal.
+            // Like a panic, but without a message on the terminal.
             std::panic::resume_unwind(Box::new("a listener panicked"));
         }
     }
@@ -62,7 +62,7 @@ impl Subscriber for Panicking {
         self.told();
     }
 
-    // A future with a span enters it when it is dropped as well, which may be because of a panic.
+    // A future with a span also enters it when it is dropped, possibly during a panic.
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}

@@ -1,5 +1,5 @@
-//! The crash kit: child processes work on a store, are killed, lose power, or have a disk that fails; the next one opens the
-//! store again and holds it to everything that was acknowledged. For any store that can be opened again.
+//! The crash kit: child processes work on a store and are killed, lose power, or have a failing disk. The next one
+//! reopens the store and checks it against everything that was acknowledged. For any store that can be reopened.
 //!
 //! ```no_run
 //! use std::process::ExitCode;
@@ -16,36 +16,36 @@
 //!
 //! # How it works
 //!
-//! A *life* is a store and the children that work on it, one after the other. Each child opens the store, audits it, appends
-//! from several tasks, collects garbage, takes a backup, and closes it; somewhere on the way its *incident* happens. What it
-//! tries and what it is answered it tells its parent, line by line: the *witness*, which survives whatever ends the child.
-//! The next child's audit compares the store with the witness: everything acknowledged is there, in its place and with its
-//! content; no batch is there in part; nothing is there that nobody appended or that was refused; all ways of reading agree;
-//! `verify` finds nothing; backups that were told to be done open and are whole.
+//! A *life* is a store and the children that work on it in sequence. Each child opens the store, audits it, appends
+//! from several tasks, collects garbage, takes a backup, and closes it; at some point its *incident* happens. The child
+//! reports every attempt and every answer to its parent, line by line: the *witness*, which survives whatever ends the
+//! child. The next child's audit compares the store with the witness: everything acknowledged is there, at its position
+//! and with its content; no batch is there in part; nothing is there that was refused or never appended; all ways of
+//! reading agree; `verify` finds nothing; finished backups open and are complete.
 //!
 //! # Incidents
 //!
-//! * **Kills**, as by `kill -9`: at any moment; before, behind or amid any system call; at any point that the store names. A
-//!   point is a `tracing` event with a name of its own, such as `tracing::trace!(name: "staged", "…")`; the kit finds them by
-//!   itself.
-//! * **Power cuts**: as kills, but what was not synced is gone, wholly, torn, or sector by sector, with zeros where a file
-//!   became longer; and files that were made, renamed or deleted have no name, their old one, or are back, unless their
-//!   directory was synced. See the crate `faulty-disk` for what that means. A store that answers before its sync survives
-//!   any number of kills and falls to the first of these.
-//! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, writes that the system cuts short.
-//! * **Damage**: a flipped bit or a lost end of a file, of a store that was closed or killed before.
+//! * **Kills**, as by `kill -9`: at any moment; before, after or during any system call; at any named point of the
+//!   store. A point is a `tracing` event with an explicit name, such as `tracing::trace!(name: "staged", "…")`; the kit
+//!   discovers points by itself.
+//! * **Power cuts**: like kills, but unsynced data is lost completely, torn, or lost sector by sector, with zeros where
+//!   a file had grown. Files that were created, renamed or deleted have no name, their old one, or are back, unless
+//!   their directory was synced. See the crate `faulty-disk` for the model. A store that answers before its sync
+//!   survives any number of kills and fails at the first power cut.
+//! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, short writes.
+//! * **Damage**: a flipped bit or a lost end of a file, in a store that was closed or killed before.
 //!
-//! What needs a process of its own and no incident is here as well: a second opening, a clock that is wrong, file descriptors
-//! that run out, recorders of metrics and subscribers of logs that panic.
+//! Other checks that need a separate process are here as well: a second opening, a wrong clock, a lack of file
+//! descriptors, and panics of metrics recorders and log subscribers.
 //!
-//! A check that has no place in a store, such as a kill amid a backup of a store that takes none, shows as ignored.
+//! A check that does not apply to a store, such as a kill during a backup of a store without backups, shows as ignored.
 //!
 //! # Environment
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `EVENTSTORE_CRASH_CYCLES` | how many incidents each check waits for; 10 by default |
-//! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of everything random but the interleaving of threads and the time |
+//! | `EVENTSTORE_CRASH_CYCLES` | the number of incidents per check; 10 by default |
+//! | `EVENTSTORE_CONFORMANCE_SEED` | the seed of all random choices except the interleaving of threads and the time |
 
 mod audit;
 mod child;
@@ -81,23 +81,23 @@ use crate::failure::{Checked, Failure};
 use crate::random::{self, Random};
 use crate::{CheckInfo, CheckReport, Outcome, Profile, parallel};
 
-/// The directory of a child, whose presence makes this process one.
+/// The directory of a child. If it is set, this process is a child.
 const CHILD: &str = "EVENTSTORE_CRASH_CHILD";
 
-/// What a child is to do.
+/// The plan of a child.
 const PLAN: &str = "EVENTSTORE_CRASH_PLAN";
 
-/// The line of a witness that says that the power was cut.
+/// The line of a witness about a power cut.
 const POWER_CUT: &str = "power cut";
 
-/// How many incidents happen to a store. What is wrong with its making shows only in those of its first child.
+/// The number of incidents in a life. Faults in the creation of a store show only in those of its first child.
 const CYCLES_OF_A_LIFE: [u64; 3] = [2, 6, 24];
 
-/// A check that needs other processes and no crash.
+/// A check that needs other processes but no crash.
 struct Other {
     name: &'static str,
     rule: &'static str,
-    /// Why it does not run for a store with this profile, here.
+    /// Why it does not run for a store with this profile on this system.
     missing: fn(&Profile) -> Option<&'static str>,
     run: fn(&mut Life) -> Checked,
 }
@@ -106,13 +106,13 @@ struct Other {
 const OTHERS: [Other; 4] = [
     Other {
         name: "crash::l2_an_opening_from_another_process_is_locked",
-        rule: "L2: A second opening from another process is `Locked`, and once the first is closed the store opens.",
+        rule: "L2: A second opening from another process is `Locked`, and after the first is closed, the store opens.",
         missing: |profile| (!profile.locks()).then_some("needs a store that locks"),
         run: Life::open_twice,
     },
     Other {
         name: "crash::w7_no_clock_keeps_anybody_from_appending",
-        rule: "W7: While the clock is before 1970, after 9999, or goes back, the store opens, appends, collects, is backed up and closes, and what it has recorded can be copied.",
+        rule: "W7: While the clock is before 1970, after 9999, or goes back, opening, appends, garbage collections, backups and closing work, and the recorded events can be copied.",
         missing: |_| {
             (!faulty_disk::IS_SUPPORTED).then_some("needs Linux with the GNU C library, where a clock can be set")
         },
@@ -120,27 +120,27 @@ const OTHERS: [Other; 4] = [
     },
     Other {
         name: "crash::m3_a_store_is_not_called_damaged_for_want_of_files",
-        rule: "M3: What `verify`, and whoever opens or reads, cannot read for want of file descriptors is an error and no finding: never `Corrupt`, and never missing.",
+        rule: "M3: If `verify`, an opening or a read lacks file descriptors, that is an error and not a finding: nothing is reported as `Corrupt` or missing.",
         missing: |_| (!cfg!(unix)).then_some("needs a Unix system, whose file descriptors can be used up"),
-        // So that there is more than one file of each kind.
+        // So that there are several files of each kind.
         run: |life| life.visit(6, Role::RunOutOfFiles),
     },
     Other {
         name: "crash::f5_recorders_and_subscribers_that_panic_stop_nobody",
-        rule: "F5: A recorder of metrics and a subscriber of logs that panic end the calls that they are told of at most: nothing is fenced or lost, and all goes on when they panic no more.",
+        rule: "F5: A metrics recorder and a log subscriber that panic end at most the calls that they observe: nothing is fenced or lost, and everything works again when they stop panicking.",
         missing: |_| None,
         run: |life| life.visit(1, Role::PanicWhenTold),
     },
 ];
 
-/// How a life ended that broke no rule.
+/// The result of a life in which no rule was broken.
 enum Lived {
     Whole,
-    /// The store does nothing in which the incident could happen.
+    /// The store does nothing during which the incident could happen.
     NoPlace,
 }
 
-/// How many incidents the environment wants each check to wait for.
+/// The number of incidents per check from the environment.
 fn cycles_wanted() -> Checked<Option<u64>> {
     const CYCLES: &str = "EVENTSTORE_CRASH_CYCLES";
     let Ok(text) = std::env::var(CYCLES) else { return Ok(None) };
@@ -166,7 +166,7 @@ impl std::fmt::Debug for Kit {
 }
 
 impl Kit {
-    /// The kit for the store that `factory` opens in a directory, as for [`run`](crate::run).
+    /// The kit for the store that `factory` opens in a directory, as in [`run`](crate::run).
     ///
     /// # Panics
     ///
@@ -176,28 +176,28 @@ impl Kit {
         F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn EventStore>, Error>> + Send + 'static,
     {
-        assert!(profile.survives_closing(), "what is gone when it is closed cannot survive a crash");
+        assert!(profile.survives_closing(), "what is lost on closing cannot survive a crash");
         let factory: Factory = Arc::new(move |directory| Box::pin(factory(directory)));
         let names =
             SCENARIOS.iter().map(|scenario| scenario.name).chain(OTHERS.iter().map(|other| other.name)).collect();
         Kit { name: name.to_owned(), profile, factory, env: Vec::new(), cycles: 10, names }
     }
 
-    /// Adds a variable to the environment of the children, by which a `main` with several stores tells them apart.
+    /// Adds a variable to the environment of the children. A `main` with several stores can use it to tell them apart.
     #[must_use]
     pub fn env(mut self, variable: &str, value: &str) -> Self {
         self.env.push((variable.to_owned(), value.to_owned()));
         self
     }
 
-    /// How many incidents each check waits for, if the environment does not say: 10 unless changed.
+    /// Sets the number of incidents per check, unless the environment sets it; 10 by default.
     #[must_use]
     pub fn cycles(mut self, cycles: u64) -> Self {
         self.cycles = cycles;
         self
     }
 
-    /// The same with only those checks whose name is wanted.
+    /// Restricts the kit to checks with wanted names.
     #[must_use]
     pub fn only(mut self, is_wanted: impl Fn(&str) -> bool) -> Self {
         self.names.retain(|name| is_wanted(name));
@@ -206,8 +206,8 @@ impl Kit {
 
     /// Runs every check, as the `main` of a test target with `harness = false`, and reports on the terminal.
     ///
-    /// In a child process it is the child. It has to be reached there in the same way, so nothing may be printed to the
-    /// standard output before.
+    /// In a child process, it runs the child. The child must reach this call in the same way, so nothing may be printed
+    /// to standard output before.
     #[must_use]
     pub fn run(self) -> ExitCode {
         if let Some(place) = std::env::var_os(CHILD) {
@@ -225,13 +225,13 @@ impl Kit {
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
     }
 
-    /// Whether this process is a child, which [`run`](Kit::run) has to be called for.
+    /// Whether this process is a child, which must call [`run`](Kit::run).
     #[must_use]
     pub fn is_child(&self) -> bool {
         std::env::var_os(CHILD).is_some()
     }
 
-    /// What each check is about, also of those that are ignored for this store. All names begin with `crash::`.
+    /// Describes all checks, including those that are ignored for this store. All names begin with `crash::`.
     pub fn checks(&self) -> impl Iterator<Item = CheckInfo> {
         let of_scenario = |scenario: &Scenario| (scenario.name, scenario.rule, scenario.kind.missing(&self.profile));
         let of_other = |other: &Other| (other.name, other.rule, (other.missing)(&self.profile));
@@ -243,7 +243,8 @@ impl Kit {
         })
     }
 
-    /// Runs the check with this name; `None` if there is none. Not in child processes, which [`run`](Kit::run) looks after.
+    /// Runs the check with this name; `None` if there is none. Not for child processes, which must call
+    /// [`run`](Kit::run).
     #[must_use]
     pub fn run_check(&self, name: &str) -> Option<Outcome> {
         let check = self.checks().find(|check| check.name == name)?;
@@ -268,8 +269,8 @@ impl Kit {
         }
     }
 
-    /// Runs all checks, as many at the same time as there are `threads`, and tells `ended` of each when it ends. Not in
-    /// child processes, which [`run`](Kit::run) looks after.
+    /// Runs all checks on this many `threads`, and calls `ended` after each. Not for child processes, which must call
+    /// [`run`](Kit::run).
     pub fn run_all(&self, threads: NonZeroUsize, ended: impl Fn(&CheckReport) + Sync) -> Vec<CheckReport> {
         let checks: Vec<_> = self.checks().collect();
         parallel::map(threads, &checks, |check| {
@@ -279,7 +280,8 @@ impl Kit {
         })
     }
 
-    /// Lets incidents of one kind happen to some lives; false if there is no place for one.
+    /// Runs lives with incidents of one kind until there were enough; false if the incident does not apply to the
+    /// store.
     fn wait_for_incidents(&self, scenario: &Scenario) -> Checked<bool> {
         let (seed, wanted) = (random::seed(), cycles_wanted()?.unwrap_or(self.cycles));
         let root = tempfile::Builder::new().prefix("eventstore-crash-").tempdir()?;
@@ -311,9 +313,9 @@ impl Kit {
         Ok(true)
     }
 
-    /// Lets children work on a store, each with an incident of the kind that `next` chooses, and tells of each. The first
-    /// child may have none, so that the kit learns where there could be some; the last one has none and finds what the one
-    /// before has left.
+    /// Runs children on a store, each with an incident of the kind that `next` chooses, and reports each. The first
+    /// child may have none, so that the kit learns where incidents are possible. The last one has none and checks what
+    /// the previous one left.
     fn live<'s>(
         &self,
         mut life: Life,
@@ -338,7 +340,7 @@ impl Kit {
             };
             tell(Some(scenario), life.cycle(Some(scenario.kind), incident, learned, random)?);
             if scenario.kind.is_damage() {
-                return Ok(Lived::Whole); // nothing can be said of it any more
+                return Ok(Lived::Whole); // nothing more can be checked
             }
         }
         tell(None, life.cycle(None, Incident::None, learned, random)?);

@@ -1,4 +1,4 @@
-//! What is to happen to one child process, and when.
+//! The planned incident of one child process.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Profile;
 
-/// What the child is doing.
+/// The phase of a child's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Phase {
     Opening,
@@ -29,10 +29,10 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The orders of a child.
+/// The instructions for a child.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// Of everything random in the child.
+    /// The seed of all random choices in the child.
     pub(crate) seed: u64,
     /// The seed of the events, the same for all children that work on a store.
     pub(crate) events_seed: u64,
@@ -42,38 +42,38 @@ pub(crate) struct Plan {
     pub(crate) incident: Incident,
 }
 
-/// What a child is for.
+/// The purpose of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Role {
     /// It audits the store and works on it.
     Work,
-    /// The files were damaged, and it looks what becomes of that.
+    /// The files were damaged, and it checks the consequences.
     LookAtDamage,
-    /// It opens the store and keeps it open until its input ends.
+    /// It opens the store and keeps it open until stdin is closed.
     Hold,
-    /// It opens the store while another has it open.
+    /// It opens the store while another process has it open.
     OpenSecond,
-    /// As `Work`, with a clock that is wrong.
+    /// Like `Work`, with a wrong clock.
     WorkWithWrongClock(WrongClock),
-    /// It opens and reads the store with few file descriptors, which must not make it call a sound store damaged.
+    /// It opens and reads the store with few file descriptors. An intact store must not be reported as damaged.
     RunOutOfFiles,
-    /// As `Work`, after some work during which a recorder of metrics and a subscriber of logs panicked.
+    /// Like `Work`, after some work during which a metrics recorder and a log subscriber panicked.
     PanicWhenTold,
 }
 
-/// What is wrong with a clock.
+/// The fault of a clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum WrongClock {
     Before1970,
     After9999,
-    /// It goes back and forth, and through all of that.
+    /// It jumps back and forth between all of these.
     Jumps,
 }
 
 impl WrongClock {
     pub(crate) const ALL: [WrongClock; 3] = [WrongClock::Before1970, WrongClock::After9999, WrongClock::Jumps];
 
-    /// What it shows, in seconds since 1970.
+    /// The times that it shows, in seconds since 1970.
     pub(crate) fn shows(self, profile: &Profile) -> &'static [i64] {
         const YEAR: i64 = 365 * 24 * 60 * 60;
         match self {
@@ -87,37 +87,37 @@ impl WrongClock {
     }
 }
 
-/// What happens.
+/// What happens to a child.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Incident {
-    /// Nothing: the child does all its work and closes the store.
+    /// Nothing: the child finishes its work and closes the store.
     None,
-    /// The parent kills the child after this many answers and a while.
+    /// The parent kills the child after this many answers and a delay.
     Kill { answers: u64, micros: u64 },
-    /// Something happens where the store passes a point that it names, for the nth time.
+    /// The process ends when the store passes a named point for the nth time.
     AtPoint { point: String, nth: u64, end: End },
     /// Something happens at the nth call of a kind on a watched file, in a phase.
     AtCall { phase: Phase, calls: Kinds, nth: u64, what: What },
-    /// The power is cut as soon as a phase has come to its end.
+    /// The power is cut when a phase has ended.
     Behind { phase: Phase, unsynced: Unsynced },
 }
 
-/// How a process ends that does not end by itself.
+/// How a process is ended.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum End {
     Kill,
     CutPower(Unsynced),
 }
 
-/// What becomes of unsynced writes and names when the power is cut.
+/// What happens with unsynced writes and names when the power is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Unsynced {
     Lost,
-    /// The names are there, and the writes are lost.
+    /// The names are kept, and the writes are lost.
     Empty,
     Torn(u64),
     Mixed(u64),
-    /// Mixed, and zeros behind the synced ends of files.
+    /// Mixed, with zeros after the synced ends of files.
     WithHoles(u64),
 }
 
@@ -133,13 +133,13 @@ impl From<Unsynced> for Surviving {
     }
 }
 
-/// The kinds of calls that count.
+/// The kinds of calls to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Kinds {
     All,
     Writes,
     Syncs,
-    /// Those that take room on the disk.
+    /// Those that allocate disk space.
     Room,
 }
 
@@ -155,7 +155,7 @@ impl Kinds {
         }
     }
 
-    /// How many calls of these kinds the disk has seen.
+    /// The number of calls of these kinds so far.
     pub(crate) fn seen(self) -> u64 {
         let all = [Call::Write, Call::Sync, Call::Resize, Call::Name];
         all.into_iter().filter(|call| self.calls().contains(*call)).map(faulty_disk::count).sum()
@@ -169,14 +169,14 @@ pub(crate) enum What {
     KillAfter,
     KillAmid,
     CutPower(Unsynced),
-    /// The call fails. `lasts`: and all others of its kind, until the disk is whole again. Afterwards, the process ends
-    /// like that, or closes the store if it is `None`.
+    /// The call fails. `lasts`: all later calls of its kind fail as well, until the disk works again. Afterwards the
+    /// process ends in this way, or closes the store if `None`.
     Fail {
         error: i32,
         lasts: bool,
         then: Option<End>,
     },
-    /// Half of a write is done, and the process goes on.
+    /// Half of a write is done, and the process continues.
     Short,
 }
 
@@ -193,14 +193,14 @@ impl What {
         }
     }
 
-    /// Whether the process goes on, with calls that failed.
+    /// Whether the process continues, with failed calls.
     pub(crate) fn is_survived(self) -> bool {
         matches!(self, What::Fail { .. } | What::Short)
     }
 }
 
 impl Incident {
-    /// Arms the disk for a phase that begins.
+    /// Arms the simulated disk at the beginning of a phase.
     pub(crate) fn arm(&self, now: Phase) {
         if let Incident::AtCall { phase, calls, nth, what } = self
             && *phase == now
@@ -209,12 +209,12 @@ impl Incident {
         }
     }
 
-    /// Whether calls fail in this child, and it goes on.
+    /// Whether calls fail in this child, and it continues.
     pub(crate) fn is_fault(&self) -> bool {
         matches!(self, Incident::AtCall { what, .. } if what.is_survived())
     }
 
-    /// Whether it takes back what was not synced.
+    /// Whether it reverts unsynced data.
     pub(crate) fn cuts_power(&self) -> bool {
         match self {
             Incident::AtPoint { end, .. } => matches!(end, End::CutPower(_)),

@@ -1,4 +1,4 @@
-//! Points that a store names: `tracing` events with a name of their own.
+//! Named points of a store: `tracing` events with an explicit name.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -31,7 +31,7 @@ impl Points {
     }
 }
 
-/// Whether an event has a name that somebody gave it. Others are named after their place in the code.
+/// Whether an event has an explicit name. Others are named after their location in the code.
 fn is_point(metadata: &Metadata<'_>) -> bool {
     metadata.is_event() && !metadata.name().starts_with("event ")
 }

@@ -1,4 +1,4 @@
-//! The kinds of incidents, each of which is a check of its own.
+//! The kinds of incidents, each of which is a check.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::random::Random;
 pub(crate) struct Scenario {
     pub(crate) kind: Kind,
     pub(crate) name: &'static str,
-    /// How often a long run chooses it, beside the others. Damage ends a life, and has a turn of its own.
+    /// How often a long run chooses it, relative to the others. Damage ends a life and is chosen separately.
     pub(crate) weight: u64,
     pub(crate) rule: &'static str,
 }
@@ -44,49 +44,49 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         Kind::KillAtAnyMoment,
         12,
         "crash::f2_a_kill_at_any_moment_loses_nothing",
-        "F2: After a kill at any moment every acknowledged event is there, whole batches only, and indexes agree with the log.",
+        "F2: After a kill at any moment, every acknowledged event is there, there are only whole batches, and the indexes agree with the log.",
     ),
     scenario(
         Kind::KillAtAPoint,
         16,
         "crash::f2_a_kill_at_each_point_that_the_store_names_loses_nothing",
-        "F2: The same after a kill at each step of an append that the store names, such as before and after staging, and after the commit before the answer.",
+        "F2: The same after a kill at each named point of an append, such as before and after staging, and between commit and answer.",
     ),
     scenario(
         Kind::KillAtACall(Phase::Opening),
         6,
         "crash::f2_a_kill_while_opening_loses_nothing",
-        "F2: The same after a kill at any system call of an opening, also of one after a kill.",
+        "F2: The same after a kill at any system call of an opening, including one after a kill.",
     ),
     scenario(
         Kind::KillAtACall(Phase::Appending),
         10,
         "crash::f2_a_kill_amid_an_append_loses_nothing",
-        "F2: The same after a kill before, behind or amid any system call of appends.",
+        "F2: The same after a kill before, after or during any system call of appends.",
     ),
     scenario(
         Kind::KillAtACall(Phase::Collecting),
         5,
         "crash::f2_a_kill_amid_a_collection_loses_nothing",
-        "F2, M4: The same after a kill amid a garbage collection.",
+        "F2, M4: The same after a kill during a garbage collection.",
     ),
     scenario(
         Kind::KillAtACall(Phase::BackingUp),
         5,
         "crash::f2_a_kill_amid_a_backup_loses_nothing",
-        "F2, M2: The same after a kill amid a backup, of which nothing is left that opens, or all of it.",
+        "F2, M2: The same after a kill during a backup, of which nothing that opens is left, or all of it.",
     ),
     scenario(
         Kind::KillAtACall(Phase::Closing),
         4,
         "crash::f2_a_kill_while_closing_loses_nothing",
-        "F2: The same after a kill at any system call of a closing.",
+        "F2: The same after a kill at any system call of closing.",
     ),
     scenario(
         Kind::CutAtAPoint,
         6,
         "crash::w4_a_power_cut_at_each_point_that_the_store_names_takes_nothing_synced",
-        "W4: After a power cut at each step of an append every event acknowledged with `Sync` is there, and all before it.",
+        "W4: After a power cut at each step of an append, every event acknowledged with `Sync` is there, and so are all before it.",
     ),
     scenario(
         Kind::CutAtACall(Phase::Opening),
@@ -104,13 +104,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         Kind::CutAtACall(Phase::Collecting),
         3,
         "crash::w4_a_power_cut_amid_a_collection_takes_nothing_synced",
-        "W4, M4: The same after a power cut amid a garbage collection.",
+        "W4, M4: The same after a power cut during a garbage collection.",
     ),
     scenario(
         Kind::CutAtACall(Phase::BackingUp),
         3,
         "crash::w4_a_power_cut_amid_a_backup_takes_nothing_synced",
-        "W4, M2: The same after a power cut amid a backup.",
+        "W4, M2: The same after a power cut during a backup.",
     ),
     scenario(
         Kind::CutAtACall(Phase::Closing),
@@ -122,65 +122,60 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         Kind::CutBehind(Phase::Appending),
         4,
         "crash::w4_a_power_cut_right_after_the_answers_takes_nothing_synced",
-        "W4: The same after a power cut as soon as appends are answered.",
+        "W4: The same after a power cut right after appends are answered.",
     ),
     scenario(
         Kind::CutBehind(Phase::Closing),
         2,
         "crash::l1_a_power_cut_after_close_takes_nothing",
-        "L1: `close` finishes what was accepted: after a power cut behind it, events of either durability are there.",
+        "L1: `close` finishes accepted appends: after a power cut following it, events of either durability are there.",
     ),
     scenario(
         Kind::CutBehind(Phase::BackingUp),
         3,
         "crash::m1_a_backup_is_synced_when_the_call_returns",
-        "M1: A backup is synced when the call returns: after a power cut behind it, it opens and has its events.",
+        "M1: A backup is synced when the call returns: after a power cut following it, it opens and has its events.",
     ),
     scenario(
         Kind::FailingSync,
         6,
         "crash::f1_a_failed_sync_fences_and_acknowledges_nothing_false",
-        "F1: After a failed sync the outcome is unknown and the writer is fenced, also when later syncs would succeed; nothing that was acknowledged is lost, not even by a power cut.",
+        "F1: After a failed sync, the outcome is unknown and the writer is fenced, even if later syncs would succeed; nothing acknowledged is lost, not even in a power cut.",
     ),
     scenario(
         Kind::FailingWrite,
         4,
         "crash::f1_a_failed_write_acknowledges_nothing_false",
-        "F1: After a failed write nothing false is acknowledged, and the store opens again.",
+        "F1: After a failed write, nothing is falsely acknowledged, and the store opens again.",
     ),
     scenario(
         Kind::FullDisk,
         4,
         "crash::f4_a_full_disk_loses_nothing_and_opens_again",
-        "F4: When the disk is full there is a clear error, nothing acknowledged is lost, and the store goes on or opens again when there is room.",
+        "F4: If the disk is full, there is a clear error, nothing acknowledged is lost, and the store remains usable or opens again when there is space.",
     ),
-    scenario(
-        Kind::ShortWrite,
-        2,
-        "crash::f4_a_write_cut_short_loses_nothing",
-        "F4: A write that the system cuts short loses nothing.",
-    ),
+    scenario(Kind::ShortWrite, 2, "crash::f4_a_write_cut_short_loses_nothing", "F4: A short write loses nothing."),
     scenario(
         Kind::FailingOpening,
         2,
         "crash::f1_an_opening_with_a_failing_disk_harms_nothing",
-        "F1: An opening while the disk fails is an error or succeeds, and harms nothing.",
+        "F1: An opening while the disk fails returns an error or succeeds, and does no harm.",
     ),
     scenario(
         Kind::FlippedBit,
         0,
         "crash::f3_a_flipped_bit_is_told_and_never_a_wrong_event",
-        "F3: A flipped bit anywhere in the files is harmless, or told by the opening, by reading or by `verify`; never a wrong event, never the end of the process.",
+        "F3: A flipped bit anywhere in the files is harmless, or reported by opening, by reading or by `verify`; it never causes a wrong event or a crash.",
     ),
     scenario(
         Kind::CutFile,
         0,
         "crash::f3_a_file_cut_short_is_told_and_never_a_wrong_event",
-        "F3: The same for a file that lost its end.",
+        "F3: The same for a file that has lost its end.",
     ),
 ];
 
-/// How many things of each kind were seen to happen in each phase, and which points there are: where incidents may be put.
+/// The number of calls of each kind in each phase, and the existing points: where incidents are possible.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Learned {
     pub(crate) calls: BTreeMap<(Phase, Kinds), u64>,
@@ -188,14 +183,14 @@ pub(crate) struct Learned {
 }
 
 impl Learned {
-    /// Whether no child has told anything yet.
+    /// Whether no child has reported anything yet.
     pub(crate) fn is_empty(&self) -> bool {
         self.calls.is_empty()
     }
 }
 
 impl Kind {
-    /// Why it does not run for a store with this profile, here.
+    /// Why it does not run for a store with this profile on this system.
     pub(crate) fn missing(self, profile: &Profile) -> Option<&'static str> {
         let needs_calls =
             !matches!(self, Kind::KillAtAnyMoment | Kind::KillAtAPoint | Kind::FlippedBit | Kind::CutFile);
@@ -211,12 +206,12 @@ impl Kind {
         (needs_backup && !profile.takes_backups()).then_some("needs a store that takes backups")
     }
 
-    /// Whether the files are damaged behind the child, and not something in it.
+    /// Whether the files are damaged after the child has ended, instead of an incident during it.
     pub(crate) fn is_damage(self) -> bool {
         matches!(self, Kind::FlippedBit | Kind::CutFile)
     }
 
-    /// An incident of this kind, somewhere; `None` if the store does nothing in which it could be.
+    /// A random incident of this kind; `None` if it does not apply to the store.
     pub(crate) fn incident(self, random: &mut Random, learned: &Learned) -> Option<Incident> {
         let at_point = |random: &mut Random, end| {
             let point = random.below(learned.points.len().max(1) as u64) as usize;
@@ -225,7 +220,7 @@ impl Kind {
         };
         let at_call = |random: &mut Random, phase, calls, what| {
             let count = learned.calls.get(&(phase, calls)).copied().filter(|count| *count > 0)?;
-            // A store that is there makes fewer calls than one that is being made.
+            // An existing store makes fewer calls than one that is being created.
             let most = if random.below(2) == 0 { count.min(4) } else { count };
             Some(Incident::AtCall { phase, calls, nth: 1 + random.below(most), what })
         };
@@ -281,7 +276,7 @@ fn unsynced(random: &mut Random) -> Unsynced {
     ways[random.below(ways.len() as u64) as usize]
 }
 
-/// Mostly appends.
+/// Usually appends.
 fn working(random: &mut Random) -> Phase {
     match random.below(8) {
         0 => Phase::Closing,

@@ -1,4 +1,4 @@
-//! File descriptors that run out, and what may be said of a sound store then.
+//! A lack of file descriptors, and how an intact store may react.
 
 use std::fs::File;
 
@@ -12,14 +12,14 @@ use crate::events::background;
 use crate::failure::{Checked, Failure};
 use crate::reading::pages_of;
 
-/// More than any store has to have left for an opening or a call.
+/// More than any store needs for an opening or a call.
 pub(crate) const MOST: usize = 100;
 
-/// File descriptors of this process that nobody else can have.
+/// File descriptors that are taken away from this process.
 pub(crate) struct UsedUp(#[allow(dead_code, reason = "they are held")] Vec<File>);
 
 impl UsedUp {
-    /// All that are left but so many.
+    /// Takes all except this many.
     pub(crate) fn all_but(left: usize) -> Self {
         let mut files = Vec::new();
         while let Ok(file) = File::open("/dev/null") {
@@ -30,8 +30,8 @@ impl UsedUp {
     }
 }
 
-/// Reads in every way there is, and fails if a sound store is called damaged or gives anything wrong. Whether there was enough
-/// for all of it.
+/// Reads in every way, and fails if an intact store is reported as damaged or returns anything wrong. Returns whether
+/// there were enough descriptors for everything.
 pub(crate) async fn read(store: &Store, profile: &Profile, witness: &Witness, known: &Known) -> Checked<bool> {
     let mut was_enough = true;
     let mut fails = |error: Error, what: &str| -> Checked {
@@ -72,7 +72,7 @@ pub(crate) async fn read(store: &Store, profile: &Profile, witness: &Witness, kn
     Ok(was_enough)
 }
 
-/// Fails if the error says that a sound store is damaged, or that something is not there.
+/// Fails if the error says that an intact store is damaged, or that something does not exist.
 pub(crate) fn is_no_damage(error: &Error, what: &str) -> Checked {
     match error {
         Error::Corrupt { .. } | Error::EventNotFound { .. } => Err(Failure::difference(

@@ -14,54 +14,54 @@ use crate::Failure;
 use crate::failure::Checked;
 use crate::random::{self, Random};
 
-/// What a long run is to do.
+/// The settings of a long run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Torture {
-    /// It ends after this many incidents. Children that nothing happened to are not counted.
+    /// It ends after this many incidents. Children without an incident do not count.
     pub cycles: u64,
-    /// How many lives there are at the same time.
+    /// The number of concurrent lives.
     pub jobs: usize,
-    /// Of everything random but the interleaving of threads and the time.
+    /// The seed of all random choices except the interleaving of threads and the time.
     pub seed: u64,
-    /// Where the stores are; it must be empty or missing. A store that lost something stays there.
+    /// The directory of the stores, which must be empty or missing. A store that broke a rule is kept there.
     pub directory: PathBuf,
 }
 
 impl Torture {
-    /// So many incidents, in two lives at a time below `directory`.
+    /// This many incidents, in two concurrent lives below `directory`.
     pub fn new(cycles: u64, directory: impl Into<PathBuf>) -> Self {
         Torture { cycles, jobs: 2, seed: random::seed(), directory: directory.into() }
     }
 }
 
-/// What came of a long run. `Display` makes a text with tables of it, in Markdown.
+/// The result of a long run. `Display` formats it with tables, in Markdown.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Incidents that happened.
+    /// The number of incidents.
     pub cycles: u64,
-    /// Child processes, also those that nothing happened to.
+    /// The number of child processes, including those without an incident.
     pub children: u64,
-    /// Stores that were begun.
+    /// The number of stores.
     pub lives: u64,
-    /// Events that were acknowledged, each counted once. All of them were looked for after each incident.
+    /// The number of acknowledged events, each counted once. All of them were checked after each incident.
     pub acknowledged: u64,
     /// Incidents by check.
     pub by_check: BTreeMap<&'static str, u64>,
-    /// Kills and power cuts by where they came.
+    /// Kills and power cuts by place.
     pub by_place: BTreeMap<String, u64>,
-    /// Damaged stores by what told of the damage.
+    /// Damaged stores by how the damage was reported.
     pub damaged: BTreeMap<String, u64>,
-    /// Rules that were broken, each with how to see it again.
+    /// Broken rules, each with how to reproduce it.
     pub failures: Vec<Failure>,
-    /// How long it took.
+    /// The duration of the run.
     pub took: Duration,
 }
 
 impl Kit {
-    /// Lets all kinds of incidents happen, in proportion, until there were enough or a rule was broken. `tell` is called
-    /// after each child. Not in child processes, which [`run`](Kit::run) looks after.
+    /// Runs all kinds of incidents, in proportion to their weights, until there were enough or a rule was broken.
+    /// `tell` is called after each child. Not for child processes, which must call [`run`](Kit::run).
     pub fn torture(&self, torture: &Torture, tell: &(dyn Fn(&Summary) + Sync)) -> Summary {
         let run = Run { kit: self, torture, tell, began: Instant::now(), summary: Mutex::default() };
         thread::scope(|scope| {
@@ -85,7 +85,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// One life after the other.
+    /// Runs one life after the other.
     fn job(&self, job: u64) {
         let mut random = Random::new(self.torture.seed ^ (job + 1).wrapping_mul(0x9e6c_63d0_876a_68ee));
         let mut learned = Learned::default();

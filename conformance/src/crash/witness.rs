@@ -1,6 +1,7 @@
-//! What a child tried and what it was answered, as told to its parent line by line: the witness of what must be there.
+//! The attempts of a child and their answers, as reported to its parent line by line: the witness of what must be in
+//! the store.
 //!
-//! A line is in the parent's hands when the child's call of `write` returns, and so survives whatever ends the child.
+//! A line has reached the parent when the child's call of `write` returns, so it survives whatever ends the child.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,31 +14,31 @@ use super::plan::{Kinds, Phase};
 pub(crate) enum Line {
     /// A phase has begun.
     Began(Phase),
-    /// The store was opened, read and found to keep everything. `digest` is of the first `latest` events.
+    /// The store was opened, read and found correct. `digest` is that of the first `latest` events.
     Audited { latest: u64, digest: u64 },
     /// A batch is about to be appended.
     Tried { batch: u64 },
     /// It was answered with these versions and revisions.
     Stored { batch: u64, sync: bool, places: Vec<(u64, u64)> },
-    /// It was refused, with nothing of it written.
+    /// It was refused, and nothing of it was written.
     Refused { batch: u64 },
     /// The outcome is unknown.
     Unknown { batch: u64 },
-    /// A backup to this place was begun, when this version had been acknowledged.
+    /// A backup to this place was started, when everything up to this version was acknowledged.
     BackupBegan { place: String, acknowledged: u64 },
-    /// It was told to be done.
+    /// The backup has finished.
     BackedUp { place: String, latest: u64 },
-    /// The backup at this place was looked at, and is gone.
+    /// The backup at this place was checked and deleted.
     BackupAudited { place: String },
-    /// A phase has ended, with so many calls of each kind in it.
+    /// A phase has ended, with this many calls of each kind.
     Counted { phase: Phase, calls: Vec<(Kinds, u64)> },
     /// How often each point was passed.
     Passed { points: BTreeMap<String, u64> },
     /// `close` has returned, without an error.
     Closed,
-    /// What was armed has happened, and the child goes on.
+    /// The armed incident has happened, and the child continues.
     Fired,
-    /// How an opening or a read of damaged files told so.
+    /// How damage to the files was reported, by an opening or a read.
     Damage { told: String },
     /// A rule was broken.
     Violation { text: String },
@@ -45,29 +46,30 @@ pub(crate) enum Line {
     Done,
 }
 
-/// What is known of a store from all its children so far.
+/// The knowledge about a store from all its children so far.
 #[derive(Debug, Default)]
 pub(crate) struct Witness {
-    /// Every batch that was tried, with the places that were acknowledged.
+    /// Every attempted batch, with its acknowledged positions.
     pub(crate) batches: BTreeMap<u64, Batch>,
-    /// Everything up to this version survives whatever happens: it was acknowledged with `Sync`, or the store was closed.
+    /// Everything up to this version survives anything: it was acknowledged with `Sync`, or the store was closed.
     pub(crate) safe: u64,
     /// Everything up to this version survives a kill: it was acknowledged, or seen.
     pub(crate) seen: u64,
-    /// The newest audit: how many events there were, and their digest.
+    /// The newest audit: the number of events and their digest.
     pub(crate) audited: Option<(u64, u64)>,
-    /// Backups that were begun and not looked at, with what was acknowledged before and what they have if they are done.
+    /// Backups that were started and not checked yet, with the acknowledged version before and, for finished ones,
+    /// their own.
     pub(crate) backups: BTreeMap<String, (u64, Option<u64>)>,
-    /// Events that were acknowledged.
+    /// Acknowledged events.
     pub(crate) acknowledged: BTreeSet<(u64, u64)>,
 }
 
-/// What is known of a batch.
+/// The knowledge about a batch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
-    /// Where its events are, once that was acknowledged.
+    /// The positions of its events, once they were acknowledged.
     pub(crate) places: Option<Vec<(u64, u64)>>,
-    /// The last that was heard of it is that nothing of it was written.
+    /// According to the latest answer, nothing of it was written.
     pub(crate) is_refused: bool,
 }
 
@@ -108,13 +110,13 @@ impl Witness {
         }
     }
 
-    /// The power was cut: what was acknowledged without a sync may be gone.
+    /// The power was cut: events acknowledged without a sync may be lost.
     pub(crate) fn power_was_cut(&mut self) {
         self.seen = self.safe;
         self.forget_behind(self.safe);
     }
 
-    /// What was acknowledged behind this version may be there or not.
+    /// Acknowledged events after this version may or may not be there.
     fn forget_behind(&mut self, latest: u64) {
         for batch in self.batches.values_mut() {
             if batch.places.as_ref().is_some_and(|places| places.iter().any(|(version, _)| *version > latest)) {

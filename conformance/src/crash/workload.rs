@@ -1,4 +1,5 @@
-//! The events that children append: made of a seed and a number, so that whoever knows both knows them.
+//! The events that children append. They are derived from a seed and a number, so that any process can reconstruct
+//! them.
 
 use eventstore_api::{Batch, Durability, Event};
 
@@ -19,7 +20,7 @@ const AGGREGATES: u64 = 9;
 fn event(random: &mut Random, number: u64, nth: u64, aggregate: Option<u64>) -> Event {
     let id = match random.below(3) {
         0 => format!("{number}-{nth}"),
-        // In time order, and in no order: as canonical UUIDs.
+        // In time order and in random order, as canonical UUIDs.
         1 => uuid(number << 8 | nth, random.below(1 << 62)),
         _ => uuid(random.below(1 << 62), number << 8 | nth),
     };

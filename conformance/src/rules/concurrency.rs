@@ -1,4 +1,4 @@
-//! Many callers at once, whose calls are recorded and checked as one history; see [`history`](crate::history).
+//! Many concurrent callers, whose calls are recorded and checked as one history; see [`history`](crate::history).
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::reading::pages_of;
 use crate::tasks::Background;
 
 checks! {
-    /// O1: Appends that are made at once have one order, and one that had returned before another began has the smaller
+    /// O1: Concurrent appends have one order, and an append that returned before another began has the smaller
     /// versions.
     #[on(Both)]
     async fn o1_appends_at_once_have_one_order_that_agrees_with_time(env: &Env) {
@@ -23,7 +23,7 @@ checks! {
         run.end([]).await?;
     }
 
-    /// O1: Writers, readers, subscribers and maintenance at once leave one history.
+    /// O1: Concurrent writers, readers, subscribers and maintenance leave one history.
     #[on(Both)]
     async fn o1_everything_at_once_leaves_one_history(env: &Env) {
         let run = Run::begin(env).await?;
@@ -37,7 +37,7 @@ checks! {
         run.end(others).await?;
     }
 
-    /// O5: Readers beside writers see prefixes of the store, never half of a batch, and never go back.
+    /// O5: Concurrent readers see prefixes of the store, never half of a batch, and never go back.
     #[on(Both)]
     async fn o5_readers_beside_writers_see_prefixes_that_never_go_back(env: &Env) {
         let run = Run::begin(env).await?;
@@ -46,7 +46,7 @@ checks! {
         run.end([readers]).await?;
     }
 
-    /// O6: What one caller was told of, every later read of every caller finds.
+    /// O6: What one caller was told, every later read of every caller finds.
     #[on(Both)]
     async fn o6_what_anyone_was_told_of_everyone_finds(env: &Env) {
         let run = Run::begin(env).await?;
@@ -57,7 +57,7 @@ checks! {
                 recorder.get(&who, &id).await?;
                 recorder.revision(&who, "a").await?;
                 let latest = recorder.latest(&who).await?;
-                // What another one may be about to append.
+                // An event that another caller may be about to append.
                 recorder.get(&who, &format!("caller {} {number}", latest.get() % 6)).await?;
             }
             Ok(())
@@ -65,7 +65,7 @@ checks! {
         run.end([writers]).await?;
     }
 
-    /// W2: Of the same append made many times at once one writes, and all get its place.
+    /// W2: If the same append is made many times at once, one writes, and all get its position.
     #[on(Both)]
     async fn w2_repetitions_at_once_all_get_the_first_place(env: &Env) {
         let run = Run::begin(env).await?;
@@ -73,7 +73,7 @@ checks! {
         run.end([repetitions]).await?;
     }
 
-    /// W3: Each condition has one winner, and a conflict tells what was so while the call lasted.
+    /// W3: Each condition has one winner, and a conflict reports a state from during the call.
     #[on(Both)]
     async fn w3_each_condition_has_one_winner_and_conflicts_are_true(env: &Env) {
         let run = Run::begin(env).await?;
@@ -90,7 +90,7 @@ checks! {
         run.end([leaving]).await?;
     }
 
-    /// S1: Subscribers beside writers are given every event once, in order, whenever they begin.
+    /// S1: Concurrent subscribers get every event once, in order, whenever they begin.
     #[on(Both)]
     async fn s1_subscribers_beside_writers_lose_and_repeat_nothing(env: &Env) {
         let run = Run::begin(env).await?;
@@ -108,7 +108,7 @@ const AGGREGATES: [&str; 3] = ["a", "b", "c"];
 /// The event that subscribers wait for.
 const LAST: &str = "last";
 
-/// A store under the load of callers of several kinds.
+/// A store under the load of several kinds of callers.
 struct Run {
     store: Store,
     recorder: Arc<Recorder>,
@@ -146,7 +146,7 @@ impl Run {
         })
     }
 
-    /// Readers that read in every way.
+    /// Readers that use every way of reading.
     fn read(&self, readers: usize, reads: usize) -> Background<()> {
         self.named("reader", readers, move |recorder, who, mut random| async move {
             for _ in 0..reads {
@@ -175,7 +175,7 @@ impl Run {
         })
     }
 
-    /// Subscribers, of everything and of an aggregate, from the beginning and from later.
+    /// Subscribers to everything and to an aggregate, from the beginning and from later.
     fn follow(&self, subscribers: usize) -> Background<()> {
         self.named("subscriber", subscribers, move |recorder, who, mut random| async move {
             let mut options = LoadOptions::since(random.below(50).into());
@@ -186,7 +186,7 @@ impl Run {
         })
     }
 
-    /// Writers that all want the same revision or version, and go on with what they are told.
+    /// Writers that all want the same revision or version, and continue with what they are told.
     fn compete(&self, writers: usize, rounds: usize) -> Background<()> {
         self.named("competitor", writers, move |recorder, who, mut random| async move {
             let mut revision = 0;
@@ -213,7 +213,7 @@ impl Run {
         self.named("repeater", writers, move |recorder, who, mut random| async move {
             for number in 0..appends {
                 let same = events(&format!("same {number}"), "repeated", 2);
-                // Where only one of the two is appended, the other comes alone or with it.
+                // If only one of the two is appended, the other comes alone or with it.
                 let batch = if random.below(4) == 0 { same[..1].to_vec() } else { same };
                 recorder.append(&who, batch.into()).await?;
             }
@@ -221,7 +221,7 @@ impl Run {
         })
     }
 
-    /// Writers that leave before they are answered, or after.
+    /// Writers that leave before or after they are answered.
     fn leave(&self, writers: usize, appends: usize) -> Background<()> {
         self.named("leaver", writers, move |recorder, who, mut random| async move {
             for number in 0..appends {
@@ -232,13 +232,13 @@ impl Run {
         })
     }
 
-    /// Waits for the others, appends what subscribers wait for, and checks the history.
+    /// Waits for the others, appends the event that subscribers wait for, and checks the history.
     async fn end<const N: usize>(self, others: [Background<()>; N]) -> Checked {
         self.recorder.append("last writer", event(LAST, AGGREGATES[0]).into()).await?;
         for other in others {
             other.finish().await?;
         }
-        // Behind those appends whose futures were dropped.
+        // After the appends whose futures were dropped.
         self.recorder.append("last writer", event("barrier", "barrier").into()).await?;
         self.recorder.check().await
     }

@@ -1,7 +1,8 @@
-//! C: deadlines, cancellations and dropped futures, and what each leaves behind.
+//! C: deadlines, cancellations and dropped futures, and their effects.
 //!
-//! When exactly a context ends cannot be steered from outside, so most checks let many of them end at many points and
-//! hold each append to what it said. Whatever the speed of the store, that is sound: no check wants a certain outcome.
+//! The exact moment at which a context ends cannot be controlled from outside. So most checks end many contexts at many
+//! points, and check each append against its own result. This works for a store of any speed: no check requires a
+//! certain result.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -23,14 +24,14 @@ use crate::reading::{NEWEST, audit, ids, load, pages_of};
 use crate::tasks::{Background, Ending, all_at_once, at_once, end_everywhere, interrupted, polled};
 
 checks! {
-    /// C1: A context that was cancelled before the call is `Cancelled` for every method, and nothing is written.
+    /// C1: After a cancellation before the call, every method returns `Cancelled`, and nothing is written.
     async fn c1_a_cancelled_context_is_refused_by_every_method(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
         let token = CancellationToken::new();
         token.cancel();
         let cancelled = Context::background().with_cancellation(token);
-        // Cancellation comes before a deadline that has passed as well.
+        // A cancellation also takes precedence over a deadline that has passed.
         for ctx in [cancelled.clone(), cancelled.with_timeout(Duration::ZERO)] {
             for after in [Version::ZERO, Version::new(1)] {
                 for (method, outcome) in call_every_method(env, &store, &ctx, "refused", after).await {
@@ -42,8 +43,7 @@ checks! {
         expect_eq!(ids(&audit(&store).await?), ["first", "last"], "the events after cancelled appends");
     }
 
-    /// C1: A context whose deadline has passed before the call is `DeadlineExceeded` for every method, and nothing is
-    /// written.
+    /// C1: After a deadline before the call, every method returns `DeadlineExceeded`, and nothing is written.
     async fn c1_an_expired_context_is_refused_by_every_method(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
@@ -101,12 +101,11 @@ checks! {
         each_did_what_it_said(env, store, attempts).await?;
     }
 
-    /// C3: When a context ends after the append was staged the outcome is unknown, and repeating the append resolves
-    /// it.
+    /// C3: If a context ends after the append was staged, the outcome is unknown, and repeating the append resolves it.
     #[on(Both)]
     async fn c3_an_unknown_outcome_is_resolved_by_repeating_the_append(env: &Env) {
         let store = env.open().await?;
-        // One append at a time goes from waiting to staged to written at once: end the context all along that way.
+        // A single append goes from waiting to staged to written quickly: end the context at many points on that way.
         let mut all = Vec::new();
         for number in 0..300 {
             let batch = events(&format!("attempt-{number}"), &format!("attempt-{number}"), 3);
@@ -119,11 +118,11 @@ checks! {
         each_did_what_it_said(env, store, all).await?;
     }
 
-    /// C4: Of an append whose future is dropped all is written or nothing, and repeating it resolves which.
+    /// C4: If the future of an append is dropped, all or nothing is written, and repeating the append resolves which.
     #[on(Both)]
     async fn c4_a_dropped_append_is_written_whole_or_not_at_all(env: &Env) {
         let store = env.open().await?;
-        // Alone, an append comes further with each poll; among others it is most often still waiting when dropped.
+        // A single append proceeds with each poll; among others, it is usually still waiting when it is dropped.
         let mut all = Vec::new();
         for number in 0..200 {
             let batch = events(&format!("attempt-alone-{number}"), &format!("attempt-alone-{number}"), 3);
@@ -142,7 +141,8 @@ checks! {
     /// C4: A future that was never polled has written nothing.
     async fn c4_an_append_that_was_never_polled_writes_nothing(env: &Env) {
         let store = env.open().await?;
-        // The store itself: the implementation for `Arc` does nothing before it is polled, whatever the store does.
+        // Call the store itself: the implementation for `Arc` does nothing before it is polled, whatever the store
+        // does.
         let direct: &dyn EventStore = store.as_ref();
         for number in 0..100 {
             drop(direct.store_batch(&background(), event(format!("dropped-{number}"), "a").into()));
@@ -151,11 +151,11 @@ checks! {
         expect_eq!(ids(&audit(&store).await?), ["only"], "the events after appends that were never polled");
     }
 
-    /// C4: Dropped appends give their places in the queue back, in number and in bytes.
+    /// C4: Dropped appends release their room in the queue, in number and in bytes.
     #[on(Both)]
     async fn c4_dropped_appends_give_their_places_back(env: &Env) {
         let store = env.open().await?;
-        // More than a queue holds: were places kept, the last appends would wait for ever.
+        // More than a queue holds: if room were leaked, the last appends would hang.
         for number in 0..10_000 {
             let batch = Batch::from(event(format!("small-{number}"), "small")).durability(Durability::Buffered);
             polled(1 + number % 2, store.store_batch(&background(), batch)).await;
@@ -173,7 +173,7 @@ checks! {
         expect_eq!(revision, 64, "the revision after the appends behind the dropped ones");
     }
 
-    /// C4: Dropped appends do not stop those that wait beside them.
+    /// C4: Dropped appends do not stop others that are waiting.
     #[on(Both)]
     async fn c4_a_dropped_append_stops_no_other(env: &Env) {
         let store = env.open().await?;
@@ -222,7 +222,7 @@ checks! {
         }
     }
 
-    /// C5: A read whose context ends while it runs gives what it read or says why not, and nothing else.
+    /// C5: A read whose context ends while it runs returns a result or the reason, and nothing else.
     #[on(Both)]
     async fn c5_a_read_that_runs_out_of_time_gives_all_or_an_error(env: &Env) {
         let store = env.open().await?;
@@ -250,7 +250,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// C5: Waiting for events ends when its context ends, and says why.
+    /// C5: Waiting for events ends with its context, and returns the reason.
     #[on(Both)]
     async fn c5_waiting_ends_with_its_context(env: &Env) {
         let store = env.open().await?;
@@ -272,7 +272,7 @@ checks! {
         append_one(&store, event("second", "a")).await?;
     }
 
-    /// C5: Reads that are dropped leave nothing behind: the store goes on, and closes.
+    /// C5: Dropped reads leave nothing behind: the store remains usable, and closes.
     #[on(Both)]
     async fn c5_dropped_reads_leave_nothing_behind(env: &Env) {
         let store = env.open().await?;
@@ -282,7 +282,7 @@ checks! {
             let mut following = store.subscribe(&background(), Version::new(1990));
             ensure!(matches!(loading.next().await, Some(Ok(_))), "a load has a first event");
             ensure!(matches!(following.next().await, Some(Ok(_))), "a subscription has a first event");
-            // In the middle of a page, of waiting, and of a page that was not there yet.
+            // In the middle of a page, of a wait, and of a page that is not there yet.
             polled(number % 3, store.wait_for_events(&background(), u64::MAX.into())).await;
             polled(number % 3, store.load_page(&background(), &LoadOptions::all(), PageSize::LARGEST)).await;
             polled(number % 3, store.get(&background(), "event-7")).await;
@@ -296,14 +296,14 @@ checks! {
         append_one(&store, event("again", "a")).await?;
     }
 
-    /// C4: An append that is dropped, cancelled or expires at any await point does what its end says, and leaves nothing in
-    /// the queue.
+    /// C4: An append that is dropped, cancelled or expires at any await point does what its result says, and leaves
+    /// nothing in the queue.
     #[on(Both)]
     async fn c4_an_append_may_be_ended_at_every_await(env: &Env) {
         let store = env.open().await?;
         let mut all = Vec::new();
         for round in 0..6 {
-            // Among others it waits for longer, and is staged together with them.
+            // Among others it waits longer, and is staged together with them.
             let busy = (round % 2 == 1).then(|| keep_busy(&store, round));
             let batch = |number| events(&format!("attempt-{round}-{number}"), &format!("attempt-{round}-{number}"), 3);
             let append = |number, ctx: Context| {
@@ -326,8 +326,8 @@ checks! {
         each_did_what_it_said(env, store, all).await?;
     }
 
-    /// C5: A read that is dropped, cancelled or expires at any await point gives what it read or says why not, and leaves
-    /// the store as it was.
+    /// C5: A read that is dropped, cancelled or expires at any await point returns a result or the reason, and leaves
+    /// the store unchanged.
     #[on(Both)]
     async fn c5_a_read_may_be_ended_at_every_await(env: &Env) {
         let store = env.open().await?;
@@ -370,7 +370,7 @@ checks! {
             })
             .await?;
         }
-        // More than an engine has slots for readers, one after the other: none may be kept.
+        // More in sequence than an engine has reader slots: none may leak.
         let (_, read_page) = &reads[0];
         for _ in 0..150 {
             polled(1, read_page(background())).await;
@@ -380,8 +380,8 @@ checks! {
         audit(&store).await?;
     }
 
-    /// C5: A load or subscription that is dropped, cancelled or expires at any await point has given the first events
-    /// without a gap, ends with the reason, and is over then.
+    /// C5: A load or subscription that is dropped, cancelled or expires at any await point has returned the first
+    /// events without a gap, and ends with the reason.
     #[on(Both)]
     async fn c5_a_stream_may_be_ended_at_every_await(env: &Env) {
         let store = env.open().await?;
@@ -395,7 +395,7 @@ checks! {
             Ok(())
         })
         .await?;
-        // Somebody has to append what subscriptions wait for.
+        // Somebody must append what subscriptions wait for.
         let stop = Arc::new(AtomicBool::new(false));
         let writing = Background::start([{
             let (store, stop) = (store.clone(), stop.clone());
@@ -414,7 +414,7 @@ checks! {
             let follow = |_, ctx: Context| {
                 let store = store.clone();
                 async move {
-                    // From the newest there is, so that it has to wait.
+                    // From the newest version, so that it has to wait.
                     let since = store.latest_version(&background()).await?.max(since);
                     first_versions(store.subscribe(&ctx, since), since.get(), 3).await
                 }
@@ -433,8 +433,8 @@ checks! {
         audit(&store).await?;
     }
 
-    /// C5: Maintenance that is dropped, cancelled or expires at any await point says so, changes no event, and can be done
-    /// again at once.
+    /// C5: Maintenance that is dropped, cancelled or expires at any await point returns the reason, changes no event,
+    /// and can be repeated at once.
     #[on(Both)]
     async fn c5_maintenance_may_be_ended_at_every_await(env: &Env) {
         let store = env.open().await?;
@@ -493,13 +493,13 @@ checks! {
         append_one(&store, event("last", "a")).await?;
     }
 
-    /// C6: No minimum of time left is demanded: nothing is `DeadlineExceeded` before its deadline.
+    /// C6: A deadline may be as short as you like: nothing is `DeadlineExceeded` before its deadline.
     async fn c6_a_short_deadline_is_no_reason_to_refuse(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
         for (number, limit) in [900, 500, 100, 50, 20, 10, 5, 2, 1].into_iter().enumerate() {
             let ctx = Context::background().with_timeout(Duration::from_millis(limit));
-            // Method by method would begin with less and less time left; what counts is when the error comes.
+            // Each further method begins with less time; what counts is when the error comes.
             for (method, outcome) in call_every_method(env, &store, &ctx, &format!("short-{number}"), Version::ZERO).await {
                 let passed = ctx.deadline().is_some_and(|deadline| deadline <= Instant::now());
                 if outcome.is_err() && !passed {
@@ -507,7 +507,7 @@ checks! {
                 }
             }
         }
-        // Behind those appends whose outcome is unknown: from here on the store is at rest.
+        // After the appends with unknown outcomes: from here on the store is idle.
         append_one(&store, event("last", "a")).await?;
         audit(&store).await?;
     }
@@ -515,7 +515,7 @@ checks! {
 
 type Read = Box<dyn Fn(Context) -> Pin<Box<dyn Future<Output = Result<Vec<u64>, Error>>>>>;
 
-/// A read that can be made with any context, and what it gives in numbers.
+/// A read with any context; its result in numbers.
 fn read(store: &Store, read: impl AsyncFn(Store, Context) -> Result<Vec<u64>, Error> + 'static) -> Read {
     let (store, read) = (store.clone(), Arc::new(read));
     Box::new(move |ctx| {
@@ -524,14 +524,14 @@ fn read(store: &Store, read: impl AsyncFn(Store, Context) -> Result<Vec<u64>, Er
     })
 }
 
-/// Fails unless the call succeeded or says that it was ended in this way.
+/// Fails unless the call succeeded or returned the error for this ending.
 #[track_caller]
 fn is_of<T: std::fmt::Debug>(ending: Ending, outcome: &Option<Result<T, Error>>, what: &str) -> Checked {
     let expected = match (ending, outcome) {
         (_, Some(Ok(_)) | None)
         | (Ending::Cancelled, Some(Err(Error::Cancelled)))
         | (Ending::Expired, Some(Err(Error::DeadlineExceeded))) => return Ok(()),
-        // Only of an append can that be said.
+        // Only appends may return this.
         (Ending::Cancelled | Ending::Expired, Some(Err(Error::OutcomeUnknown { .. }))) if what == "an append" => {
             return Ok(());
         }
@@ -543,8 +543,8 @@ fn is_of<T: std::fmt::Debug>(ending: Ending, outcome: &Option<Result<T, Error>>,
     Err(Failure::difference(format_args!("the outcome of `{what}` that was {ending:?}"), expected, &text))
 }
 
-/// Reads this many events, which have to be those after `since`, and tells how many there were and whether the stream is
-/// over then. A stream that fails has to be over.
+/// Reads this many events, which must be those after `since`. Returns their number and whether the stream has ended.
+/// After an error, a stream must have ended.
 async fn first_versions(mut stream: EventStream, since: u64, count: u64) -> Result<(u64, bool), Error> {
     for number in 1..=count {
         match stream.next().await {
@@ -562,25 +562,25 @@ async fn first_versions(mut stream: EventStream, since: u64, count: u64) -> Resu
             None => return Ok((number - 1, true)),
         }
     }
-    // A load has to say that it is over; a subscription would wait.
+    // A load must end; a subscription would wait.
     let is_over = polled(1, stream.next()).await.is_some_and(|end| end.is_none());
     Ok((count, is_over))
 }
 
-/// Takes a backup at a place of its own; its latest version.
+/// Takes a backup at a new place. Returns the place and the latest version.
 async fn backup_beside(env: &Env, store: &Store, ctx: Context) -> Result<(PathBuf, u64), Error> {
     let target = env.unused_path();
     let report = store.backup(&ctx, &target).await?;
     Ok((target, report.latest_version.get()))
 }
 
-/// An append and how it ended; `None` if its future was dropped.
+/// An append and its result; `None` if its future was dropped.
 struct Attempt {
     batch: Vec<Event>,
     outcome: Option<Result<Vec<Stored>, Error>>,
 }
 
-/// Makes many appends at the same time, each of an aggregate of its own, and each ended in its own way.
+/// Makes many concurrent appends, each to its own aggregate, and each ended in its own way.
 async fn attempts<F, Fut>(store: &Store, count: usize, append: F) -> Checked<Vec<Attempt>>
 where
     F: Fn(usize, Store, Batch) -> Fut,
@@ -594,7 +594,7 @@ where
     at_once(attempts.collect::<Vec<_>>()).await?.into_iter().collect()
 }
 
-/// Gives the writer work, so that other appends have to wait.
+/// Keeps the writer busy, so that other appends have to wait.
 fn keep_busy(store: &Store, round: usize) -> Background<()> {
     Background::start((0..4).map(|writer| {
         let store = store.clone();
@@ -607,12 +607,12 @@ fn keep_busy(store: &Store, round: usize) -> Background<()> {
     }))
 }
 
-/// Holds every append to how it ended: written, certainly not written, or all or nothing.
+/// Checks every append against its result: written, certainly not written, or all or nothing.
 async fn each_did_what_it_said(env: &Env, store: Store, attempts: Vec<Attempt>) -> Checked {
     for attempt in &attempts {
         holds(&store, attempt).await?;
     }
-    // Whatever was still on its way comes before this one, or never.
+    // Anything still in progress comes before this append, or never.
     append_one(&store, event("barrier", "barrier")).await?;
     for attempt in &attempts {
         holds(&store, attempt).await?;
@@ -637,7 +637,7 @@ async fn each_did_what_it_said(env: &Env, store: Store, attempts: Vec<Attempt>) 
     Ok(())
 }
 
-/// The versions of the append's events in the store, after a look at whether they may be there.
+/// The versions of the append's events in the store. Checks whether they may be there.
 async fn holds(store: &Store, attempt: &Attempt) -> Checked<Vec<Version>> {
     let (aggregate, outcome) = (attempt.batch[0].aggregate_id(), &attempt.outcome);
     let there = load(store, LoadOptions::all().aggregate(aggregate)).await?;

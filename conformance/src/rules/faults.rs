@@ -1,6 +1,6 @@
-//! F: what remains when something breaks.
+//! F: the state after a failure.
 //!
-//! Little of it can be brought about through the trait, so most of the rules show here as ignored.
+//! Few failures can be caused through the trait, so most of these rules show as ignored here.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::reading::{NEWEST, audit, is_sound, load, pages_of};
 use crate::tasks::{all_at_once, polled};
 
 checks! {
-    /// F1: After a failed commit or sync the outcome is unknown and the writer is fenced; reads go on.
+    /// F1: After a failed commit or sync, the outcome is unknown and the writer is fenced; reads continue.
     #[ignore = "needs an engine whose sync can be made to fail"]
     async fn f1_a_failed_commit_fences_the_writer_and_reads_go_on(_env: &Env) {}
 
@@ -57,20 +57,20 @@ checks! {
         audit(&store).await?;
     }
 
-    /// F2: After a kill at any point every event acknowledged with `Sync` is there, and no batch is there in part.
+    /// F2: After a kill at any point, every event acknowledged with `Sync` is there, and no batch is there in part.
     #[ignore = "needs a second process that can be killed"]
     async fn f2_what_was_acknowledged_survives_a_kill(_env: &Env) {}
 
     /// F3: A damaged record is `Corrupt`, never a wrong event and never a panic.
-    #[ignore = "needs a hand on the files of the store"]
+    #[ignore = "needs access to the files of the store"]
     async fn f3_a_damaged_record_is_corrupt_and_never_a_wrong_event(_env: &Env) {}
 
-    /// F4: When the disk is full there is a clear error, nothing acknowledged is lost, and the store opens again.
+    /// F4: If the disk is full, there is a clear error, nothing acknowledged is lost, and the store opens again.
     #[ignore = "needs a disk that can be filled"]
     async fn f4_a_full_disk_loses_nothing_that_was_acknowledged(_env: &Env) {}
 
-    /// F5: A listener of progress may wait for what others read and append: the work that it is told of waits for it, and nobody
-    /// else does.
+    /// F5: A progress listener may wait for reads and appends of others: it blocks the work that it listens to, and
+    /// nothing else.
     async fn f5_a_listener_of_progress_may_wait_for_readers_and_writers(env: &Env) {
         let store = env.open().await?;
         append_large(&store).await?;
@@ -79,7 +79,7 @@ checks! {
             let asked = Arc::new(AtomicU64::new(0));
             let (listening, listener) = (others.clone(), asked.clone());
             let progress = Progress::new(move |_, _| {
-                // Of hundreds of steps, some.
+                // Only some of hundreds of steps.
                 if (listener.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
                     listening.wait_for_all(work);
                 }
@@ -93,8 +93,8 @@ checks! {
         audit(&store).await?;
     }
 
-    /// F5: A listener of progress that panics ends the call that it is told of at most: reads, appends and the next call of that
-    /// kind go on, nothing is fenced, and the store closes.
+    /// F5: A progress listener that panics ends at most its own call: reads, appends and the next call of that kind
+    /// continue, nothing is fenced, and the store closes.
     #[on(Both)]
     async fn f5_a_listener_of_progress_that_panics_ends_its_own_call_alone(env: &Env) {
         let mut store = env.open().await?;
@@ -104,13 +104,13 @@ checks! {
                 let told = AtomicU64::new(0);
                 let progress = Progress::new(move |_, _| {
                     if told.fetch_add(1, Ordering::Relaxed) + 1 == at {
-                        // As a panic, but without the words on the terminal.
+                        // Like a panic, but without a message on the terminal.
                         std::panic::resume_unwind(Box::new("a listener panicked"));
                     }
                 });
                 let (ctx, called) = (Context::background().with_progress(progress), store.clone());
                 let target = env.unused_path();
-                // The call may end well, with an error, or with the panic.
+                // The call may succeed, fail, or end with the panic.
                 let _ = tokio::spawn(async move { work.call(&called, &ctx, &target).await }).await;
                 let written = event(format!("after {work:?} at {at}"), "after");
                 append_one(&store, written.clone()).await?;
@@ -132,12 +132,12 @@ checks! {
         store.close().await?;
     }
 
-    /// F5: Recorders of metrics and subscribers of logs that panic end the call that they are told of at most.
-    #[ignore = "needs a process of its own, whose recorder and subscriber they are"]
+    /// F5: Metrics recorders and log subscribers that panic end at most the call that they observe.
+    #[ignore = "needs a separate process with such a recorder and subscriber"]
     async fn f5_recorders_and_subscribers_that_panic_stop_nobody(_env: &Env) {}
 }
 
-/// Work that tells how far it has come.
+/// Work that reports progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Collection(Gc),
@@ -147,7 +147,7 @@ enum Work {
 }
 
 impl Work {
-    /// All that the store does.
+    /// All such work of the store.
     fn all(env: &Env) -> Vec<Self> {
         let mut all = vec![Work::Collection(Gc::Quick), Work::Collection(Gc::Full), Work::Digest];
         all.extend(env.profile.takes_backups().then_some(Work::Backup));
@@ -155,7 +155,8 @@ impl Work {
         all
     }
 
-    /// Whether it has to tell how far it has come. A collection may have nothing to do, and a digest may be there already.
+    /// Whether it must report progress. A garbage collection may have nothing to do, and a digest may be stored
+    /// already.
     fn tells(self) -> bool {
         matches!(self, Work::Backup | Work::Verification)
     }
@@ -169,7 +170,7 @@ impl Work {
         }
     }
 
-    /// Does it, and looks whether it did it well.
+    /// Runs it, and checks its result.
     async fn run(self, env: &Env, store: &Store, ctx: &Context) -> Checked {
         let (target, before) = (env.unused_path(), store.latest_version(&background()).await?);
         if self == Work::Verification {
@@ -188,7 +189,7 @@ impl Work {
     }
 }
 
-/// Somebody else, on a thread and a runtime of their own, who reads and appends when they are asked to.
+/// Another caller, on a separate thread and runtime, who reads and appends on request.
 #[derive(Clone)]
 struct Others {
     asks: Arc<Mutex<(Sender<()>, Receiver<Checked>)>>,
@@ -201,7 +202,7 @@ impl Others {
         let ((asks, asked), (answers, answered)) = (channel(), channel());
         thread::spawn(move || {
             let mut number = 0;
-            // Until nobody asks any more.
+            // Until there are no more requests.
             while asked.recv().is_ok() {
                 number += 1;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -216,7 +217,7 @@ impl Others {
         Others { asks: Arc::new(Mutex::new((asks, answered))), outcome: Arc::new(Mutex::new(Ok(()))), limit }
     }
 
-    /// Asks them to do it all, and waits, on this thread. For a listener, which cannot fail.
+    /// Requests everything, and waits on this thread. For a listener, which cannot fail.
     fn wait_for_all(&self, work: Work) {
         let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +235,7 @@ impl Others {
         });
     }
 
-    /// What came of it.
+    /// The result of the requests.
     fn outcome(&self) -> Checked {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

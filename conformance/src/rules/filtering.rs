@@ -1,4 +1,4 @@
-//! O8 once more: what filters accept, and the list of aggregates.
+//! O8, continued: filters, and the list of aggregates.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,8 +18,8 @@ use crate::reading::{audit, list, load, load_pages, pages_of, same_events, selec
 use crate::tasks::{Background, end_everywhere, interrupted, polled};
 
 checks! {
-    /// O8: A load with any filters gives what `load` gives, filtered: in each direction, with bounds and limits, in pages of
-    /// any size.
+    /// O8: A load with any filters returns what `load` returns, filtered: in each direction, with bounds and limits, in
+    /// pages of any size.
     async fn o8_a_load_with_any_filters_is_the_load_filtered(env: &Env) {
         let store = env.open().await?;
         let mut random = env.random();
@@ -36,7 +36,7 @@ checks! {
         }
     }
 
-    /// O8: Types are whole ones, of which any may match, and prefixes are compared byte by byte.
+    /// O8: Types are compared as a whole, and any of several may match; prefixes are compared byte by byte.
     async fn o8_filters_take_names_as_they_are(env: &Env) {
         let store = env.open().await?;
         let names = awkward_names();
@@ -82,15 +82,14 @@ checks! {
         }
     }
 
-    /// O8: A time of recording is in the period that begins with it, and not in the one that ends with it; times need not
-    /// rise.
+    /// O8: The beginning of a time period is included, and its end is excluded; times need not rise.
     async fn o8_times_bound_a_load_to_the_microsecond(env: &Env) {
         let store = env.open().await?;
         let times = [7_u64, 3, 3, 9, 1, 4, 8, 2, 4, 0, 9, 5].map(time);
         let named = |number: usize| event(format!("event-{number}"), ["a", "b"][number % 2]);
         append(&store, Batch::new((0..12).map(named).collect()).recorded_at(times.to_vec())).await?;
         let all = audit(&store).await?;
-        // Between two microseconds as well, which no event is recorded at, and before 1970.
+        // Also between two microseconds, where no event is recorded, and before 1970.
         let mut bounds: Vec<_> = (0..11).map(time).collect();
         bounds.extend([time(4) + Duration::from_nanos(1), time(4) - Duration::from_nanos(1)]);
         bounds.extend([SystemTime::UNIX_EPOCH - Duration::from_secs(1), time(u64::MAX >> 11)]);
@@ -106,7 +105,7 @@ checks! {
         }
     }
 
-    /// O8: Of an aggregate, what it has got since a revision is loaded; of all, what has a greater one.
+    /// O8: A load since a revision returns the events with a greater revision, of one aggregate or of all.
     async fn o8_a_load_since_a_revision_gives_what_has_a_greater_one(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 60).await?;
@@ -134,8 +133,8 @@ checks! {
         }
     }
 
-    /// O9: A page with filters is empty only if no further event matches, however far away the next one is, and ends with the
-    /// event that fills its bytes.
+    /// O9: A page with filters is empty only if no more events match, however far away the next match is, and ends with
+    /// the event that reaches its size in bytes.
     async fn o9_a_page_with_filters_is_empty_only_if_nothing_matches(env: &Env) {
         let store = env.open().await?;
         let wanted = |number: usize| [0, 1, 2, 4_000, 7_999].contains(&number);
@@ -161,7 +160,7 @@ checks! {
         expect_eq!(nothing.head, Version::new(8_000), "the head of a page of a type that nothing has");
     }
 
-    /// O5: A load with filters shows, while writers write, what matches of the store as of its first page.
+    /// O5: A load with filters, while events are appended, shows the matching events of the store as of its first page.
     #[on(Both)]
     async fn o5_a_load_with_filters_while_writers_write_shows_a_prefix(env: &Env) {
         let store = env.open().await?;
@@ -193,8 +192,8 @@ checks! {
         }
     }
 
-    /// S1: A subscription with filters gives every event after its version that matches, once, in order: what is there, then
-    /// what comes, however much does not match.
+    /// S1: A subscription with filters returns every matching event after its version once, in order: existing ones,
+    /// then new ones, however many events do not match.
     #[on(Both)]
     async fn s1_a_subscription_with_filters_gives_each_match_without_a_seam(env: &Env) {
         let store = env.open().await?;
@@ -213,7 +212,7 @@ checks! {
         let with_last = |options: LoadOptions| {
             let mut options = options;
             if !options.types.is_empty() {
-                options.types.push("Last".to_owned()); // what all of them end with
+                options.types.push("Last".to_owned()); // the event that ends all of them
             }
             options
         };
@@ -225,7 +224,7 @@ checks! {
         let later =
             Background::start(options.clone().map(|options| until_last(store.subscribe(&background(), options))));
         writers.finish().await?;
-        // Several that no subscription ends with, one by one, and then one for each aggregate.
+        // Several that end no subscription, one by one, and then one for each aggregate.
         for number in 0..20 {
             append_one(&store, typed(&format!("noise-{number}"), "Noise", "c")).await?;
         }
@@ -241,7 +240,7 @@ checks! {
         }
     }
 
-    /// S1: A subscription with filters and a limit ends after so many events that match, and waits for them.
+    /// S1: A subscription with filters and a limit waits for that many matching events, and ends after them.
     async fn s1_a_subscription_with_filters_and_a_limit_ends_after_it(env: &Env) {
         let store = env.open().await?;
         let mut stream = store.subscribe(&background(), LoadOptions::all().types(["Paid"]).limit(2));
@@ -260,8 +259,8 @@ checks! {
         ensure!(more.is_none(), "a subscription to two events of a type goes on: {more:?}");
     }
 
-    /// C5: A read with filters that match little or nothing ends with its context, although it has to look at every event
-    /// before it gives a page, and leaves nothing behind.
+    /// C5: A read whose filters match little or nothing ends with its context, even if it has to read every event for
+    /// one page, and leaves nothing behind.
     #[on(Both)]
     async fn c5_a_read_that_finds_little_ends_with_its_context(env: &Env) {
         let store = env.open().await?;
@@ -291,7 +290,7 @@ checks! {
                 }
             })
             .await?;
-            // More than an engine has slots for readers, one after the other: none may be kept.
+            // More in sequence than an engine has reader slots: none may leak.
             for _ in 0..30 {
                 polled(1, page(0, background())).await;
             }
@@ -309,8 +308,8 @@ checks! {
         append_one(&store, event("again", "a")).await?;
     }
 
-    /// O8: Aggregates are listed once each, in the order of their ids' bytes, with their revisions and newest versions: all of
-    /// them, by prefix, behind an id, and as they were, in pages of any size.
+    /// O8: Aggregates are listed once each, in byte order of their ids, with their revisions and newest versions: all
+    /// of them, by prefix, after an id, and as of a version, in pages of any size.
     async fn o8_aggregates_are_listed_in_the_order_of_their_ids(env: &Env) {
         let store = env.open().await?;
         let names = awkward_names();
@@ -345,7 +344,7 @@ checks! {
         expect_eq!(page.head.get(), all.len() as u64, "the head of a page of aggregates");
     }
 
-    /// O8: A store without events lists no aggregates, and one whose append was refused does not list its aggregate.
+    /// O8: A store without events lists no aggregates, and an aggregate whose only append was refused is not listed.
     async fn o8_aggregates_without_events_are_not_listed(env: &Env) {
         let store = env.open().await?;
         let page = store.list_aggregates(&background(), &AggregateOptions::all(), 10).await?;
@@ -363,7 +362,7 @@ checks! {
         expect_eq!(listed, ["a"], "the aggregates after a refused append to a second");
     }
 
-    /// O8: A list of aggregates shows them, while writers write, as they were at its first page.
+    /// O8: A list of aggregates, while events are appended, shows them as of its first page.
     #[on(Both)]
     async fn o8_aggregates_while_writers_write_are_those_of_a_moment(env: &Env) {
         let store = env.open().await?;
@@ -371,7 +370,7 @@ checks! {
             let store = store.clone();
             async move {
                 for number in 0..40_usize {
-                    // Some that are there and some that are new, everywhere in the order.
+                    // Existing and new aggregates, spread over the whole order.
                     let names = [format!("{}", number % 7), format!("{}-{writer}", number * 37 % 100)];
                     let new = |(at, name): (usize, &String)| event(format!("{writer}-{number}-{at}"), name);
                     append(&store, names.iter().enumerate().map(new).collect::<Vec<_>>()).await?;
@@ -387,7 +386,7 @@ checks! {
             ensure!(first.head >= acknowledged, "a list at version {acknowledged} has the head {} (O6)", first.head);
             let mut listed = first.aggregates;
             if let Some(next) = first.next {
-                // Of an aggregate that was there, and of one that was not.
+                // Of an existing aggregate, and of a new one.
                 let later = ["39-0", "3-later"].map(|name| event(format!("{name} {}", lists.len()), name));
                 append(&store, later.to_vec()).await?;
                 listed.extend(list(&store, next, 20).await?);
@@ -431,7 +430,7 @@ fn typed(id: &str, event_type: &str, aggregate_id: &str) -> Event {
     built.expect("the suite's own events are valid")
 }
 
-/// A time that stores keep exactly.
+/// A time that stores represent exactly.
 fn time(micros: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(micros)
 }
@@ -440,7 +439,7 @@ fn below(random: &mut Random, end: usize) -> usize {
     usize::try_from(random.below(end as u64)).unwrap_or_default()
 }
 
-/// Events of some types and aggregates, of which some name their times, which do not rise.
+/// Appends events of several types and aggregates, some of them with explicit times, which do not rise.
 async fn append_mixed(store: &Store, random: &mut Random, count: usize) -> Checked {
     let mut appended = 0;
     while appended < count {
@@ -459,11 +458,11 @@ async fn append_mixed(store: &Store, random: &mut Random, count: usize) -> Check
     Ok(())
 }
 
-/// A load with any filters and bounds.
+/// A load with random filters and bounds.
 fn any_options(random: &mut Random, all: &[RecordedEvent]) -> LoadOptions {
     let mut options = LoadOptions::all();
     let version = |random: &mut Random| Version::new(random.below(all.len() as u64 + 2));
-    // Each half of the time, or less: of all together there would be nothing to find.
+    // Each with a probability of one half or less: all together would match nothing.
     if random.below(3) == 0 {
         options.since = version(random);
     }
@@ -515,7 +514,7 @@ fn is_last(event: &RecordedEvent) -> bool {
     event.event.event_type() == "Last"
 }
 
-/// What the stream gives, up to and with the first last event.
+/// The events of the stream, up to and including the last one.
 async fn until_last(mut stream: EventStream) -> Checked<Vec<RecordedEvent>> {
     let mut seen: Vec<RecordedEvent> = Vec::new();
     while !seen.last().is_some_and(is_last) {

@@ -15,8 +15,8 @@ use crate::reading::{add_page, audit, behind, ids, same_events, select};
 use crate::tasks::{Background, all_at_once, polled};
 
 checks! {
-    /// S1: A subscription gives every event after its version once, in order: what is there, then what comes, without a
-    /// seam.
+    /// S1: A subscription returns every event after its version once, in order: existing ones, then new ones, without a
+    /// gap in between.
     #[on(Both)]
     async fn s1_a_subscription_goes_from_what_is_there_to_what_comes_without_a_seam(env: &Env) {
         let store = env.open().await?;
@@ -27,7 +27,7 @@ checks! {
             LoadOptions::all(),
             LoadOptions::since(15.into()),
             LoadOptions::since(30.into()),
-            // Beyond the end: what comes until then is not asked for.
+            // Beyond the end: earlier events are not requested.
             LoadOptions::since(130.into()),
             LoadOptions::all().aggregate("a"),
             LoadOptions::since(20.into()).aggregate("a"),
@@ -50,14 +50,14 @@ checks! {
         }
     }
 
-    /// S1: A subscription gives each new event as it comes.
+    /// S1: A subscription returns each new event as it is appended.
     #[on(Both)]
     async fn s1_a_subscription_gives_each_event_as_it_comes(env: &Env) {
         let store = env.open().await?;
         let mut all = store.subscribe(&background(), Version::ZERO);
         let mut one = store.subscribe(&background(), LoadOptions::all().aggregate("b"));
         for number in 0..100 {
-            // The subscription waits when the event comes, has not begun to wait, or is on its way to waiting.
+            // The subscription is waiting when the event comes, has not begun to wait, or is about to.
             polled(number % 4, all.next()).await;
             polled(number % 3, one.next()).await;
             let id = format!("event-{number}");
@@ -119,7 +119,7 @@ checks! {
         }
     }
 
-    /// S1: Waiting for events returns at once what is there, and otherwise as soon as something comes; no wake-up is
+    /// S1: Waiting for events returns at once if there are any, and otherwise as soon as one is appended; no wake-up is
     /// lost.
     #[on(Both)]
     async fn s1_waiting_for_events_misses_no_event(env: &Env) {
@@ -144,7 +144,7 @@ checks! {
         }
     }
 
-    /// S1: Waiting for a version that is further away ends with that version, and not with those before it.
+    /// S1: Waiting for a later version returns when that version is reached, and not earlier.
     #[on(Both)]
     async fn s1_waiting_for_a_later_version_ends_with_it(env: &Env) {
         let store = env.open().await?;
@@ -162,7 +162,7 @@ checks! {
         expect_eq!(wait.await?, Version::new(5), "the version that was waited for");
     }
 
-    /// S1: Waiting in a store that was opened again returns at once what was there before.
+    /// S1: In a reopened store, waiting returns existing events at once.
     #[needs(Persistence)]
     #[on(Both)]
     async fn s1_waiting_after_reopening_knows_what_was_there(env: &Env) {
@@ -180,7 +180,7 @@ checks! {
         expect_eq!(reached, Version::new(4), "the version of the first event after reopening");
     }
 
-    /// S1: A subscription since the last version seen goes on after reopening, with nothing missing and nothing twice.
+    /// S1: After reopening, a subscription since the last version seen continues without gaps or repetitions.
     #[needs(Persistence)]
     async fn s1_following_goes_on_after_reopening(env: &Env) {
         let mut store = env.open().await?;
@@ -189,7 +189,7 @@ checks! {
             append(&store, events(&format!("round-{round}"), "a", 5)).await?;
             let since = seen.last().map_or(Version::ZERO, |event| event.version);
             let mut stream = store.subscribe(&background(), since);
-            // Not all of them: the rest comes in the next opening.
+            // Not all of them: the rest follows after the next opening.
             for _ in 0..4 {
                 let event = next(&mut stream).await?;
                 add_page(&mut seen, vec![event], Direction::Forward)?;
@@ -203,8 +203,8 @@ checks! {
         same_events(&seen, &audit(&store).await?, "what a subscriber saw over five openings")?;
     }
 
-    /// S1: A subscription from beyond the end gives only what comes beyond, and one from the last version there can be
-    /// gives nothing.
+    /// S1: A subscription from beyond the end returns only later events, and one from the greatest possible version
+    /// returns nothing.
     #[on(Both)]
     async fn s1_a_subscription_from_beyond_the_end_gives_what_comes_beyond(env: &Env) {
         let store = env.open().await?;
@@ -228,7 +228,7 @@ checks! {
         expect_err!(end, Error::Cancelled, "the end of a subscription from the last version there can be");
     }
 
-    /// S1: However many follow, all see every event.
+    /// S1: With any number of subscribers, all see every event.
     #[on(Both)]
     async fn s1_however_many_follow_all_see_every_event(env: &Env) {
         let store = env.open().await?;
@@ -247,7 +247,7 @@ checks! {
         }
     }
 
-    /// S1: Following goes on through garbage collections of either kind.
+    /// S1: Subscriptions continue during garbage collections of either kind.
     #[on(Both)]
     async fn s1_following_goes_on_through_collections(env: &Env) {
         let store = env.open().await?;
@@ -257,7 +257,7 @@ checks! {
         let mut seen = [const { Vec::new() }; 3];
         for (number, gc) in [Gc::Quick, Gc::Full, Gc::Quick, Gc::Full].into_iter().enumerate() {
             for (stream, seen) in streams.iter_mut().zip(&mut seen) {
-                // Up to where it has to wait.
+                // Up to the point where it has to wait.
                 while let Some(event) = polled(3, next(stream)).await {
                     seen.push(event?);
                 }
@@ -276,7 +276,7 @@ checks! {
         }
     }
 
-    /// S2: Subscribers that do not read never block the writer, and find everything when they do.
+    /// S2: Subscribers that do not read never block the writer, and find everything later.
     #[on(Both)]
     async fn s2_a_subscriber_that_does_not_read_never_blocks_the_writer(env: &Env) {
         let store = env.open().await?;
@@ -299,7 +299,7 @@ checks! {
         }
     }
 
-    /// S2: Those who wait for events and are never polled again block nobody.
+    /// S2: Calls that wait for events and are never polled again block nobody.
     async fn s2_a_waiter_that_is_never_polled_blocks_nobody(env: &Env) {
         let store = env.open().await?;
         let ctx = background();
@@ -316,7 +316,7 @@ checks! {
         }
     }
 
-    /// S3: A cursor stays good while the store is appended to and collects garbage.
+    /// S3: A cursor stays valid after appends and garbage collections.
     #[on(Both)]
     async fn s3_a_cursor_stays_good_while_the_store_goes_on(env: &Env) {
         let store = env.open().await?;
@@ -345,7 +345,7 @@ checks! {
         expect_err!(beyond, Error::InvalidVersion { .. }, "the cursor of a version that the store has not come to");
     }
 
-    /// S3: A cursor of another history is refused from the first event on that differs, and good before it.
+    /// S3: A cursor of another history is refused from the first differing event on, and accepted before it.
     async fn s3_a_cursor_of_another_history_is_refused(env: &Env) {
         let (store, others) = (env.open().await?, env.fresh()?);
         let all = append_history(&store, 40).await?;
@@ -360,7 +360,7 @@ checks! {
                 .build()?,
             event("other", same.aggregate_id()),
         ] {
-            // Only the fifth event differs, and what comes after it is the same.
+            // Only the fifth event differs; later ones are the same.
             let others = others.fresh()?;
             let another = others.open().await?;
             append(&another, [&all[..4], std::slice::from_ref(&other), &all[5..]].concat()).await?;
@@ -372,7 +372,8 @@ checks! {
         }
     }
 
-    /// S3: A store that ends before a cursor refuses it, and when it has come so far with other events as well.
+    /// S3: A store that ends before a cursor refuses it, and still does when it has reached that version with other
+    /// events.
     async fn s3_a_cursor_beyond_the_end_is_refused(env: &Env) {
         let (store, others) = (env.open().await?, env.fresh()?);
         let all = append_history(&store, 20).await?;
@@ -388,7 +389,7 @@ checks! {
         is_another(&shorter, &cursors[9..], &cursors_until(&shorter, 20).await?[9..]).await?;
     }
 
-    /// S3: After reopening, the store's own cursors are good and those of another history are refused.
+    /// S3: After reopening, the store's own cursors are accepted, and those of another history are refused.
     #[needs(Persistence)]
     async fn s3_cursors_are_the_same_after_reopening(env: &Env) {
         let (mut store, others) = (env.open().await?, env.fresh()?);
@@ -404,7 +405,7 @@ checks! {
         }
     }
 
-    /// S3: A backup has the history of its store, until it is restored and goes on otherwise.
+    /// S3: A backup has the history of its store, until other events are appended to it.
     #[needs(Backup)]
     async fn s3_a_restored_backup_that_goes_on_has_another_history(env: &Env) {
         let store = env.open().await?;
@@ -431,7 +432,7 @@ checks! {
     }
 }
 
-/// The cursors of each version up to this one.
+/// The cursors at each version up to this one.
 async fn cursors_until(store: &Store, version: u64) -> Checked<Vec<Cursor>> {
     let mut cursors = Vec::new();
     for version in 0..=version {
@@ -442,7 +443,7 @@ async fn cursors_until(store: &Store, version: u64) -> Checked<Vec<Cursor>> {
     Ok(cursors)
 }
 
-/// Fails unless the store has the history of each of these cursors.
+/// Fails unless the store accepts each of these cursors.
 async fn goes_on(store: &Store, cursors: &[Cursor], what: &str) -> Checked {
     for cursor in cursors {
         let checked = store.check_cursor(&background(), *cursor).await;
@@ -451,7 +452,7 @@ async fn goes_on(store: &Store, cursors: &[Cursor], what: &str) -> Checked {
     Ok(())
 }
 
-/// Fails unless each of the cursors is refused, with the place that the store has instead.
+/// Fails unless each of the cursors is refused, with the store's own position in the error.
 async fn is_another(store: &Store, cursors: &[Cursor], places: &[Cursor]) -> Checked {
     for (cursor, place) in cursors.iter().zip(places) {
         expect_err!(
@@ -463,7 +464,7 @@ async fn is_another(store: &Store, cursors: &[Cursor], places: &[Cursor]) -> Che
     Ok(())
 }
 
-/// Writers that append pairs of events of one aggregate or of another.
+/// Writers that append pairs of events of one or another aggregate.
 fn write(store: &Store, writers: usize, count: usize) -> Background<()> {
     Background::start((0..writers).map(|writer| {
         let store = store.clone();
@@ -483,7 +484,7 @@ async fn next(stream: &mut EventStream) -> Checked<RecordedEvent> {
     }
 }
 
-/// What the stream gives, up to and with the event that has this id.
+/// The events of the stream, up to and including the one with this id.
 async fn until(mut stream: EventStream, id: &'static str) -> Checked<Vec<RecordedEvent>> {
     let mut seen = Vec::new();
     while seen.last().is_none_or(|event: &RecordedEvent| event.event.id() != id) {

@@ -1,4 +1,4 @@
-//! L: opening, closing, and opening again.
+//! L: opening, closing and reopening.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::reading::{audit, first_of, is_sound, pages_of, same_events};
 use crate::tasks::{Background, all_at_once, at_once, polled};
 
 checks! {
-    /// L1: A closed store refuses every method with `Closed`, for all handles.
+    /// L1: After closing, every method of every handle returns `Closed`.
     #[on(Both)]
     async fn l1_a_closed_store_refuses_everything_with_closed(env: &Env) {
         let store = env.open().await?;
@@ -31,7 +31,8 @@ checks! {
         }
     }
 
-    /// L1: A closed store refuses also what would do nothing: an empty batch, a repetition, a read of no event.
+    /// L1: After closing, even calls without an effect return `Closed`: an empty batch, a repetition, a read of no
+    /// event.
     async fn l1_a_closed_store_refuses_also_what_would_do_nothing(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
@@ -60,7 +61,7 @@ checks! {
         expect_err!(store.aggregate_revision(&ctx, "nobody").await, Error::Closed, "an unknown aggregate after `close`");
     }
 
-    /// L1: A store without events can be closed, dropped and opened again.
+    /// L1: A store without events can be closed, dropped and reopened.
     #[on(Both)]
     async fn l1_an_empty_store_can_be_closed_and_opened_again(env: &Env) {
         let mut store = env.open().await?;
@@ -75,7 +76,7 @@ checks! {
         expect_eq!(stored.version, Version::new(1), "the first version of a store that was empty at several openings");
     }
 
-    /// L1: A backup that is under way when the store is closed is finished, or ends with `Closed` and leaves nothing that
+    /// L1: A backup that is running when the store is closed is finished, or ends with `Closed` and leaves nothing that
     /// opens.
     #[needs(Backup)]
     #[on(Both)]
@@ -112,7 +113,7 @@ checks! {
         }
     }
 
-    /// L1: `close` may be called again, by any handle, also at the same time.
+    /// L1: `close` may be called again, by any handle, also concurrently.
     #[on(Both)]
     async fn l1_close_may_be_called_again(env: &Env) {
         let store = env.open().await?;
@@ -125,14 +126,13 @@ checks! {
             ensure!(outcome.is_ok(), "one of eight calls of `close` gives {outcome:?}");
         }
         store.close().await?;
-        // Every one of them returned, so the store can be opened, and the old handle closes nothing of it.
+        // All of them have returned, so the store can be opened, and the old handle does not close it.
         let reopened = env.open().await?;
         store.close().await?;
         append_one(&reopened, event("after", "a")).await?;
     }
 
-    /// L1: `close` finishes what was accepted: an append that runs meanwhile is `Ok` and kept, or `Closed` and not
-    /// written.
+    /// L1: `close` finishes accepted appends: a concurrent append is `Ok` and kept, or `Closed` and not written.
     #[on(Both)]
     async fn l1_close_finishes_what_was_accepted(env: &Env) {
         for round in 0..5_u64 {
@@ -178,7 +178,7 @@ checks! {
         }
     }
 
-    /// L1: When `close` returns the store can be opened again, also while old handles are kept.
+    /// L1: When `close` returns, the store can be reopened, even while old handles exist.
     #[on(Both)]
     async fn l1_a_closed_store_can_be_opened_again_at_once(env: &Env) {
         let mut old = Vec::new();
@@ -200,7 +200,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// L1: Dropping the last handle closes the store: it can be opened again at once, and keeps what was appended.
+    /// L1: Dropping the last handle closes the store: it can be reopened at once, and keeps what was appended.
     #[on(Both)]
     async fn l1_dropping_the_last_handle_closes_the_store(env: &Env) {
         let mut before = Vec::new();
@@ -218,7 +218,7 @@ checks! {
         }
     }
 
-    /// L1: Dropping the last handle right after an append whose future was dropped keeps all of its events or none.
+    /// L1: Dropping the last handle right after the future of an append keeps all of the append's events or none.
     #[on(Both)]
     async fn l1_dropping_everything_leaves_whole_batches(env: &Env) {
         for round in 0..20 {
@@ -241,7 +241,7 @@ checks! {
             let store = env.open().await?;
             append_one(&store, event(format!("polls-{polls}"), "a")).await?;
             polled(polls, store.close()).await;
-            // Nobody else closes the store, so this ends only if the closing goes on.
+            // Nobody else closes the store, so this returns only if the closing continues.
             let waited = store.wait_for_events(&background(), u64::MAX.into()).await;
             expect_err!(waited, Error::Closed, "waiting after a `close` that was polled {polls} times and dropped");
             store.close().await?;
@@ -251,7 +251,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), kept, "the number of events after four closings");
     }
 
-    /// L1: Waiting for events and following end with `Closed` when the store is closed.
+    /// L1: Closing ends waiting calls and subscriptions with `Closed`.
     #[on(Both)]
     async fn l1_closing_ends_those_who_wait(env: &Env) {
         let store = env.open().await?;
@@ -283,7 +283,7 @@ checks! {
         }
     }
 
-    /// L1: A load that is under way when the store is closed gives `Closed` or what it already read, and never a gap.
+    /// L1: A load that is running when the store is closed returns `Closed` or what it has read, and never a gap.
     async fn l1_closing_ends_loads(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 20).await?;
@@ -296,7 +296,7 @@ checks! {
         expect_err!(store.load_page(&background(), &next, size).await, Error::Closed, "the next page after `close`");
     }
 
-    /// L1, declared absent: a store that does not survive closing is empty when it is opened again.
+    /// L1, declared absent: a store that does not survive closing is empty when it is reopened.
     #[needs(NoPersistence)]
     async fn l1_without_persistence_a_reopened_store_is_empty(env: &Env) {
         let store = env.open().await?;
@@ -309,7 +309,7 @@ checks! {
         expect_eq!(stored.version, Version::new(1), "the first version of a store that does not survive closing");
     }
 
-    /// L2: A second opening is `Locked` and harms nothing; once the first is closed the store opens.
+    /// L2: A second opening is `Locked` and does no harm; after the first is closed, the store opens.
     #[needs(Locking)]
     async fn l2_a_second_opening_is_locked_and_harms_nothing(env: &Env) {
         let store = env.open().await?;
@@ -330,7 +330,7 @@ checks! {
         expect_err!(env.opening().await, Error::Locked { .. }, "a second opening of a store that was opened again");
     }
 
-    /// L2: Of openings at the same time one succeeds, and the others are `Locked`.
+    /// L2: Of concurrent openings, one succeeds and the others are `Locked`.
     #[needs(Locking)]
     async fn l2_of_openings_at_once_one_succeeds(env: &Env) {
         for round in 0..5 {
@@ -350,7 +350,7 @@ checks! {
         }
     }
 
-    /// L2: A second opening by another name of the same place is `Locked`.
+    /// L2: A second opening under another name of the same directory is `Locked`.
     #[needs(Locking)]
     async fn l2_another_name_of_the_place_is_the_same_store(env: &Env) {
         let store = env.open().await?;
@@ -379,7 +379,7 @@ checks! {
     async fn l2_an_opening_that_is_dropped_leaves_no_lock(env: &Env) {
         for polls in 0..6 {
             drop(polled(polls, env.opening()).await);
-            // What was under way may take a moment to end.
+            // The dropped opening may take a moment to end.
             let store = loop {
                 match env.opening().await {
                     Err(Error::Locked { .. }) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
@@ -396,7 +396,7 @@ checks! {
     #[ignore = "needs a second process"]
     async fn l2_an_opening_from_another_process_is_locked(_env: &Env) {}
 
-    /// L2, declared absent: a second opening of a store that does not lock is no error and harms nothing.
+    /// L2, declared absent: a second opening of a store that does not lock succeeds and does no harm.
     #[needs(NoLocking)]
     async fn l2_without_locking_a_second_opening_harms_nothing(env: &Env) {
         let first = env.open().await?;
@@ -414,11 +414,11 @@ checks! {
     }
 
     /// L3: Opening is bounded work: it does not grow with the number of events.
-    #[ignore = "needs a large store and a clock; it is a matter of benchmarks"]
+    #[ignore = "needs a large store and a clock; see the benchmarks"]
     async fn l3_opening_does_not_grow_with_the_number_of_events(_env: &Env) {}
 
-    /// L4: A store that is opened to be read only, or a backup, shows everything and refuses to be written to, and no byte of its
-    /// directory changes.
+    /// L4: A store or backup that is opened read-only shows everything and refuses writes, and no byte of its directory
+    /// changes.
     #[needs(ReadOnly)]
     #[on(Both)]
     async fn l4_a_store_that_is_only_read_stays_as_it_is(env: &Env) {
@@ -472,7 +472,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), all.len() + 1, "the number of events of a store that was only read before");
     }
 
-    /// L4: Several may read a store at the same time, and each ends without the others.
+    /// L4: Several readers may have a store open read-only at the same time, and each closes independently.
     #[needs(ReadOnly)]
     #[on(Both)]
     async fn l4_several_may_read_a_store_at_once(env: &Env) {
@@ -495,8 +495,8 @@ checks! {
         append_one(&store, event("new", "a")).await?;
     }
 
-    /// L4: Who writes to a store and who only reads it keep each other out: the later opening is `Locked` and harms nothing. A
-    /// store that opts out of L2 need not.
+    /// L4: A writer and a read-only reader exclude each other: the later opening is `Locked` and does no harm. A store
+    /// that opts out of L2 need not do this.
     #[needs(ReadOnly)]
     async fn l4_who_writes_and_who_reads_keep_each_other_out(env: &Env) {
         if !env.profile.locks() {
@@ -529,7 +529,7 @@ checks! {
         same_events(first_of(&audit(&store).await?, 13), &all, "the events when the readers have gone")?;
     }
 
-    /// L4: Opening to read only makes no store: where there is none it is `Open`, and nothing is there afterwards.
+    /// L4: Read-only opening creates no store: if there is none, it is `Open`, and nothing is there afterwards.
     #[needs(ReadOnly)]
     async fn l4_what_is_not_there_is_not_made_by_reading(env: &Env) {
         let (missing, empty) = (env.unused_path(), env.unused_path());
@@ -544,7 +544,7 @@ checks! {
         expect_eq!(audit(&store).await?, [], "the events of a store that begins where somebody wanted to read one");
     }
 
-    /// L4, declared absent: opening to read only is `Unsupported`, and changes nothing.
+    /// L4, declared absent: read-only opening is `Unsupported`, and changes nothing.
     #[needs(NoReadOnly)]
     async fn l4_without_it_opening_to_read_only_is_unsupported(env: &Env) {
         let store = env.open().await?;

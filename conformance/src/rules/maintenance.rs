@@ -1,4 +1,4 @@
-//! M: backups, verification, garbage collection, statistics and digests, beside everything else.
+//! M: backups, verification, garbage collection, statistics and digests, concurrently with other calls.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,8 @@ use crate::reading::{NEWEST, audit, digests_of, first_of, is_sound, load, same_e
 use crate::tasks::{Background, all_at_once, at_once, interrupted, polled};
 
 checks! {
-    /// M1: A backup that was taken while writers write is a store of its own with the first events of this one, and no
-    /// batch in part.
+    /// M1: A backup that was taken while events are appended is a complete store with the first events of this one, and
+    /// no batch in part.
     #[needs(Backup)]
     async fn m1_a_backup_while_writers_write_has_the_first_events_and_no_batch_in_part(env: &Env) {
         let store = env.open().await?;
@@ -66,7 +66,7 @@ checks! {
         }
     }
 
-    /// M1: A backup and the store that it was taken of go their own ways, and each can be backed up again.
+    /// M1: A backup and its store are independent, and each can be backed up again.
     #[needs(Backup)]
     async fn m1_a_backup_is_a_store_of_its_own(env: &Env) {
         let store = env.open().await?;
@@ -92,8 +92,8 @@ checks! {
         }
     }
 
-    /// M1: A backup knows the ids and revisions of its events: repetitions, duplicates and conditions are decided as in the
-    /// store.
+    /// M1: A backup knows the ids and revisions of its events: repetitions, duplicates and conditions are handled as in
+    /// the store.
     #[needs(Backup)]
     async fn m1_a_backup_knows_the_ids_and_revisions_of_its_events(env: &Env) {
         let store = env.open().await?;
@@ -121,7 +121,7 @@ checks! {
         audit(&backup).await?;
     }
 
-    /// M1: Backups that are taken at the same time are each complete.
+    /// M1: Concurrent backups are each complete.
     #[needs(Backup)]
     #[on(Both)]
     async fn m1_backups_at_the_same_time_are_each_complete(env: &Env) {
@@ -141,7 +141,7 @@ checks! {
         }
     }
 
-    /// M1: A backup tells how far it has come, never more than the total and never less than before.
+    /// M1: A backup reports progress, never beyond the total and never going back.
     #[needs(Backup)]
     async fn m1_a_backup_tells_how_far_it_has_come(env: &Env) {
         let store = env.open().await?;
@@ -168,7 +168,7 @@ checks! {
     #[ignore = "needs a system whose syncs can be observed"]
     async fn m1_a_backup_is_synced_when_the_call_returns(_env: &Env) {}
 
-    /// M1, declared absent: a store that takes no backups says so, and writes nothing.
+    /// M1, declared absent: a store without backups returns an error and writes nothing.
     #[needs(NoBackup)]
     async fn m1_without_backups_the_call_is_unsupported(env: &Env) {
         let store = env.open().await?;
@@ -181,7 +181,7 @@ checks! {
         same_events(&audit(&store).await?, &before, "the events after a backup that is not supported")?;
     }
 
-    /// M2: A backup into a directory that is not empty is refused, and nothing in it is touched.
+    /// M2: A backup into a nonempty directory is refused, and nothing in it is changed.
     #[needs(Backup)]
     async fn m2_a_target_that_is_not_empty_is_refused_and_not_touched(env: &Env) {
         let store = env.open().await?;
@@ -197,7 +197,7 @@ checks! {
         fs::create_dir(strange.join("deep"))?;
         append_one(&store, event("later", "a")).await?;
         for target in [file.as_path(), &strange, &other, env.directory()] {
-            // A store's directory has a lock file and the like, whose content is not to be read.
+            // A store's directory has a lock file and the like, whose content cannot be read.
             let is_a_store = target == env.directory() || target == other;
             let before = if is_a_store { Content::default() } else { Content::of(target)? };
             let refused = store.backup(&background(), target).await;
@@ -208,14 +208,14 @@ checks! {
         }
         expect_eq!(audit(&env.open_at(&other).await?).await?.len(), 1, "the events of a store to which a backup was refused");
         expect_eq!(audit(&store).await?.len(), 11, "the number of events after backups that were refused");
-        // An empty directory is no reason to refuse.
+        // An empty directory is accepted.
         let empty = env.unused_path();
         fs::create_dir(&empty)?;
         store.backup(&background(), &empty).await?;
         expect_eq!(audit(&env.open_at(&empty).await?).await?.len(), 11, "the events of a backup to an empty directory");
     }
 
-    /// M2: A backup into an earlier backup of the same store is refused, or makes it the newer one: never anything between.
+    /// M2: A backup into an earlier backup of the same store is refused, or updates it: never anything in between.
     #[needs(Backup)]
     async fn m2_an_earlier_backup_stays_or_becomes_the_newer_one(env: &Env) {
         let store = env.open().await?;
@@ -241,7 +241,7 @@ checks! {
             .await?;
             let backup = loop {
                 match env.opening_at(&target).await {
-                    // One whose future was dropped may take a moment to end.
+                    // A backup whose future was dropped may take a moment to end.
                     Err(Error::Locked { .. }) if ended == Ended::Dropped => {
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
@@ -256,7 +256,7 @@ checks! {
         }
     }
 
-    /// M2: Of backups into one directory at the same time one succeeds at least, and it is complete.
+    /// M2: Of concurrent backups into one directory, at least one succeeds, and it is complete.
     #[needs(Backup)]
     #[on(Both)]
     async fn m2_of_backups_into_one_directory_at_once_one_is_complete(env: &Env) {
@@ -287,7 +287,7 @@ checks! {
         }
     }
 
-    /// M2: A backup whose context ends, or whose future is dropped, leaves nothing that opens and can be taken again.
+    /// M2: A backup whose context ends, or whose future is dropped, leaves nothing that opens, and can be repeated.
     #[needs(Backup)]
     #[on(Both)]
     async fn m2_a_backup_that_is_ended_leaves_nothing_that_opens(env: &Env) {
@@ -306,7 +306,7 @@ checks! {
                 continue;
             }
             if number % 2 == 0 {
-                // What is there now is no store: opening it fails, or begins one.
+                // What is there is not a store: opening it fails or creates one.
                 if let Ok(opened) = env.opening_at(&target).await {
                     let latest = opened.latest_version(&background()).await?;
                     expect_eq!(latest, Version::ZERO, "the latest version of what a backup left that was {ended:?}");
@@ -314,7 +314,7 @@ checks! {
                 }
                 continue;
             }
-            // One whose future was dropped may take a moment to end.
+            // A backup whose future was dropped may take a moment to end.
             loop {
                 match store.backup(&background(), &target).await {
                     Err(Error::Open { .. } | Error::Locked { .. }) if ended == Ended::Dropped => {
@@ -333,7 +333,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), all.len() + 1, "the number of events after backups that were ended");
     }
 
-    /// M3: A verification finds nothing in a sound store, and tells how much it read.
+    /// M3: A verification of an intact store finds nothing, and reports how much it read.
     #[needs(Verification)]
     #[on(Both)]
     async fn m3_a_sound_store_has_no_findings(env: &Env) {
@@ -350,7 +350,7 @@ checks! {
         }
     }
 
-    /// M3: A verification finds nothing in a sound store while writers write.
+    /// M3: A verification of an intact store finds nothing while events are appended.
     #[needs(Verification)]
     async fn m3_a_store_that_is_written_to_has_no_findings(env: &Env) {
         let store = env.open().await?;
@@ -373,7 +373,7 @@ checks! {
         is_sound(&store.verify(&background()).await?, &audit(&store).await?)?;
     }
 
-    /// M3: A verification whose context ends says so, and changes nothing.
+    /// M3: A verification whose context ends returns the reason, and changes nothing.
     #[needs(Verification)]
     #[on(Both)]
     async fn m3_a_verification_that_is_ended_says_so(env: &Env) {
@@ -391,7 +391,7 @@ checks! {
         append_one(&store, event("after", "a")).await?;
     }
 
-    /// M3: A verification tells how far it has come, never more than the total and never less than before.
+    /// M3: A verification reports progress, never beyond the total and never going back.
     #[needs(Verification)]
     async fn m3_a_verification_tells_how_far_it_has_come(env: &Env) {
         let store = env.open().await?;
@@ -401,11 +401,11 @@ checks! {
         only_goes_on(&told, "a verification")?;
     }
 
-    /// M3: A verification names what is wrong.
-    #[ignore = "needs a hand on the files of the store"]
+    /// M3: A verification reports damage.
+    #[ignore = "needs access to the files of the store"]
     async fn m3_damage_is_named(_env: &Env) {}
 
-    /// M3, declared absent: a store that does not verify says so.
+    /// M3, declared absent: a store without verification returns an error.
     #[needs(NoVerification)]
     async fn m3_without_verification_the_call_is_unsupported(env: &Env) {
         let store = env.open().await?;
@@ -415,7 +415,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 10, "the number of events after a verification that is not supported");
     }
 
-    /// M4: Garbage collections of either kind change no event, whoever reads and writes meanwhile.
+    /// M4: Garbage collections of either kind change no event, with concurrent reads and appends.
     async fn m4_collections_beside_readers_and_writers_change_no_event(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 60).await?;
@@ -466,7 +466,7 @@ checks! {
         append_one(&store, event("after", "a")).await?;
     }
 
-    /// M4: A garbage collection of an empty store does nothing, and the store goes on.
+    /// M4: A garbage collection of an empty store does nothing, and the store remains usable.
     async fn m4_a_collection_of_an_empty_store_does_nothing(env: &Env) {
         let store = env.open().await?;
         for gc in [Gc::Quick, Gc::Full] {
@@ -477,7 +477,7 @@ checks! {
         expect_eq!(stored.version, Version::new(1), "the first version after collections of an empty store");
     }
 
-    /// M4: Garbage collections at the same time all end well, and change no event.
+    /// M4: Concurrent garbage collections all succeed, and change no event.
     #[on(Both)]
     async fn m4_collections_at_the_same_time_end_well(env: &Env) {
         let store = env.open().await?;
@@ -493,7 +493,7 @@ checks! {
         append_one(&store, event("after", "a")).await?;
     }
 
-    /// M5: `stats` of a store at rest have nothing queued, also after appends that were dropped and cancelled.
+    /// M5: `stats` of an idle store reports nothing queued, also after dropped and cancelled appends.
     #[on(Both)]
     async fn m5_stats_of_a_store_at_rest_have_nothing_queued(env: &Env) {
         let store = env.open().await?;
@@ -507,7 +507,7 @@ checks! {
                 drop(interrupted(number % 5, appending, || token.cancel()).await);
             }
         }
-        // What was still on its way comes before these; a place may be given back a moment after the answer.
+        // Anything still in progress comes before these; room may be released a moment after the answer.
         let mut queued = (u64::MAX, u64::MAX);
         for number in 0..100 {
             append_one(&store, event(format!("last-{number}"), "b")).await?;
@@ -520,7 +520,7 @@ checks! {
         expect_eq!(queued, (0, 0), "the appends and bytes that are queued in a store at rest");
     }
 
-    /// M5: `stats` tells the numbers of events and aggregates as they are.
+    /// M5: `stats` reports the actual numbers of events and aggregates.
     #[on(Both)]
     async fn m5_stats_count_events_and_aggregates(env: &Env) {
         let store = env.open().await?;
@@ -535,7 +535,7 @@ checks! {
         let many: Vec<_> = (0..500).map(|number| event(format!("own-{number}"), &format!("own-{number}"))).collect();
         append(&store, many).await?;
         counts(&store, 510, 503, "many aggregates").await?;
-        // Names that begin with one another are aggregates of their own.
+        // Aggregates whose names begin alike are different.
         append(&store, vec![event("prefix-1", "own"), event("prefix-2", "own-"), event("prefix-3", "own-0")]).await?;
         counts(&store, 513, 505, "aggregates whose names begin alike").await?;
         if env.profile.survives_closing() {
@@ -546,7 +546,7 @@ checks! {
         }
     }
 
-    /// M5: While writers write, `stats` tells numbers that were true at a moment of the call.
+    /// M5: While events are appended, `stats` reports numbers that were true at a moment of the call.
     async fn m5_stats_count_while_writers_write(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 10).await?;
@@ -567,7 +567,7 @@ checks! {
         counts(&store, 10 + 3 * 40 * 3, 3 + 3, "writers").await?;
     }
 
-    /// M6: The digest is that of the definition, whatever the events have in them.
+    /// M6: The digest matches its definition, for any content of the events.
     #[on(Both)]
     async fn m6_the_digest_is_that_of_the_definition(env: &Env) {
         let store = env.open().await?;
@@ -577,7 +577,7 @@ checks! {
         let odd = [
             Event::builder("T", "a").id("no data"),
             Event::builder("T", "a").id("metadata").metadata_json("{ \"of\" : [1, 2] }").data("{}"),
-            // Told from one another by their lengths alone.
+            // Distinguished only by their lengths.
             Event::builder("AB", "C").id("D").data("12"),
             Event::builder("A", "BC").id("DD").data("12"),
             Event::builder("Änderung", "\u{0}").id("\u{1f980}").data(vec![0, 255, 254]),
@@ -591,7 +591,7 @@ checks! {
         is_digest(&store, NEWEST, "a large batch").await?;
     }
 
-    /// M6: The digest up to an older version is that of the events up to it, and it stays the same.
+    /// M6: The digest up to an older version is that of the events up to it, and never changes.
     async fn m6_the_digest_up_to_a_version_is_that_of_its_events(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 60).await?;
@@ -599,7 +599,7 @@ checks! {
         let digests = digests_of(&audit(&store).await?);
         let mut random = env.random();
         let mut versions: Vec<u64> = (0..70).collect();
-        // Wherever a store keeps one.
+        // Versions at which a store may keep a digest.
         versions.extend([256, 512, 1000, 1024, 2048, 4096, 5000, 5060].iter().flat_map(|at| [at - 1, *at, at + 1]));
         versions.extend((0..30).map(|_| random.below(5061)));
         for round in ["of a store at rest", "of a store that has gone on"] {
@@ -627,8 +627,8 @@ checks! {
         is_digest(&store, NEWEST, "a history").await?;
     }
 
-    /// M6: While writers write, the digest is that of all events at a moment of the call, and that up to an older version is
-    /// the same as ever.
+    /// M6: While events are appended, the digest is that of all events at a moment of the call, and the digest up to an
+    /// older version does not change.
     async fn m6_the_digest_while_writers_write_is_that_of_a_moment(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 30).await?;
@@ -656,7 +656,7 @@ checks! {
         }
     }
 
-    /// M6: The digest is the same after reopening, at every version, and goes on from there.
+    /// M6: The digest is the same after reopening, at every version, and continues from there.
     #[needs(Persistence)]
     async fn m6_the_digest_is_the_same_after_reopening(env: &Env) {
         let mut store = env.open().await?;
@@ -674,7 +674,7 @@ checks! {
         }
     }
 
-    /// M6: The times of recording, the batches and the durabilities make no difference to the digest.
+    /// M6: The recording times, the batches and the durabilities do not affect the digest.
     async fn m6_the_digest_is_of_the_events_and_not_of_how_they_came(env: &Env) {
         let (store, others) = (env.open().await?, env.fresh()?);
         let other = others.open().await?;
@@ -698,7 +698,8 @@ checks! {
         ensure!(one != two, "stores with different events have the digest {one}");
     }
 
-    /// M6: What writes nothing changes no digest: repetitions, refusals, collections, and appends that were ended.
+    /// M6: What writes nothing does not change the digest: repetitions, refusals, garbage collections, and appends that
+    /// were ended.
     #[on(Both)]
     async fn m6_what_writes_nothing_changes_no_digest(env: &Env) {
         let store = env.open().await?;
@@ -729,7 +730,7 @@ checks! {
         is_digest(&store, NEWEST, "all that").await?;
     }
 
-    /// M6: A backup has the digest of its store up to its version, and goes on from there.
+    /// M6: A backup has the digest of its store at its version, and continues from there.
     #[needs(Backup)]
     async fn m6_a_backup_has_the_digest_of_its_store(env: &Env) {
         let store = env.open().await?;
@@ -750,7 +751,7 @@ checks! {
         is_digest(&backup, NEWEST, "a backup that has gone on").await?;
     }
 
-    /// M6: A digest whose context ends says so, and the next one is right.
+    /// M6: A digest whose context ends returns the reason, and the next one is right.
     #[on(Both)]
     async fn m6_a_digest_that_is_ended_says_so(env: &Env) {
         let store = env.open().await?;
@@ -768,7 +769,7 @@ checks! {
     }
 }
 
-/// Three writers, each with batches of three events for an aggregate of its own.
+/// Three writers, each with batches of three events for its own aggregate.
 fn write_triples(store: &Store) -> Background<()> {
     Background::start((0..3).map(|writer| {
         let store = store.clone();
@@ -781,7 +782,7 @@ fn write_triples(store: &Store) -> Background<()> {
     }))
 }
 
-/// How a call ended that had to end early, if it was not faster.
+/// How a call ended that was to be ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Done,
@@ -790,8 +791,8 @@ enum Ended {
     Dropped,
 }
 
-/// Makes a call end in one of several ways, by its number: cancelled when it tells for the first or a later time how far it
-/// has come, out of time, or dropped.
+/// Ends a call in one of several ways, selected by a number: cancelled at the first or a later report of progress, by a
+/// deadline, or dropped.
 async fn end_some_way<F, Fut>(number: usize, call: F) -> Checked<Ended>
 where
     F: FnOnce(Context) -> Fut,
@@ -827,10 +828,10 @@ where
     }
 }
 
-/// What was done and the total, each time that a call told of it.
+/// The reports of progress: what was done and the total.
 type Told = Mutex<Vec<(u64, u64)>>;
 
-/// A context that keeps what it is told of the progress.
+/// A context that records the reported progress.
 fn listening() -> (Context, Arc<Told>) {
     let told = Arc::new(Told::default());
     let listener = told.clone();
@@ -840,7 +841,7 @@ fn listening() -> (Context, Arc<Told>) {
     (Context::background().with_progress(progress), told)
 }
 
-/// Fails unless something was told, and what was done never went back or beyond the total.
+/// Fails unless progress was reported, and never went back or beyond the total.
 #[track_caller]
 fn only_goes_on(told: &Told, what: &str) -> Checked {
     let told = told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,7 @@ mod writing;
 
 use crate::check::Check;
 
-/// Every check there is.
+/// Every check.
 pub(crate) fn checks() -> Vec<Check> {
     let areas = [
         order::checks,

@@ -1,4 +1,4 @@
-//! All rules together: random programs against a model, and a race whose history is checked afterwards.
+//! All rules together: random programs against a model, and a race whose history is checked.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -27,15 +27,15 @@ use crate::reading::{audit, digests_of, list, load, load_pages, pages_of, same_e
 use crate::tasks::{all_at_once, polled};
 
 checks! {
-    /// All rules: a program of appends, reads, subscriptions, maintenance and reopenings gives what a simple model of the
-    /// contract gives.
+    /// All rules: a program of appends, reads, subscriptions, maintenance and reopenings gives the same results as a
+    /// simple model of the contract.
     async fn random_programs_agree_with_the_model(env: &Env) {
         let cases = random::cases(&env.profile)?;
         tokio::task::block_in_place(|| search(env, cases))?;
     }
 
-    /// All rules: writers that race with conditions and repetitions leave one history, with every acknowledged event in
-    /// its place.
+    /// All rules: writers that race with conditions and repetitions leave one history, with every acknowledged event at
+    /// its position.
     #[on(Both)]
     async fn racing_writers_leave_one_history(env: &Env) {
         let store = env.open().await?;
@@ -61,22 +61,22 @@ checks! {
 /// The most steps of a program.
 const STEPS: usize = 40;
 
-/// A program that syncs leaves its processor to others.
+/// A program that syncs leaves its processor idle for others.
 const SEARCHERS_FOR_EACH_CORE: usize = 2;
 
 const TIME_BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 
-/// What those who search for a program that fails have in common.
+/// The shared state of the searchers for a failing program.
 struct Search {
     cases: u64,
     next: AtomicU64,
     agreed: AtomicU64,
     is_over: AtomicBool,
-    /// With the number of its program: of several, the first is shown, so that a seed shows the same one again.
+    /// With the number of its program: of several failures, the first is shown, so that a seed reproduces the same one.
     found: Mutex<Option<(u64, Failure)>>,
 }
 
-/// Runs this many programs, on all cores at the same time, until one fails.
+/// Runs this many programs, on all cores, until one fails.
 fn search(env: &Env, cases: u64) -> Checked {
     let search = Search {
         cases,
@@ -129,16 +129,16 @@ impl Search {
     }
 }
 
-/// Runs the program of this seed, and if it fails the shortest that does.
+/// Runs the program of this seed. If it fails, searches for the shortest program that does.
 fn run_one(env: &Env, runtime: &Runtime, programs: &impl Strategy<Value = Vec<Step>>, seed: u64) -> Checked {
     let a_quarter = env.profile.limit() / 4;
     let config = Config {
         cases: 1,
         failure_persistence: None,
         rng_seed: RngSeed::Fixed(seed),
-        // Of programs on a store in memory, the default one takes half of the time.
+        // For programs on a store in memory, the default generator takes half of the time.
         rng_algorithm: RngAlgorithm::XorShift,
-        // A program that fails has to be shown before the check runs out of time.
+        // A failing program must be shown before the check runs out of time.
         max_shrink_time: u32::try_from(a_quarter.as_millis()).unwrap_or(u32::MAX),
         max_shrink_iters: 4096,
         ..Config::default()
@@ -166,7 +166,7 @@ fn run_one(env: &Env, runtime: &Runtime, programs: &impl Strategy<Value = Vec<St
     Err(failure.with_seed(seed))
 }
 
-/// Fails at the first step that gives something else than the model.
+/// Fails at the first step whose result differs from the model.
 async fn run_program(env: &Env, program: &[Step]) -> Checked {
     let handles = vec![env.open().await?];
     let mut running =
@@ -178,10 +178,10 @@ async fn run_program(env: &Env, program: &[Step]) -> Checked {
     running.compare_all().await.map_err(|failure| failure.note("step", "after the last"))
 }
 
-/// A program on its way.
+/// A running program.
 struct Running<'env> {
     env: &'env Env,
-    /// Where the store is: a program may have moved to a backup.
+    /// The directory of the store: a program may have moved to a backup.
     place: PathBuf,
     model: Model,
     handles: Vec<Store>,
@@ -191,7 +191,7 @@ struct Running<'env> {
 struct Subscription {
     stream: EventStream,
     options: LoadOptions,
-    /// How many events it has given.
+    /// The number of events that it has returned.
     given: usize,
 }
 
@@ -244,7 +244,7 @@ impl Running<'_> {
         batch.recorded_at = times.of(batch.events.len());
         let got = self.handle(step).store_batch(&step.context(), batch.clone()).await;
         if step.ended.is_some() && batch.validate().is_err() && matches!(got, Err(Error::InvalidEvent { .. })) {
-            return Ok(()); // two rules refuse it, and either may say so
+            return Ok(()); // two rules refuse it, and either error is allowed
         }
         let Some(got) = unless_ended(step, got)? else { return Ok(()) };
         match (self.model.append(&batch), got) {
@@ -255,7 +255,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Learns the times of recording that nobody named, if these options are about them.
+    /// Learns automatic recording times, if these options depend on them.
     async fn learn_for(&mut self, options: &LoadOptions) -> Checked {
         if options.recorded_since.is_some() || options.recorded_before.is_some() {
             let all = load(&self.handles[0], LoadOptions::all()).await?;
@@ -352,7 +352,7 @@ impl Running<'_> {
                 let Subscription { stream, options, given } = &mut self.subscriptions[at];
                 let expected = select(&self.model.events, options);
                 for expected in expected[*given..].iter().take(*events) {
-                    // It is there, so it comes, or it was lost.
+                    // The event exists, so it must arrive, or it was lost.
                     let got = match tokio::time::timeout(self.env.profile.limit() / 8, stream.next()).await {
                         Ok(Some(Ok(got))) => got,
                         Ok(end) => return Err(different("a subscription", Some(expected), end)),
@@ -440,7 +440,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Closes through one handle, which ends what there is through the others.
+    /// Closes through one handle, which ends what is open through the others.
     async fn close(&mut self, step: &Step) -> Checked {
         let about_times = self.subscriptions.iter().map(|subscription| subscription.options.clone());
         for options in about_times.collect::<Vec<_>>() {
@@ -452,7 +452,7 @@ impl Running<'_> {
             handle.close().await?;
         }
         for Subscription { mut stream, options, given } in self.subscriptions.drain(..) {
-            // What it has read already it may give.
+            // It may return what it has already read.
             let expected = select(&self.model.events, &options);
             for at in given.. {
                 match (stream.next().await, expected.get(at)) {
@@ -489,7 +489,7 @@ impl Running<'_> {
     }
 }
 
-/// What a call came to; `None` if its context had ended before and it was refused for that, as it has to be.
+/// The result of a call; `None` if its context had ended before and it was refused for that, as required.
 #[track_caller]
 fn unless_ended<T: fmt::Debug>(step: &Step, outcome: Result<T, Error>) -> Checked<Option<Result<T, Error>>> {
     match (step.ended, outcome) {
@@ -506,8 +506,8 @@ fn different(what: &str, expected: impl fmt::Debug, got: impl fmt::Debug) -> Fai
     Failure::difference(format_args!("{what}"), &format!("{expected:?}"), &format!("{got:?}"))
 }
 
-/// Errors have no equality: an engine's source has none. For those of refused appends the text is exact, but for the
-/// free reason of an invalid one.
+/// Errors have no equality, because an engine's source has none. The texts of refused appends are compared, except for
+/// the free-form reason of an invalid one.
 fn same_error(expected: &Error, got: &Error) -> bool {
     match (expected, got) {
         (Error::InvalidEvent { field: expected, .. }, Error::InvalidEvent { field: got, .. }) => expected == got,
@@ -515,7 +515,7 @@ fn same_error(expected: &Error, got: &Error) -> bool {
     }
 }
 
-/// Appends with the revision last seen until it wins, as applications do; returns what was acknowledged.
+/// Appends with the revision last seen until it wins, as applications do. Returns what was acknowledged.
 async fn race(store: Store, writer: usize, mut random: Random) -> Checked<Vec<(String, u64, u64)>> {
     let mut acknowledged = Vec::new();
     let aggregate = |random: &mut Random| if random.below(2) == 0 { AGGREGATES[0] } else { AGGREGATES[1] };

@@ -1,4 +1,4 @@
-//! O: one total order, and every read agrees with it.
+//! O: one total order, with which every read agrees.
 
 use eventstore_api::limits::MAX_BATCH_BYTES;
 use eventstore_api::{
@@ -30,7 +30,7 @@ checks! {
         expect_eq!(ids(&all), ["single", "batch-1", "batch-2", "batch-3", "batch-4", "last"], "the whole store");
     }
 
-    /// O1: An append that is refused takes no version.
+    /// O1: A refused append takes no version.
     async fn o1_a_refused_append_leaves_no_gap(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
@@ -47,7 +47,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// O1: The version before every event is the latest of an empty store, and an empty batch changes nothing.
+    /// O1: The latest version of an empty store is `Version::ZERO`, and an empty batch changes nothing.
     async fn o1_an_empty_store_is_at_version_zero(env: &Env) {
         let store = env.open().await?;
         expect_eq!(store.latest_version(&background()).await?, Version::ZERO, "the latest version of an empty store");
@@ -78,7 +78,7 @@ checks! {
         expect_eq!(audit(&store).await?, [], "a store into which only empty batches were appended");
     }
 
-    /// O1: Versions are the same after reopening, and go on from there.
+    /// O1: Versions are the same after reopening, and continue from there.
     #[needs(Persistence)]
     async fn o1_versions_are_the_same_after_reopening(env: &Env) {
         let mut store = env.open().await?;
@@ -94,7 +94,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// O1: Garbage collection changes no event, no version and no lookup, also while writers write.
+    /// O1: Garbage collection changes no event, no version and no look-up, also while events are appended.
     async fn o1_garbage_collection_changes_nothing(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 60).await?;
@@ -109,13 +109,14 @@ checks! {
         expect_eq!(after.len(), 120, "the number of events after garbage collection under load");
     }
 
-    /// O1: Versions are each store's own: stores in different places share nothing, though they are open at the same time.
+    /// O1: Each store has its own versions: stores in different places share nothing, even when they are open at the
+    /// same time.
     async fn o1_stores_in_different_places_share_nothing(env: &Env) {
         let places = [env.fresh()?, env.fresh()?, env.fresh()?];
         let mut stores = Vec::new();
         for (number, place) in places.iter().enumerate() {
             let store = place.open().await?;
-            // The same ids of the same aggregate, with other content in each, and in each one more.
+            // The same ids of the same aggregate, with other content in each store, and one more event in each.
             let own = |at| Event::builder("Happened", "a").id(format!("event-{at}")).json(&number).build();
             append(&store, (0..=number).map(own).collect::<Result<Vec<_>, _>>()?).await?;
             stores.push(store);
@@ -135,7 +136,7 @@ checks! {
         }
     }
 
-    /// O1: An event keeps its version, its revision and its time while writers write.
+    /// O1: An event keeps its version, its revision and its time while others are appended.
     #[on(Both)]
     async fn o1_an_event_keeps_its_place_while_writers_write(env: &Env) {
         let store = env.open().await?;
@@ -153,7 +154,7 @@ checks! {
         same_events(first_of(&all, seen.len()), &seen, "the events that were loaded while writers wrote")?;
     }
 
-    /// O2: The new events of a batch get consecutive versions in the batch's order, whoever else writes.
+    /// O2: The new events of a batch get consecutive versions in the batch's order, despite concurrent appends.
     #[on(Both)]
     async fn o2_a_batch_has_consecutive_versions_in_its_order(env: &Env) {
         let store = env.open().await?;
@@ -213,7 +214,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 6 + 6 * 30, "the number of events");
     }
 
-    /// O3: An append that is refused makes no aggregate: it has no revision, no events, and is not counted.
+    /// O3: A refused append creates no aggregate: it has no revision, no events, and is not counted.
     async fn o3_a_refused_append_makes_no_aggregate(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("first", "a")).await?;
@@ -251,7 +252,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// O4: `load` since a version gives exactly the events with a greater version, ascending.
+    /// O4: `load` since a version returns exactly the events with a greater version, ascending.
     async fn o4_a_load_gives_exactly_what_is_after_the_version(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 20).await?;
@@ -263,7 +264,7 @@ checks! {
         }
     }
 
-    /// O5: What one load shows while writers write is a prefix: never event N + 1 without event N.
+    /// O5: A load while events are appended shows a prefix: never event N + 1 without event N.
     #[on(Both)]
     async fn o5_a_load_while_writers_write_shows_a_prefix(env: &Env) {
         let store = env.open().await?;
@@ -293,7 +294,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 4 * 40 * 3, "the number of events");
     }
 
-    /// O5: A load shows the store as of its first page, and ends there, although writers never stop.
+    /// O5: A load shows the store as of its first page, and ends there, even if writers never stop.
     async fn o5_a_load_ends_while_writers_never_stop(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 30).await?;
@@ -303,7 +304,7 @@ checks! {
             let mut seen = first.events;
             let mut next = first.next;
             while let Some(options) = next {
-                // One event more for every page: a load that follows the writers would never end.
+                // One more event for every page: a load that follows the writers would never end.
                 let number = seen.len();
                 append_one(&store, event(format!("{}-{}-{number}", first.head, options.since), "a")).await?;
                 let page = store.load_page(&background(), &options, pages_of(1)).await?;
@@ -316,7 +317,7 @@ checks! {
         }
     }
 
-    /// O5: What a load of one aggregate shows while writers write is a prefix of the aggregate, in every direction.
+    /// O5: A load of one aggregate while events are appended shows a prefix of the aggregate, in either direction.
     #[on(Both)]
     async fn o5_a_load_of_an_aggregate_while_writers_write_shows_its_prefix(env: &Env) {
         let store = env.open().await?;
@@ -345,7 +346,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// O5: Every page tells the latest version as its head, whatever is asked for and however little is found.
+    /// O5: Every page has the latest version as its head, whatever is requested and however little is found.
     async fn o5_every_page_tells_the_latest_version_as_its_head(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 9).await?;
@@ -371,7 +372,7 @@ checks! {
         }
     }
 
-    /// O6: Who was woken by an append sees what woke it.
+    /// O6: A caller that was woken by an append sees it.
     #[on(Both)]
     async fn o6_who_was_woken_sees_what_woke_it(env: &Env) {
         let store = env.open().await?;
@@ -401,7 +402,7 @@ checks! {
         followers.finish().await?;
     }
 
-    /// O6: Other threads and other runtimes see the same store: what one appended the other reads, and wakes for.
+    /// O6: Other threads and runtimes see the same store: what one appends, the other reads and is woken for.
     #[on(Both)]
     async fn o6_other_threads_and_runtimes_see_the_same_store(env: &Env) {
         let store = env.open().await?;
@@ -415,7 +416,7 @@ checks! {
         joined(first).await??;
         let seen = load(&store, LoadOptions::all()).await?;
         expect_eq!(ids(&seen), ["here-1", "there-1"], "what is loaded of an event that another runtime appended");
-        // Each wakes the other.
+        // They wake each other in turn.
         let there = store.clone();
         let second = on_another_runtime(move || async move {
             let reached = there.wait_for_events(&background(), 2.into()).await?;
@@ -431,7 +432,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// O6: A read that begins after an append returned sees what was appended, in every way of reading.
+    /// O6: A read that begins after an append has returned sees what was appended, in every way of reading.
     #[on(Both)]
     async fn o6_a_read_after_an_append_sees_it(env: &Env) {
         let store = env.open().await?;
@@ -441,7 +442,7 @@ checks! {
                 for number in 0..15_u64 {
                     let own = format!("own-{writer}");
                     let stored = append_one(&store, event(format!("{writer}-{number}"), &own)).await?;
-                    // Another task reads: what counts is that the append returned, not who made it.
+                    // Another task reads: what counts is that the append has returned, not who made it.
                     let reader = tokio::spawn(sees(store.clone(), stored, format!("{writer}-{number}"), own));
                     joined(reader).await??;
                 }
@@ -466,7 +467,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 4 * 40 * 2, "the number of events");
     }
 
-    /// O8: `load_by_aggregate` gives what `load` gives, filtered by the aggregate, whatever the aggregates are called.
+    /// O8: `load_by_aggregate` returns what `load` returns, filtered by the aggregate, for any aggregate ids.
     async fn o8_a_load_by_aggregate_is_the_load_filtered(env: &Env) {
         let store = env.open().await?;
         let aggregates = super::writing::awkward_names();
@@ -503,7 +504,7 @@ checks! {
         }
     }
 
-    /// O8: Looking for what cannot be there finds nothing, and is no error but `EventNotFound`.
+    /// O8: Looking for something that cannot exist finds nothing; the only error is `EventNotFound`.
     async fn o8_looking_for_what_cannot_be_there_finds_nothing(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 6).await?;
@@ -553,7 +554,7 @@ checks! {
         }
     }
 
-    /// O9: Following `next` gives the same events for pages of any size, which has at least one event while one
+    /// O9: Following `next` returns the same events for pages of any size. A page has at least one event if any
     /// matches.
     async fn o9_pages_of_any_size_give_the_same_events(env: &Env) {
         let store = env.open().await?;
@@ -562,7 +563,7 @@ checks! {
         append(&store, events("small", "b", 5)).await?;
         let all = audit(&store).await?;
         let mut sizes: Vec<_> = [1, 2, 7, 45, 46, 47, 1000].map(pages_of).into();
-        // A page ends with the event that reaches its bytes, so it has one even if that is larger than the page.
+        // A page ends with the event that reaches its size, so it has one event even if that is larger than the page.
         sizes.extend([0, 1, 100, 1000, 256 << 10].map(|bytes| PageSize::new(10_000, bytes)));
         sizes.extend([PageSize::FIRST, PageSize::LARGEST, PageSize::new(usize::MAX, usize::MAX)]);
         for size in sizes {
@@ -576,7 +577,7 @@ checks! {
         expect_eq!(page.events.len(), 1, "the events of a page that one event fills");
     }
 
-    /// O9: A page of at most no events is taken as one of one.
+    /// O9: A page size of no events counts as one event.
     async fn o9_a_page_of_no_events_is_taken_as_one(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 7).await?;
@@ -592,7 +593,7 @@ checks! {
         }
     }
 
-    /// O9: A page ends with the event that fills its bytes, so that a reader knows what memory it needs.
+    /// O9: A page ends with the event that reaches its size in bytes, so that its memory is bounded.
     async fn o9_a_page_ends_with_the_event_that_fills_it(env: &Env) {
         let store = env.open().await?;
         let sized = |number: usize| {
@@ -614,7 +615,7 @@ checks! {
         }
     }
 
-    /// O9: A page that is read again is the same, also when there is more by then.
+    /// O9: A page that is read again is the same, even if there are more events by then.
     async fn o9_a_page_that_is_read_again_is_the_same(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 20).await?;
@@ -622,7 +623,7 @@ checks! {
             let mut next = Some(options);
             while let Some(options) = next {
                 let first = store.load_page(&background(), &options, pages_of(3)).await?;
-                // Of the first page the end is not settled yet; of all others it is.
+                // The end of the first page is not fixed yet; that of all others is.
                 if options.before.is_some() {
                     append_one(&store, event(format!("later than {options:?}"), "a")).await?;
                     let again = store.load_page(&background(), &options, pages_of(3)).await?;
@@ -634,7 +635,7 @@ checks! {
         }
     }
 
-    /// O9: The next page can be read after the store was closed and opened again.
+    /// O9: The next page can be read after the store was closed and reopened.
     #[needs(Persistence)]
     async fn o9_the_next_page_can_be_read_after_reopening(env: &Env) {
         let mut store = env.open().await?;
@@ -652,7 +653,7 @@ checks! {
         }
     }
 
-    /// O9: Paging forward with the last version seen misses nothing and repeats nothing while writers write.
+    /// O9: Paging forward with the last version seen misses nothing and repeats nothing while events are appended.
     #[on(Both)]
     async fn o9_paging_with_the_last_version_misses_nothing_while_writers_write(env: &Env) {
         let store = env.open().await?;
@@ -681,7 +682,7 @@ checks! {
         }
     }
 
-    /// O9: Paging backward with the last version seen misses nothing and repeats nothing while writers write.
+    /// O9: Paging backward with the last version seen misses nothing and repeats nothing while events are appended.
     #[on(Both)]
     async fn o9_paging_backward_misses_nothing_while_writers_write(env: &Env) {
         let store = env.open().await?;
@@ -711,7 +712,7 @@ checks! {
     }
 }
 
-/// Runs a part of a check on a thread and a runtime of its own.
+/// Runs a part of a check on a separate thread and runtime.
 fn on_another_runtime<F, Fut>(part: F) -> tokio::task::JoinHandle<Checked>
 where
     F: FnOnce() -> Fut + Send + 'static,
@@ -723,7 +724,7 @@ where
     })
 }
 
-/// Appends `count` batches of `size` events, one after the other.
+/// Appends `count` batches of `size` events in sequence.
 async fn write(store: Store, name: String, count: usize, size: usize) -> Checked {
     for number in 0..count {
         append(&store, events(&format!("{name}-{number}"), ["a", "b", "c"][number % 3], size)).await?;
@@ -731,7 +732,7 @@ async fn write(store: Store, name: String, count: usize, size: usize) -> Checked
     Ok(())
 }
 
-/// Fails unless every way of reading shows the event that was stored there.
+/// Fails unless every way of reading shows the event at its position.
 async fn sees(store: Store, stored: eventstore_api::Stored, id: String, own: String) -> Checked {
     let ctx = background();
     let latest = store.latest_version(&ctx).await?;

@@ -1,4 +1,4 @@
-//! R: what replicas use: syncing, pulling and pushing.
+//! R: the calls of replicas: sync, pull and push.
 
 use eventstore_api::{
     Batch, Digest, Durability, Error, EventStore, Expected, PageSize, Place, RecordedEvent, StoreOutcome, Stored,
@@ -11,12 +11,12 @@ use crate::events::{append, append_history, append_one, background, event, event
 use crate::failure::Checked;
 use crate::reading::{audit, digests_of, same_events};
 
-/// The places of a store with these events, the start first.
+/// The places of a store with these events, beginning with the start.
 fn places_of(all: &[RecordedEvent]) -> Vec<Place> {
     (0..).map(Version::new).zip(digests_of(all)).map(|(version, digest)| Place::new(version, digest)).collect()
 }
 
-/// All that is to be pulled since a place, in pages of this size.
+/// Pulls everything since a place, in pages of this size.
 async fn pull_all(store: &Store, since: Place, size: PageSize) -> Checked<Vec<RecordedEvent>> {
     let (mut all, mut place) = (Vec::new(), since);
     loop {
@@ -34,7 +34,7 @@ async fn pull_all(store: &Store, since: Place, size: PageSize) -> Checked<Vec<Re
 }
 
 checks! {
-    /// R1: A sync returns the version of the newest event, of whatever durability, and that of none for an empty store.
+    /// R1: A sync returns the version of the newest event, of any durability, and version 0 for an empty store.
     #[on(Both)]
     async fn r1_a_sync_goes_up_to_the_newest_event(env: &Env) {
         let store = env.open().await?;
@@ -51,7 +51,7 @@ checks! {
     #[ignore = "needs a system whose syncs can be observed"]
     async fn r1_what_is_synced_survives_a_power_cut(_env: &Env) {}
 
-    /// R1: A pull gives events of either durability, and the head up to which the store is synced then.
+    /// R1: A pull returns events of either durability, and the head up to which the store is then synced.
     async fn r1_a_pull_gives_what_was_buffered_and_tells_its_head(env: &Env) {
         let store = env.open().await?;
         append(&store, Batch::new(events("synced", "a", 2))).await?;
@@ -61,7 +61,7 @@ checks! {
         same_events(&pulled.events, &audit(&store).await?, "the events of a pull")?;
     }
 
-    /// R2: A place of another history is refused by a pull and by a push, and one of this history is not, wherever it is.
+    /// R2: A place of another history is refused by pull and push, and any place of this history is accepted.
     #[on(Both)]
     async fn r2_a_place_of_another_history_is_refused(env: &Env) {
         let store = env.open().await?;
@@ -110,7 +110,7 @@ checks! {
         expect_eq!(store.latest_version(&background()).await?.get(), 3, "the latest version after a push that was refused");
     }
 
-    /// R3: A push stores its batches in order, each with its condition, and a repetition returns the first places.
+    /// R3: A push stores its batches in order, each with its condition, and a repetition returns the first positions.
     #[on(Both)]
     async fn r3_a_push_stores_batches_in_order_and_may_be_repeated(env: &Env) {
         let store = env.open().await?;
@@ -133,7 +133,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 7, "the number of events after a push and its repetition");
     }
 
-    /// R3: A push stops at the first batch that is refused, tells why, and has stored those before it.
+    /// R3: A push stops at the first refused batch, returns the reason, and has stored the batches before it.
     #[on(Both)]
     async fn r3_a_push_stops_at_the_first_refusal(env: &Env) {
         let store = env.open().await?;
@@ -155,7 +155,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 2, "the number of events after a push that was refused");
     }
 
-    /// R3: A push of nothing stores nothing, and checks its place all the same.
+    /// R3: An empty push stores nothing, but its place is checked nevertheless.
     async fn r3_a_push_of_nothing_is_accepted(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 2).await?;
@@ -165,7 +165,7 @@ checks! {
         expect_eq!(pushed.head.get(), 2, "the head after a push of nothing");
     }
 
-    /// R4: Pulling with the last place seen misses nothing and repeats nothing while writers write.
+    /// R4: Pulling with the last place seen misses nothing and repeats nothing while events are appended.
     async fn r4_pulling_misses_nothing_while_writers_write(env: &Env) {
         let store = env.open().await?;
         let writing = {

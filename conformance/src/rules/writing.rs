@@ -48,7 +48,7 @@ checks! {
                 "the number of events of the aggregate, when all batches have five, modulo five"
             );
             if let Some(last) = all.last() {
-                // The first and the last of the newest batch, the last first.
+                // The first and the last event of the newest batch, the last first.
                 for id in [last.event.id(), &format!("{}1", last.event.id().trim_end_matches('5'))] {
                     store.get(&ctx, id).await?;
                 }
@@ -65,7 +65,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 3 * 40 * 5, "the number of events");
     }
 
-    /// W1: A batch of which one event is refused writes nothing.
+    /// W1: A batch with a refused event writes nothing.
     async fn w1_a_batch_with_a_refused_event_writes_nothing(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("taken", "a")).await?;
@@ -109,7 +109,7 @@ checks! {
         }));
         let mut rounds = 0;
         while writers.is_running() || rounds < 3 {
-            // What is read later may have more, never less.
+            // Later reads may return more, never less.
             let first = store.aggregate_revision(&background(), "part-0").await?.get();
             let last = store.aggregate_revision(&background(), "part-4").await?.get();
             ensure!(last >= first, "batches are in the aggregate of their first event, but not of their last: {first}, {last}");
@@ -163,7 +163,7 @@ checks! {
         }
     }
 
-    /// W2: An event that is stored with identical content is not written again; the append returns its first place.
+    /// W2: An event that is stored with identical content is not written again; the append returns its first position.
     async fn w2_a_repeated_event_returns_its_first_place(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 5).await?;
@@ -185,7 +185,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 9, "the number of events after the repetitions");
     }
 
-    /// W2: A repeated batch writes nothing and returns the first places, in the order in which it is given now.
+    /// W2: A repeated batch writes nothing and returns the first positions, in the order of the repetition.
     async fn w2_a_repeated_batch_returns_its_first_places(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 5).await?;
@@ -219,7 +219,7 @@ checks! {
         only_has(&store, &["x", "y"]).await?;
     }
 
-    /// W2: The same id twice in one batch with other content is `DuplicateEvent`, and nothing is written.
+    /// W2: The same id twice in one batch, with different content, is `DuplicateEvent`, and nothing is written.
     async fn w2_other_content_inside_one_batch_is_a_duplicate(env: &Env) {
         let store = env.open().await?;
         for other in others("same", "a") {
@@ -233,8 +233,8 @@ checks! {
         }
     }
 
-    /// W2: The same id with another type, aggregate, metadata or data is `DuplicateEvent`, with the version that has
-    /// it.
+    /// W2: The same id with another type, aggregate, metadata or data is `DuplicateEvent`, with the version of the
+    /// stored event.
     async fn w2_the_same_id_with_other_content_is_a_duplicate(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 3).await?;
@@ -252,7 +252,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 4, "the number of events after the duplicates");
     }
 
-    /// W2: A duplicate is found before any condition is checked, whether that holds or not.
+    /// W2: A duplicate is found before any condition is checked, whether the condition holds or not.
     async fn w2_a_duplicate_is_found_before_the_condition(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 3).await?;
@@ -277,8 +277,8 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 4, "the number of events after duplicates");
     }
 
-    /// W2: A duplicate tells the version of the stored event that has the id, wherever it stands in its batch, and none if
-    /// only the batch has it.
+    /// W2: A duplicate reports the version of the stored event with the id, wherever it is in its batch, and no version
+    /// if only the batch has it.
     async fn w2_a_duplicate_tells_the_version_that_has_its_id(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("before", "a")).await?;
@@ -304,7 +304,7 @@ checks! {
         only_has(&store, &["before", "x"]).await?;
     }
 
-    /// W2: The ids of an append that was refused are free, also for other content.
+    /// W2: The ids of a refused append stay free, also for other content.
     async fn w2_the_ids_of_a_refused_append_are_free(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("taken", "a")).await?;
@@ -328,7 +328,7 @@ checks! {
         only_has(&store, &["taken", "conflict", "duplicate", "invalid", "late"]).await?;
     }
 
-    /// W2: Content is compared to its last byte.
+    /// W2: Content is compared up to its last byte.
     async fn w2_content_is_compared_to_its_last_byte(env: &Env) {
         let store = env.open().await?;
         let built = |data: Vec<u8>, metadata: String| {
@@ -352,7 +352,7 @@ checks! {
         only_has(&store, &["long"]).await?;
     }
 
-    /// W2: A batch whose choice is `Data` repeats an event that has other metadata, and those of the first stay.
+    /// W2: A batch with `Idempotency::Data` repeats an event with other metadata, and the stored metadata stay.
     async fn w2_metadata_may_differ_if_data_count(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 3).await?;
@@ -360,7 +360,7 @@ checks! {
         let place = append_one(&store, first.clone()).await?;
         append(&store, events("later", "a", 2)).await?;
         for number in 2..5 {
-            // Also when a condition, of which nothing is left to be asked, does not hold.
+            // Even if the condition does not hold: nothing is left to check it for.
             for expected in [Expected::Any, Expected::NoEvents] {
                 let batch = by(Idempotency::Data, vec![attempt("same", number)?]).expected(expected);
                 let again = append(&store, batch).await?;
@@ -391,7 +391,7 @@ checks! {
         same_event(&all[3].event, &first, "a load after the repetitions")?;
     }
 
-    /// W2: A batch whose choice is `Id` repeats an event that has any other content, and that of the first stays.
+    /// W2: A batch with `Idempotency::Id` repeats an event with any other content, and the stored content stays.
     async fn w2_anything_may_differ_if_the_id_alone_counts(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 3).await?;
@@ -417,7 +417,7 @@ checks! {
         same_event(&all[6].event, &event("new", "a"), "a load of what one batch had with several contents")?;
     }
 
-    /// W2: Which content counts is the choice of each batch, whatever those before it chose, also after reopening.
+    /// W2: Each batch chooses which content is compared, whatever earlier batches chose, also after reopening.
     #[needs(Persistence)]
     async fn w2_each_batch_chooses_which_content_counts(env: &Env) {
         let mut store = env.open().await?;
@@ -452,7 +452,8 @@ checks! {
         only_has(&store, &["event-0", "event-1", "event-2"]).await?;
     }
 
-    /// W2: Of attempts at once that differ in what does not count, one is written, and all appends return its place.
+    /// W2: Of concurrent attempts that differ only in content that is not compared, one is written, and all appends
+    /// return its position.
     #[on(Both)]
     async fn w2_attempts_at_once_that_count_as_the_same_are_written_once(env: &Env) {
         let store = env.open().await?;
@@ -475,7 +476,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 20, "the number of events");
     }
 
-    /// W2: Garbage collection forgets no id: repetitions return their places, duplicates are refused.
+    /// W2: Garbage collection forgets no id: repetitions return their positions, duplicates are refused.
     async fn w2_repetitions_are_known_after_a_collection(env: &Env) {
         let store = env.open().await?;
         let batch = events("batch", "a", 3);
@@ -496,7 +497,8 @@ checks! {
         only_has(&store, &["batch-1", "batch-2", "batch-3"]).await?;
     }
 
-    /// W2: Of batches that overlap and are appended at once each event is written once, and all tell the same place.
+    /// W2: Of overlapping batches that are appended concurrently, each event is written once, and all return the same
+    /// position.
     #[on(Both)]
     async fn w2_batches_that_overlap_at_once_write_each_event_once(env: &Env) {
         let store = env.open().await?;
@@ -508,7 +510,7 @@ checks! {
             });
             let stored = all_at_once(appends.collect::<Vec<_>>()).await?;
             for (place, event) in all.iter().enumerate() {
-                // The batches that begin here, one and two places before.
+                // The batches that begin here, one and two positions before.
                 let told = [stored[place][0], stored[(place + 5) % 6][1], stored[(place + 4) % 6][2]];
                 let there = store.get(&background(), event.id()).await?;
                 for told in told {
@@ -522,8 +524,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 60, "the number of events");
     }
 
-    /// W2: No condition is checked for events that are stored, so a repetition succeeds although its condition no
-    /// longer holds.
+    /// W2: For stored events, no condition is checked, so a repetition succeeds even if its condition no longer holds.
     async fn w2_a_repetition_checks_no_condition(env: &Env) {
         let store = env.open().await?;
         let batch = Batch::new(events("first", "a", 2)).expected(Expected::NoEvents);
@@ -542,7 +543,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 6, "the number of events after the repetitions");
     }
 
-    /// W2: Of a batch of stored and new events the new ones are written, with consecutive versions.
+    /// W2: In a batch of stored and new events, the new ones are written, with consecutive versions.
     async fn w2_a_mixed_batch_writes_what_is_new(env: &Env) {
         let store = env.open().await?;
         let old = append(&store, events("old", "a", 3)).await?;
@@ -562,7 +563,7 @@ checks! {
         only_has(&store, &["old-1", "old-2", "old-3", "new-1", "new-2", "new-3"]).await?;
     }
 
-    /// W2: A batch with at least one new event needs its condition, also when other events of it are stored.
+    /// W2: A batch with at least one new event is subject to its condition, even if its other events are stored.
     async fn w2_a_mixed_batch_needs_its_condition(env: &Env) {
         let store = env.open().await?;
         append(&store, events("old", "a", 2)).await?;
@@ -577,7 +578,7 @@ checks! {
         only_has(&store, &["old-1", "old-2", "new"]).await?;
     }
 
-    /// W2: What was stored before closing is known after reopening: repetitions return it, duplicates are refused.
+    /// W2: Stored events are known after reopening: repetitions return them, duplicates are refused.
     #[needs(Persistence)]
     async fn w2_repetitions_are_known_after_reopening(env: &Env) {
         let store = env.open().await?;
@@ -595,7 +596,7 @@ checks! {
         only_has(&store, &["batch-1", "batch-2", "batch-3"]).await?;
     }
 
-    /// W2: Of the same event appended many times at once one is written, and all appends return its place.
+    /// W2: If the same event is appended many times concurrently, one is written, and all appends return its position.
     #[on(Both)]
     async fn w2_the_same_event_appended_at_once_is_written_once(env: &Env) {
         let store = env.open().await?;
@@ -613,7 +614,8 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 20, "the number of events");
     }
 
-    /// W2: Of different events with the same id appended at once one is written, and the others are duplicates of it.
+    /// W2: If different events with the same id are appended concurrently, one is written, and the others are
+    /// duplicates of it.
     #[on(Both)]
     async fn w2_different_events_with_one_id_appended_at_once_have_one_winner(env: &Env) {
         let store = env.open().await?;
@@ -640,8 +642,8 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 10, "the number of events");
     }
 
-    /// W3: A condition that does not hold is `VersionConflict`, which tells what was found; one that holds is no
-    /// obstacle.
+    /// W3: A condition that does not hold is `VersionConflict` with the state that was found; a condition that holds
+    /// has no effect.
     async fn w3_each_condition_accepts_or_refuses_and_tells_what_was_found(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("elsewhere", "elsewhere")).await?;
@@ -672,7 +674,8 @@ checks! {
         audit(&store).await?;
     }
 
-    /// W3: Each condition is checked for each kind of batch: new, repeated, mixed, repeated inside, of one aggregate or two.
+    /// W3: Each condition is checked for each kind of batch: new, repeated, mixed, with internal repetitions, of one
+    /// aggregate or two.
     async fn w3_each_condition_with_each_kind_of_batch(env: &Env) {
         let store = env.open().await?;
         append_one(&store, event("elsewhere", "elsewhere")).await?;
@@ -718,12 +721,12 @@ checks! {
         audit(&store).await?;
     }
 
-    /// W3: Conditions know what was there before the store was opened.
+    /// W3: Conditions include what was stored before the store was opened.
     #[needs(Persistence)]
     async fn w3_conditions_know_what_was_there_before_reopening(env: &Env) {
         let mut store = env.open().await?;
         append(&store, events("first", "a", 3)).await?;
-        // Each the first append after an opening, when nothing was looked at yet.
+        // Each is the first append after an opening, when nothing is cached yet.
         for (number, _) in conditions(0, 0).iter().enumerate() {
             store = env.reopen(store).await?;
             let latest = store.latest_version(&background()).await?.get();
@@ -743,7 +746,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// W3: Of racing appends with the same condition on a revision exactly one succeeds.
+    /// W3: Of racing appends with the same condition on a revision, exactly one succeeds.
     #[on(Both)]
     async fn w3_of_racing_appends_on_a_revision_exactly_one_wins(env: &Env) {
         let store = env.open().await?;
@@ -754,7 +757,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 24, "the number of events");
     }
 
-    /// W3: Of racing appends with the same condition on the latest version exactly one succeeds.
+    /// W3: Of racing appends with the same condition on the latest version, exactly one succeeds.
     #[on(Both)]
     async fn w3_of_racing_appends_on_the_latest_version_exactly_one_wins(env: &Env) {
         let store = env.open().await?;
@@ -764,7 +767,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), 24, "the number of events");
     }
 
-    /// W3: Appends that wait for one another are checked in the order in which they happen: the winners are a chain.
+    /// W3: Concurrent appends are checked in the order in which they are written: the winners form a chain.
     #[on(Both)]
     async fn w3_racing_appends_on_following_revisions_win_as_a_chain(env: &Env) {
         let store = env.open().await?;
@@ -798,7 +801,7 @@ checks! {
         audit(&store).await?;
     }
 
-    /// W3: Conditions that hold for many do not make them exclude one another.
+    /// W3: Conditions that several appends can meet do not exclude one another.
     #[on(Both)]
     async fn w3_racing_appends_without_a_revision_all_succeed(env: &Env) {
         let store = env.open().await?;
@@ -815,8 +818,8 @@ checks! {
     #[ignore = "needs an engine whose syncs can be observed"]
     async fn w4_sync_returns_after_the_engines_sync(_env: &Env) {}
 
-    /// W4: Events of either durability are there as soon as the append returns, and one repeated with the other is
-    /// known.
+    /// W4: Events of either durability are visible as soon as the append returns, and are known when repeated with the
+    /// other.
     async fn w4_both_durabilities_are_acknowledged_and_readable(env: &Env) {
         let store = env.open().await?;
         append_durably_and_not(&store).await?;
@@ -830,13 +833,13 @@ checks! {
         append_durably_and_not(&store).await?;
         let store = env.reopen(store).await?;
         expect_eq!(audit(&store).await?.len(), 12, "the number of events after reopening");
-        // The newest events of all with `Buffered`, and no append after them.
+        // The newest events of all, with `Buffered`, and no append after them.
         append(&store, Batch::new(events("last", "a", 3)).durability(Durability::Buffered)).await?;
         let store = env.reopen(store).await?;
         expect_eq!(audit(&store).await?.len(), 15, "the number of events after closing behind a buffered append");
     }
 
-    /// W4: Dropping the last handle keeps the events of either durability, as closing does.
+    /// W4: Dropping the last handle keeps the events of either durability, like closing.
     #[needs(Persistence)]
     async fn w4_dropping_the_last_handle_keeps_buffered_events(env: &Env) {
         for round in 1..=4_usize {
@@ -850,7 +853,7 @@ checks! {
         }
     }
 
-    /// W5: A batch of exactly the most bytes is accepted, and with one byte more it is `InvalidEvent`.
+    /// W5: A batch of exactly the maximal size is accepted, and with one byte more it is `InvalidEvent`.
     async fn w5_a_batch_of_exactly_the_most_bytes_is_accepted(env: &Env) {
         let store = env.open().await?;
         let filled = |number: usize, bytes: usize| {
@@ -876,7 +879,7 @@ checks! {
         }
     }
 
-    /// W5: The limits of a batch hold also when all of it is stored already.
+    /// W5: The limits of a batch apply even if all of it is already stored.
     async fn w5_the_limits_hold_for_repetitions_too(env: &Env) {
         let store = env.open().await?;
         let first = append_one(&store, event("one", "a")).await?;
@@ -891,7 +894,7 @@ checks! {
         only_has(&store, &["one"]).await?;
     }
 
-    /// W5: An empty batch is accepted whatever it asks for, and writes nothing.
+    /// W5: An empty batch is accepted with any options, and writes nothing.
     async fn w5_an_empty_batch_is_accepted_whatever_it_asks_for(env: &Env) {
         let store = env.open().await?;
         append_history(&store, 3).await?;
@@ -934,7 +937,7 @@ checks! {
         only_has(&store, &["after too many events", "after too many bytes"]).await?;
     }
 
-    /// W5: A condition on an aggregate that does not fit a batch of two aggregates is `InvalidEvent`.
+    /// W5: A condition on an aggregate for a batch of two aggregates is `InvalidEvent`.
     async fn w5_a_condition_that_does_not_fit_the_batch_is_refused(env: &Env) {
         let store = env.open().await?;
         append(&store, vec![event("one", "a"), event("two", "b")]).await?;
@@ -954,7 +957,7 @@ checks! {
         only_has(&store, &["one", "two", "three", "four"]).await?;
     }
 
-    /// W5: What is exactly at the limits is accepted, and comes back.
+    /// W5: Events exactly at the limits are accepted and returned.
     async fn w5_what_is_at_the_limits_is_accepted(env: &Env) {
         let store = env.open().await?;
         let (id, aggregate) = ("i".repeat(MAX_ID_LEN), "a".repeat(MAX_AGGREGATE_ID_LEN));
@@ -976,7 +979,7 @@ checks! {
         expect_eq!(audit(&store).await?.len(), MAX_BATCH_EVENTS + 3, "the number of events");
     }
 
-    /// W6: Data come back byte for byte: every byte, no byte, many bytes.
+    /// W6: Data are returned byte for byte: every byte, no byte, many bytes.
     async fn w6_data_come_back_byte_for_byte(env: &Env) {
         let store = env.open().await?;
         let written = odd_data()?;
@@ -984,7 +987,7 @@ checks! {
         come_back(&store, &written).await?;
     }
 
-    /// W6: Metadata come back byte for byte: spacing, order, number precision and escapes are kept.
+    /// W6: Metadata are returned byte for byte: spacing, order, number precision and escapes are kept.
     async fn w6_metadata_come_back_byte_for_byte(env: &Env) {
         let store = env.open().await?;
         let written = odd_metadata()?;
@@ -992,7 +995,7 @@ checks! {
         come_back(&store, &written).await?;
     }
 
-    /// W6: Ids, types and aggregates of any characters come back, and are kept apart.
+    /// W6: Ids, types and aggregates of any characters are returned unchanged, and are distinguished.
     async fn w6_names_of_any_characters_come_back_and_are_kept_apart(env: &Env) {
         let store = env.open().await?;
         let written = odd_names()?;
@@ -1008,7 +1011,7 @@ checks! {
         }
     }
 
-    /// W6: Everything comes back the same after reopening, with the same time of recording.
+    /// W6: Everything is the same after reopening, including the recording time.
     #[needs(Persistence)]
     async fn w6_everything_comes_back_after_reopening(env: &Env) {
         let store = env.open().await?;
@@ -1022,12 +1025,12 @@ checks! {
         same_events(&audit(&store).await?, &before, "the recorded events after reopening")?;
     }
 
-    /// W7: Times of recording that an append names come back, to the microsecond, also after reopening.
+    /// W7: Explicit recording times are returned, in microseconds, also after reopening.
     async fn w7_times_that_are_named_come_back(env: &Env) {
         let store = env.open().await?;
         let now = SystemTime::now();
         let after = |micros: u64| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        // In no order, some the same, from the first to be told to far in the future.
+        // Unordered, with equal ones, from the first possible time to far in the future.
         let times =
             vec![now, after(1), after(1_000_001), now, after(999_999), after(0), now + Duration::from_secs(1 << 32)];
         let batch = events("event", "a", times.len());
@@ -1038,7 +1041,7 @@ checks! {
         }
     }
 
-    /// W7: The first and the last time that can be recorded come back, and those at which clocks of 32 and 64 bits end.
+    /// W7: The first and the last recordable time are returned, and those at which 32-bit and 64-bit clocks end.
     async fn w7_the_first_and_the_last_time_come_back(env: &Env) {
         let store = env.open().await?;
         let microsecond = Duration::from_micros(1);
@@ -1076,7 +1079,7 @@ checks! {
         only_has(&store, &[]).await?;
     }
 
-    /// W7: Each time belongs to the event at its place in the batch, also when others of the batch are stored already.
+    /// W7: Each time belongs to the event at its index in the batch, even if others of the batch are already stored.
     async fn w7_times_belong_to_their_events_also_among_repeated_ones(env: &Env) {
         let store = env.open().await?;
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -1087,13 +1090,13 @@ checks! {
         recorded_at(&store, &all, &[1, 2, 12, 14, 16].map(time)).await?;
     }
 
-    /// W7: The time of recording of an append that names none is the time of the append.
+    /// W7: Without an explicit time, the recording time is the time of the append.
     async fn w7_the_time_of_an_append_that_names_none_is_its_own(env: &Env) {
         let store = env.open().await?;
         let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         append(&store, Batch::from(event("past", "a")).recorded_at(vec![past])).await?;
         for round in 0..3 {
-            // Whoever keeps the time may have another clock, and tell it less finely.
+            // The store may use another clock, with a lower resolution.
             let tolerance = Duration::from_secs(1);
             let before = SystemTime::now() - tolerance;
             append(&store, events(&format!("round-{round}"), "a", 3)).await?;
@@ -1126,7 +1129,7 @@ checks! {
         only_has(&store, &["new-1", "new-2", "new-3"]).await?;
     }
 
-    /// W7: A repeated append keeps the first time, whatever the repetition names.
+    /// W7: A repeated append keeps the first time, whatever times the repetition has.
     async fn w7_a_repeated_append_keeps_the_first_time(env: &Env) {
         let store = env.open().await?;
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -1144,7 +1147,7 @@ checks! {
         }
     }
 
-    /// W7: A copy of events whose times cannot be recorded has the nearest ones that can.
+    /// W7: A copy of events with times that cannot be recorded has the nearest allowed ones.
     async fn w7_a_copy_of_events_with_impossible_times_has_the_nearest(env: &Env) {
         let store = env.open().await?;
         let (begin, end) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + RECORDED_AT_END);
@@ -1173,7 +1176,7 @@ checks! {
         }
     }
 
-    /// W7: A copy of what another store holds has the same places and times, and is refused where it does not follow.
+    /// W7: A copy of another store has the same positions and times, and is refused where it does not follow.
     async fn w7_a_copy_has_the_places_and_times_of_the_first(env: &Env) {
         let from = env.open().await?;
         append_history(&from, 20).await?;
@@ -1190,7 +1193,7 @@ checks! {
                 let place = (stored.version, stored.revision.get(), stored.outcome);
                 expect_eq!(place, (first.version, first.revision.get(), StoreOutcome::Written), "the place of a copy");
             }
-            // A copy that is repeated after it was cut short.
+            // A copy that is repeated after it was interrupted.
             append(&into, Batch::copy_of(part)).await?;
         }
         same_events(&audit(&into).await?, &all, "the events of the copy")?;
@@ -1203,7 +1206,7 @@ checks! {
     }
 }
 
-/// Fails unless these events were recorded at these times, to the microsecond.
+/// Fails unless these events were recorded at these times, in microseconds.
 async fn recorded_at(store: &Store, events: &[Event], times: &[SystemTime]) -> Checked {
     let micros = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
     let loaded = load(store, LoadOptions::all()).await?;
@@ -1221,10 +1224,11 @@ async fn recorded_at(store: &Store, events: &[Event], times: &[SystemTime]) -> C
     Ok(())
 }
 
-/// Names that stores get wrong: in order, inside one another, like ids that have a shorter form, and of all characters.
+/// Names that stores may handle wrongly: adjacent ones, prefixes of each other, similar to ids with a compact form, and
+/// with all kinds of characters.
 pub(super) fn awkward_names() -> Vec<String> {
     let mut names: Vec<String> = [
-        // Each the beginning of the next, with the smallest and the largest characters behind it.
+        // Each is a prefix of the next, followed by the smallest and the largest characters.
         "a",
         "ab",
         "a\0",
@@ -1239,7 +1243,7 @@ pub(super) fn awkward_names() -> Vec<String> {
         "b",
         "\0",
         "\u{10ffff}",
-        // What paths, queries and keys are made of.
+        // Characters with a meaning in paths, queries and keys.
         " ",
         "  ",
         "a b",
@@ -1284,7 +1288,7 @@ pub(super) fn awkward_names() -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    // Sixteen characters that are bytes a compact UUID could have, and texts of the lengths around it.
+    // Sixteen characters that could be the bytes of a compact UUID, and texts of similar lengths.
     names.push("\0".repeat(16));
     names.extend([15, 16, 17, 35, 36, 37, 254, 255].map(|length| "x".repeat(length)));
     names.extend([8, 16].map(|length| "\u{1}".repeat(length)));
@@ -1328,19 +1332,19 @@ fn odd_metadata() -> Checked<Vec<Event>> {
     Ok(events)
 }
 
-/// A batch of these events that chooses which content counts.
+/// A batch of these events with this idempotency.
 fn by(idempotency: Idempotency, events: Vec<Event>) -> Batch {
     Batch::new(events).idempotency(idempotency)
 }
 
-/// The event with this id as an attempt makes it: with metadata of its own.
+/// The event with this id as built by one attempt: with its own metadata.
 fn attempt(id: &str, number: u64) -> Result<Event, Error> {
     let same = event(id, "a");
     let metadata = format!("{{\"attempt\":{number}}}");
     Event::builder(same.event_type(), "a").id(id).data(same.data_bytes()).metadata_json(metadata).build()
 }
 
-/// Whether only metadata tell it from another attempt.
+/// Whether it differs from another attempt only in its metadata.
 fn is_attempt(other: &Event) -> bool {
     let same = event(other.id(), "a");
     Idempotency::Data.is_same(&same, other)
@@ -1362,7 +1366,7 @@ fn others(id: &str, aggregate_id: &str) -> Vec<Event> {
         builder(same.event_type(), aggregate_id).data("other"),
         builder(same.event_type(), aggregate_id).data(longer),
         builder(same.event_type(), aggregate_id),
-        // The same characters in sum, the border between type and aggregate elsewhere.
+        // The same characters in total, but with another border between type and aggregate.
         builder(&format!("{}{aggregate_id}", same.event_type()), aggregate_id).data(data.clone()),
         builder(&same.event_type()[..7], &format!("{}{aggregate_id}", &same.event_type()[7..])).data(data),
     ];
@@ -1373,21 +1377,21 @@ fn already(stored: Stored) -> Stored {
     Stored::new(stored.version, stored.revision, StoreOutcome::AlreadyStored)
 }
 
-/// Fails unless the store has exactly the events with these ids, in this order, and is sound otherwise.
+/// Fails unless the store has exactly the events with these ids, in this order, and is otherwise intact.
 async fn only_has(store: &Store, expected: &[&str]) -> Checked {
     let all = audit(store).await?;
     expect_eq!(ids(&all), expected, "the events in the store");
     Ok(())
 }
 
-/// Fails unless `load` and `get` give these events, and nothing else is in the store.
+/// Fails unless `load` and `get` return these events, and the store has nothing else.
 async fn come_back(store: &Store, written: &[Event]) -> Checked {
     let loaded = load(store, LoadOptions::all()).await?;
     expect_eq!(loaded.len(), written.len(), "the number of events");
     for (RecordedEvent { event: loaded, .. }, written) in loaded.iter().zip(written) {
         same_event(loaded, written, "load")?;
         same_event(&store.get(&background(), written.id()).await?.event, written, "get")?;
-        // Whatever is compared for repetitions is compared with what was stored.
+        // Comparisons for repetitions use what was stored.
         let again = append_one(store, written.clone()).await?;
         expect_eq!(again.outcome, StoreOutcome::AlreadyStored, "the outcome of appending {:?} again", written.id());
     }
@@ -1424,7 +1428,8 @@ async fn append_durably_and_not(store: &Store) -> Checked {
     Ok(())
 }
 
-/// Sixteen appends of two events each with one condition: fails unless one wins and the others learn what it made.
+/// Sixteen appends of two events each with one condition: fails unless one wins and the others get its result in the
+/// conflict.
 async fn race(store: &Store, condition: Expected, aggregate: &str, before: u64) -> Checked {
     let appends = (0..16).map(|writer| {
         let store = store.clone();

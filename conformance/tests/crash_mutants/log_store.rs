@@ -1,5 +1,5 @@
-//! The simplest store on disk that keeps the contract, and what it is when it does not: one file with the batches, one behind
-//! the other, and one that says how much of it counts.
+//! The simplest store on disk that keeps the contract, and its faulty variants. One file has the concatenated batches,
+//! and another one says how much of it counts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use eventstore_api::{
 
 use crate::reference_store::Reference;
 
-/// What is wrong with a store.
+/// The fault of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
@@ -85,10 +85,10 @@ impl Fault {
 /// The batches: for each its length, a checksum, its bytes.
 const LOG: &str = "log";
 
-/// How much of the log is made ahead where that is done.
+/// The preallocated space of the log, if a fault needs that.
 const ROOM: u64 = 256 << 10;
 
-/// The length of the log that counts, and the checksum of that. It is written once the log is synced.
+/// The valid length of the log, and its checksum. Written after the log is synced.
 const END: &str = "end";
 
 /// A handle to the store; clones share it.
@@ -99,9 +99,9 @@ pub(crate) struct LogStore(Arc<Inner>);
 struct Inner {
     fault: Fault,
     directory: PathBuf,
-    /// What readers see.
+    /// The state visible to readers.
     visible: Reference,
-    /// The same and what is being written, so that an append can be decided before.
+    /// The same, including what is being written, for the decisions on appends.
     planned: Reference,
     files: Mutex<Files>,
     is_fenced: AtomicBool,
@@ -112,7 +112,7 @@ struct Files {
     log: Arc<File>,
     end: Arc<File>,
     len: u64,
-    /// When something was appended the last time.
+    /// The time of the newest append.
     newest: SystemTime,
     /// Locked while the store is open.
     lock: Option<File>,
@@ -122,7 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells whoever listens, whatever becomes of them.
+/// Notifies listeners, and handles their panics.
 fn tell(fault: Fault, tell: impl FnOnce()) {
     match fault {
         Fault::SubscribersBreakIt => tell(),
@@ -220,7 +220,7 @@ impl LogStore {
 }
 
 impl Inner {
-    /// Names the times of recording, if the caller did not.
+    /// Sets the recording times, if the caller did not.
     fn record_times(&self, batch: &mut Batch, files: &mut Files) -> Result<()> {
         if batch.recorded_at.is_some() {
             return Ok(());
@@ -296,7 +296,7 @@ impl Inner {
         Ok(stored)
     }
 
-    /// Whoever is told that nothing was written relies on it, also if it is the second attempt (F1).
+    /// A caller relies on being told that nothing was written, even on the second attempt (F1).
     fn answer_fenced(&self, batch: Batch) -> Result<Vec<Stored>> {
         let fenced = || Error::Fenced { reason: "a write or a sync has failed".to_owned() };
         if self.fault == Fault::RefusesWhatMayBeThere {
@@ -326,11 +326,11 @@ impl Inner {
             Fault::RewritesWhenClosing => rewrite(&files.log, files.len).map_err(failed("close")),
             _ => Ok(()),
         };
-        files.log = files.end.clone(); // the log's handle is given back
+        files.log = files.end.clone(); // release the handle to the log
         closed
     }
 
-    /// Writes the log anew.
+    /// Rewrites the log.
     fn collect(&self) -> io::Result<()> {
         let mut files = lock(&self.files);
         if self.is_fenced.load(Ordering::SeqCst) {
@@ -338,7 +338,7 @@ impl Inner {
         }
         let collected = self.collect_files(&mut files);
         if collected.is_err() {
-            self.is_fenced.store(true, Ordering::SeqCst); // which log it is now is not known
+            self.is_fenced.store(true, Ordering::SeqCst); // it is unknown which log is in effect
         }
         collected
     }
@@ -397,7 +397,7 @@ impl Drop for Inner {
     }
 }
 
-/// Makes the names in a directory safe, and its own.
+/// Makes the names in a directory durable, and its own name.
 fn sync_names(fault: Fault, directory: &Path) -> io::Result<()> {
     if fault == Fault::ForgetsItsDirectory {
         return Ok(());
@@ -421,7 +421,7 @@ fn read_log(log: &File, len: u64) -> io::Result<Vec<u8>> {
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
-    // FNV-1a: enough for a single flipped bit.
+    // FNV-1a, which detects a single flipped bit.
     bytes.iter().fold(0x811c_9dc5, |sum: u32, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -430,7 +430,8 @@ fn write_end(end: &File, len: u64) -> io::Result<()> {
     end.write_all_at(&[&len[..], &checksum(&len).to_le_bytes()].concat(), 0)
 }
 
-/// Where the records in the log end: behind the last whole one, and in front of one with no length, which is written last.
+/// The end of the records in the log: after the last complete one, and before one without a length, which is written
+/// last.
 fn find_end(log: &File, fault: Fault) -> io::Result<u64> {
     let len = log.metadata()?.len();
     let mut at = 0;
@@ -485,7 +486,7 @@ fn read_batches(mut log: &File, len: u64, fault: Fault) -> Result<Vec<Batch>> {
     Ok(batches)
 }
 
-/// Where a record in the middle ends.
+/// The middle of a record.
 fn first_half(content: &[u8]) -> usize {
     let mut at = 0;
     while at < content.len() / 2 {

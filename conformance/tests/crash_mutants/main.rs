@@ -1,4 +1,4 @@
-//! Tests of the crash kit itself: a store on disk that passes every check, and for each check one that it must refuse.
+//! Tests of the crash kit itself: a store on disk that passes every check, and for each check one that it must reject.
 
 #![cfg(unix)]
 
@@ -16,7 +16,7 @@ use eventstore_api::EventStore;
 use libtest_mimic::{Arguments, Failed, Trial};
 use log_store::{Fault, LogStore};
 
-/// Tells a child which store it works on.
+/// Tells a child its kind of store.
 const FAULT: &str = "CRASH_MUTANTS_FAULT";
 
 /// The checks, each with the fault that it must find.
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         let name = format!("{} passes a store that keeps the rule", check.name);
         Trial::test(name, move || match kit(Fault::None).run_check(&check.name) {
             Some(Outcome::Passed) => Ok(()),
-            // It does nothing when it is closed.
+            // This store does nothing when it is closed.
             Some(Outcome::Ignored(_)) if check.name.contains("while_closing") => Ok(()),
             other => Err(format!("it ended with {other:?}").into()),
         })

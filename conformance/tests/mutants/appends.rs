@@ -70,7 +70,7 @@ impl Mutant {
             _ => {}
         }
         if self.has(Fault::VerifyFindsWriters) {
-            // Slow enough that writers are still there when the first verification begins.
+            // Slow enough that writers are still active when the first verification begins.
             for _ in 0..20 {
                 tokio::task::yield_now().await;
             }
@@ -135,7 +135,7 @@ impl Mutant {
                 Ok(stored)
             }
             (Fault::LosesUpdates, Ok(stored)) => {
-                // Whoever had looked at the same time has the same places.
+                // Concurrent appends that looked at the same time get the same positions.
                 let first = stored.iter().find(|stored| stored.outcome == StoreOutcome::Written);
                 let shift = first.map_or(0, |first| first.version.get()).saturating_sub(found?.next().get());
                 let earlier = |s: &Stored| match s.outcome {
@@ -269,7 +269,7 @@ impl Mutant {
         }
     }
 
-    /// Checks the condition before it is this append's turn: what is left of it afterwards.
+    /// Checks the condition before it is this append's turn. Returns what is left of the condition.
     async fn checked_too_early(&self, batch: &Batch) -> Result<Expected> {
         let background = &Context::background();
         let aggregate_id = batch.events.first().map_or("", Event::aggregate_id);
@@ -278,7 +278,7 @@ impl Mutant {
         Ok(if batch.expected.holds(revision, latest) { Expected::Any } else { batch.expected })
     }
 
-    /// Appends that are answered without looking further.
+    /// Appends that are answered without further checks.
     async fn refusal(&self, batch: &Batch) -> Option<Result<Vec<Stored>>> {
         let background = &Context::background();
         match self.fault {
@@ -315,7 +315,7 @@ impl Mutant {
         }
     }
 
-    /// The times that are named, given to the new events of the batch in their order.
+    /// The explicit times, assigned to the new events of the batch in order.
     async fn times_of_the_new(&self, batch: &Batch) -> Option<Vec<SystemTime>> {
         let mut times = batch.recorded_at.clone()?;
         let mut named = times.clone().into_iter();
@@ -342,7 +342,7 @@ impl Mutant {
     }
 }
 
-/// An append that is under way.
+/// A running append.
 struct Running<'store>(&'store Mutant, Vec<String>);
 
 impl<'store> Running<'store> {
@@ -369,7 +369,7 @@ fn repeats_inside(batch: &Batch) -> bool {
     ids.len() < batch.events.len()
 }
 
-/// What a store compares that looks at the first kilobyte only.
+/// What a store compares that reads only the first kilobyte.
 fn beginning(event: &Event) -> (&str, &str, usize, &str, &[u8]) {
     let (metadata, data) = (event.metadata(), event.data());
     let first_of = |length: usize| length.min(1024);

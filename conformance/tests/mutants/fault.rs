@@ -1,4 +1,4 @@
-//! What can be wrong with a store.
+//! The faults of stores.
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! Tests of the suite itself: a check that cannot fail proves nothing, so for each there is a store that it must
-//! refuse.
+//! reject.
 //!
 //! Every such store is the reference store with one fault.
 
@@ -29,7 +29,7 @@ use crate::fault::Fault;
 use crate::store::Common;
 use crate::table::{FINDS, FINDS_FALSE_DECLARATIONS, HANGS};
 
-/// Set for a process that is to be the suite over a store with a fault, as a user sees it.
+/// Set for a process that runs the suite on a faulty store, as a user sees it.
 const AS_MUTANT: &str = "EVENTSTORE_CONFORMANCE_AS_MUTANT";
 
 const MODEL: &str = "model::random_programs_agree_with_the_model";
@@ -74,17 +74,18 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// How many checks run in one process, on one profile or another, and how many stores are there for them to refuse.
+/// The number of checks that run in one process, with any profile, and of stores that they must reject.
 fn counts() -> (usize, usize) {
     let names: BTreeSet<_> =
         FINDS.iter().map(|(check, _)| *check).chain(FINDS_FALSE_DECLARATIONS.iter().copied()).collect();
     let faults: BTreeSet<_> = FINDS.iter().map(|(_, fault)| format!("{fault:?}")).collect();
-    // The reference store itself is wrong wherever an absence is declared falsely.
+    // The reference store itself is wrong if an absence is falsely declared.
     (names.len(), faults.len() + 1)
 }
 
-/// Every store against every check: how many others notice it, and that no check panics, whatever the store does. It takes
-/// half an hour: `cargo test -p synckit-conformance --test mutants -- --ignored --nocapture`.
+/// Runs every check on every store: counts how many other checks notice a fault, and verifies that no check panics,
+/// whatever the store does. It takes half an hour: `cargo test -p synckit-conformance --test mutants -- --ignored
+/// --nocapture`.
 fn how_many_notice() -> Result<(), Failed> {
     let mut faults: Vec<_> = FINDS.iter().map(|(_, fault)| *fault).collect();
     faults.sort_by_key(|fault| format!("{fault:?}"));
@@ -121,8 +122,8 @@ fn suite(profile: Profile, fault: Fault) -> Suite {
         .read_only(move |directory| store::open_read_only(directory, fault, of_readers.clone()))
 }
 
-/// Fails unless the check refuses the store, and says so in the words of the rule: a check that panics, or that hangs where
-/// something is to be found, has found nothing.
+/// Fails unless the check rejects the store and its failure has the text of the rule. A check that panics, or that
+/// hangs although there is something to find, has found nothing.
 fn fails(check: &str, profile: Profile, fault: Fault) -> Result<(), Failed> {
     let suite = suite(profile, fault);
     let Some(about) = suite.checks().find(|about| about.name == check) else {
@@ -157,7 +158,7 @@ fn every_check_finds_a_fault() -> Result<(), Failed> {
     if gone.is_empty() { Ok(()) } else { Err(format!("these checks are not in the suite: {gone:?}").into()) }
 }
 
-/// A store that implements no more than it has to, and says so, keeps all rules.
+/// A store that implements only the required methods, and declares that, keeps all rules.
 fn required_methods_are_enough() -> Result<(), Failed> {
     let profile = Profile::persistent().without_backup().without_verification().without_read_only();
     let suite = suite(profile, Fault::HasOnlyRequiredMethods);
@@ -239,7 +240,7 @@ fn a_hanging_store_is_reported_with_the_rule() -> Result<(), Failed> {
     }
 }
 
-/// The seed and the program that a run of the model check prints, from a process of its own.
+/// The seed and the program that a run of the model check prints, in a separate process.
 fn shown_program(seed: Option<&str>, cases: &str) -> Result<(String, String), Failed> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([MODEL, "--exact"]).env(AS_MUTANT, "").env("EVENTSTORE_CONFORMANCE_CASES", cases);
@@ -256,7 +257,7 @@ fn shown_program(seed: Option<&str>, cases: &str) -> Result<(String, String), Fa
 
 fn a_seed_shows_the_program_again() -> Result<(), Failed> {
     let (seed, program) = shown_program(None, "unbounded")?;
-    // One program is enough: the seed is its own, and not that of a run that came to it in the end.
+    // One program is enough: the seed is that of the program, not of the run in which it was found.
     let again = shown_program(Some(&seed), "1")?;
     if again != (seed.clone(), program.clone()) {
         return Err(format!("with the seed {seed}, {program} was shown first, and then {again:?}").into());

@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::store::Mutant;
 
 impl Mutant {
-    /// What a load with filters gives; `None` if the fault is not about them.
+    /// The result of a load with filters; `None` if the fault does not concern filters.
     pub(crate) async fn search(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Option<Page>> {
         let mut asked = options.clone();
         let page = match self.fault {
@@ -90,7 +90,7 @@ impl Mutant {
         Ok(Some(page))
     }
 
-    /// The page of those of these events that are wanted.
+    /// The page of the wanted ones of these events.
     async fn page_of(
         &self,
         ctx: &Context,
@@ -125,7 +125,7 @@ impl Mutant {
         }
         let mut page = self.inner.list_aggregates(ctx, &asked, most).await?;
         match self.fault {
-            // As in an index in which something greater than all characters ends each id.
+            // As in an index in which each id ends with something greater than all characters.
             Fault::ListIsInTheOrderOfKeys => {
                 page.aggregates.sort_by_key(|aggregate| [aggregate.aggregate_id.as_bytes(), &[0xff]].concat());
             }

@@ -1,4 +1,4 @@
-//! The reference store with one fault: here those of everything but appends and pages.
+//! The reference store with one fault. This file has the faults of everything except appends and pages.
 
 use std::collections::HashSet;
 use std::mem::ManuallyDrop;
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, RwLock, RwLockWriteGuard, Semaphore};
 use crate::fault::Fault;
 use crate::reference_store::Reference;
 
-/// What the stores of one suite have in common.
+/// The state shared by the stores of one suite.
 #[derive(Debug, Default)]
 pub(crate) struct Common {
     openings: AtomicU64,
@@ -57,7 +57,7 @@ pub(crate) async fn open(directory: PathBuf, fault: Fault, common: Arc<Common>) 
     opened(&directory, inner, fault, common, number).await
 }
 
-/// Opens it to read only.
+/// Opens it read-only.
 pub(crate) async fn open_read_only(
     directory: PathBuf,
     fault: Fault,
@@ -121,16 +121,16 @@ pub(crate) struct Mutant {
     pub(crate) inner: Reference,
     pub(crate) fault: Fault,
     common: Arc<Common>,
-    /// How many others of the suite were opened before.
+    /// The number of stores that the suite opened before.
     pub(crate) number: u64,
     /// Whether the directory is that of a backup.
     pub(crate) is_backup: bool,
     pub(crate) calls: AtomicU64,
-    /// Calls that are under way, of the kind that the fault is about.
+    /// Running calls of the kind that the fault concerns.
     pub(crate) running: AtomicU64,
     /// The latest version that is certainly on disk.
     pub(crate) durable: AtomicU64,
-    /// Aggregates that were there when it was opened.
+    /// The number of aggregates when it was opened.
     at_opening: u64,
     pub(crate) latest_at_opening: u64,
     pub(crate) happened: AtomicBool,
@@ -139,9 +139,9 @@ pub(crate) struct Mutant {
     pub(crate) slots: Semaphore,
     pub(crate) waiting: RwLock<()>,
     collected: Notify,
-    /// Names that the fault is about.
+    /// Names that the fault concerns.
     memory: Mutex<HashSet<String>>,
-    /// The kind of runtime it was opened on.
+    /// The kind of runtime on which it was opened.
     home: RuntimeFlavor,
 }
 
@@ -158,7 +158,7 @@ impl Mutant {
         self.fault == fault
     }
 
-    /// Whether appends are under way.
+    /// Whether any append is running.
     pub(crate) fn is_busy(&self) -> bool {
         self.running.load(Ordering::Relaxed) > 0
     }
@@ -179,14 +179,14 @@ impl Mutant {
         lock(&self.memory).retain(|name| !names.contains(name));
     }
 
-    /// Begins one of those calls of which there may be only one at a time.
+    /// Begins a call of a kind that must not run twice at the same time.
     fn alone(&self) -> Result<Call<'_>> {
         let others = self.running.fetch_add(1, Ordering::Relaxed);
         let alone = Call(&self.running);
         if others == 0 { Ok(alone) } else { Err(Error::engine("begin", "another one is under way")) }
     }
 
-    /// True every so many calls.
+    /// True on every nth call.
     pub(crate) fn every(&self, calls: u64) -> bool {
         self.calls.fetch_add(1, Ordering::Relaxed) % calls == calls - 1
     }
@@ -200,12 +200,12 @@ impl Mutant {
         }
     }
 
-    /// What is held while work goes on of which the fault is that it keeps others waiting.
+    /// The lock to hold during work, if the fault is that the work blocks others.
     async fn held(&self, by: Fault) -> Option<RwLockWriteGuard<'_, ()>> {
         if self.has(by) { Some(self.waiting.write().await) } else { None }
     }
 
-    /// The outcome of work that was ended.
+    /// The result of work that was ended.
     fn ended<T>(&self, outcome: Result<T>) -> Result<T> {
         match outcome {
             Err(ended @ (Error::Cancelled | Error::DeadlineExceeded)) if self.has(Fault::EndedIsAnEngineError) => {
@@ -216,10 +216,10 @@ impl Mutant {
     }
 }
 
-/// Notes a panic that goes through it.
+/// Notes a panic that passes through.
 struct NotesPanics<'store>(&'store Mutant);
 
-/// What is remembered of it.
+/// What is noted about it.
 pub(crate) const PANIC: &str = "a panic";
 
 impl Drop for NotesPanics<'_> {
@@ -228,7 +228,7 @@ impl Drop for NotesPanics<'_> {
     }
 }
 
-/// A call that is under way.
+/// A running call.
 struct Call<'store>(&'store AtomicU64);
 
 impl Drop for Call<'_> {
@@ -237,7 +237,7 @@ impl Drop for Call<'_> {
     }
 }
 
-#[deny(clippy::missing_trait_methods)] // also those that have a default
+#[deny(clippy::missing_trait_methods)] // including those with a default
 #[async_trait]
 impl EventStore for Mutant {
     // Written out, so that something can happen before the future is polled.

@@ -1,4 +1,4 @@
-//! Which check is for which fault. One line for each pair, grouped by area and in the order of the checks.
+//! Which check finds which fault. One line for each pair, grouped by area and in the order of the checks.
 
 use crate::fault::Fault;
 
@@ -296,7 +296,7 @@ pub(crate) const FINDS: &[(&str, Fault)] = &[
     ("model::racing_writers_leave_one_history", Fault::IgnoresExpectation),
 ];
 
-/// Faults that show as something that does not end; with all others the check has to find something else.
+/// Faults that appear as a hang. For all others, the check must find something else.
 pub(crate) const HANGS: &[Fault] = &[
     Fault::BackupHoldsReaders,
     Fault::CloseStopsWhenDropped,
@@ -313,8 +313,8 @@ pub(crate) const HANGS: &[Fault] = &[
     Fault::WaitersBlockWriters,
 ];
 
-/// Absences that are declared and not true: the reference store survives closing, locks, takes backups, verifies, and can be
-/// opened to be read only.
+/// Absences that are falsely declared: the reference store survives closing, locks, and supports backups, verification
+/// and read-only opening.
 pub(crate) const FINDS_FALSE_DECLARATIONS: &[&str] = &[
     "life::l1_without_persistence_a_reopened_store_is_empty",
     "life::l2_without_locking_a_second_opening_harms_nothing",

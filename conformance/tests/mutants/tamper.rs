@@ -1,4 +1,4 @@
-//! What faults do to the reference store behind its back.
+//! What faults do to the reference store from outside.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use eventstore_api::{Event, Version};
 use crate::reference_store::{DISK, Reference, lock, place};
 
 impl Reference {
-    /// Writes the first `events` of it to the disk, over whatever is there.
+    /// Writes its first `events` to the disk, over anything that is there.
     pub(crate) fn write_copy(&self, target: &Path, events: u64) {
         let mut log = lock(&self.0.log).clone();
         log.truncate(Version::new(events));
         lock(&DISK).logs.insert(place(target), log);
     }
 
-    /// Closes it; if it was not closed before, what is behind this version is lost.
+    /// Closes it. If it was not closed before, everything after this version is lost.
     pub(crate) fn lose_after(&self, version: Version) {
         if self.0.head.borrow().is_some() {
             self.0.close();
@@ -22,7 +22,7 @@ impl Reference {
         }
     }
 
-    /// Puts this event in the place of the one that has its id.
+    /// Replaces the event with the same id by this one.
     pub(crate) fn overwrite(&self, event: &Event) {
         let mut log = lock(&self.0.log);
         if let Some(there) = log.events.iter_mut().find(|there| there.event.id() == event.id()) {

@@ -14,17 +14,17 @@ use eventstore_api::{
 };
 use tokio::sync::watch;
 
-/// A disk that is as simple as the store.
+/// A disk as simple as the store.
 pub(crate) static DISK: Mutex<Disk> =
     Mutex::new(Disk { logs: BTreeMap::new(), open: BTreeSet::new(), read: BTreeMap::new() });
 
 /// By directory.
 pub(crate) struct Disk {
-    /// What closed stores left.
+    /// The content of closed stores.
     pub(crate) logs: BTreeMap<PathBuf, Log>,
     /// The stores that are open.
     pub(crate) open: BTreeSet<PathBuf>,
-    /// How many read a store that is open to nobody else.
+    /// The number of readers of a store that is open read-only.
     pub(crate) read: BTreeMap<PathBuf, usize>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A directory by the one name that it has, whatever it is called; one that is not there keeps its name.
+/// The canonical name of a directory. A missing directory keeps its name.
 pub(crate) fn place(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
@@ -55,18 +55,18 @@ pub(crate) struct Inner {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
     pub(crate) events: Vec<RecordedEvent>,
-    /// Where in `events` an id is.
+    /// The position of each id in `events`.
     ids: HashMap<String, usize>,
     revisions: HashMap<String, u64>,
 }
 
 impl Reference {
-    /// Opens the store in a directory, whatever the name by which it is called.
+    /// Opens the store in a directory, under any of its names.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::open_as(&place(path))
     }
 
-    /// Opens the store with exactly this name.
+    /// Opens the store under exactly this name.
     pub(crate) fn open_as(path: &Path) -> Result<Self> {
         let mut disk = lock(&DISK);
         if disk.read.contains_key(path) || !disk.open.insert(path.to_owned()) {
@@ -76,7 +76,7 @@ impl Reference {
         Ok(Self::of(path, log, false))
     }
 
-    /// Opens the store in a directory to read only.
+    /// Opens the store in a directory read-only.
     #[allow(dead_code, reason = "not every test that has this store asks")]
     pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
         let (path, mut disk) = (place(path), lock(&DISK));
@@ -120,7 +120,7 @@ impl Reference {
         Ok(stored)
     }
 
-    /// What every method begins with.
+    /// Common to the beginning of every method.
     fn check(&self, ctx: &Context) -> Result<Version> {
         let head = self.0.head.borrow().ok_or(Error::Closed)?;
         ctx.check().map(|()| head)
@@ -133,7 +133,7 @@ impl Reference {
         }
     }
 
-    /// Work that can be followed and ended. Returns the latest version when it was done.
+    /// Work that reports progress and can be ended. Returns the latest version when it was done.
     async fn take_a_while(&self, ctx: &Context) -> Result<Version> {
         for done in 0..10 {
             self.check(ctx)?;
@@ -185,7 +185,7 @@ impl Log {
         self.ids.get(id).map(|&at| &self.events[at])
     }
 
-    /// Compares everything that is kept twice.
+    /// Compares all redundant data.
     fn verify(&self) -> VerifyReport {
         let mut report = VerifyReport::default();
         let mut revisions: HashMap<&str, u64> = HashMap::new();
@@ -287,7 +287,7 @@ impl EventStore for Reference {
         self.may_write()?;
         batch.validate()?;
         let _turn = ctx.run(self.0.turn.lock()).await?;
-        // Others get to wait, so that there is a queue.
+        // Let others wait, so that there is a queue.
         tokio::task::yield_now().await;
         ctx.check()?;
         self.append(batch)

@@ -1,4 +1,4 @@
-//! Backups: a copy of the log, and an index of its own that is made from it.
+//! Backups: a copy of the log, and a separate index that is built from it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,9 +17,8 @@ use crate::options::Compression;
 use crate::shared::{Parts, Shared, with_causes};
 use crate::{StoreOptions, Task};
 
-/// Copies the log into a directory that is missing or empty, or that holds an earlier backup of this store, to which only
-/// travels what is new. The copy is opened once, so that its index is made, and a backup that does not open is never
-/// believed in.
+/// Copies the log into a directory that is missing, empty, or has an earlier backup of this store; then only new data
+/// is copied. The copy is opened once to build its index, so a backup that does not open is never reported as done.
 pub(crate) fn backup<E: Engine>(
     shared: &Arc<Shared<E>>,
     parts: &Parts<E>,
@@ -29,7 +28,8 @@ pub(crate) fn backup<E: Engine>(
     task: &Task<'_>,
 ) -> Result<BackupReport> {
     let Some(source) = &parts.directory else { return Err(no_files()) };
-    // What is full is sealed before it travels: in the copy it would get another footer, and travel again.
+    // Full segments are sealed before they are copied. Otherwise the copy would give them another footer, and they
+    // would be copied again.
     let seal = || shared.log.sync().map_err(log_error).and_then(|()| checkpoint(shared, shared.log.position()));
     let sealed = if shared.is_read_only() { Ok(()) } else { seal() };
     if let Err(error) = sealed {
@@ -59,7 +59,7 @@ pub(crate) fn backup<E: Engine>(
     if copied.is_none() {
         return Err(ended.unwrap_or(Error::Cancelled));
     }
-    // What is compressed has travelled so. The copy is not changed any further.
+    // Compressed segments were copied as such. The copy is not changed any further.
     let options = StoreOptions { compression: Compression::None, ..options.clone() };
     let Ready { opened, committer, .. } =
         task.in_second_half(bytes, |task| open_directory::<E>(directory, engine, &options, task))?;
@@ -90,7 +90,7 @@ fn refused(target: &Path, reason: &str) -> Error {
     }
 }
 
-/// The directory of an earlier backup of this very store.
+/// The directory of an earlier backup of this same store.
 fn earlier_backup<E: Engine>(shared: &Shared<E>, target: &Path) -> Result<StoreDirectory> {
     let refused = |reason| refused(target, reason);
     if StoreDirectory::engine_of(target)? != E::NAME {
@@ -130,7 +130,7 @@ mod tests {
         KvStore::open(path, false, (), options()).expect("opened")
     }
 
-    /// Every file with its bytes, but for the lock.
+    /// Every file with its bytes, except the lock.
     fn content(path: &Path) -> BTreeMap<String, Vec<u8>> {
         fn add(path: &Path, name: &str, content: &mut BTreeMap<String, Vec<u8>>) {
             if !path.is_dir() {
@@ -162,7 +162,7 @@ mod tests {
         assert!(report.bytes_on_disk > 60 * 2000, "{report:?}");
         check_backup(&target, &all).await;
         check(&store, &all).await;
-        // Its index was made with it.
+        // Its index was built with it.
         let directory = StoreDirectory::open_existing(&target, FileEngine::NAME).expect("opened");
         let ctx = ctx();
         let ready =
@@ -240,7 +240,7 @@ mod tests {
         check_backup(&target, &all).await;
     }
 
-    /// Which files are others than before, and how many bytes they have.
+    /// The number of files that changed, and their size in bytes.
     #[cfg(unix)]
     fn replaced(before: &BTreeMap<String, u64>, log: &Path) -> (usize, u64) {
         let others = files(log).into_iter().filter(|(name, file)| before.get(name) != Some(file));
@@ -277,7 +277,7 @@ mod tests {
         for more in [1, 0, 4, 80, 0, 15] {
             append(&store, &all[done..done + more / 2]).await;
             if is_reopened {
-                store.close().await.expect("closed"); // here the digest has a mark that the copy has not
+                store.close().await.expect("closed"); // closing adds a mark of the digest that the copy does not have
                 store = closed.open().expect("opened");
             }
             append(&store, &all[done + more / 2..done + more]).await;
@@ -290,7 +290,7 @@ mod tests {
             let report = store.backup(&ctx().with_progress(progress), &target).await.expect("backed up");
             assert_eq!(report.latest_version.get(), done as u64);
             let (count, bytes) = replaced(&before, &log);
-            // The newest segment grows, and each may have been the newest.
+            // The newest segment grows, and each one may have been the newest.
             let most = if more == 0 { 0 } else { 1 + (more * 2200).div_ceil(64 << 10) };
             assert!(count <= most, "{count} files for {more} events");
             assert!(bytes <= (most as u64) * (66 << 10), "{bytes} bytes for {more} events");
@@ -299,7 +299,7 @@ mod tests {
             assert!(told.0 <= 2 * bytes, "{told:?}");
             check_backup(&target, &all[..done]).await;
             if is_reopened {
-                store.close().await.expect("closed"); // and what is full is sealed
+                store.close().await.expect("closed"); // closing seals what is full
                 store = closed.open().expect("opened");
             }
         }
@@ -317,7 +317,7 @@ mod tests {
             assert_eq!(backup(&store, &target).await.latest_version.get(), done as u64);
             check_backup(&target, &all[..done]).await;
         }
-        // And so is what is restored from it.
+        // What is restored from it is complete, too.
         let restored = closed.temporary.path().join("restored");
         restore(&ctx(), &target, &restored).expect("restored");
         check_backup(&restored, &all).await;
@@ -334,7 +334,7 @@ mod tests {
         closed.flip(&target("damaged").join(LOG).join("0000000001-0.seg"), 5000);
         append(&store, &all[90..]).await;
         for (name, is_sound) in [("damaged", false), ("new", true)] {
-            // Only what is new travels: what is there is not read.
+            // Only new data is copied: what is there is not read.
             assert_eq!(backup(&store, &target(name)).await.latest_version.get(), 120, "{name}");
             let own = open(&target(name));
             let report = own.verify(&ctx()).await.expect("verified");
@@ -407,7 +407,7 @@ mod tests {
         check_backup(&target, &all).await;
     }
 
-    /// Cancels when it was told so often.
+    /// Cancels after this many reports.
     fn ending_after(reports: u64) -> (Context, Arc<AtomicBool>) {
         let token = CancellationToken::new();
         let ctx = ctx().with_cancellation(token.clone());
@@ -461,7 +461,7 @@ mod tests {
                 }
                 Ok(_) => check_backup(&into, &all).await,
             }
-            // It goes on from whatever is there.
+            // It continues from whatever is there.
             backup(&store, &into).await;
             check_backup(&into, &all).await;
             fs::remove_dir_all(&into).expect("removed");
@@ -508,7 +508,7 @@ mod tests {
         let mut is_checked = false;
         for (target, head) in heads {
             if target == incremental && std::mem::replace(&mut is_checked, true) {
-                continue; // it has gone on since
+                continue; // it was completed meanwhile
             }
             assert!(head.is_multiple_of(3), "{head}");
             check_backup(&target, &all[..head as usize]).await;

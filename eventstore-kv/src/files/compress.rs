@@ -11,7 +11,8 @@ use crate::error::log_error;
 use crate::shared::{Shared, with_causes};
 use crate::sync::{Ordering, background};
 
-/// Begins to compress what is to be compressed, unless that is under way. A checkpoint comes again, so nothing is waited for.
+/// Starts compression in the background, unless it is running. The next checkpoint calls this again, so nothing is
+/// missed.
 pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>) {
     let is_wanted = shared.log.compresses() && !shared.is_closing() && shared.fence_reason().is_none();
     if !is_wanted || shared.is_compressing.swap(true, Ordering::AcqRel) {
@@ -19,7 +20,7 @@ pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>) {
     }
     let shared = shared.clone();
     let _ = background::spawn_low("eventstore-compress", move || {
-        // Closing waits for it, since it keeps the directory's lock.
+        // Closing waits for it, since it holds the directory's lock.
         let compress = || shared.keep_parts(|_| shared.log.compress(&mut || !shared.is_closing()).map_err(log_error));
         match catch_unwind(AssertUnwindSafe(compress)) {
             Ok(Ok(_) | Err(Error::Closed)) => {}
@@ -30,10 +31,10 @@ pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>) {
     });
 }
 
-/// Compresses all that is to be compressed, and tells what came of it, if anything did.
+/// Compresses everything that is due. Returns a description if anything was compressed.
 pub(crate) fn run<E: Engine>(shared: &Shared<E>, task: &Task<'_>) -> Result<Option<String>> {
     if shared.fence_reason().is_some() {
-        return Ok(None); // nothing is written any more
+        return Ok(None); // nothing more is written
     }
     let mut ended = None;
     let shrunk = shared.log.compress(&mut || {
@@ -106,7 +107,7 @@ mod tests {
         check(&store, &all).await;
         store.close().await.expect("closed");
         check_generations(&closed.path().join("log"));
-        // And it is read whatever the option is.
+        // It is readable with any value of the option.
         for options in [options(), compressing()] {
             let store = closed.open_with(options).expect("opened");
             check(&store, &all).await;
@@ -134,7 +135,7 @@ mod tests {
         }
         assert!(segments(&log, 1).len() > 2);
         check(&store, &all).await;
-        // None of it is done without the option.
+        // Without the option, nothing is compressed.
         let closed = Closed::new(&all).await;
         let store = closed.open().expect("opened");
         store.run_gc(&ctx(), Gc::Quick).await.expect("collected");

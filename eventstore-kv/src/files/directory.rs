@@ -19,15 +19,14 @@ const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
 
-/// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with the
-/// engine whose files it holds once they are made.
+/// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with its
+/// engine once the engine's files exist.
 ///
-/// The operating system gives the lock back when the process ends, however it ends. Drop the directory after the
-/// engine.
+/// The operating system releases the lock when the process ends, however it ends. Drop the directory after the engine.
 #[derive(Debug)]
 pub struct StoreDirectory {
     id: [u8; 16],
-    /// Locked as long as it is open; `None` if there is nothing to lock.
+    /// Open while the directory is locked; `None` if there is nothing to lock.
     _lock: Option<File>,
     place: Place,
     state: Mutex<State>,
@@ -35,33 +34,33 @@ pub struct StoreDirectory {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// A new store whose files are being made.
+    /// A new store that is being created.
     New,
     /// A backup that is being written.
     Backup,
     /// A store.
     Marked,
-    /// A store in which nothing is made, changed or deleted.
+    /// A store in which nothing is created, changed or deleted.
     ReadOnly,
 }
 
-/// What the mark says. Unknown fields are left alone, so that later versions can add some.
+/// The content of the mark file. Unknown fields are ignored, so that later versions can add some.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     engine: String,
-    /// Of the store and of every copy of its files.
+    /// The id of the store and of every copy of its files.
     id: Uuid,
 }
 
 impl StoreDirectory {
-    /// Opens the directory of a store of this engine, if there is one.
+    /// Opens the directory of a store of this engine, if there is one. Creates nothing.
     ///
     /// # Errors
     ///
-    /// `Open` if there is none, and those of [`open`](StoreDirectory::open). Nothing is created.
+    /// `Open` if there is none, and those of [`open`](StoreDirectory::open).
     pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
         if !Self::is_store(path) {
-            Self::engine_of(path)?; // says what is there instead
+            Self::engine_of(path)?; // the error says what is there instead
         }
         Self::open(path, engine)
     }
@@ -71,7 +70,7 @@ impl StoreDirectory {
         path.join(MARK_FILE).exists()
     }
 
-    /// The engine whose store lies in a directory.
+    /// The engine of the store in a directory.
     ///
     /// # Errors
     ///
@@ -84,12 +83,12 @@ impl StoreDirectory {
         }
     }
 
-    /// Opens the directory of a store of this engine, and creates it if it is missing.
+    /// Opens the directory of a store of this engine. Creates it if it is missing.
     ///
     /// # Errors
     ///
-    /// `Locked` if another handle or process has it; `Unsupported` if it holds another engine's store; `Open` if it is
-    /// not a directory, not writable, or holds something else than a store.
+    /// `Locked` if another handle or process has it open; `Unsupported` if it has another engine's store; `Open` if it
+    /// is not a directory, not writable, or has something else than a store.
     pub fn open(path: &Path, engine: &str) -> Result<Self> {
         let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
         if path.as_os_str().is_empty() {
@@ -100,7 +99,7 @@ impl StoreDirectory {
         }
         create_private_dir(path)
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
-        // Before anything is put into it, and once more under the lock.
+        // Checked before anything is created in it, and again under the lock.
         refuse_strangers(path)?;
         let (lock, place) = lock(path)?;
         refuse_links(path)?;
@@ -108,14 +107,14 @@ impl StoreDirectory {
         Ok(StoreDirectory { id: id.into_bytes(), _lock: Some(lock), place, state: Mutex::new(state) })
     }
 
-    /// Opens the directory of a store of this engine to read it. Nothing is made or changed in it, and others may read it as
-    /// well, but nobody may write to it meanwhile. Where there is no lock file, such as on a medium that cannot be written, that
-    /// is left to the user.
+    /// Opens the directory of a store of this engine for reading. Nothing is created or changed in it. Others may read
+    /// it at the same time, but nobody may write to it. Without a lock file, such as on read-only media, the user must
+    /// ensure that.
     ///
     /// # Errors
     ///
-    /// `Open` if there is no store, or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it is another
-    /// engine's.
+    /// `Open` if there is no store or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it belongs
+    /// to another engine.
     pub fn open_read_only(path: &Path, engine: &str) -> Result<Self> {
         Self::engine_of(path)?;
         let (lock, place) = lock_shared(path)?;
@@ -125,12 +124,13 @@ impl StoreDirectory {
         Ok(StoreDirectory { id: mark.id.into_bytes(), _lock: lock, place, state: Mutex::new(State::ReadOnly) })
     }
 
-    /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark) it does not open
-    /// as a store; if it is dropped before, everything in it is deleted.
+    /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark), it does
+    /// not open as a store. If it is dropped before that, everything in it is deleted.
     ///
     /// # Errors
     ///
-    /// `Open` if the directory is not empty, or cannot be made or written; `Locked` if it is being written to.
+    /// `Open` if the directory is not empty, or cannot be created or written; `Locked` if another backup is being
+    /// written to it.
     pub fn begin_backup(path: &Path, engine: &str, id: [u8; 16]) -> Result<Self> {
         let failed = |error| cannot_open(path, "it cannot be written", error);
         let not_empty = |reason: &str| Error::Open {
@@ -152,29 +152,29 @@ impl StoreDirectory {
         Ok(directory)
     }
 
-    /// The id of the store, which every copy of its files has as well.
+    /// The id of the store and of every copy of its files.
     pub(crate) fn id(&self) -> [u8; 16] {
         self.id
     }
 
-    /// Where it is, as an absolute path.
+    /// The absolute path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.place.directory()
     }
 
-    /// Where it was when it was locked.
+    /// The place of the directory when it was locked.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Whether the engine's files were all made, by an earlier opening. If they are not there now, they were lost.
+    /// Whether an earlier opening created all of the engine's files. If they are missing now, they were lost.
     #[must_use]
     pub fn is_marked(&self) -> bool {
         self.state() == State::Marked
     }
 
-    /// Whether nothing may be made, changed or deleted in it.
+    /// Whether nothing may be created, changed or deleted in it.
     pub(crate) fn is_read_only(&self) -> bool {
         self.state() == State::ReadOnly
     }
@@ -192,8 +192,8 @@ impl StoreDirectory {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Deletes a file or directory of the engine's if it is left of a creation that was cut short, before anything was
-    /// stored. In a store it stays.
+    /// Deletes a file or directory of the engine if it is left of an interrupted creation, before anything was stored.
+    /// In a marked store it is kept.
     ///
     /// # Errors
     ///
@@ -207,8 +207,8 @@ impl StoreDirectory {
         deleted.map_err(|error| Error::engine("delete what is left of a creation", error))
     }
 
-    /// Marks the store as made. Called once the engine has made its files, so that a creation that was cut short is
-    /// begun anew, and lost files are not.
+    /// Marks the store as created. Called once the engine's files exist. So an interrupted creation is restarted, but
+    /// lost files are not created again.
     ///
     /// # Errors
     ///
@@ -231,7 +231,7 @@ impl StoreDirectory {
         Ok(())
     }
 
-    /// Bytes that the files in the directory take on disk, by their length.
+    /// The total length of the files in the directory, in bytes.
     ///
     /// # Errors
     ///
@@ -242,7 +242,7 @@ impl StoreDirectory {
 }
 
 impl Drop for StoreDirectory {
-    /// Takes back what was written of a backup that did not come to its end.
+    /// Deletes an unfinished backup.
     fn drop(&mut self) {
         if self.state() != State::Backup {
             return;
@@ -261,11 +261,11 @@ impl Drop for StoreDirectory {
     }
 }
 
-/// Locks a directory by its lock file, which is made if it is missing.
+/// Locks a directory by its lock file, which is created if it is missing.
 fn lock(path: &Path) -> Result<(File, Place)> {
     let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
-    let unwritable = "its lock file cannot be written; give this user write access, which reading needs as well";
-    // A program may change its working directory; what is locked stays where it is.
+    let unwritable = "its lock file cannot be written; give this user write access, which is needed even for reading";
+    // A program may change its working directory; the locked directory stays the same.
     let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
     let lock_path = absolute.join(LOCK_FILE);
     loop {
@@ -275,7 +275,7 @@ fn lock(path: &Path) -> Result<(File, Place)> {
             TryLockError::WouldBlock => Error::Locked { path: path.display().to_string() },
             TryLockError::Error(error) => failed("its lock file cannot be locked", error),
         })?;
-        // Whoever had it before may have taken back a backup, and deleted it meanwhile.
+        // Whoever had the lock before may have deleted an unfinished backup meanwhile.
         let place = Place::of(&lock, lock_path.clone()).map_err(|error| failed(unwritable, error))?;
         if place.is_kept().map_err(|error| failed(unwritable, error))? {
             return Ok((lock, place));
@@ -283,7 +283,7 @@ fn lock(path: &Path) -> Result<(File, Place)> {
     }
 }
 
-/// Locks a directory by its lock file against whoever writes to it, if there is one.
+/// Takes a shared lock of a directory, against writers, if it has a lock file.
 fn lock_shared(path: &Path) -> Result<(Option<File>, Place)> {
     let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
     let absolute = std::path::absolute(path).map_err(|error| failed("its path cannot be made absolute", error))?;
@@ -294,16 +294,17 @@ fn lock_shared(path: &Path) -> Result<(Option<File>, Place)> {
     };
     match lock.try_lock_shared() {
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.display().to_string() }),
-        // Some file systems that cannot be written cannot lock either.
+        // Some read-only file systems do not support locks either.
         Err(TryLockError::Error(_)) => Ok((None, Place::unknown(lock_path))),
         Ok(()) => {
-            let place = Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be seen", error))?;
+            let place =
+                Place::of(&lock, lock_path).map_err(|error| failed("its lock file cannot be accessed", error))?;
             Ok((Some(lock), place))
         }
     }
 }
 
-/// What is in the directory of a store beside the files that all stores have.
+/// The content of a store's directory, apart from the files that all stores have.
 fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     let ours = [LOCK_FILE, MARK_FILE, NEW_MARK_FILE, BACKUP_MARK_FILE, HEAD_FILE, FILTER_FILE];
     let mut content = Vec::new();
@@ -324,8 +325,8 @@ fn no_store(path: &Path) -> Error {
     }
 }
 
-/// Whether the directory is marked as this engine's, and the id of its store. An empty one gets a mark that does not count
-/// yet.
+/// The state of the directory, which must belong to this engine, and the id of its store. An empty directory gets a
+/// preliminary mark.
 fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
     let Some(mark) = read_mark(path)? else {
         refuse_strangers(path)?;
@@ -378,11 +379,11 @@ fn write_mark(path: &Path, name: &str, engine: &str, id: Uuid) -> io::Result<()>
     let mut file = File::create(path.join(name))?;
     file.write_all(&text)?;
     file.sync_all()?;
-    // A power cut must not leave the engine's files without it: then they are a stranger's.
+    // A power cut must not leave the engine's files without it: the directory would not be recognised as a store.
     sync_dir(path)
 }
 
-/// Refuses a directory that is not a store, nor the beginning of one, but holds something.
+/// Rejects a directory that is neither a store, nor the beginning of one, nor empty.
 fn refuse_strangers(path: &Path) -> Result<()> {
     let is_store = || [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists());
     if is_store() {
@@ -400,7 +401,7 @@ fn refuse_strangers(path: &Path) -> Result<()> {
         let name = entry.map_err(failed)?.file_name();
         if name != LOCK_FILE {
             if is_store() {
-                return Ok(()); // somebody has just begun one
+                return Ok(()); // somebody has just created one
             }
             let reason = match holds_a_log(path) {
                 true => format!("its {MARK_FILE} is missing; put that of a backup of this store there"),
@@ -415,7 +416,7 @@ fn refuse_strangers(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are segments of a log: it was a store, then.
+/// Whether there are segments of a log. If so, it was a store.
 fn holds_a_log(path: &Path) -> bool {
     let is_segment = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| Path::new(&entry.file_name()).extension().is_some_and(|extension| extension == "seg"))
@@ -423,8 +424,9 @@ fn holds_a_log(path: &Path) -> bool {
     fs::read_dir(path.join(LOG)).is_ok_and(|mut entries| entries.any(is_segment))
 }
 
-/// Refuses a store of which a part is somewhere else: another store may have the same part, such as a copy of this directory, and
-/// the lock of neither would keep the other from writing to it. The directory itself may be a link, with its lock in it.
+/// Rejects a store with a part that is a symbolic link. Another store may share that part, such as a copy of this
+/// directory, and their locks would not exclude each other. The directory itself may be a link, since the lock is
+/// inside.
 fn refuse_links(path: &Path) -> Result<()> {
     for part in [LOG, INDEX].map(|name| path.join(name)) {
         let link = link_in(&part).map_err(|error| cannot_open(path, "it cannot be read", error))?;
@@ -432,8 +434,8 @@ fn refuse_links(path: &Path) -> Result<()> {
             return Err(Error::Open {
                 path: path.display().to_string(),
                 reason: format!(
-                    "{} is a symbolic link, and the lock of a store is for its own directory alone; put there what it leads to. \
-                     To keep a store somewhere else, link its whole directory, or mount its parts",
+                    "{} is a symbolic link, but the lock of a store covers only its own directory; move the link's \
+                     target to this place. To keep a store elsewhere, link its whole directory, or mount its parts",
                     link.strip_prefix(path).unwrap_or(&link).display()
                 ),
                 source: None,
@@ -443,7 +445,7 @@ fn refuse_links(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory, if it is a symbolic link, or what is one in it.
+/// The directory if it is a symbolic link, or the first link in it.
 fn link_in(directory: &Path) -> io::Result<Option<PathBuf>> {
     match directory.symlink_metadata() {
         Ok(metadata) if metadata.is_symlink() => return Ok(Some(directory.to_owned())),
@@ -460,7 +462,7 @@ fn link_in(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The lengths of all files in a directory and those below it. What is deleted meanwhile does not count.
+/// The total length of all files in a directory and below. Files that are deleted meanwhile do not count.
 fn len_of_files(path: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(path)? {
@@ -477,8 +479,8 @@ fn len_of_files(path: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Creates the directory of a store, and what is missing above it, and makes each new entry durable. The events are nobody's
-/// but its owner's, and its group's as far as the umask says so.
+/// Creates the directory of a store and its missing parents, and makes each new entry durable. Only the owner may read
+/// the events, and the group if the umask allows it.
 fn create_private_dir(path: &Path) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     #[cfg(unix)]
@@ -490,17 +492,17 @@ fn create_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
     match create_one_dir(path, builder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
-            // There are places with a parent in which nothing can be created, such as below /proc.
+            // Nothing can be created in some existing places, such as below /proc.
             if !parent.is_dir() {
                 create_dir(parent, &fs::DirBuilder::new())?;
             }
-            create_one_dir(path, builder) // somebody else may be creating it too
+            create_one_dir(path, builder) // somebody else may be creating it
         }
         created => created,
     }
 }
 
-/// Creates a directory whose parent is there, unless it is there itself.
+/// Creates a directory in an existing parent. It may exist already.
 fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
     match builder.create(path) {
         Ok(()) => sync_dir(parent_of(path)),
@@ -519,7 +521,7 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// Makes the entries of a directory durable: the names of files that were made, renamed or deleted in it.
+/// Makes the entries of a directory durable: the names of files that were created, renamed or deleted in it.
 ///
 /// # Errors
 ///
@@ -531,7 +533,7 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
 pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<Source>) -> Error {
     let source = source.into();
     let reason = match (lacks_descriptors(&source), reason.split_once("; ")) {
-        // What else to do is no help then.
+        // No other advice helps in this case.
         (true, what) => {
             let what = what.map_or(reason, |(what, _)| what);
             format!("{what}; close files, or raise the limit of how many may be open (ulimit -n)")
@@ -541,13 +543,13 @@ pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<Source>) 
     Error::Open { path: path.display().to_string(), reason, source: Some(source) }
 }
 
-/// Whether the process, or the system, has too many files open.
+/// Whether the process or the system has too many open files.
 fn lacks_descriptors(source: &Source) -> bool {
     let number = source.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     cfg!(unix) && matches!(number, Some(EMFILE | ENFILE))
 }
 
-/// The same on every Unix.
+/// The value is the same on every Unix.
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 

@@ -10,22 +10,22 @@ use crate::StoreDirectory;
 use crate::files::directory::cannot_open;
 use crate::files::place::Place;
 
-/// The file's name, in the store's directory.
+/// The file's name in the store's directory.
 pub(crate) const HEAD_FILE: &str = "eventstore.head";
 
 const LEN: usize = 2 * size_of::<u64>();
 
 /// Writes the version up to which the log is synced.
 ///
-/// A log whose end is damaged or gone looks as after a power cut: that it had been synced cannot be seen in it. Here it
-/// stands.
+/// A log whose end is damaged or lost looks as it does after a power cut: the log itself does not show that the end had
+/// been synced. This file does.
 ///
-/// The file is written after each sync, and not synced itself: what it says may be old, and is never too much.
+/// The file is written after each sync and not synced itself. It may be too low, but never too high.
 #[derive(Debug)]
 pub(crate) struct HeadFile {
     path: PathBuf,
     place: Place,
-    /// Opened with the first version.
+    /// Opened when the first version is written.
     file: Option<File>,
     has_failed: bool,
 }
@@ -38,7 +38,7 @@ impl HeadFile {
 
     /// The log is synced up to this version.
     pub(crate) fn write(&mut self, version: Version) {
-        // What is not written here is only not noticed later. So it must not keep the store from going on.
+        // If this fails, a later loss may go unnoticed, but the store must remain usable.
         if let Err(error) = self.try_write(version)
             && !std::mem::replace(&mut self.has_failed, true)
         {
@@ -65,7 +65,7 @@ impl StoreDirectory {
     ///
     /// # Errors
     ///
-    /// `Open` if the file that tells cannot be read.
+    /// `Open` if the file cannot be read.
     pub(crate) fn synced_head(&self) -> Result<Version> {
         let path = path_in(self.path());
         match fs::read(&path) {
@@ -75,7 +75,7 @@ impl StoreDirectory {
         }
     }
 
-    /// Accepts from now on that the log ends earlier, and says so if there is a file that tells how far it was synced.
+    /// Accepts that the log ends earlier. Returns a description if there was a file that said how far it was synced.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ fn path_in(directory: &Path) -> PathBuf {
     directory.join(HEAD_FILE)
 }
 
-/// The version and its complement, so that a half-written or damaged one is not believed.
+/// The version and its complement, so that a half-written or damaged file is detected.
 fn bytes_of(version: Version) -> [u8; LEN] {
     let mut bytes = [0; LEN];
     let (plain, complement) = bytes.split_at_mut(LEN / 2);

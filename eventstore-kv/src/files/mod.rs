@@ -1,4 +1,4 @@
-//! The store's directory: opening, mending, compressing, backing up and restoring what is in it.
+//! The store's directory: opening, repairing, compressing, backing up and restoring.
 
 pub(crate) mod backup;
 pub(crate) mod compress;

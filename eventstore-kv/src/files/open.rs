@@ -28,40 +28,41 @@ use crate::shared::{Opened, Parts, reason};
 use crate::write::commit::Committer;
 use crate::{StoreOptions, Task};
 
-/// Where the segments of the log are, in the store's directory.
+/// The directory of the log's segments, in the store's directory.
 pub(crate) const LOG: &str = "log";
 
-/// The newest checkpoint of the log, among its segments, and one that is not believed any more.
+/// The newest checkpoint of the log, among its segments, and one that was discarded.
 const CHECKPOINT: &str = "tail";
 const OLD_CHECKPOINT: &str = "tail.old";
 
-/// Where the engine's files are, in the store's directory.
+/// The directory of the engine's files, in the store's directory.
 pub(crate) const INDEX: &str = "index";
 
-/// What was the index before it was made again, because it was damaged.
+/// The previous index, which was damaged and rebuilt.
 const DAMAGED_INDEX: &str = "index.damaged";
 
-/// Is there while the engine makes its first files: what a kill leaves of them is no damage, and made anew.
+/// Exists while the engine creates its first files: what a kill leaves of them is recreated and does not count as
+/// damage.
 const UNFINISHED_INDEX: &str = "index.new";
 
-/// What a store is opened with.
+/// The parameters for opening a store.
 pub(crate) struct Opening<'a, E: Engine> {
     pub(crate) files: Arc<dyn Directory>,
-    /// Of the store, and of every copy of it. All zeros if it has none.
+    /// The id of the store and of every copy of it. All zeros if it has none.
     pub(crate) id: [u8; 16],
     /// `None` for a store without files.
     pub(crate) directory: Option<StoreDirectory>,
     pub(crate) engine: &'a E::Options,
     pub(crate) options: &'a StoreOptions,
-    /// Told while an index is made again, which takes long.
+    /// Reports progress while an index is rebuilt, which takes long.
     pub(crate) task: &'a Task<'a>,
 }
 
-/// A store that was opened, and the one who may write to it: nobody if its log is damaged.
+/// An opened store, and its writer; `None` if its log is damaged.
 pub(crate) struct Ready<E: Engine> {
     pub(crate) opened: Opened<E>,
     pub(crate) committer: Option<Committer>,
-    /// What was done that is worth telling.
+    /// What was done, for the log.
     pub(crate) actions: Vec<String>,
 }
 
@@ -103,10 +104,11 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         Some(directory) => directory.synced_head()?.get(),
         None => 0,
     };
-    // The log is synced before its index is written, so the mark tells as well. A damaged log is still the truth.
+    // The log is synced before its index is written, so the index's mark counts as well. A damaged log still is the
+    // source of truth.
     let known = Known { synced: synced.max(found.mark.map_or(0, |mark| mark.version)) };
     let mut behind = Behind::new(found.mark.map_or(0, |mark| mark.version), options);
-    // An index that reaches nowhere is made from the log, which is read then.
+    // An index without entries is rebuilt from the log, which is read then.
     let visit_behind = found.mark.map(|mark| mark.version).filter(|&version| version > 0).unwrap_or(u64::MAX);
     let log = Log::open(files, id, &options.log(), known, visit_behind, &mut |version, content| {
         behind.take(version, content)
@@ -124,7 +126,7 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         actions.push(format!("removed a torn write from the end of the log; a copy is in {aside}"));
     }
     let digests = Digests::open(log.clone(), tail.as_ref().map(|tail| tail.blob.as_slice()));
-    // An index of another history leads to events that are others here.
+    // An index of another history points to other events.
     if let Some(mark) = found.mark
         && (mark.version > log.last() || digests.at(mark.version).is_ok_and(|digest| digest != mark.digest))
     {
@@ -181,7 +183,7 @@ fn lost_log(log: &Path) -> Error {
     }
 }
 
-/// Why the log cannot be opened, with the path of the file that is in the way.
+/// The error for a log that cannot be opened, with the path of the file concerned.
 fn log_open_error(directory: Option<&StoreDirectory>, error: eventstore_log::Error) -> Error {
     match (error, directory) {
         (eventstore_log::Error::Io { operation, name, source }, Some(directory)) => {
@@ -190,7 +192,7 @@ fn log_open_error(directory: Option<&StoreDirectory>, error: eventstore_log::Err
                 format!("the system refused to {operation} it; check its permissions and those of its directory");
             cannot_open(&path, &reason, source)
         }
-        // What does not open cannot be loaded either.
+        // If the log does not open, events cannot be loaded either.
         (eventstore_log::Error::Corrupt { record, reason }, _) => {
             Error::Corrupt { version: record.map(Version::new), reason: format!("{reason}; restore a backup") }
         }
@@ -204,7 +206,7 @@ fn lost_end(reason: &str) -> String {
     )
 }
 
-/// Opens the store in a directory to read it. Nothing is written there.
+/// Opens the store in a directory for reading. Nothing is written there.
 pub(crate) fn open_read_only<E: Engine>(
     directory: StoreDirectory,
     engine: &E::Options,
@@ -220,14 +222,14 @@ pub(crate) fn open_read_only<E: Engine>(
     open(Opening { files, id: directory.id(), directory: Some(directory), engine, options: &options, task })
 }
 
-/// Where the files of the engine are.
+/// The location of the engine's files.
 enum IndexFiles {
-    /// Where the store keeps them; `None` if it has no files.
+    /// In the store's directory; `None` if it has no files.
     Own(Option<PathBuf>),
-    /// Nothing is written where the store keeps them.
+    /// In the store's directory, where nothing may be written.
     ReadOnly {
         own: PathBuf,
-        /// A copy of them, or what was made in their place.
+        /// A copy of them, or what was built in their place.
         temporary: Option<(TempDir, PathBuf)>,
     },
 }
@@ -243,7 +245,7 @@ impl IndexFiles {
         }
     }
 
-    /// The store's own, if they are used and may be written.
+    /// The directory of the store's own files, if they are used and may be written.
     fn own(&self) -> Option<&Path> {
         match self {
             IndexFiles::Own(own) => own.as_deref(),
@@ -283,7 +285,7 @@ impl IndexFiles {
         }
     }
 
-    /// Makes room for a new index, and says so if there is something to tell.
+    /// Makes room for a new index. Returns a description if there is anything to report.
     fn begin_again(&mut self, disagrees: Option<&str>) -> Result<Option<String>> {
         match self {
             IndexFiles::Own(own) => disagrees.map(|reason| put_aside(own.as_deref(), reason)).transpose(),
@@ -297,7 +299,7 @@ impl IndexFiles {
         }
     }
 
-    /// Makes an engine where there is none.
+    /// Creates an engine where there is none.
     fn make<E: Engine>(&self, options: &E::Options, id: [u8; 16]) -> Result<E> {
         match self.own() {
             Some(own) => make_engine(own, options, id),
@@ -320,7 +322,8 @@ fn temporary_directory() -> Result<TempDir> {
     })
 }
 
-/// Opens the engine in this directory, or makes it if nothing is there, or only what is left of a making that was cut short.
+/// Opens the engine in this directory, or creates it if nothing is there or only the remains of an interrupted
+/// creation.
 fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options, id: [u8; 16]) -> Result<E> {
     let Some(index) = index else { return E::open(Path::new(""), options) };
     let failed = |error| Error::engine("look into the directory of the index", error);
@@ -331,8 +334,8 @@ fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options, id: [u8; 
     make_engine(index, options, id)
 }
 
-/// Makes the engine's files in this directory, which is emptied before. Their mark is there from the beginning: entries without
-/// one are damage, not the rest of a first write that was cut short.
+/// Creates the engine's files in this directory, which is emptied first. They get a mark at once: entries without a
+/// mark are damage, not the remains of an interrupted first write.
 fn make_engine<E: Engine>(index: &Path, options: &E::Options, id: [u8; 16]) -> Result<E> {
     let (unfinished, directory) = (index.with_file_name(UNFINISHED_INDEX), index.parent().unwrap_or(Path::new(".")));
     let failed = |error: io::Error| Error::engine("make the directory of the index", error);
@@ -351,17 +354,17 @@ fn make_engine<E: Engine>(index: &Path, options: &E::Options, id: [u8; 16]) -> R
     Ok(engine)
 }
 
-/// An engine, and what it says.
+/// An engine and the state of its index.
 struct Found<E> {
     /// `None` if it could not be opened.
     engine: Option<E>,
-    /// How far it reaches, if it is of this store.
+    /// The mark of the index, if it belongs to this store.
     mark: Option<Mark>,
-    /// Why it has to be made again, if it is not just new.
+    /// Why it has to be rebuilt, if it is not simply new.
     disagrees: Option<String>,
 }
 
-/// Asks an engine that was opened.
+/// Inspects an opened engine.
 fn look_into<E: Engine>(opened: Result<E>, id: [u8; 16]) -> Result<Found<E>> {
     let engine = match opened {
         Ok(engine) => engine,
@@ -407,7 +410,8 @@ fn has_entries<E: Engine>(engine: &E) -> Result<bool> {
     Ok(found)
 }
 
-/// Opens an engine whose writes have failed, and makes its index again if it does not lead to every event up to `reaches`.
+/// Opens an engine again after its writes have failed. Rebuilds its index if it does not have every event up to
+/// `reaches`.
 pub(crate) fn open_again<E: Engine>(
     index: Option<&Path>,
     options: &E::Options,
@@ -436,7 +440,7 @@ pub(crate) fn open_again<E: Engine>(
     Ok(engine)
 }
 
-/// Moves the engine's files out of the way, and says so.
+/// Moves the engine's files aside. Returns a description.
 fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
     let Some(index) = index else { return Ok(String::new()) };
     let aside = index.with_file_name(DAMAGED_INDEX);
@@ -450,14 +454,14 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
         sync_dir(index.parent().unwrap_or(Path::new(".")))
     };
     moved().map_err(|error| Error::engine("move the index aside", error))?;
-    tell!(warn, aside = %aside.display(), reason, "the index is made again from the log");
+    tell!(warn, aside = %aside.display(), reason, "the index is rebuilt from the log");
     Ok(format!("moved the index aside as {DAMAGED_INDEX}: {reason}"))
 }
 
-/// Events whose entries are sorted together when an index is made.
+/// The number of events whose entries are sorted together when an index is built.
 const EVENTS_AT_ONCE: usize = 500_000;
 
-/// Makes the index of all events of a log behind `mark`, up to the first damage, and returns how far it reaches.
+/// Builds the index of all events after `mark`, up to the first damage. Returns the last version in it.
 fn make_index<E: Engine>(
     engine: &E,
     index: Option<&Path>,
@@ -489,7 +493,7 @@ fn make_index<E: Engine>(
         }
         let end = behind.recent.end() - 1;
         if end == reached {
-            break; // damage: what is behind it is not known
+            break; // damage: nothing is known about what follows
         }
         reached = end;
         behind.recent.put_all(&mut entries);
@@ -497,18 +501,18 @@ fn make_index<E: Engine>(
         entries.put(Table::Meta, keys::META_MARK, &mark.to_bytes());
         engine.write(&entries)?;
         entries.clear();
-        tell!(info, events = reached, of = last, "making the index from the log");
+        tell!(info, events = reached, of = last, "building the index from the log");
     }
     Ok(reached)
 }
 
-/// The events behind the mark, as opening reads them.
+/// The events after the mark, as opening reads them.
 struct Behind {
     mark: u64,
     recent: Recent,
     bytes: u64,
     most_events: u64,
-    /// There are more of them than a store ever has in memory.
+    /// There are more of them than a store ever keeps in memory.
     is_too_much: bool,
     incomplete: Option<Incomplete>,
     key: Vec<u8>,
@@ -549,7 +553,7 @@ impl Behind {
         self.incomplete = Some(Incomplete { version: self.recent.end(), reason: damage });
     }
 
-    /// Reads some more of the log; false if that is damaged.
+    /// Reads some more of the log. Returns false if it is damaged.
     fn read(&mut self, log: &Log, last: u64) -> Result<bool> {
         let before = self.recent.end();
         let mut page = Page::default();
@@ -567,19 +571,19 @@ impl Behind {
         Ok(self.recent.end() > before && self.incomplete.is_none())
     }
 
-    /// Reads all the rest of the log.
+    /// Reads the rest of the log.
     fn rest(&mut self, log: &Log, last: u64) -> Result<()> {
         while self.incomplete.is_none() && self.recent.end() <= last && self.read(log, last)? {}
         Ok(())
     }
 
-    /// All was read. What is missing at the end, or was found damaged, makes it incomplete.
+    /// Everything was read. If the end is missing or damage was found, the index is incomplete.
     fn end(&mut self, log: &Log, damage: Option<(u64, String)>) {
         if self.incomplete.is_some() {
             return;
         }
         if let Some((version, reason)) = damage {
-            // What leads to what is behind the damage is known, if the tables have it.
+            // Index entries after the damage are known if the tables have them.
             let unknown = if version > self.mark { version } else { self.recent.end() };
             let reason = format!("the log is damaged at version {version}: {reason}");
             self.incomplete = Some(Incomplete { version: unknown, reason });
@@ -591,15 +595,15 @@ impl Behind {
 
 const MISSING: &str = "it is damaged or missing in the log";
 
-/// Mends what can be mended of a store that is closed, and says what was done: the index is made again from the log, and if
-/// the log has lost its end, that is accepted. Footers of the log that are damaged are made again. It blocks.
+/// Repairs a closed store and returns what was done. The index is rebuilt from the log. A log that has lost its end is
+/// accepted. Damaged footers of the log are rebuilt. Blocks the thread.
 ///
-/// What is replaced is put aside first, in the store's directory. If the log is damaged in its middle, the index that was there
-/// is put back: of events behind the damage it tells more than one that is made from what is before it.
+/// What is replaced is first moved aside, in the store's directory. If the log is damaged before its end, the previous
+/// index is restored: it has the events after the damage, which a rebuilt index would not have.
 ///
 /// # Errors
 ///
-/// `Open` if there is no store, `Locked`, `Corrupt` if the log is damaged: a backup has to be restored then. What the context
+/// `Open` if there is no store; `Locked`; `Corrupt` if the log is damaged: restore a backup then. Those of the context.
 /// says.
 pub fn repair<E: Engine>(
     ctx: &Context,
@@ -613,11 +617,11 @@ pub fn repair<E: Engine>(
     let mut actions = Vec::new();
     let had_index = index.is_dir();
     if had_index {
-        actions.push(put_aside(Some(&index), "a repair was asked for")?);
+        actions.push(put_aside(Some(&index), "a repair was requested")?);
     }
     let mut has_accepted_loss = false;
     let mut ready = open_directory::<E>(directory, engine, options, &task);
-    // What says that the log was synced further is given up only if it is in the way.
+    // Evidence that the log was synced further is discarded only if it is in the way.
     for forget in [StoreDirectory::forget_synced_head as Forget, forget_checkpoint] {
         if !matches!(ready, Err(Error::Corrupt { .. })) {
             break;
@@ -639,7 +643,7 @@ pub fn repair<E: Engine>(
                 }
                 return Ok(actions);
             }
-            // The index that was there knows of the end whose loss was accepted.
+            // The previous index has entries for the end whose loss was accepted.
             Some(damage) => (damage, !has_accepted_loss),
         },
         // Such as a full disk.
@@ -651,7 +655,7 @@ pub fn repair<E: Engine>(
     Err(error)
 }
 
-/// Makes again what is damaged of the log and is in it twice.
+/// Rebuilds damaged parts of the log that can be derived from the rest.
 fn mend_footers<E: Engine>(opened: &Opened<E>, task: &Task<'_>) -> Result<Option<String>> {
     let of_segment = &mut |versions| opened.digests.of_segment(versions).unwrap_or_default();
     let mended = opened.log.mend_footers(of_segment, &mut || task.check().is_ok()).map_err(log_error)?;
@@ -660,7 +664,7 @@ fn mend_footers<E: Engine>(opened: &Opened<E>, task: &Task<'_>) -> Result<Option
     Ok(is_some.then(|| format!("rebuilt damaged footers of log segments: {}", mended.join(", "))))
 }
 
-/// Puts the index back that was put aside, instead of the one that was made since then.
+/// Restores the index that was moved aside, replacing the one that was built since.
 fn put_back(directory: &StoreDirectory) -> Result<()> {
     let index = directory.path().join(INDEX);
     let moved = fs::remove_dir_all(&index)
@@ -671,8 +675,8 @@ fn put_back(directory: &StoreDirectory) -> Result<()> {
 
 type Forget = fn(&StoreDirectory) -> Result<Option<String>>;
 
-/// Accepts that the log ends before its newest checkpoint, which also tells how far it was synced, and says so if there is
-/// one.
+/// Accepts that the log ends before its newest checkpoint, which also says how far it was synced. Returns a description
+/// if there is one.
 fn forget_checkpoint(directory: &StoreDirectory) -> Result<Option<String>> {
     let log = directory.path().join(LOG);
     match fs::rename(log.join(CHECKPOINT), log.join(OLD_CHECKPOINT)) {
@@ -697,7 +701,7 @@ pub(crate) mod tests {
     use crate::read::digests::tests::event;
     use crate::{KvStore, memory};
 
-    /// An engine that keeps one file, with a checksum in front, which it writes anew each time.
+    /// An engine with a single file, with a checksum in front, which is rewritten each time.
     #[derive(Debug)]
     pub(crate) struct FileEngine {
         memory: MemoryEngine,
@@ -706,7 +710,7 @@ pub(crate) mod tests {
 
     const FILE: &str = "entries";
 
-    /// While the store's directory has this file, nothing is written.
+    /// While the store's directory has this file, every write fails.
     const FULL_DISK: &str = "full";
 
     impl Engine for FileEngine {
@@ -808,19 +812,19 @@ pub(crate) mod tests {
         Context::background()
     }
 
-    /// The events `id-{first}` to `id-{last}` of some aggregates; those of another history have other data.
+    /// The events `id-{first}` to `id-{last}` of some aggregates. Those of another history have other data.
     pub(crate) fn events(numbers: std::ops::RangeInclusive<u64>, data_len: usize) -> Vec<Event> {
         numbers.map(|number| event(number, &format!("aggregate-{}", number % 3), data_len)).collect()
     }
 
-    /// One group each.
+    /// Appends each event as a group.
     pub(crate) async fn append(store: &FileStore, events: &[Event]) {
         for event in events {
             store.store_batch(&ctx(), Batch::new(vec![event.clone()])).await.expect("stored");
         }
     }
 
-    /// The store has these events and no others, in all of its ways.
+    /// Checks that the store has exactly these events, in every way of reading.
     pub(crate) async fn check(store: &FileStore, events: &[Event]) {
         let head = Version::new(events.len() as u64);
         assert_eq!(store.latest_version(&ctx()).await.expect("read"), head);
@@ -842,7 +846,8 @@ pub(crate) mod tests {
         assert_eq!(store.stats(&ctx()).await.expect("counted").aggregates, aggregates.len() as u64);
     }
 
-    /// It goes on: an id that is there is not stored again, and a new one is, at the next revision.
+    /// Checks that the store remains usable: an existing id is not stored again, and a new one is, at the next
+    /// revision.
     async fn check_goes_on(store: &FileStore, mut events: Vec<Event>) {
         for (event, version) in events.iter().zip(1..) {
             let again = store.store_batch(&ctx(), Batch::new(vec![event.clone()])).await.expect("stored");
@@ -858,7 +863,7 @@ pub(crate) mod tests {
         check(store, &events).await;
     }
 
-    /// A directory with a store that is closed.
+    /// The directory of a closed store.
     pub(crate) struct Closed {
         pub(crate) temporary: TempDir,
     }
@@ -899,7 +904,7 @@ pub(crate) mod tests {
             copy
         }
 
-        /// Takes a file or directory from another store.
+        /// Replaces a file or directory by that of another store.
         fn take(&self, name: &str, from: &Closed) {
             self.remove(name);
             copy_all(&from.path().join(name), &self.path().join(name));
@@ -927,7 +932,7 @@ pub(crate) mod tests {
             self.engine().write(entries).expect("written");
         }
 
-        /// As a damaged page of an engine without checksums does it.
+        /// Removes an id, as a damaged page of an engine without checksums does.
         fn hide_id(&self, id: &str) {
             let file = self.path().join(INDEX).join(FILE);
             let (mut hidden, mut kept) = (Vec::new(), Entries::new());
@@ -952,7 +957,7 @@ pub(crate) mod tests {
             fs::write(file, bytes).expect("written");
         }
 
-        /// Opens as a store with all of these events, and goes on; the index was put aside or not.
+        /// Checks that it opens with all of these events and remains usable, and whether the index was moved aside.
         async fn check_opens(&self, events: &[Event], is_index_new: bool) {
             assert!(!self.path().join(DAMAGED_INDEX).exists());
             let store = self.open().expect("opened");
@@ -1068,7 +1073,7 @@ pub(crate) mod tests {
             copy.flip(&copy.path().join(INDEX).join(FILE), at);
             copy.check_opens(&events, true).await;
         }
-        // Another one is put aside later.
+        // Another one is moved aside later.
         let copy = closed.copied();
         copy.flip(&copy.path().join(INDEX).join(FILE), 9);
         copy.open().expect("opened").close().await.expect("closed");
@@ -1211,7 +1216,7 @@ pub(crate) mod tests {
         let yesterday = Closed::new(&events[..20]).await;
         let today = yesterday.copied();
         today.append(&events[20..]).await;
-        // What still knows of today: the index, the file beside the log, the log's checkpoint, or all of them.
+        // What still has today's state: the index, the file beside the log, the log's checkpoint, or all of them.
         for knows in [&[INDEX][..], &["eventstore.head"], &["log/tail"], &[INDEX, "eventstore.head", "log/tail"]] {
             let closed = yesterday.copied();
             for name in knows {
@@ -1250,7 +1255,7 @@ pub(crate) mod tests {
         ));
     }
 
-    /// Where each event's data begin in the first segment.
+    /// The offset of each event's data in the first segment.
     fn places(closed: &Closed, events: &[Event]) -> Vec<usize> {
         let segment = fs::read(closed.segment(1)).expect("read");
         let place = |event: &Event| segment.windows(event.bytes().len()).position(|bytes| bytes == &event.bytes()[..]);
@@ -1291,7 +1296,7 @@ pub(crate) mod tests {
         store.close().await.expect("closed");
         let repaired = closed.repair();
         assert!(matches!(repaired, Err(Error::Corrupt { version: Some(at), .. }) if at.get() == 30), "{repaired:?}");
-        // Whatever was tried, what the log has is there, and the index as it was.
+        // Whatever was tried, all that the log has is there, and the index is unchanged.
         assert_eq!(closed.mark().expect("a mark").version, 10);
         let store = closed.open().expect("opened for reading");
         let loaded = store.load(&ctx(), Version::new(30)).into_vec().await.expect("read");
@@ -1344,13 +1349,13 @@ pub(crate) mod tests {
         let events = events(1..=60, 2000);
         let closed = Closed::new(&events).await;
         let (missing, at_read) = (closed.copied(), closed.copied());
-        // Its beginning is gone: nothing opens.
+        // Without its beginning, the log does not open.
         fs::rename(missing.segment(1), missing.path().join("moved")).expect("moved");
         let repaired = missing.repair();
         assert!(matches!(repaired, Err(Error::Corrupt { version: Some(at), .. }) if at.get() == 1), "{repaired:?}");
         fs::rename(missing.path().join("moved"), missing.segment(1)).expect("moved back");
         missing.check_opens(&events, false).await;
-        // Damage in a sealed segment is found when the index is made.
+        // Damage in a sealed segment is found when the index is built.
         assert!(at_read.segment(2).exists());
         at_read.flip(&at_read.segment(1), places(&at_read, &events[..10])[9]);
         let repaired = at_read.repair();
@@ -1425,7 +1430,7 @@ pub(crate) mod tests {
         assert!(refused > 0 && read > 1000, "{refused} {read}");
     }
 
-    /// Zeros between frames are nobody's.
+    /// Zeros between frames do not matter.
     fn is_padding(segment: &[u8], at: usize) -> bool {
         segment[at] == 0
             && segment.get(at & !7..).is_some_and(|rest| rest[at & 7..8.min(rest.len())].iter().all(|byte| *byte == 0))
@@ -1454,7 +1459,7 @@ pub(crate) mod tests {
         closed.remove(filters::FILTER_FILE);
         closed.hide_id("id-7");
         let again = [events[6].clone()];
-        closed.append(&again).await; // nobody knows it
+        closed.append(&again).await; // no other file knows it
         events.extend(again);
         for is_repaired in [false, true] {
             if is_repaired {
@@ -1483,7 +1488,7 @@ pub(crate) mod tests {
         let sound = fs::read(&file).expect("read");
         closed.hide_id("id-7");
         closed.remove(filters::FILTER_FILE);
-        // It is saved if it was made before the last append.
+        // It is saved if it was built before the last append.
         for number in 1000.. {
             closed.append(&[event(number, "other", 5)]).await;
             if closed.path().join(filters::FILTER_FILE).exists() {
@@ -1516,7 +1521,7 @@ pub(crate) mod tests {
             let segment =
                 closed.path().join(LOG).join(if is_compressed { "0000000002-1.seg" } else { "0000000002-0.seg" });
             let len = fs::metadata(&segment).expect("it is there").len() as usize;
-            // The blob, and what tells of it.
+            // The blob, and the summary that describes it.
             for at in [len - 96 - 20, len - 10] {
                 let harmed = closed.copied();
                 let segment = harmed.path().join(LOG).join(segment.file_name().expect("a name"));

@@ -1,5 +1,5 @@
-//! Checks that the path of an open store still leads to it. If the directory was moved, deleted or replaced, files that are
-//! created by path would get lost, or end up in another store.
+//! Checks that the path of an open store still refers to it. If the directory was moved, deleted or replaced, files
+//! created by path would get lost or end up in another store.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use eventstore_api::{Error, Result};
 use eventstore_log::{Directory, DiskDirectory, File as LogFile};
 
-/// The path of a file that is open as long as the store, so that no other gets its number, and which file it was.
+/// The path and identity of a file. The file stays open as long as the store, so that no other file gets its number.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     path: PathBuf,
@@ -28,7 +28,7 @@ fn identity(metadata: &fs::Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-// Elsewhere an open file is not moved or deleted.
+// On other systems an open file cannot be moved or deleted.
 #[cfg(not(unix))]
 fn identity(_: &fs::Metadata) -> Identity {}
 
@@ -42,12 +42,12 @@ impl Place {
         Ok(Place { path, identity: Some(identity(&file.metadata()?)) })
     }
 
-    /// A place that cannot be told from others.
+    /// A place that cannot be checked.
     pub(crate) fn unknown(path: PathBuf) -> Self {
         Place { path, identity: None }
     }
 
-    /// The directory of the file, as an absolute path if the file's was one.
+    /// The directory of the file. Absolute if the file's path is.
     pub(crate) fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new(""))
     }
@@ -56,7 +56,7 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// If it cannot be seen.
+    /// If that cannot be determined.
     pub(crate) fn is_kept(&self) -> io::Result<bool> {
         let Some(expected) = self.identity else { return Ok(true) };
         match fs::metadata(&self.path) {
@@ -82,7 +82,8 @@ impl Place {
 const LEFT: &str =
     "it was moved, deleted or replaced while the store was open; close the store, and open it where it is now";
 
-/// The files of a log in a directory that may be moved, deleted or replaced: then nothing is made there, nor taken away.
+/// The files of a log in a directory that may be moved, deleted or replaced. In that case, nothing is created or
+/// removed.
 #[derive(Debug)]
 pub(crate) struct KeptDirectory {
     files: DiskDirectory,

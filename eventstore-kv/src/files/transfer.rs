@@ -1,4 +1,4 @@
-//! From one store's files to another's.
+//! Copies the files of one store to another.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,15 +10,15 @@ use crate::files::directory::sync_dir;
 use crate::files::open::{INDEX, LOG};
 use crate::{StoreDirectory, Task};
 
-/// Makes a new store of a backup, file by file, and returns the name of its engine. The backup stays as it is.
+/// Creates a new store from a backup, file by file, and returns the name of its engine. The backup is not changed.
 ///
-/// The target has to be missing or empty. All of it is on stable storage when this returns, and nothing of it is left if it
-/// fails. It blocks.
+/// The target must be missing or empty. Everything is on stable storage when this returns; nothing is left if it fails.
+/// Blocks the thread.
 ///
 /// # Errors
 ///
-/// `Open` if the backup is no finished one, or the target cannot be used; `Locked` if the backup is open;
-/// `Cancelled`, `DeadlineExceeded`, `Engine`.
+/// `Open` if the backup is unfinished or the target cannot be used; `Locked` if the backup is open; `Cancelled`,
+/// `DeadlineExceeded`, `Engine`.
 pub fn restore(ctx: &Context, backup: &Path, target: &Path) -> Result<String> {
     let engine = StoreDirectory::engine_of(backup)?;
     let from = StoreDirectory::open_existing(backup, &engine)?;
@@ -36,10 +36,10 @@ pub fn restore(ctx: &Context, backup: &Path, target: &Path) -> Result<String> {
     Ok(engine)
 }
 
-/// Whether a path, of which the end may not be there yet, leads to a directory or below it.
+/// Whether a path is a directory or below it. The end of the path need not exist.
 pub(crate) fn is_below(path: &Path, directory: &Path) -> bool {
     let Ok((path, directory)) = std::path::absolute(path).and_then(|path| Ok((path, directory.canonicalize()?))) else {
-        return false; // what comes next fails
+        return false; // a later step fails
     };
     let there = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
     there.is_some_and(|there| there.starts_with(&directory))
@@ -53,14 +53,14 @@ fn private_file(path: &Path) -> io::Result<File> {
     options.write(true).create(true).truncate(true).open(path)
 }
 
-/// Copies those of the files and directories that are there, with all that is in them, into a directory, with their
-/// permissions. The task is told the bytes of `total`, and asked at least once for each MiB. All of it is synced.
+/// Copies files and directories recursively into a directory, with their permissions; missing ones are skipped. Reports
+/// the bytes of `total` to the task, and checks it at least once for each MiB. Everything is synced.
 fn copy_files(paths: impl IntoIterator<Item = PathBuf>, into: &Path, total: u64, task: &Task<'_>) -> Result<()> {
     let mut copy = Copy { task, done: 0, total, is_for_good: true, buffer: vec![0; 1 << 20] };
     paths.into_iter().filter(|path| path.exists()).try_for_each(|path| copy.copy(&path, into))
 }
 
-/// Copies a directory into another one, to be used there for a while: this user may write to it, and nothing is synced.
+/// Copies a directory into another one for temporary use: this user may write to it, and nothing is synced.
 pub(crate) fn copy_for_a_while(directory: &Path, into: &Path, task: &Task<'_>) -> Result<()> {
     Copy { task, done: 0, total: 0, is_for_good: false, buffer: vec![0; 1 << 20] }.copy(directory, into)
 }
@@ -96,7 +96,7 @@ impl Copy<'_> {
                 return Ok(());
             }
             if read == 0 {
-                // Who may read the events stays the same.
+                // The same users may read the events.
                 let permissions = from.metadata().map_err(failed)?.permissions();
                 return into.set_permissions(permissions).and_then(|()| into.sync_all()).map_err(failed);
             }

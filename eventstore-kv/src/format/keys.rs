@@ -1,17 +1,18 @@
-//! The keys of the tables. Integers are big-endian and of fixed width, so that keys sort as the numbers do.
+//! The keys of the tables. Integers are big-endian and of fixed width, so that keys sort like the numbers.
 
 use uuid::Uuid;
 
-/// Ends the aggregate id in a key. UTF-8 never contains this byte, so no aggregate's keys lie between another's.
+/// Terminates the aggregate id in a key. UTF-8 never contains this byte, so the keys of different aggregates never
+/// interleave.
 const AGGREGATE_END: u8 = 0xff;
 
-/// Begins the key of an id that is a canonical UUID, which is kept as its 16 bytes.
+/// First byte of the key of an id that is a canonical UUID, which is stored as its 16 bytes.
 const UUID_ID: u8 = 1;
 
-/// Begins the key of any other id, which is kept as its text.
+/// First byte of the key of any other id, which is stored as text.
 const TEXT_ID: u8 = 2;
 
-/// Key of [`Table::Meta`](crate::Table::Meta): how far the index reaches, a [`Mark`](crate::format::mark::Mark).
+/// Key of [`Table::Meta`](crate::Table::Meta) for how far the index reaches, a [`Mark`](crate::format::mark::Mark).
 pub(crate) const META_MARK: &[u8] = b"mark";
 
 /// Smaller than every key of the index tables.
@@ -30,11 +31,11 @@ pub(crate) fn read_version(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// The events of an aggregate that one entry leads to, at most.
+/// The most events in one entry of an aggregate.
 pub(crate) const MOST_VERSIONS: usize = 128;
 
-/// Writes the value of an aggregate's entry: its versions, which ascend, each as its distance from the one before, seven
-/// bits a byte.
+/// Writes the value of an aggregate's entry: its versions, in ascending order, each as the difference from the previous
+/// one, seven bits per byte.
 pub(crate) fn write_versions(value: &mut Vec<u8>, versions: impl Iterator<Item = u64>) {
     value.clear();
     let mut before = 0;
@@ -49,7 +50,7 @@ pub(crate) fn write_versions(value: &mut Vec<u8>, versions: impl Iterator<Item =
     }
 }
 
-/// Reads what [`write_versions`] wrote, behind what `versions` holds; false if it is damaged.
+/// Reads what [`write_versions`] wrote and appends it to `versions`. Returns false if it is damaged.
 pub(crate) fn read_versions(value: &[u8], versions: &mut Vec<u64>) -> bool {
     let (mut before, mut distance, mut shift) = (0u64, 0u64, 0);
     for &byte in value {
@@ -71,8 +72,8 @@ pub(crate) fn read_versions(value: &[u8], versions: &mut Vec<u64>) -> bool {
 
 /// Writes the key of an event id into `key`.
 ///
-/// Only the canonical text of a UUID (lower case, with hyphens) becomes 16 bytes: any other spelling would not come
-/// back as it was, and is another id.
+/// Only the canonical text of a UUID (lower case, with hyphens) is stored as 16 bytes: any other spelling would not be
+/// restored exactly, and is another id.
 pub(crate) fn write_id(key: &mut Vec<u8>, id: &str) {
     key.clear();
     match canonical_uuid(id) {
@@ -87,10 +88,10 @@ pub(crate) fn write_id(key: &mut Vec<u8>, id: &str) {
     }
 }
 
-/// How many kinds of keys the id index has.
+/// The number of kinds of keys in the id index.
 pub(crate) const ID_KINDS: usize = 2;
 
-/// The kind of a key of the id index: those of a kind have the same first byte.
+/// The kind of a key of the id index. Keys of a kind have the same first byte.
 pub(crate) fn id_kind(key: &[u8]) -> usize {
     usize::from(key.first() == Some(&TEXT_ID))
 }
@@ -107,7 +108,7 @@ fn canonical_uuid(id: &str) -> Option<Uuid> {
     (uuid.hyphenated().encode_lower(&mut canonical) == id).then_some(uuid)
 }
 
-/// Writes the key of an aggregate's entry into `key`: that of the newest revision that it leads to.
+/// Writes the key of an aggregate's entry into `key`. It has the newest revision in the entry.
 pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u64) {
     key.clear();
     key.extend_from_slice(aggregate_id.as_bytes());
@@ -115,7 +116,7 @@ pub(crate) fn write_aggregate(key: &mut Vec<u8>, aggregate_id: &str, revision: u
     key.extend_from_slice(&revision.to_be_bytes());
 }
 
-/// Ends an aggregate id as it stands in a key.
+/// Terminates an aggregate id in a key.
 pub(crate) fn end_aggregate(id: &mut Vec<u8>) {
     id.push(AGGREGATE_END);
 }
@@ -132,20 +133,21 @@ pub(crate) fn read_aggregate(key: &[u8]) -> Option<(&str, u64)> {
     Some((std::str::from_utf8(id).ok()?, u64::from_be_bytes(*revision)))
 }
 
-/// Writes a key into `behind` that is greater than this key and all others of its aggregate, and smaller than those of the
-/// next.
+/// Writes a key into `behind` that is greater than this key and all others of its aggregate, and smaller than those of
+/// the next aggregate.
 pub(crate) fn write_behind_aggregate(behind: &mut Vec<u8>, key: &[u8]) {
     behind.clear();
     let id = key.split(|&byte| byte == AGGREGATE_END).next().unwrap_or(key);
     behind.extend_from_slice(id);
-    // Longer than the key, also if that is damaged: whoever goes from one aggregate to the next must not stay at it.
+    // Longer than the key, even if that is damaged: a walk from one aggregate to the next must always advance.
     let longest = key.len().max(id.len() + 1 + size_of::<u64>());
     behind.resize(longest + 1, AGGREGATE_END);
 }
 
-/// Writes a key into `last` that none of an aggregate whose id begins with `start` is greater than, but all behind them are.
+/// Writes into `last` an upper bound of the keys of all aggregates whose ids begin with `start`. All other greater keys
+/// are above it.
 ///
-/// The keys of an aggregate lie behind those of all whose ids go on where its own ends: `ab` lies before `a`.
+/// The keys of an aggregate come after those of all aggregates whose ids extend its own: `ab` comes before `a`.
 pub(crate) fn write_last_beginning_with(last: &mut Vec<u8>, start: &[u8]) {
     last.clear();
     last.extend_from_slice(start);
@@ -156,7 +158,7 @@ pub(crate) fn write_last_beginning_with(last: &mut Vec<u8>, start: &[u8]) {
 pub(crate) fn read_id(key: &[u8]) -> Option<String> {
     match key.split_first()? {
         (&UUID_ID, uuid) => Some(Uuid::from_slice(uuid).ok()?.hyphenated().to_string()),
-        // A canonical UUID as text is the key of no id: its id has another one.
+        // A canonical UUID as text is not a valid key: such an id has the other kind of key.
         (&TEXT_ID, text) => std::str::from_utf8(text).ok().filter(|id| canonical_uuid(id).is_none()).map(str::to_owned),
         _ => None,
     }

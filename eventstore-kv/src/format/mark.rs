@@ -2,12 +2,12 @@
 
 use eventstore_api::Digest;
 
-/// A place in the history of one store: everything up to a version, whatever is in it.
+/// A position in the history of one store: a version and everything up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) store: [u8; 16],
     pub(crate) version: u64,
-    /// Of all events up to the version: a copy of the store that has gone its own way has another one.
+    /// The digest of all events up to the version: a diverged copy of the store has another one.
     pub(crate) digest: Digest,
 }
 
@@ -15,7 +15,7 @@ const FORMAT: u32 = 1;
 const LEN: usize = 4 + 16 + 8 + 32 + 4;
 
 impl Mark {
-    /// As it stands in the index.
+    /// The stored form.
     pub(crate) fn to_bytes(self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[..4].copy_from_slice(&FORMAT.to_be_bytes());
@@ -27,7 +27,7 @@ impl Mark {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Mark::to_bytes) wrote; `None` if it is damaged or of another format.
+    /// Reads what [`to_bytes`](Mark::to_bytes) wrote; `None` if it is damaged or has another format.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; LEN] = bytes.try_into().ok()?;
         let (content, checksum) = bytes.split_last_chunk()?;

@@ -1,4 +1,4 @@
-//! What is on disk, byte for byte: records in the log, keys and values in the index, and the mark between the two.
+//! The format on disk: records in the log, keys and values in the index, and the mark that ties the two together.
 
 pub(crate) mod keys;
 pub(crate) mod mark;

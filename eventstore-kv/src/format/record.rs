@@ -1,7 +1,7 @@
 //! The stored form of an event, the content of one record of the log: a header of 32 bytes, then the event's own bytes.
 //! `docs/format.md` has the table.
 //!
-//! The log keeps the version, the length and a checksum over all of it, so none of them is here.
+//! The log stores the version, the length and a checksum over everything, so the header has none of these.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +13,8 @@ const FORMAT: u8 = 1;
 pub(crate) const HEADER_LEN: usize = 32;
 const MUST_UNDERSTAND: u8 = 0xf0;
 
-/// A time as records keep it: microseconds since 1970, up to the year 9999. Other times become the nearest one.
+/// A time as stored in records: microseconds since 1970, up to the year 9999. Other times become the nearest allowed
+/// one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Micros(u64);
 
@@ -30,7 +31,7 @@ impl From<SystemTime> for Micros {
     }
 }
 
-/// The header that makes a record of this event at its place in its aggregate. The event's bytes follow it.
+/// The header for a record of this event at this revision. The event's bytes follow it.
 pub(crate) fn header(event: &Event, revision: u64, recorded_at: Micros) -> [u8; HEADER_LEN] {
     let layout = event.layout();
     let mut header = [0; HEADER_LEN];
@@ -45,17 +46,17 @@ pub(crate) fn header(event: &Event, revision: u64, recorded_at: Micros) -> [u8; 
     header
 }
 
-/// What a record says of its event, before the event is made.
+/// The fields of a record's header.
 struct Header {
     revision: u64,
     recorded_at: SystemTime,
     layout: Layout,
-    /// Where the event's bytes begin.
+    /// The offset of the event's bytes.
     event_start: usize,
 }
 
 impl Header {
-    /// Reads the header of a record whose checksum is right.
+    /// Reads the header of a record with a valid checksum.
     fn read(version: u64, record: &[u8]) -> Result<Self> {
         let corrupt = |reason| corrupt(version, reason);
         let Some((header, _)) = record.split_first_chunk::<HEADER_LEN>() else {
@@ -78,7 +79,7 @@ impl Header {
         if header_len < HEADER_LEN || event_start + layout.data_start() > record.len() {
             return Err(corrupt("the lengths in its header do not add up"));
         }
-        // Some systems' clocks end before the last time that fits the header, which nobody writes.
+        // The clocks of some systems end before the last time that fits the header, which is never written.
         let recorded_at = UNIX_EPOCH
             .checked_add(Duration::from_micros(micros))
             .ok_or_else(|| corrupt("its recording time is out of the range of this system's clock"))?;
@@ -86,11 +87,11 @@ impl Header {
     }
 }
 
-/// Reads the record of a version that lies at `range` of `page`, and whose checksum is right. The event is a slice of the page.
+/// Reads the record of a version in `range` of `page`. Its checksum is valid. The event is a slice of the page.
 ///
 /// # Errors
 ///
-/// `Corrupt` if anything does not fit, `Unsupported` if it is sound but was written by a newer version.
+/// `Corrupt` if anything is inconsistent; `Unsupported` if it is valid but was written by a newer version.
 pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<RecordedEvent> {
     let Header { revision, recorded_at, layout, event_start } = Header::read(version, &page[range.clone()])?;
     let event =
@@ -98,12 +99,12 @@ pub(crate) fn decode(version: u64, page: &Bytes, range: Range<usize>) -> Result<
     Ok(RecordedEvent::new(Version::new(version), Revision::new(revision), recorded_at, event))
 }
 
-/// What a load asks of events beyond where they are. It is answered from the beginning of a record, where everything but
-/// metadata and data is.
+/// The conditions of a load apart from positions. They are evaluated on the beginning of a record, which has everything
+/// except metadata and data.
 #[derive(Debug)]
 pub(crate) struct Filter {
     since_revision: u64,
-    /// In order.
+    /// Sorted.
     types: Vec<String>,
     aggregate_prefix: String,
     recorded_since: Option<SystemTime>,
@@ -111,9 +112,9 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// What these options ask; `None` if the index answers all of it.
+    /// The filter of these options; `None` if the index answers all of them.
     pub(crate) fn of(options: &LoadOptions) -> Option<Self> {
-        // Of an aggregate the index knows the revisions, and the id.
+        // For an aggregate, the index has the revisions and the id.
         let has_aggregate = options.aggregate_id.is_some();
         let since_revision = if has_aggregate { 0 } else { options.since_revision.get() };
         let aggregate_prefix = options.aggregate_prefix.as_deref().filter(|_| !has_aggregate).unwrap_or_default();
@@ -133,8 +134,8 @@ impl Filter {
         Some(Filter { since_revision, types, aggregate_prefix, recorded_since, recorded_before })
     }
 
-    /// Whether the record of a version, whose checksum is right, may be of an event that is asked for. One that cannot be read
-    /// may be: reading it tells what is wrong with it.
+    /// Whether the record of a version, with a valid checksum, may match. True for a record that cannot be parsed:
+    /// reading it reports what is wrong.
     pub(crate) fn accepts(&self, version: u64, record: &[u8]) -> bool {
         let Ok(Header { revision, recorded_at, layout, event_start }) = Header::read(version, record) else {
             return true;
@@ -154,15 +155,15 @@ impl Filter {
     }
 }
 
-/// Whether the record of a version, whose checksum is right, is at this place of this aggregate. One that cannot be read is
-/// not.
+/// Whether the record of a version, with a valid checksum, has this revision of this aggregate. False if it cannot be
+/// parsed.
 pub(crate) fn is_at(version: u64, record: &[u8], aggregate_id: &str, revision: u64) -> bool {
     let Ok(Header { revision: found, layout, event_start, .. }) = Header::read(version, record) else { return false };
     let start = event_start + usize::from(layout.id_len) + usize::from(layout.type_len);
     found == revision && record[start..start + usize::from(layout.aggregate_id_len)] == *aggregate_id.as_bytes()
 }
 
-/// What leads to the event of a record.
+/// The index keys of a record's event.
 pub(crate) struct Leads<'a> {
     pub(crate) id: &'a str,
     pub(crate) aggregate_id: &'a str,
@@ -170,7 +171,7 @@ pub(crate) struct Leads<'a> {
 }
 
 impl<'a> Leads<'a> {
-    /// Reads it from the record of a version, whose checksum is right.
+    /// Reads them from the record of a version with a valid checksum.
     ///
     /// # Errors
     ///
@@ -189,12 +190,12 @@ fn no_text(version: u64) -> Error {
     corrupt(version, "its text is not UTF-8, or the lengths in its header do not fit it")
 }
 
-/// The event at this version is damaged.
+/// The error for a damaged event at this version.
 pub(crate) fn corrupt(version: u64, reason: &str) -> Error {
     Error::Corrupt { version: Some(Version::new(version)), reason: reason.to_owned() }
 }
 
-/// Reads header fields one behind the other.
+/// Reads header fields one after the other.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -252,7 +253,7 @@ mod tests {
         decode(7, &record)
     }
 
-    /// Stores on disk have these bytes. If this fails, the change breaks them: it needs a new format number.
+    /// Stores on disk have these bytes. If this fails, the change breaks them and needs a new format number.
     #[test]
     fn the_format_is_these_bytes() {
         let golden: &[&[u8]] = &[
@@ -379,7 +380,7 @@ mod tests {
             event_type in "[ab]{1,2}", types in proptest::collection::vec("[ab]{0,2}", 0..4),
             aggregate_id in "[ab]{1,3}", prefix in proptest::option::of("[ab]{0,3}"),
         ) {
-            // Between two microseconds as well, which no record is.
+            // Also between two microseconds, which no record can be.
             let time = |half: u64| UNIX_EPOCH + Duration::from_nanos(half * 500);
             let mut options = LoadOptions::all().since_revision(since_revision.into()).types(types);
             options.aggregate_prefix = prefix;

@@ -1,6 +1,6 @@
-//! A cache of aggregates: the versions of all events of each, as far as the engine's tables lead to them.
+//! A cache of aggregates: the versions of all events of each, as far as the engine's tables have them.
 //!
-//! Aggregates are often loaded again, before each command. Then the engine is not read.
+//! Aggregates are often loaded repeatedly, before each command. The cache saves reading the engine then.
 
 use std::sync::Arc;
 
@@ -10,22 +10,23 @@ use quick_cache::sync::Cache;
 use crate::index::recent::Recent;
 use crate::sync::{Mutex, PoisonError};
 
-/// An aggregate with more events is not kept.
+/// Aggregates with more events are not cached.
 pub(crate) const MOST_EVENTS: usize = 4096;
 
-/// About so many bytes an entry takes beside its text and its versions.
+/// The approximate size of an entry in bytes, apart from its text and versions.
 const OVERHEAD: usize = 96;
 
-/// For each aggregate in it the versions of its first events, one for each revision from 1 on.
+/// For each cached aggregate, the versions of its first events, one for each revision from 1 on.
 ///
-/// Whatever is in it is right, for events never change. And of an aggregate that is in it, every other event is in memory, among
-/// those that are not written to the tables yet. So entries change when events are written, and nobody adds one meanwhile.
+/// Events never change, so everything in the cache stays valid. All other events of a cached aggregate are in memory,
+/// among those that are not written to the tables yet. So entries must be updated when events are written, and nobody
+/// may add one meanwhile.
 pub(crate) struct Aggregates {
     cache: Cache<String, Arc<[u64]>, Bytewise>,
     epoch: Mutex<Epoch>,
 }
 
-/// The times between two changes of the tables.
+/// The period between two changes of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch {
     number: u64,
@@ -42,7 +43,7 @@ impl Weighter<String, Arc<[u64]>> for Bytewise {
 }
 
 impl Aggregates {
-    /// Takes at most so many bytes.
+    /// A cache of at most this many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
         let cache = Cache::with_weighter(bytes / 256, bytes as u64, Bytewise);
         Aggregates { cache, epoch: Mutex::new(Epoch { number: 0, is_changing: false }) }
@@ -56,7 +57,7 @@ impl Aggregates {
         self.cache.get(aggregate_id)
     }
 
-    /// Adds the versions of all events of an aggregate but those that were not written to the tables in this epoch.
+    /// Adds the versions of all events of an aggregate, except those that were not in the tables in this epoch.
     pub(crate) fn insert(&self, read_in: Epoch, aggregate_id: &str, versions: &[u64]) {
         if versions.is_empty() || versions.len() > MOST_EVENTS {
             return;
@@ -67,7 +68,7 @@ impl Aggregates {
         }
     }
 
-    /// The tables lead to these events from now on. `end` makes that known to views.
+    /// From now on, the tables have these events. `end` makes that visible to views.
     pub(crate) fn written(&self, events: &Recent, end: impl FnOnce()) {
         self.set_changing(true);
         events.for_each_aggregate(|aggregate_id, first_revision, versions| {

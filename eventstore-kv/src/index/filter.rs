@@ -1,15 +1,18 @@
-//! Which ids of events and aggregates are certainly new, so that most appends look nothing up: a Bloom filter that grows.
+//! A growing Bloom filter that tells which ids of events and aggregates are certainly new, so that most appends need no
+//! look-up.
 //!
-//! It is made of layers of 64-byte blocks, each layer twice as large as the one before. An id sets eight bits of one block, one
-//! in each of its eight words; it may be there if some layer has all eight. So a look-up is one hash, and one line of the
-//! processor's cache a layer. The more layers are still to come the earlier one counts as full, which costs little, because most
-//! bytes are in the last; with all layers full less than 2 % of new ids look as if they were there.
+//! It consists of layers of 64-byte blocks. Each layer is twice as large as the one before. An id sets eight bits of
+//! one block, one in each of its eight words. It may be there if some layer has all eight. So a look-up costs one hash,
+//! and one cache line per layer. The more layers are still to come, the earlier a layer counts as full. This costs
+//! little, because most bytes are in the last layer. With all layers full, less than 2 % of new ids are false
+//! positives.
 //!
-//! A layer's block is chosen by the leading bits of the hash. Hence the ids of one block of a small layer are those of some
-//! adjacent blocks of a large one, and a layer can be added to another of its size or larger without knowing the ids.
+//! The leading bits of the hash choose the block in a layer. Hence the ids of one block of a small layer are those of
+//! some adjacent blocks of a large one, and a layer can be merged into another of the same size or larger without
+//! knowing the ids.
 //!
-//! A wrong "new" would store an id twice, so a filter that was written is read back only if every checksum, every length and
-//! what it is bound to are right. See [`Filter::write`] for the format.
+//! A false "new" would store an id twice. So a saved filter is used only if every checksum, every length and its
+//! binding match. See [`Filter::write`] for the format.
 
 use std::io;
 
@@ -17,27 +20,27 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const BLOCK_BYTES: usize = 64;
 const FIRST_LAYER_BYTES: usize = 64 << 10;
-/// Bits of each id when the last layer that the budget allows is full.
+/// Bits per id when the last layer that the budget allows is full.
 const BITS_PER_ID: u64 = 10;
-/// So many more for each layer that may still come.
+/// Additional bits per id for each layer that may still come.
 const BITS_MORE: u64 = 3;
 const MOST_BITS_PER_ID: u64 = 24;
-/// Any odd number whose bits look random.
+/// Any odd number with random-looking bits.
 const SPREAD: u64 = 0xd1b5_4a32_d192_ed03;
 
 const MAGIC: [u8; 8] = *b"esfilter";
-/// 1 had no aggregates in it.
+/// Format 1 had no aggregates.
 const FORMAT: u32 = 2;
-/// What has a checksum of its own.
+/// Blocks per checksum.
 const CHUNK_BLOCKS: usize = (64 << 10) / BLOCK_BYTES;
 /// Magic, format, binding, number of ids, number of layers.
 const HEADER_BYTES: usize = 8 + 4 + 56 + 8 + 4;
 /// Of each layer in the header: blocks, load.
 const LAYER_BYTES: usize = 8 + 8;
-/// More than any budget leads to.
+/// More than any budget allows.
 const MOST_LAYERS: usize = 256;
 
-/// What a filter that was written belongs to: it has the ids of the events of this store up to this version.
+/// What a saved filter belongs to: it has the ids of this store's events up to this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Binding {
     pub(crate) store: [u8; 16],
@@ -55,50 +58,51 @@ impl Binding {
     }
 }
 
-/// What an id is to a filter, by its key in the id index.
+/// The hash of an id, from its key in the id index.
 pub(crate) fn hash(id_key: &[u8]) -> u64 {
     xxh3_64(id_key)
 }
 
-/// What an aggregate is to a filter.
+/// The hash of an aggregate.
 pub(crate) fn hash_of_aggregate(aggregate_id: &str) -> u64 {
     xxh3_64_with_seed(aggregate_id.as_bytes(), 1)
 }
 
-/// Which ids of events and aggregates a store may have: one that it does not have in it is certainly new.
+/// The set of event ids and aggregates that a store may have. Anything not in it is certainly new.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
-    /// From small to large.
+    /// In ascending order of size.
     layers: Vec<Layer>,
     budget: usize,
     ids: u64,
-    /// The layer that takes the next id.
+    /// The layer for the next id.
     open: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Layer {
     blocks: Vec<Block>,
-    /// How many ids would fill it as much as it is filled. More than were added, where a smaller layer was spread over it.
+    /// The number of ids that would fill it to this degree. More than were added, if a smaller layer was merged into
+    /// it.
     load: u64,
-    /// With what load it is full.
+    /// The load at which it is full.
     full: u64,
 }
 
-/// In one line of the processor's cache.
+/// One cache line.
 #[repr(align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Block([u64; 8]);
 
 impl Filter {
-    /// An empty filter that takes at most this many bytes of memory. With less than one block it knows no id, and every id may
-    /// be there.
+    /// An empty filter that takes at most this many bytes of memory. With less than one block it has no bits, and every
+    /// id may be there.
     pub(crate) fn new(budget: usize) -> Self {
         Filter { layers: Vec::new(), budget, ids: 0, open: 0 }
     }
 
-    /// Adds an id, by the [`hash`] of its key. When the budget is used up it goes into the last layer all the same: then more and
-    /// more new ids look as if they were there, and still no id that is there looks new.
+    /// Adds an id, by the [`hash`] of its key. When the budget is used up, ids still go into the last layer: false
+    /// positives become more frequent, but an id that is there never looks new.
     pub(crate) fn add(&mut self, hash: u64) {
         self.ids += 1;
         while self.layers.get(self.open).is_none_or(|layer| layer.load >= layer.full) {
@@ -116,28 +120,28 @@ impl Filter {
         }
     }
 
-    /// Whether the id whose key has this hash may have been added; if not, it certainly was not.
+    /// Whether the id whose key has this hash may have been added. If false, it certainly was not.
     pub(crate) fn may_have(&self, hash: u64) -> bool {
         if self.layers.is_empty() {
             return self.ids > 0;
         }
         let mask = Block::of(hash);
-        // Half of all ids are in the last one.
+        // Half of all ids are in the last layer.
         self.layers.iter().rev().any(|layer| layer.blocks[layer.block(hash)].has(&mask))
     }
 
-    /// How many ids were added, each time that they were.
+    /// The number of ids added, counting repetitions.
     #[cfg(test)]
     pub(crate) fn len(&self) -> u64 {
         self.ids
     }
 
-    /// The bytes of memory that it takes, and of its file but for the checksums.
+    /// Its memory in bytes, and the size of its file without checksums.
     pub(crate) fn len_bytes(&self) -> usize {
         self.layers.iter().map(Layer::len_bytes).sum()
     }
 
-    /// How large the next layer is, if there is room for one.
+    /// The size of the next layer, if there is room for one.
     fn next_layer_bytes(&self) -> Option<usize> {
         let bytes = match self.layers.last() {
             Some(last) => last.len_bytes() * 2,
@@ -146,10 +150,10 @@ impl Filter {
         (bytes > 0 && self.len_bytes() + bytes <= self.budget).then_some(bytes)
     }
 
-    /// Adds what another filter has. It stays within the budget if that of the other was not larger; a layer for which there is no
-    /// room goes into the least filled one that takes it.
+    /// Merges another filter into this one. It stays within the budget if the other's budget was not larger. A layer
+    /// without room is merged into the least filled one that can take it.
     pub(crate) fn merge_newer(&mut self, newer: Filter) {
-        // One that had no room for any layer knows nothing: neither does the sum.
+        // A filter without room for any layer has no information, so neither has the sum.
         let knows_all = [&*self, &newer].iter().all(|filter| filter.ids == 0 || !filter.layers.is_empty());
         self.ids += newer.ids;
         self.open = 0;
@@ -158,7 +162,7 @@ impl Filter {
             self.budget = 0;
             return;
         }
-        // The smaller one goes into the larger, from its large layers to its small ones.
+        // The smaller filter is merged into the larger, from its large layers to its small ones.
         let mut rest = newer.layers;
         if rest.iter().map(Layer::len_bytes).sum::<usize>() > self.len_bytes() {
             std::mem::swap(&mut rest, &mut self.layers);
@@ -177,7 +181,7 @@ impl Filter {
         } else if has_room && alike < 2 {
             self.push(layer);
         } else if let Some(bytes) = self.next_layer_bytes().filter(|bytes| *bytes > layer.len_bytes()) {
-            // Not one more of the same size each time, or look-ups would take longer and longer.
+            // Use a larger layer instead of one more of the same size, or look-ups would get slower and slower.
             let mut larger = Layer::new(bytes, self.budget);
             match layer.load_in(&larger) {
                 Some(_) => larger.merge(&layer),
@@ -188,7 +192,7 @@ impl Filter {
             let takers = self.layers.iter_mut().filter_map(|into| Some((into.fill_with(&layer)?, into)));
             match takers.min_by_key(|(fill, _)| *fill) {
                 Some((_, into)) => into.merge(&layer),
-                // Filters of budgets that differ and are less than a first layer.
+                // Filters with different budgets, both smaller than a first layer.
                 None => self.push(layer),
             }
         }
@@ -199,12 +203,12 @@ impl Filter {
         self.layers.sort_by_key(|layer| layer.blocks.len());
     }
 
-    /// Writes it, as one with the ids of what `bound_to` says.
+    /// Writes the filter, with what its ids belong to.
     ///
-    /// A header: magic, format, binding, the number of ids and that of layers, for each layer its number of blocks and its load;
-    /// then a checksum of all that. Then the blocks, layer by layer in pieces of 64 KiB, each followed by its checksum, which
-    /// covers the header, the layer's number and the piece's as well. Numbers are big-endian, the words of blocks
-    /// little-endian.
+    /// The format is a header: magic, format, binding, the number of ids, the number of layers, and for each layer its
+    /// number of blocks and its load; then a checksum of all that. Then the blocks, layer by layer in pieces of 64 KiB,
+    /// each followed by its checksum, which also covers the header, the layer's number and the piece's number. Numbers
+    /// are big-endian, the words of blocks little-endian.
     pub(crate) fn write(&self, bound_to: &Binding, out: &mut dyn io::Write) -> io::Result<()> {
         let mut header = Vec::with_capacity(HEADER_BYTES + self.layers.len() * LAYER_BYTES);
         header.extend(MAGIC);
@@ -230,12 +234,12 @@ impl Filter {
         Ok(())
     }
 
-    /// Reads what [`write`](Filter::write) wrote; `None` if there is any doubt about it: it was damaged or cut short, something
-    /// follows it, `bound_to` does not accept what it is bound to, or it is larger than the budget.
+    /// Reads what [`write`](Filter::write) wrote; `None` in case of any doubt: it is damaged or cut short, something
+    /// follows it, `bound_to` rejects its binding, or it is larger than the budget.
     ///
     /// # Errors
     ///
-    /// Those of reading, but for an end that comes too soon.
+    /// Read errors, except an unexpected end of the file.
     pub(crate) fn read(
         bound_to: impl FnOnce(&Binding) -> bool,
         input: &mut dyn io::Read,
@@ -265,7 +269,7 @@ fn read(
     }
     header.resize(HEADER_BYTES + count * LAYER_BYTES, 0);
     input.read_exact(&mut header[HEADER_BYTES..])?;
-    // Nothing that it says is believed before this.
+    // Nothing in the header is trusted before this check.
     if read_checksum(input)? != crc32fast::hash(&header) || !bound_to(&binding) {
         return Ok(None);
     }
@@ -302,7 +306,7 @@ fn read(
     Ok(is_at_end.then_some((binding, Filter { layers, budget, ids, open: 0 })))
 }
 
-/// Fields one after the other, of which there are enough.
+/// Reads fields one after the other. There must be enough bytes.
 struct Fields<'bytes>(&'bytes [u8]);
 
 impl Fields<'_> {
@@ -332,10 +336,11 @@ fn first_layer_bytes(budget: usize) -> usize {
     FIRST_LAYER_BYTES.min(budget / BLOCK_BYTES * BLOCK_BYTES)
 }
 
-/// How many ids fill a layer of this size, if the layers may have this many bytes in all.
+/// The number of ids that fill a layer of this size, if all layers may have this many bytes in total.
 fn capacity(bytes: usize, budget: usize) -> u64 {
     let (mut to_come, mut next, mut sum) = (0, bytes.saturating_mul(2), bytes.saturating_mul(2));
-    // A layer comes if there is room for it and for those before it, which are as large together but for one more of the first.
+    // A layer is added if there is room for it and for those before it, which together are as large, minus one of the
+    // first size.
     let first = first_layer_bytes(budget);
     while next < usize::MAX && sum.saturating_add(next).saturating_sub(first) <= budget {
         (to_come, next, sum) = (to_come + 1, next.saturating_mul(2), sum.saturating_add(next));
@@ -353,7 +358,7 @@ impl Layer {
         self.blocks.len() * BLOCK_BYTES
     }
 
-    /// Which block has this id: by the leading half of its hash.
+    /// The block of an id, chosen by the leading half of its hash.
     fn block(&self, hash: u64) -> usize {
         (((hash >> 32) * self.blocks.len() as u64) >> 32) as usize
     }
@@ -364,8 +369,8 @@ impl Layer {
         self.load += 1;
     }
 
-    /// What this one would add to the load of another, if it can be added to that: to one of its size its own load; in a larger
-    /// one each of its blocks becomes several.
+    /// The load that this layer would add to `into`, if it can be merged into it. A layer of the same size adds its own
+    /// load; in a larger one, each of its blocks becomes several.
     fn load_in(&self, into: &Layer) -> Option<u64> {
         let (blocks, own) = (into.blocks.len(), self.blocks.len());
         (blocks >= own && blocks % own == 0).then(|| self.load.saturating_mul((blocks / own) as u64))
@@ -375,7 +380,7 @@ impl Layer {
         other.load_in(self).is_some_and(|load| self.load.saturating_add(load) <= self.full)
     }
 
-    /// How full it is with another one added, if that can be added: for comparing.
+    /// The fill level with another layer merged in, if possible. Only for comparisons.
     fn fill_with(&self, other: &Layer) -> Option<u128> {
         let load = self.load.saturating_add(other.load_in(self)?);
         Some(u128::from(load) * 1024 / u128::from(self.full.max(1)))
@@ -391,7 +396,7 @@ impl Layer {
 }
 
 impl Block {
-    /// One bit in each word, by bits of the hash that say nothing about which block it is.
+    /// One bit in each word, from bits of the hash that do not choose the block.
     fn of(hash: u64) -> Self {
         let bits = hash.wrapping_mul(SPREAD);
         Block(std::array::from_fn(|word| 1 << (bits >> (16 + 6 * word) & 63)))
@@ -440,12 +445,12 @@ mod tests {
         ids.into_iter().all(|id| filter.may_have(hash_of(id)))
     }
 
-    /// Of ids that are not in it, the share that looks as if it were, in thousandths of a percent.
+    /// The rate of false positives among new ids, in thousandths of a percent.
     fn false_positives(filter: &Filter) -> u64 {
         (1 << 40..(1 << 40) + 100_000).filter(|&id| filter.may_have(hash_of(id))).count() as u64
     }
 
-    /// Whether the next id that is added begins a new layer or overfills the last.
+    /// Whether the next id begins a new layer or overfills the last.
     fn is_full(filter: &Filter) -> bool {
         filter.layers.iter().all(|layer| layer.load >= layer.full)
     }
@@ -506,7 +511,7 @@ mod tests {
             assert_eq!((binding, after.len(), after.len_bytes()), (BINDING, ids, before.len_bytes()));
             assert!(has_all(&after, 0..ids));
             assert_eq!(written(&after), bytes);
-            // It goes on where it was.
+            // It continues where it was.
             let mut on = before.clone();
             (ids..2 * ids).for_each(|id| [&mut on, &mut after].into_iter().for_each(|filter| filter.add(hash_of(id))));
             assert_eq!(written(&on), written(&after));

@@ -1,5 +1,5 @@
-//! Restores the filter of known ids and aggregates when a store is opened: from the file that closing wrote, or from the index.
-//! Opening does not wait for it: until it is restored, ids are looked up.
+//! Restores the filter of known ids and aggregates when a store is opened: from the file that closing wrote, or from
+//! the index. Opening does not wait for it; until it is restored, ids are looked up.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -19,20 +19,20 @@ use crate::shared::Shared;
 use crate::sync::{Mutex, PoisonError, background};
 use crate::write::staging::Known;
 
-/// The file's name, in the store's directory.
+/// The file's name in the store's directory.
 pub(crate) const FILTER_FILE: &str = "filter";
 const NEW_FILTER_FILE: &str = "filter.new";
 
-/// Where a filter comes from and goes to.
+/// Loads and saves a store's filter.
 pub(crate) struct Filters {
     budget: usize,
     directory: Option<PathBuf>,
-    /// That of the ids that were there at opening, once it is made.
+    /// The filter of the ids at opening, once it is complete.
     made: Arc<Mutex<Option<Filter>>>,
 }
 
 impl Filters {
-    /// Begins to load or make the filter of all ids of a store that was just opened, of which the tables lead to those up to
+    /// Starts to load or build the filter of all ids of a store that was just opened. The tables have the ids up to
     /// `mark`.
     pub(crate) fn open<E: Engine>(shared: &Arc<Shared<E>>, directory: Option<&Path>, mark: u64, budget: usize) -> Self {
         let head = shared.log.last();
@@ -54,7 +54,7 @@ impl Filters {
         filters
     }
 
-    /// None, for a store to which nobody appends.
+    /// No filter, for a store without appends.
     pub(crate) fn none() -> Self {
         Filters { budget: 0, directory: None, made: Arc::default() }
     }
@@ -67,7 +67,7 @@ impl Filters {
         self.budget
     }
 
-    /// Gives the filter to the writer, if it is there.
+    /// Passes the filter to the writer, if it is ready.
     pub(crate) fn teach(&self, known: &mut Known) {
         if !known.knows_all()
             && let Some(filter) = self.made.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -76,10 +76,10 @@ impl Filters {
         }
     }
 
-    /// Keeps a filter of all ids for the next opening. It would only take longer to be there without.
+    /// Saves a filter of all ids for the next opening. Without it, the filter just takes longer to restore.
     pub(crate) fn save<E: Engine>(&self, shared: &Shared<E>, known: Option<Known>) {
         if shared.log.last() < FEWEST_TO_SAVE {
-            return; // it is made as fast as it is read
+            return; // building it is as fast as reading it
         }
         let Some((directory, filter)) = self.directory.as_deref().zip(known.and_then(Known::into_filter)) else {
             return;
@@ -95,13 +95,12 @@ impl Filters {
             fs::rename(new, directory.join(FILTER_FILE))
         };
         if let Err(error) = save() {
-            tell!(warn, %error, "the filter of known ids could not be saved; the next opening makes it again");
+            tell!(warn, %error, "the filter of known ids could not be saved; the next opening rebuilds it");
         }
     }
 }
 
-/// Takes the filter away that was made beside an index which is not trusted any more: ids that were hidden there may be
-/// missing.
+/// Deletes the filter of an index that is no longer trusted: ids that were hidden there may be missing.
 pub(crate) fn forget(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(FILTER_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -109,13 +108,13 @@ pub(crate) fn forget(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// A filter of fewer events is not saved: small stores stay small, but for those of tests.
+/// Filters of fewer events are not saved, so that small stores stay small. Tests save all.
 const FEWEST_TO_SAVE: u64 = if cfg!(test) { 1 } else { 10_000 };
 
-/// More events than this are read faster from the table of ids than from the log.
+/// With more events than this, the table of ids is faster to read than the log.
 const MOST_FROM_LOG: u64 = 500_000;
 
-/// Rows between two looks at whether the store is being closed.
+/// Rows between two checks whether the store is being closed.
 const ROWS: usize = 4096;
 
 /// The filter of all ids and aggregates up to `head`.
@@ -154,7 +153,7 @@ fn make<E: Engine>(
     Ok(filter)
 }
 
-/// What closing has left, if it is of this very history.
+/// The filter that closing saved, if it belongs to this history.
 fn load<E: Engine>(shared: &Shared<E>, path: &Path, head: u64, budget: usize) -> Option<(u64, Filter)> {
     let mut file = BufReader::new(File::open(path).ok()?);
     let is_ours = |binding: &Binding| {
@@ -166,7 +165,8 @@ fn load<E: Engine>(shared: &Shared<E>, path: &Path, head: u64, budget: usize) ->
     Some((binding.version, filter))
 }
 
-/// The filter of all ids and aggregates in the tables; `None` if they have fewer ids than there are events up to the mark.
+/// The filter of all ids and aggregates in the tables; `None` if they have fewer ids than there are events up to the
+/// mark.
 fn of_tables<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<Option<Filter>> {
     let mut filter = Filter::new(budget);
     let mut ids = 0;
@@ -176,7 +176,7 @@ fn of_tables<E: Engine>(shared: &Shared<E>, mark: u64, budget: usize) -> Result<
     })?;
     let mut newest = String::new();
     walk(shared, Table::Aggregates, |key| {
-        // Of an aggregate with many events there are several.
+        // An aggregate with many events has several entries.
         if let Some((id, _)) = keys::read_aggregate(key).filter(|(id, _)| *id != newest) {
             filter.add(filter::hash_of_aggregate(id));
             id.clone_into(&mut newest);
@@ -208,7 +208,7 @@ fn walk<E: Engine>(shared: &Shared<E>, table: Table, mut visit: impl FnMut(&[u8]
             return Ok(());
         }
         from = last;
-        from.push(0); // the smallest key behind it
+        from.push(0); // the smallest key after it
     }
 }
 

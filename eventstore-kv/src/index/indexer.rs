@@ -1,8 +1,8 @@
 //! Writes the index entries of older events to the engine's tables, after the log, on a background thread.
 //!
-//! The writer decides when the newer events become the older ones: between two groups. When the last of them is committed,
-//! a job starts. It syncs the log if needed, writes the sorted entries with the mark, and then a checkpoint of the log, where the
-//! next opening starts to read.
+//! The writer decides between two groups when the newer events become the older ones. When the last of these is
+//! committed, a job starts. It syncs the log if needed, writes the sorted entries with the mark, and then a checkpoint
+//! of the log, from which the next opening reads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::index::recent::Recent;
 use crate::shared::{Parts, Shared, with_causes};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError, background};
 
-/// When events go into the tables, and what became of it.
+/// Decides when events are written to the tables, and tracks the result.
 pub(crate) struct Indexer {
     state: Mutex<State>,
     changed: Condvar,
@@ -30,11 +30,11 @@ pub(crate) struct Indexer {
 
 #[derive(Default)]
 struct State {
-    /// Bytes of the records of the newer events.
+    /// The size of the records of the newer events, in bytes.
     newer_bytes: u64,
-    /// The last of the older events, until the tables lead to them.
+    /// The last of the older events, until they are in the tables.
     frozen: Option<u64>,
-    /// Those before them, which nobody needs any more.
+    /// The events before them, which are no longer needed.
     spent: Option<Arc<Recent>>,
     is_running: bool,
     failed: Option<Failed>,
@@ -42,18 +42,18 @@ struct State {
 
 struct Failed {
     reason: String,
-    /// How many newer events there were then: it is tried again when there are more.
+    /// The number of newer events at that time. Writing is tried again when there are more.
     newer: u64,
 }
 
-/// So many runs may be in memory and not in the tables; then appends wait.
+/// The most runs in memory that are not in the tables. Beyond that, appends wait.
 pub(crate) const MOST_RUNS: u64 = 4;
 
-/// A run that could not be written is tried again when so many more events have come.
+/// After a failed write, a run is tried again after this many more events.
 const EVENTS_BETWEEN_ATTEMPTS: u64 = 1024;
 
 impl Indexer {
-    /// Of a store that was opened with so many bytes of records behind the mark.
+    /// For a store that was opened with this many bytes of records after the mark.
     pub(crate) fn new(options: &StoreOptions, newer_bytes: u64) -> Self {
         Indexer {
             state: Mutex::new(State { newer_bytes, ..State::default() }),
@@ -67,12 +67,12 @@ impl Indexer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Between two groups, of which the one before ends with `staged`: if the newer events are many, they become the older
-    /// ones. Waits if the tables are too far behind.
+    /// Called between two groups; the previous one ends with `staged`. If there are many newer events, they become the
+    /// older ones. Waits if the tables are too far behind.
     ///
     /// # Errors
     ///
-    /// `Full` if they are, and nothing can be written to them.
+    /// `Full` if the tables are too far behind and cannot be written.
     pub(crate) fn begin_group<E: Engine>(&self, shared: &Arc<Shared<E>>, staged: u64) -> Result<()> {
         let mut state = self.lock();
         loop {
@@ -86,10 +86,10 @@ impl Indexer {
                 }
                 return Ok(());
             }
-            let runs = MOST_RUNS - 1; // beside the older events
+            let runs = MOST_RUNS - 1; // besides the older events
             let is_behind = newer >= runs * self.run_events || state.newer_bytes >= runs * self.run_bytes;
             if !is_behind || !state.is_running && state.failed.is_none() {
-                return Ok(()); // what was frozen is not committed yet
+                return Ok(()); // the frozen events are not committed yet
             }
             if !state.is_running {
                 state = self.start_if_ready(state, shared, shared.log.position());
@@ -100,8 +100,7 @@ impl Indexer {
             if let Some(failed) = &state.failed {
                 return Err(Error::Full {
                     reason: format!(
-                        "the index is {newer} events behind the log and cannot be written ({}); mend the cause, and \
-                         append again",
+                        "the index is {newer} events behind the log and cannot be written ({}); fix the cause, and append again",
                         failed.reason
                     ),
                 });
@@ -109,7 +108,7 @@ impl Indexer {
         }
     }
 
-    /// A group was committed, up to this position. Called for each, in order.
+    /// Notes that a group was committed, up to this position. Called for each group, in order.
     pub(crate) fn committed<E: Engine>(&self, shared: &Arc<Shared<E>>, position: Position, bytes: u64) {
         let mut state = self.lock();
         state.newer_bytes += bytes;
@@ -122,7 +121,7 @@ impl Indexer {
         }
     }
 
-    /// The events behind `head` were not committed: older ones of which that is so are newer ones again.
+    /// The events after `head` were not committed. Older events among them become newer ones again.
     pub(crate) fn take_back(&self, head: u64) {
         let mut state = self.lock();
         state.frozen = state.frozen.filter(|&frozen| frozen <= head);
@@ -140,13 +139,13 @@ impl Indexer {
         }
         state.is_running = true;
         let (has_failed, spent) = (state.failed.is_some(), state.spent.take());
-        drop(state); // without a thread to be had, the job runs here
+        drop(state); // if no thread is available, the job runs here
         let shared = shared.clone();
         let _ = background::spawn_low("eventstore-index", move || {
             drop(spent);
             let mut written = write_older_safely(&shared, position);
             if written.is_err() && has_failed {
-                // Once more: some engines write nothing more after a failure, until they are opened again.
+                // Try again: after a failure, some engines write nothing until they are reopened.
                 written = shared.reopen_engine().and_then(|()| write_older_safely(&shared, position));
             }
             shared.indexer.ended(&shared, written);
@@ -171,7 +170,7 @@ impl Indexer {
         self.changed.notify_all();
     }
 
-    /// Waits until nothing is being written.
+    /// Waits until no write is running.
     pub(crate) fn wait(&self) {
         let mut state = self.lock();
         while state.is_running {
@@ -179,7 +178,8 @@ impl Indexer {
         }
     }
 
-    /// Writes all that is left, while nobody appends. Nothing is lost if it fails: the next opening reads more of the log.
+    /// Writes everything that is left, while nobody appends. If it fails, nothing is lost: the next opening reads more
+    /// of the log.
     ///
     /// # Errors
     ///
@@ -200,7 +200,7 @@ impl Indexer {
     }
 }
 
-/// The same, also if the engine panics.
+/// Like [`write_older`], and catches a panic of the engine.
 fn write_older_safely<E: Engine>(shared: &Arc<Shared<E>>, position: Position) -> Result<()> {
     let write = || shared.with_parts(|parts| write_older(shared, parts, position));
     catch_unwind(AssertUnwindSafe(write))
@@ -227,7 +227,7 @@ fn write_older<E: Engine>(shared: &Arc<Shared<E>>, parts: &Parts<E>, position: P
     parts.engine()?.write(&entries)?;
     shared.index.written();
     tell!(trace, name: "indexed", version, "the index tables reach further");
-    // Openings would only take longer without it.
+    // Without it, openings just take longer.
     match checkpoint(shared, position) {
         Ok(()) => compress::start(shared),
         Err(error) => {
@@ -238,10 +238,10 @@ fn write_older<E: Engine>(shared: &Arc<Shared<E>>, parts: &Parts<E>, position: P
     Ok(())
 }
 
-/// Seals what is full of the log, and writes down what the next opening needs to go on from this position, which is synced.
+/// Seals full segments of the log, and writes a checkpoint at this position, which is synced.
 pub(crate) fn checkpoint<E: Engine>(shared: &Shared<E>, position: Position) -> Result<()> {
     if shared.log.synced() < position.record() {
-        return Ok(()); // the next one comes
+        return Ok(()); // a later checkpoint follows
     }
     let blob = shared.digests.at_checkpoint(position.record())?;
     let of_segment = &mut |versions| shared.digests.of_segment(versions).unwrap_or_default();

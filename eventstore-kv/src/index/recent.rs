@@ -1,4 +1,4 @@
-//! The index of some of the newest events, in memory.
+//! The in-memory index of the newest events.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use crate::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// An in-memory index over a contiguous range of events, by id and by aggregate.
 ///
-/// The writer adds events as it stages them, so there may be some that are not committed, behind the published head; and
-/// takes those away again whose commit failed.
+/// The writer adds events as it stages them, so some may not be committed yet, after the published head. Events whose
+/// commit failed are removed again.
 pub(crate) struct Recent {
     /// The version of the first event.
     first: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Recent {
 struct Entries {
     events: Vec<Entry>,
     aggregates: Vec<Aggregate>,
-    /// The keys of the ids, and the aggregate ids, each with the byte that ends it in a key.
+    /// The keys of the ids, and the aggregate ids, each with its terminating byte.
     text: Vec<u8>,
     by_id: HashTable<u32>,
     by_aggregate: HashTable<u32>,
@@ -34,7 +34,7 @@ struct Entries {
 
 struct Entry {
     id: Text,
-    /// The place of its aggregate.
+    /// The position of its aggregate in the list.
     aggregate: u32,
 }
 
@@ -42,7 +42,7 @@ struct Aggregate {
     id: Text,
     /// The revision of the first of its events.
     first_revision: u64,
-    /// The places of its events, in order.
+    /// The positions of its events, in order.
     events: SmallVec<[u32; 4]>,
 }
 
@@ -59,12 +59,12 @@ impl Text {
 }
 
 impl Recent {
-    /// Of events from this version on.
+    /// An index of events from this version on.
     pub(crate) fn new(first: u64) -> Self {
         Recent { first, entries: RwLock::new(Entries::default()) }
     }
 
-    /// Of events behind these, with room for as many.
+    /// An index of the events after these, with room for as many.
     pub(crate) fn behind(before: &Recent) -> Self {
         let full = before.read();
         let (events, aggregates) = (full.events.len(), full.aggregates.len());
@@ -93,7 +93,7 @@ impl Recent {
         self.first
     }
 
-    /// The version behind the last event.
+    /// The version after the last event.
     pub(crate) fn end(&self) -> u64 {
         self.first + self.len() as u64
     }
@@ -102,12 +102,12 @@ impl Recent {
         self.read().events.len()
     }
 
-    /// Adds the event whose version comes next. Nobody else has its id, whose key this is.
+    /// Adds the event with the next version. `id_key` is the key of its id, which no other event has.
     pub(crate) fn push(&self, id_key: &[u8], aggregate_id: &str, revision: u64) {
         self.write().push(id_key, aggregate_id, revision);
     }
 
-    /// Takes away the events from this version on.
+    /// Removes the events from this version on.
     pub(crate) fn truncate(&self, end: u64) {
         let mut entries = self.write();
         let len = usize::try_from(end.saturating_sub(self.first)).unwrap_or(usize::MAX);
@@ -116,7 +116,7 @@ impl Recent {
         }
     }
 
-    /// The version of the event whose id has this key.
+    /// The version of the event with this id key.
     pub(crate) fn find_id(&self, id_key: &[u8]) -> Option<u64> {
         self.read().find_id(id_key).map(|place| self.first + u64::from(place))
     }
@@ -131,12 +131,12 @@ impl Recent {
         Some((aggregate.first_revision + count as u64 - 1, version(newest)))
     }
 
-    /// The oldest revision of an aggregate that is here.
+    /// The oldest revision of an aggregate in this index.
     pub(crate) fn oldest_revision(&self, aggregate_id: &str) -> Option<u64> {
         self.read().aggregate(aggregate_id).map(|aggregate| aggregate.first_revision)
     }
 
-    /// Appends the versions of those revisions that are here to `versions`, until it has `most`.
+    /// Appends the versions of these revisions, as far as they are here, to `versions`, until it has `most`.
     pub(crate) fn versions_of(
         &self,
         aggregate_id: &str,
@@ -161,14 +161,14 @@ impl Recent {
         }
     }
 
-    /// Appends the versions of an aggregate's events behind those that are in `versions`, which are all before, until it has
+    /// Appends the versions of an aggregate's events here to `versions`, which has only earlier ones, until it has
     /// `most`.
     pub(crate) fn add_versions(&self, aggregate_id: &str, versions: &mut Vec<u64>, most: usize) {
         let revisions = versions.len() as u64 + 1..u64::MAX;
         self.versions_of(aggregate_id, &revisions, Direction::Forward, versions, most);
     }
 
-    /// Visits each aggregate, with the revision of its first event here and the versions of all of them.
+    /// Visits each aggregate, with the revision of its first event here and the versions of all its events here.
     pub(crate) fn for_each_aggregate(&self, mut visit: impl FnMut(&str, u64, &mut dyn ExactSizeIterator<Item = u64>)) {
         let entries = self.read();
         for aggregate in &entries.aggregates {
@@ -178,8 +178,8 @@ impl Recent {
         }
     }
 
-    /// Puts the ids of aggregates into `smallest` that begin with `prefix` and are greater than `after`, the smallest of them,
-    /// until it has `most`; it may have some already.
+    /// Adds the smallest aggregate ids that begin with `prefix` and are greater than `after` to `smallest`, until it
+    /// has `most`. It may have some already.
     pub(crate) fn smallest_ids(&self, prefix: &str, after: &str, smallest: &mut BTreeSet<String>, most: usize) {
         let entries = self.read();
         for aggregate in &entries.aggregates {
@@ -198,12 +198,12 @@ impl Recent {
         }
     }
 
-    /// How many aggregates have their first event here.
+    /// The number of aggregates whose first event is here.
     pub(crate) fn new_aggregates(&self) -> u64 {
         self.read().aggregates.iter().filter(|aggregate| aggregate.first_revision == 1).count() as u64
     }
 
-    /// Visits the key of the id of each event behind `version`.
+    /// Visits the id key of each event after `version`.
     pub(crate) fn for_each_id_behind(&self, version: u64, visit: impl FnMut(&[u8])) {
         let entries = self.read();
         let known = (version + 1).saturating_sub(self.first());
@@ -211,14 +211,14 @@ impl Recent {
         entries.events[known..].iter().map(|entry| &entries.text[entry.id.range()]).for_each(visit);
     }
 
-    /// The entries of all its events, in the order of their keys, each once: of an id that is there twice that of the first.
+    /// The entries of all its events, in key order, each once. If an id occurs twice, the entry of its first event.
     pub(crate) fn put_all(&self, into: &mut TableEntries) {
         let entries = self.read();
         let Entries { events, aggregates, text, .. } = &*entries;
         let mut ids: Vec<u32> = (0..).take(events.len()).collect();
         let key = |place: &u32| &text[events[*place as usize].id.range()];
         ids.sort_unstable_by(|one, other| key(one).cmp(key(other)).then(one.cmp(other)));
-        ids.dedup_by(|next, first| key(next) == key(first)); // a damaged index may have let an id in twice
+        ids.dedup_by(|next, first| key(next) == key(first)); // a damaged index may have accepted an id twice
         for place in ids {
             let version = keys::version_bytes(self.first + u64::from(place));
             into.put_parts(Table::Ids, &[&text[events[place as usize].id.range()]], &[&version]);
@@ -290,7 +290,7 @@ impl Entries {
         Text { start, len: bytes.len() as u16 }
     }
 
-    /// Takes away the last event, and its aggregate if it was the first of that.
+    /// Removes the last event, and its aggregate if it was its first event here.
     fn pop(&mut self) {
         let Some(Entry { id, aggregate }) = self.events.pop() else { return };
         let place = self.events.len() as u32;
@@ -304,7 +304,7 @@ impl Entries {
             if let Ok(entry) = self.by_aggregate.find_entry(hash, |&at| at == aggregate) {
                 entry.remove();
             }
-            self.aggregates.pop(); // it is the last, because those behind it began with later events
+            self.aggregates.pop(); // it is the last, because later ones began with later events
         }
         self.text.truncate(id.start as usize);
     }
@@ -314,7 +314,7 @@ fn hash(hasher: &DefaultHashBuilder, bytes: &[u8]) -> u64 {
     std::hash::BuildHasher::hash_one(hasher, bytes)
 }
 
-/// The aggregate id without the byte that ends it.
+/// The aggregate id without its terminating byte.
 fn id_of<'a>(text: &'a [u8], aggregate: &Aggregate) -> &'a [u8] {
     let range = aggregate.id.range();
     &text[range.start..range.end - 1]

@@ -1,17 +1,18 @@
-//! Where the events with an id or of an aggregate are.
+//! Locates the events with an id or of an aggregate.
 //!
-//! Only the log has to be synced before an append is answered. The index entries of the newest events stay in memory, and are
-//! written to the engine's tables later, sorted, on a background thread (see
-//! [`Indexer`](crate::index::indexer::Indexer)). A mark in the table `meta` says how far the tables reach. Opening reads the log behind it, which is bounded.
+//! Before an append is answered, only the log has to be synced. The index entries of the newest events stay in memory.
+//! They are written to the engine's tables later, sorted, on a background thread (see
+//! [`Indexer`](crate::index::indexer::Indexer)). A mark in the table `meta` says how far the tables reach. Opening
+//! reads the log after the mark, which is bounded.
 //!
 //! ```text
 //!   versions   1 ──────────────────── mark ────────── older ────────── newer ──── head
-//!   found in   the engine's tables     │  memory, and on its  │  memory
-//!                                      │  way into the tables │
+//!   found in   the engine's tables     │  memory, being       │  memory
+//!                                      │  written to tables   │
 //! ```
 //!
-//! The older events stay in memory until the newer ones become the older. A view takes what is in memory first and the
-//! snapshot after it: what has left memory by then is in the snapshot.
+//! The older events stay in memory until the newer ones become the older. A view reads memory first and takes the
+//! snapshot afterwards: what has left memory by then is in the snapshot.
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -27,7 +28,7 @@ use crate::index::aggregates::{Aggregates, Epoch};
 use crate::index::recent::Recent;
 use crate::sync::{PoisonError, RwLock};
 
-/// What is in memory, for readers and the writer.
+/// The in-memory part of the index, for readers and the writer.
 pub(crate) struct Index {
     generations: RwLock<Generations>,
     incomplete: Option<Arc<Incomplete>>,
@@ -36,7 +37,7 @@ pub(crate) struct Index {
 
 #[derive(Clone)]
 struct Generations {
-    /// No more events come to it. Once the tables lead to all of them, they are here for speed alone.
+    /// Events to which no more are added. Once the tables have all of them, they only serve as a cache.
     older: Option<Older>,
     newer: Arc<Recent>,
 }
@@ -47,7 +48,7 @@ struct Older {
     is_written: bool,
 }
 
-/// The log is damaged after the mark, so the index entries of this version and later ones are not known.
+/// The log is damaged after the mark, so the index has no entries for this version and later ones.
 #[derive(Debug)]
 pub(crate) struct Incomplete {
     pub(crate) version: u64,
@@ -59,7 +60,7 @@ impl Incomplete {
         corrupt(self.version, &format!("{}, and this version and all later ones are not in the index", self.reason))
     }
 
-    /// Why nothing may be appended.
+    /// The reason why appends are refused.
     pub(crate) fn fence_reason(&self) -> String {
         let what = match self.reason.strip_prefix("it ") {
             Some(what) => format!("the event at version {} {what}", self.version),
@@ -70,8 +71,8 @@ impl Incomplete {
 }
 
 impl Index {
-    /// The tables lead to everything before the first of these events. What they have of aggregates is kept in a cache of so
-    /// many bytes.
+    /// The tables have everything before the first of these events. Entries of aggregates read from them are cached in
+    /// this many bytes.
     pub(crate) fn new(recent: Recent, incomplete: Option<Incomplete>, cache_bytes: usize) -> Self {
         let generations = RwLock::new(Generations { older: None, newer: Arc::new(recent) });
         let aggregates = Arc::new(Aggregates::new(cache_bytes));
@@ -82,7 +83,7 @@ impl Index {
         self.generations.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The damage of the log that keeps it from being complete. Nothing may be appended then.
+    /// The damage of the log that makes the index incomplete. In that case, appends are refused.
     pub(crate) fn incomplete(&self) -> Option<&Incomplete> {
         self.incomplete.as_deref()
     }
@@ -92,27 +93,27 @@ impl Index {
         self.generations.read().unwrap_or_else(PoisonError::into_inner).newer.clone()
     }
 
-    /// The older events, if the tables do not lead to them yet.
+    /// The older events, if they are not in the tables yet.
     pub(crate) fn unwritten(&self) -> Option<Arc<Recent>> {
         let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
         generations.older.as_ref().filter(|older| !older.is_written).map(|older| older.recent.clone())
     }
 
-    /// The events behind `head` were not committed.
+    /// The events after `head` were not committed.
     pub(crate) fn take_back(&self, head: u64) {
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
         generations.newer.truncate(head + 1);
-        // Older events of which some were not committed become the newer ones again.
+        // Older events become newer ones again if some of them were not committed.
         if let Some(older) = generations.older.take_if(|older| older.recent.end() > head + 1) {
             older.recent.truncate(head + 1);
             generations.newer = older.recent;
         }
     }
 
-    /// All of the index, as of now or later.
+    /// A view of the whole index, as of now or later.
     pub(crate) fn view<'e, E: Engine>(&self, engine: &'e E) -> View<'e, E> {
         View {
-            epoch: self.aggregates.epoch(), // before what is in memory
+            epoch: self.aggregates.epoch(), // read before the in-memory part
             recent: self.generations(),
             incomplete: self.incomplete.clone(),
             aggregates: self.aggregates.clone(),
@@ -121,8 +122,8 @@ impl Index {
         }
     }
 
-    /// The newer events become the older ones. Those before them, which are in the tables, are given away: dropping them takes
-    /// time.
+    /// The newer events become the older ones. Returns the previous older ones, which are in the tables: dropping them
+    /// takes time.
     pub(crate) fn freeze(&self) -> Option<Arc<Recent>> {
         let next = Arc::new(Recent::behind(&self.newer()));
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +132,7 @@ impl Index {
         before.map(|older| older.recent)
     }
 
-    /// The tables lead to the older events.
+    /// The tables have the older events.
     pub(crate) fn written(&self) {
         let Some(older) = self.unwritten() else { return };
         self.aggregates.written(&older, || {
@@ -150,7 +151,7 @@ pub(crate) struct View<'e, E: Engine> {
     incomplete: Option<Arc<Incomplete>>,
     aggregates: Arc<Aggregates>,
     engine: &'e E,
-    /// Taken when it is needed first: what is in memory often is enough.
+    /// Taken on first use: often the in-memory part is enough.
     snapshot: OnceCell<E::Snapshot<'e>>,
 }
 
@@ -164,7 +165,7 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(self.snapshot.get_or_init(|| snapshot))
     }
 
-    /// Where the index ends, if that is not behind this version.
+    /// The end of the index, if it is not after this version.
     pub(crate) fn ends_before(&self, last: u64) -> Option<&Incomplete> {
         self.incomplete.as_deref().filter(|incomplete| incomplete.version <= last)
     }
@@ -173,12 +174,12 @@ impl<'e, E: Engine> View<'e, E> {
         self.recent.older.iter().map(|older| &older.recent).chain([&self.recent.newer]).map(|recent| &**recent)
     }
 
-    /// The version of the event whose id has this key, if it is in memory.
+    /// The version of the event with this id key, if it is in memory.
     pub(crate) fn find_recent_id(&self, id_key: &[u8]) -> Option<u64> {
         self.generations().rev().find_map(|recent| recent.find_id(id_key))
     }
 
-    /// The version of the event whose id has this key, if the table has it.
+    /// The version of the event with this id key, if it is in the table.
     pub(crate) fn find_id_in_table(&self, id_key: &[u8]) -> Result<Option<u64>> {
         let mut value = Vec::with_capacity(size_of::<u64>());
         if !self.snapshot()?.get(Table::Ids, id_key, &mut value)? {
@@ -191,7 +192,7 @@ impl<'e, E: Engine> View<'e, E> {
         })
     }
 
-    /// The version of the event whose id has this key.
+    /// The version of the event with this id key.
     pub(crate) fn find_id(&self, id_key: &[u8]) -> Result<Option<u64>> {
         match self.find_recent_id(id_key) {
             Some(version) => Ok(Some(version)),
@@ -199,8 +200,8 @@ impl<'e, E: Engine> View<'e, E> {
         }
     }
 
-    /// The newest revision of an aggregate and its version: before `before` if it is in memory, where what is not committed
-    /// may vanish again.
+    /// The newest revision of an aggregate and its version. In memory, only versions before `before` count, since
+    /// uncommitted events may be removed again.
     pub(crate) fn newest_revision(&self, aggregate_id: &str, before: u64) -> Result<Option<(u64, u64)>> {
         match self.newest_recent_revision(aggregate_id, before) {
             Some(newest) => Ok(Some(newest)),
@@ -213,7 +214,7 @@ impl<'e, E: Engine> View<'e, E> {
         self.generations().rev().find_map(|recent| recent.newest_revision(aggregate_id, before))
     }
 
-    /// Of the aggregates in memory whose ids begin with `prefix` and are greater than `after`, the `most` with the smallest ids.
+    /// The `most` smallest ids among the aggregates in memory that begin with `prefix` and are greater than `after`.
     pub(crate) fn smallest_recent_ids(&self, prefix: &str, after: &str, most: usize) -> BTreeSet<String> {
         let mut smallest = BTreeSet::new();
         self.generations().for_each(|recent| recent.smallest_ids(prefix, after, &mut smallest, most));
@@ -232,18 +233,18 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(newest)
     }
 
-    /// The version of a revision, which exists.
+    /// The version of an existing revision.
     pub(crate) fn version_of(&self, aggregate_id: &str, revision: u64) -> Result<u64> {
         let revisions = revision..revision + 1;
         let mut found = self.versions_of(aggregate_id, revisions.clone(), Direction::Forward, 1)?;
         if found.is_empty() {
-            // The tables may be younger than what is in memory here, and the only ones that lead to it.
+            // The tables may be newer than the part in memory here, and the only ones that have it.
             self.versions_in_table(aggregate_id, Direction::Forward, Taken::new(revisions, 1, &mut found))?;
         }
         found.first().copied().ok_or_else(|| damage_of(aggregate_id, "has gaps"))
     }
 
-    /// The version of a revision, in the tables alone or also in memory; `None` if they do not lead to it.
+    /// The version of a revision, in the tables alone or also in memory; `None` if it is not found.
     pub(crate) fn version_of_revision(&self, aggregate_id: &str, revision: u64, in_table: bool) -> Result<Option<u64>> {
         let revisions = revision..revision.saturating_add(1);
         if !in_table {
@@ -254,7 +255,7 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(versions.first().copied())
     }
 
-    /// The versions of an aggregate's first events, those before `before` and up to `most` of them.
+    /// The versions of an aggregate's first events before `before`, at most `most` of them.
     pub(crate) fn first_versions(&self, aggregate_id: &str, before: u64, most: usize) -> Result<(Vec<u64>, Listed)> {
         let is_enough = |versions: &[u64]| versions.len() > most || versions.last().is_some_and(|&last| last >= before);
         let (mut versions, mut has_gap) = (Vec::new(), false);
@@ -301,7 +302,7 @@ impl<'e, E: Engine> View<'e, E> {
         Ok((versions, listed))
     }
 
-    /// The versions of the first `most` of these revisions in a direction, which exist; fewer if the table has gaps.
+    /// The versions of the first `most` of these existing revisions, in this direction. Fewer if the table has gaps.
     pub(crate) fn versions_of(
         &self,
         aggregate_id: &str,
@@ -330,12 +331,12 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(versions)
     }
 
-    /// The revision from which on an aggregate's events are in memory.
+    /// The first revision of an aggregate that is in memory.
     fn end_of_table(&self, aggregate_id: &str) -> u64 {
         self.generations().find_map(|recent| recent.oldest_revision(aggregate_id)).unwrap_or(u64::MAX)
     }
 
-    /// Takes what is wanted from what is kept of the aggregate, or from the table.
+    /// Takes the wanted versions from the cache or from the table.
     fn kept_or_in_table(&self, aggregate_id: &str, direction: Direction, mut taken: Taken<'_>) -> Result<()> {
         let kept = if taken.is_done() { None } else { self.aggregates.get(aggregate_id) };
         let Some(kept) = kept.filter(|kept| taken.left.end <= kept.len() as u64 + 1) else {
@@ -359,7 +360,7 @@ impl<'e, E: Engine> View<'e, E> {
         }
         while !taken.is_done() {
             let end = taken.left.end;
-            // The block that has the last of the revisions ends with it or behind it.
+            // The block with the last of these revisions ends with it or after it.
             self.scan_blocks(aggregate_id, end - 1, u64::MAX, Direction::Forward, |block| {
                 if block.first >= end {
                     return block.look_further_for(end - 1);
@@ -378,7 +379,7 @@ impl<'e, E: Engine> View<'e, E> {
         Ok(())
     }
 
-    /// Visits the blocks of an aggregate's events that end with the revisions from `first` to `last`.
+    /// Visits the blocks of an aggregate that end with the revisions from `first` to `last`.
     fn scan_blocks(
         &self,
         aggregate_id: &str,
@@ -405,7 +406,7 @@ impl<'e, E: Engine> View<'e, E> {
         if is_damaged { Err(damage_of(aggregate_id, "has a damaged entry")) } else { Ok(()) }
     }
 
-    /// The greatest key of each kind of ids; empty if there is none.
+    /// The greatest key of each kind of id; empty if there is none.
     pub(crate) fn greatest_ids(&self) -> Result<[Vec<u8>; keys::ID_KINDS]> {
         let mut greatest: [Vec<u8>; keys::ID_KINDS] = Default::default();
         for (kind, greatest) in keys::ID_KIND_BYTES.into_iter().zip(&mut greatest) {
@@ -431,10 +432,10 @@ impl<'e, E: Engine> View<'e, E> {
     }
 }
 
-/// The versions of some revisions of an aggregate, one behind the other: one entry of the table.
+/// The versions of consecutive revisions of an aggregate: one entry of the table.
 ///
-/// Blocks may overlap: an index whose mark was lost in a crash gets the entries behind it again, in other blocks, and need not
-/// have all of the first ones.
+/// Blocks may overlap: after a crash that lost the mark, the entries after the old mark are written again in other
+/// blocks, and some of the first ones may be missing.
 pub(crate) struct Block<'a> {
     pub(crate) first: u64,
     pub(crate) last: u64,
@@ -442,7 +443,7 @@ pub(crate) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Reads an entry of the table, with `versions` to keep what it has; `None` if it is damaged.
+    /// Reads an entry of the table and stores its versions in `versions`; `None` if it is damaged.
     pub(crate) fn read(key: &[u8], value: &[u8], versions: &'a mut Vec<u64>) -> Option<Self> {
         let last = keys::read_revision(key)?;
         if !keys::read_versions(value, versions) {
@@ -452,13 +453,13 @@ impl<'a> Block<'a> {
         (last < u64::MAX).then_some(Block { first: before + 1, last, versions })
     }
 
-    /// A revision is not in this block, which begins behind it. Whether it may be in one that ends later.
+    /// Whether a revision before the start of this block may be in a block that ends later.
     fn look_further_for(&self, revision: u64) -> ControlFlow<()> {
         let is_far = self.last - revision >= keys::MOST_VERSIONS as u64 - 1;
         if is_far { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// The versions of those of the revisions that it has.
+    /// The versions of these revisions, as far as it has them.
     fn ascending(&self, revisions: Range<u64>) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator + '_ {
         let place = |revision: u64| revision.clamp(self.first, self.last + 1) - self.first;
         let places = place(revisions.start) as usize..place(revisions.end).max(place(revisions.start)) as usize;
@@ -466,7 +467,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// What was taken of wanted revisions, and what is left.
+/// The versions taken so far, and the revisions that are still wanted.
 struct Taken<'a> {
     left: Range<u64>,
     most: usize,
@@ -474,7 +475,7 @@ struct Taken<'a> {
 }
 
 impl<'a> Taken<'a> {
-    /// The first `most` of these revisions are wanted.
+    /// Wants the first `most` of these revisions.
     fn new(left: Range<u64>, most: usize, versions: &'a mut Vec<u64>) -> Self {
         Taken { left, most, versions }
     }
@@ -508,18 +509,18 @@ impl<'a> Taken<'a> {
     }
 }
 
-/// How far a list of an aggregate's versions goes.
+/// Where a list of an aggregate's versions ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Listed {
-    /// To the last one that was asked for.
+    /// It has all that were requested.
     All,
-    /// There are more of them.
+    /// There are more.
     Most,
-    /// What comes next is missing from the index, or damaged.
+    /// The next one is missing from the index, or damaged.
     UpToGap,
 }
 
-/// An index entry of an aggregate that cannot be.
+/// The error for an invalid index entry of an aggregate.
 pub(crate) fn damage_of(aggregate_id: &str, what: &str) -> Error {
     Error::Corrupt { version: None, reason: format!("the index of aggregate {aggregate_id:?} {what}") }
 }
@@ -551,7 +552,7 @@ mod tests {
         head: u64,
         /// The aggregate of each version.
         aggregate_of: fn(u64) -> String,
-        /// What is there, by aggregate.
+        /// The expected versions, by aggregate.
         versions: BTreeMap<String, Vec<u64>>,
     }
 
@@ -561,7 +562,7 @@ mod tests {
         key
     }
 
-    /// Some have many events, some one.
+    /// Some aggregates have many events, some have one.
     fn some_have_many(version: u64) -> String {
         if version.is_multiple_of(7) { format!("rare-{version}") } else { format!("aggregate-{}", version % 3) }
     }
@@ -576,7 +577,7 @@ mod tests {
             Fixture { engine, index, mark: 0, head: 0, aggregate_of, versions: BTreeMap::new() }
         }
 
-        /// As the writer does it. What is not committed is there until it is taken back.
+        /// Adds events like the writer. Uncommitted ones stay until they are taken back.
         fn stage(&mut self, events: u64) {
             let mut revisions: BTreeMap<String, u64> = BTreeMap::new();
             let first = self.index.newer().end();
@@ -623,7 +624,7 @@ mod tests {
             }
         }
 
-        /// Ends in the middle of writing: some entries are there, and no mark.
+        /// Stops in the middle of a write: some entries are there, but no mark.
         fn write_some(&mut self, mut is_there: impl FnMut() -> bool) {
             let (all, mut some) = (self.entries(), Entries::new());
             for table in [Table::Ids, Table::Aggregates] {
@@ -643,7 +644,7 @@ mod tests {
             self.index = Index::new(recent, None, CACHE);
         }
 
-        /// Aggregate, version and revision of each event, in order.
+        /// The aggregate, version and revision of each event, in order.
         fn events(&self) -> Vec<(String, u64, u64)> {
             let of_one = |(id, versions): (&String, &Vec<u64>)| {
                 let id = id.clone();
@@ -658,7 +659,7 @@ mod tests {
             self.index.view(&self.engine)
         }
 
-        /// The index leads to every event, in all of its ways.
+        /// Checks that the index has every event, in every way of reading.
         fn check(&self) {
             let view = self.view();
             for version in 1..=self.head {
@@ -702,7 +703,7 @@ mod tests {
             }
         }
 
-        /// The list of aggregates, whose time is up after each, in pages of `most`.
+        /// Checks the list of aggregates in pages of `most`, with a time limit that ends after each aggregate.
         fn check_list(&self, view: &View<'_, MemoryEngine>, prefix: &str, after: &str, before: u64, most: usize) {
             let is_asked_for = |id: &str| id.starts_with(prefix) && id > after;
             let aggregates = self.versions.iter().filter(|(id, _)| is_asked_for(id));
@@ -786,7 +787,7 @@ mod tests {
         }
     }
 
-    /// The versions of an aggregate, first to last.
+    /// The versions of an aggregate, in order.
     fn first(view: &View<'_, MemoryEngine>, aggregate_id: &str) -> Vec<u64> {
         view.first_versions(aggregate_id, u64::MAX, 1000).expect("read").0
     }
@@ -802,7 +803,7 @@ mod tests {
             fixture.index.freeze();
             fixture.write();
             assert_eq!(first(&fixture.view(), "a"), expected);
-            // Written and in memory, and then in the tables alone.
+            // Written and in memory, then only in the tables.
             for _ in 0..2 {
                 let nothing = MemoryEngine::default();
                 let view = fixture.index.view(&nothing);
@@ -857,7 +858,7 @@ mod tests {
         fixture.write();
         fixture.append(10);
         fixture.stage(5);
-        // Frozen while the group is on its way, with another one staged behind it.
+        // Frozen while the group is being committed, with another one staged after it.
         fixture.index.freeze();
         fixture.stage(3);
         assert_eq!(fixture.index.unwritten().expect("frozen").end(), 36);
@@ -867,7 +868,7 @@ mod tests {
         fixture.check();
         fixture.append(4);
         fixture.check();
-        // What is committed stays frozen.
+        // Committed events stay frozen.
         fixture.index.freeze();
         fixture.stage(2);
         fixture.index.take_back(34);
@@ -946,7 +947,7 @@ mod tests {
         assert!(Block::read(b"short", &[1], &mut Vec::new()).is_none());
     }
 
-    /// Every range of revisions, with every limit.
+    /// Checks every range of revisions with every limit.
     fn check_all(fixture: &Fixture) {
         let len = fixture.versions["a"].len() as u64;
         let view = fixture.view();
@@ -975,7 +976,7 @@ mod tests {
 
     #[test]
     fn blocks_that_a_crash_left_behind_the_mark_do_no_harm() {
-        // Blocks of the first try, with holes, and behind it those of the next.
+        // Blocks of the first attempt, with holes, followed by those of the next.
         for mask in 0..8u32 {
             let mut fixture = Fixture::new(all_of_one);
             fixture.append(5);
@@ -1149,16 +1150,16 @@ mod tests {
         assert!(index.incomplete().is_some());
     }
 
-    /// What may happen to an index.
+    /// A step in the life of an index.
     #[derive(Clone, Debug)]
     enum Step {
         Append(u64),
         Lose(u64),
-        /// Freezes while a group is on its way, which is committed or not.
+        /// Freezes while a group is being committed; the flag says whether that succeeds.
         FreezeInFlight(u64, bool),
         Freeze,
         Write,
-        /// Some of the entries get through, by these bits.
+        /// Crashes after writing the entries selected by these bits.
         Crash(u64),
         Reopen,
     }
@@ -1220,7 +1221,7 @@ mod tests {
             write();
         }
         (5..7).for_each(append);
-        // Taken now is what is in memory, and the snapshot when all the rest is in the tables.
+        // The view has taken the in-memory part. It takes the snapshot when everything else is in the tables.
         let view = index.view(&engine);
         write();
         (7..40).for_each(append);

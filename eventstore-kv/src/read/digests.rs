@@ -1,4 +1,5 @@
-//! The digest that follows the log, and its marks: from each, the digest of a later version is made again with little work.
+//! The running digest of the log, and its marks: from a mark, the digest at a later version can be computed with little
+//! work.
 
 use std::sync::Arc;
 
@@ -9,14 +10,14 @@ use crate::error::log_error;
 use crate::format::record::{self, corrupt};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError, background};
 
-/// A mark is set when so many events or bytes came since the one before it.
+/// A new mark is set after this many events or bytes.
 const EVENTS_BETWEEN_MARKS: u64 = 1024;
 const BYTES_BETWEEN_MARKS: usize = 1 << 20;
 
-/// Bytes that are read and hashed at once.
+/// The number of bytes read and hashed at once.
 const STEP_BYTES: usize = 256 << 10;
 
-/// The digest behind a version.
+/// A version, and the digest after it.
 pub(crate) type Marked = (u64, Digest);
 
 /// The digests of a store's history.
@@ -29,16 +30,16 @@ pub(crate) struct Digests {
 }
 
 struct State {
-    /// How far the digest has come.
+    /// The latest computed digest.
     at: Marked,
-    /// Those that no sealed segment has, in order.
+    /// The marks that no sealed segment has, in order.
     marks: Vec<Marked>,
     events_since_mark: u64,
     bytes_since_mark: usize,
 }
 
 impl Digests {
-    /// Begins with what a checkpoint of the log says, or its newest sealed segment.
+    /// Starts from the newest checkpoint of the log, or from its newest sealed segment.
     pub(crate) fn open(log: Log, tail: Option<&[u8]>) -> Self {
         let marks = tail.and_then(read_marks).unwrap_or_default();
         let last = || {
@@ -61,7 +62,7 @@ impl Digests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The digest behind a version, which the log has.
+    /// The digest at a version that the log has.
     ///
     /// # Errors
     ///
@@ -75,7 +76,7 @@ impl Digests {
             if state.at.0 > version {
                 break;
             }
-            state.step(&self.log, version)?; // others may look between two steps
+            state.step(&self.log, version)?; // other callers get a turn between two steps
         }
         let (mut at, mut digest) = self.mark_before(version)?;
         while at < version {
@@ -84,7 +85,7 @@ impl Digests {
         Ok(digest)
     }
 
-    /// The last mark that is not behind a version.
+    /// The last mark at or before a version.
     fn mark_before(&self, version: u64) -> Result<Marked> {
         let newest = |marks: &[Marked]| marks[..marks.partition_point(|mark| mark.0 <= version)].last().copied();
         if let Some(mark) = newest(&self.lock().marks) {
@@ -94,7 +95,7 @@ impl Digests {
         let sealed = segments.iter().rev().filter(|segment| segment.is_sealed && segment.records.start <= version);
         for segment in sealed {
             let blob = match self.log.segment_blob(segment.records.start) {
-                // The one before does as well.
+                // An earlier mark works as well.
                 Err(eventstore_log::Error::Corrupt { .. }) => continue,
                 blob => blob.map_err(log_error)?,
             };
@@ -105,7 +106,8 @@ impl Digests {
         Ok((0, Digest::EMPTY))
     }
 
-    /// Follows the log in the background, if so much was committed since it did last that asking would take time.
+    /// Continues the digest in the background, if so much was committed since that computing it on demand would take
+    /// time.
     pub(crate) fn follow(self: &Arc<Self>, events: u64, bytes: u64) {
         let events = self.events_behind.fetch_add(events, Ordering::Relaxed) + events;
         let bytes = self.bytes_behind.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -125,7 +127,7 @@ impl Digests {
         });
     }
 
-    /// The digests that were written down of the events of a segment.
+    /// The stored digest marks of the events of a segment.
     ///
     /// # Errors
     ///
@@ -144,7 +146,7 @@ impl Digests {
         Ok(marks)
     }
 
-    /// What a sealed segment with these versions keeps: its marks, of which the last is behind its last event.
+    /// The digest marks to store in a sealed segment with these versions. The last one is at its last event.
     pub(crate) fn of_segment(&self, versions: std::ops::Range<u64>) -> Result<Vec<u8>> {
         let last = versions.end - 1;
         let end = (last, self.at(last)?);
@@ -157,7 +159,7 @@ impl Digests {
         Ok(write_marks(&marks))
     }
 
-    /// What a checkpoint of the log at this version keeps.
+    /// The data to store in a checkpoint of the log at this version.
     pub(crate) fn at_checkpoint(&self, version: u64) -> Result<Vec<u8>> {
         let end = (version, self.at(version)?);
         let mut marks: Vec<Marked> = self.lock().marks.iter().copied().filter(|mark| mark.0 < version).collect();
@@ -167,7 +169,7 @@ impl Digests {
 }
 
 impl State {
-    /// Goes on by some events, but not beyond a version.
+    /// Continues by some events, but not beyond a version.
     fn step(&mut self, log: &Log, version: u64) -> Result<()> {
         let State { at, marks, events_since_mark, bytes_since_mark } = self;
         *at = hash(log, at.0, at.1, version, STEP_BYTES, |version, digest, bytes| {
@@ -182,7 +184,7 @@ impl State {
     }
 }
 
-/// Hashes some events behind `at`, up to `until` at most.
+/// Hashes some events after `at`, at most up to `until`.
 fn hash(
     log: &Log,
     at: u64,
@@ -218,7 +220,7 @@ fn write_marks(marks: &[Marked]) -> Vec<u8> {
     bytes
 }
 
-/// `None` if they cannot be what [`write_marks`] wrote.
+/// `None` if the bytes cannot come from [`write_marks`].
 pub(crate) fn read_marks(bytes: &[u8]) -> Option<Vec<Marked>> {
     let marks = bytes.chunks_exact(MARK_LEN);
     let is_whole = marks.remainder().is_empty();
@@ -254,7 +256,7 @@ pub(crate) mod tests {
         Log::open(Arc::new(files), [0; 16], &options, Known { synced: 0 }, u64::MAX, &mut |_, _| {}).expect("opened")
     }
 
-    /// Appends events, so many in a group, at the revisions that follow those before.
+    /// Appends events in groups of this size. Their revisions continue those before.
     pub(crate) fn append(opened: &mut Opened, revisions: &mut HashMap<String, u64>, events: &[Event], in_group: usize) {
         let appender = opened.appender.as_mut().expect("nothing is damaged");
         let mut group = Group::default();
@@ -269,7 +271,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A log, and the digest behind each version, from 0 on.
+    /// A log, and the expected digest at each version, from 0 on.
     struct Fixture<F> {
         files: F,
         opened: Opened,
@@ -300,7 +302,7 @@ pub(crate) mod tests {
             }
         }
 
-        /// Many small ones, and some of more than 1 MiB.
+        /// Appends many small events and some of more than 1 MiB.
         fn append_mixed(&mut self) {
             for (events, data_len) in [(2500, 20), (1, 1 << 20), (15, 100_000), (1, 3 << 19), (2000, 20)] {
                 self.append(events, data_len);
@@ -331,7 +333,7 @@ pub(crate) mod tests {
             }
         }
 
-        /// As the index does it.
+        /// Writes a checkpoint, as the index does.
         fn checkpoint(&self, digests: &Digests) {
             let blob = digests.at_checkpoint(self.last()).expect("read");
             self.check_marks(&read_marks(&blob).expect("sound"));
@@ -339,7 +341,7 @@ pub(crate) mod tests {
             self.opened.log.checkpoint(self.opened.log.position(), &blob, of_segment).expect("written");
         }
 
-        /// What is written down anywhere, in order.
+        /// All marks stored anywhere, in order.
         fn all_marks(&self, digests: &Digests) -> Vec<Marked> {
             self.opened.log.segments().iter().flat_map(|segment| digests.marks_of(segment).expect("read")).collect()
         }
@@ -360,7 +362,7 @@ pub(crate) mod tests {
         let mut fixture = Fixture::new(MemoryDirectory::default());
         fixture.append_mixed();
         let last = fixture.last();
-        // Ahead of what was asked for before, and behind it.
+        // Ahead of what was requested before, and behind it.
         for step in [1, 1024, last] {
             let digests = fixture.digests();
             for version in (0..=last).step_by(step as usize).chain([last]).chain((0..=last).rev().step_by(997)) {
@@ -388,7 +390,7 @@ pub(crate) mod tests {
                 let mut before = 0;
                 for (version, _) in marks {
                     assert!(version - before <= EVENTS_BETWEEN_MARKS);
-                    // The last of them may be larger than all others together.
+                    // The last one may be larger than all others together.
                     assert!(fixture.bytes_between(before + 1..version) < BYTES_BETWEEN_MARKS, "{before}..{version}");
                     before = version;
                 }
@@ -459,7 +461,7 @@ pub(crate) mod tests {
         fixture.checkpoint(&fixture.digests());
         fixture.reopen();
         let digests = fixture.digests();
-        // A walk to the first record of each part, and the footer.
+        // The walk to the first record of each part, and the footer.
         let beside = 64 << 10;
         let most = BYTES_BETWEEN_MARKS + fixture.longest + beside;
         let mut most_read = 0;
@@ -523,7 +525,7 @@ pub(crate) mod tests {
         assert_eq!(read_marks(&write_marks(&[one, one])), None);
     }
 
-    /// Files in memory that count what is read of them.
+    /// Files in memory that count the bytes read.
     #[derive(Clone, Debug, Default)]
     struct Counted {
         files: MemoryDirectory,

@@ -1,4 +1,4 @@
-//! The list of aggregates, a page at a time: those in the table and those in memory, in the order of their ids.
+//! The list of aggregates, a page at a time: those in the table and those in memory, ordered by id.
 
 use std::cmp::Ordering;
 use std::collections::btree_set;
@@ -15,17 +15,17 @@ use crate::index::view::{Block, View, damage_of};
 use crate::read::reader::newest_before;
 use crate::sync::is_past;
 
-/// A page that is being read. It can stop when its time is up and go on later, on another thread.
+/// A page that is being read. It can pause when its time is up, and continue later on another thread.
 #[derive(Debug)]
 pub(crate) struct ListRead {
     options: AggregateOptions,
     most: usize,
     head: Version,
-    /// Events with smaller versions count.
+    /// Only events with smaller versions count.
     before: u64,
-    /// One more than the page may have, if it is not the last page.
+    /// One more than fits on the page, unless it is the last page.
     found: Vec<AggregateInfo>,
-    /// Every aggregate up to this one was looked at.
+    /// All aggregates up to this one were processed.
     last: String,
     complete: bool,
 }
@@ -44,7 +44,7 @@ impl ListRead {
         }
     }
 
-    /// Whether the page has all that fits or is there.
+    /// Whether the page is full, or there are no more aggregates.
     pub(crate) fn is_done(&self) -> bool {
         self.complete || self.found.len() > self.most
     }
@@ -72,7 +72,7 @@ impl ListRead {
 
     fn take_up<E: Engine>(&mut self, view: &View<'_, E>, next: Next) -> Result<ControlFlow<()>> {
         let Next { id, in_table } = next;
-        // In memory may be what the table does not have yet, and what is not committed.
+        // The part in memory may have events that the table does not have yet, and uncommitted ones.
         let newest = view.newest_recent_revision(&id, self.before).or(in_table);
         let newest = newest.map(|newest| newest_before(view, &id, newest, self.before)).transpose()?.flatten();
         self.last.clone_from(&id);
@@ -90,7 +90,7 @@ impl ListRead {
     }
 }
 
-/// An aggregate that comes next, with the newest revision that the table leads to, and its version.
+/// The next aggregate, with its newest revision in the table and the version of that.
 struct Next {
     id: String,
     in_table: Option<(u64, u64)>,
@@ -98,17 +98,17 @@ struct Next {
 
 /// The aggregates in memory and those in the table, in order, each once.
 struct Both<'v, 'e, E: Engine> {
-    /// The smallest of those in memory.
+    /// The smallest ones in memory.
     recent: Peekable<btree_set::IntoIter<String>>,
-    /// There are no others in memory.
+    /// Whether these are all aggregates in memory.
     are_all: bool,
     in_table: Walk<'v, 'e, E>,
-    /// It was read, and is not given yet.
+    /// It was read, but not returned yet.
     next_in_table: Option<Next>,
 }
 
 impl<E: Engine> Both<'_, '_, E> {
-    /// `None` if there is no further one, or others in memory may come next.
+    /// `None` if there are no more, or if others in memory may come first.
     fn next(&mut self) -> Result<Option<Next>> {
         if self.recent.peek().is_none() && !self.are_all {
             return Ok(None);
@@ -128,23 +128,24 @@ impl<E: Engine> Both<'_, '_, E> {
     }
 }
 
-/// Goes from one aggregate in the table to the next, in the order of their ids.
+/// Walks over the aggregates in the table, ordered by id.
 ///
-/// The table has another order: what a shorter id has lies behind what all those have that begin with it, so `ab` lies before
-/// `a`. So before one is given, those are looked for with which it begins: the last entry of all that begin alike is that of
-/// the shortest of them, if there is one, and mostly that of the aggregate itself, which is wanted in any case.
+/// The table has another order: the entries of an id come after those of all longer ids that begin with it, so `ab`
+/// comes before `a`. So before an aggregate is returned, its prefixes are looked up: the last entry of all ids with a
+/// common prefix belongs to the shortest of them, if there is one. Mostly it is the aggregate itself, which is needed
+/// in any case.
 struct Walk<'v, 'e, E: Engine> {
     view: &'v View<'e, E>,
     prefix_len: usize,
-    /// The aggregate that was given last.
+    /// The aggregate that was returned last.
     last: Vec<u8>,
-    /// Everything before this key was given.
+    /// Everything before this key was returned.
     from: Vec<u8>,
-    /// The last key that may be given.
+    /// The last key that may be returned.
     end: Vec<u8>,
-    /// The aggregate that is the next one in the table, if it is known.
+    /// The next aggregate in key order, if it is known.
     first: Option<Vec<u8>>,
-    /// There was no further one. What comes into the table later was in memory before, and is given from there.
+    /// There are no more in the table. What is added to it later was in memory before, and is returned from there.
     is_over: bool,
 }
 
@@ -164,7 +165,7 @@ impl<'v, 'e, E: Engine> Walk<'v, 'e, E> {
             self.is_over = true;
             return Ok(None);
         };
-        // Those that were given have no longer beginning in common with it.
+        // Returned ids share no longer prefix with it.
         let mut len = (common_len(&first, &self.last) + 1).max(self.prefix_len);
         loop {
             let start = &first[..len.min(first.len())];
@@ -184,7 +185,7 @@ impl<'v, 'e, E: Engine> Walk<'v, 'e, E> {
         }
     }
 
-    /// The first aggregate of those in the table that were not given.
+    /// The first aggregate in the table, in key order, that was not returned.
     fn first_in_table(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
             if self.from > self.end {
@@ -201,13 +202,13 @@ impl<'v, 'e, E: Engine> Walk<'v, 'e, E> {
             if !self.last.starts_with(id.as_bytes()) {
                 return Ok(Some(id.as_bytes().to_vec()));
             }
-            // It was given before those that begin with it, or is the last one itself.
+            // It was returned before the ids that begin with it, or is itself the last one returned.
             keys::write_behind_aggregate(&mut self.from, &key);
         }
     }
 
-    /// The last aggregate in the table of those that begin like this, of which there are some, with the newest of its revisions
-    /// and its version; or the one with exactly this id.
+    /// The last aggregate in the table with this prefix, of which there is at least one, with its newest revision and
+    /// version; or the aggregate with exactly this id.
     fn last_beginning_with(&self, start: &[u8], is_whole: bool) -> Result<(String, (u64, u64))> {
         let (mut first_key, mut last_key) = (start.to_vec(), Vec::new());
         if is_whole {
@@ -251,7 +252,8 @@ mod tests {
     use crate::index::recent::Recent;
     use crate::index::view::{Incomplete, Index};
 
-    /// The events of these aggregates: the first in the table, the next in memory and frozen, the rest in memory.
+    /// An index of events of these aggregates: the first ones in the table, the next ones in memory and frozen, the
+    /// rest in memory.
     fn index(aggregates: &[String], in_table: usize, frozen: usize) -> (Index, MemoryEngine) {
         let (index, engine) = (Index::new(Recent::new(1), None, 0), MemoryEngine::default());
         let mut revisions: BTreeMap<&str, u64> = BTreeMap::new();
@@ -268,7 +270,7 @@ mod tests {
                 index.unwritten().expect("just frozen").put_all(&mut entries);
                 engine.write(&entries).expect("written");
                 index.written();
-                index.freeze(); // and it is in memory no longer
+                index.freeze(); // and it is removed from memory
                 index.written();
             }
         }
@@ -310,7 +312,7 @@ mod tests {
         let mut listed = Vec::new();
         while let Some(next) = both.next().expect("read") {
             listed.push(next.id);
-            both.in_table.view = &after; // an engine may show what was written after a snapshot began
+            both.in_table.view = &after; // an engine may show writes made after a snapshot began
         }
         assert_eq!(listed, ["a", "ab", "b"]);
     }

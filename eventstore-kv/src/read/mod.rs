@@ -1,4 +1,4 @@
-//! Reads: pages and points, lists of aggregates, digests, and the verification that reads everything.
+//! Reads: pages and single events, lists of aggregates, digests, and verification.
 
 pub(crate) mod digests;
 pub(crate) mod list;

@@ -1,7 +1,7 @@
-//! Reads: one page, or one point.
+//! Reads of one page or one event.
 //!
-//! Every read is clamped to the published head. The log only grows, so pages that are read one after the other show the
-//! same events as one long snapshot would, without holding one.
+//! Every read ends at the published head. The log only grows, so a sequence of pages shows the same events as one long
+//! snapshot, without holding one.
 
 use std::ops::{ControlFlow, Range};
 use std::time::Instant;
@@ -18,57 +18,58 @@ use crate::format::record::{self, Filter, corrupt};
 use crate::index::view::{Block, Listed, View, damage_of};
 use crate::sync::is_past;
 
-/// A page that is being read. It can stop when its time is up and go on later, on another thread.
+/// A page that is being read. It can pause when its time is up, and continue later on another thread.
 #[derive(Debug)]
 pub(crate) struct PageRead {
     options: LoadOptions,
     size: PageSize,
     head: Version,
-    /// Events with these versions are still wanted; reading moves one end towards the other.
+    /// The versions still to read. Reading moves one end towards the other.
     wanted: Range<u64>,
     most_events: usize,
-    /// The records of the page, checked, one behind the other.
+    /// The records of the page, verified.
     page: eventstore_log::Page,
-    /// So many of them were taken up, with so many bytes.
+    /// The number of accepted records, and their size in bytes.
     taken: usize,
     bytes: usize,
-    /// Of an aggregate's events: the revision of the first record. Those that follow have the next ones.
+    /// For a load of an aggregate: the revision of the first record. The following records have the next ones.
     first_revision: Option<u64>,
-    /// `None` if all events that are wanted match.
+    /// `None` if no filter is needed.
     filtered: Option<Filtered>,
-    /// No further event matches.
+    /// Whether no further event matches.
     complete: bool,
 }
 
-/// Those of the wanted events that match are looked for.
+/// The state of a load with a filter.
 #[derive(Debug)]
 struct Filtered {
     filter: Filter,
-    /// How much is read next.
+    /// How much to read next.
     next: PageSize,
-    /// How many wanted events were read.
+    /// The number of events read so far.
     seen: u64,
-    /// Of each record of the page, how many were read before it.
+    /// For each record of the page, the number of events read before it.
     places: Vec<u64>,
 }
 
 impl Filtered {
-    /// As much as stays in the processor's cache.
+    /// As much as fits into the processor's cache.
     const MOST: PageSize = PageSize::new(4096, PageSize::LARGEST.bytes);
 
-    /// At first as much is read as the page wants.
+    /// The first read has the size of the page.
     fn new(filter: Filter, page: PageSize) -> Self {
         let next = PageSize::new(page.events.min(Self::MOST.events), page.bytes.min(Self::MOST.bytes));
         Filtered { filter, next, seen: 0, places: Vec::new() }
     }
 
-    /// So many events are wanted further: as many are read as these are likely among, and more each time if none was found.
+    /// This many events are still wanted. Reads as many as probably contain them, and more each time that none was
+    /// found.
     fn read_next(&mut self, wanted: usize) {
         let likely = match self.places.len() as u64 {
             0 => self.next.events.saturating_mul(2),
             found => usize::try_from((wanted as u64).saturating_mul(self.seen) / found).unwrap_or(usize::MAX),
         };
-        // A few more than that, so that the last one is seldom missed by little.
+        // A few more, so that the last one is seldom missed by a little.
         self.next = PageSize::new(likely.saturating_add(8).min(Self::MOST.events), Self::MOST.bytes);
     }
 }
@@ -95,7 +96,7 @@ impl PageRead {
         }
     }
 
-    /// Whether the page has all that fits or matches.
+    /// Whether the page is full, or no more events match.
     pub(crate) fn is_done(&self) -> bool {
         self.complete || self.is_full()
     }
@@ -119,11 +120,11 @@ impl PageRead {
         Ok(())
     }
 
-    /// The page. A record that cannot be ends it, if there are events before it; at its begin it is the error.
+    /// The finished page. An invalid record ends the page before it; if it is the first, it is the error.
     pub(crate) fn finish(mut self) -> Result<Page> {
         let eventstore_log::Page { mut bytes, records } = std::mem::take(&mut self.page);
         if self.filtered.is_some() && bytes.len() < bytes.capacity() / 2 {
-            bytes.shrink_to_fit(); // of what was read, little matched
+            bytes.shrink_to_fit(); // little of what was read matched
         }
         let page = Bytes::from(bytes);
         let mut events = Vec::with_capacity(records.len());
@@ -155,7 +156,7 @@ impl PageRead {
         }
     }
 
-    /// The revision of the event of an aggregate before which so many were read.
+    /// The revision of an aggregate's event, given the number of events read before it.
     fn revision_of(&self, nth: u64) -> Option<u64> {
         self.first_revision.map(|first| match self.options.direction {
             Direction::Forward => first.saturating_add(nth),
@@ -163,7 +164,7 @@ impl PageRead {
         })
     }
 
-    /// Reads the next part of the log, and takes up what matches.
+    /// Reads the next part of the log and keeps the matching records.
     fn search_log(&mut self, log: &Log) -> Result<()> {
         let Some(Filtered { next, .. }) = &self.filtered else { return Ok(()) };
         let (base, before) = (self.page.bytes.len(), self.page.records.len());
@@ -181,8 +182,9 @@ impl PageRead {
         }
     }
 
-    /// Takes up those of the records that were read last, from this one on, that match, until the page is full: false if it was
-    /// before the last. Records of an aggregate that are not at their place are taken up as well, so that they are told of.
+    /// Keeps the matching ones of the records that were just read, starting at `before`, until the page is full.
+    /// Returns false if it filled up before the last one. Records of an aggregate with a wrong revision are kept as
+    /// well, so that they are reported.
     fn take_up_matching(&mut self, base: usize, before: usize, aggregate_id: Option<&str>) -> bool {
         let Some(mut filtered) = self.filtered.take() else { return true };
         let read = self.page.records.split_off(before);
@@ -206,7 +208,7 @@ impl PageRead {
             filtered.places.push(nth);
             self.take_up(self.page.records.len() - 1);
         }
-        // What does not match takes no memory, unless there is little of it.
+        // Frees the memory of records that do not match, unless it is little.
         if kept < (self.page.bytes.len() - base) / 2 {
             self.close_up(base, before);
         }
@@ -215,11 +217,11 @@ impl PageRead {
         all
     }
 
-    /// Moves the contents of the records from this one on together, behind `base`.
+    /// Moves the contents of the records from this one on together, after `base`.
     fn close_up(&mut self, base: usize, before: usize) {
         let eventstore_log::Page { bytes, records } = &mut self.page;
         let records = &mut records[before..];
-        // Those that were read backward lie the other way round.
+        // Records read backward are in the opposite order.
         records.sort_unstable_by_key(|(_, range)| range.start);
         let mut end = base;
         for (_, range) in records.iter_mut() {
@@ -235,7 +237,7 @@ impl PageRead {
         bytes.truncate(end);
     }
 
-    /// Reads the next part of the log: all of it at once, or up to the end of a segment.
+    /// Reads the next part of the log, everything at once or up to the end of a segment.
     fn read_log(&mut self, log: &Log) -> Result<()> {
         let before = self.page.records.len();
         let (bytes, records) = (self.size.bytes.saturating_sub(self.bytes), self.most_events - before);
@@ -298,8 +300,8 @@ impl PageRead {
         }
     }
 
-    /// The versions of an aggregate's wanted events, `most` at most, in the direction of the page, and the revision of the
-    /// first of them.
+    /// The versions of an aggregate's wanted events, at most `most`, in the direction of the page, and the revision of
+    /// the first one.
     fn list_versions<E: Engine>(
         &self,
         view: &View<'_, E>,
@@ -325,7 +327,8 @@ impl PageRead {
         Ok((versions, first, listed))
     }
 
-    /// Reads the events that the aggregate index has named; false if the page was done, or the time up, before the last.
+    /// Reads the events listed by the aggregate index. Returns false if the page was full, or the time was up, before
+    /// the last.
     fn read_versions(
         &mut self,
         log: &Log,
@@ -345,7 +348,7 @@ impl PageRead {
                 return Ok(false);
             }
             if read < in_order {
-                // The next page begins with the damage, or there was no room for more.
+                // The next page begins with the damage, or there was no more room.
                 return if read == 0 { Err(missing(some[0])) } else { Ok(false) };
             }
             if in_order < some.len() {
@@ -359,7 +362,8 @@ impl PageRead {
         Ok(rest.is_empty())
     }
 
-    /// Reads the events with these versions, as far as there is room: how many, and whether all of those were taken up.
+    /// Reads the events with these versions, as far as there is room. Returns their number, and whether all of them
+    /// were accepted.
     fn read_many(&mut self, log: &Log, versions: &[u64]) -> Result<(usize, bool)> {
         let before = self.page.records.len();
         let bytes = self.size.bytes.saturating_sub(self.bytes);
@@ -375,7 +379,7 @@ impl PageRead {
         Ok((read, true))
     }
 
-    /// As [`read_many`](Self::read_many), of which those are taken up that match.
+    /// Like [`read_many`](Self::read_many), but keeps only matching events.
     fn read_matching(&mut self, log: &Log, aggregate_id: &str, versions: &[u64]) -> Result<(usize, bool)> {
         let (base, before) = (self.page.bytes.len(), self.page.records.len());
         log.read_many(versions, Filtered::MOST.bytes, &mut self.page).map_err(log_error)?;
@@ -383,7 +387,7 @@ impl PageRead {
         Ok((read, self.take_up_matching(base, before, Some(aggregate_id))))
     }
 
-    /// How many of the first of these versions are wanted, one behind the other.
+    /// The length of the longest prefix of these versions that are wanted and in order.
     fn count_in_order(&self, versions: &[u64]) -> usize {
         let mut wanted = self.wanted.clone();
         let is_next = |version: &&u64| {
@@ -397,7 +401,7 @@ impl PageRead {
         versions.iter().take_while(is_next).count()
     }
 
-    /// The version that comes next in the log.
+    /// The next version in the log to read.
     fn next_wanted(&self) -> u64 {
         match self.options.direction {
             Direction::Forward => self.wanted.start,
@@ -405,7 +409,7 @@ impl PageRead {
         }
     }
 
-    /// Takes up a record of the page, whose version is wanted.
+    /// Adds a record to the page. Its version is wanted.
     fn take_up(&mut self, nth: usize) {
         let (version, range) = &self.page.records[nth];
         let version = *version;
@@ -413,7 +417,7 @@ impl PageRead {
         self.pass(version);
     }
 
-    /// Goes on behind an event, which is wanted no longer.
+    /// Marks an event as read.
     fn pass(&mut self, version: u64) {
         match self.options.direction {
             Direction::Forward => self.wanted.start = version + 1,
@@ -422,7 +426,7 @@ impl PageRead {
         self.complete = self.wanted.is_empty();
     }
 
-    /// What was read before the damage is sound and is handed out; the next page begins with the damage and fails.
+    /// Everything read before the damage is valid and is returned. The next page begins with the damage and fails.
     fn end_at(&mut self, damage: Error) -> Result<()> {
         if self.page.records.is_empty() {
             return Err(damage);
@@ -432,17 +436,17 @@ impl PageRead {
     }
 }
 
-/// Larger pages would only hold the engine for longer.
+/// Larger pages would only occupy the engine for longer.
 const MOST_EVENTS: usize = 65_536;
 const MOST_BYTES: usize = 64 << 20;
 
-/// How many events of an aggregate are read before the time is looked at.
+/// The number of an aggregate's events read between two checks of the time.
 const MOST_AT_ONCE: usize = 64;
 
-/// How many versions of an aggregate are listed before their events are read.
+/// The number of an aggregate's versions listed before their events are read.
 const ROWS_PER_INDEX_SCAN: usize = 256;
 
-/// Whether no event can be what these options ask for.
+/// Whether no event can match these options.
 fn is_impossible(options: &LoadOptions) -> bool {
     let LoadOptions { aggregate_id, aggregate_prefix, recorded_since, recorded_before, .. } = options;
     let is_too_long = |id: &Option<String>| id.as_ref().is_some_and(|id| id.len() > MAX_AGGREGATE_ID_LEN);
@@ -461,9 +465,9 @@ fn missing(version: u64) -> Error {
     corrupt(version, "it is missing from the log")
 }
 
-/// The revisions of an aggregate whose versions lie in `versions`, and which are greater than `since`; `None` if there are none.
+/// The revisions of an aggregate after `since` whose versions are in `versions`; `None` if there are none.
 ///
-/// Versions rise with revisions, so each end is found by halving.
+/// Versions rise with revisions, so each end is found by binary search.
 fn revisions_in<E: Engine>(
     view: &View<'_, E>,
     aggregate_id: &str,
@@ -487,8 +491,8 @@ fn revisions_in<E: Engine>(
     Ok((start < end).then_some(start..end))
 }
 
-/// The newest revision of an aggregate with a version before `before`, and its version, if the newest that is known is this
-/// one; `None` if there is none.
+/// The newest revision of an aggregate with a version before `before`, and its version, given its newest known
+/// revision; `None` if there is none.
 pub(crate) fn newest_before<E: Engine>(
     view: &View<'_, E>,
     aggregate_id: &str,
@@ -504,7 +508,7 @@ pub(crate) fn newest_before<E: Engine>(
     }
 }
 
-/// The smallest revision whose version is at least `version`, or `most` if there is none below it.
+/// The smallest revision whose version is at least `version`, or `most` if no smaller one has such a version.
 fn first_revision_from<E: Engine>(view: &View<'_, E>, aggregate_id: &str, version: u64, most: u64) -> Result<u64> {
     let (mut low, mut high) = (1, most);
     while low < high {
@@ -518,7 +522,7 @@ fn first_revision_from<E: Engine>(view: &View<'_, E>, aggregate_id: &str, versio
     Ok(low)
 }
 
-/// The number of an aggregate's events up to the head, which is the revision of the newest of them.
+/// The number of an aggregate's events up to the head, which is its newest revision there.
 pub(crate) fn revision_at<E: Engine>(view: &View<'_, E>, aggregate_id: &str, head: Version) -> Result<u64> {
     if let Some(incomplete) = view.ends_before(head.get()) {
         return Err(incomplete.error());
@@ -527,8 +531,8 @@ pub(crate) fn revision_at<E: Engine>(view: &View<'_, E>, aggregate_id: &str, hea
     Ok(revisions.map_or(0, |revisions| revisions.end - 1))
 }
 
-/// How many aggregates have their first event at `head` or before it, as the table of their index has them: one seek for
-/// each, in short snapshots.
+/// The number of aggregates in the table whose first event is at or before `head`. One seek for each, in short
+/// snapshots.
 pub(crate) fn count_aggregates<E: Engine>(engine: &E, head: Version, task: &Task<'_>) -> Result<u64> {
     let (mut from, mut count) = (keys::FIRST_KEY.to_vec(), 0);
     let mut versions = Vec::new();
@@ -559,7 +563,7 @@ pub(crate) fn count_aggregates<E: Engine>(engine: &E, head: Version, task: &Task
 pub(crate) fn find<E: Engine>(log: &Log, view: &View<'_, E>, id: &str, head: Version) -> Result<Option<RecordedEvent>> {
     let mut key = Vec::new();
     keys::write_id(&mut key, id);
-    // Memory is looked into once: what comes into it later may not be committed.
+    // Memory is searched only once: events added to it later may not be committed.
     let found = match view.find_recent_id(&key) {
         Some(version) if version > head.get() => return Ok(None),
         Some(version) => Some(version),
@@ -569,12 +573,12 @@ pub(crate) fn find<E: Engine>(log: &Log, view: &View<'_, E>, id: &str, head: Ver
         return view.ends_before(head.get()).map_or(Ok(None), |incomplete| Err(incomplete.error()));
     };
     if version > head.get() {
-        return Ok(None); // it is there, but not published yet
+        return Ok(None); // it is stored, but not published yet
     }
     read_found(log, id, version).map(Some)
 }
 
-/// The event at a version to which the index leads from this id.
+/// The event at the version that the index has for this id.
 pub(crate) fn read_found(log: &Log, id: &str, version: u64) -> Result<RecordedEvent> {
     let mut page = eventstore_log::Page::default();
     log.read_one(version, &mut page).map_err(log_error)?;
@@ -600,7 +604,7 @@ mod tests {
     use crate::index::recent::Recent;
     use crate::index::view::Index;
 
-    /// A log of events with these types, aggregates and revisions, and an index that leads to these aggregates and revisions
+    /// A log of events with these types, aggregates and revisions, and an index that has these aggregates and revisions
     /// instead.
     fn store(events: &[(&str, &str, u64)], led_to: &[(&str, u64)]) -> (Log, Index) {
         let files = Arc::new(MemoryDirectory::default());
@@ -619,13 +623,13 @@ mod tests {
         (opened.log, index)
     }
 
-    /// The versions of all pages, and how it ended.
+    /// The versions of all pages, and the result at the end.
     fn read((log, index): &(Log, Index), options: &LoadOptions, events: usize) -> (Vec<u64>, Result<()>) {
         let engine = MemoryEngine::default();
         let (mut versions, mut next) = (Vec::new(), Some(options.clone()));
         while let Some(options) = next {
             let mut page = PageRead::new(&options, PageSize::new(events, 1 << 20), Version::new(log.last()));
-            // Its time is up at once each time.
+            // The time is up immediately on each call.
             while !page.is_done() {
                 if let Err(error) = page.run(log, &index.view(&engine), Some(Instant::now())) {
                     return (versions, Err(error));
@@ -650,7 +654,7 @@ mod tests {
         let (versions, outcome) = read(&store(&events, &sound), &options, 2);
         assert_eq!(versions, [1, 3, 5]);
         outcome.expect("it is sound");
-        // The second event is not of `a`, so that one of its own may be hidden; and the fourth has another revision.
+        // The second event does not belong to `a`, so one of its own may be hidden. The fourth has a wrong revision.
         let foreign = [("a", 1), ("a", 2), ("a", 3), ("c", 1), ("a", 4)];
         let other_revision = [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("a", 3)];
         for (led_to, damaged) in [(foreign, 2), (other_revision, 4)] {

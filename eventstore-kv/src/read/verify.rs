@@ -1,10 +1,10 @@
-//! Reads everything and names what is wrong.
+//! Verification: reads everything and reports what is wrong.
 //!
-//! One thread reads the log: every frame and record, and the digest of all events, made anew and compared with the marks
-//! that were written down when the events were new. Another asks the index for each event, in the tables up to the mark, and
-//! behind it in memory. If all of them are led to, the tables can only have entries too many, so these are counted next, and
-//! only if there are more than events each one is followed. The engine's own files come before the index; if they are
-//! damaged, the index is not read.
+//! One thread reads the log: every frame and record. It recomputes the digest of all events and compares it with the
+//! marks that were stored when the events were new. Another thread looks up each event in the index, in the tables up
+//! to the mark, and after it in memory. If all are found, the tables can only have too many entries. So these are
+//! counted next, and each one is followed only if there are more than events. The engine's own files are checked before
+//! the index; if they are damaged, the index is not read.
 
 use std::ops::ControlFlow;
 
@@ -21,20 +21,20 @@ use crate::index::view::{Block, View};
 use crate::shared::{Shared, reason};
 use crate::sync::{Receiver, SyncSender, sync_channel, thread};
 
-/// Rows between two looks at the task, read from one snapshot.
+/// Rows between two checks of the task, read from one snapshot.
 const ROWS: usize = 1024;
 
-/// Batches of events that may be read from the log before the index was asked for them.
+/// Batches of events that may be read from the log ahead of the index checks.
 const BATCHES_AHEAD: usize = 8;
 
-/// As large as any key can be: an entry where none belongs is read as well.
+/// As large as any key can be, so that a misplaced entry is read as well.
 const LARGEST_KEY: [u8; 489] = [0xff; 489];
 
-/// Verifies the first events of a store, up to its head.
+/// Verifies the events of a store up to its head.
 ///
 /// # Errors
 ///
-/// Those of the task, and of reading what is not damaged. What is wrong with the store is in the report.
+/// Those of the task, and of reading what is not damaged. Damage to the store is in the report.
 pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>) -> Result<VerifyReport> {
     let head = shared.head()?.get();
     let mut findings = Findings::default();
@@ -43,7 +43,7 @@ pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>)
     }
     let is_index_sound = match damage_of(engine.check_files(task))? {
         Err(damage) => {
-            findings.add(None, format!("the index is damaged: {damage}; a repair makes it anew"));
+            findings.add(None, format!("the index is damaged: {damage}; a repair rebuilds it"));
             false
         }
         Ok(()) => true,
@@ -71,8 +71,8 @@ pub(crate) fn verify<E: Engine>(shared: &Shared<E>, engine: &E, task: &Task<'_>)
     Ok(report)
 }
 
-/// What was read, or why it is damaged. What cannot be read for another reason, such as too few file descriptors, is nothing
-/// that is wrong with the store: the verification fails.
+/// The value that was read, or how it is damaged. If reading fails for another reason, such as a lack of file
+/// descriptors, the store is not at fault: the verification fails.
 fn damage_of<T>(read: Result<T>) -> Result<Result<T, String>> {
     match read {
         Ok(read) => Ok(Ok(read)),
@@ -96,7 +96,7 @@ impl Findings {
     }
 }
 
-/// What the log is found to hold.
+/// What was found in the log.
 struct CheckedLog {
     findings: Findings,
     aggregates: u64,
@@ -105,15 +105,15 @@ struct CheckedLog {
 struct LogCheck<'a, E: Engine> {
     shared: &'a Shared<E>,
     head: u64,
-    /// To the one who asks the index.
+    /// To the thread that checks the index.
     sender: SyncSender<Vec<RecordedEvent>>,
     batch: Vec<RecordedEvent>,
-    /// Whoever asks the index has ended: it failed, or has enough to report.
+    /// The other thread has ended: it failed, or has enough findings.
     is_alone: bool,
     findings: Findings,
     aggregates: u64,
     digest: Digest,
-    /// The version behind which the digest is, if the events up to there are known.
+    /// The version of the computed digest, if the events up to there are known.
     digest_at: Option<u64>,
     marks: std::iter::Peekable<std::vec::IntoIter<(u64, Digest)>>,
 }
@@ -187,10 +187,10 @@ impl<'a, E: Engine> LogCheck<'a, E> {
         }
     }
 
-    /// Goes on with the digest, and compares it with the marks.
+    /// Continues the digest and compares it with the marks.
     fn chain(&mut self, recorded: &RecordedEvent) {
         let version = recorded.version.get();
-        // Behind a gap nobody knows the digest, up to the next mark.
+        // After a gap, the digest is unknown up to the next mark.
         self.digest_at = self.digest_at.filter(|&at| at + 1 == version).map(|at| at + 1);
         self.digest = self.digest.chain(recorded);
         while let Some((at, expected)) = self.marks.next_if(|mark| mark.0 <= version) {
@@ -198,7 +198,7 @@ impl<'a, E: Engine> LogCheck<'a, E> {
                 continue; // in a gap
             }
             if self.digest_at.is_some() && self.digest != expected {
-                let what = "the digest of all events up to it is not the one that was written down when they were new: this \
+                let what = "the digest of all events up to it differs from the one stored when they were new: this \
                             event or one before it was altered";
                 self.findings.add(Some(version), what);
             }
@@ -236,7 +236,7 @@ impl Index {
         }
     }
 
-    /// An event's place in it, in words.
+    /// Describes an event's position in the index.
     fn describe(self, event: &Event, revision: u64) -> String {
         match self {
             Index::Ids => format!("id {:?}", event.id()),
@@ -244,7 +244,7 @@ impl Index {
         }
     }
 
-    /// An entry, in words.
+    /// Describes an entry.
     fn describe_key(self, key: &[u8]) -> String {
         let read = match self {
             Index::Ids => keys::read_id(key).map(|id| format!("id {id:?}")),
@@ -256,14 +256,14 @@ impl Index {
     }
 }
 
-/// The revisions of an aggregate, as they are counted.
+/// The revisions of an aggregate while they are counted.
 #[derive(Default)]
 struct Counting {
     aggregate_id: String,
     newest: u64,
     newest_version: u64,
     counted: u64,
-    /// The first revisions of blocks behind a gap, and their versions: a block that ends later may fill it.
+    /// The first revisions of blocks after a gap, and their versions. A block that ends later may fill the gap.
     waiting: Vec<(u64, Vec<u64>)>,
 }
 
@@ -271,7 +271,7 @@ struct IndexCheck<'a, E: Engine> {
     shared: &'a Shared<E>,
     engine: &'a E,
     head: u64,
-    /// The tables have to lead to every event up to this version.
+    /// The tables must have every event up to this version.
     mark: u64,
     task: &'a Task<'a>,
     findings: Findings,
@@ -279,7 +279,7 @@ struct IndexCheck<'a, E: Engine> {
 }
 
 impl<E: Engine> IndexCheck<'_, E> {
-    /// Reports what the log has, and asks the index for nothing.
+    /// Reports what was found in the log, and checks nothing in the index.
     fn pass_over(mut self, receiver: &Receiver<Vec<RecordedEvent>>) -> Result<Findings> {
         while let Ok(batch) = receiver.recv() {
             self.goes_on(batch.len())?;
@@ -304,7 +304,7 @@ impl<E: Engine> IndexCheck<'_, E> {
                     *expected += u64::from(leads_to && recorded.version.get() <= self.mark);
                 }
             }
-            drop(view); // the caller is told, and may take his time
+            drop(view); // the caller's progress listener may be slow
             if !self.goes_on(batch.len())? {
                 return Ok(self.findings);
             }
@@ -326,12 +326,12 @@ impl<E: Engine> IndexCheck<'_, E> {
         }
         let damaged = || Error::Corrupt {
             version: None,
-            reason: "the index does not say up to which version it reaches".to_owned(),
+            reason: "the index does not record up to which version it reaches".to_owned(),
         };
         Mark::from_bytes(&value).map(|mark| mark.version).ok_or_else(damaged)
     }
 
-    /// Whether to go on with what comes after `rows` more entries.
+    /// Whether to continue after this many more rows. Reports progress.
     fn goes_on(&mut self, rows: usize) -> Result<bool> {
         self.done += rows as u64;
         self.task.report(self.done, self.head.saturating_mul(3).max(self.done));
@@ -339,7 +339,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         Ok(!self.findings.is_enough)
     }
 
-    /// Whether the index leads to the event; notes why if it does not.
+    /// Whether the index finds the event. If not, the reason is added to the findings.
     fn leads_to(&mut self, view: &View<'_, E>, index: Index, to: &RecordedEvent) -> Result<bool> {
         let version = to.version.get();
         let found = match index {
@@ -363,7 +363,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         Ok(false)
     }
 
-    /// Counts the ids in the table that lead to events up to the mark.
+    /// Counts the ids in the table with versions up to the mark.
     fn count_ids(&mut self) -> Result<u64> {
         let mut counted = 0;
         self.walk(Index::Ids, |this, key, value| {
@@ -381,7 +381,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         Ok(counted)
     }
 
-    /// Names the ids in the table that lead to another event.
+    /// Reports the ids in the table that point to another event.
     fn follow_ids(&mut self) -> Result<()> {
         let mut own = Vec::new();
         self.walk(Index::Ids, |this, key, value| {
@@ -398,7 +398,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         })
     }
 
-    /// Counts the revisions in the table that lead to events up to the mark. Those of an aggregate have to follow each other.
+    /// Counts the revisions in the table with versions up to the mark. Those of an aggregate must be consecutive.
     fn count_aggregates(&mut self) -> Result<u64> {
         let mut counting = Counting::default();
         let mut versions = Vec::new();
@@ -434,7 +434,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         Ok(counting.counted)
     }
 
-    /// Nothing comes that fills the gap.
+    /// Nothing can fill the gap any more.
     fn count_waiting(&mut self, counting: &mut Counting) {
         for (first, versions) in std::mem::take(&mut counting.waiting) {
             let Counting { aggregate_id, newest, .. } = counting;
@@ -464,7 +464,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         }
     }
 
-    /// Names the revisions in the table that lead to another event.
+    /// Reports the revisions in the table that point to another event.
     fn follow_aggregates(&mut self) -> Result<()> {
         let mut versions = Vec::new();
         self.walk(Index::Aggregates, |this, key, value| {
@@ -484,7 +484,7 @@ impl<E: Engine> IndexCheck<'_, E> {
         })
     }
 
-    /// The event at a version, if it is sound.
+    /// The event at a version, if it is valid.
     fn event(&self, version: u64) -> Result<Option<RecordedEvent>> {
         let mut page = Page::default();
         let read = damage_of(self.shared.log.read_one(version, &mut page).map_err(log_error))?;
@@ -533,7 +533,7 @@ impl<E: Engine> IndexCheck<'_, E> {
             match entries.pop() {
                 Some((last, _)) if entries.len() + 1 == ROWS => {
                     from = last;
-                    from.push(0); // the smallest key behind it
+                    from.push(0); // the smallest key after it
                 }
                 _ => break,
             }
@@ -560,7 +560,7 @@ pub(crate) mod tests {
 
     pub(crate) type Tested = Shared<MemoryEngine>;
 
-    /// Events of these aggregates, one behind the other, with ids `id-1`, `id-2`, and so on, in a group each.
+    /// A log of events of these aggregates, in order, with ids `id-1`, `id-2`, and so on, in a group each.
     pub(crate) fn log_of(aggregates: &[&str]) -> MemoryDirectory {
         log_with(aggregates, |number, aggregate_id| event(number, aggregate_id, 2))
     }
@@ -574,7 +574,7 @@ pub(crate) mod tests {
         files
     }
 
-    /// Opened, with all of the index in the tables.
+    /// Opens the store, with the whole index in the tables.
     fn store_over(files: &MemoryDirectory) -> Tested {
         let ctx = Context::background();
         let options = StoreOptions { segment_size: 64 << 10, ..StoreOptions::default() };
@@ -654,7 +654,7 @@ pub(crate) mod tests {
         assert!(findings(&store).is_empty());
     }
 
-    /// Where the data of an event lie in the segment that has it.
+    /// The file and offset of an event's data in its segment.
     fn place(files: &MemoryDirectory, event: &Event) -> (Arc<dyn eventstore_log::File>, u64) {
         for name in files.list().expect("listed") {
             let Ok(file) = files.open(&name) else { continue };
@@ -757,7 +757,7 @@ pub(crate) mod tests {
         named(Table::Aggregates, b"no key", &[1], &["has a damaged entry: the key no key"]);
         let ghost = ["the aggregate \"ghost\" has revision 2 after 0", "up to revision 2 to another event, version 1"];
         named(Table::Aggregates, &aggregate_key("ghost", 2), &[1], &ghost);
-        // Another block with the same revisions is none too many, unless it leads elsewhere.
+        // Another block with the same revisions is not one too many, unless it points elsewhere.
         named(Table::Aggregates, &aggregate_key("a", 2), &[1, 2], &[]);
         named(
             Table::Aggregates,
@@ -805,7 +805,7 @@ pub(crate) mod tests {
     }
 
     impl Tested {
-        /// The same store, over another engine.
+        /// The same store with another engine.
         fn replace_engine(self, engine: MemoryEngine) -> Self {
             let parts = crate::shared::Parts::new(engine, None, None);
             let Shared { id, log, index, indexer, .. } = self;
@@ -837,7 +837,7 @@ pub(crate) mod tests {
         assert_eq!(findings(&store), expected);
         let store = with_entries(&files, |table, nth| (table, nth) != (Table::Ids, 0));
         assert_eq!(findings(&store), ["version 1: the id index has no entry for its id \"id-1\""]);
-        // One is missing and another too many.
+        // One is missing and another one too many.
         put(&store, Table::Ids, b"\x02ghost", &keys::version_bytes(2));
         let found = findings(&store);
         assert_eq!(found.len(), 2, "{found:?}");
@@ -848,7 +848,7 @@ pub(crate) mod tests {
     fn an_index_that_does_not_say_how_far_it_reaches_is_named() {
         let store = store_of(&SOUND);
         put(&store, Table::Meta, keys::META_MARK, b"damaged");
-        assert_eq!(findings(&store), ["the index does not say up to which version it reaches"]);
+        assert_eq!(findings(&store), ["the index does not record up to which version it reaches"]);
     }
 
     #[test]
@@ -861,11 +861,11 @@ pub(crate) mod tests {
         let digests = Digests::open(open_log(sound.clone(), 64 << 10).log, None);
         let blob = digests.at_checkpoint(3000).expect("read");
         for (version, expected) in [(1, 1024), (1500, 2048), (2048, 2048), (3000, 3000)] {
-            // With what the segments keep of it, and with the newest checkpoint alone.
+            // With the marks in the segments, and with the newest checkpoint alone.
             for is_sealed in [false, true] {
                 let files = altered_at(version);
                 let altered = open_log(files.clone(), 64 << 10);
-                // Whoever alters it leaves what was written down of it.
+                // Whoever alters the log leaves the stored marks.
                 let original = Digests::open(open_log(sound.clone(), 64 << 10).log, None);
                 let mut of_segment = |versions| original.of_segment(versions).expect("read");
                 let position = altered.log.position();
@@ -874,7 +874,7 @@ pub(crate) mod tests {
                 altered.log.checkpoint(position, &blob, of_segment).expect("written");
                 drop(altered);
                 let found = findings(&store_over(&files));
-                let what = "the digest of all events up to it is not the one that was written down";
+                let what = "the digest of all events up to it differs from the one stored";
                 assert_eq!(found.len(), 1, "{version}, {is_sealed}: {found:?}");
                 assert!(found[0].contains(what), "{found:?}");
                 let at = verified(&store_over(&files)).findings[0].version.expect("a version").get();
@@ -907,7 +907,7 @@ pub(crate) mod tests {
 
     #[test]
     fn it_ends_when_there_is_enough_to_report() {
-        // Also if the log is not read to its end when the index was asked for the first events.
+        // Also if the log is not read to its end when the first events are looked up in the index.
         for events in [VerifyReport::MOST_FINDINGS * 2, ROWS * (BATCHES_AHEAD + 4)] {
             let store = with_entries(&log_of(&vec!["a"; events]), |table, _| table == Table::Aggregates);
             let report = verified(&store);

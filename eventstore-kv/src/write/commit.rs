@@ -1,7 +1,7 @@
 //! Commits a group: one write and one sync of the log, then the answers.
 //!
-//! The writer commits by itself if no other append waits. Otherwise it puts the group on the [`Desk`], where a background thread
-//! takes it, and stages the next group meanwhile.
+//! The writer commits on its own thread if no other append waits. Otherwise it puts the group on the [`Desk`], where a
+//! background thread takes it, and stages the next group meanwhile.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,13 +31,13 @@ pub(crate) struct Prepared {
     /// One for each request.
     pub(crate) decisions: Vec<Decision>,
     pub(crate) new_aggregates: u64,
-    /// Events of all requests, and their bytes, new or not.
+    /// The number of events of all requests, and their bytes, new or not.
     pub(crate) events: usize,
     pub(crate) bytes: usize,
 }
 
 impl Prepared {
-    /// Begins a group behind this version.
+    /// Begins a group after this version.
     pub(crate) fn begin(&mut self, behind: u64) {
         self.group.begin(behind + 1);
         self.requests.clear();
@@ -49,16 +49,16 @@ impl Prepared {
         self.requests.is_empty()
     }
 
-    /// The newest version with the group.
+    /// The newest version, including the group.
     pub(crate) fn head(&self) -> u64 {
         self.group.next() - 1
     }
 
-    /// Answers all requests, for which certainly nothing was written.
+    /// Answers all requests. Certainly nothing was written for them.
     pub(crate) fn refuse(&mut self, error: &Error) {
         for (request, decision) in self.requests.drain(..).zip(self.decisions.drain(..)) {
             let answer = match decision {
-                // What was decided before the store went wrong is still true if it rests on nothing of that.
+                // What was decided before the failure is still true if it does not depend on what failed.
                 Decision::Refused(unknown @ Error::OutcomeUnknown { .. }) => unknown,
                 _ => error.clone(),
             };
@@ -67,36 +67,36 @@ impl Prepared {
     }
 }
 
-/// What became of a group.
+/// The result of a commit.
 pub(crate) enum Outcome {
-    /// Its callers are answered: it is committed, or the store is fenced.
+    /// Its callers were answered: it is committed, or the store is fenced.
     Answered,
-    /// Certainly nothing was written, and the log can go on. Nobody is answered.
+    /// Certainly nothing was written, and the log remains usable. Nobody was answered.
     NotWritten(Error),
 }
 
-/// The one who writes to the log.
+/// The only writer to the log.
 pub(crate) struct Committer {
     appender: Appender,
-    /// Tells the next opening how far the log is synced.
+    /// Records how far the log is synced, for the next opening.
     head_file: Option<HeadFile>,
-    /// Something of this opening was acknowledged with `Buffered` and not synced since.
+    /// Something was acknowledged with `Buffered` since opening and not synced yet.
     owes_sync: bool,
-    /// Where the store has to be, if it has files, and when that is looked at next.
+    /// The place of the store's directory, if it has one, and the time of the next check.
     place: Option<(Place, Instant)>,
 }
 
-/// Between two looks at whether the store's directory is still where it was.
+/// The time between two checks whether the store's directory is still in place.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 impl Committer {
-    /// The one who writes to the log of the store in this directory, if it has one.
+    /// The committer for the store in this directory, if it has one.
     pub(crate) fn new(appender: Appender, directory: Option<&StoreDirectory>) -> Self {
         let place = directory.map(|directory| (directory.place().clone(), Instant::now()));
         Committer { appender, head_file: directory.map(HeadFile::new), owes_sync: false, place }
     }
 
-    /// Fences the store if its directory is not where it was: what is appended would come into nothing, or into another store.
+    /// Fences the store if its directory is no longer in place: appended events would be lost, or go to another store.
     fn check_place<E: Engine>(&mut self, shared: &Shared<E>) -> Result<()> {
         let Some((place, next_look)) = &mut self.place else { return Ok(()) };
         if !is_past(*next_look) {
@@ -110,7 +110,7 @@ impl Committer {
         })
     }
 
-    /// Commits a group, shows it to readers, and answers its callers.
+    /// Commits a group, makes it visible to readers, and answers its callers.
     pub(crate) fn commit<E: Engine>(&mut self, shared: &Arc<Shared<E>>, prepared: &mut Prepared) -> Outcome {
         if let Err(fenced) = self.check_place(shared) {
             return Outcome::NotWritten(fenced);
@@ -119,7 +119,7 @@ impl Committer {
         let is_behind = shared.log.synced() < before;
         let rests_on_commit = |decision: &Decision| match decision {
             Decision::Staged(_) => true,
-            // Already stored is not already synced: it may have been stored with `Buffered`, or in this group.
+            // Stored does not mean synced: it may have been stored with `Buffered`, or in this group.
             Decision::AlreadyStored(_) => is_behind || !prepared.group.is_empty(),
             Decision::Refused(_) => false,
         };
@@ -131,7 +131,7 @@ impl Committer {
             Err(CommitError::NotWritten(error)) => {
                 let error = log_error(error);
                 if let Error::Fenced { reason } = &error {
-                    shared.fence(reason.clone()); // something in the background has failed
+                    shared.fence(reason.clone()); // background work has failed
                 }
                 return Outcome::NotWritten(error);
             }
@@ -153,17 +153,17 @@ impl Committer {
                 }
                 (Decision::Staged(places) | Decision::AlreadyStored(places), _) => Ok(places),
                 (Decision::Refused(unknown @ Error::OutcomeUnknown { .. }), Some(_)) => Err(unknown),
-                // Perhaps because of events of its group, of which nobody knows now, or because it could not be looked up.
+                // The refusal may rest on events of its group, whose fate is unknown, or on a failed look-up.
                 (Decision::Refused(_), Some(_)) => fenced::answer(shared, &request),
                 (Decision::Refused(refusal), None) => Err(refusal),
             };
-            let _ = request.reply.send(result); // a caller who has gone does not want it
+            let _ = request.reply.send(result); // fails if the caller has gone
         }
         tell!(trace, name: "answered", "answered the callers of a group");
         Outcome::Answered
     }
 
-    /// Writes the records, if there are some, syncs, if that is asked for and needed, and publishes.
+    /// Writes the records if there are any, syncs if required, and publishes.
     fn write<E: Engine>(
         &mut self,
         shared: &Arc<Shared<E>>,
@@ -197,7 +197,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Everything up to the log's end is synced.
+    /// Notes that everything up to the log's end is synced.
     fn note_synced<E: Engine>(&mut self, shared: &Shared<E>) {
         self.owes_sync = false;
         if let Some(file) = &mut self.head_file {
@@ -207,7 +207,7 @@ impl Committer {
 
     /// # Errors
     ///
-    /// If it fails, or must not be tried, events that were acknowledged with `Buffered` may not survive a power cut.
+    /// If the sync fails or cannot be tried, events that were acknowledged with `Buffered` may not survive a power cut.
     pub(crate) fn last_sync<E: Engine>(&mut self, shared: &Shared<E>) -> Result<()> {
         let synced = match shared.check_fence() {
             Ok(()) if shared.log.synced() < shared.log.last() => {
@@ -221,39 +221,39 @@ impl Committer {
         if let Some((_, next_look)) = &mut self.place {
             *next_look = Instant::now();
         }
-        synced.and(self.check_place(shared)) // nothing more is made by path then
+        synced.and(self.check_place(shared)) // nothing is created by path afterwards
     }
 
-    /// Gives back what the log has made ahead.
+    /// Frees the preallocated space of the log.
     pub(crate) fn close(self) {
         self.appender.close();
     }
 }
 
-/// Why a group was not committed, to be told to each of its callers.
+/// Why a group was not committed, for the answers to its callers.
 struct Failure(Error);
 
 impl Failure {
-    /// For an append whose events were to be written.
+    /// The answer to an append whose events were to be written.
     fn answer(&self) -> Error {
         Error::OutcomeUnknown { reason: "the commit failed".to_owned(), source: Some(self.0.clone().into()) }
     }
 }
 
-/// Where the writer lays a group for the thread that commits it. There is one at a time.
+/// Where the writer puts a group for the committing thread. It holds one at a time.
 pub(crate) struct Desk {
     state: Mutex<DeskState>,
     changed: Condvar,
-    /// How long the newest commit took, in nanoseconds.
+    /// The duration of the newest commit, in nanoseconds.
     took: AtomicU64,
 }
 
 #[derive(Default)]
 struct DeskState {
     group: OnDesk,
-    /// Nobody commits now: the one who does it is here. `None` while it is at work.
+    /// Present while nobody commits; `None` during a commit.
     committer: Option<Committer>,
-    /// A thread looks after the desk.
+    /// Whether a thread is watching the desk.
     is_tended: bool,
 }
 
@@ -267,7 +267,7 @@ enum OnDesk {
     Done(Prepared, Outcome),
 }
 
-/// How long the thread that commits waits for the next group before it goes.
+/// How long the committing thread waits for the next group before it ends.
 const STAY_AWAKE: Duration = Duration::from_micros(100);
 
 impl Desk {
@@ -281,20 +281,20 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the newest commit took, with its answers.
+    /// The duration of the newest commit, with its answers.
     pub(crate) fn commit_took(&self) -> Duration {
         Duration::from_nanos(self.took.load(Ordering::Relaxed))
     }
 
-    /// Commits a group here and now. Nothing is on the desk.
+    /// Commits a group on this thread. The desk is empty.
     pub(crate) fn commit<E: Engine>(&self, shared: &Arc<Shared<E>>, prepared: &mut Prepared) -> Outcome {
         let Some(mut committer) = self.lock().committer.take() else {
             prepared.refuse(&Error::Fenced { reason: shared.fence_reason().unwrap_or_default().to_owned() });
             return Outcome::Answered;
         };
         let began = Instant::now();
-        // A panic leaves the log in doubt as a failed commit does. Callers whose request is dropped unanswered are told
-        // that the outcome is unknown.
+        // After a panic, the state of the log is unknown, as after a failed commit. Callers whose request is dropped
+        // without an answer get an unknown outcome.
         let outcome = catch_unwind(AssertUnwindSafe(|| committer.commit(shared, prepared)));
         let outcome = outcome.unwrap_or_else(|_| {
             shared.doubt(prepared.head());
@@ -307,7 +307,7 @@ impl Desk {
         outcome
     }
 
-    /// Leaves a group to the thread that commits, which wakes the writer when it is done. Nothing is on the desk.
+    /// Hands a group to the committing thread, which wakes the writer when it is done. The desk is empty.
     pub(crate) fn hand_over<E: Engine>(
         self: &Arc<Self>,
         shared: &Arc<Shared<E>>,
@@ -317,14 +317,14 @@ impl Desk {
         let mut state = self.lock();
         state.group = OnDesk::Waiting(prepared);
         let was_tended = std::mem::replace(&mut state.is_tended, true);
-        drop(state); // without a thread to be had, the job runs here
+        drop(state); // if no thread is available, the job runs here
         if !was_tended {
             let (desk, shared, writer) = (self.clone(), shared.clone(), writer.clone());
             let _ = background::spawn("eventstore-commit", move || desk.tend(&shared, &writer));
         }
     }
 
-    /// Commits what is laid on the desk, until nothing comes for a while.
+    /// Commits groups on the desk, until none comes for a while.
     fn tend<E: Engine>(&self, shared: &Arc<Shared<E>>, writer: &mpsc::UnboundedSender<Message>) {
         shared.set_committing(Some(thread::current().id()));
         let mut awake_until = Instant::now() + STAY_AWAKE;
@@ -332,7 +332,7 @@ impl Desk {
             let mut state = self.lock();
             if !matches!(state.group, OnDesk::Waiting(_)) {
                 if is_past(awake_until) {
-                    shared.set_committing(None); // while nobody else can begin
+                    shared.set_committing(None); // while no other thread can begin
                     state.is_tended = false;
                     return;
                 }
@@ -350,7 +350,7 @@ impl Desk {
         }
     }
 
-    /// Takes a group that is done from the desk.
+    /// Takes a finished group from the desk.
     pub(crate) fn take_done(&self) -> Option<(Prepared, Outcome)> {
         let mut state = self.lock();
         match std::mem::take(&mut state.group) {
@@ -370,7 +370,7 @@ impl Desk {
         }
     }
 
-    /// Takes the committer away for good. No group is on the desk.
+    /// Removes the committer for good. No group is on the desk.
     pub(crate) fn clear(&self) -> Option<Committer> {
         self.lock().committer.take()
     }

@@ -1,5 +1,5 @@
-//! A fenced store's answer to an append (rule F1). It writes nothing. But the append may be a retry, and `Fenced` guarantees that
-//! no attempt has written it.
+//! The answer of a fenced store to an append (rule F1). Nothing is written. But the append may be a retry, and `Fenced`
+//! guarantees that no earlier attempt has written it either.
 
 use eventstore_api::{Error, Result, StoreOutcome, Stored, Version};
 
@@ -10,11 +10,11 @@ use crate::shared::{Shared, with_causes};
 use crate::write::queue::Request;
 use crate::write::staging::require_same;
 
-/// The answer to a request. Nothing is being committed.
+/// The answer to a request. No commit is running.
 ///
 /// # Errors
 ///
-/// `Fenced` if none of its events is stored or may be; `OutcomeUnknown` if one may be; `DuplicateEvent`. Never anything
+/// `Fenced` if none of its events is or may be stored; `OutcomeUnknown` if one may be; `DuplicateEvent`. Never anything
 /// else.
 pub(crate) fn answer<E: Engine>(shared: &Shared<E>, request: &Request) -> Result<Vec<Stored>> {
     let fenced = || Error::Fenced { reason: shared.fence_reason().unwrap_or_default().to_owned() };
@@ -29,14 +29,14 @@ pub(crate) fn answer<E: Engine>(shared: &Shared<E>, request: &Request) -> Result
     }
 }
 
-/// Why there are no places to tell.
+/// Why there are no positions to return.
 enum Doubt {
     /// Rule W2.
     Duplicate(Error),
     Unknown(String),
 }
 
-/// The places of the events if all are stored; `None` if one is not.
+/// The positions of the events if all are stored; `None` if one is not.
 fn look_up<E: Engine>(shared: &Shared<E>, request: &Request) -> Result<Option<Vec<Stored>>, Doubt> {
     let failed = |error: Error| Doubt::Unknown(format!("it could not be looked up ({})", with_causes(&error)));
     let (stored, doubtful) = (shared.log.last(), shared.doubtful());

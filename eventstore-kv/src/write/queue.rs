@@ -9,7 +9,7 @@ use crate::sync::{AtomicU8, Ordering, OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub(crate) enum Message {
     Append(Request),
-    /// Wakes a writer that waits for work, so that it sees that the store is closing.
+    /// Wakes a waiting writer, so that it notices that the store is closing.
     Wake,
 }
 
@@ -19,7 +19,7 @@ pub(crate) struct Request {
     pub(crate) expected: Expected,
     pub(crate) durability: Durability,
     pub(crate) idempotency: Idempotency,
-    /// One for each event, if the append names them.
+    /// One for each event, if the append sets them.
     pub(crate) recorded_at: Option<Vec<SystemTime>>,
     pub(crate) bytes: usize,
     pub(crate) queued_at: Instant,
@@ -34,16 +34,16 @@ impl Request {
     }
 }
 
-/// The room that a request takes in the queue, given back when it is dropped.
+/// The room of a request in the queue. Released when it is dropped.
 ///
-/// The channel itself has no bound. If it had, a future that was given a place and is not polled again could keep the
-/// writer from being woken.
+/// The channel itself is unbounded. With a bounded channel, a future that was given a slot and is not polled again
+/// could keep the writer from being woken.
 pub(crate) struct Place {
     _request: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
 }
 
-/// The room that is left in the queue, in requests and in bytes.
+/// The free room in the queue, in requests and in bytes.
 pub(crate) struct Room {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
@@ -61,7 +61,7 @@ impl Room {
         }
     }
 
-    /// Waits for room for one request of this many bytes; one that is larger than the queue waits for all of it.
+    /// Waits for room for one request of this many bytes. A request larger than the queue waits for the whole queue.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Room {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future gives back what it has.
+    /// Dropping the future releases the room that it has.
     pub(crate) async fn take(&self, bytes: usize) -> Result<Place> {
         let share = u32::try_from(bytes.clamp(1, self.all_bytes)).unwrap_or(u32::MAX);
         let bytes = self.bytes.clone().acquire_many_owned(share).await.map_err(|_| Error::Closed)?;
@@ -77,13 +77,13 @@ impl Room {
         Ok(Place { _request: request, _bytes: bytes })
     }
 
-    /// Refuses everyone who waits for room, or will.
+    /// Refuses everyone who waits for room now or later.
     pub(crate) fn close(&self) {
         self.bytes.close();
         self.requests.close();
     }
 
-    /// Requests, and bytes of events, that have a place.
+    /// The number of queued requests, and the bytes of their events.
     pub(crate) fn taken(&self) -> (usize, usize) {
         (
             self.all_requests.saturating_sub(self.requests.available_permits()),
@@ -96,8 +96,8 @@ const QUEUED: u8 = 0;
 const STAGED: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-/// Decides the race between the writer, which wants to stage a request, and its caller, who wants to leave: whoever
-/// comes first has it. So a caller who has withdrawn knows that nothing was or will be written (rule C2).
+/// Decides the race between the writer, which wants to stage a request, and its caller, which wants to leave: the first
+/// one wins. So a caller who has withdrawn knows that nothing was or will be written (rule C2).
 #[derive(Debug, Default)]
 pub(crate) struct Ticket(AtomicU8);
 
@@ -113,7 +113,7 @@ impl Ticket {
     }
 
     fn leave_queue(&self, to: u8) -> bool {
-        // Nothing else is published through the ticket, so the order of other memory does not matter.
+        // Nothing else is published through the ticket, so relaxed ordering is enough.
         self.0.compare_exchange(QUEUED, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }

@@ -1,32 +1,32 @@
-//! The writer's cache of aggregates' newest revisions: an append to one of these does not read the engine, which would take
-//! longer than the rest of the append if the tables are large.
+//! The writer's cache of aggregates' newest revisions. An append to a cached aggregate does not read the engine, which
+//! would take longer than the rest of the append if the tables are large.
 //!
-//! An aggregate's key is a 128-bit hash with a secret seed, so that its id takes no memory. The least recently used ones are
-//! evicted: there are two generations, and when the newer one is full, it becomes the older one.
+//! The key of an aggregate is a 128-bit hash with a secret seed, so that its id takes no memory. The least recently
+//! used ones are evicted: there are two generations, and when the newer one is full, it becomes the older one.
 
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-/// The high and the low half of the hash: as one number it would take 8 bytes more.
+/// The high and the low half of the hash: a single number would take 8 bytes more because of its alignment.
 type Key = (u64, u64);
 
-/// With the byte that the map keeps for itself.
+/// Including the map's control byte.
 const BYTES_OF_ENTRY: usize = size_of::<(Key, u32)>() + 1;
 
 pub(crate) struct Revisions {
     newer: HashMap<Key, u32>,
     older: HashMap<Key, u32>,
-    /// Of one generation.
+    /// The capacity of one generation.
     most: usize,
     seed: u64,
 }
 
 impl Revisions {
-    /// Remembers nothing yet, and takes at most so many bytes.
+    /// An empty cache of at most this many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        // A map has a power of two of places, of which it leaves an eighth free.
+        // The capacity of a map is a power of two, of which it leaves an eighth free.
         let places = (bytes / 2 / BYTES_OF_ENTRY).checked_ilog2().map_or(0, |log| 1 << log);
         Revisions {
             newer: HashMap::new(),
@@ -36,7 +36,7 @@ impl Revisions {
         }
     }
 
-    /// The newest revision of an aggregate, if it is remembered.
+    /// The newest revision of an aggregate, if it is cached.
     pub(crate) fn get(&mut self, aggregate_id: &str) -> Option<u64> {
         let key = self.key(aggregate_id);
         if let Some(&revision) = self.newer.get(&key) {
@@ -47,7 +47,7 @@ impl Revisions {
         Some(revision.into())
     }
 
-    /// Remembers the newest revision of an aggregate.
+    /// Caches the newest revision of an aggregate.
     pub(crate) fn put(&mut self, aggregate_id: &str, revision: u64) {
         let key = self.key(aggregate_id);
         self.older.remove(&key);
@@ -57,7 +57,7 @@ impl Revisions {
         }
     }
 
-    /// Forgets everything.
+    /// Empties the cache.
     pub(crate) fn clear(&mut self) {
         self.newer.clear();
         self.older.clear();

@@ -21,12 +21,13 @@ use crate::read::reader;
 use crate::write::queue::Request;
 use crate::write::revisions::Revisions;
 
-/// What becomes of one request.
+/// The decision on one request.
 #[derive(Debug)]
 pub(crate) enum Decision {
-    /// It is part of the write batch; these are its places once that is committed.
+    /// It is part of the group. These are its positions once the group is committed.
     Staged(Vec<Stored>),
-    /// All of it was stored before, by a request of this group or an earlier one; these are the places of the first.
+    /// All of it was stored before, by a request of this group or an earlier one. These are the positions of the stored
+    /// events.
     AlreadyStored(Vec<Stored>),
     /// It is refused, and nothing of it was staged.
     Refused(Error),
@@ -34,20 +35,20 @@ pub(crate) enum Decision {
 
 /// What the writer knows of the store's ids without reading, because nobody else writes to it.
 pub(crate) struct Known {
-    /// No key of the id index is greater than that of its kind here; `None` if they are not known. Ids in time order are
-    /// greater than all before them, and so known to be new.
+    /// The greatest key of each kind in the id index, or a greater one; `None` if unknown. Time-ordered ids are greater
+    /// than all before them, and so known to be new.
     greatest_ids: Option<[Vec<u8>; keys::ID_KINDS]>,
-    /// Of the events that were there when the store was opened; `None` until it is loaded or made.
+    /// The ids of the events at opening; `None` until it is loaded or built.
     older: Option<Filter>,
-    /// Of those that came since, but for the newest.
+    /// The ids of later events, except the newest.
     newer: Filter,
-    /// Hashes of the newest, which are still to be added: that can wait until the writer has time.
+    /// Hashes of the newest ids, which are added when the writer has time.
     newest: Vec<u64>,
     revisions: Revisions,
 }
 
 impl Known {
-    /// What one look at a store tells. If that fails, everything is looked up, and fails then.
+    /// What a first view of the store shows. If that fails, every look-up goes to the store and fails there.
     pub(crate) fn new<E: Engine>(view: &View<'_, E>, filter_bytes: usize, revision_bytes: usize) -> Self {
         Known {
             greatest_ids: view.greatest_ids().ok(),
@@ -58,7 +59,7 @@ impl Known {
         }
     }
 
-    /// The ids of the events that were there when the store was opened.
+    /// Adds the ids of the events at opening.
     pub(crate) fn learn(&mut self, older: Filter) {
         self.older = Some(older);
     }
@@ -80,7 +81,7 @@ impl Known {
         self.newest.drain(..).for_each(|hash| self.newer.add(hash));
     }
 
-    /// Whether no event of the store has this key in the id index, as far as that is known.
+    /// Whether no event of the store has this key in the id index. False if unknown.
     fn is_new_id(&mut self, key: &[u8]) -> bool {
         let is_greatest = |greatest: &[Vec<u8>; keys::ID_KINDS]| key > greatest[keys::id_kind(key)].as_slice();
         if self.greatest_ids.as_ref().is_some_and(is_greatest) {
@@ -92,12 +93,12 @@ impl Known {
         !older.may_have(hash) && !self.newer.may_have(hash)
     }
 
-    /// The newest revision of an aggregate with all that is staged, if it is remembered or certainly none.
+    /// The newest revision of an aggregate, including staged events, if it is cached or certainly none.
     fn revision(&mut self, aggregate_id: &str) -> Option<u64> {
         self.revisions.get(aggregate_id).or_else(|| self.is_new_aggregate(aggregate_id).then_some(0))
     }
 
-    /// Whether the store has no event of this aggregate, as far as that is known.
+    /// Whether the store has no event of this aggregate. False if unknown.
     fn is_new_aggregate(&mut self, aggregate_id: &str) -> bool {
         self.settle();
         let Some(older) = &self.older else { return false };
@@ -105,7 +106,7 @@ impl Known {
         !older.may_have(hash) && !self.newer.may_have(hash)
     }
 
-    /// Something that was staged was not written.
+    /// Staged events were not written.
     pub(crate) fn forget_revisions(&mut self) {
         self.revisions.clear();
     }
@@ -125,7 +126,7 @@ impl Known {
     }
 }
 
-/// The keys of the ids of some requests' events, one behind the other.
+/// The id keys of the events of some requests, in one buffer.
 pub(crate) struct IdKeys {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -142,7 +143,7 @@ impl IdKeys {
         IdKeys { bytes, ends }
     }
 
-    /// That of the nth event.
+    /// The key of the nth event.
     fn get(&self, nth: usize) -> &[u8] {
         let start = nth.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start..self.ends[nth]]
@@ -153,20 +154,20 @@ impl IdKeys {
     }
 }
 
-/// What is stored, and what is on its way.
+/// What is stored, and what is being committed.
 pub(crate) struct Ground<'g, 'e, E: Engine> {
     pub(crate) view: View<'e, E>,
     pub(crate) log: &'g Log,
     /// The newest version before the group.
     pub(crate) base: u64,
-    /// Returns when the group before this one is committed, or has failed.
+    /// Returns when the previous group is committed or has failed.
     pub(crate) wait_for_commit: &'g dyn Fn(),
-    /// Where what is staged is noted.
+    /// The index of the staged events.
     pub(crate) recent: Arc<Recent>,
 }
 
-/// Requests on their way into a group. Each is checked against what is stored and what the group, and the one before it,
-/// have staged, so a group gives the same result as its requests one by one.
+/// Requests on their way into a group. Each is checked against what is stored and what this group and the previous one
+/// have staged, so a group gives the same results as its requests one by one.
 pub(crate) struct Staging<'g, 'e, E: Engine> {
     ground: Ground<'g, 'e, E>,
     group: &'g mut Group,
@@ -176,22 +177,22 @@ pub(crate) struct Staging<'g, 'e, E: Engine> {
     revisions: HashMap<&'g str, u64>,
     known: &'g mut Known,
     id_keys: &'g IdKeys,
-    /// How many events the requests had that were decided.
+    /// The number of events of the decided requests.
     decided: usize,
-    /// The keys of the requests' ids that the store has; `None` if they were not looked up all at once.
+    /// The id keys of the requests that the store has; `None` if they were not looked up together.
     stored_ids: Option<HashSet<&'g [u8]>>,
 }
 
-/// An event of a request, after it was looked up.
+/// The result of looking up an event of a request.
 enum Lookup {
     New,
-    /// It stands in the same request, at this place in it.
+    /// It repeats the event at this position of the same request.
     Repeats(usize),
     Stored(Stored),
 }
 
 impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
-    /// Begins behind what the group has.
+    /// Begins after what the group has.
     pub(crate) fn new(
         ground: Ground<'g, 'e, E>,
         group: &'g mut Group,
@@ -230,7 +231,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         self.stored_ids = found.is_ok().then_some(stored);
     }
 
-    /// All requests were decided. Returns how many aggregates get their first event.
+    /// All requests were decided. Returns the number of aggregates that get their first event.
     pub(crate) fn finish(self) -> u64 {
         for (aggregate_id, revision) in self.revisions {
             if revision > 0 {
@@ -240,13 +241,13 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         self.new_aggregates
     }
 
-    /// The newest version with everything that is staged.
+    /// The newest version, including everything staged.
     fn head(&self) -> u64 {
         self.group.next() - 1
     }
 
     pub(crate) fn decide(&mut self, request: &'g Request) -> Decision {
-        // Everything that can fail comes before the first change, so a refused request leaves no trace.
+        // Everything that can fail comes before the first change, so a refused request has no effect.
         let decision = self.check(request).map(|lookups| {
             let any_new = lookups.iter().any(|lookup| matches!(lookup, Lookup::New));
             let places = self.stage(request, &lookups);
@@ -276,7 +277,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
 
     fn look_up(&mut self, request: &'g Request) -> Result<Vec<Lookup>> {
         let (events, idempotency) = (&request.events, request.idempotency);
-        // Made for the first event whose id is not greater than all before it.
+        // Created for the first event whose id is not greater than all before it.
         let mut in_request: Option<HashMap<&str, usize>> = None;
         let mut greatest: &[u8] = &[];
         let mut lookups = Vec::with_capacity(events.len());
@@ -307,7 +308,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         Ok(lookups)
     }
 
-    /// Looks up the event that has this key in the id index.
+    /// Looks up the event with this key in the id index.
     fn look_up_one(&mut self, event: &Event, idempotency: Idempotency, key: &[u8]) -> Result<Lookup> {
         if self.known.is_new_id(key) {
             return Ok(Lookup::New);
@@ -322,7 +323,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         };
         let Some(version) = found else { return Ok(Lookup::New) };
         if version > self.ground.log.last() {
-            // It is in the group that is being committed. What becomes of it decides this one as well.
+            // It is in the group that is being committed. The result of that decides this one as well.
             (self.ground.wait_for_commit)();
         }
         if version > self.ground.log.last() {
@@ -336,7 +337,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         Ok(Lookup::Stored(Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored)))
     }
 
-    /// The place of an event that this group has, at this version.
+    /// The position of an event of this group, at this version.
     fn look_up_staged(&self, event: &Event, idempotency: Idempotency, version: u64) -> Result<Stored> {
         let record = Bytes::copy_from_slice(self.group.content(version).unwrap_or_default());
         let first = record::decode(version, &record, 0..record.len())?;
@@ -344,7 +345,7 @@ impl<'g, 'e, E: Engine> Staging<'g, 'e, E> {
         Ok(Stored::new(first.version, first.revision, StoreOutcome::AlreadyStored))
     }
 
-    /// The newest revision of an aggregate, with what is staged.
+    /// The newest revision of an aggregate, including staged events.
     fn revision(&mut self, aggregate_id: &'g str) -> Result<u64> {
         if let Some(known) = self.revisions.get(aggregate_id) {
             return Ok(*known);

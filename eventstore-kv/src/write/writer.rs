@@ -1,6 +1,7 @@
-//! The one thread that decides what is written: it takes what the queue holds, and stages it as a group.
+//! The writer: the one thread that decides what is written. It takes requests from the queue and stages them as a
+//! group.
 //!
-//! While a group is being committed, the next one is staged behind it, in memory alone.
+//! While a group is being committed, the next one is staged after it, in memory only.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::write::staging::{Decision, Ground, IdKeys, Known, Staging};
 pub(crate) struct Writer<E: Engine> {
     shared: Arc<Shared<E>>,
     queue: mpsc::UnboundedReceiver<Message>,
-    /// Whoever commits wakes the writer through it.
+    /// The committing thread wakes the writer through it.
     wake: mpsc::UnboundedSender<Message>,
     group_events: usize,
     group_bytes: usize,
@@ -31,16 +32,16 @@ pub(crate) struct Writer<E: Engine> {
     is_committing: bool,
     /// The group that is being staged.
     pending: Prepared,
-    /// Its buffers are used again.
+    /// Its buffers are reused.
     spare: Option<Prepared>,
-    /// Made with the first group.
+    /// Created with the first group.
     known: Option<Known>,
     filters: Filters,
-    /// Bytes of memory for what is known of aggregates.
+    /// The size of the cache of revisions, in bytes.
     revision_cache: usize,
-    /// Requests that the next group is likely to have.
+    /// The expected number of requests in the next group.
     expected: usize,
-    /// The newest message came soon after the writer had begun to wait for it.
+    /// The newest message came soon after the writer began to wait for it.
     is_quick: bool,
 }
 
@@ -73,18 +74,18 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Works until the store is closed and the queue is empty; then syncs what is not, and releases the files.
+    /// Runs until the store is closed and the queue is empty. Then syncs what is not synced, and releases the files.
     pub(crate) fn run(mut self) {
         while let Some(message) = self.next_message() {
-            // A panic leaves what was staged in doubt. Callers whose request is dropped unanswered are told that the
-            // outcome is unknown.
+            // After a panic, the fate of staged requests is unknown. Callers whose request is dropped without an answer
+            // get an unknown outcome.
             let worked = catch_unwind(AssertUnwindSafe(|| self.work(message)));
             if worked.is_err() {
                 self.shared.fence("the writer panicked; its message is in the log".to_owned());
                 self.pending.begin(self.shared.log.last());
             }
             if self.shared.is_closing() {
-                self.queue.close(); // what is in the queue is still received, nothing new comes in
+                self.queue.close(); // queued requests are still received, but no new ones
             }
         }
         let closed = catch_unwind(AssertUnwindSafe(|| self.close()));
@@ -92,9 +93,10 @@ impl<E: Engine> Writer<E> {
         self.shared.finish_closing(closed.err());
     }
 
-    /// Waits for a message; `None` once the queue is closed and empty, and nothing is pending. Whoever was just answered
-    /// often appends again at once, and being woken takes about as long as a sync of a fast disk. So the thread stays awake for
-    /// a while: for one caller if the message before came within that time, for several in any case, giving way to them.
+    /// Waits for a message; `None` once the queue is closed and empty and nothing is pending. Callers often append
+    /// again as soon as they are answered, and a wake-up takes about as long as a sync of a fast disk. So the thread
+    /// stays awake for a while: for a single caller if the previous message came within that time, for several callers
+    /// in any case, yielding to them.
     fn next_message(&mut self) -> Option<Message> {
         let (began, is_for_one) = (Instant::now(), self.shared.serves_one());
         let awake_until = began + if self.is_quick || !is_for_one { STAY_AWAKE } else { Duration::ZERO };
@@ -130,13 +132,14 @@ impl<E: Engine> Writer<E> {
         self.let_callers_return();
         self.commit_pending();
         if let Some(known) = &mut self.known {
-            known.settle(); // while callers come back
+            known.settle(); // uses the time until callers return
         }
     }
 
-    /// Where several appended at once, those who were just answered are likely to append again: committing the few that are
-    /// back already would leave the others to a sync of their own. So the processor is left to them until all are back, for
-    /// a small part of the time that a commit takes at most.
+    /// Waits briefly for recently answered callers, so that they share one sync. When several callers append at once,
+    /// they usually append again after the answer. Committing the few that have already returned would leave the others
+    /// to a sync of their own. So this yields the processor until all have returned, for at most a small part of the
+    /// time of a commit.
     fn let_callers_return(&mut self) {
         let until = Instant::now() + (self.desk.commit_took() / 4).min(MOST_PATIENCE);
         while self.pending.requests.len() < self.expected && !self.is_full() && !is_past(until) {
@@ -151,7 +154,7 @@ impl<E: Engine> Writer<E> {
         self.pending.events >= self.group_events || self.pending.bytes >= self.group_bytes
     }
 
-    /// Takes requests from the queue, this message first, until the group is full, and stages them.
+    /// Takes requests from the queue, beginning with this message, until the group is full, and stages them.
     fn stage_waiting(&mut self, first: Option<Message>) {
         let mut requests = Vec::new();
         let mut next = first;
@@ -160,7 +163,7 @@ impl<E: Engine> Writer<E> {
                 && request.ticket.stage()
             {
                 if self.shared.fence_reason().is_none() {
-                    // What a fenced writer refuses is no work.
+                    // Requests that a fenced writer refuses do not count as work.
                     self.shared.observer.dequeued(request.queued_at.elapsed());
                 }
                 self.pending.events += request.events.len();
@@ -179,7 +182,7 @@ impl<E: Engine> Writer<E> {
     /// Decides the requests and puts what is to be written into the pending group.
     fn stage(&mut self, mut requests: Vec<Request>) {
         if self.shared.fence_reason().is_some() {
-            self.desk.wait(); // what is being committed may be what is repeated
+            self.desk.wait(); // what is being committed may be repeated here
             return requests.into_iter().for_each(|request| self.answer_fenced(request));
         }
         if let Err(error) = self.try_stage(&requests) {
@@ -188,14 +191,14 @@ impl<E: Engine> Writer<E> {
             }
             return;
         }
-        // The bytes are in the group: the places in the queue are free.
+        // The bytes are in the group, so the room in the queue is free.
         requests.iter_mut().for_each(|request| request.place = None);
         self.pending.requests.append(&mut requests);
     }
 
     fn answer_fenced(&self, request: Request) {
         let answer = fenced::answer(&self.shared, &request);
-        let _ = request.reply.send(answer); // a caller who has gone does not want it
+        let _ = request.reply.send(answer); // fails if the caller has gone
     }
 
     fn try_stage(&mut self, requests: &[Request]) -> Result<()> {
@@ -220,7 +223,8 @@ impl<E: Engine> Writer<E> {
         })
     }
 
-    /// Commits the pending group: here, if nobody else is likely to append meanwhile, or on the thread that commits.
+    /// Commits the pending group: on this thread if nobody else is likely to append meanwhile, otherwise on the
+    /// committing thread.
     fn commit_pending(&mut self) {
         let requests = self.pending.requests.len();
         self.shared.newest_group.store(requests as u64, Ordering::Relaxed);
@@ -230,7 +234,7 @@ impl<E: Engine> Writer<E> {
             next.begin(self.pending.head());
             let prepared = std::mem::replace(&mut self.pending, next);
             self.is_committing = true;
-            self.expected = 0; // whoever comes meanwhile is staged meanwhile
+            self.expected = 0; // later requests are staged during the commit
             self.desk.hand_over(&self.shared, prepared, &self.wake);
             return;
         }
@@ -243,7 +247,7 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Sees what has become of the group before, if that is known.
+    /// Handles the result of the previous group, if it is known.
     fn take_done(&mut self) {
         let Some((mut done, outcome)) = self.desk.take_done() else { return };
         self.is_committing = false;
@@ -254,7 +258,7 @@ impl<E: Engine> Writer<E> {
             }
             Outcome::Answered => {}
             Outcome::NotWritten(error) => {
-                // What was staged behind it is staged again.
+                // What was staged after it is staged again.
                 let behind = std::mem::replace(&mut self.pending, done);
                 done = Prepared::default();
                 self.pending.requests.extend(behind.requests);
@@ -264,8 +268,8 @@ impl<E: Engine> Writer<E> {
         self.spare = Some(done);
     }
 
-    /// The store is fenced: nothing of the pending group was written, nor will be. It stays in memory, with the group of which
-    /// nobody knows.
+    /// The store is fenced: the pending group was not written and never will be. It stays in memory, with the group
+    /// whose fate is unknown.
     fn refuse_pending(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         self.refuse(&mut pending);
@@ -282,7 +286,7 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// A group found no room: each of its requests is tried alone, so that a large one does not take the others with it.
+    /// A group did not fit: each of its requests is tried alone, so that a large one does not fail the others.
     fn commit_one_by_one(&mut self, error: &Error) {
         let requests = std::mem::take(&mut self.pending.requests);
         let is_one = requests.len() == 1;
@@ -309,7 +313,7 @@ impl<E: Engine> Writer<E> {
         }
     }
 
-    /// Nothing that is staged was written.
+    /// Discards everything staged. Nothing of it was written.
     fn begin_again(&mut self) {
         let head = self.shared.log.last();
         self.shared.index.take_back(head);
@@ -322,7 +326,7 @@ impl<E: Engine> Writer<E> {
 
     /// # Errors
     ///
-    /// If the last sync fails. That the index is behind is none.
+    /// Those of the last sync. An index that is behind is not an error.
     fn close(&mut self) -> Result<()> {
         tell!(trace, name: "closing", "the queue is closed and empty");
         let Some(mut committer) = self.desk.clear() else {
@@ -348,5 +352,5 @@ impl<E: Engine> Writer<E> {
 /// How long the writer waits for a message before it sleeps.
 const STAY_AWAKE: Duration = Duration::from_micros(150);
 
-/// How long the writer waits for callers to come back, however long a commit takes.
+/// The longest time that the writer waits for callers to return, however long a commit takes.
 const MOST_PATIENCE: Duration = Duration::from_micros(50);

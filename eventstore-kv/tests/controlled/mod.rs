@@ -1,4 +1,4 @@
-//! A store whose disk and engine stop, fail and panic when they are told to.
+//! A store whose disk and engine stop, fail and panic on request.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,15 +17,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub(crate) type Store = KvStore<Controlled>;
 
-/// What becomes of a call, decided by the test while it waits.
+/// The outcome of a call, which the test decides while the call waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     Succeed,
-    /// The disk is full. A part of what was to be written may be there.
+    /// The disk is full. A part of the data may have been written.
     Refuse,
-    /// It fails, and nothing of it is done.
+    /// It fails and does nothing.
     Fail,
-    /// It fails, and all of it is done.
+    /// It fails after it has done everything.
     DoAndFail,
     Panic,
 }
@@ -49,17 +49,17 @@ fn on_fire() -> io::Error {
 /// A call that waits for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// A group of so many events is to be written to the log.
+    /// A group of this many events is about to be written to the log.
     Write(usize),
-    /// The log is to be synced.
+    /// The log is about to be synced.
     Sync,
-    /// It is synced, and whoever asked for it has not been told.
+    /// It is synced, but its caller has not been told.
     Synced,
-    /// The writer begins to decide requests, which it has taken from the queue.
+    /// The writer is about to decide requests that it has taken from the queue.
     Stage,
-    /// Entries are to be written to the index.
+    /// Entries are about to be written to the index.
     Index,
-    /// The engine is opened again.
+    /// The engine is reopened.
     Open,
 }
 
@@ -96,23 +96,23 @@ impl Hand {
         Hand { gate: Arc::new(gate), calls: received_calls, orders }
     }
 
-    /// Calls wait from now on.
+    /// From now on, calls wait.
     pub(crate) fn shut(&self) {
         self.gate.is_shut.store(true, Ordering::SeqCst);
     }
 
-    /// They do so no longer. One that waits still needs its order.
+    /// From now on, calls do not wait. One that is waiting still needs its order.
     pub(crate) fn open(&self) {
         self.gate.is_shut.store(false, Ordering::SeqCst);
     }
 
-    /// Waits until somebody stands in a call.
+    /// Waits until a call arrives.
     pub(crate) async fn call(&mut self) -> Call {
         let call = tokio::time::timeout(Duration::from_secs(30), self.calls.recv()).await;
         call.expect("somebody calls").expect("the store lives")
     }
 
-    /// Whether nobody calls, for a while.
+    /// Whether no call arrives for a while.
     pub(crate) async fn is_quiet(&mut self) -> bool {
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.calls.try_recv().is_err()
@@ -127,7 +127,7 @@ impl Hand {
 pub(crate) struct Control {
     /// Where the log is written and synced.
     pub(crate) log: Hand,
-    /// Where the writer begins to decide a group, if it has to look an id up.
+    /// Where the writer begins to decide a group, if it has to look up an id.
     pub(crate) staging: Hand,
     /// Where the index is written.
     pub(crate) index: Hand,
@@ -136,7 +136,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Waits until a group is in its sync, and returns how many events it has.
+    /// Waits until a group is being synced, and returns the number of its events.
     pub(crate) async fn commit(&mut self) -> usize {
         let events = self.write().await;
         self.log.order(Order::Succeed);
@@ -144,7 +144,7 @@ impl Control {
         events
     }
 
-    /// Waits until a group is about to be written, and returns how many events it has.
+    /// Waits until a group is about to be written, and returns the number of its events.
     pub(crate) async fn write(&mut self) -> usize {
         match self.log.call().await {
             Call::Write(events) => events,
@@ -152,18 +152,18 @@ impl Control {
         }
     }
 
-    /// Decides the call that waits at the log.
+    /// Decides the call that is waiting at the log.
     pub(crate) fn order(&self, order: Order) {
         self.log.order(order);
     }
 
-    /// Lets everything that comes succeed from now on.
+    /// Everything succeeds from now on.
     pub(crate) fn let_go(self) -> Arc<Disk> {
         self.disk
     }
 }
 
-/// Files in memory, and those that would be left after a power cut.
+/// Files in memory, and their state after a power cut.
 #[derive(Debug)]
 pub(crate) struct Disk {
     files: Mutex<Names>,
@@ -177,14 +177,14 @@ type Names = BTreeMap<String, Arc<DiskFile>>;
 
 #[derive(Debug)]
 pub(crate) struct DiskState {
-    /// Also told when a sync is done.
+    /// Also reports when a sync is done.
     pub(crate) tells_synced: AtomicBool,
     /// Syncs that do not wait for orders fail.
     pub(crate) other_syncs_fail: AtomicBool,
-    /// How many bytes there is room for.
+    /// The free space in bytes.
     pub(crate) room: AtomicU64,
     used: AtomicU64,
-    /// The last event that was written to the log, and the last one that was synced.
+    /// The last event written to the log, and the last one synced.
     written: AtomicU64,
     synced: AtomicU64,
 }
@@ -232,13 +232,13 @@ impl Disk {
         self.state.synced.load(Ordering::SeqCst)
     }
 
-    /// What is left after a power cut: only what was synced.
+    /// The files after a power cut: only what was synced.
     pub(crate) fn after_power_cut(&self) -> Left {
         let durable = lock(&self.durable);
         Left(durable.iter().map(|(name, file)| (name.clone(), lock(&file.durable).clone())).collect())
     }
 
-    /// What is left after the process was killed: all that was written.
+    /// The files after a kill of the process: everything written.
     pub(crate) fn after_kill(&self) -> Left {
         let files = lock(&self.files);
         Left(files.iter().map(|(name, file)| (name.clone(), file.bytes())).collect())
@@ -370,7 +370,7 @@ impl File for DiskFile {
     }
 }
 
-/// The last event of the group that is written with these bytes, and how many it has: as the format of the log says.
+/// The last event of the group in these bytes, and its number of events, according to the format of the log.
 fn group_in(bytes: &[u8]) -> Option<(u64, usize)> {
     let frame = if bytes.starts_with(b"EVSLOG\0") { bytes.get(64..)? } else { bytes };
     let frame = frame.strip_prefix(b"evsF")?;
@@ -379,31 +379,31 @@ fn group_in(bytes: &[u8]) -> Option<(u64, usize)> {
     Some((first + u64::from(count) - 1, count as usize))
 }
 
-/// The tables of an engine, and what was done with them.
+/// The tables of an engine, and a record of what was done with them.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     memory: MemoryEngine,
-    /// Every row takes a millisecond, as on a slow disk.
+    /// Each row takes a millisecond, as on a slow disk.
     pub(crate) is_slow: AtomicBool,
-    /// The last event to which the tables lead.
+    /// The last event in the tables.
     reached: AtomicU64,
-    /// They led to an event that was not synced.
+    /// They had an event that was not synced.
     was_ahead: AtomicBool,
     /// Opening the engine waits for an order as well.
     pub(crate) waits_to_open: AtomicBool,
-    /// How often the writer has looked into them.
+    /// The number of times that the writer has read them.
     pub(crate) looks_of_writer: AtomicU64,
 }
 
 impl Tables {
-    /// The last event to which the tables lead.
+    /// The last event in the tables.
     pub(crate) fn reached(&self) -> u64 {
         assert!(!self.was_ahead.load(Ordering::SeqCst), "the index was ahead of the log");
         self.reached.load(Ordering::SeqCst)
     }
 }
 
-/// An engine over tables that are there longer than it.
+/// An engine over tables that outlive it.
 #[derive(Debug)]
 pub(crate) struct Controlled(Means);
 
@@ -491,19 +491,19 @@ pub(crate) fn open() -> (Store, Control) {
     open_with(options())
 }
 
-/// The options of most tests: no space is made ahead, so that the log is written by appends alone.
+/// The options of most tests: without preallocation, so that only appends write to the log.
 pub(crate) fn options() -> StoreOptions {
     let mut options = StoreOptions::default();
     options.space_ahead = 0;
     options
 }
 
-/// Another store over what the first one left on its disk, with a new index. Nothing waits for orders yet.
+/// Another store over the files that the first one left, with a new index. Nothing waits for orders yet.
 pub(crate) fn reopen(left: Left) -> (Store, Control) {
     reopen_with(left, Arc::default(), options()).expect("opened")
 }
 
-/// The same over tables that are left as well.
+/// The same, with the tables that were left.
 pub(crate) fn reopen_with(left: Left, engine: Arc<Tables>, options: StoreOptions) -> Result<(Store, Control)> {
     reopen_on(|_| {}, left, engine, options)
 }

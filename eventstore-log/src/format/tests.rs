@@ -51,7 +51,7 @@ fn tail() -> TailFile {
     }
 }
 
-/// Every single bit is covered by a checksum.
+/// A checksum covers every single bit.
 fn check_every_bit<T: PartialEq + std::fmt::Debug>(sound: &[u8], decode: impl Fn(&[u8]) -> Option<T>) {
     assert!(decode(sound).is_some());
     for bit in 0..sound.len() * 8 {

@@ -1,4 +1,4 @@
-//! A disk that remembers what is not synced, and files in memory by their names.
+//! A simulated disk that tracks unsynced data, and files in memory by name.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +11,12 @@ use eventstore_log::{Directory, File, MemoryDirectory};
 const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];
 
-/// A directory on a simulated disk. What was written and not synced may be there, or not, sector by sector, after a power
-/// cut; so may names. After a failed sync the cache has what the disk has not, and nothing writes it again.
+/// A directory on a simulated disk. After a power cut, each unsynced sector and name may or may not be there. After a
+/// failed sync, the cache differs from the disk, and nothing writes the difference again.
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
-    /// Of a subdirectory: its name and a slash.
+    /// For a subdirectory: its name and a slash.
     prefix: String,
 }
 
@@ -29,7 +29,7 @@ struct Inner {
     /// Changes of names that are not durable.
     pending: Vec<(String, NameOp)>,
     directories: BTreeSet<String>,
-    /// Calls that change something.
+    /// The number of calls that change something.
     calls: u64,
     plan: Plan,
     is_down: bool,
@@ -44,39 +44,39 @@ enum NameOp {
 
 #[derive(Clone, Debug, Default)]
 struct Node {
-    /// What is read.
+    /// The content as read.
     view: Vec<u8>,
     disk: Vec<u8>,
     disk_len: u64,
-    /// The versions of each sector since it was synced.
+    /// The versions of each sector since the last sync.
     dirty: BTreeMap<usize, Vec<Sector>>,
     lens: Vec<u64>,
-    /// How many syncs failed. Each who had the file open is told, once.
+    /// The number of failed syncs. Each open handle is told once.
     errors: u64,
 }
 
-/// What shall go wrong.
+/// The faults to inject.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// At this call, and what.
+    /// The number of the call, and its fault.
     pub at: Option<(u64, Fault)>,
-    /// So many bytes fit on the disk.
+    /// The capacity of the disk in bytes.
     pub capacity: Option<u64>,
-    /// Chooses what a failing call has done. 0: a write that finds no room has done all.
+    /// Selects what a failing call has done. 0: a write without room has done everything.
     pub seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The call fails, and the next ones do not.
+    /// The call fails; later calls succeed.
     Error,
-    /// A write finds no room in its middle.
+    /// A write runs out of space in its middle.
     Full,
-    /// Nothing works from this call on.
+    /// Every call fails from here on.
     Down,
 }
 
-/// One choice after the other: so many options, which one.
+/// Makes a choice: takes the number of options and returns an index.
 pub type Choose<'a> = &'a mut dyn FnMut(usize) -> usize;
 
 impl SimDisk {
@@ -88,7 +88,7 @@ impl SimDisk {
         self.lock().calls
     }
 
-    /// Something goes wrong at the call that is so many behind the last one.
+    /// Injects a fault at the call that is this many after the last one.
     pub fn fail_after(&self, calls: u64, fault: Fault, seed: u64) {
         let mut inner = self.lock();
         inner.plan.at = Some((inner.calls + calls, fault));
@@ -108,7 +108,7 @@ impl SimDisk {
         self.lock().plan.capacity = capacity;
     }
 
-    /// Another disk with what this one has, as the next process sees it if only the process dies.
+    /// A copy of this disk as the next process sees it if only the process dies.
     pub fn after_kill(&self) -> SimDisk {
         let mut inner = self.lock().clone();
         inner.plan = Plan::default();
@@ -116,7 +116,7 @@ impl SimDisk {
         SimDisk { inner: Arc::new(Mutex::new(inner)), prefix: String::new() }
     }
 
-    /// Another disk with what may be left after a power cut.
+    /// A copy of this disk as it may be after a power cut.
     pub fn after_power_cut(&self, choose: Choose<'_>) -> SimDisk {
         let old = self.lock().clone();
         let mut names = old.durable.clone();
@@ -175,7 +175,7 @@ fn failed() -> io::Error {
 }
 
 impl Inner {
-    /// Counts a call, and lets it fail if that is planned.
+    /// Counts a call, and fails it if planned.
     fn call(&mut self) -> io::Result<()> {
         match self.next_call() {
             None => Ok(()),
@@ -266,7 +266,7 @@ impl Node {
         }
     }
 
-    /// Some sectors reach the disk, and all of them count as clean.
+    /// Some sectors reach the disk, but all of them count as clean.
     fn fail_sync(&mut self, choose: Choose<'_>) {
         for (sector, versions) in std::mem::take(&mut self.dirty) {
             let chosen = choose(versions.len() + 1);
@@ -353,7 +353,7 @@ impl Directory for SimDisk {
 struct SimFile {
     disk: SimDisk,
     node: u64,
-    /// The errors that this one was told.
+    /// The number of errors that this handle was told.
     seen: AtomicU64,
 }
 
@@ -411,7 +411,7 @@ impl File for SimFile {
         let written = match fault {
             None => bytes.len(),
             Some(_) if was_down => 0,
-            // A file system may tell only when it has taken everything.
+            // A file system may report the lack of space only after it has accepted everything.
             Some(Fault::Full) if inner.plan.seed == 0 => bytes.len(),
             Some(_) => inner.chance(bytes.len() + 1),
         };
@@ -439,7 +439,7 @@ impl File for SimFile {
     }
 }
 
-/// Choices by chance, the same for the same seed.
+/// Random choices, the same for the same seed.
 pub fn by_chance(mut seed: u64) -> impl FnMut(usize) -> usize {
     move |options| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -472,7 +472,7 @@ impl Every {
         choice
     }
 
-    /// Goes to the next sequence.
+    /// Advances to the next sequence.
     pub fn end(&mut self) {
         self.choices.truncate(self.next);
         while let Some((choice, options)) = self.choices.pop() {
@@ -485,7 +485,7 @@ impl Every {
     }
 }
 
-/// Files by their names.
+/// Files by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
 pub fn files(directory: &MemoryDirectory) -> Files {

@@ -1,18 +1,18 @@
-//! The stream of Go Sync Kit.
+//! The event stream of Go Sync Kit.
 
 use eventstore_api::{RecordedEvent, Version};
 use eventstore_wire::gosync::{cursor, write_event};
 
-/// Events of a frame of a stream, at most.
+/// The most events in a frame of a stream.
 const FRAME_EVENTS: usize = 100;
 
-/// A frame is closed when it has as many bytes.
+/// A frame ends when it has this many bytes.
 const FRAME_BYTES: usize = 4 << 20;
 
-/// The kit's client never gets past a line of 10 MiB. What is around an event has less than the difference.
+/// The kit's client never gets past a line of 10 MiB. The overhead of an event is less than the difference.
 const LONGEST_FRAME: usize = (10 << 20) - 1024;
 
-/// Writes events as frames of a stream. One that the kit's client cannot take is named in a comment.
+/// Writes events as frames of a stream. An event that the kit's client cannot accept is mentioned in a comment.
 pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut frame = Vec::new();
@@ -27,7 +27,7 @@ pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
             frame.truncate(before);
             close_frame(&mut out, &mut frame, &mut count, last);
             let version = recorded.version;
-            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was left out of it");
+            tracing::warn!(%version, "an event is too large for the stream of Go Sync Kit, and was omitted");
             out.extend_from_slice(format!(": version {version} is too large for a frame\n\n").as_bytes());
             continue;
         }
@@ -48,7 +48,7 @@ pub(crate) fn frames(events: &[RecordedEvent]) -> Vec<u8> {
 
 fn close_frame(out: &mut Vec<u8>, frame: &mut Vec<u8>, count: &mut usize, last: Version) {
     if *count > 0 {
-        // Line ends in JSON stand between its tokens; here they would end the frame.
+        // Line breaks in JSON occur only between its tokens; here they would end the frame.
         frame.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
         out.extend_from_slice(b"data: {\"events\":[");
         out.append(frame);
@@ -68,7 +68,7 @@ mod tests {
         RecordedEvent::new(Version::new(version), 1.into(), std::time::SystemTime::UNIX_EPOCH, event)
     }
 
-    /// The versions of each frame, and of each comment nothing.
+    /// The versions in each frame; an empty list for a comment.
     fn versions(frames: &[u8]) -> Vec<Vec<u64>> {
         let frames = std::str::from_utf8(frames).expect("text");
         let read = |frame: &str| match frame.strip_prefix("data: ") {

@@ -1,12 +1,12 @@
-//! What the server remembers of the databases behind base URLs of their own.
+//! What the server remembers of the databases with their own base URLs.
 //!
-//! A manager of the kit knows one number: how many events its database has. It pulls what is above this number, pushes its
-//! events above the answer of `latest-version`, each with its number, and stores what it pulls under its next numbers. Both logs
-//! have different orders, so the numbers of one say nothing of the other. Here the server learns from what a replica pushes which
-//! of its own versions stand at the replica's numbers, and from that what the replica lacks.
+//! A manager of the kit knows one number: how many events its database has. It pulls everything above this number,
+//! pushes its events above the answer of `latest-version`, each with its number, and stores pulled events under its
+//! next numbers. The two logs have different orders, so the numbers of one mean nothing in the other. The server learns
+//! from a replica's pushes which of its versions are at the replica's numbers, and thus what the replica lacks.
 //!
-//! Only the log has to be durable. What is forgotten is learned again: a replica that is not known is told that nothing of it
-//! is there, and pushes everything.
+//! Only the log has to be durable. Everything here can be learned again: an unknown replica is told that the server has
+//! none of its events, and pushes everything.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, RangeInclusive};
@@ -17,19 +17,20 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::stores::{Served, lock};
 
-/// Versions, from the first to the last.
+/// Versions, from the first to the last, both included.
 pub(super) type Range = RangeInclusive<u64>;
 
-/// The bits of a run that are its length; the others are its first version. No store has a trillion events.
+/// The number of bits for the length of a run; the others are for its first version, which is below 2^40, about a
+/// trillion.
 const LEN_BITS: u32 = 24;
 const LONGEST: u64 = (1 << LEN_BITS) - 1;
 const MOST: u64 = (1 << (64 - LEN_BITS)) - 1;
 
-/// Of one replica so many runs are kept, at most.
+/// The most runs that are kept for one replica.
 const MOST_RUNS: usize = 1 << 20;
 
-/// The versions at a replica's numbers 1, 2, 3, …, as runs of consecutive ones: 8 bytes for each, so never more than that for an
-/// event. Version 0 is an event that is only there.
+/// The versions at a replica's numbers 1, 2, 3, …, as runs of consecutive versions. A run has 8 bytes, so an event
+/// never takes more. Version 0 is an event that only the replica has.
 #[derive(Debug, Default)]
 struct Held {
     runs: Vec<u64>,
@@ -41,7 +42,7 @@ impl Held {
         (packed >> LEN_BITS, packed & LONGEST)
     }
 
-    /// The next number is this version.
+    /// Adds the version at the next number.
     fn push(&mut self, version: u64) {
         if let Some(last) = self.runs.last_mut() {
             let (first, len) = Self::run(*last);
@@ -56,7 +57,7 @@ impl Held {
         self.len += 1;
     }
 
-    /// The next numbers, up to this one, are only there.
+    /// Only the replica has the events at the next numbers, up to this one.
     fn skip_to(&mut self, number: u64) {
         while self.len < number {
             let missing = number - self.len;
@@ -76,9 +77,9 @@ impl Held {
         }
     }
 
-    /// Whether these versions stand at these numbers, which are ascending and not beyond the end.
+    /// Whether these versions are at these numbers, which are ascending and not beyond the end.
     fn has(&self, pushed: &[(u64, u64)]) -> bool {
-        // From the end, as nearly always only the last one is asked for.
+        // From the end: nearly always, only the last one is checked.
         let mut runs = self.runs.iter().rev().map(|run| Self::run(*run));
         let (mut start, mut first) = (self.len + 1, 0);
         pushed.iter().rev().all(|(number, version)| {
@@ -97,7 +98,7 @@ impl Held {
     }
 }
 
-/// Ranges in order, those that touch as one.
+/// Ranges in order, with adjacent ones merged.
 fn sorted(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges.sort_unstable_by_key(|range| *range.start());
     let mut joined: Vec<Range> = Vec::with_capacity(ranges.len());
@@ -110,7 +111,7 @@ fn sorted(mut ranges: Vec<Range>) -> Vec<Range> {
     joined
 }
 
-/// Sorted ranges without what is in others.
+/// Sorted ranges without the versions in others.
 fn without(ranges: &[Range], others: &[Range]) -> Vec<Range> {
     let mut left = Vec::new();
     let mut others = others.iter().peekable();
@@ -140,7 +141,7 @@ fn without(ranges: &[Range], others: &[Range]) -> Vec<Range> {
     left
 }
 
-/// Ranges in the order that they have, those that follow each other as one.
+/// Ranges in their given order, with consecutive ones merged.
 fn in_order(ranges: Vec<Range>) -> Vec<Range> {
     let mut joined: Vec<Range> = Vec::new();
     for range in ranges {
@@ -152,7 +153,7 @@ fn in_order(ranges: Vec<Range>) -> Vec<Range> {
     joined
 }
 
-/// What is behind so many versions.
+/// The ranges without their first `count` versions.
 fn behind(ranges: Vec<Range>, mut count: u64) -> Vec<Range> {
     let mut rest = Vec::new();
     for range in ranges {
@@ -166,43 +167,43 @@ fn behind(ranges: Vec<Range>, mut count: u64) -> Vec<Range> {
     rest
 }
 
-/// What is in both.
+/// The versions in both.
 fn both(ranges: &[Range], others: &[Range]) -> Vec<Range> {
     without(ranges, &without(ranges, others))
 }
 
-/// What is known of a replica whose pushes were seen since its first number.
+/// The state of a replica whose pushes are known from its first number on.
 #[derive(Debug, Default)]
 struct Known {
     held: Held,
-    /// What it was sent and has not pushed back: since it last asked where to push from, and before. What it stored it would
-    /// have pushed then.
+    /// What it was sent and has not pushed back: since it last asked where to push from, and before that. If it had
+    /// stored the latter, it would have pushed them.
     sent: Vec<Range>,
     sent_before: Vec<Range>,
-    /// What it never takes, as it seems.
+    /// What it apparently never accepts.
     refused: Vec<Range>,
-    /// Its number at the last pull, and the answer, in its order, as long as it has not asked where to push from.
+    /// Its number at the last pull, and the answer, in order, until it asks where to push from.
     pulled_at: u64,
     answer: Vec<Range>,
-    /// So many times it was sent something with no effect.
+    /// How often it was sent something without effect.
     repeats: u32,
-    /// It was asked for the newest event that is held, and has not pushed it: in so many syncs.
+    /// The number of syncs in which it was asked for the newest held event and did not push it.
     is_asked: bool,
     silent: u32,
-    /// The place in the store's history at the greatest of the versions.
+    /// The position in the store's history at the greatest of these versions.
     seen: Option<Cursor>,
 }
 
 impl Known {
-    /// Looks at what became of earlier answers. The replica has so many events now.
+    /// Evaluates earlier answers. The replica now has this many events.
     fn pulls_at(&mut self, number: u64) {
-        // It has not pushed since: so it stored as many as there are more, the first ones.
+        // It has not pushed since, so it stored as many of them as its number has grown, the first ones.
         let stored = number.saturating_sub(self.pulled_at);
         self.sent = without(&self.sent, &sorted(behind(std::mem::take(&mut self.answer), stored)));
         let is_waiting = self.sent.len() + self.sent_before.len() > 0;
         self.repeats = if is_waiting && number == self.pulled_at { self.repeats + 1 } else { 0 };
         if number == self.held.len {
-            // It has nothing but what it pushed. A few times an answer may be lost; a filter never takes it.
+            // It has only what it pushed. An answer may get lost a few times; a filter never accepts it.
             let sent = [std::mem::take(&mut self.sent), std::mem::take(&mut self.sent_before)].concat();
             if self.repeats > MOST_REPEATS {
                 self.refused = sorted([std::mem::take(&mut self.refused), sent].concat());
@@ -212,32 +213,32 @@ impl Known {
     }
 }
 
-/// A replica, as far as it is known.
+/// A replica and what is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    /// The opening of the store that the versions are of.
+    /// The open store to which the versions belong.
     served: Weak<Served>,
     known: Option<Known>,
-    /// Not known: it was told to push everything.
+    /// For an unknown replica: it was told to push everything.
     was_told: bool,
-    /// Not known: it has pulled.
+    /// For an unknown replica: it has pulled.
     has_pulled: bool,
-    /// Not known: so often it was told to push everything, and pushed nothing.
+    /// For an unknown replica: how often it was told to push everything, but pushed nothing.
     silent: u32,
 }
 
-/// So often a push may be lost. Then the event that was asked for is not there.
+/// How often a push may be lost. After that, the requested event counts as missing.
 const MOST_SILENT: u32 = 3;
 
-/// So often the same events are sent first, in their order. Then others come first.
+/// How often the same events are sent first, in their order. After that, others come first.
 const MOST_REPEATS: u32 = 3;
 
-/// What a pull is answered with.
+/// The answer to a pull.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pull {
-    /// Of these as many as there is room for, from the first on.
+    /// As many of these as there is room for, beginning with the first.
     Versions(Vec<Range>),
-    /// Nothing, as its push tells more.
+    /// Nothing, because its push will tell more.
     Later,
 }
 
@@ -246,7 +247,7 @@ impl Replica {
         (self.known, self.was_told, self.has_pulled, self.silent) = (None, false, false, 0);
     }
 
-    /// Forgets the versions if they are of another history: the store may have been closed, replaced and opened again.
+    /// Forgets the versions if they belong to another history: the store may have been closed, replaced and reopened.
     pub(super) async fn check(&mut self, served: &Arc<Served>, ctx: &Context) -> Result<(), Error> {
         let opening = Arc::downgrade(served);
         if !Weak::ptr_eq(&self.served, &opening) {
@@ -262,18 +263,19 @@ impl Replica {
         Ok(())
     }
 
-    /// Answers a pull of a replica with so many events, when the store's newest version is `head`.
+    /// Answers a pull of a replica with this many events, when the store's newest version is `head`.
     pub(super) fn pull(&mut self, number: u64, head: u64) -> Pull {
         if self.known.as_ref().is_some_and(|known| number < known.held.len) {
-            // The database was restored, or is another one.
+            // The database was restored or is another one.
             self.forget();
         }
         if self.known.is_none() && self.silent >= MOST_SILENT && number <= MOST {
-            // A filter keeps back all that it has.
+            // A filter keeps back everything that it has.
             self.known.get_or_insert_default().held.skip_to(number);
         }
         if self.known.is_none() && number > 0 {
-            // One that only pulls has the store's events in the store's order. Whoever writes pushes next, and is known then.
+            // A replica that only pulls has the store's events in the store's order. One that writes pushes next, and
+            // is known then.
             return match std::mem::replace(&mut self.has_pulled, true) {
                 false => Pull::Later,
                 true => Pull::Versions(from_to(number.saturating_add(1), head)),
@@ -287,12 +289,12 @@ impl Replica {
         }
         let sent = sorted([known.sent.as_slice(), &known.sent_before, &known.refused].concat());
         let new = without(&lacking, &sent);
-        // It may have stored the others all the same, and then takes nothing that comes behind them.
+        // New ones come first: it may have stored the others already, and then accepts nothing that comes after them.
         let refused = without(&known.refused, &known.sent_before);
         Pull::Versions([new, known.sent_before.clone(), refused].concat())
     }
 
-    /// These were sent as the answer.
+    /// Notes that these were sent in the answer.
     pub(super) fn is_sent(&mut self, versions: Vec<Range>) {
         if let Some(known) = &mut self.known {
             known.answer = in_order(versions);
@@ -302,8 +304,8 @@ impl Replica {
         }
     }
 
-    /// Answers `latest-version`: the replica pushes what is above. It is asked for the newest event that is known of it once more,
-    /// which shows whether its database is still the same one.
+    /// Answers `latest-version`: the replica pushes everything above it. It is asked to push its newest known event
+    /// again, which shows whether its database is still the same.
     pub(super) fn latest(&mut self) -> Option<u64> {
         if let Some(known) = &mut self.known {
             known.silent = if known.is_asked { known.silent + 1 } else { 0 };
@@ -316,15 +318,15 @@ impl Replica {
             self.silent = self.silent.saturating_add(1);
             return None;
         };
-        // What a filter keeps back is not pushed.
+        // Events that a filter keeps back are not pushed.
         known.is_asked = known.held.runs.last().is_some_and(|run| Held::run(*run).0 > 0);
         known.sent_before = sorted([known.sent_before.as_slice(), &known.sent].concat());
         (known.sent, known.answer) = (Vec::new(), Vec::new());
         Some(known.held.len.saturating_sub(1)).filter(|number| *number > 0)
     }
 
-    /// Learns from a push which versions stand at which numbers. Version 0 is an event that was refused. The cursor is at the
-    /// greatest of the versions. Tells whether the database may still be the one that was known.
+    /// Learns from a push which versions are at which numbers. Version 0 is an event that was refused. The cursor is at
+    /// the greatest of the versions. Returns whether the database may still be the known one.
     pub(super) fn learn(&mut self, pushed: &[(u64, u64)], newest: Cursor) -> bool {
         let is_ascending = pushed.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let is_small = pushed.iter().all(|(number, version)| *number <= MOST && *version <= MOST);
@@ -337,7 +339,7 @@ impl Replica {
         }
         let known = self.known.get_or_insert_default();
         let (again, new) = pushed.split_at(pushed.partition_point(|(number, _)| *number <= known.held.len));
-        // The newest one passed the filter before, if there is one.
+        // The newest one passed the filter before, if there is a filter.
         let is_missing = known.is_asked && again.is_empty();
         if is_missing || !known.held.has(again) {
             // Another database has this name, or this one was restored and written to.
@@ -346,7 +348,7 @@ impl Replica {
         }
         known.is_asked = false;
         for (number, version) in new {
-            // What a filter keeps back.
+            // Events that a filter keeps back.
             known.held.skip_to(number - 1);
             known.held.push(*version);
         }
@@ -373,18 +375,18 @@ pub(super) fn from_to(first: u64, last: u64) -> Vec<Range> {
     if first <= last { vec![first..=last] } else { Vec::new() }
 }
 
-/// The name of the store, and that of the replica.
+/// The names of the store and the replica.
 type Name = (String, String);
 
 #[derive(Debug, Default)]
 struct Entry {
     replica: Arc<AsyncMutex<Replica>>,
-    /// When it was asked for, as a count of requests.
+    /// The time of its last use, as a count of requests.
     used: u64,
     bytes: usize,
 }
 
-/// The replicas of all stores that are remembered: of those that were not heard of for the longest time none is.
+/// The known replicas of all stores. The least recently used ones are forgotten.
 #[derive(Debug)]
 pub(crate) struct Replicas {
     most: usize,
@@ -404,7 +406,7 @@ impl Replicas {
         Replicas { most, most_bytes, all: Mutex::default() }
     }
 
-    /// The replica with this name, for one request; one that is not known if it was never heard of, or forgotten.
+    /// Locks the replica with this name for one request. It is unknown if it was never used or was forgotten.
     pub(super) async fn lock(&self, served: &Served, name: &str) -> Locked<'_> {
         let name = (served.name.clone(), name.to_owned());
         let replica = self.get(&name);
@@ -426,7 +428,7 @@ impl Replicas {
         replica
     }
 
-    /// A request has changed what is known of a replica.
+    /// Saves what a request has changed.
     fn keep(&self, name: &Name, replica: &Replica) {
         let mut all = lock(&self.all);
         let bytes = replica.len_bytes() + size_of::<Entry>() + name.0.len() + name.1.len();
@@ -446,7 +448,7 @@ impl Replicas {
     }
 }
 
-/// A replica while a request has it: the next one waits.
+/// A replica that is locked by a request; the next request waits.
 pub(super) struct Locked<'a> {
     replicas: &'a Replicas,
     name: Name,
@@ -488,7 +490,7 @@ mod tests {
         Cursor::new(eventstore_api::Version::new(9), eventstore_api::Digest::EMPTY)
     }
 
-    /// One whose numbers 1 to n have these versions.
+    /// A replica whose numbers 1 to n have these versions.
     fn known(versions: &[u64]) -> Replica {
         let mut replica = Replica::default();
         assert_eq!(replica.latest(), None);
@@ -503,14 +505,14 @@ mod tests {
         assert_eq!(replica.latest(), Some(2));
         assert_eq!(versions(&mut replica, 3, 10), [1..=2, 5..=8, 10..=10]);
         replica.is_sent(vec![5..=6, 7..=8, 1..=2]);
-        // It has stored the first of it, and not been asked to push yet.
+        // It has stored the first part, and has not been asked to push yet.
         assert_eq!(versions(&mut replica, 5, 10), [1..=2, 7..=8, 10..=10]);
         replica.is_sent(vec![1..=2, 7..=8, 10..=10]);
         assert_eq!(replica.latest(), Some(2));
         replica.learn(&[(3, 9), (4, 5), (5, 6)], newest());
-        // Of what was lost on the way it did not tell.
+        // The replica reports nothing about what was lost in transit.
         assert_eq!(versions(&mut replica, 6, 11), [11..=11, 1..=2, 7..=8, 10..=10]);
-        // With nothing of its own, it has nothing that was not told.
+        // It has no events of its own, so it has nothing that was not sent.
         assert_eq!(versions(&mut replica, 5, 11), [1..=2, 7..=8, 10..=11]);
     }
 
@@ -590,12 +592,12 @@ mod tests {
 
     #[test]
     fn a_database_without_the_newest_event_is_another_one() {
-        // What it has in its place is kept back by a filter.
+        // A filter keeps back what it has in its place.
         let mut replica = known(&[3, 4, 9]);
         assert_eq!(replica.latest(), Some(2));
         assert!(!replica.learn(&[(4, 1)], newest()));
         assert_eq!(replica.latest(), None);
-        // Nothing at all comes. A push may be lost now and then.
+        // Nothing arrives at all. A push may be lost now and then.
         let mut replica = known(&[3, 4, 9]);
         for _ in 0..9 {
             for _ in 0..MOST_SILENT {

@@ -1,4 +1,4 @@
-//! A browser and its driver, as processes of their own that end with the test, however it ends.
+//! A browser and its driver, as separate processes that end with the test, however it ends.
 
 use std::fmt::Debug;
 use std::io::{BufRead, BufReader};
@@ -18,17 +18,17 @@ use thirtyfour::prelude::*;
 const CHROMIUM: &str = "/usr/bin/chromium";
 const DRIVER: &str = "/usr/bin/chromedriver";
 
-/// How long the browser may take for anything.
+/// The time limit for any operation of the browser.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is missing for the tests to run, if anything is.
+/// What is missing to run the tests, if anything.
 pub(crate) fn missing() -> Option<&'static str> {
     [CHROMIUM, DRIVER]
         .into_iter()
         .find(|path| !Command::new(path).arg("--version").output().is_ok_and(|output| output.status.success()))
 }
 
-/// What a page does before its own script: it keeps what must not happen.
+/// A script that runs before the page's own and records what must not happen.
 const WATCH: &str = "
     window.violations = [];
     window.failures = [];
@@ -44,14 +44,15 @@ const WATCH: &str = "
     URL.createObjectURL = (blob) => { window.saved.push(blob.size); return made.call(URL, blob); };
 ";
 
-/// Runs a command until it ends or nobody holds the input any more, such as a test that was killed. Then all that it started ends.
+/// Runs a command until it ends or its input is closed, for example because the test was killed. Then it kills all its
+/// child processes.
 const KEEPER: &str = r#"("$@" < /dev/null; kill -KILL 0) & read -r _; kill -KILL 0"#;
 
-/// A process and all that it started.
+/// A process and its child processes.
 struct Group(Child);
 
 impl Group {
-    /// Starts it, and waits for the line that has this; what comes after it.
+    /// Starts a program and waits for a line with `beginning`. Returns the rest of that line.
     fn start(program: &str, arguments: &[&str], beginning: &str) -> (Self, String) {
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "sh", program]).args(arguments).process_group(0);
@@ -59,7 +60,7 @@ impl Group {
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let group = Group(child);
         let (sender, lines) = mpsc::channel();
-        // Whoever does not read all of it stops the process in the end.
+        // The rest of the output must be read, or the process would block in the end.
         let other = sender.clone();
         thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
@@ -88,7 +89,7 @@ impl Drop for Group {
 /// A browser with one page.
 pub(crate) struct Page {
     driver: Option<WebDriver>,
-    /// Parts of messages of the console that this test brings about itself.
+    /// Parts of console messages that this test causes itself.
     expected: Vec<&'static str>,
     base: String,
     _processes: [Group; 2],
@@ -97,13 +98,13 @@ pub(crate) struct Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // The processes are killed, which needs no farewell.
+        // The processes are killed, so the session need not be closed.
         let _ = self.driver.take().map(WebDriver::leak);
     }
 }
 
 impl Page {
-    /// Shows what is at `path` of the server at `base`. `script` runs before the page's own.
+    /// Opens `path` of the server at `base`. `script` runs before the page's own.
     pub(crate) async fn open_with(base: &str, path: &str, script: &str) -> Self {
         let profile = tempfile::tempdir().unwrap();
         let directory = format!("--user-data-dir={}", profile.path().display());
@@ -150,7 +151,7 @@ impl Page {
         Self::open_with(base, path, "").await
     }
 
-    /// Lets the console have messages with this in them.
+    /// Allows console messages that contain this.
     pub(crate) fn expect(&mut self, message: &'static str) {
         self.expected.push(message);
     }
@@ -168,7 +169,7 @@ impl Page {
         self.cdp("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// `light` or `dark`, and without movement.
+    /// Sets `light` or `dark`, and reduced motion.
     pub(crate) async fn scheme(&self, scheme: &str) {
         let features = json!([
             { "name": "prefers-color-scheme", "value": scheme },
@@ -218,13 +219,13 @@ impl Page {
         element.click().await.unwrap_or_else(|error| panic!("{css}: {error}"));
     }
 
-    /// Moves the pointer there.
+    /// Moves the pointer to this element.
     pub(crate) async fn point_at(&self, css: &str) {
         let element = self.driver().find(By::Css(css)).await.unwrap();
         self.driver().action_chain().move_to_element_center(&element).perform().await.unwrap();
     }
 
-    /// Presses keys where the focus is.
+    /// Presses keys at the focused element.
     pub(crate) async fn press(&self, keys: impl Into<TypingData>) {
         self.driver().action_chain().send_keys(keys).perform().await.unwrap();
     }
@@ -235,20 +236,20 @@ impl Page {
         element.send_keys(text).await.unwrap();
     }
 
-    /// The texts of all elements that are selected.
+    /// The texts of all selected elements.
     pub(crate) async fn texts(&self, css: &str) -> Vec<String> {
         self.value(&texts(css)).await
     }
 
-    /// What the console has, and was not expected.
+    /// Unexpected console messages.
     async fn logged(&self) -> Vec<String> {
         let entries = self.driver().browser_log().await.unwrap();
         let messages = entries.into_iter().map(|entry| format!("{}: {}", entry.level, entry.message));
         messages.filter(|message| !self.expected.iter().any(|expected| message.contains(expected))).collect()
     }
 
-    /// Nothing happened that must not: no script of somebody else's ran, nothing broke the policy or failed, nothing was asked
-    /// for elsewhere. To be called on each document before it is left.
+    /// Checks that nothing forbidden happened: no foreign script ran, nothing violated the policy or failed, and
+    /// nothing was requested from elsewhere. Call it on each document before leaving it.
     pub(crate) async fn is_unharmed(&self) {
         assert!(self.driver().get_alert_text().await.is_err(), "a dialog is open");
         assert_eq!(self.value::<Vec<String>>("window.violations").await, [] as [&str; 0], "the policy was broken");
@@ -268,7 +269,7 @@ impl Page {
         }
     }
 
-    /// The addresses that the page asked for since the last time.
+    /// The URLs that the page has requested since the last call.
     async fn requested(&self) -> Vec<String> {
         let entries = self.driver().get_log("performance").await.unwrap();
         let messages =
@@ -281,7 +282,7 @@ impl Page {
     }
 }
 
-/// The expression of all texts that are selected.
+/// The expression for the texts of all selected elements.
 pub(crate) fn texts(css: &str) -> String {
     format!("[...document.querySelectorAll({})].map((each) => each.textContent)", Value::from(css))
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 /// A test that waits longer than this hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A server that runs.
+/// A running server.
 pub(crate) struct Running {
     pub(crate) address: String,
     stop: CancellationToken,
@@ -36,7 +36,7 @@ impl Running {
         Running { address, stop, task }
     }
 
-    /// Stops it, and waits until it has.
+    /// Stops it, and waits until it has stopped.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(LONG, self.task).await.expect("it ends").expect("no panic");
@@ -74,7 +74,7 @@ impl Running {
         head.into_bytes()
     }
 
-    /// A request whose answer is read while it comes.
+    /// Sends a request and returns its answer for reading as it arrives.
     pub(crate) async fn stream(&self, path: &str, headers: &[(&str, &str)]) -> Lines {
         let mut stream = TcpStream::connect(&self.address).await.expect("connected");
         stream.write_all(&self.head("GET", path, headers, 0)).await.expect("written");
@@ -131,7 +131,7 @@ impl Response {
         self.json()
     }
 
-    /// The code of the problem that it is.
+    /// The code of the problem in the answer.
     #[track_caller]
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
@@ -155,7 +155,7 @@ fn dechunked(mut bytes: &[u8]) -> Vec<u8> {
     body
 }
 
-/// An answer that goes on.
+/// An answer that is still arriving.
 pub(crate) struct Lines {
     stream: TcpStream,
     text: String,
@@ -180,7 +180,7 @@ impl Lines {
         }
     }
 
-    /// The next line that is not a length of a chunk or empty; `None` at the end.
+    /// The next line that is neither a chunk length nor empty; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<String> {
         loop {
             let line = self.until("\n").await?;
@@ -192,7 +192,7 @@ impl Lines {
         }
     }
 
-    /// The next line with an event, as JSON, without heartbeats.
+    /// The next line with an event, as JSON, skipping heartbeats.
     pub(crate) async fn event(&mut self) -> Value {
         loop {
             let line = self.next().await.expect("one more line");
@@ -213,19 +213,19 @@ pub(crate) async fn memory() -> eventstore::Store {
     eventstore::open("memory:").await.expect("opened")
 }
 
-/// A request over a connection of somebody else's.
+/// Sends a request over a given connection.
 pub(crate) async fn plain(mut stream: TcpStream, path: &str, accept: &str) -> Response {
     let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\naccept: {accept}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("written");
     Response::read(stream).await
 }
 
-/// The answer to a request that was written.
+/// The answer to a request that was already sent.
 pub(crate) async fn answer(stream: TcpStream) -> Response {
     Response::read(stream).await
 }
 
-/// The first bytes of an answer, of a connection that may stay open.
+/// The first bytes of an answer, over a connection that may stay open.
 pub(crate) async fn answer_of_one(mut stream: TcpStream) -> String {
     let mut bytes = vec![0; 4096];
     let len = tokio::time::timeout(LONG, stream.read(&mut bytes)).await.expect("answered").expect("read");

@@ -1,4 +1,4 @@
-//! What tests of stores on disk have in common.
+//! Helpers for tests of stores on disk.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -17,7 +17,7 @@ pub(crate) const BACKENDS: &[&str] = &[
     "sled",
 ];
 
-/// Everything below a directory: files, directories and links, which are not followed.
+/// Everything below a directory: files, directories and links. Links are not followed.
 pub(crate) fn below(directory: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {

@@ -110,7 +110,7 @@ pub(crate) fn verify(db: &mut Connection, task: &Task) -> Result<VerifyReport> {
         let options = LoadOptions::since(seen).before(head.next());
         let events = match rows::page(db, &options, size, head) {
             Ok(page) if page.events.is_empty() => {
-                report.findings.push(Finding::new(Some(seen.next()), "it and all behind it are missing"));
+                report.findings.push(Finding::new(Some(seen.next()), "it and all later events are missing"));
                 break;
             }
             Ok(page) => page.events,

@@ -1,4 +1,4 @@
-//! Appending and following, for a while.
+//! Appending and following, for a limited time.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use super::workloads::Appends;
 use crate::commands::Store;
 use crate::failure::Failure;
 
-/// About how long appends go on without a break. In the breaks, which do not count, the next events are made.
+/// The approximate duration of a burst of appends. The next events are generated between bursts, which does not count.
 const BURST: Duration = Duration::from_millis(200);
-/// Events of one burst: they are in memory.
+/// The number of events in a burst, which are in memory.
 const BURST_EVENTS: u64 = 50_000;
 
 /// Appends until the limit.
@@ -24,7 +24,7 @@ pub(super) async fn append(candidate: &mut Candidate, appends: Appends, limit: &
     let events_a_round = (appends.appenders * appends.batch) as u64;
     let most_rounds = (BURST_EVENTS / events_a_round).max(1);
     let mut slice = Slice::default();
-    // The first burst does not count: it warms up, and tells how long a round takes.
+    // The first burst is a warm-up that does not count. It also measures the duration of a round.
     let mut a_round = burst(candidate, appends, 1).await?.elapsed;
     while limit.is_open(&slice)? {
         let time = BURST.min(limit.time - slice.elapsed);
@@ -39,7 +39,7 @@ pub(super) async fn append(candidate: &mut Candidate, appends: Appends, limit: &
     Ok(slice)
 }
 
-/// Every appender appends `rounds` batches, one after the other.
+/// Every appender appends `rounds` batches in sequence.
 async fn burst(candidate: &mut Candidate, appends: Appends, rounds: u64) -> Result<Slice, Failure> {
     let (store, events) = (candidate.store()?, candidate.events);
     let (appenders, batch) = (appends.appenders as u64, appends.batch as u64);
@@ -47,7 +47,7 @@ async fn burst(candidate: &mut Candidate, appends: Appends, rounds: u64) -> Resu
     candidate.next += rounds * appenders * batch;
     let mut prepared = Vec::with_capacity(appends.appenders);
     for appender in 0..appenders {
-        // The appenders go through the numbers side by side, so that time-ordered ids come about in their order.
+        // The appenders take the numbers in turn, so that time-ordered ids arrive roughly in order.
         let begins = (0..rounds).map(|round| first + (round * appenders + appender) * batch);
         let batches = begins.map(|begin| make(events, begin..begin + batch, appends.ids, appends.durability));
         prepared.push(batches.collect::<Result<Vec<_>, _>>()?);
@@ -81,7 +81,7 @@ async fn append_all(store: Store, batches: Vec<Batch>) -> Result<Times, Failure>
     Ok(times)
 }
 
-/// All were written, one behind the other.
+/// Checks that all were written, at consecutive versions.
 fn check(stored: &[Stored], len: usize) -> Result<(), Failure> {
     let are_written = stored.iter().all(|stored| stored.outcome == StoreOutcome::Written);
     let are_in_order = stored.windows(2).all(|two| two[1].version.get() == two[0].version.get() + 1);
@@ -91,8 +91,8 @@ fn check(stored: &[Stored], len: usize) -> Result<(), Failure> {
     }
 }
 
-/// Appends single events while a task of its own follows the store, until the limit. The times are those from the answer
-/// to the moment at which the follower has the event; none if the follower was first.
+/// Appends single events while a separate task follows the store, until the limit. Measures the time from the answer
+/// until the follower has the event; zero if the follower was first.
 pub(super) async fn wake(candidate: &mut Candidate, limit: &Limit) -> Result<Slice, Failure> {
     let (store, events) = (candidate.store()?, candidate.events);
     let (send, mut received) = mpsc::unbounded_channel();

@@ -1,4 +1,4 @@
-//! A store that is measured, in a directory of its own that is deleted at the end.
+//! A measured store, in a temporary directory of its own.
 
 use std::fs;
 use std::io;
@@ -12,23 +12,23 @@ use super::events::{Events, Ids};
 use crate::commands::Store;
 use crate::failure::Failure;
 
-/// Events of one append while a store is filled.
+/// The number of events per append while a store is filled.
 const FILL_BATCH: u64 = 1000;
 const MEMORY: &str = "memory";
 
-/// A store that is measured.
+/// A measured store.
 pub(super) struct Candidate {
-    /// The URL as it was given.
+    /// The URL as given.
     pub(super) url: String,
     pub(super) backend: String,
     pub(super) options: Vec<(String, String)>,
     pub(super) events: Events,
-    /// The number of the next event to append, which is also how many there are.
+    /// The number of the next event to append, which is also the number of events.
     pub(super) next: u64,
-    /// `None` without files.
+    /// `None` for a store without files.
     place: Option<Place>,
     path: PathBuf,
-    /// The URL of a store of its own in a database.
+    /// The URL of a temporary store in a database.
     in_database: Option<String>,
     /// `None` while it is closed.
     store: Option<Store>,
@@ -39,21 +39,21 @@ impl Candidate {
     ///
     /// # Errors
     ///
-    /// `Cancelled` if the user has had enough; nothing stays behind then, or after any other error.
+    /// `Cancelled` if the user interrupted. After any error, nothing is left behind.
     pub(super) async fn filled(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
         if eventstore::backend::is_postgres(url) {
             return Self::filled_in_database(url, events, ctx).await;
         }
         let parsed: StoreUrl = match url.parse() {
             Ok(parsed) => parsed,
-            // Whoever opens stores knows more about what is wrong.
+            // Opening the store gives a more specific error.
             Err(error) => return Err(eventstore::backend::open(url).await.err().unwrap_or(error).into()),
         };
         let place = match parsed.scheme.as_str() {
             MEMORY => None,
             _ => Some(Place::new(&parsed.path)?),
         };
-        // A store in memory that has a path is refused when it is opened.
+        // Opening rejects a store in memory with a path.
         let path = place.as_ref().map_or(parsed.path, |place| place.files.path().join("store"));
         let mut candidate = Candidate {
             url: url.to_owned(),
@@ -73,7 +73,7 @@ impl Candidate {
     async fn filled_in_database(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
         let (address, options) = url.split_once('?').unwrap_or((url, ""));
         let options: Vec<_> = options.split('&').filter_map(|option| option.split_once('=')).collect();
-        // Whatever schema is named holds somebody's store, or will.
+        // A named schema may have somebody's store, now or later.
         let options: Vec<_> = options.into_iter().filter(|(name, _)| *name != "schema").collect();
         let own = format!("schema=eventstore_bench_{:016x}", fastrand::u64(..));
         let given: Vec<_> = options.iter().map(|(name, value)| format!("{name}={value}")).chain([own]).collect();
@@ -95,7 +95,7 @@ impl Candidate {
     async fn fill_or_remove(&mut self, ctx: &Context) -> Result<(), Failure> {
         match self.open_and_fill(ctx).await {
             Ok(()) => Ok(()),
-            // The first error is the one to tell.
+            // The first error is reported.
             Err(failure) => {
                 self.remove().await.ok();
                 Err(failure.at(&self.url))
@@ -112,12 +112,12 @@ impl Candidate {
         self.store.clone().ok_or_else(|| eventstore::backend::Error::Closed.into())
     }
 
-    /// Whether it can be opened again.
+    /// Whether it can be reopened.
     pub(super) fn is_kept(&self) -> bool {
         self.backend != MEMORY
     }
 
-    /// The directory that holds its files; `None` if it has none.
+    /// The directory of its files; `None` if it has none.
     pub(super) fn directory(&self) -> Option<&Path> {
         self.place.as_ref().map(|place| place.files.path())
     }
@@ -142,7 +142,7 @@ impl Candidate {
     async fn fill(&mut self, ctx: &Context) -> Result<(), Failure> {
         let store = self.store()?;
         while self.next < self.events.len() {
-            // Between appends only: one that has begun ends in good order.
+            // Only between appends: a running append is finished in an orderly way.
             ctx.check()?;
             let numbers = self.next..(self.next + FILL_BATCH).min(self.events.len());
             let len = numbers.end - numbers.start;
@@ -153,14 +153,14 @@ impl Candidate {
         Ok(())
     }
 
-    /// Bytes that its files take, if it has some. It has to be closed: then they are complete.
+    /// The size of its files in bytes, if it has any. The store must be closed, so that they are complete.
     pub(super) fn bytes_on_disk(&self) -> Result<Option<u64>, Failure> {
         let Some(directory) = self.directory() else { return Ok(None) };
         let bytes = bytes_below(directory);
         bytes.map(Some).map_err(|error| Failure::io(format_args!("measure {}", directory.display()), &error))
     }
 
-    /// Reads everything: each event that was appended is there once, byte for byte, and nothing else.
+    /// Reads everything, and checks that each appended event is there once, byte for byte, and nothing else.
     pub(super) async fn check(&self, ctx: &Context) -> Result<(), Failure> {
         let wrong = |what: String| Err(Failure::wrong_result(what).at(&self.url));
         let mut seen = vec![false; self.next as usize];
@@ -185,7 +185,7 @@ impl Candidate {
         }
     }
 
-    /// Closes it and deletes what was made for it.
+    /// Closes the store and deletes everything created for it.
     pub(super) async fn remove(&mut self) -> Result<(), Failure> {
         let closed = self.close().await;
         let removed = self.place.take().map_or(Ok(()), Place::remove);
@@ -197,16 +197,15 @@ impl Candidate {
     }
 }
 
-/// Where a store's files lie, and what was made for them.
+/// The location of a store's files, and the directories created for it.
 struct Place {
     files: TempDir,
-    /// Directories that were missing, the innermost first.
+    /// Directories that did not exist before, the innermost first.
     made: Vec<PathBuf>,
 }
 
 impl Place {
-    /// A directory of its own in `given`, which has to be missing or empty, or in the working directory if there is none
-    /// given.
+    /// A new directory in `given`, which must be missing or empty, or in the working directory if none is given.
     fn new(given: &Path) -> Result<Self, Failure> {
         let is_given = !given.as_os_str().is_empty();
         let parent = if is_given { given } else { Path::new(".") };
@@ -243,7 +242,7 @@ pub(super) fn is_missing_or_empty(directory: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a directory and those above it, and returns those that were missing, the innermost first.
+/// Creates a directory and its parents. Returns those that were missing, the innermost first.
 fn make_directory(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let missing = directory.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists());
     let missing: Vec<_> = missing.map(Path::to_owned).collect();
@@ -251,7 +250,7 @@ fn make_directory(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(missing)
 }
 
-/// Removes directories that are empty. One in which somebody else has put something stays.
+/// Removes empty directories. One that somebody else has used is kept.
 fn remove_directories(directories: &[PathBuf]) -> io::Result<()> {
     for directory in directories {
         match fs::remove_dir(directory) {
@@ -272,7 +271,7 @@ fn bytes_below(directory: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// What a file takes: holes take nothing, and the end of its last block counts.
+/// The disk usage of a file: holes take no space, and the last block counts as a whole.
 #[cfg(unix)]
 fn bytes_of(metadata: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;

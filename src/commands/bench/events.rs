@@ -1,35 +1,35 @@
-//! The events that are measured with: each follows from the seed and its number, so that what a store gives back can be
+//! The events used for measurements. Each follows from the seed and its number, so that the content of a store can be
 //! checked without remembering it.
 
 use eventstore::backend::{Event, RecordedEvent};
 
 use crate::failure::Failure;
 
-/// The lengths of the aggregates that are loaded.
+/// The numbers of events in the aggregates that are loaded.
 pub(super) const SHORT: u64 = 13;
 pub(super) const LONG: u64 = 34;
-/// Events come for pairs of aggregates, a short one and a long one.
+/// Events are generated for pairs of aggregates, a short one and a long one.
 pub(super) const PAIR: u64 = SHORT + LONG;
 
-/// The bytes of an event's data. They do not compress.
+/// The size of an event's data in bytes. The data is incompressible.
 pub(super) const DATA_LEN: usize = 300;
 const EVENT_TYPE: &str = "Measured";
-/// 2025-01-01, the beginning of time-ordered ids, in milliseconds since 1970.
+/// 2025-01-01, the start time of time-ordered ids, in milliseconds since 1970.
 const FIRST_MILLISECOND: u64 = 1_735_689_600_000;
 
-/// How ids follow one another.
+/// The order of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ids {
-    /// As UUIDv7, which is what the builder makes: each is greater than those before.
+    /// UUIDv7, as made by the builder: each is greater than those before.
     TimeOrdered,
-    /// As UUIDv4: each lies anywhere in the index.
+    /// UUIDv4: each is anywhere in the index.
     Random,
 }
 
 /// The events of one seed, by their numbers 0, 1, 2, …
 ///
-/// The first ones, [`len`](Events::len), fill a store. They belong to the aggregates in turn, so that the events of each
-/// lie far apart. Those after them are appended while it is measured.
+/// The first [`len`](Events::len) events fill a store. They belong to the aggregates in turn, so that the events of
+/// each are far apart. Later ones are appended during measurements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Events {
     seed: u64,
@@ -42,12 +42,12 @@ impl Events {
         Events { seed, pairs: ((len + PAIR / 2) / PAIR).max(1) }
     }
 
-    /// How many events fill a store.
+    /// The number of events that fill a store.
     pub(super) fn len(self) -> u64 {
         self.pairs * PAIR
     }
 
-    /// How many aggregates there are of each length.
+    /// The number of aggregates of each length.
     pub(super) fn pairs(self) -> u64 {
         self.pairs
     }
@@ -58,7 +58,8 @@ impl Events {
     }
 
     fn aggregate_of(self, number: u64) -> String {
-        // All of them in turn until the short ones have their events, then the long ones alone. Later events go anywhere.
+        // All aggregates in turn until the short ones are complete, then only the long ones. Later events go to any of
+        // them.
         let turns_of_all = 2 * self.pairs * SHORT;
         let among = if (turns_of_all..self.len()).contains(&number) { self.pairs } else { 2 * self.pairs };
         format!("aggregate-{:07}", number % among)
@@ -71,7 +72,7 @@ impl Events {
         let variant = 0x8000 | (low >> 48) & 0x3fff;
         match ids {
             Ids::TimeOrdered => {
-                // 64 a millisecond, one after the other by the bits that follow it.
+                // 64 per millisecond, ordered by the bits after it.
                 let (milliseconds, rest) = (FIRST_MILLISECOND + number / 64, (number % 64) << 6);
                 let (first, second) = (milliseconds >> 16, milliseconds & 0xffff);
                 format!("{first:08x}-{second:04x}-7{rest:03x}-{variant:04x}-{tail:012x}")
@@ -83,7 +84,7 @@ impl Events {
         }
     }
 
-    /// An event; nobody can tell it from one that is made again.
+    /// An event. It is the same each time.
     pub(super) fn event(self, number: u64, ids: Ids) -> Result<Event, Failure> {
         let event = Event::builder(EVENT_TYPE, self.aggregate_of(number)).id(self.id(number, ids));
         Ok(event.data(self.data(number)).build()?)
@@ -100,7 +101,7 @@ impl Events {
         Err(Failure::wrong_result(format!("version {} is not the event that was appended", recorded.version)))
     }
 
-    /// The number, and bytes that look random.
+    /// The number, and pseudo-random bytes.
     fn data(self, number: u64) -> Vec<u8> {
         let mut data = Vec::with_capacity(DATA_LEN + 8);
         data.extend_from_slice(&number.to_le_bytes());
@@ -115,13 +116,13 @@ impl Events {
         data
     }
 
-    /// A number that looks random and is always the same for `of`.
+    /// A pseudo-random number that depends only on `of`.
     pub(super) fn random(self, of: u64) -> u64 {
         mix(mix(self.seed).wrapping_add(of))
     }
 }
 
-/// The finalizer of SplitMix64, which maps no two numbers to the same.
+/// The finalizer of SplitMix64, which is a bijection.
 fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

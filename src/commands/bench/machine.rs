@@ -1,6 +1,6 @@
-//! What is measured on: what the system tells about itself, and what a sync of its disk takes.
+//! The machine: what the system reports about itself, and the time of a sync of its disk.
 //!
-//! What a system does not tell is `None`; nothing of it is needed.
+//! What a system does not report is `None`; none of it is required.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use super::measure::{Percentiles, Times};
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) processor: Option<String>,
-    /// How many threads can run at once.
+    /// The number of threads that can run at once.
     pub(super) cores: usize,
     pub(super) memory_bytes: Option<u64>,
     pub(super) system: String,
@@ -35,28 +35,28 @@ impl Machine {
     }
 }
 
-/// The most memory that this process has had, in bytes.
+/// The peak memory of this process in bytes.
 pub(super) fn peak_memory() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM")
 }
 
-/// Where a store's files lie.
+/// The disk of a store's files.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Disk {
     pub(super) file_system: Option<String>,
-    /// What is written there stays in memory, and syncs cost nothing.
+    /// Whether files are only in memory, so that syncs cost nothing.
     pub(super) is_in_memory: bool,
     /// The times of an append of [`SYNCED_BYTES`] and its `fdatasync`, in microseconds.
     pub(super) fdatasync_us: Option<Percentiles>,
 }
 
-/// Bytes of one append whose sync is timed, about an event.
+/// The size of an append whose sync is timed, about that of an event.
 pub(super) const SYNCED_BYTES: usize = 400;
 /// Enough for a median.
 const SYNCS: usize = 200;
 
 impl Disk {
-    /// Measures for at most about `time`.
+    /// Measures for about `time` at most.
     pub(super) fn measure(directory: &Path, time: Duration) -> io::Result<Self> {
         let file_system = file_system(directory);
         let is_in_memory = matches!(file_system.as_deref(), Some("tmpfs" | "ramfs"));
@@ -117,26 +117,27 @@ fn output_of(program: &str, args: &[&str]) -> Option<String> {
     (output.status.success() && !text.is_empty()).then_some(text)
 }
 
-/// A size that stands in a file of `/proc` as `name: 123 kB`, in bytes.
+/// A size in a file of `/proc` with lines such as `name: 123 kB`, in bytes.
 fn kibibytes(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let kibibytes: u64 = value(&text, name)?.strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
 
-/// What stands behind `name:` in the first line that has it.
+/// The text after `name:` in the first line that has it.
 fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
 }
 
-/// The type of the file system that a directory lies on.
+/// The file system type of a directory.
 fn file_system(directory: &Path) -> Option<String> {
     let directory = directory.canonicalize().ok()?;
     file_system_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, &directory)
 }
 
-/// The type of the last mount that is nearest above the directory: a later one hides an earlier one.
+/// The type of the innermost mount above the directory; of several at the same path, the last one, which hides the
+/// others.
 fn file_system_in(mounts: &str, directory: &Path) -> Option<String> {
     let mounts = mounts.lines().filter_map(|line| {
         let (mount, about) = line.split_once(" - ")?;
@@ -146,7 +147,7 @@ fn file_system_in(mounts: &str, directory: &Path) -> Option<String> {
     mounts.max_by_key(|(depth, _)| *depth).map(|(_, file_system)| file_system.to_owned())
 }
 
-/// The kernel writes a space in a path as `\040`, and the like.
+/// The kernel writes a space in a path as `\040`, and so on.
 fn unescaped(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

@@ -1,4 +1,4 @@
-//! What was measured: rates, times and their percentiles.
+//! Measured values: rates, times and their percentiles.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// Which part of the times is at most the percentile, and its name. The last one is the maximum.
+/// Percentiles as fractions, with their names. The last one is the maximum.
 pub(super) const PERCENTILES: [(f64, &str); 5] =
     [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max")];
 
-/// Times, each of them kept: percentiles are exact.
+/// All measured times, so that percentiles are exact.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Times(Vec<Duration>);
 
@@ -28,7 +28,7 @@ impl Times {
     pub(super) fn percentiles(&self) -> Option<Percentiles> {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
-        // The nearest rank: the smallest time that this part of all times does not exceed.
+        // The nearest rank: the smallest time that is not exceeded by this fraction of all times.
         let at = |part: f64| {
             let rank = (part * sorted.len() as f64).ceil() as usize;
             sorted.get(rank.saturating_sub(1)).copied().map(microseconds)
@@ -57,12 +57,12 @@ impl Percentiles {
     }
 }
 
-/// A part of a measurement, without a break.
+/// A part of a measurement without interruptions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slice {
     pub(super) events: u64,
     pub(super) elapsed: Duration,
-    /// Empty where single calls are not timed.
+    /// Empty if single calls are not timed.
     pub(super) times: Times,
 }
 
@@ -72,7 +72,7 @@ impl Slice {
     }
 }
 
-/// When a part of a measurement ends.
+/// The limit of a part of a measurement.
 #[derive(Clone, Debug)]
 pub(super) struct Limit {
     pub(super) time: Duration,
@@ -81,7 +81,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Whether it goes on after what was measured so far; `Cancelled` if the user has had enough.
+    /// Whether to continue after what was measured so far; `Cancelled` if the user interrupted.
     pub(super) fn is_open(&self, slice: &Slice) -> Result<bool, Failure> {
         match self.interrupted.is_cancelled() {
             true => Err(Error::Cancelled.into()),
@@ -90,7 +90,7 @@ impl Limit {
     }
 }
 
-/// What a value counts.
+/// The unit of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Unit {
     #[serde(rename = "events/s")]
@@ -101,23 +101,23 @@ pub(super) enum Unit {
     Bytes,
 }
 
-/// One thing that was measured on one store.
+/// One measurement of one store.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measurement {
     pub(super) unit: Unit,
-    /// Over all slices; of times, their median.
+    /// The value over all slices; for times, their median.
     pub(super) value: f64,
-    /// Of each slice, to see how much it varies.
+    /// The value of each slice, to show how much it varies.
     pub(super) slices: Vec<f64>,
-    /// Appended or read events, all together.
+    /// The total number of appended or read events.
     pub(super) events: u64,
-    /// Of single calls, in microseconds.
+    /// The latency of single calls, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) latency_us: Option<Percentiles>,
 }
 
 impl Measurement {
-    /// How many events in a second.
+    /// The number of events per second.
     pub(super) fn rate(slices: Vec<Slice>) -> Self {
         let all = together(&slices);
         let rates = slices.iter().map(Slice::rate).collect();
@@ -130,7 +130,7 @@ impl Measurement {
         }
     }
 
-    /// How long it takes; `None` if it was never done.
+    /// The duration of an operation; `None` if it was never done.
     pub(super) fn time(slices: Vec<Slice>) -> Option<Self> {
         let all = together(&slices);
         let percentiles = all.times.percentiles()?;
@@ -144,7 +144,7 @@ impl Measurement {
         })
     }
 
-    /// How many bytes these many events take, each.
+    /// The number of bytes per event.
     pub(super) fn bytes(bytes: u64, events: u64) -> Self {
         let value = bytes as f64 / events.max(1) as f64;
         Measurement { unit: Unit::Bytes, value, slices: vec![value], events, latency_us: None }

@@ -1,8 +1,8 @@
-//! `bench`: engines on this machine, side by side.
+//! `bench`: compares engines on this machine.
 //!
-//! `workloads.rs` says what is measured; `append.rs` and `read.rs` do it, on a store of `candidate.rs` with the events of
-//! `events.rs`; `measure.rs` turns times into numbers. All of it, with what `machine.rs` finds out, is in `results.rs`, and
-//! is shown by `summary.rs`, and by `report.rs` with `plots.rs`.
+//! `workloads.rs` lists the measurements; `append.rs` and `read.rs` run them on a store of `candidate.rs` with the
+//! events of `events.rs`; `measure.rs` computes numbers from times. Everything, including the findings of `machine.rs`,
+//! is collected in `results.rs` and shown by `summary.rs`, and by `report.rs` with `plots.rs`.
 
 mod append;
 mod candidate;
@@ -36,10 +36,10 @@ use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Work;
 
-/// The parts of each measurement. In each of them every store has its turn, another one first.
+/// The number of parts of each measurement. In each part, every store is measured once, starting with another one.
 const SLICES: u32 = 3;
 
-/// How long and how much, if nothing else is said; and with `--quick`.
+/// The default duration and number of events, and those with `--quick`.
 const USUAL: (Duration, u64) = (Duration::from_secs(3), 94_000);
 const QUICK: (Duration, u64) = (Duration::from_millis(30), 470);
 
@@ -62,7 +62,7 @@ pub(crate) async fn run(url: &str, args: &BenchArgs) -> Result<Ending, Failure> 
     };
     removed?;
 
-    // Before anything is printed, which may fail.
+    // Before anything is printed, since it may fail.
     if let Some(directory) = &args.report {
         report::write(directory, &results)?;
     }
@@ -78,7 +78,7 @@ pub(crate) async fn run(url: &str, args: &BenchArgs) -> Result<Ending, Failure> 
     Ok(Ending::Finished)
 }
 
-/// Makes the report's directory now: whoever mistyped it wants to know before everything is measured.
+/// Creates the report's directory in advance, so that a wrong path is noticed before everything is measured.
 fn prepare(directory: &Path) -> Result<(), Failure> {
     let cannot = |error| Failure::io(format_args!("make the report in {}", directory.display()), &error);
     if !is_missing_or_empty(directory).map_err(cannot)? {
@@ -88,7 +88,7 @@ fn prepare(directory: &Path) -> Result<(), Failure> {
     fs::create_dir_all(directory).map_err(cannot)
 }
 
-/// A run, while it goes on.
+/// A running benchmark.
 struct Bench {
     settings: Settings,
     events: Events,
@@ -158,7 +158,7 @@ impl Bench {
         })
     }
 
-    /// Makes a store, and measures what there is to measure without a workload.
+    /// Creates a store, and takes the measurements that need no workload.
     async fn fill(&mut self, url: &str) -> Result<Measured, Failure> {
         let mut candidate = Candidate::filled(url, self.events, &self.context()).await?;
         let measured = self.describe(&mut candidate).await;
@@ -206,12 +206,12 @@ impl Bench {
         Ok(measured)
     }
 
-    /// Ends when the user has had enough.
+    /// A context that ends when the user interrupts.
     fn context(&self) -> Context {
         Context::background().with_cancellation(self.interrupted.clone())
     }
 
-    /// One workload on every store; `None` for a store that has nothing of it to measure.
+    /// Runs one workload on every store; `None` for a store to which it does not apply.
     async fn measure(&mut self, workload: Workload, steps: &mut Steps) -> Result<Vec<Option<Measurement>>, Failure> {
         let limit = Limit {
             time: Duration::from_secs_f64(self.settings.seconds) / SLICES,
@@ -279,7 +279,7 @@ fn named(name: String, title: String, measurement: Measurement) -> Named {
     Named { name, title, measurement }
 }
 
-/// The same URL twice shows how much the numbers vary by themselves.
+/// Numbers repeated URLs. Giving the same URL twice shows how much the numbers vary by themselves.
 fn number_titles(stores: &mut [Measured]) {
     let mut seen = BTreeMap::new();
     for store in stores {
@@ -291,7 +291,7 @@ fn number_titles(stores: &mut [Measured]) {
     }
 }
 
-/// How far the run has come.
+/// The progress of the benchmark.
 struct Steps {
     progress: Progress,
     done: u64,

@@ -1,4 +1,4 @@
-//! The plots of a report, as SVG that is readable on a light and on a dark page.
+//! The plots of a report, as SVG that is readable on light and on dark pages.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -13,16 +13,16 @@ use super::measure::PERCENTILES;
 use super::results::{Measured, Results, number};
 use super::workloads::{Appends, BATCHES, CONCURRENCIES, DISK_APPENDED, DISK_FILLED, Workload};
 
-/// A plot, and the name of its file.
+/// A plot and the name of its file.
 pub(super) struct Plot {
     pub(super) file: String,
     pub(super) title: String,
-    /// For a page that sets the colour of its text.
+    /// For a page that sets the text colour.
     pub(super) svg: String,
 }
 
 impl Plot {
-    /// For a file of its own, which brings its colours.
+    /// For a separate file with its own colours.
     pub(super) fn alone(&self) -> String {
         const STYLE: &str = "<style>:root{color:#222;background:#fff}\
             @media(prefers-color-scheme:dark){:root{color:#ddd;background:#181a1b}}</style>\n";
@@ -35,19 +35,19 @@ impl Plot {
 type Error = DrawingAreaErrorKind<std::io::Error>;
 
 const WIDTH: u32 = 720;
-/// Without title and legend.
+/// The height without title and legend.
 const HEIGHT: u32 = 360;
-/// Stands for the colour of the page's text; no other colour of a plot.
+/// Stands for the text colour of the page; no other colour of a plot is equal to it.
 const INK: RGBColor = RGBColor(1, 2, 3);
 const INK_IN_SVG: &str = "#010203";
-/// As plotters counts; what is shown is four fifths of it.
+/// In units of plotters; the displayed size is four fifths of it.
 const TEXT_SIZE: i32 = 17;
 const BAR_TEXT_SIZE: i32 = 14;
-/// The height of a line of the legend, where it begins, and the width of a sample of a series.
+/// The line height of the legend, its position, and the width of a sample of a series.
 const LINE: i32 = 24;
 const LEFT: i32 = 20;
 const SAMPLE: i32 = 26;
-/// Bright enough for a dark page, dark enough for a light one, and apart for those who do not see all colours.
+/// Bright enough for a dark page, dark enough for a light one, and distinguishable for colour-blind readers.
 const COLORS: [RGBColor; 6] = [
     RGBColor(0x2f, 0x81, 0xd6),
     RGBColor(0xe0, 0x7b, 0x1f),
@@ -57,7 +57,7 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(0xd6, 0x4a, 0x4a),
 ];
 
-/// Every plot for which there is something to show.
+/// All plots that have data.
 pub(super) fn all(results: &Results) -> Result<Vec<Plot>, Error> {
     let mut plots = Vec::new();
     let appends = |appends: Appends| Workload::Append(appends).name();
@@ -136,7 +136,7 @@ enum Shape {
     Bar,
 }
 
-/// What is plotted of one store: a value for each place on the axis.
+/// The plotted data of one store: a value for each position on the axis.
 struct Series {
     title: String,
     store: usize,
@@ -157,7 +157,7 @@ impl Series {
         COLORS[self.store % COLORS.len()]
     }
 
-    /// The values that are there, with their places. A logarithmic axis has no room for zero.
+    /// The existing values with their positions. A logarithmic axis cannot show zero.
     fn points(&self) -> impl Iterator<Item = (f64, f64)> + Clone + '_ {
         let points = self.values.iter().enumerate();
         points.filter_map(|(place, value)| Some((place as f64, value.filter(|value| *value > 0.0)?)))
@@ -167,13 +167,13 @@ impl Series {
 fn percentiles(results: &Results, file: &str, title: &str, name: &str) -> Result<Option<Plot>, Error> {
     let series = results.stores.iter().enumerate().filter_map(|(at, store)| {
         let latency = store.get(name)?.latency_us?;
-        // Times that are hardly any stand at the bottom: a logarithmic axis has no zero.
+        // Times near zero are drawn at the bottom: a logarithmic axis has no zero.
         Some(Series::new(at, store.title.clone(), latency.all().map(|time| Some(time.max(0.1))).to_vec()))
     });
     lines(file, title, "µs", &PERCENTILES.map(|(_, name)| name), series.collect())
 }
 
-/// Lines over places that have names, with a logarithmic axis. `None` if there is nothing to show.
+/// A line plot over named positions, with a logarithmic axis. `None` if there is no data.
 fn lines(
     file: &str,
     title: &str,
@@ -220,7 +220,7 @@ fn lines(
     .map(Some)
 }
 
-/// Bars in groups, one of each store in each. `None` if there is nothing to show.
+/// A bar plot in groups, with one bar per store in each. `None` if there is no data.
 fn bars(
     results: &Results,
     file: &str,
@@ -268,7 +268,7 @@ fn bars(
     .map(Some)
 }
 
-/// An axis with named places at 0, 1, 2, … and half a place of room at both ends.
+/// An axis with named positions at 0, 1, 2, … and half a unit of room at both ends.
 struct Places(Vec<String>);
 
 impl Ranged for Places {
@@ -298,13 +298,13 @@ impl ValueFormatter<f64> for Places {
     }
 }
 
-/// The least and the greatest value, if there is any.
+/// The smallest and the greatest value, if there are any.
 fn range(series: &[Series]) -> Option<(f64, f64)> {
     let values = || series.iter().flat_map(Series::points).map(|(_, value)| value);
     Some((values().reduce(f64::min)?, values().reduce(f64::max)?)).filter(|(_, greatest)| *greatest > 0.0)
 }
 
-/// What a store's points look like besides their colour, in pixels around the point: an octagon, a triangle or a square.
+/// The shape of a store's points, in pixels around the point: an octagon, a triangle or a square.
 fn outline(store: usize) -> &'static [(i32, i32)] {
     match store % 3 {
         0 => &[(-2, -5), (2, -5), (5, -2), (5, 2), (2, 5), (-2, 5), (-5, 2), (-5, -2)],
@@ -332,7 +332,7 @@ fn axis_number(value: f64) -> String {
     }
 }
 
-/// A number short enough to stand above a bar.
+/// A number that is short enough for the label of a bar.
 fn bar_number(value: f64) -> String {
     match value {
         value if (1e4..1e6).contains(&value) => format!("{} k", axis_number(value / 1e3)),
@@ -361,19 +361,19 @@ fn draw(
     Ok(Plot { file: format!("{file}.svg"), title: title.to_owned(), svg: svg.replace(INK_IN_SVG, "currentColor") })
 }
 
-/// Where the series are named, above the plot: in it there may be no room.
+/// The names of the series, above the plot, where there is always room.
 struct Legend {
     places: Vec<(i32, i32)>,
     lines: i32,
 }
 
 impl Legend {
-    /// As many beside each other as fit.
+    /// As many side by side as fit.
     fn of(series: &[Series]) -> Self {
         let (mut x, mut line) = (LEFT, 1);
         let mut places = Vec::new();
         for series in series {
-            // As wide as letters are on average, and some.
+            // Estimated from the average width of a letter, with a margin.
             let width = SAMPLE + 30 + series.title.chars().count() as i32 * TEXT_SIZE / 2;
             if x > LEFT && x + width > WIDTH as i32 {
                 (x, line) = (LEFT, line + 1);

@@ -1,4 +1,4 @@
-//! Reading and opening, for a while.
+//! Reading and opening, for a limited time.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,12 +10,12 @@ use super::events::Ids;
 use super::measure::{Limit, Slice};
 use crate::failure::Failure;
 
-/// Reads whose ids are made before, so that making them does not count.
+/// The number of reads whose ids are generated in advance, so that this does not count.
 const READS: u64 = 256;
-/// How often a store is opened in one part of the measurement.
+/// The number of times a store is opened in one part of the measurement.
 const OPENINGS: usize = 3;
 
-/// Reads all events again and again, a page at a time.
+/// Reads all events repeatedly, a page at a time.
 pub(super) async fn scan_pages(candidate: &Candidate, limit: &Limit) -> Result<Slice, Failure> {
     scan(candidate, limit, async |mut pages: EventStream| {
         let mut count = 0;
@@ -27,7 +27,7 @@ pub(super) async fn scan_pages(candidate: &Candidate, limit: &Limit) -> Result<S
     .await
 }
 
-/// Reads all events again and again, one at a time.
+/// Reads all events repeatedly, one at a time.
 pub(super) async fn scan_stream(candidate: &Candidate, limit: &Limit) -> Result<Slice, Failure> {
     scan(candidate, limit, async |mut events: EventStream| {
         let mut count = 0;
@@ -40,7 +40,7 @@ pub(super) async fn scan_stream(candidate: &Candidate, limit: &Limit) -> Result<
     .await
 }
 
-/// Reads all events again and again, and checks that each time it is all of them.
+/// Reads all events repeatedly, and checks that each scan is complete.
 async fn scan(
     candidate: &Candidate,
     limit: &Limit,
@@ -60,7 +60,7 @@ async fn scan(
     Ok(slice)
 }
 
-/// Loads aggregates of this length, in an order that jumps through the store.
+/// Loads aggregates of this length, in an order that jumps across the store.
 pub(super) async fn aggregates(candidate: &Candidate, length: u64, limit: &Limit) -> Result<Slice, Failure> {
     let (store, events, ctx) = (candidate.store()?, candidate.events, Context::background());
     let mut slice = Slice::default();
@@ -84,7 +84,7 @@ pub(super) async fn aggregates(candidate: &Candidate, length: u64, limit: &Limit
     Ok(slice)
 }
 
-/// Reads events by id, in an order that jumps through the store.
+/// Reads events by id, in an order that jumps across the store.
 pub(super) async fn get(candidate: &Candidate, limit: &Limit) -> Result<Slice, Failure> {
     let (store, events, ctx) = (candidate.store()?, candidate.events, Context::background());
     let mut slice = Slice::default();
@@ -107,7 +107,7 @@ pub(super) async fn get(candidate: &Candidate, limit: &Limit) -> Result<Slice, F
     Ok(slice)
 }
 
-/// Closes and opens the store a few times; one in memory, which cannot be opened again, is left alone.
+/// Closes and opens the store a few times. A store in memory, which cannot be reopened, is skipped.
 pub(super) async fn open(candidate: &mut Candidate) -> Result<Slice, Failure> {
     let mut slice = Slice::default();
     if !candidate.is_kept() {

@@ -1,4 +1,4 @@
-//! The report: one page that needs nothing else, and beside it its plots and the numbers.
+//! The report: a self-contained page, with its plots and the numbers in separate files.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 pub(super) const INDEX: &str = "index.html";
 const RESULTS: &str = "results.json";
 
-/// Writes everything to a directory that is there.
+/// Writes everything to an existing directory.
 pub(super) fn write(directory: &Path, results: &Results) -> Result<(), Failure> {
     let plots = plots::all(results).map_err(|error| Failure::io("draw the plots", &std::io::Error::other(error)))?;
     let mut json = serde_json::to_string_pretty(results)
@@ -27,7 +27,7 @@ pub(super) fn write(directory: &Path, results: &Results) -> Result<(), Failure> 
         write(&plot.file, &plot.alone())?;
     }
     write(RESULTS, &json)?;
-    // Last, so that a page that is there is complete.
+    // Written last, so that an existing page is complete.
     write(INDEX, &Page::new(results, &plots).0)
 }
 
@@ -49,7 +49,7 @@ td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 .part{padding-left:2.5rem}
 ";
 
-/// A page in the making.
+/// A page while it is built.
 struct Page(String);
 
 impl Page {
@@ -206,7 +206,7 @@ impl Page {
         self.raw("</table>\n");
     }
 
-    /// An element that has a text and maybe a class.
+    /// An element with a text and possibly a class.
     fn element(&mut self, name: &str, class: &str, text: &str) {
         let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
         // Writing to a String does not fail.

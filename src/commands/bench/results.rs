@@ -1,4 +1,4 @@
-//! Everything that was measured and under which settings, as it stands in `results.json`.
+//! All results and settings, as in `results.json`.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,16 @@ pub(super) struct Results {
     pub(super) settings: Settings,
     pub(super) machine: Machine,
     pub(super) stores: Vec<Measured>,
-    /// The most memory that the process has had, with all stores in it.
+    /// The peak memory of the process, with all stores in it.
     pub(super) peak_memory_bytes: Option<u64>,
 }
 
-/// What was run.
+/// The measured program.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Program {
     pub(super) version: &'static str,
     pub(super) profile: &'static str,
-    /// The backends that it was built with.
+    /// The backends of this build.
     pub(super) backends: Vec<&'static str>,
 }
 
@@ -51,23 +51,23 @@ impl Program {
     }
 }
 
-/// How it was measured.
+/// The settings of the measurements.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Settings {
-    /// Of each measurement, for each store.
+    /// The duration of each measurement for each store.
     pub(super) seconds: f64,
-    /// The parts of a measurement, in which the stores take turns.
+    /// The number of parts of a measurement, in which the stores take turns.
     pub(super) slices: u32,
-    /// In a store when it is read from, and before anything is appended.
+    /// The number of events in a store for reads and before the first append.
     pub(super) events: u64,
-    /// An append measurement ends early after so many.
+    /// The number of events after which an append measurement ends early.
     pub(super) most_appended: u64,
     pub(super) data_bytes: usize,
     pub(super) aggregates_of_each_length: u64,
     pub(super) aggregate_lengths: [u64; 2],
     pub(super) seed: u64,
     pub(super) quick: bool,
-    /// Threads of the runtime that the appenders and followers run on.
+    /// The threads of the runtime for appenders and followers.
     pub(super) worker_threads: usize,
 }
 
@@ -78,11 +78,11 @@ pub(super) struct Measured {
     pub(super) title: String,
     pub(super) url: String,
     pub(super) backend: String,
-    /// Those of the URL; others have their defaults.
+    /// The options in the URL; others have their defaults.
     pub(super) options: BTreeMap<String, String>,
-    /// What the engine tells about itself after filling.
+    /// The properties reported by the engine after filling.
     pub(super) properties: BTreeMap<String, String>,
-    /// `None` in memory.
+    /// `None` for a store in memory.
     pub(super) disk: Option<Disk>,
     pub(super) measurements: Vec<Named>,
 }
@@ -102,7 +102,7 @@ impl Measured {
     }
 }
 
-/// A line of the results for people.
+/// A row of the results for people.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) title: String,
@@ -111,7 +111,7 @@ pub(super) struct Row {
     pub(super) cells: Vec<Option<Cell>>,
 }
 
-/// A value, and the least and greatest of its slices.
+/// A value, and the smallest and greatest value of its slices.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {
     pub(super) value: f64,
@@ -132,7 +132,7 @@ impl Cell {
 }
 
 impl Results {
-    /// The results as a table: what was measured, and a cell for each store.
+    /// The results as a table: a title and a cell for each store.
     pub(super) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for workload in Workload::all() {
@@ -146,7 +146,7 @@ impl Results {
             if !workload.has_latencies() {
                 continue;
             }
-            // The median of a time has a line already.
+            // The median of a time already has a row.
             let shown = PERCENTILES.iter().enumerate().skip(usize::from(unit == Unit::Microseconds));
             for (at, (_, percentile)) in shown {
                 rows.push(self.row(format!("    latency {percentile}"), unit_name(Unit::Microseconds), |store| {
@@ -177,7 +177,7 @@ fn unit_name(unit: Unit) -> &'static str {
     }
 }
 
-/// A number for people: at least two digits of it, and all that are in front of the point.
+/// A number for people: at least two significant digits, and all digits before the point.
 pub(super) fn number(value: f64) -> String {
     match value {
         value if value >= 99.95 => HumanCount(value.round() as u64).to_string(),

@@ -5,7 +5,7 @@ use crate::failure::{Failure, escape_controls};
 use crate::output::Output;
 use crate::table::Columns;
 
-/// What stands where a store has nothing to measure.
+/// Shown where a store has no value.
 pub(super) const NOTHING: &str = "-";
 
 pub(super) fn write(output: &mut Output, results: &Results) -> Result<(), Failure> {

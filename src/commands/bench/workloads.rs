@@ -1,30 +1,30 @@
-//! What is measured, in its order, and how it is called.
+//! The measurements, in order, and their names.
 
 use eventstore::backend::Durability;
 
 use super::events::{Ids, LONG, SHORT};
 
-/// Appends at the same time, one event each.
+/// Concurrent appenders, one event per append.
 pub(super) const CONCURRENCIES: [usize; 3] = [1, 8, 64];
-/// Events of one append, by a single appender.
+/// Events per append, by a single appender.
 pub(super) const BATCHES: [usize; 3] = [1, 100, 1000];
 
-/// One thing to measure.
+/// A measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Workload {
     /// All events, a page at a time.
     ScanPages,
     /// All events, one at a time.
     ScanStream,
-    /// Aggregates with this many events, one after the other.
+    /// Aggregates with this many events, in sequence.
     Aggregate(u64),
-    /// Events by their ids, one after the other.
+    /// Events by id, in sequence.
     Get,
-    /// A store that was closed in good order is opened.
+    /// Opening a store after a clean close.
     Open,
     /// Appends.
     Append(Appends),
-    /// From the answer to an append to the moment at which a follower has the event.
+    /// From the answer to an append until a follower has the event.
     Wake,
 }
 
@@ -53,7 +53,7 @@ impl Appends {
 }
 
 impl Workload {
-    /// Everything, in its order: what only reads comes first, while all stores have the same content.
+    /// All measurements in order: reads come first, while all stores have the same content.
     pub(super) fn all() -> Vec<Workload> {
         let mut all = vec![
             Workload::ScanPages,
@@ -64,14 +64,14 @@ impl Workload {
             Workload::Open,
         ];
         all.extend(CONCURRENCIES.map(|appenders| Workload::Append(Appends::concurrent(appenders))));
-        // One event at a time is among the concurrencies.
+        // One event at a time is already among the concurrencies.
         all.extend(BATCHES[1..].iter().map(|&batch| Workload::Append(Appends::batches(batch, Ids::TimeOrdered))));
         all.extend(BATCHES.map(|batch| Workload::Append(Appends::batches(batch, Ids::Random))));
         all.extend([Workload::Append(Appends::BUFFERED), Workload::Wake]);
         all
     }
 
-    /// Its name in the results, as those of the repository's benchmarks.
+    /// Its name in the results, as in the repository's benchmarks.
     pub(super) fn name(self) -> String {
         match self {
             Workload::ScanPages => "scan/pages".to_owned(),
@@ -110,16 +110,16 @@ impl Workload {
         }
     }
 
-    /// Whether the single calls of it are worth showing, and not only how many there are in a second.
+    /// Whether the latencies of single calls are worth showing, in addition to the rate.
     pub(super) fn has_latencies(self) -> bool {
         matches!(self, Workload::Append(appends) if appends.batch == 1 && appends.ids == Ids::TimeOrdered)
             || self == Workload::Wake
     }
 }
 
-/// What the files take after filling, for each event.
+/// The size of the files per event after filling.
 pub(super) const DISK_FILLED: (&str, &str) = ("disk/filled", "on disk, after filling in batches of 1000");
-/// What they take after all appends.
+/// The size of the files after all appends.
 pub(super) const DISK_APPENDED: (&str, &str) = ("disk/appended", "on disk, after all appends");
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `append` on a replica: events from JSON lines, each answered when it is durable, whether there is a hub or not.
+//! `append` on a replica: appends events from JSON lines, and prints each one once it is durable, with or without a
+//! hub.
 
 use std::io::Write as _;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `load` on a replica: the confirmed events, and then those that are pending.
+//! `load` on a replica: prints the confirmed events, followed by the pending ones.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -21,8 +21,7 @@ pub(crate) async fn run(directory: &Path, args: LoadArgs) -> Result<Ending, Fail
         || args.backward
         || args.format != Format::Jsonl;
     if has_filters {
-        let what = "a load of a replica with more than --since, --aggregate, --limit and --follow; pending events have no \
-                    revision and no time of recording";
+        let what = "a load of a replica with more than --since, --aggregate, --limit and --follow; pending events have no revision and no recording time";
         return Err(Error::Unsupported { what: what.to_owned() }.into());
     }
     let interrupted = interrupt::token();
@@ -45,7 +44,7 @@ pub(crate) async fn run(directory: &Path, args: LoadArgs) -> Result<Ending, Fail
     .await
 }
 
-/// The place to begin at: a version, or a cursor, which is checked.
+/// The start: a version, or a cursor, which is checked.
 async fn since(replica: &Replica, text: &str) -> Result<Cursor, Failure> {
     if text.contains('-') {
         return Ok(text.parse()?);

@@ -1,4 +1,4 @@
-//! Replicas: their commands, and what other commands do on `replica:DIR`.
+//! Replicas: their commands, and other commands on `replica:DIR`.
 
 mod append;
 mod load;
@@ -17,12 +17,12 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::Output;
 
-/// The directory of a replica, if the address of a store leads to one.
+/// The directory of a replica, if the URL names one.
 pub(crate) fn directory(url: &str) -> Option<&Path> {
     url.strip_prefix("replica:").map(Path::new)
 }
 
-/// Whether a command is about the store that `--store` names.
+/// Whether a command works on the store of `--store`.
 pub(crate) fn is_of_store(command: &Command) -> bool {
     !matches!(
         command,
@@ -35,7 +35,7 @@ pub(crate) fn is_of_store(command: &Command) -> bool {
     )
 }
 
-/// The directory that a command of replicas was given: also as `replica:DIR`, as `--store` names it.
+/// The directory in an argument, which may also be written as `replica:DIR`, as for `--store`.
 pub(crate) fn argument(path: PathBuf) -> PathBuf {
     match path.to_str().and_then(directory) {
         Some(directory) => directory.to_owned(),
@@ -43,7 +43,7 @@ pub(crate) fn argument(path: PathBuf) -> PathBuf {
     }
 }
 
-/// Does with a replica what a command does with a store.
+/// Runs a command for stores on a replica.
 pub(crate) async fn with_store(directory: &Path, name: &str, command: Command) -> Result<Ending, Failure> {
     match command {
         Command::Append(args) => append::run(directory, &args).await,
@@ -59,19 +59,19 @@ pub(crate) async fn with_store(directory: &Path, name: &str, command: Command) -
     }
 }
 
-/// The address of the store that has the confirmed events of a replica.
+/// The URL of the store with a replica's confirmed events.
 fn confirmed(directory: &Path) -> Option<String> {
     let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix("confirmed-")?.parse::<u32>().ok();
     let newest = std::fs::read_dir(directory).ok()?.filter_map(|entry| number(entry.ok()?)).max()?;
     url_of(&directory.join(format!("confirmed-{newest}")))
 }
 
-/// The address of the store in a directory.
+/// The URL of the store in a directory.
 fn url_of(path: &Path) -> Option<String> {
     Some(format!("{}:{}", engine_of(path).ok()?, path.display()))
 }
 
-/// What an error of a replica is for people who have the command.
+/// The error as the command reports it: its advice names commands.
 fn told(directory: &Path, error: synckit::Error) -> Failure {
     let replica = directory.display();
     let message = match &error {
@@ -97,7 +97,7 @@ fn told(directory: &Path, error: synckit::Error) -> Failure {
     Failure::told(error.code(), message)
 }
 
-/// Checks the address of a hub as far as that can be done without a network.
+/// Checks the URL of a hub, without network access.
 fn check_hub(url: &str) -> Result<(), Failure> {
     if url.starts_with("memory:") {
         let what = "memory: is another empty store in every process, and no hub; name a store that is served, such as \
@@ -120,7 +120,7 @@ fn check_hub(url: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens a replica that is there, works with it, and closes it, whatever came of the work.
+/// Opens an existing replica, runs the work, and closes the replica in any case.
 async fn with_replica(
     directory: &Path,
     options: Options,
@@ -160,7 +160,7 @@ pub(crate) async fn init(
     let _stop = interrupt::token_of_work();
     with_replica(&directory, options, async |_| {
         let mut output = Output::of_printing();
-        output.text(&format!("{} is a replica now; next: eventstore sync {0}", directory.display()))?;
+        output.text(&format!("{} is now a replica; next: eventstore sync {0}", directory.display()))?;
         output.flush()?;
         Ok(Ending::Finished)
     })

@@ -1,4 +1,4 @@
-//! `pending` and `rejected`: the own batches of a replica that are not confirmed.
+//! `pending` and `rejected`: the unconfirmed own batches of a replica.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -62,14 +62,15 @@ fn print(batches: &[OwnBatch]) -> Result<Ending, Failure> {
     Ok(Ending::Finished)
 }
 
-/// Why a batch waits, for people.
+/// Describes for people why a batch waits.
 pub(super) fn describe(why: &Why) -> String {
     match why {
         Why::Conflict => "there are events that its decision had not seen".to_owned(),
         Why::Dependency => {
-            "it stands on a batch that was rejected, dropped or replaced, or on events that the hub lost".to_owned()
+            "it depends on a batch that was rejected, dropped or replaced, or on events that the hub has lost"
+                .to_owned()
         }
         Why::Duplicate => "the hub has one of its ids with other content".to_owned(),
-        Why::Refused(reason) => format!("the hub will never take it: {reason}"),
+        Why::Refused(reason) => format!("the hub will never accept it: {reason}"),
     }
 }

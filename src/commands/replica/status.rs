@@ -1,4 +1,4 @@
-//! `status`: how far a replica is.
+//! `status`: prints the state of a replica.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(directory: &Path, as_json: bool) -> Result<Ending, Failu
     .await
 }
 
-/// So many batches, with so many events.
+/// Numbers of batches and of their events, as text.
 fn counted(batches: usize, events: usize) -> String {
     match (batches, events) {
         (0, _) => "0".to_owned(),

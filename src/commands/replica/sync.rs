@@ -1,4 +1,4 @@
-//! `sync`: a replica and its hub.
+//! `sync`: syncs a replica with its hub.
 
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn how(args: &SyncArgs, stop: &CancellationToken) -> SyncOptions {
     options
 }
 
-/// Keeps both, and tells which events get new ids for that.
+/// Keeps both, and prints the events that get new ids.
 struct TellNewIds;
 
 #[synckit::async_trait]
@@ -78,7 +78,7 @@ async fn once(replica: &Replica, options: &SyncOptions, stop: &CancellationToken
     let report = tokio::select! {
         report = replica.sync_once(options) => report.map_err(|error| told(replica.directory(), error))?,
         () = stop.cancelled() => {
-            tell("interrupted: what was synced stays, and the next sync goes on");
+            tell("interrupted: what was synced is kept, and the next sync continues");
             return Ok(Ending::Interrupted);
         }
     };
@@ -107,12 +107,12 @@ async fn once(replica: &Replica, options: &SyncOptions, stop: &CancellationToken
     Ok(Ending::Waiting)
 }
 
-/// What was confirmed before, as a store.
+/// The URL of the previous confirmed events.
 fn aside(path: &Path) -> String {
     url_of(path).unwrap_or_else(|| path.display().to_string())
 }
 
-/// What is told of a batch that somebody has to decide on.
+/// The line about a batch that waits for a decision.
 fn waits(directory: &Path, batch: Number, why: &Why) -> String {
     let replica = directory.display();
     format!(
@@ -122,7 +122,7 @@ fn waits(directory: &Path, batch: Number, why: &Why) -> String {
     )
 }
 
-/// Tells each state that it comes to, until a signal.
+/// Prints each change of the sync state, until a signal.
 async fn live(replica: &Replica, options: &SyncOptions, stop: &CancellationToken) -> Result<Ending, Failure> {
     let mut states = replica.watch_sync();
     let mut histories = replica.status().await?.histories_before;
@@ -138,7 +138,7 @@ async fn live(replica: &Replica, options: &SyncOptions, stop: &CancellationToken
                 }
                 histories = now;
             }
-            // How far behind it is goes by quickly.
+            // How far it is behind changes quickly and is not printed.
             if state != last && !matches!(state, SyncState::Behind(_)) {
                 match &state {
                     SyncState::Waiting(batch) => match replica.next_conflict().await {

@@ -1,4 +1,4 @@
-//! What somebody is told who listens to a replica: the difference between what was told and what is there.
+//! Notices for subscribers: the difference between what they were told and the current state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,13 +8,13 @@ use super::machine::{EventPlace, Machine, PendingBatch};
 use super::record::Number;
 use super::rules::Rule;
 
-/// An event that is pending.
+/// A pending event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PendingEvent {
     /// Its batch.
     pub batch: Number,
-    /// Its place in the batch, counted from 0.
+    /// Its index in the batch, counted from 0.
     pub index: u32,
     /// Whether the batch waits for a decision.
     pub is_waiting: bool,
@@ -22,34 +22,34 @@ pub struct PendingEvent {
     pub event: Event,
 }
 
-/// What a subscriber is told.
+/// A notice to a subscriber.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
-    /// An event is confirmed. `was`: the place that it was told with while it was pending.
+    /// An event is confirmed.
     Confirmed {
         /// The event.
         event: RecordedEvent,
-        /// Its place before.
+        /// The place with which it was announced while it was pending.
         was: Option<EventPlace>,
     },
     /// An event is pending.
     Pending(PendingEvent),
-    /// A batch is not pending any more, and will not be confirmed: it was rejected, for this reason.
+    /// A batch is no longer pending and will not be confirmed: it was rejected, for this reason.
     Rejected {
         /// The batch.
         batch: Number,
         /// Why.
         reason: String,
     },
-    /// A batch is not pending any more, will not be confirmed, and nothing is left of it: it was dropped, or it was rejected and
-    /// is deleted by now.
+    /// A batch is no longer pending, will not be confirmed, and nothing of it is kept: it was dropped, or it was
+    /// rejected and has been deleted.
     Dropped {
         /// The batch.
         batch: Number,
     },
-    /// The events of a batch that are told as pending are replaced: by those that are told next, if any are, or by some that were
-    /// told as confirmed.
+    /// The announced pending events of a batch are replaced: by those in the following notices, if any, or by events
+    /// that were announced as confirmed.
     Replaced {
         /// The batch.
         batch: Number,
@@ -59,7 +59,7 @@ pub enum Notice {
 /// A batch as it is shown.
 #[derive(Clone, Debug)]
 struct Shown {
-    /// How many decisions were made on it.
+    /// The number of decisions made on it.
     changes: usize,
     events: Vec<PendingEvent>,
 }
@@ -71,7 +71,7 @@ impl Shown {
     }
 }
 
-/// What is shown of a replica at a moment: the confirmed events up to a version, and then pending ones.
+/// The visible state of a replica: the confirmed events up to a version, followed by pending ones.
 #[derive(Clone, Debug)]
 pub struct View {
     published: Version,
@@ -79,7 +79,7 @@ pub struct View {
 }
 
 impl View {
-    /// What is shown now, of one aggregate or of all.
+    /// The current view, of one aggregate or of all.
     #[must_use]
     pub fn of(machine: &Machine, aggregate_id: Option<&str>) -> Self {
         let shown = |batch: PendingBatch<'_>| {
@@ -103,25 +103,26 @@ impl View {
     }
 }
 
-/// Somebody who listens: what was told so far, and what is to be told next.
+/// A subscriber: what was announced so far, and what has to be announced next.
 ///
-/// It [looks](Listener::look) at the machine, is given the confirmed events that it [wants](Listener::wanted), and tells the rest
-/// [at the end](Listener::end). Between two looks any number of changes may be made: they are told as what they come to.
+/// It [looks](Listener::look) at the machine, receives the confirmed events that it [wants](Listener::wanted), and
+/// announces the rest [at the end](Listener::end). Any number of changes may happen between two looks; only their
+/// combined effect is announced.
 #[derive(Clone, Debug)]
 pub struct Listener {
     aggregate_id: Option<String>,
-    /// Confirmed events were told up to here.
+    /// Confirmed events up to this version were announced.
     version: Version,
     told: BTreeMap<Number, Shown>,
-    /// The places of the pending events that were told.
+    /// The places of the announced pending events.
     ids: HashMap<String, EventPlace>,
     view: Option<View>,
-    /// What is told of batches that were told and that the view does not have, as far as it is not told as confirmed.
+    /// Notices for announced batches that are no longer in the view, unless they are announced as confirmed.
     gone: Vec<(Number, Notice)>,
 }
 
 impl Listener {
-    /// Somebody who knows the confirmed events up to a version, and no pending ones.
+    /// A subscriber that knows the confirmed events up to a version, and no pending ones.
     #[must_use]
     pub fn new(since: Version) -> Self {
         Listener {
@@ -134,7 +135,7 @@ impl Listener {
         }
     }
 
-    /// Listens to the events of this aggregate only.
+    /// Restricts it to the events of this aggregate.
     #[must_use]
     pub fn aggregate(mut self, aggregate_id: String) -> Self {
         self.aggregate_id = Some(aggregate_id);
@@ -147,7 +148,8 @@ impl Listener {
         self.aggregate_id.as_deref()
     }
 
-    /// Looks at what is there, if all was told that the last look has shown. Returns whether there is something to tell.
+    /// Takes the current view, if everything from the last look was announced. Returns whether there is anything to
+    /// announce.
     pub fn look(&mut self, machine: &Machine) -> bool {
         if self.view.is_none() {
             let view = View::of(machine, self.aggregate_id.as_deref());
@@ -167,14 +169,14 @@ impl Listener {
         numbers(&self.told) != numbers(&view.batches)
     }
 
-    /// The confirmed events to be told first: those behind the first version, up to the second.
+    /// The confirmed events to announce first: those after the first version, up to the second.
     #[must_use]
     pub fn wanted(&self) -> Option<(Version, Version)> {
         let published = self.view.as_ref()?.published;
         (self.version < published).then_some((self.version, published))
     }
 
-    /// The next of the events that are wanted: all that there are up to this version.
+    /// Announces the next of the wanted events: all events up to this version.
     pub fn confirmed(&mut self, events: Vec<RecordedEvent>, until: Version) -> Vec<Notice> {
         self.version = until;
         let told = |event: RecordedEvent| {
@@ -192,7 +194,7 @@ impl Listener {
         events.into_iter().map(told).collect()
     }
 
-    /// Tells what else was to be seen, when all is told that was wanted.
+    /// Announces the rest, after all wanted events were announced.
     pub fn end(&mut self) -> Vec<Notice> {
         let Some(view) = self.view.take() else { return Vec::new() };
         let mut notices = Vec::new();
@@ -232,7 +234,7 @@ impl Listener {
     }
 }
 
-/// What became of a batch that is not shown any more.
+/// What happened to a batch that is no longer shown.
 fn end_of(batch: Number, machine: &Machine) -> Notice {
     match machine.rejection(batch) {
         Some(reason) => Notice::Rejected { batch, reason: reason.to_owned() },

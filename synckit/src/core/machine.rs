@@ -1,4 +1,4 @@
-//! The state of a replica: what its journal and its confirmed events say.
+//! The state of a replica, derived from its journal and its confirmed events.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,12 +9,12 @@ use super::record::{
 };
 use super::rules::Rule;
 
-/// Where an event of a replica is.
+/// The place of an event in a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventPlace {
-    /// It is confirmed: the hub has it at this version.
+    /// Confirmed: the hub has it at this version.
     Confirmed(Version),
-    /// It is pending: the event of an own batch, counted from 0.
+    /// Pending: the batch, and the event's index in it, counted from 0.
     Pending(Number, u32),
 }
 
@@ -30,38 +30,38 @@ impl std::fmt::Display for EventPlace {
 /// Why a batch waits for a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// There is something that its condition covers, and that its decision had not seen.
+    /// The scope of its condition has events that its decision had not seen.
     Conflict,
-    /// It stands on an own batch that was rejected, dropped or replaced, or on events that are lost at the hub.
+    /// It depends on an own batch that was rejected, dropped or replaced, or on events that the hub has lost.
     Dependency,
     /// The hub has one of its ids with other content.
     Duplicate,
-    /// The hub will never take it, for this reason.
+    /// The hub will never accept it, for this reason.
     Refused(String),
 }
 
-/// How an own batch stands.
+/// The status of an own batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It is to be sent, or sent and not confirmed.
+    /// It was not sent yet, or was sent and is not confirmed.
     Pending,
-    /// Somebody has to decide.
+    /// It waits for a decision.
     Waiting(Why),
-    /// It is not appended, for this reason.
+    /// It was rejected, for this reason.
     Rejected(String),
 }
 
-/// Why a batch is not appended.
+/// Why a batch cannot be appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// An id is there with other content.
+    /// An id is in use with other content.
     Duplicate {
         /// The id.
         id: String,
-        /// Where it is; `None` for the batch itself.
+        /// Where the event with this id is; `None` if it is in the same batch.
         place: Option<EventPlace>,
     },
-    /// An id is that of a batch that was rejected or replaced, and is not deleted.
+    /// An id belongs to a batch that was rejected or replaced and is not deleted.
     Rejected {
         /// The id.
         id: String,
@@ -70,92 +70,92 @@ pub enum Refused {
     },
     /// The condition does not hold.
     Conflict,
-    /// A condition on a revision or version, where own events are pending that have neither yet.
+    /// The condition names a revision or version, but the scope has pending own events, which have neither yet.
     PendingInScope,
 }
 
-/// What the confirmed events say about a batch that is to be appended.
+/// The state of the confirmed events that matters for an append.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// For each event of the batch, the confirmed or staged event with its id.
     pub found: Vec<Option<RecordedEvent>>,
-    /// The number of confirmed and staged events in the scope of the condition.
+    /// The number of confirmed and staged events in the condition's scope.
     pub count: u64,
-    /// The events in the scope of the condition that are staged and not shown: their versions and ids.
+    /// The staged events in the condition's scope, which are not shown yet: their versions and ids.
     pub staged: Vec<(Version, String)>,
-    /// Whether there is an event in the scope of the condition that the basis had not seen. See [`Machine::is_seen`].
+    /// Whether the condition's scope has an event that the basis had not seen. See [`Machine::is_seen`].
     pub is_unseen: bool,
 }
 
-/// The condition of a batch that is to be appended.
+/// The condition of an append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expectation {
-    /// A plain one. Those on a revision or version count confirmed events only.
+    /// A plain condition. Revisions and versions count confirmed events only.
     Plain(Expected),
-    /// Nothing of the scope is there that this had not seen.
+    /// The scope has nothing that this basis had not seen.
     Basis(Scope, Seen),
 }
 
 /// A batch that may be appended.
 #[derive(Clone, Debug)]
 pub enum Proposed {
-    /// All of its events are there.
+    /// All of its events already exist.
     Already(Vec<EventPlace>),
-    /// It is new: this is to be written.
+    /// It is new: this has to be written.
     New(BatchRecord, Vec<EventPlace>),
 }
 
-/// An own batch that is not confirmed, as it is shown.
+/// An unconfirmed own batch, as it is shown.
 #[derive(Clone, Debug)]
 pub struct PendingBatch<'machine> {
     /// Its number.
     pub number: Number,
     /// Whether it waits for a decision.
     pub is_waiting: bool,
-    /// How many decisions were made on it.
+    /// The number of decisions made on it.
     pub changes: usize,
-    /// Its events with their places in the batch, but for those that are confirmed or shown before.
+    /// Its events with their indexes in the batch, without those that are confirmed or shown before.
     pub events: Vec<(u32, &'machine Event)>,
 }
 
-/// What is to be written, in this order. Each is durable before the next one begins.
+/// Something to write. Writes are done in order; each must be durable before the next one begins.
 #[derive(Clone, Debug)]
 pub enum Write {
     /// A record of the journal.
     Journal(Record),
-    /// Events behind the end of the confirmed ones, all or none.
+    /// Events after the end of the confirmed ones, all or none.
     Confirmed(Vec<RecordedEvent>),
 }
 
 /// A question to the resolver.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// The batch that waits.
+    /// The waiting batch.
     pub batch: Number,
-    /// Why it does.
+    /// Why it waits.
     pub why: Why,
     /// Its events.
     pub events: Vec<Event>,
-    /// What it was conditioned on.
+    /// Its condition.
     pub condition: Condition,
     /// What the decision to append it had seen.
     pub basis: Seen,
-    /// What whoever answers sees.
+    /// What is visible to whoever answers.
     pub seen: Seen,
     /// Batches on top of it: later ones that share an aggregate with it, or with one of these.
     pub on_top: Vec<Number>,
 }
 
-/// Why an answer is not taken.
+/// Why an answer is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// The batch does not wait any more, or for another reason.
+    /// The batch no longer waits, or waits for another reason.
     Stale,
-    /// It cannot be appended anyway: its id is taken, or the hub will never accept it.
+    /// It cannot be appended anyway: its id is in use, or the hub will never accept it.
     NoAnyway,
-    /// A batch is answered for that the question did not show on top, or twice.
+    /// The answer has a batch that the question did not show on top, or the same batch twice.
     NotOnTop(Number),
-    /// A replacement has no events, an id that was used, or events of an aggregate that the condition is not about.
+    /// A replacement has no events, a used id, or events outside the condition's aggregate.
     BadReplacement(&'static str),
 }
 
@@ -165,19 +165,19 @@ struct Found {
     is_same: bool,
 }
 
-/// An own batch that is not confirmed.
+/// An unconfirmed own batch.
 #[derive(Clone, Debug)]
 struct Entry {
     record: BatchRecord,
     outcomes: Vec<OutcomeRecord>,
-    /// As it was decided last.
+    /// According to the latest decision.
     events: Vec<Event>,
     condition: Condition,
     seen: Seen,
     is_anyway: bool,
     rejected: Option<String>,
     found: Vec<Option<Found>>,
-    /// Of the events that it was appended with, if they were replaced.
+    /// For the events that it was appended with, if they were replaced.
     found_first: Vec<Option<Found>>,
 }
 
@@ -211,7 +211,7 @@ impl Entry {
             Decision::Anyway | Decision::Replace(_) => {
                 self.seen = outcome.seen;
                 self.is_anyway = outcome.decision == Decision::Anyway;
-                // What was decided knows what is there, and that is what it stands on.
+                // A later decision is based on what is there, and that is what the batch depends on.
                 if let Condition::Exists(aggregate_id) = &self.condition {
                     self.condition = Condition::Aggregate(aggregate_id.clone());
                 }
@@ -227,13 +227,13 @@ impl Entry {
         self.outcomes.push(outcome);
     }
 
-    /// Its events now, and those that it was appended with.
+    /// Its current events, and those that it was appended with.
     fn all_events(&self) -> impl Iterator<Item = &Event> {
         let first = if self.is_replaced() { self.record.events.as_slice() } else { &[] };
         self.events.iter().chain(first)
     }
 
-    /// All events that it ever had.
+    /// All events that it has ever had.
     fn ever_events(&self) -> impl Iterator<Item = &Event> {
         let replacements = self.outcomes.iter().flat_map(|outcome| match &outcome.decision {
             Decision::Replace(events) => events.as_slice(),
@@ -262,28 +262,29 @@ impl Entry {
     }
 }
 
-/// Whether all of these are there with their content, up to a version.
+/// Whether all of these exist with the same content, up to a version.
 fn are_there(found: &[Option<Found>], until: Version) -> bool {
     let is_there = |found: &Option<Found>| found.is_some_and(|found| found.is_same && found.version <= until);
     if Rule::AllIds.is_kept() { found.iter().all(is_there) } else { found.first().is_some_and(is_there) }
 }
 
-/// What was confirmed in the scope of a condition since somebody has it.
+/// What was confirmed in a condition's scope since a batch has that condition.
 #[derive(Clone, Debug, Default)]
 struct Watch {
-    /// How many batches have it, and a number that none of them is below.
+    /// The number of batches with this scope, and a lower bound of their numbers.
     open: usize,
     first_open: Option<Number>,
-    /// The number of confirmed events that are shown, and of those that are staged.
+    /// The numbers of visible and of staged confirmed events.
     count: u64,
     staged: u64,
-    /// The newest event that is certainly no own one, and the newest of all; those that are shown, and those that are staged.
+    /// The newest event that is certainly foreign, and the newest of all; among visible events, and among staged ones.
     foreign: u64,
     staged_foreign: u64,
     newest: u64,
-    /// Events whose ids are those of own batches that are not confirmed.
+    /// Events whose ids belong to unconfirmed own batches.
     known: Vec<(u64, String)>,
-    /// Own batches that were confirmed before an earlier one, as only a copy of the directory does it, and their newest events.
+    /// Own batches that were confirmed before an earlier one, which only a copy of the directory can cause, and their
+    /// newest events.
     overtaken_by: Vec<(Number, u64)>,
 }
 
@@ -303,7 +304,7 @@ impl Watch {
         };
     }
 
-    /// What is staged in the scope, of which more may be known by now.
+    /// Re-examines staged events in the scope, about which more may be known now.
     fn look_again<'staged>(&mut self, staged: impl Iterator<Item = (&'staged (Version, String), bool)>) {
         self.staged_foreign = 0;
         for ((version, id), is_known) in staged {
@@ -316,7 +317,7 @@ impl Watch {
         }
     }
 
-    /// An own batch has an event in the scope.
+    /// Notes that an own batch has an event in the scope.
     fn overtaken(&mut self, by: Number, version: Version) {
         if self.first_open.is_some_and(|first| first < by) {
             self.overtaken_by.push((by, version.get()));
@@ -343,7 +344,7 @@ impl Own {
         OwnRecord { number, runs, condition, seen, rejected }
     }
 
-    /// Whether an event of it is behind a version.
+    /// Whether it has an event after a version.
     fn reaches_behind(&self, version: Version) -> bool {
         versions_of(&self.runs).any(|own| own > version.get())
     }
@@ -351,8 +352,8 @@ impl Own {
 
 /// The state of a replica.
 ///
-/// It does nothing by itself: it says what is to be written or sent, and is told when that is done. Everything in it follows
-/// from the journal and the confirmed events.
+/// It performs no I/O: it says what has to be written or sent, and is told when that is done. Everything in it is
+/// derived from the journal and the confirmed events.
 #[derive(Clone, Debug)]
 pub struct Machine {
     generation: u32,
@@ -363,28 +364,28 @@ pub struct Machine {
     is_staging: bool,
     entries: BTreeMap<Number, Entry>,
     ids: HashMap<String, Vec<Number>>,
-    /// How many events of open batches an aggregate has.
+    /// The number of events of open batches, by aggregate.
     open_in: HashMap<String, usize>,
     aggregates: HashMap<String, Watch>,
     store: Option<Watch>,
     own: BTreeMap<Number, Own>,
-    /// The runs of own events by their first versions.
+    /// The runs of own events, by first version.
     own_at: BTreeMap<u64, (u32, Number)>,
     marks: Vec<MarkRecord>,
     /// The marks of each aggregate, and their batches.
     marked: HashMap<String, Vec<(Number, Number)>>,
-    /// What the hub will never take.
+    /// Batches that the hub will never accept.
     refused: BTreeMap<Number, String>,
-    /// Heads that were heard of, and conflicts that were told: only for rules that are switched off.
+    /// Known heads and reported conflicts. Used only by rules that are switched off.
     heads: BTreeSet<Version>,
     told: HashSet<Number>,
     is_same: SameContent,
 }
 
-/// Whether an event of the hub has the content of an own one: equality, where the hub keeps every byte.
+/// Whether an event of the hub has the same content as an own one. This is equality if the hub preserves every byte.
 pub type SameContent = fn(&Event, &Event) -> bool;
 
-/// What has to be looked up in the confirmed events before a machine knows its state.
+/// What has to be looked up in the confirmed events before the machine's state is complete.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// The events with these ids, for [`Machine::found`].
@@ -396,8 +397,8 @@ pub struct Wanted {
 }
 
 impl Machine {
-    /// The state that these records lead to, with confirmed events up to `end`. Then it wants to know what
-    /// [`wanted`](Machine::wanted) says, and [`settle`](Machine::settle).
+    /// Restores the state from these records, with confirmed events up to `end`. Afterwards, provide what
+    /// [`wanted`](Machine::wanted) requests, and call [`settle`](Machine::settle).
     #[must_use]
     pub fn restore(records: impl IntoIterator<Item = Record>, end: Place) -> Self {
         let mut machine = Machine {
@@ -433,8 +434,8 @@ impl Machine {
         machine
     }
 
-    /// Compares the events of the hub with own ones by this, as a hub needs it that writes what it keeps anew. Before anything is
-    /// looked up.
+    /// Sets how events of the hub are compared with own ones, for a hub that rewrites content. Must be called before
+    /// anything is looked up.
     pub fn compare_by(&mut self, is_same: SameContent) {
         self.is_same = is_same;
     }
@@ -477,7 +478,7 @@ impl Machine {
         }
     }
 
-    /// Batches may share events: each has the first owner.
+    /// Adds the runs of own events. If batches share events, each event belongs to its first owner.
     fn own_runs(&mut self, number: Number, runs: &[(u64, u32)]) {
         for &(first, more) in runs {
             let is_free = self.owner(Version::new(first)).is_none()
@@ -494,7 +495,7 @@ impl Machine {
         }
     }
 
-    /// The own batch whose event has this version.
+    /// The own batch of the event with this version.
     fn owner(&self, version: Version) -> Option<Number> {
         owner_in(&self.own_at, version.get())
     }
@@ -608,7 +609,7 @@ impl Machine {
         }
     }
 
-    /// After [`restore`](Machine::restore): an event that was wanted by its id.
+    /// After [`restore`](Machine::restore): passes an event that was wanted by its id.
     pub fn found(&mut self, recorded: &RecordedEvent) {
         let is_same = self.is_same;
         for number in self.ids.get(recorded.event.id()).into_iter().flatten() {
@@ -618,21 +619,21 @@ impl Machine {
         }
     }
 
-    /// After [`restore`](Machine::restore): an event that is behind the version that was wanted.
+    /// After [`restore`](Machine::restore): passes an event after the version that was wanted.
     pub fn observed(&mut self, recorded: &RecordedEvent) {
         let owner = self.owner(recorded.version);
         self.note(recorded, owner);
     }
 
-    /// After [`restore`](Machine::restore), and after all that was observed: how many events an aggregate has, confirmed and
-    /// staged.
+    /// After [`restore`](Machine::restore) and all calls of [`observed`](Machine::observed): passes the number of an
+    /// aggregate's events, confirmed and staged.
     pub fn counted(&mut self, aggregate_id: &str, count: Revision) {
         if let Some(watch) = self.aggregates.get_mut(aggregate_id) {
             watch.count = count.get().saturating_sub(watch.staged);
         }
     }
 
-    /// Notes an event for the conditions that it is in the scope of.
+    /// Notes an event for the conditions whose scope it is in.
     fn note(&mut self, recorded: &RecordedEvent, owner: Option<Number>) {
         let event = &recorded.event;
         let is_shown = recorded.version <= self.published;
@@ -652,31 +653,31 @@ impl Machine {
         }
     }
 
-    /// Which of the histories of the replica this is.
+    /// The number of the replica's current history.
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// The end of the confirmed events, of which some may be staged.
+    /// The end of the confirmed events, some of which may be staged.
     #[must_use]
     pub fn end(&self) -> Place {
         self.end
     }
 
-    /// The version up to which confirmed events are shown.
+    /// The version up to which confirmed events are visible.
     #[must_use]
     pub fn published(&self) -> Version {
         self.published
     }
 
-    /// Whether events are staged behind those that are shown.
+    /// Whether events are staged after the visible ones.
     #[must_use]
     pub fn is_staging(&self) -> bool {
         self.published < self.end.version
     }
 
-    /// What a decision has seen that is made now.
+    /// What a decision made now has seen.
     #[must_use]
     pub fn seen(&self) -> Seen {
         Seen { version: self.published.get(), number: self.durable }
@@ -695,7 +696,8 @@ impl Machine {
         numbers.into_iter().any(|number| *number <= basis.number && self.owns(*number, id))
     }
 
-    /// Whether a confirmed event with this id is one of an own batch, as it is decided now. With other content it is none.
+    /// Whether a confirmed event with this id belongs to an own batch, as it is decided now. With other content it does
+    /// not.
     fn owns(&self, number: Number, id: &str) -> bool {
         let Some(entry) = self.entries.get(&number) else { return false };
         if !Rule::OwnIsAsDecided.is_kept() {
@@ -706,7 +708,7 @@ impl Machine {
         entry.is_open() && entry.events.iter().zip(&entry.found).any(is_it)
     }
 
-    /// The newest event in a scope that is shown and none of this batch or an earlier own one.
+    /// The newest visible event in a scope that does not belong to this batch or an earlier own one.
     fn newest_foreign(&self, watch: &Watch, batch: Number) -> u64 {
         if !Rule::OwnIsNotForeign.is_kept() {
             return watch.newest;
@@ -723,13 +725,13 @@ impl Machine {
         known.chain(later).fold(watch.foreign, u64::max)
     }
 
-    /// How each own batch stands that is not confirmed, in their order.
+    /// The status of each unconfirmed own batch, in order.
     #[must_use]
     pub fn review(&self) -> Vec<(Number, Status)> {
         self.statuses().collect()
     }
 
-    /// How many own batches are not confirmed, the rejected ones included.
+    /// The number of unconfirmed own batches, including rejected ones.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
         self.entries.len()
@@ -760,7 +762,7 @@ impl Machine {
                 Some(Why::Dependency)
             } else {
                 let holds = match &entry.condition {
-                    // What exists goes only with a mark.
+                    // Existing events disappear only together with a mark.
                     Condition::Any | Condition::Exists(_) => true,
                     Condition::Aggregate(aggregate_id) => {
                         let watch = self.aggregates.get(aggregate_id);
@@ -781,7 +783,7 @@ impl Machine {
         })
     }
 
-    /// Whether something that a batch stands on is not there any more, and its decision had not seen that.
+    /// Whether something that a batch depends on has disappeared without its decision having seen that.
     fn stands_on_a_mark(&self, number: Number, entry: &Entry) -> bool {
         if self.marks.is_empty() || !Rule::Dependencies.is_kept() {
             return false;
@@ -801,7 +803,7 @@ impl Machine {
         self.marks.push(mark);
     }
 
-    /// What is shown of own batches that are not confirmed, in their order.
+    /// The visible unconfirmed own batches, in order.
     #[must_use]
     pub fn pending(&self) -> Vec<PendingBatch<'_>> {
         let mut seen: HashSet<&str> = HashSet::new();
@@ -832,25 +834,25 @@ impl Machine {
         self.own.contains_key(&batch)
     }
 
-    /// Why an own batch is rejected; `None` if it is not, or is deleted.
+    /// Why an own batch was rejected; `None` if it was not, or is deleted.
     #[must_use]
     pub fn rejection(&self, batch: Number) -> Option<&str> {
         self.entries.get(&batch)?.rejected.as_deref()
     }
 
-    /// The events of an own batch that is not confirmed, as it was decided last.
+    /// The events of an unconfirmed own batch, according to the latest decision.
     #[must_use]
     pub fn events(&self, batch: Number) -> Option<&[Event]> {
         self.entries.get(&batch).map(|entry| entry.events.as_slice())
     }
 
-    /// The events that a batch was appended with, before anything was decided.
+    /// The events that a batch was appended with, before any decision.
     #[must_use]
     pub fn first_events(&self, batch: Number) -> Option<&[Event]> {
         self.entries.get(&batch).map(|entry| entry.record.events.as_slice())
     }
 
-    /// Whether some own event of the scope is not confirmed.
+    /// Whether the scope has unconfirmed own events.
     fn has_pending(&self, scope: &Scope) -> bool {
         match scope {
             Scope::Store => !self.open_in.is_empty(),
@@ -871,11 +873,11 @@ impl Machine {
         }
     }
 
-    /// Whether a batch may be appended, and what is to be written then. `facts` are those of now.
+    /// Whether a batch may be appended, and what has to be written for it. `facts` must be current.
     ///
     /// # Errors
     ///
-    /// Why it may not.
+    /// Why it may not be appended.
     pub fn propose(&self, events: Vec<Event>, expectation: &Expectation, facts: &Facts) -> Result<Proposed, Refused> {
         let number = self.last.next();
         let (mut places, mut new, mut at): (Vec<_>, Vec<Event>, HashMap<String, u32>) = Default::default();
@@ -923,7 +925,7 @@ impl Machine {
             return Err(rejected);
         }
         let condition = self.condition(&new, expectation, facts)?;
-        // All that is there now is seen by the condition: it holds.
+        // The condition holds, so it has seen everything that is there now.
         let seen = Seen { version: self.published.get(), number: self.last };
         Ok(Proposed::New(BatchRecord { number, events: new, condition, seen }, places))
     }
@@ -964,8 +966,8 @@ impl Machine {
         }
     }
 
-    /// A batch that was proposed is on its way to the journal: from now on others are decided with it, but it is shown only
-    /// when it is [`durable`](Machine::durable).
+    /// A proposed batch is being written to the journal. From now on, other decisions take it into account, but it is
+    /// shown only when it is [`durable`](Machine::durable).
     pub fn appended(&mut self, record: BatchRecord, facts: &Facts) {
         let number = record.number;
         self.last = number;
@@ -999,8 +1001,8 @@ impl Machine {
         }
     }
 
-    /// Batches that were [`appended`](Machine::appended) last could not be written: they never were there. Newest first; their
-    /// numbers are not given again.
+    /// The batches that were [`appended`](Machine::appended) last could not be written and are removed. Newest first;
+    /// their numbers are not reused.
     pub fn withdraw(&mut self, numbers: &[Number]) {
         for number in numbers {
             let Some(entry) = self.entries.get(number) else { continue };
@@ -1010,13 +1012,13 @@ impl Machine {
         }
     }
 
-    /// Everything that was appended so far is durable.
+    /// Everything appended so far is durable.
     pub fn durable(&mut self) {
         self.durable = self.last;
     }
 
-    /// What is to be written of a page that was pulled since `since`; nothing if it does not fit. `end` is the place behind its
-    /// last event.
+    /// What has to be written for a page that was pulled since `since`; nothing if it does not fit. `end` is the place
+    /// after its last event.
     pub fn page(&mut self, since: Place, events: Vec<RecordedEvent>, head: Version) -> Vec<Write> {
         let mut events = events;
         if Rule::PageFits.is_kept() {
@@ -1049,11 +1051,11 @@ impl Machine {
         writes
     }
 
-    /// Events were written behind the end, which is now this place.
+    /// Events were written after the end, which is now this place.
     pub fn staged(&mut self, events: &[RecordedEvent], end: Place) {
         for recorded in events {
             self.found(recorded);
-            // It is shown later.
+            // It becomes visible later.
             self.note(recorded, None);
         }
         self.end = end;
@@ -1080,7 +1082,7 @@ impl Machine {
         self.settle();
     }
 
-    /// Takes what is confirmed out of what is not.
+    /// Removes confirmed batches from the unconfirmed ones.
     pub fn settle(&mut self) {
         let until = if Rule::ToldOnPublish.is_kept() { self.published } else { self.end.version };
         let is_confirmed = |entry: &Entry| {
@@ -1123,7 +1125,7 @@ impl Machine {
         }
     }
 
-    /// Events whose ids are not those of open batches any more are own or foreign for good.
+    /// Events whose ids no longer belong to open batches are now definitely own or foreign.
     fn sort_known(&mut self) {
         let (ids, own_at) = (&self.ids, &self.own_at);
         for watch in self.aggregates.values_mut().chain(&mut self.store) {
@@ -1142,9 +1144,9 @@ impl Machine {
         }
     }
 
-    /// The batches to send now, at the end of what is confirmed, each with its number: as many as have together at most so many
-    /// events and bytes, but at least one. None while events are staged. `skips`: whether others may go past a batch that waits
-    /// for a decision, if they share no aggregate with it.
+    /// The batches to send now, at the end of the confirmed events, each with its number: as many as have at most this
+    /// many events and bytes together, but at least one. None while events are staged. `skips`: whether batches may
+    /// overtake one that waits for a decision, if they share no aggregate with it.
     #[must_use]
     pub fn to_send(&self, skips: bool, most_events: usize, most_bytes: usize) -> Vec<(Number, Batch)> {
         let mut batches = Vec::new();
@@ -1207,7 +1209,7 @@ impl Machine {
         batches
     }
 
-    /// The hub said what became of a push: a hint, but for what it will never take.
+    /// The hub's answer to a push. It is only a hint, except for what the hub will never accept.
     pub fn answered(&mut self, stored: &[Number], refused: Option<(Number, Refusal)>) {
         if !Rule::AckIsNoConfirmation.is_kept() {
             self.withdraw(stored);
@@ -1223,7 +1225,7 @@ impl Machine {
         }
     }
 
-    /// What the resolver is asked: the first batch that waits. None while events are staged.
+    /// The question for the resolver, about the first waiting batch. None while events are staged.
     #[must_use]
     pub fn question(&self) -> Option<Question> {
         if self.is_staging() {
@@ -1245,7 +1247,8 @@ impl Machine {
         })
     }
 
-    /// Later batches that share an aggregate with this one, or with one that does; those on the whole store stand on all.
+    /// Later batches that share an aggregate with this one, or with one that does. Batches with a condition on the
+    /// whole store depend on all.
     fn on_top(&self, batch: Number) -> Vec<Number> {
         let Some(entry) = self.entries.get(&batch) else { return Vec::new() };
         let mut below = entry.aggregates();
@@ -1261,12 +1264,12 @@ impl Machine {
         on_top
     }
 
-    /// What is to be written of an answer to a question, and of those for batches on top of it. `is_used` tells whether a
-    /// confirmed event has an id.
+    /// What has to be written for the answer to a question, including the answers for batches on top of it. `is_used`
+    /// tells whether a confirmed event has an id.
     ///
     /// # Errors
     ///
-    /// Why it is not taken; nothing of it is then.
+    /// Why the answer is refused. Nothing of it takes effect then.
     pub fn answer(
         &self,
         question: &Question,
@@ -1304,7 +1307,7 @@ impl Machine {
                 return Err(Misfit::Stale);
             }
             self.check_decision(entry, &decision, &mut fresh, &is_used)?;
-            // What was shown is what the question is about.
+            // The question was about what was visible.
             let version = match entry.condition.scope() == scope {
                 true => seen.version.max(entry.seen.version),
                 false => entry.seen.version,
@@ -1353,7 +1356,7 @@ impl Machine {
             self.told.remove(&number);
             let is_over = matches!(outcome.decision, Decision::Reject(_) | Decision::Drop);
             self.take_outcome(outcome);
-            // Of the others the scope stays the same.
+            // For the others, the scope stays the same.
             if is_over {
                 self.unwatch(&before);
             }
@@ -1389,14 +1392,14 @@ impl Machine {
         later.into_iter().any(|(_, entry)| entry.is_open() && entry.seen.number < mark.number)
     }
 
-    /// How many of the records are needed that led to this state, of which so many were [`Record::Own`].
+    /// The number of records that are still needed for this state. `own` of them are [`Record::Own`].
     #[must_use]
     pub fn needed_records(&self, own: usize) -> usize {
         let open: usize = self.entries.values().map(|entry| 1 + entry.outcomes.len()).sum();
         1 + own + open
     }
 
-    /// A journal that leads to the same state, without what is not needed any more.
+    /// A journal that leads to the same state, without the records that are no longer needed.
     #[must_use]
     pub fn compacted(&self) -> Vec<Record> {
         self.records(self.generation, |own| vec![Record::Own(own)], |seen| seen, None)
@@ -1432,7 +1435,7 @@ impl Machine {
         records
     }
 
-    /// Begins the recovery from a hub of another history, which has the same events up to `common`.
+    /// Begins the recovery from a hub with another history, which has the same events up to `common`.
     #[must_use]
     pub fn recovery(&self, common: Version) -> Recovery<'_> {
         let lost = self.own.values().filter(|own| own.reaches_behind(common));
@@ -1441,7 +1444,7 @@ impl Machine {
     }
 }
 
-/// The own batch whose event has this version, by the runs of own events.
+/// The own batch of the event with this version, from the runs of own events.
 fn owner_in(own_at: &BTreeMap<u64, (u32, Number)>, version: u64) -> Option<Number> {
     let (&first, &(more, number)) = own_at.range(..=version).next_back()?;
     (version <= first + u64::from(more)).then_some(number)
@@ -1463,39 +1466,38 @@ fn versions_of(runs: &[(u64, u32)]) -> impl Iterator<Item = u64> {
     runs.iter().flat_map(|&(first, more)| first..=first + u64::from(more))
 }
 
-/// Why the hub did not take a batch.
+/// Why the hub refused a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// What is pulled will show it.
+    /// A pull will show the reason.
     ForNow,
-    /// It never will, for this reason.
+    /// It will always refuse it, for this reason.
     ForEver(String),
 }
 
 /// The recovery of a replica whose hub has another history.
 ///
-/// Own events that the hub does not have become pending again. What is to be done, in this order: the confirmed events up to the
-/// common version are copied; those that the hub has behind them, up to its head, are put behind the copy, since the common ones
-/// may end inside of a batch; the new journal takes the place of the old one, which makes the copy the one that counts; what was
-/// confirmed before is kept aside as it is.
+/// Own events that the hub does not have become pending again. The steps, in order: copy the confirmed events up to the
+/// common version; append the events of the hub after it, up to its head, since the common version may be inside a
+/// batch; replace the journal, which switches to the copy; move the previous confirmed events aside.
 #[derive(Debug)]
 pub struct Recovery<'machine> {
     machine: &'machine Machine,
     common: Version,
-    /// The versions of own batches that are lost, all or in part.
+    /// The versions of own batches that are lost completely or in part.
     needed: BTreeSet<u64>,
     contents: BTreeMap<u64, Event>,
     lost_foreign: BTreeSet<String>,
 }
 
 impl Recovery<'_> {
-    /// The versions up to the common one whose events are needed as well.
+    /// Versions up to the common one whose events are needed as well.
     #[must_use]
     pub fn wanted(&self) -> Vec<Version> {
         self.needed.range(..=self.common.get()).map(|version| Version::new(*version)).collect()
     }
 
-    /// An event that was wanted, or that is behind the common version, in any order.
+    /// Passes an event that was wanted, or that comes after the common version, in any order.
     pub fn take(&mut self, recorded: &RecordedEvent) {
         let (machine, event) = (self.machine, &recorded.event);
         if self.needed.contains(&recorded.version.get()) {
@@ -1513,7 +1515,7 @@ impl Recovery<'_> {
     ///
     /// # Errors
     ///
-    /// The number of an own batch whose events were not given.
+    /// The number of an own batch whose events were not passed.
     pub fn finish(self) -> Result<Vec<Record>, Number> {
         let machine = self.machine;
         let mut missing = None;
@@ -1531,7 +1533,7 @@ impl Recovery<'_> {
         if let Some(number) = missing {
             return Err(number);
         }
-        // Only those that some batch has matter, and those on the whole store stand on all.
+        // Only aggregates of existing batches matter; batches with a condition on the whole store depend on all.
         let mark = MarkRecord {
             number: machine.last.next(),
             batch: Number::ZERO,

@@ -1,7 +1,7 @@
-//! The protocol of syncing as a state machine: without I/O, clock or randomness.
+//! The sync protocol as a state machine, without I/O, clock or randomness.
 //!
-//! A [`Machine`] says what is to be written and sent, and is told what was written and answered. [`Replica`](crate::Replica)
-//! is the shell around it; the simulation in `tools/sync-simulation` is another.
+//! A [`Machine`] says what has to be written and sent, and is told what was written and answered.
+//! [`Replica`](crate::Replica) is the shell around it; the simulation in `tools/sync-simulation` is another.
 
 mod listen;
 mod machine;

@@ -1,11 +1,11 @@
-//! What a replica keeps in its journal.
+//! The records in a replica's journal.
 
 use std::fmt;
 
 use eventstore_api::{Event, Version};
 use serde::{Deserialize, Serialize};
 
-/// A number in the journal of a replica: each record has one, they only grow, and none is given again.
+/// A number in a replica's journal. Each record has one; numbers only grow and are never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Number(pub u64);
 
@@ -13,7 +13,7 @@ impl Number {
     /// Before every record.
     pub const ZERO: Number = Number(0);
 
-    /// The one behind it.
+    /// The next number.
     #[must_use]
     pub const fn next(self) -> Self {
         Number(self.0 + 1)
@@ -29,9 +29,9 @@ impl fmt::Display for Number {
 /// What a decision had seen: the confirmed events up to a version, and the own log up to a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Seen {
-    /// The confirmed events up to here.
+    /// The confirmed events up to this version.
     pub version: u64,
-    /// The own batches, and what was decided on them, up to here.
+    /// The own batches and the decisions on them, up to this number.
     pub number: Number,
 }
 
@@ -41,21 +41,21 @@ impl Seen {
     }
 }
 
-/// The condition of a batch: that there is nothing that its decision had not seen, own earlier batches aside.
+/// The condition of a batch: its scope has nothing that its decision had not seen, except earlier own batches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Condition {
-    /// None.
+    /// No condition.
     Any,
-    /// The aggregate has events. The replica decides it.
+    /// The aggregate has events. The replica checks it.
     Exists(String),
-    /// Nothing of this aggregate was unseen.
+    /// This aggregate has nothing unseen.
     Aggregate(String),
-    /// Nothing of the whole store was unseen.
+    /// The whole store has nothing unseen.
     Store,
 }
 
 impl Condition {
-    /// What has to be watched for it.
+    /// The scope to watch for it.
     pub(crate) fn scope(&self) -> Option<Scope> {
         match self {
             Condition::Any => None,
@@ -67,7 +67,7 @@ impl Condition {
     }
 }
 
-/// What a condition is about.
+/// The scope of a condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One aggregate.
@@ -90,20 +90,20 @@ pub struct BatchRecord {
     pub seen: Seen,
 }
 
-/// What was decided on a batch.
+/// A decision on a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Decision {
-    /// Append it all the same, as far as nothing comes that this decision has not seen.
+    /// Append it anyway, unless something comes that this decision has not seen.
     Anyway,
     /// Append these events instead.
     Replace(#[serde(with = "events_form")] Vec<Event>),
     /// Do not append it, for this reason.
     Reject(String),
-    /// There is nothing to append any more. Nothing is kept of it; its ids may be used again.
+    /// There is nothing left to append. Nothing is kept of it; its ids may be reused.
     Drop,
 }
 
-/// A decision on a batch.
+/// A decision on a batch, as a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutcomeRecord {
     /// Its number.
@@ -116,53 +116,54 @@ pub struct OutcomeRecord {
     pub seen: Seen,
 }
 
-/// Own batches behind that of the mark stand on something that is not there any more, if they had not seen the mark.
+/// Later own batches than the mark's depend on something that has disappeared, if they had not seen the mark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkRecord {
     /// Its number.
     pub number: Number,
-    /// The batch that was rejected, dropped or replaced; `ZERO` for foreign events that another history does not have.
+    /// The batch that was rejected, dropped or replaced; `ZERO` for foreign events that the new history does not have.
     pub batch: Number,
-    /// The aggregates in which something is not there any more.
+    /// The aggregates in which something has disappeared.
     pub aggregates: Vec<String>,
 }
 
-/// A batch of own events that is confirmed.
+/// A confirmed batch of own events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnRecord {
     /// Its number.
     pub number: Number,
-    /// Where its events are, in their order: first versions, and how many follow.
+    /// The runs of its events, in order: first version and length.
     pub runs: Vec<(u64, u32)>,
     /// Its condition.
     pub condition: Condition,
     /// What the decision to append it had seen.
     pub seen: Seen,
-    /// The decision to reject it, if it was rejected here and pushed by a copy of the directory. Its events are no own ones then.
+    /// The decision to reject it, if it was rejected here and pushed by a copy of the directory. Then its events do not
+    /// count as own.
     pub rejected: Option<OutcomeRecord>,
 }
 
 /// A record of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
-    /// What the journal begins with.
+    /// The first record of a journal.
     Begin(BeginRecord),
     /// A batch was appended.
     Batch(BatchRecord),
-    /// Something was decided.
+    /// A decision was made.
     Outcome(OutcomeRecord),
-    /// Something is not there any more.
+    /// Something has disappeared.
     Mark(MarkRecord),
-    /// A batch that was confirmed before the journal was written anew.
+    /// A batch that was confirmed before the journal was compacted.
     Own(OwnRecord),
     /// A rejected batch was deleted.
     Deleted(Number),
-    /// How far confirmed events are shown: up to a version while pages are staged behind it, or up to their end.
+    /// How far confirmed events are visible: up to a version while pages are staged after it, or up to their end.
     Shown(Option<u64>),
 }
 
 impl Record {
-    /// The bytes of its events.
+    /// The size of its events in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         let of = |events: &[Event]| events.iter().map(Event::len_bytes).sum();
@@ -179,9 +180,9 @@ impl Record {
 pub struct BeginRecord {
     /// The version of the format.
     pub format: u32,
-    /// Which of the histories of this replica it belongs to: they are counted from 1.
+    /// The number of the replica's history to which it belongs, counted from 1.
     pub generation: u32,
-    /// No record has a higher number so far.
+    /// The highest number so far.
     pub last: Number,
 }
 
@@ -190,7 +191,7 @@ impl BeginRecord {
     pub const FORMAT: u32 = 1;
 }
 
-/// Events as the store keeps them: their bytes, and where each part begins.
+/// Events as the store keeps them: their bytes and the layout of their parts.
 mod events_form {
     use bytes::Bytes;
     use eventstore_api::{Event, Layout};

@@ -1,11 +1,11 @@
-//! The rules of syncing, each of which can be switched off, so that the simulation can show what it is for.
+//! The rules of syncing. Each can be switched off, so that the simulation can show what it is for.
 
 #[cfg(feature = "mutants")]
 use std::cell::Cell;
 
-/// A rule of syncing. Without it events get lost or twisted, and the simulation breaks.
+/// A rule of syncing. Without it, events are lost or corrupted, which the simulation detects.
 ///
-/// Rules are constants: only a build with the feature `mutants` has `Rule::without`.
+/// All rules apply. Only a build with the feature `mutants` has `Rule::without`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "`about` says what each is")]
 pub enum Rule {
@@ -91,7 +91,7 @@ impl Rule {
         Rule::ReplacedIsTold,
     ];
 
-    /// The rule in a sentence, and what is done without it.
+    /// The rule in a sentence, and what happens without it.
     #[must_use]
     pub const fn about(self) -> &'static str {
         match self {
@@ -100,20 +100,20 @@ impl Rule {
             }
             Rule::Basis => "a condition is about what its decision saw; without: about a count",
             Rule::NoSilentMove => {
-                "a condition covers only what its own decision saw; without: it moves along with a decision on a batch below it"
+                "a condition covers only what its own decision saw; without: a decision on an earlier batch extends it"
             }
             Rule::Dependencies => {
-                "batches on top of a rejected, dropped or replaced one go to the resolver; without: they are pushed where the revision fits"
+                "batches on top of a rejected, dropped or replaced one go to the resolver; without: they are pushed if the revision fits"
             }
             Rule::LatestOnAll => {
-                "a batch with `latest` stands on every own batch before it; without: on those of its aggregates"
+                "a batch with `latest` depends on every own batch before it; without: on those of its aggregates"
             }
-            Rule::PublishAtHeads => "pulled events are shown up to a version that was a head; without: page by page",
-            Rule::HeadOfSamePage => {
-                "the head is the one of the answer whose page reaches it; without: any head that was heard of"
+            Rule::PublishAtHeads => {
+                "pulled events become visible up to a version that was a head; without: page by page"
             }
+            Rule::HeadOfSamePage => "the head is that of the answer whose page reaches it; without: any known head",
             Rule::ExistsIsLocal => {
-                "`exists` is decided by the replica when the batch is appended, and sent as `any`; without: nobody decides it"
+                "the replica checks `exists` when the batch is appended, and sends `any`; without: nobody checks it"
             }
             Rule::ConfirmedWins => "a rejected batch whose events are pulled is confirmed; without: it stays rejected",
             Rule::AnywayHasCondition => {
@@ -123,39 +123,41 @@ impl Rule {
                 "a used id can be replaced or rejected, not appended anyway; without: anyway is accepted"
             }
             Rule::FreshIds => "a replacement has ids that were never used; without: the old ids",
-            Rule::OwnIsKept => "compaction keeps which confirmed events are own; without: it forgets",
-            Rule::MarkIsKept => "deleting a rejected batch keeps its mark for those on top; without: it forgets",
+            Rule::OwnIsKept => "compaction keeps which confirmed events are own; without: it loses that",
+            Rule::MarkIsKept => {
+                "deleting a rejected batch keeps its mark for those on top; without: it deletes the mark"
+            }
             Rule::PageFits => {
-                "a page is taken only where it begins at the end of what is there; without: its unknown events are taken"
+                "a page is accepted only if it begins at the end of the confirmed events; without: its unknown events are accepted"
             }
             Rule::AllIds => {
-                "a batch is confirmed when all its ids are there with equal content; without: when the first is"
+                "a batch is confirmed when all its ids exist with equal content; without: when the first does"
             }
             Rule::DecideFromPull => {
-                "conflicts are decided from pulled events, an answer is a hint; without: a refusal opens the conflict as it is known then"
+                "conflicts are decided from pulled events, and an answer is a hint; without: a refusal opens the conflict with what is known"
             }
             Rule::OutcomeFirst => "an outcome is durable before its batch is sent; without: it is sent first",
             Rule::RejectedIdsKnown => "appending a rejected id is an error; without: a new pending batch",
-            Rule::AsideFirst => "recovery: the new journal, then the old events leave; without: they leave first",
+            Rule::AsideFirst => "recovery replaces the journal before it moves the old events aside; without: after",
             Rule::HeadFirst => {
-                "recovery: what the hub has up to its head, then the new journal; without: only what both have, which may end inside of a batch"
+                "recovery copies everything up to the hub's head before it replaces the journal; without: only the common part, which may end inside a batch"
             }
             Rule::LostBasisMarks => {
                 "recovery sends batches on top of lost foreign events to the resolver; without: it does not"
             }
             Rule::AnswerNamesSeen => {
-                "a resolver's answer is about what it was shown; without: about everything that is there when it answers"
+                "a resolver's answer covers what it was shown; without: everything that is there when it answers"
             }
-            Rule::OwnIsNotForeign => "own events do not count as unknown; without: everything behind the basis does",
+            Rule::OwnIsNotForeign => "own events do not count as unknown; without: everything after the basis does",
             Rule::LaterIsForeign => {
-                "own later batches that are confirmed first, by a copy of the directory, are unknown to earlier ones; without: they are own"
+                "own later batches that a copy of the directory got confirmed first are unknown to earlier ones; without: they are own"
             }
             Rule::OwnIsAsDecided => {
-                "own are the events of batches as they are decided now; without: also those of rejected and replaced ones"
+                "only events of batches as they are decided now are own; without: also those of rejected and replaced ones"
             }
             Rule::TimeAfterSeen => "the time of a write is later than what it saw; without: the clock's",
             Rule::SkipSharesAny => {
-                "when others go on, any shared aggregate holds a batch back; without: its first aggregate only"
+                "a batch does not overtake a waiting one if they share any aggregate; without: only its first aggregate counts"
             }
             Rule::StopAtRefusal => "the hub stops a push at its first refusal; without: it goes on with the next batch",
             Rule::DigestOnPull => "a pull names version and digest; without: only a shorter hub is noticed",
@@ -163,10 +165,10 @@ impl Rule {
             Rule::PullSyncedOnly => "the hub gives replicas only what is synced; without: all",
             Rule::DurableBeforeShown => "an own batch is shown when it is durable; without: before that",
             Rule::ToldOnPublish => {
-                "subscribers are told what is confirmed when it is shown; without: when it is staged"
+                "subscribers are notified of confirmed events when they become visible; without: when they are staged"
             }
             Rule::ReplacedIsTold => {
-                "subscribers are told a batch anew whose events are others than were told; without: when it was not told before"
+                "subscribers are notified of a batch again if its events have changed; without: only of batches not announced before"
             }
         }
     }
@@ -180,14 +182,14 @@ impl Rule {
         done
     }
 
-    /// Whether the rule is kept: always, but inside of `without`.
+    /// Whether the rule applies: always, except inside `without`.
     #[cfg(feature = "mutants")]
     #[must_use]
     pub fn is_kept(self) -> bool {
         OFF.get() != Some(self)
     }
 
-    /// Whether the rule is kept: always.
+    /// Whether the rule applies: always.
     #[cfg(not(feature = "mutants"))]
     #[must_use]
     pub const fn is_kept(self) -> bool {

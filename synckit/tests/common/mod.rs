@@ -1,4 +1,4 @@
-//! What the tests of replicas have in common.
+//! Common parts of the tests of replicas.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 

@@ -1,4 +1,4 @@
-//! The address of a store, under which the commands make many: each with a directory of its own.
+//! The address of a kind of store, from which the commands create many stores, each with its own directory.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use conformance::Profile;
 use eventstore::backend::{Error, EventStore, Result, engine_of, is_served};
 
-/// A store's address: `scheme:directory?option=value`; or `http://host:port/stores?option=value`, the stores of a server, and
-/// `postgres://user@host/database?option=value`, those of a database.
+/// The address of a kind of store: `scheme:directory?option=value`; `http://host:port/stores?option=value` for the
+/// stores of a server, or `postgres://user@host/database?option=value` for those of a database.
 #[derive(Clone)]
 pub(crate) struct Address {
     pub(crate) scheme: String,
@@ -17,7 +17,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// Reads an address; what is wrong with it is for the terminal.
+    /// Parses an address. The error is for people.
     pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
         let (address, options) = text.split_once('?').unwrap_or((text, ""));
         let Some((scheme, directory)) = address.split_once(':') else {
@@ -32,7 +32,7 @@ impl Address {
         self.scheme == "memory"
     }
 
-    /// Whether such a store is on a server, which makes it under the name that it is given.
+    /// Whether such a store is on a server, which creates it under the given name.
     pub(crate) fn is_on_server(&self) -> bool {
         self.is_in_database() || is_served(&format!("{}:", self.scheme))
     }
@@ -41,11 +41,11 @@ impl Address {
         ["postgres", "postgresql"].contains(&self.scheme.as_str())
     }
 
-    /// What such a store can do.
+    /// The capabilities of such a store.
     pub(crate) fn profile(&self) -> Profile {
         match self.scheme.as_str() {
             _ if self.is_in_database() => Profile::persistent().without_locking().without_read_only().without_backup(),
-            // It belongs to the server, which lets in as many as come.
+            // The store belongs to the server, which any number of clients may use.
             _ if self.is_on_server() => Profile::persistent().without_locking().without_read_only(),
             "memory" => Profile::in_memory(),
             "lmdb" => Profile::persistent().trusting_its_files(),
@@ -57,7 +57,7 @@ impl Address {
     /// Opens such a store in a directory.
     pub(crate) fn open(&self, directory: &Path) -> impl Future<Output = Result<Arc<dyn EventStore>>> + use<> {
         let url = self.url(directory);
-        // The store is on the server, but its directory is not empty, as that of any store.
+        // The store is on the server, but its directory must not be empty, like that of any store.
         let sign = (self.is_on_server() && engine_of(directory).is_err()).then(|| directory.to_owned());
         async move {
             let store = eventstore::backend::open(&url).await?;
@@ -77,11 +77,11 @@ impl Address {
         async move { eventstore::backend::open_read_only(&url).await }
     }
 
-    /// The name of the store on the server that stands for this directory: the same for the same directory.
+    /// The name of the store on the server for this directory: the same directory always gives the same name.
     fn name(&self, directory: &Path) -> String {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
         let mut hasher = DefaultHasher::new();
-        // Temporary directories have names of their own. A process that is started again finds its store by it.
+        // Temporary directories have unique names. A restarted process finds its store by the directory.
         directory.hash(&mut hasher);
         format!("conformance_{:016x}", hasher.finish())
     }
@@ -92,7 +92,7 @@ impl Address {
         }
         let place = match self.is_memory() {
             true => String::new(),
-            // What a server gave as a backup lies here, and opens with the server's engine.
+            // A backup from a server is in this directory, and opens with the server's engine.
             false
                 if self.is_on_server()
                     && let Ok(engine) = engine_of(directory) =>
