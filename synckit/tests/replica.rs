@@ -641,7 +641,7 @@ async fn other_directories_are_not_taken_for_replicas() {
     let file = Options::new(directory.path().join("mine")).hub_store(hub.clone()).open().await.expect_err("a file");
     assert!(file.to_string().ends_with("is not a replica: it is a file; name another directory"), "{file}");
     let full = options().open().await.expect_err("it has files").to_string();
-    assert!(full.matches(';').count() == 1 && full.contains("choose a directory that is empty"), "{full}");
+    assert!(full.matches(';').count() == 1 && full.contains("choose a missing or empty directory"), "{full}");
 }
 
 #[tokio::test]
