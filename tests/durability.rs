@@ -481,7 +481,7 @@ fn a_full_disk_that_gets_room_again_loses_nothing(backend: &'static str) -> Resu
 const FULL_DISK_SERVED: &str = r#"
     mkdir disk && mount -t tmpfs -o size=12m none disk && mkfifo ready || exit 99
     serve() {
-        "$0" --store "$EVENTSTORE_URL" serve --listen "unix:$PWD/socket" > ready 2>> log &
+        "$0" --store "$EVENTSTORE_URL" serve --listen "unix:$PWD/socket" 2> ready &
         server=$!
         exec 3< ready && read -r told <&3
     }
