@@ -153,6 +153,56 @@ pub(crate) mod backend {
     pub fn is_postgres(url: &str) -> bool {
         server_of(url) == Some(POSTGRES)
     }
+
+    /// Checks a URL without opening the store: its scheme, its form and its options.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` and `InvalidOption`, as [`eventstore::open`](crate::open) has them.
+    pub fn check_url(url: &str) -> Result<()> {
+        match server_of(url) {
+            #[cfg(feature = "http")]
+            Some(HTTP) => backend_http::Options::from_url(url).map(drop),
+            #[cfg(feature = "http")]
+            Some(GOSYNC) => backend_http::gosync::Options::from_url(url).map(drop),
+            #[cfg(not(feature = "http"))]
+            Some(GOSYNC) => Err(no_backend(HTTP)),
+            #[cfg(feature = "postgres")]
+            Some(POSTGRES) => backend_postgres::Options::from_url(url).map(drop),
+            Some(other) => Err(no_backend(other)),
+            None => {
+                let url = &parse(url)?;
+                if url.scheme == MEMORY {
+                    return memory_options(url).map(drop);
+                }
+                with_engine!(url, engine => engine::Options::from_url(url).map(drop))
+            }
+        }
+    }
+
+    /// The URL in a form for people and logs: `(hidden)` stands for passwords and tokens.
+    #[must_use]
+    pub fn shown(url: &str) -> String {
+        let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+        // Everything before the last @ may be a password, even if it is not encoded as it should be.
+        let rest = match rest.rsplit_once('@').map(|(user, place)| (user.split_once(':'), place)) {
+            Some((Some((user, _)), place)) => format!("{user}:(hidden)@{place}"),
+            _ => rest.to_owned(),
+        };
+        let Some((place, options)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
+        let redacted = |option: &str| match option.split_once('=') {
+            Some((name, _)) if is_secret(name) => format!("{name}=(hidden)"),
+            _ => option.to_owned(),
+        };
+        let options: Vec<_> = options.split('&').map(redacted).collect();
+        format!("{scheme}://{place}?{}", options.join("&"))
+    }
+}
+
+/// Whether the value of an option is secret. An encoded name may be any.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains('%') || matches!(name.as_str(), "password" | "sslpassword" | "token")
 }
 
 pub(crate) const MEMORY: &str = "memory";
@@ -268,6 +318,10 @@ pub(crate) fn no_backend(scheme: &str) -> Error {
 }
 
 fn open_memory(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
+    Ok(Arc::new(memory::open(memory_options(url)?)?))
+}
+
+fn memory_options(url: &StoreUrl) -> Result<StoreOptions> {
     if !url.path.as_os_str().is_empty() {
         return Err(Error::InvalidOption {
             option: "store".to_owned(),
@@ -278,5 +332,5 @@ fn open_memory(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
     let mut given = UrlOptions::new(url);
     options.take_from(&mut given)?;
     given.finish()?;
-    Ok(Arc::new(memory::open(options)?))
+    Ok(options)
 }
