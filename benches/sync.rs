@@ -78,6 +78,7 @@ async fn run(size: Size, rounds: usize) {
     if is_wanted("many") {
         many(directory.path(), size).await;
     }
+    directory.close().expect("the directory is removed");
 }
 
 /// A new replica of a large hub.
@@ -161,6 +162,8 @@ async fn appending(directory: &Path, size: Size, rounds: usize) {
         }
         on_replica.push(began.elapsed().as_secs_f64() / size.appends as f64);
     }
+    plain.close().await.expect("closed");
+    replica.close().await.expect("closed");
     let (plain, replica) = (median(on_plain) * 1e6, median(on_replica) * 1e6);
     println!("append, one at a time: plain store {plain:.0} us, replica {replica:.0} us, ratio {:.2}", replica / plain);
 }
@@ -184,6 +187,7 @@ async fn confirming(directory: &Path, size: Size, rounds: usize) {
     }
     stop.cancel();
     running.await.expect("it ends").expect("well");
+    replica.close().await.expect("closed");
     println!("from an append to its confirmation on a loopback hub: median {:.2} ms", median(times));
 }
 
@@ -221,6 +225,7 @@ async fn many(directory: &Path, size: Size) {
     let cursor = served(&hub).await.cursor().await.expect("a cursor");
     for replica in &replicas {
         assert_eq!(replica.cursor().await.expect("a cursor"), cursor);
+        replica.close().await.expect("closed");
     }
     println!(
         "{} live replicas, {total} events in {:.1} s: all delivered to all {:.1} s after the first, the hub took {:.2} of a \

@@ -26,13 +26,24 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+
+    /// The name of the command.
+    #[arg(skip)]
+    pub(crate) name: String,
 }
+
+/// Commands for which `--store` has no meaning.
+#[cfg(feature = "sync")]
+const WITHOUT_STORE: [&str; 6] = ["demo", "replica", "sync", "status", "pending", "rejected"];
+#[cfg(not(feature = "sync"))]
+const WITHOUT_STORE: [&str; 1] = ["demo"];
 
 impl Cli {
     /// Parses the command line.
     pub(crate) fn read() -> Result<Self, clap::Error> {
-        let matches = Cli::command().try_get_matches()?;
-        let cli = Cli::from_arg_matches(&matches)?;
+        let matches = Cli::shown().try_get_matches()?;
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.name = matches.subcommand_name().unwrap_or_default().to_owned();
         #[cfg(feature = "serve")]
         if let (Command::Serve(args), Some((_, matches))) = (&cli.command, matches.subcommand())
             && args.stores.is_some()
@@ -43,6 +54,12 @@ impl Cli {
             return Err(Cli::command().error(clap::error::ErrorKind::ArgumentConflict, both));
         }
         Ok(cli)
+    }
+
+    /// The definition, with `--store` hidden in the help of commands for which it has no meaning.
+    fn shown() -> clap::Command {
+        let hidden = || clap::Arg::new("store").long("store").value_name("URL").global(true).hide(true);
+        WITHOUT_STORE.iter().fold(Cli::command(), |command, name| command.mut_subcommand(name, |own| own.arg(hidden())))
     }
 }
 
@@ -183,8 +200,8 @@ pub(crate) enum Command {
     Rejected {
         /// The replica's directory
         directory: PathBuf,
-        /// Delete this batch, so that its ids can be used again
-        #[arg(long, value_name = "BATCH")]
+        /// Delete this batch, so that its ids can be used again: its number, or the place of one of its events, such as 4 or 4.0
+        #[arg(long, value_name = "BATCH", value_parser = batch)]
         delete: Option<u64>,
     },
     /// Rebuild the index and damaged log footers from the log, and accept a log that has lost its end. Files that are
@@ -194,16 +211,23 @@ pub(crate) enum Command {
 
 #[cfg(feature = "sync")]
 const REPLICA: &str = "\
+A replica belongs to one process at a time, as long as that runs: while `sync --live` or `load --follow` has it open, the other \
+commands on it fail with error[locked]. `append` and `load` take it as --store replica:DIR; the other commands on stores do not.
+
 Example:
   eventstore replica init notes --hub http://127.0.0.1:7080
   eventstore --store replica:notes append events.jsonl
   eventstore sync notes
-  eventstore --store replica:notes load --follow";
+  eventstore --store replica:notes load";
 
 #[cfg(feature = "sync")]
 const SYNC: &str = "\
 Appending works without the hub: new events are durable and pending, and syncing confirms them. A batch that was decided \
-without knowing what others did meanwhile is a conflict: --resolve says what to do with it.
+without knowing what others did meanwhile is a conflict: --resolve says what to do with it. A batch with the id of another event \
+of the hub is a conflict, too: keep-both gives the event a new id, and prints it on stderr.
+
+A replica belongs to one process at a time: while --live runs, the other commands on it fail with error[locked]. A program that \
+appends while it syncs does both in one process, with the library.
 
 Exit codes: 0 everything is synced, 4 a batch waits for a decision.
 
@@ -220,7 +244,9 @@ pub(crate) enum ReplicaCommand {
     Init {
         /// The directory
         directory: PathBuf,
-        /// The store to sync with, such as http://127.0.0.1:7080 or http://host/stores/notes
+        /// The store to sync with: one that is served, http://host:7080, https://host/stores/notes or unix:PATH; one on
+        /// PostgreSQL, postgres://user@host/db?schema=notes; a server of Go Sync Kit, gosync+http://host/sync; or one in a directory,
+        /// lmdb:DIR
         #[arg(long, value_name = "URL")]
         hub: String,
         /// The engine of the confirmed events
@@ -247,10 +273,11 @@ pub(crate) struct SyncArgs {
     /// Push batches past one that waits for a decision, if they share no aggregate with it
     #[arg(long)]
     pub(crate) skip_waiting: bool,
-    /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept aside
+    /// Accept the hub's history if it is another one. Own events become pending again, and what was confirmed is kept in DIR/aside
     #[arg(long)]
     pub(crate) accept_history: bool,
-    /// Sync with this hub from now on
+    /// Sync with this hub, and keep it for later syncs if the replica's history is found there. See `replica init --help` for what
+    /// it can be
     #[arg(long, value_name = "URL")]
     pub(crate) hub: Option<String>,
 }
@@ -261,7 +288,7 @@ pub(crate) struct SyncArgs {
 pub(crate) enum Resolve {
     /// Let it wait, and stop syncing there
     Stop,
-    /// Append it anyway
+    /// Append it anyway; an event whose id is taken gets a new id
     KeepBoth,
     /// Reject it; it stays readable
     Reject,
@@ -464,6 +491,9 @@ pub(crate) enum KeepTimes {
 const LOAD: &str = "\
 An event is printed if it matches all filters; the limit counts printed events. Versions and aggregates are indexed; filters \
 by type, prefix or time scan the events. Recording times are not necessarily in order.
+
+On a replica, --store replica:DIR, --follow keeps it from every other process, as `sync --live` does; without --follow it is \
+free again at the end.
 
 Examples:
   New events since version 1200:
@@ -677,6 +707,16 @@ pub(crate) enum ResultFormat {
     Table,
 }
 
+/// Parses the number of a batch, or the place of one of its events.
+#[cfg(feature = "sync")]
+fn batch(text: &str) -> Result<u64, String> {
+    let (number, event) = text.split_once('.').unwrap_or((text, "0"));
+    match (number.parse(), event.parse::<u32>()) {
+        (Ok(number), Ok(_)) => Ok(number),
+        _ => Err("it must be the number of a batch, such as 4, or the place of an event, such as 4.0".to_owned()),
+    }
+}
+
 fn batch_events(text: &str) -> Result<usize, String> {
     number_up_to(MAX_BATCH_EVENTS, text)
 }
@@ -705,18 +745,34 @@ fn bench_events(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{Command, CommandFactory};
+    use clap::Command;
 
     use super::*;
 
     #[test]
     fn the_definitions_fit_together() {
-        Cli::command().debug_assert();
+        Cli::shown().debug_assert();
+    }
+
+    #[test]
+    fn the_store_is_shown_where_it_means_something() {
+        for (name, text) in help_texts(100) {
+            assert_eq!(text.contains("--store <URL>"), !WITHOUT_STORE.contains(&name.as_str()), "{name}:\n{text}");
+        }
+    }
+
+    #[cfg(feature = "sync")]
+    #[test]
+    fn a_batch_is_named_by_its_number_or_an_event() {
+        assert_eq!([batch("4"), batch("4.0"), batch("4.17")], [Ok(4), Ok(4), Ok(4)]);
+        for text in ["", ".", "4.", ".0", "4.0.0", "-4", "4.x"] {
+            batch(text).expect_err(text);
+        }
     }
 
     /// The short and long help texts of the command and its subcommands, at this width.
     fn help_texts(width: usize) -> Vec<(String, String)> {
-        let mut command = Cli::command().term_width(width);
+        let mut command = Cli::shown().term_width(width);
         command.build();
         let mut texts = vec![(command.get_name().to_owned(), command.render_long_help().to_string())];
         for own in command.get_subcommands_mut().filter(|own| own.get_name() != "help") {
@@ -751,6 +807,8 @@ mod tests {
             let texts = [EXAMPLES, COPY, APPEND, IMPORT, LOAD, BENCH];
             #[cfg(feature = "serve")]
             let texts = texts.into_iter().chain([SERVE]);
+            #[cfg(feature = "sync")]
+            let texts = texts.into_iter().chain([REPLICA, SYNC]);
             for text in texts {
                 for example in text.lines().filter(|line| line.starts_with(INDENT)) {
                     assert!(

@@ -67,6 +67,12 @@ impl Failure {
         Failure { code: WRONG_RESULT, message: what.into() }
     }
 
+    /// An error of a library, with this code and the command's own text.
+    #[cfg(feature = "sync")]
+    pub(crate) fn told(code: &'static str, message: String) -> Self {
+        Failure { code, message }
+    }
+
     /// An error with its own code.
     fn coded(code: &'static str, error: &dyn std::error::Error) -> Self {
         let message = with_causes(error);

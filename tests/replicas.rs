@@ -9,6 +9,8 @@ mod signals;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -50,7 +52,7 @@ fn a_replica_appends_offline_syncs_and_follows() {
     let offline = shell.run(&["sync", "a"]);
     assert_eq!(offline.code, Some(1));
     assert!(offline.stderr.starts_with("error[unavailable]"), "{}", offline.stderr);
-    assert_eq!(field(&shell.run(&["status", "a"]).succeeded().stdout, "pending"), "1");
+    assert_eq!(field(&shell.run(&["status", "a"]).succeeded().stdout, "pending batches"), "1 (2 events)");
     let pending = shell.run(&["pending", "a"]).succeeded();
     assert_eq!(lines(&pending.stdout)[0]["events"][1]["id"], "2");
 
@@ -67,8 +69,19 @@ fn a_replica_appends_offline_syncs_and_follows() {
     let mut state = String::new();
     told.read_line(&mut state).unwrap();
     assert_eq!(state, "live\n");
-    let locked = shell.run(&["status", "b"]);
-    assert!(locked.stderr.starts_with("error[locked]"), "{}", locked.stderr);
+    shell.run(&["status", "b"]).failed("locked", &["b is open in another process", "stop the `sync --live`"]);
+    // Its hub goes, and comes back.
+    let listen = format!("127.0.0.1:{}", server.port());
+    server.kill();
+    state.clear();
+    told.read_line(&mut state).unwrap();
+    assert!(state.starts_with("offline: "), "{state}");
+    let _server = Server::start(&shell, &["--listen", &listen]);
+    while state.starts_with("offline: ") {
+        state.clear(); // the reason may be another one
+        told.read_line(&mut state).unwrap();
+    }
+    assert_eq!(state, "live\n");
     signals::send(&live, libc::SIGTERM);
     assert_eq!(live.wait().unwrap().code(), Some(143));
 }
@@ -91,10 +104,19 @@ fn a_conflict_waits_with_its_exit_code_until_somebody_decides() {
         lines(&shell.run(&["pending", "b"]).succeeded().stdout)[0]["waits"],
         "there are events that its decision had not seen"
     );
-    shell.run(&["sync", "b", "--resolve", "reject"]).succeeded();
+    assert!(waits.stderr.contains("eventstore sync b --resolve keep-both|reject|drop"), "{}", waits.stderr);
+    // What is pending there has no revision that a condition could name.
+    shell.write("two.jsonl", line("two", "x"));
+    let unknown = shell.run(&["--store", "replica:b", "append", "--expect", "revision=1", "two.jsonl"]);
+    unknown.failed("pending_in_scope", &["eventstore sync b", "--expect exists"]);
+    let synced = shell.run(&["sync", "b", "--resolve", "reject"]).succeeded();
+    assert_eq!((field(&synced.stdout, "confirmed batches"), field(&synced.stdout, "rejected batches")), ("0", "1"));
+    let again = shell.run(&["--store", "replica:b", "append", "one.jsonl"]);
+    again.failed("rejected", &["eventstore rejected b --delete 1"]);
     let rejected = shell.run(&["rejected", "b"]).succeeded();
     assert_eq!(lines(&rejected.stdout)[0]["reason"], "others changed it meanwhile");
-    shell.run(&["rejected", "b", "--delete", "1"]).succeeded();
+    shell.run(&["rejected", "replica:b", "--delete", "1.0"]).succeeded();
+    shell.run(&["rejected", "b", "--delete", "1"]).failed("batch_not_found", &["b has no rejected batch 1"]);
     assert_eq!(shell.run(&["rejected", "b"]).succeeded().stdout, "");
     // A dropped batch is not among them.
     let append = ["--store", "replica:b", "append", "--expect", "none", "one.jsonl"];
@@ -102,14 +124,136 @@ fn a_conflict_waits_with_its_exit_code_until_somebody_decides() {
     shell.run(&append).succeeded();
     shell.write("one.jsonl", line("before it", "y"));
     shell.run(&["--store", &server.url, "append", "one.jsonl"]).succeeded();
-    shell.run(&["sync", "b", "--resolve", "drop"]).succeeded();
+    let synced = shell.run(&["sync", "b", "--resolve", "drop"]).succeeded();
+    assert_eq!((field(&synced.stdout, "confirmed batches"), field(&synced.stdout, "dropped batches")), ("0", "1"));
     assert_eq!(shell.run(&["rejected", "b"]).succeeded().stdout, "");
     assert_eq!(shell.run(&["pending", "b"]).succeeded().stdout, "");
     let loaded = shell.run(&["--store", "replica:b", "load"]).succeeded();
     let ids: Vec<_> = lines(&loaded.stdout).iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
     assert_eq!(ids, ["of a", "before it"]);
     let other = shell.run(&["--store", "replica:b", "verify"]);
-    assert!(other.stderr.starts_with("error[unsupported]"), "{}", other.stderr);
+    other.failed("unsupported", &["`verify` does not work on a replica", "in the store lmdb:b/confirmed-1"]);
+    shell.run(&["--store", "lmdb:b/confirmed-1", "verify"]).succeeded();
+    // An id that is taken.
+    shell.write("one.jsonl", line("before it", "z"));
+    shell.run(&["--store", "replica:a", "append", "one.jsonl"]).succeeded();
+    let kept = shell.run(&["sync", "a", "--resolve", "keep-both"]);
+    assert_eq!(kept.code, Some(0), "{}", kept.stderr);
+    let new_id = kept.stderr.strip_prefix("batch 2: before it is now ").unwrap_or_else(|| panic!("{}", kept.stderr));
+    let found = shell.run(&["--store", &server.url, "get", new_id.trim_end()]).succeeded();
+    assert_eq!(found.events()[0]["aggregate_id"], "z");
+}
+
+#[test]
+fn a_hub_is_checked_before_there_is_a_replica_and_kept_when_it_is_the_right_one() {
+    let shell = Shell::new();
+    for (hub, code, words) in [
+        ("localhost:7080", "unsupported", "a hub is http://host:port"),
+        ("./hub", "invalid_option", "a hub is http://host:port"),
+        ("http://", "invalid_option", "http://host:7080/stores/name"),
+        ("http://app:geheim@host", "invalid_option", "user names and passwords"),
+        ("http://host?colour=red", "invalid_option", "colour"),
+        ("lmdb:./hub", "cannot_open", "append or import something to it first"),
+        ("memory:", "unsupported", "a store that is served"),
+    ] {
+        let refused = shell.run(&["replica", "init", "a", "--hub", hub]).failed(code, &[words]);
+        assert!(!refused.stderr.contains("geheim"), "{}", refused.stderr);
+        assert!(!shell.path("a").exists());
+    }
+    shell.write("file", "");
+    shell
+        .run(&["replica", "init", "file", "--hub", "http://host"])
+        .failed("not_a_replica", &["name another directory"]);
+
+    for name in ["one", "other"] {
+        let file = format!("{name}.jsonl");
+        shell.write(&file, line(name, "x"));
+        shell.run(&["--store", &format!("lmdb:{name}"), "append", &file]).succeeded();
+    }
+    shell.run(&["replica", "init", "a", "--hub", "lmdb:one"]).succeeded();
+    shell.run(&["sync", "a"]).succeeded();
+    let refused = shell.run(&["sync", "a", "--hub", "lmdb:other"]);
+    refused.failed("another_history", &["eventstore sync a --accept-history", "eventstore status a"]);
+    assert_eq!(field(&shell.run(&["status", "replica:a"]).succeeded().stdout, "hub"), "lmdb:one");
+    shell.run(&["sync", "a"]).succeeded();
+    let accepted = shell.run(&["sync", "a", "--hub", "lmdb:other", "--accept-history"]).succeeded();
+    assert_eq!(
+        (field(&accepted.stdout, "kept aside"), field(&accepted.stdout, "batches pending again")),
+        ("lmdb:a/aside/1", "0")
+    );
+    assert_eq!(field(&shell.run(&["status", "a"]).succeeded().stdout, "hub"), "lmdb:other");
+    shell.run(&["sync", "a"]).succeeded();
+}
+
+/// A console of `docs/sync.md`, and its hub.
+struct Console<'shell> {
+    shell: &'shell Shell,
+    server: Option<Server>,
+    port: Option<String>,
+    code: i32,
+}
+
+impl Console<'_> {
+    /// Runs one line, and gives what it prints: results first, and then what is told.
+    fn run(&mut self, line: &str) -> String {
+        if line == "kill %1" {
+            self.server.take().unwrap().kill();
+        } else if let Some(args) = line.strip_prefix("eventstore serve ").and_then(|args| args.strip_suffix(" &")) {
+            let port = self.port.clone().unwrap_or_else(|| "0".to_owned());
+            let args = args.replace(PORT, &port);
+            let args: Vec<_> = args.split(' ').collect();
+            let server = Server::start(self.shell, &args);
+            self.port = Some(server.port().to_owned());
+            self.server = Some(server);
+        } else {
+            let bin = Path::new(env!("CARGO_BIN_EXE_eventstore")).parent().unwrap();
+            let path = std::env::join_paths(
+                std::iter::once(bin.to_owned()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+            );
+            let script = format!("(exit {}); {}", self.code, line.replace(PORT, self.port.as_deref().unwrap()));
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]).current_dir(self.shell.directory.path()).env("PATH", path.unwrap());
+            let output = command.output().unwrap();
+            self.code = output.status.code().unwrap();
+            return String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        }
+        String::new()
+    }
+}
+
+/// The port of the hub in the document.
+const PORT: &str = "7081";
+
+/// Whether a text is the expected one, in which `…` stands for anything.
+fn is_as(text: &str, expected: &str) -> bool {
+    let mut pieces = expected.split('…');
+    let Some(mut rest) = text.strip_prefix(pieces.next().unwrap()) else { return false };
+    for piece in pieces {
+        let Some((_, behind)) = rest.split_once(piece).filter(|_| !piece.is_empty()) else { return false };
+        rest = behind;
+    }
+    rest.is_empty()
+}
+
+/// Every console of the chapter but those of tools, in one go: what is written there happens.
+#[test]
+fn the_consoles_of_the_chapter_on_syncing_are_as_they_are_shown() {
+    let shell = Shell::new();
+    let document = include_str!("../docs/sync.md");
+    let consoles = document.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut console = Console { shell: &shell, server: None, port: None, code: 0 };
+    let mut commands = 0;
+    for text in consoles.filter(|text| !text.contains("cargo run")) {
+        for step in text.split("$ ").skip(1).filter(|step| !step.is_empty()) {
+            // Within a line `$ ` does not stand.
+            let (line, expected) = step.split_once('\n').unwrap();
+            let printed = console.run(line);
+            let expected = expected.replace(PORT, console.port.as_deref().unwrap());
+            assert!(is_as(&printed, &expected), "{line}\nprinted:\n{printed}expected:\n{expected}");
+            commands += 1;
+        }
+    }
+    assert!(commands > 20, "{commands}");
 }
 
 /// Replicas and the hub are killed at random moments. At the end, every acknowledged event is at the hub once, and all
@@ -163,6 +307,6 @@ fn nothing_that_was_answered_is_lost_when_replicas_and_the_hub_are_killed() {
     assert!(hub.chunks(2).all(|pair| pair[0].rsplit_once('-').unwrap().0 == pair[1].rsplit_once('-').unwrap().0));
     for name in ["a", "b"] {
         assert_eq!(loaded(&format!("replica:{name}")), hub, "{name}");
-        assert_eq!(field(&shell.run(&["status", name]).succeeded().stdout, "pending"), "0");
+        assert_eq!(field(&shell.run(&["status", name]).succeeded().stdout, "pending batches"), "0");
     }
 }

@@ -53,6 +53,7 @@ pub(crate) struct Client {
     pub(crate) url: String,
     pub(crate) connector: Connector,
     pub(crate) retry_for: Duration,
+    pub(crate) retry_waits: bool,
     pub(crate) connect_timeout: Duration,
     authority: HeaderValue,
     base: String,
@@ -81,6 +82,7 @@ impl Client {
         Ok(Client {
             url: address.to_string(),
             retry_for: options.retry_for,
+            retry_waits: options.retry_waits,
             connect_timeout: options.connect_timeout,
             authority: authority(&address)?,
             base: address.base.clone(),

@@ -62,22 +62,26 @@ pub struct Options {
 
 impl Options {
     /// The options in a URL: `gosync+http://host:8080/base?mirror=DIR`, and those of [`crate::Options`] except
-    /// `lost_after`.
+    /// `lost_after` and `retry_waits`.
     ///
     /// # Errors
     ///
     /// `InvalidOption` for an invalid URL, and for an option that is unknown or cannot be parsed.
     pub fn from_url(url: &str) -> Result<Self> {
         let mut mirror = None;
-        let own = KNOWN.into_iter().filter(|option| *option != "lost_after");
+        const OTHERS: [(&str, &str); 2] = [
+            ("lost_after", "it does not apply to a server of Go Sync Kit; leave it out"),
+            ("retry_waits", "a server of Go Sync Kit is polled for new events, so `retry_for` applies; leave it out"),
+        ];
+        let own = KNOWN.into_iter().filter(|option| OTHERS.iter().all(|(other, _)| other != option));
         let known: Vec<_> = own.chain(["mirror"]).collect();
         let url = url.strip_prefix("gosync+").unwrap_or(url);
         let server = crate::Options::from_url_with(url, &known, |given| {
             mirror = given.text("mirror")?.map(PathBuf::from);
-            match given.text("lost_after")? {
+            OTHERS.into_iter().try_for_each(|(option, reason)| match given.text(option)? {
                 None => Ok(()),
-                Some(_) => Err(invalid("lost_after", "it does not apply to a server of Go Sync Kit; leave it out")),
-            }
+                Some(_) => Err(invalid(option, reason)),
+            })
         })?;
         Ok(Options { server, mirror })
     }

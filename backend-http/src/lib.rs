@@ -25,7 +25,8 @@
 //! # Lost connections
 //!
 //! A read is retried until it is answered, for at most `retry_for`; then it is `Unavailable`. Waiting for events, and
-//! so a waiting subscription, continues over restarts of the server until its context ends.
+//! so a waiting subscription, continues over restarts of the server until its context ends, unless `retry_waits` is
+//! false.
 //!
 //! An append that was not sent waits for a connection for the same time. One that may have reached the server when the
 //! connection was lost is `OutcomeUnknown`: append the same events again, as after any unknown outcome. Then nothing is

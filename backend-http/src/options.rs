@@ -29,8 +29,12 @@ pub struct Options {
     /// server, and is retried for at most `retry_for`. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long a call is retried while the server cannot be reached or accepts no requests, unless its context ends
-    /// before. Then it is `Unavailable`. Waiting for events is retried until its context ends. Default: 30 s.
+    /// before. Then it is `Unavailable`. Waiting for events is retried until its context ends, unless `retry_waits` is
+    /// false. Default: 30 s.
     pub retry_for: Duration,
+    /// Whether waiting for events continues until its context ends, even while the server cannot be reached. If false,
+    /// `retry_for` limits it like every call, so that the caller learns of an outage. Default: true.
+    pub retry_waits: bool,
     /// How long appends wait without any data from the server before the connection counts as lost. After half of that
     /// time, the server is pinged. Default: 20 s, at least 10 ms.
     pub lost_after: Duration,
@@ -42,8 +46,8 @@ pub struct Options {
 }
 
 /// The names of the options in a URL.
-pub(crate) const KNOWN: [&str; 7] =
-    ["token_file", "ca_file", "connect_timeout", "retry_for", "lost_after", "read_only", "insecure"];
+pub(crate) const KNOWN: [&str; 8] =
+    ["token_file", "ca_file", "connect_timeout", "retry_for", "retry_waits", "lost_after", "read_only", "insecure"];
 
 impl Options {
     /// The default options for the store at this base URL, which has no options.
@@ -55,6 +59,7 @@ impl Options {
             ca_file: None,
             connect_timeout: Duration::from_secs(5),
             retry_for: Duration::from_secs(30),
+            retry_waits: true,
             lost_after: Duration::from_secs(20),
             read_only: false,
             insecure: false,
@@ -111,6 +116,7 @@ impl Options {
         ] {
             *duration = given.duration(name)?.unwrap_or(*duration);
         }
+        options.retry_waits = given.flag_or("retry_waits", options.retry_waits)?;
         options.read_only = given.flag("read_only")?;
         options.insecure = given.flag("insecure")?;
         given.finish().map_err(|error| match error {
@@ -171,6 +177,7 @@ impl fmt::Debug for Options {
             .field("ca_file", &self.ca_file)
             .field("connect_timeout", &self.connect_timeout)
             .field("retry_for", &self.retry_for)
+            .field("retry_waits", &self.retry_waits)
             .field("lost_after", &self.lost_after)
             .field("read_only", &self.read_only)
             .field("insecure", &self.insecure)
@@ -324,12 +331,13 @@ mod tests {
     fn every_option_can_stand_in_a_url() {
         let all = options(
             "https://host:7080/stores/orders/?token_file=/run/a%20b&ca_file=ca.pem&connect_timeout=2s&retry_for=500ms&\
-             lost_after=3s&read_only=true&insecure",
+             retry_waits=false&lost_after=3s&read_only=true&insecure",
         );
         assert_eq!(all.url, "https://host:7080/stores/orders/");
         assert_eq!((all.token_file, all.ca_file), (Some("/run/a b".into()), Some("ca.pem".into())));
         assert_eq!((all.connect_timeout, all.retry_for), (Duration::from_secs(2), Duration::from_millis(500)));
         assert_eq!((all.lost_after, all.read_only, all.insecure), (Duration::from_secs(3), true, true));
+        assert!(!all.retry_waits && options("http://h").retry_waits);
         for (url, named) in [
             ("http://h?colour=red", "colour"),
             ("http://h?retry_for=soon", "retry_for"),

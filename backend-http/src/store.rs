@@ -317,8 +317,13 @@ impl EventStore for HttpStore {
         self.check(ctx)?;
         let client = self.client();
         let waiting = async {
-            // Waits until the context ends, whatever the server does meanwhile.
-            let mut retries = Retries::for_ever();
+            // Waits until the context ends, whatever the server does meanwhile, unless the caller wants to learn of an
+            // outage.
+            let fresh = || match client.retry_waits {
+                true => Retries::for_ever(),
+                false => Retries::new(client.retry_for),
+            };
+            let mut retries = fresh();
             let query = QueryWriter::new().put("after", after).finish();
             loop {
                 // After a failure, ask for a quick answer: it shows that the server is back.
@@ -335,12 +340,15 @@ impl EventStore for HttpStore {
                     }
                     Ok(Err(Failed::Final(Error::DeadlineExceeded))) => {
                         retries.succeeded(&client.url);
-                        retries = Retries::for_ever();
+                        retries = fresh();
                         continue;
                     }
                     Ok(Err(failed)) => failed,
                     Err(_) => Failed::passing("it does not answer"),
                 };
+                if !retries.has_failed() {
+                    retries = fresh(); // the limit counts from the beginning of the outage
+                }
                 retries.pause(&Context::background(), failed, &client.url).await?;
             }
         };

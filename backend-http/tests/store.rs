@@ -183,6 +183,24 @@ async fn waiting_goes_on_over_whatever_the_server_says_until_there_is_something(
     server.await.expect("all of it was asked for");
 }
 
+/// Replicas learn in this way that their hub is away.
+#[tokio::test]
+async fn waiting_that_is_not_to_outlast_an_outage_ends_with_it() {
+    let behind = in_memory();
+    let server = Running::start(Server::new(behind.clone())).await;
+    let mut options = Options::new(&server.url);
+    (options.retry_for, options.retry_waits) = (Duration::from_millis(50), false);
+    let store = open(options).await.expect("opened");
+    // Without an outage, it waits until its context ends.
+    let soon = Context::background().with_timeout(Duration::from_millis(200));
+    let waited = store.wait_for_events(&soon, Version::ZERO).await;
+    assert!(matches!(waited, Err(Error::DeadlineExceeded)), "{waited:?}");
+    let waiting = tokio::spawn(async move { store.wait_for_events(&ctx(), Version::ZERO).await });
+    behind.close().await.expect("closed");
+    let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it ends").expect("no panic");
+    assert!(matches!(&ended, Err(Error::Unavailable { url, .. }) if *url == server.url), "{ended:?}");
+}
+
 const INFO: &str = r#"{"wire":[1],"backend":"x","latest_version":0,"writable":true,"server":"1"}"#;
 
 /// On one thread, so that the order of turns is always the same.

@@ -21,4 +21,6 @@ pub use eventstore_kv::{Compression, HISTOGRAM_BUCKETS, MemoryStore, StoreOption
 pub use crate::copy::{CopyReport, copy};
 pub use crate::digest::{digest, digest_until};
 pub use crate::files::{engine_of, repair, restore};
-pub use crate::open::backend::{is_gosync, is_postgres, is_served, open, open_existing, open_read_only, shown};
+pub use crate::open::backend::{
+    check_url, is_gosync, is_postgres, is_served, open, open_existing, open_read_only, shown,
+};

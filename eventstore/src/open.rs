@@ -154,11 +154,37 @@ pub(crate) mod backend {
         server_of(url) == Some(POSTGRES)
     }
 
-    /// A URL to be shown: without passwords and tokens, in whose place it has `(hidden)`.
+    /// Checks a URL without opening the store: its scheme, its form and its options.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` and `InvalidOption`, as [`eventstore::open`](crate::open) has them.
+    pub fn check_url(url: &str) -> Result<()> {
+        match server_of(url) {
+            #[cfg(feature = "http")]
+            Some(HTTP) => backend_http::Options::from_url(url).map(drop),
+            #[cfg(feature = "http")]
+            Some(GOSYNC) => backend_http::gosync::Options::from_url(url).map(drop),
+            #[cfg(not(feature = "http"))]
+            Some(GOSYNC) => Err(no_backend(HTTP)),
+            #[cfg(feature = "postgres")]
+            Some(POSTGRES) => backend_postgres::Options::from_url(url).map(drop),
+            Some(other) => Err(no_backend(other)),
+            None => {
+                let url = &parse(url)?;
+                if url.scheme == MEMORY {
+                    return memory_options(url).map(drop);
+                }
+                with_engine!(url, engine => engine::Options::from_url(url).map(drop))
+            }
+        }
+    }
+
+    /// The URL in a form for people and logs: `(hidden)` stands for passwords and tokens.
     #[must_use]
     pub fn shown(url: &str) -> String {
         let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-        // Whatever is before the last @ may be a password, also where it is not written as it should be.
+        // Everything before the last @ may be a password, even if it is not encoded as it should be.
         let rest = match rest.rsplit_once('@').map(|(user, place)| (user.split_once(':'), place)) {
             Some((Some((user, _)), place)) => format!("{user}:(hidden)@{place}"),
             _ => rest.to_owned(),
@@ -173,7 +199,7 @@ pub(crate) mod backend {
     }
 }
 
-/// Whether the value of an option is for nobody to see. A name that is not written plainly may be any.
+/// Whether the value of an option is secret. An encoded name may be any.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.contains('%') || matches!(name.as_str(), "password" | "sslpassword" | "token")
@@ -292,6 +318,10 @@ pub(crate) fn no_backend(scheme: &str) -> Error {
 }
 
 fn open_memory(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
+    Ok(Arc::new(memory::open(memory_options(url)?)?))
+}
+
+fn memory_options(url: &StoreUrl) -> Result<StoreOptions> {
     if !url.path.as_os_str().is_empty() {
         return Err(Error::InvalidOption {
             option: "store".to_owned(),
@@ -302,5 +332,5 @@ fn open_memory(url: &StoreUrl) -> Result<Arc<dyn EventStore>> {
     let mut given = UrlOptions::new(url);
     options.take_from(&mut given)?;
     given.finish()?;
-    Ok(Arc::new(memory::open(options)?))
+    Ok(options)
 }

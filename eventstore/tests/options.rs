@@ -47,7 +47,7 @@ async fn the_document_has_every_option_and_no_other() {
             expected.retain(|option| *option != "create_if_missing");
         } else if *title == "## Go Sync Kit" {
             let of_http = documented(section(document, "## HTTP"));
-            expected.extend(of_http.into_iter().filter(|option| *option != "lost_after"));
+            expected.extend(of_http.into_iter().filter(|option| !["lost_after", "retry_waits"].contains(option)));
         } else if !matches!(*title, "## HTTP" | "## PostgreSQL") {
             expected.extend(&for_all);
         }
@@ -105,6 +105,52 @@ async fn a_server_has_urls_of_its_own_and_no_files() {
                     );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_secret_in_a_url_is_not_shown() {
+    for (url, shown) in [
+        ("lmdb:./data?map_size=1GiB", "lmdb:./data?map_size=1GiB"),
+        ("http://127.0.0.1:7080/stores/a", "http://127.0.0.1:7080/stores/a"),
+        ("https://host?token_file=/run/token", "https://host?token_file=/run/token"),
+        ("postgres://db/shop?user=app&schema=a", "postgres://db/shop?user=app&schema=a"),
+        ("postgres://app@db1:5433,db2/shop", "postgres://app@db1:5433,db2/shop"),
+        ("postgres://app:geheim@db/shop", "postgres://app:(hidden)@db/shop"),
+        ("postgres://app:geheim@db:5432/shop?schema=a", "postgres://app:(hidden)@db:5432/shop?schema=a"),
+        ("postgres://db/shop?user=app&password=geheim", "postgres://db/shop?user=app&password=(hidden)"),
+        ("postgres://db/shop?pass%77ord=geheim", "postgres://db/shop?pass%77ord=(hidden)"),
+        // What should have been written as %40, %2F and %3F.
+        ("postgres://app:geheim@geheim/geheim?geheim@db/shop", "postgres://app:(hidden)@db/shop"),
+        ("http://app:geheim@host", "http://app:(hidden)@host"),
+        ("http://host?token=geheim", "http://host?token=(hidden)"),
+    ] {
+        assert_eq!(eventstore::backend::shown(url), shown);
+    }
+}
+
+#[test]
+fn a_url_is_checked_without_the_store() {
+    use eventstore::backend::check_url;
+    for url in ["memory:", "memory:?id_filter=1MiB", "lmdb:./nowhere?map_size=1MiB"] {
+        if cfg!(feature = "lmdb") || !url.starts_with("lmdb") {
+            check_url(url).expect(url);
+        }
+    }
+    for url in ["localhost:7080", "nope:./data", "rocks:./data"] {
+        assert!(matches!(check_url(url), Err(Error::Unsupported { .. })), "{url}");
+    }
+    for url in ["memory:here", "memory:?colour=red", "./data"] {
+        assert!(matches!(check_url(url), Err(Error::InvalidOption { .. })), "{url}");
+    }
+    #[cfg(feature = "http")]
+    {
+        check_url("http://nowhere.invalid:7080/stores/a?retry_for=1s").expect("valid");
+        check_url("gosync+http://nowhere.invalid/sync").expect("valid");
+        for url in ["http://", "http://host:port", "http://app:geheim@host", "gosync+http://host?lost_after=1s"] {
+            let refused = check_url(url);
+            assert!(matches!(refused, Err(Error::InvalidOption { .. })), "{url}: {refused:?}");
         }
     }
 }

@@ -67,7 +67,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     let url = cli.store.as_str();
     #[cfg(feature = "sync")]
     if let Some(directory) = replica::directory(url).filter(|_| replica::is_of_store(&cli.command)) {
-        return replica::with_store(directory, cli.command).await;
+        return replica::with_store(directory, &cli.name, cli.command).await;
     }
     match cli.command {
         Command::Demo { tour: Tour::Store } => demo::run().await,
@@ -93,16 +93,16 @@ pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
         Command::Serve(args) => serve::run(url, args).await,
         #[cfg(feature = "sync")]
         Command::Replica(ReplicaCommand::Init { directory, hub, engine, read_only }) => {
-            replica::init(directory, hub, engine, read_only).await
+            replica::init(replica::argument(directory), hub, engine, read_only).await
         }
         #[cfg(feature = "sync")]
         Command::Sync(args) => replica::sync::run(args).await,
         #[cfg(feature = "sync")]
-        Command::Status { directory, json } => replica::status::run(&directory, json).await,
+        Command::Status { directory, json } => replica::status::run(&replica::argument(directory), json).await,
         #[cfg(feature = "sync")]
-        Command::Pending { directory } => replica::own::pending(&directory).await,
+        Command::Pending { directory } => replica::own::pending(&replica::argument(directory)).await,
         #[cfg(feature = "sync")]
-        Command::Rejected { directory, delete } => replica::own::rejected(&directory, delete).await,
+        Command::Rejected { directory, delete } => replica::own::rejected(&replica::argument(directory), delete).await,
         Command::Repair => repair::run(url).await,
     }
 }

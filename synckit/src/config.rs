@@ -1,7 +1,7 @@
 //! The settings of a replica, in its directory.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use eventstore_api::Error as StoreError;
@@ -40,7 +40,7 @@ impl Config {
         let path = directory.join(NAME);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io("read the replica's settings", error).into()),
         };
         let not = |reason: String| Error::NotAReplica { path: directory.display().to_string(), reason };
@@ -60,13 +60,21 @@ impl Config {
         Ok(Some(serde_json::from_slice(&text).map_err(is_wrong)?))
     }
 
-    /// Writes the settings, replacing older ones.
+    /// Writes the settings, replacing older ones. Only the owner can read them: the hub's URL may contain a password.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| StoreError::engine("write the replica's settings", error))?;
         let (path, new) = (directory.join(NAME), directory.join(format!("{NAME}.new")));
         let write = || {
-            let mut file = File::create(&new)?;
+            match std::fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut private = OpenOptions::new();
+            private.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut private, 0o600);
+            let mut file = private.open(&new)?;
             file.write_all(&text)?;
             file.sync_all()?;
             std::fs::rename(&new, &path)
@@ -78,6 +86,21 @@ impl Config {
     /// The id of the journal.
     pub(crate) fn journal_id(&self) -> [u8; 16] {
         u128::from_str_radix(&self.id, 16).unwrap_or_default().to_be_bytes()
+    }
+}
+
+/// Creates a directory and its missing parents. Only its owner, and its group as far as the umask permits, can access
+/// the directory, like that of a store.
+pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut private = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
+    match private.create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
     }
 }
 
@@ -94,7 +117,7 @@ pub(crate) fn begin(directory: &Path) -> Result<()> {
 /// Removes that mark, if it exists.
 pub(crate) fn finish(directory: &Path) -> Result<()> {
     match std::fs::remove_file(directory.join(UNFINISHED)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("finish a replica", error).into()),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("finish a replica", error).into()),
         _ => Ok(()),
     }
 }

@@ -84,7 +84,7 @@ pub enum Error {
     NotAReplica {
         /// The directory.
         path: String,
-        /// Why.
+        /// The reason; after a semicolon, the advice, if it is not to check the path or to create a new one.
         reason: String,
     },
 
@@ -146,6 +146,10 @@ impl From<eventstore_api::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // The advice to open the URL of a server does not apply to a replica.
+            Error::Store(eventstore_api::Error::Locked { path }) => {
+                write!(f, "{path} is locked: another handle or process has it open; close it there, or share its handle")
+            }
             Error::Store(error) => error.fmt(f),
             Error::Hub { hub, source } => {
                 let said = source.to_string();
@@ -188,7 +192,11 @@ impl fmt::Display for Error {
                  shows, or answer to wait and sync afterwards",
             ),
             Error::NotAReplica { path, reason } => {
-                write!(f, "{path} is not a replica: {reason}; check the path, or create a new one")
+                write!(f, "{path} is not a replica: {reason}")?;
+                match reason.contains(';') {
+                    true => Ok(()), // it says what to do
+                    false => f.write_str("; check the path, or create a new one"),
+                }
             }
             Error::ReadOnly => f.write_str("this replica only follows its hub; make one that is not read-only to append"),
         }

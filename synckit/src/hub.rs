@@ -39,7 +39,7 @@ impl fmt::Display for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Hub::Store(_) => f.write_str("the hub"),
-            Hub::Url { said, .. } => f.write_str(said),
+            Hub::Url { said, .. } => f.write_str(&backend::shown(said)),
             Hub::Missing => f.write_str("no hub"),
         }
     }
@@ -49,9 +49,16 @@ impl Hub {
     /// The hub with this address, for the replica in this directory.
     pub(crate) fn url(said: String, directory: &Path) -> Self {
         let mut url = said.clone();
+        // Without retries: syncing has pauses of its own, and reports that the hub is away.
         if backend::is_served(&url) || backend::is_gosync(&url) {
-            // Without retries: syncing has pauses of its own.
             add_option(&mut url, "retry_for", || "0s".to_owned());
+        }
+        if backend::is_served(&url) {
+            add_option(&mut url, "retry_waits", || "false".to_owned());
+        }
+        if backend::is_postgres(&url) {
+            // An idle connection may have ended meanwhile.
+            add_option(&mut url, "retry_for", || "2s".to_owned());
         }
         if backend::is_gosync(&url) {
             add_option(&mut url, "mirror", || {
@@ -79,13 +86,13 @@ impl Hub {
                 let what = "this replica has no hub; name one when it is opened".to_owned();
                 Err(eventstore_api::Error::Unsupported { what }.into())
             }
-            Hub::Url { said, url, open } => {
+            Hub::Url { url, open, .. } => {
                 let mut open = open.lock().await;
                 if let Some(store) = &*open {
                     return Ok(store.clone());
                 }
                 let store = backend::open_existing(url).await;
-                let store = store.map_err(|source| Error::Hub { hub: said.clone(), source })?;
+                let store = store.map_err(|source| Error::Hub { hub: self.to_string(), source })?;
                 *open = Some(store.clone());
                 Ok(store)
             }
@@ -111,5 +118,40 @@ fn add_option(url: &mut String, name: &str, value: impl FnOnce() -> String) {
     if !is_there {
         url.push(if options.is_some() { '&' } else { '?' });
         url.push_str(&format!("{name}={}", value()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The URL with which this hub is opened.
+    fn opened(said: &str) -> String {
+        match Hub::url(said.to_owned(), Path::new("/replica")) {
+            Hub::Url { url, .. } => url,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_hub_is_asked_once_unless_its_address_says_otherwise() {
+        for (said, url) in [
+            ("http://host", "http://host?retry_for=0s&retry_waits=false"),
+            ("http://host?retry_for=9s", "http://host?retry_for=9s&retry_waits=false"),
+            ("unix:/run/s?retry_waits=true&read_only", "unix:/run/s?retry_waits=true&read_only&retry_for=0s"),
+            ("gosync+http://host", "gosync+http://host?retry_for=0s&mirror=%2Freplica%2Fmirror"),
+            ("postgres://host/shop?schema=a", "postgres://host/shop?schema=a&retry_for=2s"),
+            ("postgres://host/shop?retry_for=9s", "postgres://host/shop?retry_for=9s"),
+            ("lmdb:./hub", "lmdb:./hub"),
+        ] {
+            assert_eq!(opened(said), url);
+        }
+    }
+
+    #[test]
+    fn what_is_secret_in_an_address_is_not_shown() {
+        let hub = Hub::url("postgres://app:geheim@host/shop?password=geheim".to_owned(), Path::new("/replica"));
+        let shown = format!("{hub} {hub:?}");
+        assert!(shown.contains("host") && shown.contains("/shop") && !shown.contains("geheim"), "{shown}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use eventstore_api::{Error, Result};
 use eventstore_log::{Appender, CommitError, Directory as _, DiskDirectory, Group, Known, Log, Options};
 
+use crate::config::make_directory;
 use crate::core::{BeginRecord, Record};
 
 /// Journals are small: usually, a journal is replaced before its segment is full.
@@ -139,7 +140,7 @@ impl Journal {
     /// Writes these records to a new directory.
     fn prepare(unfinished: &Path, id: [u8; 16], records: &[Record]) -> Result<()> {
         remove(unfinished)?;
-        std::fs::create_dir(unfinished).map_err(|error| io("make a directory for the journal", error))?;
+        make_directory(unfinished).map_err(|error| io("make a directory for the journal", error))?;
         let opened =
             Log::open(Arc::new(DiskDirectory::new(unfinished)), id, &options(), Known { synced: 0 }, 0, &mut |_, _| {});
         let opened = opened.map_err(|error| log_error("begin a journal", error))?;

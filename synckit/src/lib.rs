@@ -65,4 +65,4 @@ pub use resolve::{
     Answer, Conflict, DecideAgain, KeepBoth, LastWriterWins, RejectConflicts, Resolution, Resolver, with_new_ids,
     write_time,
 };
-pub use sync::{SyncOptions, SyncReport, SyncState};
+pub use sync::{AcceptedHistory, SyncOptions, SyncReport, SyncState};

@@ -11,7 +11,7 @@ use eventstore::{Aggregate, Store};
 use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{self, Config, lock};
+use crate::config::{self, Config, lock, make_directory};
 use crate::confirmed::Confirmed;
 use crate::core::{EventPlace, Number, Record, Scope, Status};
 use crate::error::{Error, Result};
@@ -29,7 +29,6 @@ use crate::worker::{Job, State, Wish, Worker, open_confirmed, path_of, restore, 
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 #[must_use = "nothing is opened until `open` is called"]
 pub struct Options {
     directory: PathBuf,
@@ -38,6 +37,19 @@ pub struct Options {
     engine: String,
     read_only: bool,
     must_exist: bool,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("directory", &self.directory)
+            .field("hub", &self.hub.as_deref().map(eventstore::backend::shown))
+            .field("store", &self.store)
+            .field("engine", &self.engine)
+            .field("read_only", &self.read_only)
+            .field("must_exist", &self.must_exist)
+            .finish()
+    }
 }
 
 impl Options {
@@ -54,8 +66,14 @@ impl Options {
         }
     }
 
-    /// Sets the address of the hub: any store that [`eventstore::open`] accepts. The address is saved for later
-    /// openings. The hub is opened on first use: the replica works without it.
+    /// Sets the address of the hub: any store that [`eventstore::open`] accepts. The hub is opened on first use: the
+    /// replica works without it. A new replica saves the address for later openings. A replica with another hub saves
+    /// the new address once a sync has found the replica's history there, or has
+    /// [accepted](crate::SyncOptions::accept_history) the history there.
+    ///
+    /// Unless the address says otherwise, calls are not retried when the hub cannot be reached
+    /// (`retry_for=0s&retry_waits=false` for a served store, `retry_for=2s` for one on PostgreSQL): syncing has its own
+    /// pauses.
     pub fn hub(mut self, url: impl Into<String>) -> Self {
         self.hub = Some(url.into());
         self
@@ -101,16 +119,19 @@ impl Options {
             if self.hub.is_none() && self.store.is_none() {
                 return Err(not("there is none yet, and no hub was named for a new one"));
             }
-            std::fs::create_dir_all(&self.directory).map_err(|error| io("make the replica's directory", error))?;
+            if self.directory.exists() && !self.directory.is_dir() {
+                return Err(not("it is a file; name another directory"));
+            }
+            make_directory(&self.directory).map_err(|error| io("make the replica's directory", error))?;
         }
         let lock = lock(&self.directory)?;
         // Another process may have created it meanwhile.
         let found = Config::read(&self.directory)?;
+        let mut next_config = None;
         let (config, journal, records, confirmed) = match found {
-            Some(mut config) => {
+            Some(config) => {
                 if let Some(hub) = self.hub.filter(|hub| config.hub.as_ref() != Some(hub)) {
-                    config.hub = Some(hub);
-                    config.write(&self.directory)?;
+                    next_config = Some(Config { hub: Some(hub), ..config.clone() });
                 }
                 config::finish(&self.directory)?;
                 let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
@@ -156,7 +177,7 @@ impl Options {
         };
         let mut journal = journal;
         let own_written = records.iter().filter(|record| matches!(record, Record::Own(_))).count();
-        let hub = match (self.store, &config.hub) {
+        let hub = match (self.store, &next_config.as_ref().unwrap_or(&config).hub) {
             (Some(store), _) => Hub::Store(store.backend().clone()),
             (None, Some(url)) => Hub::url(url.clone(), &self.directory),
             (None, None) => Hub::Missing,
@@ -179,6 +200,7 @@ impl Options {
             shared: Arc::new(Shared {
                 directory: self.directory,
                 config: Mutex::new(config),
+                next_config: Mutex::new(next_config),
                 state,
                 jobs,
                 hub,
@@ -225,7 +247,10 @@ pub struct Replica {
 
 pub(crate) struct Shared {
     pub(crate) directory: PathBuf,
+    /// The settings on disk.
     pub(crate) config: Mutex<Config>,
+    /// The settings that replace them once the hub is known to be the right one.
+    pub(crate) next_config: Mutex<Option<Config>>,
     pub(crate) state: Arc<State>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) hub: Hub,
@@ -272,7 +297,7 @@ pub struct OwnBatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplicaStatus {
-    /// The address of the hub.
+    /// The address of the hub, without passwords.
     pub hub: String,
     /// The last visible confirmed version.
     pub confirmed: Version,
@@ -282,10 +307,16 @@ pub struct ReplicaStatus {
     pub digest: Digest,
     /// The number of own batches to be confirmed, including those that wait for a decision.
     pub pending: usize,
+    /// The number of events in them.
+    pub pending_events: usize,
     /// The number of own batches that wait for a decision.
     pub waiting: usize,
+    /// The number of events in them.
+    pub waiting_events: usize,
     /// The number of rejected batches that are kept.
     pub rejected: usize,
+    /// The number of events in them.
+    pub rejected_events: usize,
     /// How often the replica has accepted another history of its hub.
     pub histories_before: u32,
     /// The state of syncing.
@@ -446,18 +477,30 @@ impl Replica {
         let place = self.place_at(Version::new(u64::MAX)).await?;
         let (review, generation) = {
             let machine = self.shared.state.machine();
-            (machine.review(), machine.generation())
+            let batches = machine.review().into_iter();
+            let events = |number| machine.events(number).map_or(0, <[Event]>::len);
+            let review: Vec<_> = batches.map(|(number, status)| (status, events(number))).collect();
+            (review, machine.generation())
         };
-        let count = |is_wanted: fn(&Status) -> bool| review.iter().filter(|(_, status)| is_wanted(status)).count();
+        let count = |is_wanted: fn(&Status) -> bool| {
+            let wanted = review.iter().filter(|(status, _)| is_wanted(status));
+            wanted.fold((0, 0), |(batches, events), (_, of_batch)| (batches + 1, events + of_batch))
+        };
+        let (pending, pending_events) = count(|status| !matches!(status, Status::Rejected(_)));
+        let (waiting, waiting_events) = count(|status| matches!(status, Status::Waiting(_)));
+        let (rejected, rejected_events) = count(|status| matches!(status, Status::Rejected(_)));
         let read_only = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).read_only;
         Ok(ReplicaStatus {
             hub: self.shared.hub.to_string(),
             confirmed: place.version,
             cursor: place.cursor(),
             digest: place.digest,
-            pending: count(|status| !matches!(status, Status::Rejected(_))),
-            waiting: count(|status| matches!(status, Status::Waiting(_))),
-            rejected: count(|status| matches!(status, Status::Rejected(_))),
+            pending,
+            pending_events,
+            waiting,
+            waiting_events,
+            rejected,
+            rejected_events,
             histories_before: generation - 1,
             sync: self.sync_state(),
             read_only,

@@ -1,6 +1,7 @@
 //! Syncing: the rounds between a replica and its hub.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -77,10 +78,30 @@ pub struct SyncReport {
     pub pulled: u64,
     /// The number of own batches that were confirmed.
     pub confirmed: u64,
+    /// The number of own batches that the resolver rejected.
+    pub rejected: u64,
+    /// The number of own batches that the resolver dropped.
+    pub dropped: u64,
+    /// The histories of the hub that were accepted, in their order.
+    pub accepted: Vec<AcceptedHistory>,
     /// The batch at which syncing stopped because it waits for a decision, if any.
     pub waiting: Option<Number>,
     /// The last confirmed version.
     pub version: Version,
+}
+
+/// Another history of the hub that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AcceptedHistory {
+    /// The last version up to which both histories are the same.
+    pub common: Version,
+    /// The directory of the store that keeps the previous confirmed events.
+    pub aside: PathBuf,
+    /// The last version of that store.
+    pub was: Version,
+    /// The number of own batches that were confirmed before and are pending again.
+    pub pending_again: u64,
 }
 
 /// Options of syncing.
@@ -358,16 +379,16 @@ impl Replica {
                         let what = "the hub's history keeps changing";
                         return Err(self.of_hub(StoreError::engine("give events", what)));
                     }
-                    report.pulled += self.leave_history(&hub, options, cursor, found).await?;
+                    report.pulled += self.leave_history(&hub, options, cursor, found, &mut report.accepted).await?;
                     self.shared.is_checked.store(false, Ordering::SeqCst);
                     self.check_hub(&hub, options).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
             }
-            report.waiting = self.decide_all(options).await?;
             let after = self.shared.state.machine().unconfirmed();
             report.confirmed += before.saturating_sub(after) as u64;
+            report.waiting = self.decide_all(options, &mut report).await?;
             let (at, batches) = {
                 let machine = self.shared.state.machine();
                 (machine.end(), machine.to_send(options.skip_waiting, PUSH_EVENTS, PUSH_BYTES))
@@ -410,23 +431,31 @@ impl Replica {
         let ctx = Context::background().with_timeout(options.timeout);
         let stats = hub.stats(&ctx).await.map_err(|error| self.of_hub(error))?;
         let Some(found) = stats.store_id else { return Ok(()) };
-        let known = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).store_id.clone();
-        match known {
-            Some(known) if known == found => {
-                self.shared.is_checked.store(true, Ordering::SeqCst);
-                return Ok(());
-            }
+        let config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match &config.store_id {
+            Some(known) if *known == found => {}
             // With events of its own history, the digest shows whether it is a copy.
             Some(expected) if self.shared.state.machine().end() == Place::START && !options.accept_history => {
+                let expected = expected.clone();
                 return Err(Error::AnotherHub { hub: self.shared.hub.to_string(), expected, found });
             }
             _ => {}
         }
-        let mut config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        config.store_id = Some(found);
-        config.write(&self.shared.directory)?;
-        *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        let mut next = self.shared.next_config.lock().unwrap_or_else(PoisonError::into_inner);
+        next.get_or_insert(config).store_id = Some(found);
         self.shared.is_checked.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Saves the settings for this hub, which has the replica's history and so is the right one.
+    fn keep_hub(&self) -> Result<()> {
+        let mut next = self.shared.next_config.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(next) = next.as_ref().filter(|next| **next != *config) {
+            next.write(&self.shared.directory)?;
+            *config = next.clone();
+        }
+        *next = None;
         Ok(())
     }
 
@@ -458,6 +487,7 @@ impl Replica {
             }
         };
         let (mut pulled, mut page) = (0, next(since).await?);
+        self.keep_hub()?;
         loop {
             let Pulled { events, head, .. } = page;
             pulled += events.len() as u64;
@@ -483,8 +513,8 @@ impl Replica {
         }
     }
 
-    /// Asks the resolver about waiting batches. Returns the batch that was not decided, if any.
-    async fn decide_all(&self, options: &SyncOptions) -> Result<Option<Number>> {
+    /// Asks the resolver about waiting batches, and counts its decisions. Returns the batch that was not decided, if any.
+    async fn decide_all(&self, options: &SyncOptions, report: &mut SyncReport) -> Result<Option<Number>> {
         loop {
             let question = self.shared.state.machine().question();
             let Some(question) = question else { return Ok(None) };
@@ -494,7 +524,13 @@ impl Replica {
             let on_top = on_top.into_iter().filter_map(|(batch, resolution)| Some((batch, decision(resolution)?)));
             let on_top = on_top.collect();
             let Some(decision) = decision(resolution) else { return Ok(Some(question.batch)) };
-            self.ask(|reply| Job::Decide { question, decision, on_top, reply }).await?;
+            for decision in self.ask(|reply| Job::Decide { question, decision, on_top, reply }).await? {
+                match decision {
+                    Decision::Reject(_) => report.rejected += 1,
+                    Decision::Drop => report.dropped += 1,
+                    Decision::Anyway | Decision::Replace(_) => {}
+                }
+            }
         }
     }
 
@@ -554,13 +590,15 @@ impl Replica {
         })
     }
 
-    /// The hub has another history: switches to it, if that is accepted. Returns the number of pulled events.
+    /// The hub has another history: switches to it, if that is accepted, and adds it to `accepted`. Returns the number of
+    /// pulled events.
     async fn leave_history(
         &self,
         hub: &Arc<dyn EventStore>,
         options: &SyncOptions,
         confirmed: Cursor,
         found: Cursor,
+        accepted: &mut Vec<AcceptedHistory>,
     ) -> Result<u64> {
         if !options.accept_history {
             return Err(Error::AnotherHistory { hub: self.shared.hub.to_string(), confirmed, found });
@@ -593,11 +631,12 @@ impl Replica {
             Err(Error::Hub { source: StoreError::HistoryDiverged { .. }, .. }) => return Ok(0),
             copied => copied?,
         };
-        let aside = self.ask(|reply| Job::EnterHistory { reply }).await?;
+        let (aside, pending_again) = self.ask(|reply| Job::EnterHistory { reply }).await?;
         tracing::warn!(
             hub = %self.shared.hub, %common, was = %end.version, aside = %aside.display(),
             "the hub has another history, which was accepted; what was confirmed before is kept aside"
         );
+        accepted.push(AcceptedHistory { common, aside, was: end.version, pending_again });
         Ok(pulled)
     }
 }

@@ -12,10 +12,10 @@ use eventstore_api::{
 use eventstore_log::background::linger;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Lock;
+use crate::config::{Lock, make_directory};
 use crate::core::{
     Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused,
-    SameContent, Scope, Seen, Write,
+    SameContent, Scope, Seen, Status, Write,
 };
 use crate::error::{Error, Result};
 use crate::journal::{GROUP_BYTES, Journal, io, remove, sync_directory};
@@ -126,7 +126,7 @@ pub(crate) enum Job {
         question: Question,
         decision: Decision,
         on_top: Vec<(Number, Decision)>,
-        reply: Reply<()>,
+        reply: Reply<Vec<Decision>>,
     },
     Delete {
         batch: Number,
@@ -144,9 +144,9 @@ pub(crate) enum Job {
         end: Place,
         reply: Reply<()>,
     },
-    /// Switches to them. Answers with the path of the previous ones.
+    /// Switches to them. Answers with the path of the previous ones, and the number of own batches that are pending again.
     EnterHistory {
-        reply: Reply<PathBuf>,
+        reply: Reply<(PathBuf, u64)>,
     },
     Close {
         reply: Reply<()>,
@@ -525,7 +525,13 @@ impl Worker {
         Err(error.into())
     }
 
-    async fn decide(&mut self, question: &Question, decision: Decision, on_top: Vec<(Number, Decision)>) -> Result<()> {
+    /// Returns the decisions that took effect.
+    async fn decide(
+        &mut self,
+        question: &Question,
+        decision: Decision,
+        on_top: Vec<(Number, Decision)>,
+    ) -> Result<Vec<Decision>> {
         self.state.check()?;
         let confirmed = self.state.confirmed();
         let mut used = std::collections::HashSet::new();
@@ -545,7 +551,7 @@ impl Worker {
         let outcomes = match outcomes {
             Ok(outcomes) => outcomes,
             // It no longer waits: there is nothing to decide.
-            Err(Misfit::Stale) => return Ok(()),
+            Err(Misfit::Stale) => return Ok(Vec::new()),
             Err(Misfit::NoAnyway) => {
                 let reason = "it can only be replaced or rejected".to_owned();
                 return Err(Error::Answer { batch: question.batch, reason });
@@ -559,8 +565,9 @@ impl Worker {
             }
         };
         self.write(&outcomes.iter().cloned().map(Record::Outcome).collect::<Vec<_>>())?;
+        let taken = outcomes.iter().map(|outcome| outcome.decision.clone()).collect();
         self.state.machine().decided(outcomes);
-        Ok(())
+        Ok(taken)
     }
 
     fn delete(&mut self, batch: Number) -> Result<bool> {
@@ -611,8 +618,9 @@ impl Worker {
         }
     }
 
-    /// Switches to the new generation. The previous confirmed events are moved aside, to the returned path.
-    async fn enter_history(&mut self) -> Result<PathBuf> {
+    /// Switches to the new generation. The previous confirmed events are moved aside. Returns their path, and the number
+    /// of own batches that are pending again.
+    async fn enter_history(&mut self) -> Result<(PathBuf, u64)> {
         self.state.check()?;
         let Some(Next { common, store: new }) = self.next.take() else { return Err(StoreError::Closed.into()) };
         let (records, restored) = match self.recovered(common, &new).await {
@@ -627,19 +635,24 @@ impl Worker {
             return Err(error);
         }
         // From here on, the new ones are in effect.
-        let (old, from) = {
+        let (old, from, again) = {
             let mut machine = self.state.machine();
+            let is_again = |(number, status): &&(Number, Status)| {
+                !matches!(status, Status::Rejected(_)) && machine.events(*number).is_none()
+            };
+            let again = restored.review().iter().filter(is_again).count();
             let mut confirmed = self.state.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
             let from = machine.generation();
             *machine = restored;
-            (std::mem::replace(&mut *confirmed, new), from)
+            (std::mem::replace(&mut *confirmed, new), from, again as u64)
         };
         let closed = old.close().await.map_err(Error::from);
         let aside = closed.and_then(|()| set_aside(&self.directory, from));
-        Ok(aside.unwrap_or_else(|error| {
+        let aside = aside.unwrap_or_else(|error| {
             tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
             path_of(&self.directory, from)
-        }))
+        });
+        Ok((aside, again))
     }
 
     /// The new journal, and the state that it leads to.
@@ -672,7 +685,7 @@ impl Worker {
 pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
     let aside = directory.join("aside");
     let target = aside.join(generation.to_string());
-    let moved = std::fs::create_dir_all(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
+    let moved = make_directory(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
     moved.map_err(|error| StoreError::engine("move older confirmed events aside", error))?;
     sync_directory(&aside)?;
     sync_directory(directory)?;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use eventstore::{CancellationToken, Cursor, Durability, Event, Expected, Revision, Version};
 use synckit::core::{EventPlace, Number, Status, Why};
 use synckit::{
-    Answer, DecideAgain, DecideError, Entry, Error, KeepBoth, LastWriterWins, Notice, Options, RejectConflicts,
-    Replica, Resolution, SyncOptions, SyncState,
+    Answer, Conflict, DecideAgain, DecideError, Entry, Error, KeepBoth, LastWriterWins, Notice, Options,
+    RejectConflicts, Replica, Resolution, SyncOptions, SyncState,
 };
 
 use common::{Hub, event, ids};
@@ -120,6 +120,25 @@ async fn a_rejected_batch_stays_readable_until_it_is_deleted() {
     assert!(b.delete_rejected(number).await.expect("deleted"));
     assert!(!b.delete_rejected(number).await.expect("nothing to delete"));
     b.append(event("of b", "x")).await.expect("the id is free");
+}
+
+#[tokio::test]
+async fn a_sync_tells_how_many_batches_were_confirmed_rejected_and_dropped() {
+    let (_hub, b) = conflicting().await;
+    let status = b.status().await.expect("a status");
+    assert_eq!((status.pending, status.pending_events, status.waiting), (3, 3, 0));
+    let report = b.sync_once(&resolved(RejectConflicts)).await.expect("a sync");
+    assert_eq!((report.confirmed, report.rejected, report.dropped, report.waiting), (1, 2, 0, None));
+    let status = b.status().await.expect("a status");
+    assert_eq!((status.pending, status.rejected, status.rejected_events), (0, 2, 2));
+
+    let (_hub, b) = conflicting().await;
+    let report = sync(&b).await;
+    assert_eq!((report.confirmed, report.rejected, report.dropped), (0, 0, 0));
+    let status = b.status().await.expect("a status");
+    assert_eq!((status.waiting, status.waiting_events, status.pending_events), (1, 1, 3));
+    let report = b.sync_once(&resolved(|_: &Conflict| Resolution::Drop)).await.expect("a sync");
+    assert_eq!((report.confirmed, report.rejected, report.dropped, report.waiting), (1, 0, 2, None));
 }
 
 /// The result includes generated ids.
@@ -340,6 +359,9 @@ async fn another_history_is_noticed_and_the_way_out_loses_nothing() {
     assert_eq!(ids(&a).await, ["h1", "h2", "own", "on h2"], "nothing happened yet");
 
     let report = a.sync_once(&SyncOptions::new().accept_history()).await.expect("a sync");
+    let [accepted] = report.accepted.as_slice() else { panic!("{report:?}") };
+    assert_eq!((accepted.common, accepted.was, accepted.pending_again), (Version::new(1), Version::new(3), 1));
+    assert_eq!(accepted.aside, hub.path("a/aside/1"));
     let waiting = report.waiting.expect("what stood on h2 waits");
     let conflict = a.next_conflict().await.expect("a look").expect("a conflict");
     assert_eq!((conflict.batch, &conflict.why), (waiting, &Why::Dependency));
@@ -371,6 +393,69 @@ async fn a_new_replica_does_not_take_another_store_for_its_hub() {
     let refused = a.sync_once(&SyncOptions::new()).await;
     assert!(matches!(refused, Err(Error::AnotherHub { .. })), "{refused:?}");
     assert_eq!(other.latest_version().await.expect("a version"), Version::ZERO);
+}
+
+#[tokio::test]
+async fn another_address_of_the_hub_is_kept_once_its_history_is_known_to_be_the_replicas() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = |name: &str| format!("lmdb:{}", directory.path().join(name).display());
+    let open = |hub: Option<&str>| {
+        let options = Options::new(directory.path().join("a"));
+        hub.map_or(Options::new(directory.path().join("a")).existing(), |hub| options.hub(url(hub))).open()
+    };
+    for name in ["one", "other"] {
+        let store = eventstore::open(&url(name)).await.expect("a store");
+        store.append(event(name, "x")).await.expect("appended");
+        if name == "one" {
+            store.backup(directory.path().join("moved")).await.expect("a backup");
+        }
+        store.close().await.expect("closed");
+    }
+    let a = open(Some("one")).await.expect("a replica");
+    sync(&a).await;
+    a.close().await.expect("closed");
+    // Neither one of another history nor one that is not there.
+    for name in ["other", "none"] {
+        let a = open(Some(name)).await.expect("a replica");
+        a.sync_once(&SyncOptions::new()).await.expect_err("it is not the hub");
+        a.close().await.expect("closed");
+        let a = open(None).await.expect("a replica");
+        assert_eq!(a.status().await.expect("a status").hub, url("one"), "after {name}");
+        sync(&a).await;
+        a.close().await.expect("closed");
+    }
+    // What has the same events is the same hub, and what was accepted is the hub from then on.
+    for (name, options) in [("moved", SyncOptions::new()), ("other", SyncOptions::new().accept_history())] {
+        let a = open(Some(name)).await.expect("a replica");
+        a.sync_once(&options).await.expect("a sync");
+        a.close().await.expect("closed");
+        let a = open(None).await.expect("a replica");
+        assert_eq!(a.status().await.expect("a status").hub, url(name));
+        sync(&a).await;
+        a.close().await.expect("closed");
+    }
+}
+
+/// Its directory is made like that of a store, and its settings may have the password of the hub.
+#[cfg(unix)]
+#[tokio::test]
+async fn nobody_else_reads_a_replica() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let hub = Hub::new().await;
+    let mode = |name: &str| std::fs::metadata(hub.path(name)).expect(name).permissions().mode() & 0o777;
+    let a = hub.options("above/a").hub("postgres://app:geheim@host/shop").open().await.expect("a replica");
+    assert_eq!(mode("above/a/replica.json"), 0o600);
+    sync(&a).await;
+    assert_eq!(mode("above/a/replica.json"), 0o600, "with the id of the hub's store");
+    for name in ["above/a", "above/a/journal-1", "above/a/confirmed-1"] {
+        assert_eq!(mode(name) & 0o707, 0o700, "{name}");
+    }
+    a.close().await.expect("closed");
+    let a = Options::new(hub.path("above/a")).open().await.expect("a replica");
+    let hub = a.status().await.expect("a status").hub;
+    let options = Options::new("x").hub("postgres://app:geheim@host");
+    let shown = format!("{hub} {a:?} {options:?}");
+    assert!(hub.contains("host") && !shown.contains("geheim"), "{shown}");
 }
 
 #[tokio::test]
@@ -553,6 +638,10 @@ async fn other_directories_are_not_taken_for_replicas() {
     std::fs::write(directory.path().join("mine"), "something").expect("written");
     assert!(matches!(options().open().await, Err(Error::NotAReplica { .. })));
     assert!(directory.path().join("mine").exists());
+    let file = Options::new(directory.path().join("mine")).hub_store(hub.clone()).open().await.expect_err("a file");
+    assert!(file.to_string().ends_with("is not a replica: it is a file; name another directory"), "{file}");
+    let full = options().open().await.expect_err("it has files").to_string();
+    assert!(full.matches(';').count() == 1 && full.contains("choose a missing or empty directory"), "{full}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use eventstore::backend::Expected;
 use eventstore::backend::limits::MAX_BATCH_BYTES;
 use synckit::core::EventPlace;
 
-use super::{Ending, existing};
+use super::{Ending, existing, told};
 use crate::batches::{BatchSize, Batches, Form};
 use crate::cli::AppendArgs;
 use crate::failure::{Failure, tell};
@@ -34,7 +34,8 @@ pub(crate) async fn run(directory: &Path, args: &AppendArgs) -> Result<Ending, F
                 next = batches.next() => next?,
             };
             let Some(gathered) = next else { return Ok(Ending::Finished) };
-            let appended = replica.append(gathered.batch()).expected(expected).await?;
+            let appended = replica.append(gathered.batch()).expected(expected).await;
+            let appended = appended.map_err(|error| told(directory, error))?;
             for (item, place) in gathered.items.iter().zip(&appended.places) {
                 output.line(|out| {
                     out.extend_from_slice(b"{\"id\":");

@@ -7,7 +7,7 @@ use synckit::OwnBatch;
 use synckit::core::{Number, Status, Why};
 
 use super::{Ending, existing};
-use crate::failure::{Failure, tell};
+use crate::failure::Failure;
 use crate::json;
 use crate::output::Output;
 
@@ -18,10 +18,16 @@ pub(crate) async fn pending(directory: &Path) -> Result<Ending, Failure> {
 pub(crate) async fn rejected(directory: &Path, delete: Option<u64>) -> Result<Ending, Failure> {
     existing(directory, async |replica| {
         let Some(batch) = delete else { return print(&replica.rejected()) };
-        if !replica.delete_rejected(Number(batch)).await? {
-            tell(&format!("there is no rejected batch {batch}"));
+        match replica.delete_rejected(Number(batch)).await? {
+            true => Ok(Ending::Finished),
+            false => {
+                let replica = directory.display();
+                let message = format!(
+                    "{replica} has no rejected batch {batch}; see those that it has with `eventstore rejected {replica}`"
+                );
+                Err(Failure::told("batch_not_found", message))
+            }
         }
-        Ok(Ending::Finished)
     })
     .await
 }
