@@ -714,14 +714,20 @@ impl Machine {
             return watch.newest;
         }
         let is_earlier = |number: &Number| *number <= batch || !Rule::LaterIsForeign.is_kept();
-        let is_foreign = |(version, id): &&(u64, String)| {
+        let is_own = |id: &str| {
             let mut numbers = self.ids.get(id).into_iter().flatten().filter(|number| is_earlier(number));
+            numbers.any(|number| self.owns(*number, id))
+        };
+        let is_foreign = |(version, id): &&(u64, String)| {
             *version <= self.published.get()
-                && !numbers.any(|number| self.owns(*number, id))
+                && !is_own(id)
                 && !self.owner(Version::new(*version)).as_ref().is_some_and(is_earlier)
         };
         let known = watch.known.iter().filter(is_foreign).map(|(version, _)| *version);
-        let later = watch.overtaken_by.iter().filter(|(number, _)| !is_earlier(number)).map(|(_, version)| *version);
+        // A later batch may have an event of this one.
+        let is_shared = |later: u64| watch.known.iter().any(|(version, id)| *version == later && is_own(id));
+        let later = watch.overtaken_by.iter().filter(|(number, version)| !is_earlier(number) && !is_shared(*version));
+        let later = later.map(|(_, version)| *version);
         known.chain(later).fold(watch.foreign, u64::max)
     }
 

@@ -5,6 +5,16 @@ use synckit::core::Rule;
 
 const STEPS: usize = 120;
 
+/// Schedules of longer runs that found a fault. In 302663, a later batch of a copied directory shares an event with a waiting one.
+#[test]
+fn schedules_that_once_broke_an_invariant_hold() {
+    for seed in [302_663] {
+        if let Err(broken) = run(seed, STEPS, false) {
+            panic!("{}: cargo run -p sync-simulation -- --seed {seed}", broken.0);
+        }
+    }
+}
+
 #[test]
 fn no_schedule_breaks() {
     for seed in 0..6_000 {
