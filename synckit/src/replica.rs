@@ -1,11 +1,12 @@
 //! The replica.
 
 use std::fmt;
-use std::future::IntoFuture;
+use std::future::{IntoFuture, poll_fn};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use eventstore::{Aggregate, Store};
 use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
@@ -203,6 +204,7 @@ impl Options {
                 next_config: Mutex::new(next_config),
                 state,
                 jobs,
+                appending: AtomicUsize::new(0),
                 hub,
                 is_checked: AtomicBool::new(false),
                 syncing: tokio::sync::Mutex::new(()),
@@ -253,6 +255,8 @@ pub(crate) struct Shared {
     pub(crate) next_config: Mutex<Option<Config>>,
     pub(crate) state: Arc<State>,
     pub(crate) jobs: mpsc::Sender<Job>,
+    /// The number of callers that wait for an append.
+    pub(crate) appending: AtomicUsize,
     pub(crate) hub: Hub,
     /// Whether the hub was identified as the expected store since the replica was opened.
     pub(crate) is_checked: AtomicBool,
@@ -577,9 +581,50 @@ impl Append {
         };
         let events = batch.events;
         let ids = events.iter().map(|event| event.id().to_owned()).collect();
-        let (batch, places) = replica.ask(|reply| Job::Append { events, wish, reply }).await?;
+        let appending = Appending::new(&replica.shared.appending);
+        let answer = replica.ask(|reply| Job::Append { events, wish, reply });
+        let (batch, places) = awake(answer, || appending.is_alone()).await?;
         Ok(Appended { batch, places, ids })
     }
+}
+
+/// A caller that waits for an append.
+struct Appending<'a>(&'a AtomicUsize);
+
+impl<'a> Appending<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Appending(count)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How long a single caller stays awake while it waits for its append.
+const STAY_AWAKE: Duration = Duration::from_micros(300);
+
+/// Waits for a future as a store does for an append: a single caller yields to others but does not sleep for a while, because a
+/// wake-up takes about as long as a sync of a fast disk.
+async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
+    let began = Instant::now();
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() && is_alone() && began.elapsed() < STAY_AWAKE {
+            std::thread::yield_now();
+            cx.waker().wake_by_ref();
+        }
+        polled
+    })
+    .await
 }
 
 impl IntoFuture for Append {
