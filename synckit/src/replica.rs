@@ -588,6 +588,15 @@ impl Append {
     }
 }
 
+impl IntoFuture for Append {
+    type Output = Result<Appended>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
 /// A caller that waits for an append.
 struct Appending<'a>(&'a AtomicUsize);
 
@@ -625,15 +634,6 @@ async fn awake<F: Future>(future: F, is_alone: impl Fn() -> bool) -> F::Output {
         polled
     })
     .await
-}
-
-impl IntoFuture for Append {
-    type Output = Result<Appended>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.run())
-    }
 }
 
 /// Why a decision failed.
