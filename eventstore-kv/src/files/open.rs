@@ -104,12 +104,13 @@ pub(crate) fn open<E: Engine>(opening: Opening<'_, E>) -> Result<Ready<E>> {
         Some(directory) => directory.synced_head()?.get(),
         None => 0,
     };
+    let reaches = found.mark.map_or(0, |mark| mark.version);
     // The log is synced before its index is written, so the index's mark counts as well. A damaged log still is the
     // source of truth.
-    let known = Known { synced: synced.max(found.mark.map_or(0, |mark| mark.version)) };
-    let mut behind = Behind::new(found.mark.map_or(0, |mark| mark.version), options);
-    // An index without entries is rebuilt from the log, which is read then.
-    let visit_behind = found.mark.map(|mark| mark.version).filter(|&version| version > 0).unwrap_or(u64::MAX);
+    let known = Known { synced: synced.max(reaches) };
+    let mut behind = Behind::new(reaches, options);
+    // The index of nothing is rebuilt from the log, which is read then.
+    let visit_behind = if reaches > 0 { reaches } else { u64::MAX };
     let log = Log::open(files, id, &options.log(), known, visit_behind, &mut |version, content| {
         behind.take(version, content)
     });
