@@ -68,15 +68,13 @@ pub(crate) fn remove<'a>(files: &dyn Directory, names: impl Iterator<Item = &'a 
     if is_any { files.sync().map_err(|error| Error::io("sync", "the directory", error)) } else { Ok(()) }
 }
 
-/// Cuts a segment where the piece begins, durably: the rest must not reappear after later appends.
+/// Cuts a segment where the piece begins.
 pub(crate) fn cut(piece: &Piece) -> Result<()> {
-    let cut = piece.file.set_len(piece.range.start).and_then(|()| piece.file.sync_all());
-    cut.map_err(|error| Error::io("cut", &piece.name, error))
+    piece.file.set_len(piece.range.start).map_err(|error| Error::io("cut", &piece.name, error))
 }
 
-/// Rewrites a piece, byte for byte, and syncs it.
+/// Rewrites a piece, byte for byte.
 pub(crate) fn rewrite(piece: &Piece) -> Result<()> {
     let mut window = Window::new(Arc::clone(&piece.file), &piece.name, piece.range.end);
-    copy_range(&mut window, piece.range.clone(), &mut |bytes, at| piece.file.write_at(bytes, at))?;
-    piece.file.sync_all().map_err(|error| Error::io("sync", &piece.name, error))
+    copy_range(&mut window, piece.range.clone(), &mut |bytes, at| piece.file.write_at(bytes, at))
 }

@@ -48,15 +48,8 @@ impl Directory for DiskDirectory {
         fs::remove_file(self.path.join(name))
     }
 
-    #[cfg(unix)]
     fn sync(&self) -> io::Result<()> {
-        fs::File::open(&self.path)?.sync_all()
-    }
-
-    // On other systems a directory cannot be synced, and need not be.
-    #[cfg(not(unix))]
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
+        sync_dir(&self.path)
     }
 
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
@@ -65,6 +58,73 @@ impl Directory for DiskDirectory {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(Arc::new(DiskDirectory { path })),
         }
+    }
+}
+
+/// Makes the entries of a directory durable: the names of files that were created, renamed or deleted in it.
+///
+/// # Errors
+///
+/// Those of the operating system.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    // On other systems a directory cannot be synced, and need not be.
+    if cfg!(unix) { fs::File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// The directory in which a path has its entry.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a directory and its missing parents, and makes each new entry durable. Only the owner may access the
+/// directory, and the group if the umask allows it. If it exists already, nothing is done: whoever created it may have
+/// been killed before its entry was durable.
+///
+/// # Errors
+///
+/// `NotADirectory` if there is a file; those of the operating system.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
+    create_dir(path, &private)
+}
+
+fn create_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match create_one_dir(path, builder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
+            // Nothing can be created in some existing places, such as below /proc.
+            if !parent.is_dir() {
+                create_dir(parent, &fs::DirBuilder::new())?;
+            }
+            create_one_dir(path, builder) // somebody else may be creating it
+        }
+        created => created,
+    }
+}
+
+/// Creates a directory in an existing parent. It may exist already.
+fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
+    match builder.create(path) {
+        Ok(()) => {
+            let parent = parent_of(path);
+            sync_dir(parent)?;
+            // Whoever created the parent may have been killed before its entry was durable. Those above it may be of
+            // others, and unreadable.
+            match sync_dir(parent_of(parent)) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                synced => synced,
+            }
+        }
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a directory"))
+        }
+        Err(error) => Err(error),
     }
 }
 

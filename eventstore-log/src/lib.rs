@@ -83,7 +83,7 @@ mod walk;
 pub use append::Appender;
 pub use compress::Shrunk;
 pub use copy::Copied;
-pub use disk::DiskDirectory;
+pub use disk::{DiskDirectory, create_private_dir, parent_of, sync_dir};
 pub use error::{CommitError, Error, Result};
 pub use files::{Directory, File};
 pub use group::Group;

@@ -690,12 +690,16 @@ impl Opening {
         Ok(Opened { log, appender, tail, damage: self.damage, recovery: self.recovery })
     }
 
-    /// Removes everything after the end, and rewrites everything before it that may not be synced.
+    /// Removes everything after the end, and rewrites everything before it that may not be synced. All of that, and what
+    /// a killed process had changed before without syncing it, is durable afterwards: an append must not rest on what
+    /// only the cache says.
     fn clear_end(&mut self, end: Option<End>) -> Result<Tip> {
         let mut is_cut = false;
         if let Some(mut end) = end {
             is_cut = self.cut(&mut end)?;
             self.rewrite(end)?;
+            let name = self.parts.last().map_or("", |part| &part.name);
+            self.newest()?.sync_all().map_err(|error| Error::io("sync", name, error))?;
         } else {
             self.remove_segments(None)?;
         }
@@ -732,6 +736,8 @@ impl Opening {
         Ok(is_cut)
     }
 
+    /// Removes what is after the end. The removal of segments is durable before the one before them is cut: they prove
+    /// that it was synced.
     fn remove_segments(&mut self, piece: Option<Piece>) -> Result<()> {
         let files = &*self.shared.files;
         let mut pieces: Vec<_> = piece.iter().cloned().collect();
@@ -743,7 +749,10 @@ impl Opening {
             tell!(warn, aside, bytes, "an incomplete group is removed from the end of the log");
             (self.recovery.aside, self.recovery.torn_bytes) = (Some(aside), bytes);
         }
-        cut::remove(files, self.torn.iter().chain(&self.unused).map(|found| found.name.as_str()))?;
+        for found in self.torn.iter().chain(&self.unused) {
+            files.remove(&found.name).map_err(|error| Error::io("remove", &found.name, error))?;
+        }
+        files.sync().map_err(|error| Error::io("sync", "the directory", error))?;
         piece.map_or(Ok(()), |piece| cut::cut(&piece))
     }
 
@@ -754,9 +763,7 @@ impl Opening {
         let is_first = *at == SEGMENT_HEADER as u64;
         let range = if is_first { 0 } else { *at }..end.scanner.at;
         self.recovery.rewritten_bytes = range.end - range.start;
-        cut::rewrite(&Piece { name: part.name.clone(), file: self.newest()?, range })?;
-        let files = &self.shared.files;
-        if is_first { files.sync().map_err(|error| Error::io("sync", "the directory", error)) } else { Ok(()) }
+        cut::rewrite(&Piece { name: part.name.clone(), file: self.newest()?, range })
     }
 }
 

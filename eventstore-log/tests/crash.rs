@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Every, Fault, SimDisk, by_chance};
-use eventstore_log::{CommitError, Compression, Error, Group, Known, Log, Opened, Options, Page, Position};
+use eventstore_log::{CommitError, Compression, Directory, Error, Group, Known, Log, Opened, Options, Page, Position};
 use proptest::prelude::*;
 
 const ID: [u8; 16] = [3; 16];
@@ -85,6 +85,100 @@ fn what_was_cut_off_never_comes_back() {
         every.end();
     }
     assert!(images > 1000, "{images}");
+}
+
+/// Opens the log, appends a small or a large group, cuts the power, and opens it again. What was there and the new group
+/// must be there, and nothing else. The first few unsynced names, sectors and lengths are there or not in every
+/// combination, the others all or none.
+fn append_and_cut_power(disk: &SimDisk, before: &[Vec<u8>], what: &str) {
+    let mut every = Every::default();
+    while every.begin() {
+        let len = [300, 100_000][every.choose(2)];
+        let what = format!("{what}, then {len} bytes");
+        // How far it was synced may be known or not.
+        let is_known = every.choose(2) == 1;
+        let known = |synced: usize| if is_known { synced as u64 } else { 0 };
+        let disk = disk.after_kill();
+        let (opened, there) = try_open(&disk, known(2));
+        let mut opened = opened.expect(&what);
+        assert!(there.len() >= 2 && before.starts_with(&there), "{what}: {} records", there.len());
+        let new = vec![9; len];
+        commit(&mut opened, &new, true);
+        let (are_others_there, mut few) = (every.choose(2), 8);
+        let disk = disk.after_power_cut(&mut |options| match few {
+            0 => are_others_there * (options - 1),
+            _ => {
+                few -= 1;
+                every.choose(options)
+            }
+        });
+        drop(opened);
+        let (opened, again) = try_open(&disk, known(there.len() + 1));
+        assert_eq!(opened.expect(&what).damage, None, "{what}");
+        assert!(again == [there, vec![new]].concat(), "{what}: {} records", again.len());
+        every.end();
+    }
+}
+
+/// Opening removes a torn end. Whatever it was doing when it was killed, the next opening sees what is in the cache, and
+/// makes that durable before anything is appended.
+#[test]
+fn what_a_killed_opening_removed_never_comes_back() {
+    let frame = |name: u8, len| vec![name; len];
+    let (first, second) = ("0000000001-0.seg", "0000000002-0.seg");
+    // The groups after the first, and the part of a file that a power cut has lost.
+    let torn = [
+        ("the first group of a segment", vec![frame(b'b', 100_000)], second, 4096..8192),
+        ("the header of a segment", vec![frame(b'b', 100_000)], second, 0..512),
+        ("a segment", vec![frame(b'b', 100_000)], second, 0..200_000),
+        ("a group before another", vec![frame(b'b', 2000), frame(b'c', 2000)], first, 1024..1536),
+    ];
+    for (what, groups, name, lost) in torn {
+        for after in 1.. {
+            let disk = SimDisk::default();
+            let mut opened = try_open(&disk, 0).0.expect("opened");
+            let before = [frame(b'a', 300), frame(b'a', 300)];
+            before.iter().for_each(|content| commit(&mut opened, content, true));
+            groups.iter().for_each(|content| commit(&mut opened, content, false));
+            let file = disk.open(name).expect("opened");
+            let len = lost.end.min(file.len().expect("measured")) - lost.start;
+            file.write_at(&vec![0; len as usize], lost.start).and_then(|()| file.sync_all()).expect("lost");
+            let disk = disk.after_power_cut(&mut |options| options - 1);
+            drop(opened);
+            disk.fail_after(after, Fault::Down, 0);
+            let is_ended = try_open(&disk, 0).0.is_err();
+            append_and_cut_power(&disk, &before, &format!("{what} is torn, killed at call {after}"));
+            if !is_ended {
+                assert!(after > 1, "opening changes something");
+                break;
+            }
+        }
+    }
+}
+
+/// A file system may accept a group and only then say that the disk is full. The group is removed again, and whatever
+/// that was doing when the process was killed, the group does not come back after later ones.
+#[test]
+fn what_was_refused_never_comes_back() {
+    for (len, full, down) in each_refusal() {
+        let disk = SimDisk::default();
+        let mut opened = try_open(&disk, 0).0.expect("opened");
+        let mut before = vec![vec![b'a'; 300], vec![b'b'; 300]];
+        before.iter().for_each(|content| commit(&mut opened, content, true));
+        before.push(vec![b'c'; len]);
+        disk.fail_after(full, Fault::Full, 0);
+        disk.fail_after(full + down, Fault::Down, 0);
+        let mut refused = group(3, &before[2..]);
+        let _ = opened.appender.as_mut().expect("sound").commit(&mut refused, true);
+        append_and_cut_power(&disk, &before, &format!("{len} bytes, full at call {full}, killed {down} later"));
+        drop(opened);
+    }
+}
+
+/// The length of a group, the call at which the disk is full, and how many calls later the process is killed.
+fn each_refusal() -> impl Iterator<Item = (usize, u64, u64)> {
+    let calls = |len| (1..6).flat_map(move |full| (1..5).map(move |down| (len, full, down)));
+    [300, 100_000].into_iter().flat_map(calls)
 }
 
 /// A checkpoint is durable when it returns, so that opening reads only what follows it.
@@ -217,7 +311,7 @@ impl Model {
                 self.open(must);
             }
             Op::ReopenFailing { end, after, fault, again } => self.reopen_failing(*end, (*after, *fault), *again),
-            Op::Fail { after, fault } => self.disk.fail_after(*after, *fault, self.contents),
+            Op::Fail { after, fault } => self.disk.fail_after(*after, *fault, self.contents % 4),
             Op::Full { room } => self.disk.set_capacity(Some(self.disk.used() + room)),
             Op::Room => self.disk.set_capacity(None),
         }

@@ -1,6 +1,6 @@
 //! The settings of a replica, in its directory.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
@@ -86,21 +86,6 @@ impl Config {
     /// The id of the journal.
     pub(crate) fn journal_id(&self) -> [u8; 16] {
         u128::from_str_radix(&self.id, 16).unwrap_or_default().to_be_bytes()
-    }
-}
-
-/// Creates a directory and its missing parents. Only its owner, and its group as far as the umask permits, can access
-/// the directory, like that of a store.
-pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)?;
-    }
-    let mut private = DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
-    match private.create(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
     }
 }
 

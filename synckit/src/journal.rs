@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Error, Result};
-use eventstore_log::{Appender, CommitError, Directory as _, DiskDirectory, Group, Known, Log, Options};
+use eventstore_log::{Appender, CommitError, DiskDirectory, Group, Known, Log, Options, create_private_dir, sync_dir};
 
-use crate::config::make_directory;
 use crate::core::{BeginRecord, Record};
 
 /// Journals are small: usually, a journal is replaced before its segment is full.
@@ -140,7 +139,7 @@ impl Journal {
     /// Writes these records to a new directory.
     fn prepare(unfinished: &Path, id: [u8; 16], records: &[Record]) -> Result<()> {
         remove(unfinished)?;
-        make_directory(unfinished).map_err(|error| io("make a directory for the journal", error))?;
+        create_private_dir(unfinished).map_err(|error| io("make a directory for the journal", error))?;
         let opened =
             Log::open(Arc::new(DiskDirectory::new(unfinished)), id, &options(), Known { synced: 0 }, 0, &mut |_, _| {});
         let opened = opened.map_err(|error| log_error("begin a journal", error))?;
@@ -260,5 +259,5 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    DiskDirectory::new(path).sync().map_err(|error| io("sync a directory", error))
+    sync_dir(path).map_err(|error| io("sync a directory", error))
 }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use eventstore::{Aggregate, Store};
 use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
+use eventstore_log::{create_private_dir, parent_of};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{self, Config, lock, make_directory};
+use crate::config::{self, Config, lock};
 use crate::confirmed::Confirmed;
 use crate::core::{EventPlace, Number, Record, Scope, Status};
 use crate::error::{Error, Result};
@@ -123,7 +124,7 @@ impl Options {
             if self.directory.exists() && !self.directory.is_dir() {
                 return Err(not("it is a file; name another directory"));
             }
-            make_directory(&self.directory).map_err(|error| io("make the replica's directory", error))?;
+            create_private_dir(&self.directory).map_err(|error| io("make the replica's directory", error))?;
         }
         let lock = lock(&self.directory)?;
         // Another process may have created it meanwhile.
@@ -134,6 +135,9 @@ impl Options {
                 if let Some(hub) = self.hub.filter(|hub| config.hub.as_ref() != Some(hub)) {
                     next_config = Some(Config { hub: Some(hub), ..config.clone() });
                 }
+                // A process that was killed may have left names in the cache only, such as that of a new journal. What is
+                // appended to it must not vanish with it.
+                sync_directory(&self.directory)?;
                 config::finish(&self.directory)?;
                 let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
                 let generation = tidy(&self.directory, &records)?;
@@ -171,6 +175,7 @@ impl Options {
                 let (journal, records) = Journal::begin(&self.directory, config.journal_id())?;
                 let confirmed = open_confirmed(&config.engine, &path_of(&self.directory, 1), true).await?;
                 sync_directory(&self.directory)?;
+                sync_directory(parent_of(&self.directory))?;
                 config.write(&self.directory)?;
                 config::finish(&self.directory)?;
                 (config, journal, records, confirmed)

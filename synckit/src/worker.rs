@@ -10,9 +10,10 @@ use eventstore_api::{
     Batch, Context, Digest, Error as StoreError, Event, LoadOptions, Page, PageSize, Place, RecordedEvent, Version,
 };
 use eventstore_log::background::linger;
+use eventstore_log::create_private_dir;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Lock, make_directory};
+use crate::config::Lock;
 use crate::core::{
     Decision, EventPlace, Expectation, Facts, Machine, Misfit, Number, Proposed, Question, Record, Refused,
     SameContent, Scope, Seen, Status, Write,
@@ -291,8 +292,10 @@ impl Worker {
                     other => {
                         self.end(std::mem::take(&mut appending));
                         if let Job::Close { reply } = other {
+                            let closed = self.close().await;
+                            // Whoever else closes the replica waits for this, and finds the lock released.
                             jobs.close();
-                            let _ = reply.send(self.close().await);
+                            let _ = reply.send(closed);
                             return;
                         }
                         self.take(other).await;
@@ -685,7 +688,7 @@ impl Worker {
 pub(crate) fn set_aside(directory: &Path, generation: u32) -> Result<PathBuf> {
     let aside = directory.join("aside");
     let target = aside.join(generation.to_string());
-    let moved = make_directory(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
+    let moved = create_private_dir(&aside).and_then(|()| std::fs::rename(path_of(directory, generation), &target));
     moved.map_err(|error| StoreError::engine("move older confirmed events aside", error))?;
     sync_directory(&aside)?;
     sync_directory(directory)?;

@@ -11,9 +11,10 @@ use eventstore_api::{
     Batch, Durability, Error, EventStore, EventStoreExt, Expected, Gc, LoadOptions, PageSize, StoreOutcome, Stored,
     Version,
 };
+use faulty_disk::{Calls, Fault, Trigger};
 
 use super::audit::{Known, audit, audit_backup, audit_damaged, is_told};
-use super::plan::{Incident, Kinds, Phase, Plan, Role, What, WrongClock};
+use super::plan::{Incident, Kinds, Phase, Plan, Role, Unsynced, What, WrongClock};
 use super::points::{Listener, Points};
 use super::shortage::{self, UsedUp};
 use super::witness::{Line, Witness};
@@ -53,6 +54,7 @@ pub(crate) fn run(profile: &Profile, factory: &Factory, place: &Path, plan: &Pla
         next_batch: AtomicU64::new(plan.first_batch),
         is_fenced: AtomicBool::new(false),
         has_maintenance_failed: AtomicBool::new(false),
+        unknown: Mutex::default(),
     };
     let mut builder = match plan.seed % 4 {
         0 => tokio::runtime::Builder::new_current_thread(),
@@ -99,6 +101,8 @@ struct Child {
     /// An append had an unknown outcome or was refused by the fence. From then on all must be refused (rule F1).
     is_fenced: AtomicBool,
     has_maintenance_failed: AtomicBool,
+    /// The batches with an unknown outcome.
+    unknown: Mutex<Vec<u64>>,
 }
 
 impl fmt::Debug for Child {
@@ -117,6 +121,11 @@ impl Child {
         if out.write_all(&text).and_then(|()| out.flush()).is_err() {
             std::process::exit(1);
         }
+    }
+
+    fn tell_unknown(&self, batch: u64) {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
+        self.tell(&Line::Unknown { batch });
     }
 
     fn tell_stored(&self, batch: u64, sync: bool, stored: &[Stored]) {
@@ -162,7 +171,11 @@ impl Child {
     async fn work(self: Arc<Self>) -> Checked {
         let witness = self.read_witness()?;
         faulty_disk::watch(&self.place);
-        let store = match self.phase(Phase::Opening, self.open()).await {
+        let opened = self.phase(Phase::Opening, self.open()).await;
+        if let Some(unsynced) = self.cut_after_stop() {
+            return self.go_on_and_cut_power(opened.ok(), unsynced).await;
+        }
+        let store = match opened {
             Err(error) if self.has_failed() => {
                 ensure!(
                     !matches!(error, Error::Locked { .. }),
@@ -191,7 +204,40 @@ impl Child {
             self.copy_elsewhere(&store).await?;
         }
         self.close(store).await?;
+        if let Some(unsynced) = self.cut_after_stop() {
+            return self.go_on_and_cut_power(None, unsynced).await;
+        }
         self.done()
+    }
+
+    /// If the store was stopped: what becomes of unsynced data in the power cut that follows.
+    fn cut_after_stop(&self) -> Option<Unsynced> {
+        match &self.plan.incident {
+            Incident::AtCall { what: What::StopThenCut(unsynced), .. } => faulty_disk::fired().then_some(*unsynced),
+            _ => None,
+        }
+    }
+
+    /// Opens the store after it was stopped, appends to it, and cuts the power. The next child's audit says whether
+    /// anything is missing.
+    async fn go_on_and_cut_power(self: &Arc<Self>, stopped: Option<Store>, unsynced: Unsynced) -> Checked {
+        if let Some(stopped) = stopped {
+            // Nothing that it still does reaches the disk.
+            let _ = stopped.close().await;
+        }
+        // The disk works again, and from here on nothing may fail.
+        faulty_disk::arm(Trigger { calls: Calls::ALL, nth: u64::MAX }, Fault::KillBefore);
+        self.is_fenced.store(false, Ordering::SeqCst);
+        let store = self.open().await.map_err(|error| {
+            let what = format_args!("opening a store that was stopped had to succeed (F2)");
+            Failure::difference(what, "Ok", &format!("{error:?}"))
+        })?;
+        let mut random = Random::new(self.plan.seed ^ 1);
+        let unknown: Arc<[u64]> = self.unknown.lock().unwrap_or_else(PoisonError::into_inner).clone().into();
+        for _ in 0..=random.below(3) {
+            self.append_at_once(&store, &mut random, &unknown).await?;
+        }
+        faulty_disk::cut_power(unsynced.into())
     }
 
     /// Copies everything with its times to another store, which must accept it (W7).
@@ -517,13 +563,16 @@ impl Child {
             }
             Error::OutcomeUnknown { .. } => {
                 self.is_fenced.store(true, Ordering::SeqCst);
-                self.tell(&Line::Unknown { batch: number });
+                self.tell_unknown(number);
             }
             Error::Fenced { .. } | Error::Full { .. } | Error::Engine { .. } => {
                 self.is_fenced.fetch_or(matches!(error, Error::Fenced { .. }), Ordering::SeqCst);
                 // After other errors, a repeated append may be stored since its first attempt.
                 let is_unknown = is_repeated && !matches!(error, Error::Fenced { .. });
-                self.tell(&if is_unknown { Line::Unknown { batch: number } } else { Line::Refused { batch: number } });
+                match is_unknown {
+                    true => self.tell_unknown(number),
+                    false => self.tell(&Line::Refused { batch: number }),
+                }
             }
             _ => return difference("OutcomeUnknown, Fenced, Full or Engine"),
         }
@@ -532,11 +581,14 @@ impl Child {
 
     /// After a phase in which calls may have failed: reads continue, the fence holds although the disk works again, and
     /// without a fence appends continue.
-    async fn heal(&self, store: &Store, phase: Phase) -> Checked {
+    async fn heal(self: &Arc<Self>, store: &Store, phase: Phase) -> Checked {
         if !self.is_faulty(phase) {
             return Ok(());
         }
         let has_failed = self.has_failed();
+        if let Some(unsynced) = self.cut_after_stop() {
+            return self.go_on_and_cut_power(Some(store.clone()), unsynced).await;
+        }
         faulty_disk::disarm();
         if !has_failed {
             return Ok(());
@@ -553,7 +605,7 @@ impl Child {
             (_, Err(Error::Fenced { .. })) => self.tell(&Line::Refused { batch: number }),
             // It could not be looked up.
             (true, Err(error @ Error::OutcomeUnknown { .. })) if !error.is_retryable() => {
-                self.tell(&Line::Unknown { batch: number });
+                self.tell_unknown(number);
             }
             (true, other) => {
                 let what = format_args!("an append after a failed commit, when the disk is whole again (F1)");
@@ -563,7 +615,7 @@ impl Child {
             // An engine whose own work has failed may refuse later calls with its own errors.
             (false, Err(Error::OutcomeUnknown { .. })) if self.has_maintenance_failed.load(Ordering::SeqCst) => {
                 self.is_fenced.store(true, Ordering::SeqCst);
-                self.tell(&Line::Unknown { batch: number });
+                self.tell_unknown(number);
             }
             (false, Err(error)) => {
                 let what = format_args!("an append when the disk is whole again and nothing was unknown (F4)");

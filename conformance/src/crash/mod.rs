@@ -31,7 +31,8 @@
 //! * **Power cuts**: like kills, but unsynced data is lost completely, torn, or lost sector by sector, with zeros where
 //!   a file had grown. Files that were created, renamed or deleted have no name, their old one, or are back, unless
 //!   their directory was synced. See the crate `faulty-disk` for the model. A store that answers before its sync
-//!   survives any number of kills and fails at the first power cut.
+//!   survives any number of kills and fails at the first power cut. Some come after a kill, when the store was opened
+//!   again and appended to: a store must not rely on what the killed process left in the cache.
 //! * **A failing disk**: syncs and writes that fail once or from then on, a full disk, short writes.
 //! * **Damage**: a flipped bit or a lost end of a file, in a store that was closed or killed before.
 //!

@@ -178,6 +178,9 @@ pub(crate) enum What {
     },
     /// Half of a write is done, and the process continues.
     Short,
+    /// The store is stopped as by a kill, but in a process that continues: it opens the store again, appends, and then the
+    /// power is cut. So what a killed store had changed and not synced can still be lost.
+    StopThenCut(Unsynced),
 }
 
 impl What {
@@ -190,12 +193,13 @@ impl What {
             What::Fail { error, lasts: true, .. } => Fault::Fail(error),
             What::Fail { error, lasts: false, .. } => Fault::FailOnce(error),
             What::Short => Fault::WriteShort,
+            What::StopThenCut(_) => Fault::Stop,
         }
     }
 
     /// Whether the process continues, with failed calls.
     pub(crate) fn is_survived(self) -> bool {
-        matches!(self, What::Fail { .. } | What::Short)
+        matches!(self, What::Fail { .. } | What::Short | What::StopThenCut(_))
     }
 }
 
@@ -219,7 +223,10 @@ impl Incident {
         match self {
             Incident::AtPoint { end, .. } => matches!(end, End::CutPower(_)),
             Incident::AtCall { what, .. } => {
-                matches!(what, What::CutPower(_) | What::Fail { then: Some(End::CutPower(_)), .. })
+                matches!(
+                    what,
+                    What::CutPower(_) | What::Fail { then: Some(End::CutPower(_)), .. } | What::StopThenCut(_)
+                )
             }
             Incident::Behind { .. } => true,
             Incident::None | Incident::Kill { .. } => false,

@@ -30,6 +30,7 @@ pub(crate) enum Kind {
     FullDisk,
     ShortWrite,
     FailingOpening,
+    StopThenCut,
     FlippedBit,
     CutFile,
 }
@@ -162,6 +163,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "F1: An opening while the disk fails returns an error or succeeds, and does no harm.",
     ),
     scenario(
+        Kind::StopThenCut,
+        6,
+        "crash::w4_a_power_cut_after_a_kill_takes_nothing_synced",
+        "W4: The same after a kill at any system call, an opening of what that left in the cache, and a power cut after further appends.",
+    ),
+    scenario(
         Kind::FlippedBit,
         0,
         "crash::f3_a_flipped_bit_is_told_and_never_a_wrong_event",
@@ -260,6 +267,14 @@ impl Kind {
             Kind::FailingOpening => {
                 let what = fail(random, EIO);
                 at_call(random, Phase::Opening, Kinds::All, what)
+            }
+            Kind::StopThenCut => {
+                let phases = [Phase::Opening, Phase::Appending, Phase::Collecting, Phase::BackingUp, Phase::Closing];
+                let phase = phases[random.below(phases.len() as u64) as usize];
+                // Before a sync the most is unsynced.
+                let calls = if random.below(2) == 0 { Kinds::Syncs } else { Kinds::All };
+                let what = What::StopThenCut(unsynced(random));
+                at_call(random, phase, calls, what)
             }
             Kind::FlippedBit | Kind::CutFile => Some(Incident::None),
         }

@@ -46,6 +46,7 @@ pub(crate) enum Fault {
     RewritesWhenOpening,
     SplitsBatches,
     SubscribersBreakIt,
+    TrustsTheCache,
     TrustsTheOrderOfSectors,
     TrustsTheLength,
 }
@@ -77,6 +78,7 @@ impl Fault {
         Fault::RewritesWhenOpening,
         Fault::SplitsBatches,
         Fault::SubscribersBreakIt,
+        Fault::TrustsTheCache,
         Fault::TrustsTheOrderOfSectors,
         Fault::TrustsTheLength,
     ];
@@ -177,8 +179,12 @@ impl LogStore {
         }
         log.set_len(len).and_then(|()| log.sync_all()).map_err(failed("cut the log at its end"))?;
         if len == 0 {
-            write_end(&end, 0).and_then(|()| end.sync_all()).map_err(failed("begin the store"))?;
-            sync_names(fault, directory).map_err(failed("begin the store"))?;
+            write_end(&end, 0).map_err(failed("begin the store"))?;
+        }
+        // What a killed process left in the cache is not durable.
+        if len == 0 || fault != Fault::TrustsTheCache {
+            let synced = end.sync_all().and_then(|()| sync_names(fault, directory));
+            synced.map_err(failed("sync what is there"))?;
         }
         if fault == Fault::RewritesWhenOpening {
             rewrite(&log, len).map_err(failed("rewrite the log"))?;

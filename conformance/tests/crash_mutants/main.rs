@@ -50,6 +50,7 @@ const FINDS: &[(&str, Fault)] = &[
     ("crash::f4_a_full_disk_loses_nothing_and_opens_again", Fault::IgnoresFailedWrites),
     ("crash::f4_a_write_cut_short_loses_nothing", Fault::IgnoresShortWrites),
     ("crash::f1_an_opening_with_a_failing_disk_harms_nothing", Fault::DeletesWhatCannotBeRead),
+    ("crash::w4_a_power_cut_after_a_kill_takes_nothing_synced", Fault::TrustsTheCache),
     ("crash::f3_a_flipped_bit_is_told_and_never_a_wrong_event", Fault::ChecksumIsNotLookedAt),
     ("crash::f3_a_flipped_bit_is_told_and_never_a_wrong_event", Fault::PanicsOnDamage),
     ("crash::f3_a_file_cut_short_is_told_and_never_a_wrong_event", Fault::EndIsNotLookedAt),

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use eventstore_api::limits::clamp_recorded_at;
 use eventstore_api::{Error, Result, Source};
+use eventstore_log::{create_private_dir, parent_of, sync_dir};
 use serde::{Deserialize, Serialize};
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -221,10 +222,11 @@ impl StoreDirectory {
         };
         let finish = || -> io::Result<()> {
             sync_dir(self.path())?;
+            // Whoever created the directory may have been killed before its entry was durable. Nobody looks at that any
+            // more once the mark is there.
+            sync_dir(parent_of(self.path()))?;
             fs::rename(self.path().join(unmarked), self.path().join(MARK_FILE))?;
-            sync_dir(self.path())?;
-            // Whoever created the directory may have been killed before its entry was durable.
-            sync_dir(parent_of(self.path()))
+            sync_dir(self.path())
         };
         finish().map_err(|error| cannot_open(self.path(), "it cannot be written", error))?;
         self.set_state(State::Marked);
@@ -477,57 +479,6 @@ fn len_of_files(path: &Path) -> io::Result<u64> {
         };
     }
     Ok(bytes)
-}
-
-/// Creates the directory of a store and its missing parents, and makes each new entry durable. Only the owner may read
-/// the events, and the group if the umask allows it.
-fn create_private_dir(path: &Path) -> io::Result<()> {
-    let mut private = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o770);
-    create_dir(path, &private)
-}
-
-fn create_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
-    match create_one_dir(path, builder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Err(error) };
-            // Nothing can be created in some existing places, such as below /proc.
-            if !parent.is_dir() {
-                create_dir(parent, &fs::DirBuilder::new())?;
-            }
-            create_one_dir(path, builder) // somebody else may be creating it
-        }
-        created => created,
-    }
-}
-
-/// Creates a directory in an existing parent. It may exist already.
-fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
-    match builder.create(path) {
-        Ok(()) => sync_dir(parent_of(path)),
-        Err(_) if path.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a file, not a directory"))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the entries of a directory durable: the names of files that were created, renamed or deleted in it.
-///
-/// # Errors
-///
-/// Those of the operating system.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 pub(crate) fn cannot_open(path: &Path, reason: &str, source: impl Into<Source>) -> Error {

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Context, Digest, Direction, Error, Result, Version};
-use eventstore_log::{Appender, Directory, Known, Log, OverlayDirectory, Page};
+use eventstore_log::{Appender, Directory, Known, Log, OverlayDirectory, Page, parent_of, sync_dir};
 use tempfile::TempDir;
 
 use crate::engine::{Engine, Entries, KeyRange, NOT_CLOSED, Snapshot, Table};
 use crate::error::log_error;
-use crate::files::directory::{StoreDirectory, cannot_open, sync_dir};
+use crate::files::directory::{StoreDirectory, cannot_open};
 use crate::files::place::KeptDirectory;
 use crate::files::transfer::copy_for_a_while;
 use crate::format::keys;
@@ -83,6 +83,7 @@ pub(crate) fn open_directory<E: Engine>(
         let path = directory.path().join(name);
         fs::create_dir_all(&path).map_err(|error| cannot_open(&path, "it cannot be created", error))?;
     }
+    // Also the names that a killed process left in the cache only, such as the mark.
     sync_dir(directory.path()).map_err(|error| cannot_open(directory.path(), "it cannot be synced", error))?;
     let is_new = !directory.is_marked();
     let files: Arc<dyn Directory> = Arc::new(KeptDirectory::new(&log, directory.place().clone()));
@@ -338,7 +339,7 @@ fn open_or_make<E: Engine>(index: Option<&Path>, options: &E::Options, id: [u8; 
 /// Creates the engine's files in this directory, which is emptied first. They get a mark at once: entries without a
 /// mark are damage, not the remains of an interrupted first write.
 fn make_engine<E: Engine>(index: &Path, options: &E::Options, id: [u8; 16]) -> Result<E> {
-    let (unfinished, directory) = (index.with_file_name(UNFINISHED_INDEX), index.parent().unwrap_or(Path::new(".")));
+    let (unfinished, directory) = (index.with_file_name(UNFINISHED_INDEX), parent_of(index));
     let failed = |error: io::Error| Error::engine("make the directory of the index", error);
     let begin = || -> io::Result<()> {
         fs::File::create(&unfinished)?;
@@ -452,7 +453,7 @@ fn put_aside(index: Option<&Path>, reason: &str) -> Result<String> {
         }
         fs::rename(index, &aside)?;
         fs::create_dir(index)?;
-        sync_dir(index.parent().unwrap_or(Path::new(".")))
+        sync_dir(parent_of(index))
     };
     moved().map_err(|error| Error::engine("move the index aside", error))?;
     tell!(warn, aside = %aside.display(), reason, "the index is rebuilt from the log");

@@ -5,8 +5,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use eventstore_api::{Context, Error, Result};
+use eventstore_log::sync_dir;
 
-use crate::files::directory::sync_dir;
 use crate::files::open::{INDEX, LOG};
 use crate::{StoreDirectory, Task};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eventstore_api::{Direction, Error, Result};
-use eventstore_log::Page;
+use eventstore_log::{Page, sync_dir};
 
 use crate::engine::{Engine, KeyRange, Snapshot, Table};
 use crate::error::log_error;
@@ -100,11 +100,11 @@ impl Filters {
     }
 }
 
-/// Deletes the filter of an index that is no longer trusted: ids that were hidden there may be missing.
+/// Deletes the filter of an index that is no longer trusted, durably: ids that were hidden there may be missing.
 pub(crate) fn forget(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(FILTER_FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_dir(directory)),
     }
 }
 

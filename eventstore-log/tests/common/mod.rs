@@ -58,8 +58,8 @@ struct Node {
 /// The faults to inject.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The number of the call, and its fault.
-    pub at: Option<(u64, Fault)>,
+    /// The faults by the number of the call.
+    pub at: BTreeMap<u64, Fault>,
     /// The capacity of the disk in bytes.
     pub capacity: Option<u64>,
     /// Selects what a failing call has done. 0: a write without room has done everything.
@@ -88,10 +88,11 @@ impl SimDisk {
         self.lock().calls
     }
 
-    /// Injects a fault at the call that is this many after the last one.
+    /// Injects one more fault, at the call that is this many after the last one.
     pub fn fail_after(&self, calls: u64, fault: Fault, seed: u64) {
         let mut inner = self.lock();
-        inner.plan.at = Some((inner.calls + calls, fault));
+        let at = inner.calls + calls;
+        inner.plan.at.insert(at, fault);
         inner.plan.seed = seed;
     }
 
@@ -189,10 +190,7 @@ impl Inner {
             return Some(Fault::Down);
         }
         self.calls += 1;
-        let (at, fault) = self.plan.at?;
-        if self.calls != at {
-            return None;
-        }
+        let fault = self.plan.at.get(&self.calls).copied()?;
         self.is_down = fault == Fault::Down;
         Some(fault)
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{iovec, off_t, size_t, ssize_t};
 
-use crate::disk::{self, Disk, Verdict};
+use crate::disk::{self, Disk, STOPPED, Verdict};
 use crate::{Call, kill};
 
 /// Their addresses: whoever looks at them keeps the linker from taking the C library's.
@@ -140,7 +140,7 @@ fn written(
     make: impl Fn(&[u8]) -> ssize_t,
 ) -> ssize_t {
     let verdict = disk.decide(Call::Write);
-    if let Verdict::Fail(error) = verdict {
+    if let Some(error) = verdict.error() {
         drop(disk);
         return fail(error) as ssize_t;
     }
@@ -259,7 +259,7 @@ unsafe extern "C" fn pwritev(fd: c_int, parts: *const iovec, count: c_int, offse
 /// A call that is only counted, killed or failed.
 fn decided(disk: Option<MutexGuard<'static, Disk>>, call: Call, make: impl FnOnce() -> c_int) -> c_int {
     let verdict = disk.map_or(Verdict::Go, |mut disk| disk.decide(call));
-    if let Verdict::Fail(error) = verdict {
+    if let Some(error) = verdict.error() {
         return fail(error);
     }
     let result = make();
@@ -272,6 +272,9 @@ fn decided(disk: Option<MutexGuard<'static, Disk>>, call: Call, make: impl FnOnc
 fn synced(fd: c_int, make: impl FnOnce() -> c_int) -> c_int {
     let Some(mut disk) = watched(fd) else { return make() };
     let verdict = disk.decide(Call::Sync);
+    if verdict == Verdict::Stop {
+        return fail(STOPPED);
+    }
     let newest = disk.log.newest();
     // SAFETY: It is open for as long as the caller's call lasts.
     let handle = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -322,7 +325,7 @@ unsafe extern "C" fn sync_file_range(fd: c_int, offset: off_t, count: off_t, fla
 fn resized(fd: c_int, len: off_t, make: impl FnOnce() -> c_int) -> c_int {
     let Some(mut disk) = watched(fd) else { return make() };
     let verdict = disk.decide(Call::Resize);
-    if let Verdict::Fail(error) = verdict {
+    if let Some(error) = verdict.error() {
         return fail(error);
     }
     // SAFETY: It is open for as long as the caller's call lasts.

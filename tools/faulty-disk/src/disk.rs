@@ -36,6 +36,22 @@ pub(crate) enum Verdict {
     HalfAndKill,
     Short,
     Fail(i32),
+    /// The call fails as if it had never been made.
+    Stop,
+}
+
+/// The error number of calls that fail because of [`Fault::Stop`].
+pub(crate) const STOPPED: i32 = libc::EIO;
+
+impl Verdict {
+    /// The error number with which the call fails, if it does.
+    pub(crate) fn error(self) -> Option<i32> {
+        match self {
+            Verdict::Fail(error) => Some(error),
+            Verdict::Stop => Some(STOPPED),
+            Verdict::Go | Verdict::GoAndKill | Verdict::HalfAndKill | Verdict::Short => None,
+        }
+    }
 }
 
 impl Disk {
@@ -46,12 +62,13 @@ impl Disk {
     /// Counts a call and decides what becomes of it. If that is its end, it does not return.
     pub(crate) fn decide(&mut self, call: Call) -> Verdict {
         self.counts[call as usize] += 1;
+        let is_stopped = self.fired && matches!(self.armed, Some(Armed { fault: Fault::Stop, .. }));
         let Some(armed) = self.armed.as_mut().filter(|armed| armed.trigger.calls.contains(call)) else {
-            return Verdict::Go;
+            return if is_stopped { Verdict::Stop } else { Verdict::Go };
         };
         armed.seen += 1;
         let (nth, fault) = (armed.trigger.nth, armed.fault);
-        let lasts = matches!(fault, Fault::Fail(_));
+        let lasts = matches!(fault, Fault::Fail(_) | Fault::Stop);
         if armed.seen < nth || (armed.seen > nth && !lasts) {
             return Verdict::Go;
         }
@@ -65,6 +82,7 @@ impl Disk {
             Fault::Fail(error) | Fault::FailOnce(error) => Verdict::Fail(error),
             Fault::WriteShort if call == Call::Write => Verdict::Short,
             Fault::WriteShort => Verdict::Go,
+            Fault::Stop => Verdict::Stop,
         }
     }
 

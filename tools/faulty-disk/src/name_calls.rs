@@ -59,7 +59,7 @@ fn changed(
     remember: impl FnOnce(&mut UndoLog, c_int),
 ) -> c_int {
     let verdict = disk.decide(call);
-    if let Verdict::Fail(error) = verdict {
+    if let Some(error) = verdict.error() {
         drop(disk);
         return fail(error);
     }

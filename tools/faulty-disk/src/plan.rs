@@ -64,6 +64,10 @@ pub enum Fault {
     FailOnce(i32),
     /// This one write writes half of what it should, and says so. Other calls: nothing.
     WriteShort,
+    /// This and all later calls, of whatever kind, fail and do nothing, until [`disarm`](crate::disarm). What was using the
+    /// disk is as if it had been killed in front of the call: a part of the process, which is dropped. The next one that
+    /// uses it finds what was written and not synced, can make that safe, and may lose it by a power cut.
+    Stop,
 }
 
 /// What is there after a power cut of the writes that were not synced, and of the names whose directory was not.
@@ -97,6 +101,7 @@ impl fmt::Display for Fault {
             Fault::Fail(number) => write!(f, "calls fail with error {number}"),
             Fault::FailOnce(number) => write!(f, "a call fails with error {number}"),
             Fault::WriteShort => f.write_str("a write is cut short"),
+            Fault::Stop => f.write_str("stopped before a call"),
         }
     }
 }

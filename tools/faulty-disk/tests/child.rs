@@ -50,6 +50,26 @@ fn create(directory: &Path) -> File {
 }
 
 #[test]
+fn what_is_stopped_changes_nothing_more_and_its_writes_can_be_made_safe() {
+    let left = in_child("what_is_stopped_changes_nothing_more_and_its_writes_can_be_made_safe", true, |directory| {
+        let mut file = create(directory);
+        file.write_all(b"one ").unwrap();
+        arm(at(Call::Sync, 1), Fault::Stop);
+        file.sync_all().expect_err("it is stopped here");
+        file.write_all(b"two ").expect_err("of whatever kind");
+        file.set_len(0).expect_err("of whatever kind");
+        fs::remove_file(directory.join("file")).expect_err("of whatever kind");
+        assert!(fired());
+        disarm();
+        let mut next = OpenOptions::new().append(true).open(directory.join("file")).unwrap();
+        next.sync_all().unwrap();
+        next.write_all(b"three ").unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"one ");
+}
+
+#[test]
 fn a_kill_keeps_what_was_written() {
     let left = in_child("a_kill_keeps_what_was_written", true, |directory| {
         arm(at(Call::Write, 3), Fault::KillBefore);
