@@ -11,7 +11,8 @@ use crate::sync::thread;
 
 pub(crate) use real_log::{
     Appender, CommitError, Compression, Damage, Directory, DiskDirectory, Error, File, Group, Known, MemoryDirectory,
-    Options, OverlayDirectory, Page, Position, Recovery, Result, Segment, Tail,
+    Options, OverlayDirectory, Page, Position, Recovery, Result, Segment, Tail, create_private_dir, parent_of,
+    sync_dir,
 };
 
 thread_local! {
