@@ -7,14 +7,18 @@ mod server;
 mod shell;
 mod signals;
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use postgres_cluster::Cluster;
 use serde_json::Value;
 
 use server::Server;
 use shell::{Done, Shell, orders};
+
+/// A test that waits longer than this hangs.
+const LONG: Duration = Duration::from_secs(60);
 
 fn url(cluster: &Cluster, schema: &str) -> String {
     format!("{}?schema={schema}", cluster.url())
@@ -114,17 +118,33 @@ fn a_database_that_is_away_is_told_from_the_server_of_its_store() {
     let server = Server::on_any_port(&shell, &["--store", &format!("{store}&retry_for=100ms")]);
     shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
     shell.on(&server.url, &["append", "one.jsonl"]).succeeded();
-    let ready = || {
+    let ask = |path: &str| {
         let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
-        write!(stream, "GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let answer = |mut stream: TcpStream| {
+        stream.set_read_timeout(Some(LONG)).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
+    let ready = || answer(ask("/ready"));
     assert!(ready().starts_with("HTTP/1.1 200"));
+    let waits = ask("/wait?after=1&timeout=1h");
+    let follows = ask("/follow?limit=2");
+    follows.set_read_timeout(Some(LONG)).unwrap();
+    let mut follows = BufReader::new(follows).lines().map(Result::unwrap);
+    follows.find(|line| line.contains(r#""id":"one""#)).unwrap();
     cluster.stop("fast").unwrap();
     let not_ready = ready();
     assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("postgres://127.0.0.1"), "{not_ready}");
+    // Whoever waits is told as well, and whoever asks now.
+    for waits in [waits, ask("/wait?after=1&timeout=1h")] {
+        let told = answer(waits);
+        assert!(told.starts_with("HTTP/1.1 503") && told.contains("application/problem+json"), "{told}");
+        assert!(told.contains(r#""code":"unavailable""#) && told.contains("it serves postgres://127.0.0.1"), "{told}");
+    }
     let impatient = format!("{}?retry_for=0s", server.url);
     for command in [&["latest"][..], &["append", "one.jsonl"]] {
         shell
@@ -132,8 +152,50 @@ fn a_database_that_is_away_is_told_from_the_server_of_its_store() {
             .failed("unavailable", &["it serves postgres://127.0.0.1", "which is not available"]);
     }
     cluster.restart().unwrap();
-    shell.on(&server.url, &["append", "one.jsonl"]).succeeded();
+    shell.write("two.jsonl", r#"{"id":"two","type":"T","aggregate_id":"a","data":2}"#);
+    for file in ["one.jsonl", "two.jsonl"] {
+        shell.on(&server.url, &["append", file]).succeeded();
+    }
     assert!(ready().starts_with("HTTP/1.1 200"));
+    // A stream that waited goes on.
+    let more: Vec<_> = follows.filter(|line| line.contains("event") || line.contains("end")).collect();
+    assert!(matches!(&more[..], [two] if two.contains(r#""id":"two""#)), "{more:?}");
+}
+
+#[cfg(feature = "sync")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_hub_on_postgresql_is_away_says_so_and_goes_on_when_it_is_back() {
+    use synckit::{Options, SyncOptions, SyncState};
+
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let (shell, hub) = (Shell::new(), url(&cluster, "hub"));
+    shell.write("one.jsonl", r#"{"id":"one","type":"T","aggregate_id":"a","data":1}"#);
+    shell.on(&hub, &["append", "one.jsonl"]).succeeded();
+    let replica = Options::new(shell.path("replica")).hub(&hub).open().await.unwrap();
+    let mut state = replica.watch_sync();
+    let mut until = async |wanted: fn(&SyncState) -> bool| {
+        let reached = tokio::time::timeout(LONG, state.wait_for(wanted)).await;
+        reached.expect("it is told").expect("it runs").clone()
+    };
+    let mut options = SyncOptions::new();
+    // A request to the hub may take longer than this test.
+    options.timeout = 10 * LONG;
+    let stop = options.stop.clone();
+    let running = tokio::spawn({
+        let replica = replica.clone();
+        async move { replica.run(&options).await }
+    });
+    for _ in 0..2 {
+        until(|state| matches!(state, SyncState::Live)).await;
+        cluster.stop("fast").unwrap();
+        let offline = until(|state| matches!(state, SyncState::Offline(_))).await;
+        assert!(offline.to_string().contains("postgres://127.0.0.1"), "{offline}");
+        cluster.restart().unwrap();
+    }
+    until(|state| matches!(state, SyncState::Live)).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    replica.close().await.unwrap();
 }
 
 #[test]

@@ -54,6 +54,16 @@ pub(crate) enum Failed {
 }
 
 impl Failed {
+    /// The error of a call that is not retried.
+    pub(crate) fn into_error(self, url: &str) -> Error {
+        match self {
+            Failed::Final(error) => error,
+            Failed::Passing { reason, source, .. } => {
+                Error::Unavailable { url: url.to_owned(), reason, source: Some(source) }
+            }
+        }
+    }
+
     /// Converts an error of `operation` on the server at `url`.
     pub(crate) fn of(error: impl Into<ConnectError>, url: &str, operation: &'static str) -> Self {
         let error = match error.into() {

@@ -28,7 +28,8 @@
 //!
 //! A read is retried until it is answered, for at most `retry_for`; then it is `Unavailable`. An append that certainly
 //! was not committed is retried as well. If its commit was not answered, it is `OutcomeUnknown`: append the same events
-//! again.
+//! again. Waiting for events ends with `Unavailable` when the server has been away for `retry_for`; while it is there, a
+//! wait ends only with an event or its context.
 //!
 //! # Runtime
 //!

@@ -42,7 +42,8 @@ pub struct Options {
     /// The time limit for connecting, for each host. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long a call is retried while the server cannot be reached, unless its context ends before. Then it is
-    /// `Unavailable`. Waiting for events is retried until its context ends. Default: 30 s.
+    /// `Unavailable`. A call that waits for events counts from the loss of the connection, or from its own beginning if
+    /// that is later. Default: 30 s.
     pub retry_for: Duration,
     /// How often the head is polled while somebody waits for events and listening is not possible. Default: 100 ms, at
     /// least 1 ms.

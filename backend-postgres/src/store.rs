@@ -20,6 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::connect::{Connector, Session, Sessions};
 use crate::error::{ConnectError, Failed, PgError, Retries};
+use crate::follow::Away;
 use crate::mutants::{Mutant, Mutants};
 use crate::options::{SynchronousCommit, invalid};
 use crate::queue::Queue;
@@ -91,8 +92,8 @@ pub(crate) struct Shared {
     pub(crate) confirmed: AtomicU64,
     /// Set when the following task was started.
     pub(crate) following: OnceLock<()>,
-    /// Why the following task has no connection, while it has none.
-    pub(crate) deaf: Mutex<Option<String>>,
+    /// Set while the following task has no connection.
+    pub(crate) away: watch::Sender<Option<Away>>,
     /// Closing has begun.
     pub(crate) closing: CancellationToken,
     /// The writer has ended.
@@ -159,7 +160,7 @@ impl PostgresStore {
             seen: watch::Sender::new(Version::ZERO),
             confirmed: AtomicU64::new(0),
             following: OnceLock::new(),
-            deaf: Mutex::default(),
+            away: watch::Sender::new(None),
             closing: CancellationToken::new(),
             ended: CancellationToken::new(),
             commits: AtomicU64::new(0),
@@ -183,13 +184,9 @@ impl PostgresStore {
             let session = shared.connector.connect(None).await?;
             Ok(session.batch_execute(&statements).await?)
         };
-        let failed = |error: ConnectError| match Failed::of(error, &shared.url, "delete the store") {
-            Failed::Final(error) => error,
-            Failed::Passing { reason, source, .. } => {
-                Error::Unavailable { url: shared.url.clone(), reason, source: Some(source) }
-            }
-        };
-        deleted.await.map_err(failed)
+        deleted
+            .await
+            .map_err(|error: ConnectError| Failed::of(error, &shared.url, "delete the store").into_error(&shared.url))
     }
 
     /// The store, unless the context has ended or the store is closed.

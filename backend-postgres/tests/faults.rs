@@ -8,9 +8,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use backend_postgres::PostgresStore;
 use common::{Writers, all, append_surely, ctx, event, incidents, is_written, store};
 use cutting_proxy::{Fate, Proxy};
-use eventstore_api::{Batch, Context, Error, Event, EventStore, Expected, Gc, LoadOptions, PageSize, Version};
+use eventstore_api::{
+    Batch, Context, Error, Event, EventStore, EventStoreExt as _, Expected, Gc, LoadOptions, PageSize, Version,
+};
+use futures_util::TryStreamExt as _;
 use postgres_cluster::Cluster;
 
 fn signal(name: &str, process: u32) {
@@ -222,17 +226,66 @@ async fn a_server_that_is_away_is_unavailable_and_then_there_again() {
     cluster.restart().expect("restarted");
     let until_over = async { while !matches!(ended().await, Error::DeadlineExceeded) {} };
     tokio::time::timeout(common::LONG, until_over).await.expect("it is over");
-    cluster.stop("fast").expect("stopped");
-    let waiting = {
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_told_when_the_server_has_been_away_for_retry_for() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let hasty = store(&cluster.url(), |options| options.retry_for = Duration::from_millis(50)).await;
+    let patient = store(&cluster.url(), |_| {}).await;
+    let first = hasty.store_batch(&ctx(), event("first", "a").into()).await.expect("stored")[0].version;
+    let wait = |store: &PostgresStore| {
         let store = store.clone();
-        tokio::spawn(async move { store.wait_for_events(&ctx(), Version::new(1)).await })
+        tokio::spawn(async move { store.wait_for_events(&Context::background(), first).await })
     };
+    let (waiting, goes_on) = (wait(&hasty), wait(&patient));
+    let mut events = hasty.subscribe(&Context::background(), LoadOptions::all());
+    events.try_next().await.expect("read").expect("an event");
+    let following = tokio::spawn(async move { events.try_next().await });
+    cluster.stop("fast").expect("stopped");
+    let is_told = |error: Error| {
+        let is_it = matches!(&error, Error::Unavailable { url, .. } if url.starts_with("postgres://127.0.0.1"));
+        assert!(is_it, "{error:?}");
+    };
+    let told = tokio::time::timeout(common::LONG, waiting).await.expect("it ends");
+    is_told(told.expect("no panic").expect_err("nothing came"));
+    let told = tokio::time::timeout(common::LONG, following).await.expect("it ends");
+    is_told(told.expect("no panic").expect_err("nothing came"));
+    // Whoever begins to wait only now, too.
+    let told = tokio::time::timeout(common::LONG, wait(&hasty)).await.expect("it ends");
+    is_told(told.expect("no panic").expect_err("nothing came"));
+    assert!(!goes_on.is_finished(), "its time has not passed");
     cluster.restart().expect("restarted");
-    append_surely(&store, event("third", "a").into()).await;
-    assert!(
-        waiting.await.expect("no panic").expect("something came") > Version::new(1),
-        "waiting goes on over the outage"
-    );
+    let waiting = wait(&hasty);
+    append_surely(&patient, event("second", "a").into()).await;
+    for waiting in [goes_on, waiting] {
+        let woken = tokio::time::timeout(common::LONG, waiting).await.expect("it ends").expect("no panic");
+        assert_eq!(woken.expect("something came"), first.next());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_does_not_notice_a_connection_that_is_lost_while_the_server_is_there() {
+    let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
+    let store = store(&cluster.url(), |options| options.retry_for = Duration::ZERO).await;
+    let wait = |after: u64| {
+        let store = store.clone();
+        tokio::spawn(async move { store.wait_for_events(&ctx(), Version::new(after)).await })
+    };
+    let other = common::store(&cluster.url(), |_| {}).await;
+    for number in 0..5 {
+        let waiting = wait(number);
+        // Since it was woken before, it has a connection.
+        if number > 0 {
+            let connections = cluster.backends().expect("told");
+            connections.iter().for_each(|process| signal("-TERM", *process));
+            while cluster.backends().expect("told").iter().any(|process| connections.contains(process)) {
+                tokio::task::yield_now().await;
+            }
+        }
+        append_surely(&other, event(&number.to_string(), "a").into()).await;
+        assert_eq!(waiting.await.expect("no panic").expect("woken"), Version::new(number + 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

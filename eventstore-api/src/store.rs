@@ -99,7 +99,8 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `Cancelled` or `DeadlineExceeded` if the context ends first, `Closed` if the store is closed meanwhile.
+    /// `Cancelled` or `DeadlineExceeded` if the context ends first, `Closed` if the store is closed meanwhile,
+    /// `Unavailable` if the server of the store is away for too long.
     async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version>;
 
     /// Frees disk space where the engine can. [`Gc`] says how much work it may do. The report lists what was done.

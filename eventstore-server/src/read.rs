@@ -122,17 +122,7 @@ pub(crate) async fn wait(State(app): State<Arc<App>>, Reading(served): Reading, 
     let after = query.value("after")?.unwrap_or_default();
     query.finish()?;
     let ctx = if ctx.deadline().is_none() { ctx.with_timeout(LONGEST) } else { ctx };
-    // A store on PostgreSQL reports only at the end of a wait that its server is away. Short waits report it soon.
-    const SOON: Duration = Duration::from_secs(2);
-    let waiting = async {
-        loop {
-            match served.store.wait_for_events(&ctx.clone().with_timeout(SOON), after).await {
-                Err(Error::DeadlineExceeded) => ctx.check()?,
-                ended => return ended,
-            }
-        }
-    };
-    let version = unless_stopping(&app, waiting).await??;
+    let version = unless_stopping(&app, served.store.wait_for_events(&ctx, after)).await??;
     json(&Latest { version, cursor: None })
 }
 

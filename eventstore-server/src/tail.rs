@@ -13,6 +13,7 @@ use axum::body::Bytes;
 use eventstore::backend::EventStore;
 use eventstore_api::{Context, Error, LoadOptions, PageSize, RecordedEvent, Version};
 use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
 
 use crate::follow::Stream;
 use crate::stores::{Served, lock};
@@ -35,6 +36,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Tail {
     store: Arc<dyn EventStore>,
     subscribers: Mutex<Subscribers>,
+    /// Notified when the last subscriber leaves.
+    is_left: Notify,
     /// Everything up to this version was put into the inboxes of the matching followers.
     head: AtomicU64,
 }
@@ -223,7 +226,12 @@ pub(crate) struct Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        lock(&self.served.tail.subscribers).remove(self.key);
+        let tail = &self.served.tail;
+        let mut subscribers = lock(&tail.subscribers);
+        subscribers.remove(self.key);
+        if subscribers.all.is_empty() {
+            tail.is_left.notify_one();
+        }
     }
 }
 
@@ -253,7 +261,7 @@ impl Subscription {
 
 impl Tail {
     pub(crate) fn new(store: Arc<dyn EventStore>) -> Self {
-        Tail { store, subscribers: Mutex::default(), head: AtomicU64::new(0) }
+        Tail { store, subscribers: Mutex::default(), is_left: Notify::new(), head: AtomicU64::new(0) }
     }
 
     /// Subscribes to matching news from now on. A task reads them as long as somebody is subscribed.
@@ -312,15 +320,17 @@ async fn read_news(served: Arc<Served>) {
 }
 
 async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
-    /// Time to check whether anybody is still subscribed.
-    const LOOK: Duration = Duration::from_secs(1);
     let ctx = Context::background();
     let mut seen = tail.store.latest_version(&ctx).await?;
     tail.begin(seen);
     while tail.is_wanted() {
-        match tail.store.wait_for_events(&ctx.clone().with_timeout(LOOK), seen).await {
+        let waited = tokio::select! {
+            biased;
+            () = tail.is_left.notified() => continue, // somebody else may have come
+            waited = tail.store.wait_for_events(&ctx, seen) => waited,
+        };
+        match waited {
             Ok(_) => {}
-            Err(Error::DeadlineExceeded) => continue,
             // The server of the store is away (PostgreSQL). Followers stay connected until it is back.
             Err(Error::Unavailable { .. }) => {
                 tokio::time::sleep(PAUSE).await;

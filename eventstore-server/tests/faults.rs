@@ -4,8 +4,10 @@ mod common;
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use common::{Running, event, memory};
+use common::{LONG, Running, event, memory};
 use eventstore::testing::{Fault, faulty};
 use eventstore_api::{
     Batch, Context, Error, Event, EventStore, Gc, GcReport, LoadOptions, Page, PageSize, RecordedEvent, Revision,
@@ -15,6 +17,7 @@ use eventstore_server::Server;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 #[tokio::test]
 async fn an_unknown_outcome_says_so_and_is_resolved_by_repeating_the_request() {
@@ -87,8 +90,7 @@ impl EventStore for Away {
         self.fail().await
     }
 
-    async fn wait_for_events(&self, ctx: &Context, _: Version) -> Result<Version, Error> {
-        ctx.done().await; // it is asked again until then
+    async fn wait_for_events(&self, _: &Context, _: Version) -> Result<Version, Error> {
         self.fail().await
     }
 
@@ -123,7 +125,7 @@ async fn a_store_that_is_away_is_told_from_the_server_that_serves_it() {
     let store = Arc::new(Away { is_silent: false }) as Arc<dyn EventStore>;
     let server = Running::start(Server::new(store)).await;
     let event = event("one", "T", "a");
-    // Whoever waits does not wait to the end.
+    // Whoever waits does not wait for an hour.
     let (ready, opened, read, waited, appended) = tokio::join!(
         server.get("/ready"),
         server.get("/"),
@@ -136,6 +138,130 @@ async fn a_store_that_is_away_is_told_from_the_server_that_serves_it() {
         let problem = answer.json();
         assert_eq!((&problem["written"], &problem["retryable"]), (&json!("nothing"), &json!(true)));
         assert_eq!(problem["reason"], "it serves postgres://db/shop, which is not available: refused");
+    }
+    server.stop().await;
+}
+
+/// What a store is told and tells about a wait.
+#[derive(Debug, PartialEq)]
+enum Wait {
+    /// It begins, and has to end at this time.
+    Begins(Option<Instant>),
+    Ends,
+}
+
+/// An empty store that reports the waits for its events, which take as long as they are wanted.
+#[derive(Debug)]
+struct Waits {
+    told: mpsc::UnboundedSender<Wait>,
+    /// Its server goes away when somebody waits.
+    goes_away: bool,
+    is_away: AtomicBool,
+}
+
+impl Waits {
+    /// The store, and what it reports.
+    fn store(goes_away: bool) -> (Arc<dyn EventStore>, mpsc::UnboundedReceiver<Wait>) {
+        let (told, waits) = mpsc::unbounded_channel();
+        (Arc::new(Waits { told, goes_away, is_away: AtomicBool::new(false) }), waits)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let (url, reason) = ("postgres://db/shop".to_owned(), "refused".to_owned());
+        match self.is_away.load(Ordering::SeqCst) {
+            true => Err(Error::Unavailable { url, reason, source: None }),
+            false => Ok(()),
+        }
+    }
+}
+
+async fn next(waits: &mut mpsc::UnboundedReceiver<Wait>) -> Wait {
+    tokio::time::timeout(LONG, waits.recv()).await.expect("it is told").expect("the store is there")
+}
+
+#[async_trait]
+impl EventStore for Waits {
+    async fn wait_for_events(&self, ctx: &Context, _: Version) -> Result<Version, Error> {
+        struct End<'w>(&'w Waits);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.told.send(Wait::Ends); // fails if the test has ended
+            }
+        }
+        let _ = self.told.send(Wait::Begins(ctx.deadline()));
+        let _end = End(self);
+        self.is_away.store(self.goes_away, Ordering::SeqCst);
+        self.check()?;
+        std::future::pending().await
+    }
+
+    async fn load_page(&self, _: &Context, options: &LoadOptions, _: PageSize) -> Result<Page, Error> {
+        self.check()?;
+        Ok(Page::new(options, Vec::new(), Version::ZERO, true))
+    }
+
+    async fn latest_version(&self, _: &Context) -> Result<Version, Error> {
+        self.check()?;
+        Ok(Version::ZERO)
+    }
+
+    async fn store_batch(&self, _: &Context, _: Batch) -> Result<Vec<Stored>, Error> {
+        Err(Error::Closed)
+    }
+
+    async fn get(&self, _: &Context, id: &str) -> Result<RecordedEvent, Error> {
+        Err(Error::EventNotFound { id: id.to_owned() })
+    }
+
+    async fn aggregate_revision(&self, _: &Context, _: &str) -> Result<Revision, Error> {
+        Ok(Revision::ZERO)
+    }
+
+    async fn run_gc(&self, _: &Context, _: Gc) -> Result<GcReport, Error> {
+        Ok(GcReport::default())
+    }
+
+    async fn stats(&self, _: &Context) -> Result<Stats, Error> {
+        Ok(Stats::default())
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_asked_once_by_each_who_waits_and_once_for_all_followers() {
+    let (store, mut waits) = Waits::store(false);
+    let server = Running::start(Server::new(store)).await;
+    // For as long as the client asks.
+    let asked = Instant::now();
+    let mut client = TcpStream::connect(&server.address).await.expect("connected");
+    client.write_all(&server.head("GET", "/wait?timeout=1h", &[], 0)).await.expect("written");
+    let Wait::Begins(Some(until)) = next(&mut waits).await else { panic!("without a deadline") };
+    assert!(until >= asked + Duration::from_secs(3600), "{:?} too early", asked + Duration::from_secs(3600) - until);
+    drop(client);
+    assert_eq!(next(&mut waits).await, Wait::Ends);
+    // For as long as anybody follows.
+    let (first, second) = (server.stream("/follow", &[]).await, server.stream("/follow", &[]).await);
+    assert_eq!(next(&mut waits).await, Wait::Begins(None));
+    drop((first, second));
+    assert_eq!(next(&mut waits).await, Wait::Ends);
+    let third = server.stream("/follow", &[]).await;
+    assert_eq!(next(&mut waits).await, Wait::Begins(None));
+    drop(third);
+    server.stop().await;
+    assert_eq!(next(&mut waits).await, Wait::Ends);
+}
+
+#[tokio::test]
+async fn followers_stay_while_the_server_of_the_store_is_away() {
+    let (store, mut waits) = Waits::store(true);
+    let server = Running::start(Server::new(store)).await;
+    let _follower = server.stream("/follow", &[]).await;
+    for _ in 0..2 {
+        assert_eq!(next(&mut waits).await, Wait::Begins(None), "it is asked again");
+        assert_eq!(next(&mut waits).await, Wait::Ends);
     }
     server.stop().await;
 }
