@@ -19,6 +19,8 @@ const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
+/// Of a replica's directory, which is no store but has one in it.
+const REPLICA_FILE: &str = "replica.json";
 
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with its
 /// engine once the engine's files exist.
@@ -407,6 +409,10 @@ fn refuse_strangers(path: &Path) -> Result<()> {
             }
             let reason = match holds_a_log(path) {
                 true => format!("its {MARK_FILE} is missing; put that of a backup of this store there"),
+                false if path.join(REPLICA_FILE).exists() => {
+                    let path = path.display();
+                    format!("it is a replica, not a store; open it as replica:{path}, or choose an empty directory")
+                }
                 false => format!(
                     "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); choose an empty directory",
                     name.display()
@@ -526,6 +532,9 @@ mod tests {
         fs::remove_file(&path).expect("removed");
         fs::create_dir_all(path.join(LOG)).expect("made");
         assert!(open(&path).iter().all(|text| text.contains("choose an empty directory")), "{:?}", open(&path));
+        fs::write(path.join(REPLICA_FILE), "").expect("written");
+        let replica = format!("open it as replica:{}", path.display());
+        assert!(open(&path).iter().all(|text| text.contains(&replica)), "{:?}", open(&path));
         fs::write(path.join(LOG).join("0000000001-0.seg"), "").expect("written");
         let of_a_store = |text: &String| text.contains("put that of a backup of this store there");
         assert!(open(&path).iter().all(of_a_store), "{:?}", open(&path));
