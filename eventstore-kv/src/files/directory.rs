@@ -62,6 +62,7 @@ impl StoreDirectory {
     ///
     /// `Open` if there is none, and those of [`open`](StoreDirectory::open).
     pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
+        refuse_empty(path, engine)?;
         if !Self::is_store(path) {
             Self::engine_of(path)?; // the error says what is there instead
         }
@@ -94,12 +95,7 @@ impl StoreDirectory {
     /// is not a directory, not writable, or has something else than a store.
     pub fn open(path: &Path, engine: &str) -> Result<Self> {
         let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
-        if path.as_os_str().is_empty() {
-            return Err(Error::InvalidOption {
-                option: "path".to_owned(),
-                reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
-            });
-        }
+        refuse_empty(path, engine)?;
         create_private_dir(path)
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Checked before anything is created in it, and again under the lock.
@@ -119,6 +115,7 @@ impl StoreDirectory {
     /// `Open` if there is no store or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it belongs
     /// to another engine.
     pub fn open_read_only(path: &Path, engine: &str) -> Result<Self> {
+        refuse_empty(path, engine)?;
         Self::engine_of(path)?;
         let (lock, place) = lock_shared(path)?;
         refuse_links(path)?;
@@ -319,6 +316,17 @@ fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(content)
+}
+
+/// Otherwise it would be the working directory.
+fn refuse_empty(path: &Path, engine: &str) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::InvalidOption {
+            option: "path".to_owned(),
+            reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
+        });
+    }
+    Ok(())
 }
 
 fn no_store(path: &Path) -> Error {
@@ -527,6 +535,7 @@ mod tests {
             ];
             opened.map(|error| error.expect("there is no store").to_string())
         };
+        assert!(open(Path::new("")).iter().all(|text| text.contains("name the store's directory")));
         fs::write(&path, "a file").expect("written");
         assert!(open(&path).iter().all(|text| text.contains("it is a file")), "{:?}", open(&path));
         fs::remove_file(&path).expect("removed");
