@@ -53,13 +53,16 @@ impl Failure {
         Failure { code: MALFORMED_INPUT, message: reason.into() }
     }
 
-    /// The command line is invalid. The first paragraph of clap's text says why.
+    /// The command line is invalid. The first paragraph of clap's text says why, and a tip what is similar.
     pub(crate) fn usage(error: &clap::Error) -> Self {
         let text = error.to_string();
         let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
         let reason = lines.join(" ");
         let reason = reason.strip_prefix("error: ").unwrap_or(&reason);
-        Failure { code: USAGE, message: format!("{reason}; try 'eventstore --help'") }
+        let similar =
+            text.lines().find_map(|line| line.trim().strip_prefix("tip: ")).filter(|tip| tip.contains("similar"));
+        let similar = similar.map_or_else(String::new, |tip| format!("; {tip}"));
+        Failure { code: USAGE, message: format!("{reason}{similar}; try 'eventstore --help'") }
     }
 
     /// A store returned something else than what was stored, so the measurements are invalid.

@@ -199,6 +199,9 @@ fn what_cannot_be_measured_is_told_and_nothing_stays() {
     let shell = Shell::new();
     shell.fail(&["--store", "lmdb:?nonsense=1", "--quick"], "invalid_option", "nonsense");
     shell.fail(&["--store", "nope:", "--quick"], "unsupported", "nope");
+    for address in ["http://127.0.0.1:9", "unix:./socket", "gosync+http://127.0.0.1:9/sync"] {
+        shell.fail(&["--store", address, "--quick"], "unsupported", "names a server");
+    }
     shell.fail(&["--store", "memory:./data", "--quick"], "invalid_option", "memory:");
     shell.fail(
         &["--store", "lmdb:./a/b?map_size=1MiB&max_map_size=1MiB&index_events=100", "--quick"],

@@ -561,6 +561,8 @@ fn a_text_that_is_no_version_is_told() {
     for text in ["-1", "1.5", "", " 1", "1e3", "18446744073709551616", "x"] {
         shell.run(&["load", "--since", text]).failed("invalid_version", &[&format!("{text:?}")]);
     }
+    // What else would do.
+    shell.run(&["load", "--since", "x"]).failed("invalid_version", &["a version, such as", "a cursor, such as"]);
     assert!(!shell.path("store").exists(), "nothing was opened");
 }
 
@@ -581,6 +583,10 @@ fn a_command_line_that_is_not_understood_is_one_line() {
     ] {
         shell.run(args).failed("usage", &["try 'eventstore --help'"]);
     }
+    shell.run(&["lod"]).failed("usage", &["'lod'; a similar subcommand exists: 'load'; try"]);
+    shell
+        .run(&["load", "--agregate", "a"])
+        .failed("usage", &["'--agregate' found; a similar argument exists: '--aggregate'; try"]);
     for text in ["sometimes", "revision", "revision=-1", "revision=1.5", "latest=", "-1"] {
         let words = ["any, none, exists, revision=N, latest=N", &format!("{text:?}")];
         shell.run(&["append", "--expect", text]).failed("invalid_option", &words);

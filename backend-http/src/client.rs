@@ -456,10 +456,19 @@ fn authorization(options: &Options) -> Result<Option<HeaderValue>> {
     };
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(invalid(
-            option,
-            "there is no token: a token is in one line, without spaces and of ASCII characters",
-        ));
+        let reason = match &options.token_file {
+            Some(path) if option == "token_file" && token.is_empty() => {
+                format!("the first line of {} is empty; write the token there", path.display())
+            }
+            // The usual mistake is to give the client the file of `serve --token-file`.
+            Some(path) if option == "token_file" => format!(
+                "the first line of {} is not a token, which has only ASCII characters and no spaces; if this is the \
+                 server's file, write only the token, without its rights, into a file for the client",
+                path.display()
+            ),
+            _ => "it is not a token, which has one or more ASCII characters and no spaces".to_owned(),
+        };
+        return Err(invalid(option, &reason));
     }
     let mut value =
         HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| invalid(option, "it is not valid in a header"))?;

@@ -294,14 +294,21 @@ async fn tokens_are_sent_and_shown_to_nobody() {
     assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
     let refused = reader.verify(&ctx()).await;
     assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
-    for (path, text) in [(one.clone(), "\n"), (one.clone(), "two words"), (directory.path().join("missing"), "")] {
+    let missing = directory.path().join("missing");
+    for (path, text, told) in [
+        (&one, "\n", "is empty"),
+        (&one, "two words", "the server's file"),
+        (&one, "0123 read *", "without its rights"),
+        (&missing, "", "cannot be read"),
+    ] {
         if !text.is_empty() {
-            std::fs::write(&path, text).expect("written");
+            std::fs::write(path, text).expect("written");
         }
         let mut options = Options::new(&base);
-        options.token_file = Some(path);
-        let refused = open(options).await;
-        assert!(matches!(&refused, Err(Error::InvalidOption { option, .. }) if option == "token_file"), "{refused:?}");
+        options.token_file = Some(path.clone());
+        let Err(Error::InvalidOption { option, reason }) = open(options).await else { panic!("{text:?} is no token") };
+        assert_eq!(option, "token_file");
+        assert!(reason.contains(told) && reason.contains(path.to_str().expect("text")), "{reason}");
     }
     drop((store, reader));
     server.stop().await;
@@ -365,14 +372,12 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
         options.ca_file = Some(file(ca_file));
         options
     };
-    for (options, what) in
-        [(with("other.pem", &url), "another certificate"), (with("sound.pem", &server.url), "another name")]
+    // No other CA helps against another name.
+    for (options, told) in
+        [(with("other.pem", &url), "by ca_file=PATH"), (with("sound.pem", &server.url), "under a name that")]
     {
         let refused = open(options).await;
-        assert!(
-            matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("ca_file")),
-            "{what}: {refused:?}"
-        );
+        assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains(told)), "{told}: {refused:?}");
     }
     // The kinds of servers are distinguished at once: a wrong scheme does not become right.
     let plain = Running::start(Server::new(in_memory())).await;
@@ -398,6 +403,14 @@ async fn a_server_with_a_certificate_is_trusted_if_its_certificate_is() {
     assert!(opened.is_ok(), "{opened:?}");
     let refused = open(with("sound.pem", &url)).await;
     assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("ca_file")), "{refused:?}");
+    let mut old = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    old.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    pem(&file("old.pem"), "CERTIFICATE", old.self_signed(&key).expect("signed").der());
+    pem(&file("old.key"), "PRIVATE KEY", &key.serialize_der());
+    tls.replace(Tls::from_files(&file("old.pem"), &file("old.key")).expect("read"));
+    let refused = open(with("old.pem", &url)).await;
+    assert!(matches!(&refused, Err(Error::Open { reason, .. }) if reason.contains("renew")), "{refused:?}");
     std::fs::write(file("empty.pem"), "nothing").expect("written");
     for name in ["empty.pem", "missing.pem"] {
         let refused = open(with(name, &url)).await;

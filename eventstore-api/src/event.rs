@@ -201,18 +201,24 @@ impl fmt::Debug for Event {
             .field("id", &self.id())
             .field("event_type", &self.event_type())
             .field("aggregate_id", &self.aggregate_id())
-            .field("data", &shortened(self.data()))
+            .field("data", &Shortened(self.data()))
             .field("metadata", &self.metadata())
             .finish()
     }
 }
 
-/// The first bytes of the data, for logs.
-fn shortened(data: &[u8]) -> String {
-    const SHOWN: usize = 200;
-    match data.get(..SHOWN) {
-        Some(start) if data.len() > SHOWN => format!("{}… ({} bytes)", start.escape_ascii(), data.len()),
-        _ => data.escape_ascii().to_string(),
+/// The first bytes of the data, for logs. Escaped once, like the other fields.
+struct Shortened<'a>(&'a [u8]);
+
+impl fmt::Debug for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 200;
+        match self.0.get(..SHOWN) {
+            Some(start) if self.0.len() > SHOWN => {
+                write!(f, "\"{}\"… ({} bytes)", start.escape_ascii(), self.0.len())
+            }
+            _ => write!(f, "\"{}\"", self.0.escape_ascii()),
+        }
     }
 }
 
@@ -409,6 +415,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn data_is_escaped_once_and_shortened_when_it_is_shown() {
+        let shown = |data: &[u8]| {
+            let event = Event::builder("T", "a").data(data.to_vec()).build().expect("valid");
+            let text = format!("{event:?}");
+            let (_, rest) = text.split_once(", data: ").expect("data");
+            rest.split_once(", metadata: ").expect("metadata").0.to_owned()
+        };
+        assert_eq!(shown(br#"{"cents":12}"#), r#""{\"cents\":12}""#);
+        assert_eq!(shown(&[0xff, 0]), r#""\xff\x00""#);
+        assert_eq!(shown(&[b'x'; 300]), format!("\"{}\"… (300 bytes)", "x".repeat(200)));
+    }
 
     fn refused(builder: EventBuilder) -> &'static str {
         match builder.build() {

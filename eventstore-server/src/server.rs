@@ -385,9 +385,18 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     response
 }
 
-async fn no_resource(request: Request) -> Response {
-    let detail =
-        format!("there is no resource {:?}; docs/wire.md and GET /openapi.json list them", request.uri().path());
+async fn no_resource(State(app): State<Arc<App>>, request: Request) -> Response {
+    let path = request.uri().path();
+    let why = match app.stores {
+        Source::One(_) if path == "/stores" || path.starts_with("/stores/") => {
+            ": this server serves one store, and its URL is the server's, without /stores"
+        }
+        Source::Many { .. } if !path.starts_with("/stores/") => {
+            ": this server serves many stores, and their resources are below /stores/NAME"
+        }
+        Source::One(_) | Source::Many { .. } => "",
+    };
+    let detail = format!("there is no resource {path:?}{why}; docs/wire.md and GET /openapi.json list them");
     Refused::from(Problem::new(404, "not_found", detail)).into_response()
 }
 

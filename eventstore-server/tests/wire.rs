@@ -127,6 +127,7 @@ async fn errors_are_problems_with_their_status() {
         ("/events?timeout=soon", 400, "invalid_option"),
         ("/nothing", 404, "not_found"),
         ("/stores/x/events", 404, "not_found"),
+        ("/stores", 404, "not_found"),
         ("/verify", 405, "method_not_allowed"),
         ("/wait?after=3&timeout=20ms", 504, "deadline_exceeded"),
         ("/follow?direction=backward", 400, "invalid_option"),
@@ -139,6 +140,8 @@ async fn errors_are_problems_with_their_status() {
     ] {
         let answer = server.get(path).await;
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{path}");
+        let told = answer.json()["detail"].to_string();
+        assert_eq!(told.contains("serves one store"), path.starts_with("/stores"), "{told}");
     }
     for (body, status, code) in [
         (r#"{"type":"","aggregate_id":"a"}"#, 422, "invalid_event"),
@@ -419,6 +422,8 @@ async fn stores_of_a_directory_are_apart_and_made_by_those_who_may() {
     let none = String::new;
     assert_eq!(server.get("/stores/tenant-1/events").await.code(), "unauthorized");
     assert_eq!(as_who(READER, "GET", "/stores/tenant-1/events".into(), none()).await.code(), "not_found");
+    let above = as_who(READER, "GET", "/events".into(), none()).await;
+    assert!(above.json()["detail"].to_string().contains("below /stores/NAME"), "{}", above.json());
     assert_eq!(as_who(READER, "PUT", "/stores/tenant-1".into(), none()).await.code(), "forbidden");
     assert_eq!(as_who(WRITER, "PUT", "/stores/other".into(), none()).await.code(), "forbidden");
     for n in 1..=4 {

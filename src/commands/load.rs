@@ -2,7 +2,7 @@
 
 use eventstore::backend::{CancellationToken, Context, Cursor, EventStoreExt, LoadOptions, RecordedEvent};
 
-use super::{Ending, Store, ending, reading};
+use super::{Ending, Store, ending, reading, version_or_cursor};
 use crate::cli::{Format, LoadArgs};
 use crate::failure::Failure;
 use crate::interrupt;
@@ -11,9 +11,7 @@ use crate::output::Output;
 use crate::table::Table;
 
 pub(crate) async fn run(url: &str, args: LoadArgs) -> Result<Ending, Failure> {
-    // Only a cursor has a hyphen.
-    let cursor = args.since.contains('-').then(|| args.since.parse::<Cursor>()).transpose()?;
-    let since = cursor.map_or_else(|| args.since.parse(), |cursor| Ok(cursor.version()))?;
+    let (since, cursor) = version_or_cursor(&args.since)?;
     let mut options = LoadOptions::since(since).types(args.types).since_revision(args.since_revision.into());
     options.aggregate_id = args.aggregate;
     options.aggregate_prefix = args.aggregate_prefix;

@@ -28,7 +28,7 @@ mod verify;
 use std::future::Future;
 use std::sync::Arc;
 
-use eventstore::backend::{CancellationToken, Context, Error, EventStore};
+use eventstore::backend::{CancellationToken, Context, Cursor, Error, EventStore, Version};
 
 #[cfg(feature = "sync")]
 use crate::cli::ReplicaCommand;
@@ -61,6 +61,21 @@ pub(crate) const LEFT_OUT: u8 = 3;
 /// The exit code of [`Ending::Waiting`].
 #[cfg(feature = "sync")]
 pub(crate) const WAITING: u8 = 4;
+
+/// The version that `text` names, and the cursor if it is one. Only a cursor has a hyphen.
+pub(crate) fn version_or_cursor(text: &str) -> Result<(Version, Option<Cursor>), Error> {
+    if text.contains('-') {
+        let cursor: Cursor = text.parse()?;
+        return Ok((cursor.version(), Some(cursor)));
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok((text.parse()?, None));
+    }
+    Err(Error::InvalidVersion {
+        text: text.to_owned(),
+        reason: "give a version, such as 1987, or a cursor, such as 1987-9f86d081".to_owned(),
+    })
+}
 
 pub(crate) async fn run(cli: Cli) -> Result<Ending, Failure> {
     interrupt::listen()?;

@@ -223,7 +223,9 @@ fn commit(appender: &mut Appender, group: &mut Group, first: u64, records: &[Rec
     }
     match appender.commit(group, true) {
         Ok(_) => Ok(first + records.len() as u64),
-        Err(CommitError::NotWritten(eventstore_log::Error::Full { reason, .. })) => Err(Error::Full { reason }),
+        Err(CommitError::NotWritten(eventstore_log::Error::Full { reason, .. })) => {
+            Err(Error::Full { reason: format!("{reason}; make room on the replica's disk, or raise its limit") })
+        }
         Err(CommitError::NotWritten(error)) => Err(log_error("write to the journal", error)),
         Err(CommitError::Unknown(error)) => Err(Error::OutcomeUnknown {
             reason: "the journal could not be written or synced; open the replica again".to_owned(),

@@ -34,7 +34,10 @@ async fn what_has_no_room_is_not_there_and_what_comes_later_is() {
             for (id, appended) in ids.into_iter().zip([one, other]) {
                 match appended {
                     Ok(_) => acknowledged.push(id),
-                    Err(Error::Store(eventstore::Error::Full { .. })) => refused.push(id),
+                    Err(Error::Store(eventstore::Error::Full { reason })) => {
+                        assert!(reason.contains("make room on the replica's disk"), "{reason}");
+                        refused.push(id);
+                    }
                     Err(error) => panic!("{error}"),
                 }
             }

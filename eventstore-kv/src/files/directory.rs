@@ -19,6 +19,8 @@ const LOCK_FILE: &str = "eventstore.lock";
 const MARK_FILE: &str = "eventstore.json";
 const NEW_MARK_FILE: &str = "eventstore.json.new";
 const BACKUP_MARK_FILE: &str = "eventstore.json.backup";
+/// Of a replica's directory, which is no store but has one in it.
+const REPLICA_FILE: &str = "replica.json";
 
 /// The directory of a store on disk: created if it is missing, locked against a second opening, and marked with its
 /// engine once the engine's files exist.
@@ -60,6 +62,7 @@ impl StoreDirectory {
     ///
     /// `Open` if there is none, and those of [`open`](StoreDirectory::open).
     pub fn open_existing(path: &Path, engine: &str) -> Result<Self> {
+        refuse_empty(path, engine)?;
         if !Self::is_store(path) {
             Self::engine_of(path)?; // the error says what is there instead
         }
@@ -92,12 +95,7 @@ impl StoreDirectory {
     /// is not a directory, not writable, or has something else than a store.
     pub fn open(path: &Path, engine: &str) -> Result<Self> {
         let failed = |reason: &str, source: io::Error| cannot_open(path, reason, source);
-        if path.as_os_str().is_empty() {
-            return Err(Error::InvalidOption {
-                option: "path".to_owned(),
-                reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
-            });
-        }
+        refuse_empty(path, engine)?;
         create_private_dir(path)
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Checked before anything is created in it, and again under the lock.
@@ -117,6 +115,7 @@ impl StoreDirectory {
     /// `Open` if there is no store or it cannot be read; `Locked` if somebody writes to it; `Unsupported` if it belongs
     /// to another engine.
     pub fn open_read_only(path: &Path, engine: &str) -> Result<Self> {
+        refuse_empty(path, engine)?;
         Self::engine_of(path)?;
         let (lock, place) = lock_shared(path)?;
         refuse_links(path)?;
@@ -319,6 +318,17 @@ fn content_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(content)
 }
 
+/// Otherwise it would be the working directory.
+fn refuse_empty(path: &Path, engine: &str) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::InvalidOption {
+            option: "path".to_owned(),
+            reason: format!("it is empty; name the store's directory, such as {engine}:./data"),
+        });
+    }
+    Ok(())
+}
+
 fn no_store(path: &Path) -> Error {
     Error::Open {
         path: path.display().to_string(),
@@ -407,6 +417,10 @@ fn refuse_strangers(path: &Path) -> Result<()> {
             }
             let reason = match holds_a_log(path) {
                 true => format!("its {MARK_FILE} is missing; put that of a backup of this store there"),
+                false if path.join(REPLICA_FILE).exists() => {
+                    let path = path.display();
+                    format!("it is a replica, not a store; open it as replica:{path}, or choose an empty directory")
+                }
                 false => format!(
                     "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); choose an empty directory",
                     name.display()
@@ -521,11 +535,15 @@ mod tests {
             ];
             opened.map(|error| error.expect("there is no store").to_string())
         };
+        assert!(open(Path::new("")).iter().all(|text| text.contains("name the store's directory")));
         fs::write(&path, "a file").expect("written");
         assert!(open(&path).iter().all(|text| text.contains("it is a file")), "{:?}", open(&path));
         fs::remove_file(&path).expect("removed");
         fs::create_dir_all(path.join(LOG)).expect("made");
         assert!(open(&path).iter().all(|text| text.contains("choose an empty directory")), "{:?}", open(&path));
+        fs::write(path.join(REPLICA_FILE), "").expect("written");
+        let replica = format!("open it as replica:{}", path.display());
+        assert!(open(&path).iter().all(|text| text.contains(&replica)), "{:?}", open(&path));
         fs::write(path.join(LOG).join("0000000001-0.seg"), "").expect("written");
         let of_a_store = |text: &String| text.contains("put that of a backup of this store there");
         assert!(open(&path).iter().all(of_a_store), "{:?}", open(&path));

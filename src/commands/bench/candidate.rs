@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use eventstore::backend::{Batch, Context, Durability, EventStore, EventStoreExt, Version};
+use eventstore::backend::{Batch, Context, Durability, Error, EventStore, EventStoreExt, Version};
 use eventstore_kv::StoreUrl;
 use tempfile::TempDir;
 
@@ -43,6 +43,10 @@ impl Candidate {
     pub(super) async fn filled(url: &str, events: Events, ctx: &Context) -> Result<Self, Failure> {
         if eventstore::backend::is_postgres(url) {
             return Self::filled_in_database(url, events, ctx).await;
+        }
+        if eventstore::backend::is_served(url) || eventstore::backend::is_gosync(url) {
+            let what = "the URL names a server, but `bench` measures stores that it makes itself; name an engine, such as lmdb:";
+            return Err(Error::Unsupported { what: what.to_owned() }.into());
         }
         let parsed: StoreUrl = match url.parse() {
             Ok(parsed) => parsed,

@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use eventstore::backend::{Cursor, Error, Version};
+use eventstore::backend::{Cursor, Error};
 use synckit::{Entry, Notice, Replica};
 
 use super::{Ending, existing};
 use crate::cli::{Format, LoadArgs};
+use crate::commands::version_or_cursor;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::{interrupt, json};
@@ -46,11 +47,10 @@ pub(crate) async fn run(directory: &Path, args: LoadArgs) -> Result<Ending, Fail
 
 /// The start: a version, or a cursor, which is checked.
 async fn since(replica: &Replica, text: &str) -> Result<Cursor, Failure> {
-    if text.contains('-') {
-        return Ok(text.parse()?);
+    match version_or_cursor(text)? {
+        (_, Some(cursor)) => Ok(cursor),
+        (version, None) => Ok(replica.cursor_at(version).await?),
     }
-    let version: Version = text.parse()?;
-    Ok(replica.cursor_at(version).await?)
 }
 
 async fn load(replica: &Replica, args: &LoadArgs, output: &mut Output, most: u64) -> Result<(), Failure> {
