@@ -252,6 +252,7 @@ impl Copy<'_> {
     /// `false` if the copy was stopped and nothing has changed.
     fn run(&mut self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<bool> {
         if sources.is_empty() {
+            let _ = self.target.remove(RENAMING);
             // An earlier copy may have been interrupted just before this.
             return self.target.sync().map(|()| true).map_err(Self::failed("sync", "the directory"));
         }
@@ -266,7 +267,7 @@ impl Copy<'_> {
         }
         self.rename_all(sources, replaced)?;
         // If it stays, the next copy copies more than it has to.
-        let _ = self.target.remove(RENAMING);
+        let _ = self.target.remove(RENAMING).and_then(|()| self.target.sync());
         Ok(true)
     }
 
