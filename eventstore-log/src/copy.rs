@@ -20,6 +20,11 @@ pub struct Copied {
 /// The suffix of incomplete files.
 pub(crate) const NEW: &str = ".new";
 
+/// A file of the target with the names of segments, one a line, while they get these names. If it is there when a copy
+/// begins, the sync behind their renaming may have failed. A later one may succeed and not make the names durable, so
+/// these segments are copied again.
+const RENAMING: &str = "renaming";
+
 impl Log {
     /// Copies the log up to its end at the time of the call, which is synced first, to another directory. The directory
     /// is empty or has an earlier copy; then only new or grown segments are copied. These are checked first; segments
@@ -40,12 +45,14 @@ impl Log {
         self.0.sync_to(sources.last().map_or(0, |source| source.next - 1))?;
         let there = find_segments(target)?;
         check_target(&sources, &there)?;
+        let doubtful = doubtful_names(target)?;
         let mut new = Vec::new();
         for source in &sources {
             let there = there.iter().find(|there| is_used(there) && there.number == source.segment.header.number);
+            let is_doubtful = there.is_some_and(|there| doubtful.lines().any(|name| name == there.name));
             match there.map_or(Ok(true), |there| source.has_more_than(&self.0, target, there)) {
-                Ok(true) => new.push(source),
-                Ok(false) => {}
+                Ok(has_more) if has_more || is_doubtful => new.push(source),
+                Ok(_) => {}
                 Err(refusal) => {
                     // The damage may be in this log, not in the target.
                     self.check_source(source, &mut |_| true)?;
@@ -192,6 +199,21 @@ fn end_of(file: &Arc<dyn File>, there: &Found, header: &SegmentHeader) -> Result
     }
 }
 
+/// The names of segments that may not be durable, one a line.
+fn doubtful_names(target: &dyn Directory) -> Result<String> {
+    let read = || -> io::Result<String> {
+        let file = target.open(RENAMING)?;
+        let mut bytes = Vec::new();
+        let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+        file.read_at(&mut bytes, 0, len)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(Copy::failed("read", RENAMING)),
+    }
+}
+
 /// Whether a segment of the target has content, or was only preallocated.
 fn is_used(there: &Found) -> bool {
     there.head != Head::Zeros
@@ -230,16 +252,37 @@ impl Copy<'_> {
     /// `false` if the copy was stopped and nothing has changed.
     fn run(&mut self, sources: &[&Source], replaced: Vec<Option<String>>) -> Result<bool> {
         if sources.is_empty() {
+            let _ = self.target.remove(RENAMING);
             // An earlier copy may have been interrupted just before this.
             return self.target.sync().map(|()| true).map_err(Self::failed("sync", "the directory"));
         }
-        let copied = self.remove_new().and_then(|()| self.write_all(sources));
+        let copied = self
+            .remove_new()
+            .and_then(|()| self.write_all(sources))
+            .and_then(|is_all| is_all.then(|| self.note_names(sources)).transpose().map(|noted| noted.is_some()));
         if !matches!(copied, Ok(true)) {
             // Anything left does no harm and is removed when the next copy begins.
             let _ = self.remove_new();
             return copied;
         }
-        self.rename_all(sources, replaced).map(|()| true)
+        self.rename_all(sources, replaced)?;
+        // If it stays, the next copy copies more than it has to.
+        let _ = self.target.remove(RENAMING).and_then(|()| self.target.sync());
+        Ok(true)
+    }
+
+    /// Not durably: after a power cut, names that are there are durable.
+    fn note_names(&self, sources: &[&Source]) -> Result<()> {
+        let names: String = sources.iter().map(|source| format!("{}\n", source.segment.name)).collect();
+        let new_name = format!("{RENAMING}{NEW}");
+        let created = match self.target.create(&new_name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.target.remove(&new_name).and_then(|()| self.target.create(&new_name))
+            }
+            created => created,
+        };
+        let noted = created.and_then(|file| file.write_at(names.as_bytes(), 0));
+        noted.and_then(|()| self.target.rename(&new_name, RENAMING)).map_err(Self::failed("write", RENAMING))
     }
 
     fn failed(operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> Error {

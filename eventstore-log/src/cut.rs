@@ -40,6 +40,13 @@ fn copy_nonzero(piece: &Piece, copy: &dyn File) -> Result<u64> {
     Ok(end - start)
 }
 
+/// Copies a piece to the beginning of a file.
+pub(crate) fn copy(piece: &Piece, copy: &dyn File) -> Result<()> {
+    let Range { start, end } = piece.range;
+    let mut window = Window::new(Arc::clone(&piece.file), &piece.name, end);
+    copy_range(&mut window, start..end, &mut |bytes, at| copy.write_at(bytes, at - start))
+}
+
 fn copy_range(
     window: &mut Window,
     range: Range<u64>,

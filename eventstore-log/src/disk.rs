@@ -112,7 +112,10 @@ fn create_one_dir(path: &Path, builder: &fs::DirBuilder) -> io::Result<()> {
     match builder.create(path) {
         Ok(()) => {
             let parent = parent_of(path);
-            sync_dir(parent)?;
+            sync_dir(parent).inspect_err(|_| {
+                // A later sync may succeed and not make this entry durable. So the next attempt makes a new one.
+                let _ = fs::remove_dir(path);
+            })?;
             // Whoever created the parent may have been killed before its entry was durable. Those above it may be of
             // others, and unreadable.
             match sync_dir(parent_of(parent)) {

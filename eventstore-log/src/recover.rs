@@ -247,6 +247,8 @@ struct Opening {
     torn: Vec<Found>,
     /// Generations of segments that were replaced or are incomplete.
     replaced: Vec<String>,
+    /// Generations beside which there are such.
+    replacing: Vec<String>,
     /// The last record that was synced, according to all sources.
     synced: u64,
     damage: Option<Damage>,
@@ -285,6 +287,7 @@ impl Opening {
             unused: Vec::new(),
             torn: Vec::new(),
             replaced: Vec::new(),
+            replacing: Vec::new(),
             synced: known.synced,
             damage: None,
             recovery: Recovery::default(),
@@ -338,6 +341,7 @@ impl Opening {
             return Err(self.corrupt(number, "does not follow the one before it"));
         }
         let footer = footer.filter(|footer| footer.is_of(&header));
+        self.replacing.extend((!others.is_empty()).then(|| name.clone()));
         self.replaced.extend(others);
         self.parts.push(Part { name, len, plain_len, header, footer });
         Ok(())
@@ -681,7 +685,7 @@ impl Opening {
             tell!(error, record = damage.record, reason = damage.reason, "damaged; the log is opened for reading");
         } else {
             let tip = self.clear_end(end)?;
-            remove_replaced(&*self.shared.files, &self.replaced);
+            remove_replaced(&*self.shared.files, &self.replaced, &self.replacing);
             appender = Some(Appender::new(log.clone(), tip));
         }
         self.shared.set_written(last, self.newest.as_ref());
@@ -769,18 +773,35 @@ impl Opening {
 
 /// Removes generations of segments that are no longer used, and remains of incomplete ones. If that fails, the next
 /// opening does it.
-fn remove_replaced(files: &dyn Directory, replaced: &[String]) {
+fn remove_replaced(files: &dyn Directory, replaced: &[String], replacing: &[String]) {
     let is_left = |name: &String| name.strip_suffix(NEW).is_some_and(|name| format::parse_segment_name(name).is_some());
     let left = files.list().map(|names| names.into_iter().filter(is_left).collect::<Vec<_>>()).unwrap_or_default();
     if replaced.is_empty() && left.is_empty() {
         return;
     }
-    // The name of the replacement may be only in the cache.
-    let removed = files.sync().map_err(|error| Error::io("sync", "the directory", error));
-    let removed = removed.and_then(|()| cut::remove(files, replaced.iter().chain(&left).map(String::as_str)));
+    let remove = |names: &[String]| cut::remove(files, names.iter().map(String::as_str));
+    let removed = remove(&left)
+        .and_then(|()| replacing.iter().try_for_each(|name| renew(files, name)))
+        .and_then(|()| remove(replaced));
     if let Err(error) = removed {
         tell!(warn, %error, "replaced segments could not be deleted from the log");
     }
+}
+
+/// Replaces a segment by a copy of itself, durably. Its name may be only in the cache, and if the sync behind its renaming
+/// has failed, a later one may succeed and not make it durable.
+fn renew(files: &dyn Directory, name: &str) -> Result<()> {
+    let new_name = format!("{name}{NEW}");
+    let failed = |operation| move |error| Error::io(operation, name, error);
+    let file = open(files, name)?;
+    let len = file.len().map_err(failed("measure"))?;
+    let copy = files.create(&new_name).map_err(failed("copy"))?;
+    cut::copy(&Piece { name: name.to_owned(), file, range: 0..len }, &*copy)?;
+    if copy.len().map_err(failed("measure"))? != len {
+        return Err(failed("read all of")(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    copy.sync_all().map_err(failed("sync a copy of"))?;
+    files.rename(&new_name, name).and_then(|()| files.sync()).map_err(failed("rename"))
 }
 
 fn forget_synced(unsynced: &mut VecDeque<(u64, u64)>, synced: u64) {

@@ -567,8 +567,13 @@ fn whatever_interrupts_a_copy_of_compressed_segments_leaves_a_beginning() {
                 let there = records(&open(Arc::new(target.after_kill())).log);
                 assert!(there.len() >= 14 && there == all[..there.len()], "{call} {fault:?}");
                 opened.log.copy_to(&target, &mut |_, _| true).expect("copied").expect("wanted");
-                let target = target.after_power_cut(&mut by_chance(call));
                 check_names(target.list().unwrap().into_iter());
+                // What was removed may be back if the sync behind that failed. It does no harm.
+                let may_be_back = target.has_lost_names();
+                let target = target.after_power_cut(&mut by_chance(call));
+                if !may_be_back {
+                    check_names(target.list().unwrap().into_iter());
+                }
                 assert!(records(&open(Arc::new(target)).log) == all);
             }
         }

@@ -181,6 +181,31 @@ fn each_refusal() -> impl Iterator<Item = (usize, u64, u64)> {
     [300, 100_000].into_iter().flat_map(calls)
 }
 
+/// Compression fails at some call, such as the sync after which the new generation counts. Its name may never become
+/// durable then, whatever a later sync says: nothing that a later opening does may rest on it.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_failed_compression_takes_nothing_away() {
+    for after in 1.. {
+        let disk = SimDisk::default();
+        let mut opened = try_open(&disk, 0).0.expect("opened");
+        let before = [vec![b'a'; 100_000], vec![b'b'; 100_000], vec![b'c'; 300]];
+        before.iter().for_each(|content| commit(&mut opened, content, true));
+        let at = opened.log.position();
+        opened.log.checkpoint(at, b"blob", &mut |_| Vec::new()).expect("made");
+        let calls = disk.calls();
+        disk.fail_after(after, Fault::Error, 0);
+        let _ = opened.log.compress(&mut || true);
+        let is_past = disk.calls() < calls + after;
+        append_and_cut_power(&disk, &before, &format!("compression failed at call {after}"));
+        drop(opened);
+        if is_past {
+            assert!(after > 5, "compression changes something");
+            break;
+        }
+    }
+}
+
 /// A checkpoint is durable when it returns, so that opening reads only what follows it.
 #[test]
 fn a_checkpoint_is_durable() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -207,7 +207,12 @@ type Slots = Arc<Mutex<HashMap<String, Arc<Slot>>>>;
 #[derive(Debug)]
 pub(crate) enum Source {
     One(Arc<Served>),
-    Many { stores: Stores, slots: Slots },
+    Many {
+        stores: Stores,
+        slots: Slots,
+        /// Whether all were closed. Changed and read with the slots locked.
+        is_closed: AtomicBool,
+    },
 }
 
 impl Source {
@@ -216,14 +221,14 @@ impl Source {
     }
 
     pub(crate) fn many(stores: Stores) -> Self {
-        Source::Many { stores, slots: Slots::default() }
+        Source::Many { stores, slots: Slots::default(), is_closed: AtomicBool::new(false) }
     }
 
     /// The store with this name.
     pub(crate) async fn get(&self, name: &str, create: bool) -> Answer<Arc<Served>> {
-        let (stores, slots) = match self {
+        let (stores, slots, is_closed) = match self {
             Source::One(served) => return Ok(served.clone()),
-            Source::Many { stores, slots } => (stores, slots),
+            Source::Many { stores, slots, is_closed } => (stores, slots, is_closed),
         };
         if !is_name(name) {
             let detail = format!(
@@ -243,7 +248,11 @@ impl Source {
                 None => {
                     self.make_room().await?;
                     let new = || Arc::new(Slot { served: Arc::default(), used: Mutex::new(Instant::now()) });
-                    lock(slots).entry(name.to_owned()).or_insert_with(new).clone()
+                    let mut slots = lock(slots);
+                    if is_closed.load(Ordering::Relaxed) {
+                        return Err(Error::Closed.into()); // nobody would close it
+                    }
+                    slots.entry(name.to_owned()).or_insert_with(new).clone()
                 }
             };
             let mut served = slot.served.clone().lock_owned().await;
@@ -276,13 +285,13 @@ impl Source {
     pub(crate) fn exists(&self, name: &str) -> bool {
         match self {
             Source::One(_) => true,
-            Source::Many { stores, slots } => is_name(name) && (lock(slots).contains_key(name) || stores.has(name)),
+            Source::Many { stores, slots, .. } => is_name(name) && (lock(slots).contains_key(name) || stores.has(name)),
         }
     }
 
     /// The names of all existing stores, sorted.
     pub(crate) fn names(&self) -> std::io::Result<Vec<String>> {
-        let Source::Many { stores, slots } = self else { return Ok(Vec::new()) };
+        let Source::Many { stores, slots, .. } = self else { return Ok(Vec::new()) };
         let mut names: Vec<String> = lock(slots).keys().cloned().collect();
         if !stores.is_memory() && stores.directory.is_dir() {
             for entry in std::fs::read_dir(&stores.directory)? {
@@ -312,7 +321,7 @@ impl Source {
 
     /// Closes the least recently used store, if the limit of open stores is reached.
     async fn make_room(&self) -> Answer<()> {
-        let Source::Many { stores, slots } = self else { return Ok(()) };
+        let Source::Many { stores, slots, .. } = self else { return Ok(()) };
         loop {
             let mut open: Vec<_> = match lock(slots) {
                 slots if slots.len() < stores.most_open => return Ok(()),
@@ -338,7 +347,7 @@ impl Source {
 
     /// Closes stores that were unused for a while.
     pub(crate) async fn close_idle(&self) {
-        let Source::Many { stores, slots } = self else { return };
+        let Source::Many { stores, slots, .. } = self else { return };
         if stores.is_memory() {
             return;
         }
@@ -370,13 +379,17 @@ impl Source {
         closing.await.is_ok()
     }
 
-    /// Closes all stores.
+    /// Closes all stores. None is opened again: a request may outlast the server.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         let mut result = Ok(());
         let stores = match self {
             Source::One(served) => vec![served.store.clone()],
-            Source::Many { slots, .. } => {
-                let slots: Vec<_> = std::mem::take(&mut *lock(slots)).into_values().collect();
+            Source::Many { slots, is_closed, .. } => {
+                let slots: Vec<_> = {
+                    let mut slots = lock(slots);
+                    is_closed.store(true, Ordering::Relaxed);
+                    std::mem::take(&mut *slots).into_values().collect()
+                };
                 let mut stores = Vec::new();
                 for slot in slots {
                     stores.extend(slot.served.lock().await.take().map(|served| served.store.clone()));
@@ -410,6 +423,18 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A request that outlasts the server must not open a store that nobody closes.
+    #[tokio::test]
+    async fn what_was_closed_opens_no_store() {
+        let source = Source::many(Stores::new("").engine("memory"));
+        assert!(source.get("a", true).await.is_ok());
+        source.close().await.expect("closed");
+        for name in ["a", "b"] {
+            assert!(source.get(name, true).await.is_err(), "{name}");
+        }
+        assert!(source.open().is_empty());
+    }
 
     #[test]
     fn names_lead_nowhere_else() {

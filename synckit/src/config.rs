@@ -99,6 +99,11 @@ pub(crate) fn begin(directory: &Path) -> Result<()> {
     Ok(sync_directory(directory)?)
 }
 
+/// Whether a replica in this directory was not finished, or a kill or power cut has left that mark.
+pub(crate) fn is_unfinished(directory: &Path) -> bool {
+    directory.join(UNFINISHED).exists()
+}
+
 /// Removes that mark, if it exists.
 pub(crate) fn finish(directory: &Path) -> Result<()> {
     match std::fs::remove_file(directory.join(UNFINISHED)) {

@@ -63,6 +63,7 @@ impl Journal {
                 directory.display()
             ),
         })?;
+        let newest = if numbers.is_empty() { newest } else { rename_to_next(directory, newest)? };
         let opened = Self::read(directory, id, newest)?;
         // A newer journal is complete.
         numbers.iter().try_for_each(|number| remove(&path_of(directory, *number)))?;
@@ -202,6 +203,16 @@ impl Journal {
     pub(crate) fn put_off(&mut self) {
         self.kept = self.next - 1;
     }
+}
+
+/// Gives a journal the next number, durably. The sync behind its renaming may have failed, and then a later one may succeed
+/// although the name never becomes durable. It must before the older journal is removed and anything is appended.
+fn rename_to_next(directory: &Path, number: u64) -> Result<u64> {
+    let next = number + 1;
+    std::fs::rename(path_of(directory, number), path_of(directory, next))
+        .map_err(|error| io("rename the newest journal", error))?;
+    sync_directory(directory)?;
+    Ok(next)
 }
 
 /// The number of these records to write together: as many as fit, but at least one.

@@ -21,7 +21,7 @@ use crate::hub::Hub;
 use crate::journal::{Journal, io, remove, sync_directory};
 use crate::load::{Basis, Load, Subscribe};
 use crate::sync::SyncState;
-use crate::worker::{Job, State, Wish, Worker, open_confirmed, path_of, restore, set_aside};
+use crate::worker::{Job, Sizes, State, Wish, Worker, open_confirmed, path_of, restore, set_aside};
 
 /// Options for opening or creating a replica.
 ///
@@ -39,6 +39,7 @@ pub struct Options {
     engine: String,
     read_only: bool,
     must_exist: bool,
+    sizes: Sizes,
 }
 
 impl fmt::Debug for Options {
@@ -65,6 +66,7 @@ impl Options {
             engine: engine.to_owned(),
             read_only: false,
             must_exist: false,
+            sizes: Sizes::default(),
         }
     }
 
@@ -105,6 +107,15 @@ impl Options {
         self
     }
 
+    /// For tests: compacts the journal after a few records, and gives the store of confirmed events these options, such as
+    /// `?segment_size=64KiB`.
+    #[cfg(feature = "mutants")]
+    #[doc(hidden)]
+    pub fn small_files(mut self, store_options: &'static str) -> Self {
+        self.sizes = Sizes { journal_records: 4, store_options };
+        self
+    }
+
     /// Opens the replica, or creates it if there is none.
     ///
     /// # Errors
@@ -138,16 +149,21 @@ impl Options {
                 // A process that was killed may have left names in the cache only, such as that of a new journal. What is
                 // appended to it must not vanish with it.
                 sync_directory(&self.directory)?;
+                if config::is_unfinished(&self.directory) {
+                    // The settings had just got their name. If the sync behind that has failed, the one above has not made
+                    // the name durable, but another file with that name is.
+                    config.write(&self.directory)?;
+                }
                 config::finish(&self.directory)?;
                 let (journal, records) = Journal::open(&self.directory, config.journal_id())?;
                 let generation = tidy(&self.directory, &records)?;
                 let path = path_of(&self.directory, generation);
-                let confirmed = open_confirmed(&config.engine, &path, false).await?;
+                let confirmed = open_confirmed(&config.engine, &path, self.sizes, false).await?;
                 (config, journal, records, confirmed)
             }
             None => {
                 let others = std::fs::read_dir(&self.directory).map_err(|error| io("list a directory", error))?;
-                let is_unfinished = self.directory.join(config::UNFINISHED).exists();
+                let is_unfinished = config::is_unfinished(&self.directory);
                 let is_foreign = |name: &str| {
                     let is_of_attempt = name.starts_with("replica.json.")
                         || name.starts_with("journal-1")
@@ -173,7 +189,8 @@ impl Options {
                 config::begin(&self.directory)?;
                 let config = Config::new(self.hub, self.engine, self.read_only);
                 let (journal, records) = Journal::begin(&self.directory, config.journal_id())?;
-                let confirmed = open_confirmed(&config.engine, &path_of(&self.directory, 1), true).await?;
+                let path = path_of(&self.directory, 1);
+                let confirmed = open_confirmed(&config.engine, &path, self.sizes, true).await?;
                 sync_directory(&self.directory)?;
                 sync_directory(parent_of(&self.directory))?;
                 config.write(&self.directory)?;
@@ -195,6 +212,7 @@ impl Options {
         let worker = Worker {
             directory: self.directory.clone(),
             engine: config.engine.clone(),
+            sizes: self.sizes,
             state: state.clone(),
             journal: Some(journal),
             lock: Some(lock),

@@ -160,6 +160,7 @@ const TOGETHER: usize = 256;
 pub(crate) struct Worker {
     pub(crate) directory: PathBuf,
     pub(crate) engine: String,
+    pub(crate) sizes: Sizes,
     pub(crate) state: Arc<State>,
     pub(crate) journal: Option<Journal>,
     /// Released after the journal.
@@ -167,6 +168,21 @@ pub(crate) struct Worker {
     /// The confirmed events of another history, before they take effect.
     pub(crate) next: Option<Next>,
     pub(crate) is_same: SameContent,
+}
+
+/// How large the files of a replica become. Tests make them small, so that everything that replaces one is done often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// The journal is compacted after so many records at the earliest.
+    pub(crate) journal_records: u64,
+    /// Options in the URL of the store of confirmed events, with the `?` before them.
+    pub(crate) store_options: &'static str,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { journal_records: 1000, store_options: "" }
+    }
 }
 
 /// The confirmed events of another history of the hub.
@@ -194,12 +210,18 @@ pub(crate) fn path_of(directory: &Path, generation: u32) -> PathBuf {
 }
 
 /// Opens a store of confirmed events, or creates it if `is_new`.
-pub(crate) async fn open_confirmed(engine: &str, path: &Path, is_new: bool) -> Result<Arc<dyn EventStore>> {
+pub(crate) async fn open_confirmed(
+    engine: &str,
+    path: &Path,
+    sizes: Sizes,
+    is_new: bool,
+) -> Result<Arc<dyn EventStore>> {
     let url = format!("{engine}:{}", path.display());
     if url.contains('?') {
         let reason = "its path has a ?, which begins the options in the URL of a store; choose another".to_owned();
         return Err(Error::NotAReplica { path: path.display().to_string(), reason });
     }
+    let url = url + sizes.store_options;
     Ok(if is_new { backend::open(&url).await? } else { backend::open_existing(&url).await? })
 }
 
@@ -503,9 +525,8 @@ impl Worker {
 
     /// Compacts the journal if most of it is no longer needed. If that fails, the old one stays in use.
     fn compact(&mut self) {
-        const LEAST: u64 = 1000;
         let (appended, kept) = self.journal.as_ref().map(Journal::lens).unwrap_or_default();
-        if appended < LEAST.max(2 * kept) {
+        if appended < self.sizes.journal_records.max(2 * kept) {
             return;
         }
         let records = self.state.machine().compacted();
@@ -589,7 +610,7 @@ impl Worker {
         let old = self.state.confirmed();
         let path = path_of(&self.directory, self.state.machine().generation() + 1);
         remove(&path)?;
-        let store = open_confirmed(&self.engine, &path, true).await?;
+        let store = open_confirmed(&self.engine, &path, self.sizes, true).await?;
         self.next = Some(Next { common, store: store.clone() });
         let (mut next, mut end) = (Some(LoadOptions::all().before(common.next())), Place::START);
         while let Some(options) = next {

@@ -90,11 +90,44 @@ async fn a_replica_that_was_not_finished_is_made_anew() {
     a.append(event("1", "x")).await.expect("appended");
     a.close().await.expect("closed");
     assert!(!names(&hub.path("a")).contains(&"unfinished".to_owned()));
-    // The last step was done, but the note still exists.
+    // The last step was done, but the note still exists. The sync of that step may have failed, so it is done again.
+    let settings = std::fs::File::open(hub.path("a").join("replica.json")).expect("opened");
     std::fs::write(hub.path("a").join("unfinished"), "").expect("written");
     let a = hub.replica("a").await;
     assert_eq!(ids(&a).await, ["1"]);
     assert!(!names(&hub.path("a")).contains(&"unfinished".to_owned()));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let now = std::fs::metadata(hub.path("a").join("replica.json")).expect("there");
+        assert_ne!(now.ino(), settings.metadata().expect("open").ino(), "the settings are written again");
+    }
+    drop(settings);
+}
+
+/// The sync behind the renaming of a new journal may have failed, and a later one may succeed although that name never becomes
+/// durable. Another name does.
+#[tokio::test]
+async fn a_new_journal_beside_an_older_one_gets_another_name() {
+    let hub = Hub::new().await;
+    let a = hub.replica("a").await;
+    a.append(event("1", "x")).await.expect("appended");
+    a.close().await.expect("closed");
+    let journals = || names(&hub.path("a")).into_iter().filter(|name| name.starts_with("journal-")).collect::<Vec<_>>();
+    assert_eq!(journals(), ["journal-1"]);
+    std::fs::create_dir(hub.path("a").join("journal-2")).expect("made");
+    for name in names(&hub.path("a").join("journal-1")) {
+        let [from, to] = ["journal-1", "journal-2"].map(|journal| hub.path("a").join(journal).join(&name));
+        std::fs::copy(from, to).expect("copied");
+    }
+    let a = hub.replica("a").await;
+    assert_eq!(journals(), ["journal-3"]);
+    assert_eq!(ids(&a).await, ["1"]);
+    a.append(event("2", "x")).await.expect("appended");
+    a.close().await.expect("closed");
+    let a = hub.replica("a").await;
+    assert_eq!(journals(), ["journal-3"]);
+    assert_eq!(ids(&a).await, ["1", "2"]);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ const REPLICA_FILE: &str = "replica.json";
 pub struct StoreDirectory {
     id: [u8; 16],
     /// Open while the directory is locked; `None` if there is nothing to lock.
-    _lock: Option<File>,
+    lock: Option<File>,
     place: Place,
     state: Mutex<State>,
 }
@@ -71,7 +71,7 @@ impl StoreDirectory {
 
     /// Whether there is a store in a directory.
     pub(crate) fn is_store(path: &Path) -> bool {
-        path.join(MARK_FILE).exists()
+        path.join(MARK_FILE).exists() || has_lost_its_mark(path)
     }
 
     /// The engine of the store in a directory.
@@ -103,7 +103,7 @@ impl StoreDirectory {
         let (lock, place) = lock(path)?;
         refuse_links(path)?;
         let (state, id) = check_mark(path, engine)?;
-        Ok(StoreDirectory { id: id.into_bytes(), _lock: Some(lock), place, state: Mutex::new(state) })
+        Ok(StoreDirectory { id: id.into_bytes(), lock: Some(lock), place, state: Mutex::new(state) })
     }
 
     /// Opens the directory of a store of this engine for reading. Nothing is created or changed in it. Others may read
@@ -121,7 +121,7 @@ impl StoreDirectory {
         refuse_links(path)?;
         let mark = read_mark(path)?.ok_or_else(|| no_store(path))?;
         check_engine(path, engine, &mark)?;
-        Ok(StoreDirectory { id: mark.id.into_bytes(), _lock: lock, place, state: Mutex::new(State::ReadOnly) })
+        Ok(StoreDirectory { id: mark.id.into_bytes(), lock, place, state: Mutex::new(State::ReadOnly) })
     }
 
     /// Begins a backup of a store in a directory that is missing or empty. Until it is [marked](Self::mark), it does
@@ -242,22 +242,39 @@ impl StoreDirectory {
     }
 }
 
-impl Drop for StoreDirectory {
-    /// Deletes an unfinished backup.
-    fn drop(&mut self) {
-        if self.state() != State::Backup {
-            return;
+impl StoreDirectory {
+    fn delete_unfinished_backup(&self) -> io::Result<()> {
+        // It may have its mark already, if that could not be made durable.
+        self.delete_file(MARK_FILE)?;
+        for entry in content_of(self.path())? {
+            if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
         }
-        let delete = || -> io::Result<()> {
-            for entry in content_of(self.path())? {
-                if entry.is_dir() { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
-            }
-            fs::remove_file(self.path().join(BACKUP_MARK_FILE))?;
-            fs::remove_file(self.path().join(LOCK_FILE))
-        };
-        if let Err(error) = delete() {
+        self.delete_file(BACKUP_MARK_FILE)?;
+        self.delete_file(LOCK_FILE)
+    }
+
+    fn delete_file(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path().join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for StoreDirectory {
+    /// Deletes an unfinished backup, and releases the lock.
+    fn drop(&mut self) {
+        if self.state() == State::Backup
+            && let Err(error) = self.delete_unfinished_backup()
+        {
             let path = self.path().display();
             tell!(warn, %path, %error, "a backup that was not finished could not be deleted; delete its directory");
+        }
+        // Closing the file is not enough: a child process that is being started holds it as well, until it executes its
+        // program.
+        if let Some(Err(error)) = self.lock.as_ref().map(File::unlock) {
+            let path = self.path().display();
+            tell!(warn, %path, %error, "the lock of a store was not released");
         }
     }
 }
@@ -340,15 +357,26 @@ fn no_store(path: &Path) -> Error {
 /// The state of the directory, which must belong to this engine, and the id of its store. An empty directory gets a
 /// preliminary mark.
 fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
+    let failed = |error| cannot_open(path, "it cannot be written", error);
     let Some(mark) = read_mark(path)? else {
         refuse_strangers(path)?;
         let id = new_id();
-        write_mark(path, NEW_MARK_FILE, engine, id)
-            .map_err(|error| cannot_open(path, "it cannot be written", error))?;
+        write_mark(path, NEW_MARK_FILE, engine, id).map_err(failed)?;
         return Ok((State::New, id));
     };
     check_engine(path, engine, &mark)?;
+    if !path.join(MARK_FILE).exists() {
+        let marked = fs::rename(path.join(NEW_MARK_FILE), path.join(MARK_FILE)).and_then(|()| sync_dir(path));
+        marked.map_err(failed)?;
+        tell!(warn, path = %path.display(), "the mark of a store had been lost, and is there again");
+    }
     Ok((State::Marked, mark.id))
+}
+
+/// Whether there is a store that has only its preliminary mark. A log begins when the mark has its name, durably. But a
+/// sync that has failed may be followed by one that succeeds and makes nothing durable that was changed before.
+fn has_lost_its_mark(path: &Path) -> bool {
+    !path.join(MARK_FILE).exists() && path.join(NEW_MARK_FILE).exists() && holds_a_log(path)
 }
 
 /// The id of a new store.
@@ -372,16 +400,17 @@ fn check_engine(path: &Path, engine: &str, mark: &Mark) -> Result<()> {
 
 /// The mark of a store, if there is one.
 fn read_mark(path: &Path) -> Result<Option<Mark>> {
-    match fs::read(path.join(MARK_FILE)) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| cannot_open(path, &format!("{MARK_FILE} is damaged; restore it from a backup"), error)),
+    let name = if has_lost_its_mark(path) { NEW_MARK_FILE } else { MARK_FILE };
+    match fs::read(path.join(name)) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            cannot_open(path, &format!("{name} is damaged; restore {MARK_FILE} from a backup"), error)
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(_) if path.is_file() => {
             let reason = "it is a file, not the directory of a store; check the path".to_owned();
             Err(Error::Open { path: path.display().to_string(), reason, source: None })
         }
-        Err(error) => Err(cannot_open(path, &format!("{MARK_FILE} cannot be read"), error)),
+        Err(error) => Err(cannot_open(path, &format!("{name} cannot be read"), error)),
     }
 }
 
@@ -633,6 +662,59 @@ mod tests {
         begun.mark().expect("marked");
         drop(begun);
         assert!(StoreDirectory::open(temporary.path(), "one").expect("opened").is_marked());
+    }
+
+    /// A child process that is being started has a copy of every open file until it executes its program.
+    #[test]
+    fn a_lock_is_released_at_once_though_its_file_is_open_elsewhere() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let first = StoreDirectory::open(temporary.path(), "one").expect("new");
+        first.mark().expect("marked");
+        let copy = first.lock.as_ref().expect("locked").try_clone().expect("copied");
+        drop(first);
+        StoreDirectory::open(temporary.path(), "one").expect("unlocked");
+        let reader = StoreDirectory::open_read_only(temporary.path(), "one").expect("opened");
+        let other = reader.lock.as_ref().expect("locked").try_clone().expect("copied");
+        drop(reader);
+        StoreDirectory::open(temporary.path(), "one").expect("unlocked");
+        drop((copy, other));
+    }
+
+    /// The sync after the mark got its name had failed, a later one succeeded, and the power was cut.
+    #[test]
+    fn a_store_that_has_lost_its_mark_is_not_made_anew() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let path = temporary.path();
+        let first = StoreDirectory::open(path, "one").expect("new");
+        first.mark().expect("marked");
+        let id = first.id();
+        drop(first);
+        let lose = || fs::rename(path.join(MARK_FILE), path.join(NEW_MARK_FILE)).expect("lost");
+        fs::create_dir(path.join(LOG)).expect("created");
+        fs::write(path.join(LOG).join("0000000001-0.seg"), "events").expect("written");
+        lose();
+        assert_eq!(StoreDirectory::engine_of(path).expect("a store"), "one");
+        assert!(matches!(StoreDirectory::begin_backup(path, "one", ID), Err(Error::Open { .. })));
+        assert!(StoreDirectory::open_read_only(path, "one").expect("a store").is_read_only());
+        assert!(path.join(NEW_MARK_FILE).exists(), "nothing was changed");
+        for open in [StoreDirectory::open, StoreDirectory::open_existing] {
+            let opened = open(path, "one").expect("a store");
+            assert!(opened.is_marked() && opened.id() == id);
+            opened.delete_unfinished(LOG).expect("nothing is");
+            assert!(path.join(MARK_FILE).exists() && !path.join(NEW_MARK_FILE).exists());
+            assert!(holds_a_log(path));
+            lose();
+        }
+    }
+
+    #[test]
+    fn a_backup_whose_mark_could_not_be_made_durable_is_deleted() {
+        let temporary = tempfile::tempdir().expect("temporary directory");
+        let begun = StoreDirectory::begin_backup(temporary.path(), "one", ID).expect("begun");
+        fs::write(begun.path().join("data"), "whole").expect("written");
+        fs::rename(begun.path().join(BACKUP_MARK_FILE), begun.path().join(MARK_FILE)).expect("renamed");
+        drop(begun);
+        assert_eq!(names(temporary.path()), [""; 0]);
     }
 
     fn names(path: &Path) -> Vec<String> {

@@ -12,7 +12,8 @@ const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];
 
 /// A directory on a simulated disk. After a power cut, each unsynced sector and name may or may not be there. After a
-/// failed sync, the cache differs from the disk, and nothing writes the difference again.
+/// failed sync, the cache differs from the disk, and nothing writes the difference again: a changed name is durable only
+/// with a later change of the same name.
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
@@ -27,12 +28,21 @@ struct Inner {
     names: BTreeMap<String, u64>,
     durable: BTreeMap<String, u64>,
     /// Changes of names that are not durable.
-    pending: Vec<(String, NameOp)>,
+    pending: Vec<Pending>,
     directories: BTreeSet<String>,
     /// The number of calls that change something.
     calls: u64,
     plan: Plan,
     is_down: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    /// The subdirectory that it was made in.
+    prefix: String,
+    op: NameOp,
+    /// A sync that should have made it durable has failed.
+    is_lost: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -121,9 +131,9 @@ impl SimDisk {
     pub fn after_power_cut(&self, choose: Choose<'_>) -> SimDisk {
         let old = self.lock().clone();
         let mut names = old.durable.clone();
-        for (_, op) in &old.pending {
+        for pending in &old.pending {
             if choose(2) == 1 {
-                apply(&mut names, op);
+                apply(&mut names, &pending.op);
             }
         }
         let mut nodes = BTreeMap::new();
@@ -141,6 +151,11 @@ impl SimDisk {
         SimDisk { inner: Arc::new(Mutex::new(inner)), prefix: String::new() }
     }
 
+    /// Whether there are changes of names that a failed sync should have made durable: they may be undone.
+    pub fn has_lost_names(&self) -> bool {
+        self.lock().pending.iter().any(|pending| pending.is_lost)
+    }
+
     /// The bytes of all files.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let inner = self.lock();
@@ -155,7 +170,7 @@ impl SimDisk {
         let mut inner = self.lock();
         inner.call()?;
         apply(&mut inner.names, &op);
-        inner.pending.push((self.prefix.clone(), op));
+        inner.pending.push(Pending { prefix: self.prefix.clone(), op, is_lost: false });
         Ok(())
     }
 }
@@ -168,6 +183,20 @@ fn apply(names: &mut BTreeMap<String, u64>, op: &NameOp) {
             names.insert(to.clone(), *node);
         }
         NameOp::Remove(name) => drop(names.remove(name)),
+    }
+}
+
+impl NameOp {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let (name, other) = match self {
+            NameOp::Create(name, _) | NameOp::Remove(name) => (name, None),
+            NameOp::Rename(from, to, _) => (to, Some(from)),
+        };
+        std::iter::once(name).chain(other).map(String::as_str)
+    }
+
+    fn shares_a_name(&self, other: &NameOp) -> bool {
+        self.names().any(|name| other.names().any(|it| it == name))
     }
 }
 
@@ -329,16 +358,29 @@ impl Directory for SimDisk {
 
     fn sync(&self) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.call()?;
-        let pending = std::mem::take(&mut inner.pending);
-        for (prefix, op) in pending {
-            if prefix == self.prefix {
-                apply(&mut inner.durable, &op);
-            } else {
-                inner.pending.push((prefix, op));
+        let result = inner.call();
+        let mut pending = std::mem::take(&mut inner.pending);
+        if result.is_ok() {
+            let mut are_safe: Vec<_> =
+                pending.iter().map(|pending| pending.prefix == self.prefix && !pending.is_lost).collect();
+            for at in (0..pending.len()).rev() {
+                for earlier in 0..at {
+                    are_safe[earlier] |= are_safe[at] && pending[at].op.shares_a_name(&pending[earlier].op);
+                }
             }
+            let mut are_safe = are_safe.into_iter();
+            pending.retain(|pending| {
+                let is_safe = are_safe.next().unwrap();
+                if is_safe {
+                    apply(&mut inner.durable, &pending.op);
+                }
+                !is_safe
+            });
+        } else if !inner.is_down {
+            pending.iter_mut().filter(|pending| pending.prefix == self.prefix).for_each(|it| it.is_lost = true);
         }
-        Ok(())
+        inner.pending = pending;
+        result
     }
 
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {

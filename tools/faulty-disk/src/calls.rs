@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use libc::{iovec, off_t, size_t, ssize_t};
 
 use crate::disk::{self, Disk, STOPPED, Verdict};
-use crate::{Call, kill};
+use crate::{Call, Calls, kill};
 
 /// Their addresses: whoever looks at them keeps the linker from taking the C library's.
 pub(crate) fn addresses() -> [*const (); 17] {
@@ -271,7 +271,10 @@ fn decided(disk: Option<MutexGuard<'static, Disk>>, call: Call, make: impl FnOnc
 
 fn synced(fd: c_int, make: impl FnOnce() -> c_int) -> c_int {
     let Some(mut disk) = watched(fd) else { return make() };
-    let verdict = disk.decide(Call::Sync);
+    // SAFETY: It is open for as long as the caller's call lasts, and not closed here: that would give back locks.
+    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let is_of_directory = file.metadata().is_ok_and(|metadata| metadata.is_dir());
+    let verdict = disk.decide_as(Call::Sync, Calls::of_sync(is_of_directory));
     if verdict == Verdict::Stop {
         return fail(STOPPED);
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::undo::UndoLog;
-use crate::{Call, Fault, Surviving, Trigger};
+use crate::{Call, Calls, Fault, Surviving, Trigger};
 
 /// Whether anything is watched. Looked at in front of every call, so that a program that only links this pays one load.
 static WATCHING: AtomicBool = AtomicBool::new(false);
@@ -61,9 +61,14 @@ impl Disk {
 
     /// Counts a call and decides what becomes of it. If that is its end, it does not return.
     pub(crate) fn decide(&mut self, call: Call) -> Verdict {
+        self.decide_as(call, Calls::of(call))
+    }
+
+    /// The same for a call of several kinds.
+    pub(crate) fn decide_as(&mut self, call: Call, kinds: Calls) -> Verdict {
         self.counts[call as usize] += 1;
         let is_stopped = self.fired && matches!(self.armed, Some(Armed { fault: Fault::Stop, .. }));
-        let Some(armed) = self.armed.as_mut().filter(|armed| armed.trigger.calls.contains(call)) else {
+        let Some(armed) = self.armed.as_mut().filter(|armed| armed.trigger.calls.meets(kinds)) else {
             return if is_stopped { Verdict::Stop } else { Verdict::Go };
         };
         armed.seen += 1;

@@ -25,6 +25,9 @@ impl Calls {
     /// Those that take room on the disk.
     pub const ROOM: Calls = Calls(Calls::of(Call::Write).0 | Calls::of(Call::Resize).0);
 
+    /// The syncs of directories, which make names safe. They are also some of [`Call::Sync`].
+    pub const NAME_SYNCS: Calls = Calls(1 << 4);
+
     /// One kind.
     #[must_use]
     pub const fn of(call: Call) -> Self {
@@ -34,7 +37,18 @@ impl Calls {
     /// Whether this kind is one of them.
     #[must_use]
     pub const fn contains(self, call: Call) -> bool {
-        self.0 & Calls::of(call).0 != 0
+        self.meets(Calls::of(call))
+    }
+
+    /// Whether a call of these kinds is one of them.
+    pub(crate) const fn meets(self, kinds: Calls) -> bool {
+        self.0 & kinds.0 != 0
+    }
+
+    /// The kinds of a sync.
+    pub(crate) const fn of_sync(is_of_directory: bool) -> Self {
+        let more = if is_of_directory { Calls::NAME_SYNCS.0 } else { 0 };
+        Calls(Calls::of(Call::Sync).0 | more)
     }
 }
 

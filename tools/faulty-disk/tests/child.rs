@@ -70,6 +70,24 @@ fn what_is_stopped_changes_nothing_more_and_its_writes_can_be_made_safe() {
 }
 
 #[test]
+fn syncs_of_directories_can_be_meant_alone() {
+    let left = in_child("syncs_of_directories_can_be_meant_alone", true, |directory| {
+        let mut file = create(directory);
+        arm(Trigger { calls: Calls::NAME_SYNCS, nth: 2 }, Fault::KillBefore);
+        for line in [b"one ", b"two "] {
+            file.write_all(line).unwrap();
+            file.sync_all().unwrap();
+        }
+        File::open(directory).unwrap().sync_all().unwrap();
+        file.write_all(b"three ").unwrap();
+        file.sync_all().unwrap();
+        File::open(directory).unwrap().sync_all().unwrap();
+        file.write_all(b"never ").unwrap();
+    });
+    assert_eq!(left, b"one two three ");
+}
+
+#[test]
 fn a_kill_keeps_what_was_written() {
     let left = in_child("a_kill_keeps_what_was_written", true, |directory| {
         arm(at(Call::Write, 3), Fault::KillBefore);

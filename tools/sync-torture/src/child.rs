@@ -50,7 +50,7 @@ pub(crate) fn is_disk_to_blame(fault: Option<DiskFault>) -> bool {
 
 /// Makes the disk whole again, some time behind the first call that failed.
 pub(crate) async fn heal(fault: Option<DiskFault>) {
-    let Some(fault) = fault.filter(|fault| fault.is_survived()) else { return };
+    let Some(fault) = fault.filter(|fault| fault.is_survived() && !fault.stops()) else { return };
     while !faulty_disk::fired() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -56,6 +56,17 @@ pub struct Torture {
     pub seed: u64,
     /// A rule of syncing that is switched off, by its name.
     pub off: Option<String>,
+    /// The fault that every process of a replica has; all kinds by default.
+    pub only: Option<Only>,
+}
+
+/// A fault of every process of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// The replica is stopped at some call, as by a kill, and opened again by the same process; then the power is cut.
+    Stops,
+    /// The disk fails for a while, the replica goes on, and then the power is cut.
+    FailingDisks,
 }
 
 /// Something that may never happen.
@@ -98,7 +109,7 @@ impl Torture {
             let broken = |what, round| Broken { what, seed, round, directory: directory.clone() };
             let mut random = fastrand::Rng::with_seed(seed);
             let replicas = random.usize(3..=5);
-            let world = World::new(&self.program, directory.clone(), self.off.clone(), replicas).await;
+            let world = World::new(&self.program, directory.clone(), self.off.clone(), self.only, replicas).await;
             let world = world.map_err(|what| broken(what, 0))?;
             let rounds = ROUNDS_OF_A_WORLD.min(self.rounds - all.rounds);
             for round in 0..rounds {

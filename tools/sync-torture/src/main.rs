@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sync_torture::{Torture, run_child};
+use sync_torture::{Only, Torture, run_child};
 use synckit::core::Rule;
 
 /// Runs a hub and its replicas as processes that are killed, lose power, and have connections and disks that fail, and holds them
@@ -26,6 +26,10 @@ struct Arguments {
     /// Switches a rule of syncing off, by its name: sync-simulation --list.
     #[arg(long, value_name = "RULE", value_parser = rule)]
     off: Option<String>,
+    /// The only kind of fault that replicas have. stops: they are stopped at some call, as by a kill, and opened again by the same
+    /// process. failing-disks: their disk fails for a while. In both cases they go on, and then the power is cut.
+    #[arg(long, value_name = "KIND", value_parser = only)]
+    only: Option<Only>,
     /// Tells nothing before the end.
     #[arg(short, long)]
     quiet: bool,
@@ -34,6 +38,14 @@ struct Arguments {
 fn rule(name: &str) -> Result<String, String> {
     let found = Rule::ALL.iter().map(|rule| format!("{rule:?}")).find(|rule| rule.eq_ignore_ascii_case(name));
     found.ok_or_else(|| format!("{name:?} is none of the rules that sync-simulation --list shows"))
+}
+
+fn only(name: &str) -> Result<Only, String> {
+    match name {
+        "stops" => Ok(Only::Stops),
+        "failing-disks" => Ok(Only::FailingDisks),
+        _ => Err("the kinds are stops and failing-disks".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -58,6 +70,7 @@ fn torture(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>
         rounds: arguments.rounds,
         seed: arguments.seed,
         off: arguments.off.clone(),
+        only: arguments.only,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let progress = |summary: &sync_torture::Summary| {

@@ -2,19 +2,30 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use eventstore::{CancellationToken, Cursor, Digest, Event, Expected, RecordedEvent, Revision};
 use eventstore_api::Batch;
+use faulty_disk::{Calls, Fault, Trigger};
 use synckit::core::{Condition, EventPlace, Rule, Why};
 use synckit::{Answer, Appended, Conflict, Entry, Error, Notice, Options, Replica, Resolution, Resolver, SyncOptions};
 use tokio::task::JoinSet;
 
 use crate::child::{commands, heal, is_disk_to_blame, runtime};
+use crate::disk::{DiskFault, surviving};
 use crate::told::{Dump, ReplicaPlan, Stands, Told, Trying, Verdict, Written, parsed, tell};
+
+/// Small checkpoints of the index and small segments, so that each failure may hit one.
+const OPTIONS: &str = "?index_events=40&segment_size=64KiB&map_size=1MiB";
+
+/// The directory of a replica. Its parent is watched as well: the replica makes its own name.
+pub(crate) fn directory_of(place: &Path) -> PathBuf {
+    place.join("replica")
+}
 
 pub(crate) fn main(plan: ReplicaPlan) {
     std::fs::create_dir_all(&plan.directory).expect("the directory can be made");
@@ -47,6 +58,8 @@ struct Life {
     taken_back: Mutex<HashSet<String>>,
     /// Cancelled when the replica has to be opened again.
     reopen: Mutex<CancellationToken>,
+    /// Whether the replica was stopped, and the process went on.
+    goes_on: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,8 +83,13 @@ async fn live(life: Arc<Life>) {
     }
     let mut is_first = true;
     loop {
-        let replica = match Options::new(&plan.directory).hub(&plan.hub).open().await {
+        let options = Options::new(directory_of(&plan.directory)).hub(&plan.hub).small_files(OPTIONS);
+        let replica = match options.open().await {
             Ok(replica) => replica,
+            Err(_) if life.is_stopped() => {
+                life.go_on();
+                continue;
+            }
             Err(error) => {
                 if !life.excuses("the replica does not open", &error) {
                     return;
@@ -104,6 +122,7 @@ async fn live(life: Arc<Life>) {
                     _ => break true,
                 },
                 () = reopen.cancelled() => break false,
+                () = life.stopped() => break false,
                 ended = tasks.join_next(), if !tasks.is_empty() => {
                     if let Some(Err(error)) = ended {
                         tell(&Told::Wrong(format!("a task ended: {error}")));
@@ -119,7 +138,10 @@ async fn live(life: Arc<Life>) {
         if stops {
             return;
         }
-        faulty_disk::disarm();
+        match life.is_stopped() {
+            true => life.go_on(),
+            false => faulty_disk::disarm(),
+        }
     }
 }
 
@@ -134,8 +156,30 @@ impl Life {
             acknowledged: Mutex::new(Vec::new()),
             taken_back: Mutex::new(HashSet::new()),
             reopen: Mutex::new(CancellationToken::new()),
+            goes_on: AtomicBool::new(false),
             plan,
         }
+    }
+
+    /// Whether the replica was stopped, and nothing that it does reaches the disk.
+    fn is_stopped(&self) -> bool {
+        self.plan.fault.is_some_and(DiskFault::stops) && !self.goes_on.load(Ordering::Relaxed) && faulty_disk::fired()
+    }
+
+    /// Waits until the replica is stopped.
+    async fn stopped(&self) {
+        while !self.is_stopped() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// What was stopped is closed, as far as it could be. From here on the disk works and excuses nothing: the replica has to
+    /// open, and a few more batches are tried before the power is cut.
+    fn go_on(&self) {
+        tell(&Told::Fired);
+        faulty_disk::arm(Trigger { calls: Calls::ALL, nth: u64::MAX }, Fault::KillBefore);
+        self.goes_on.store(true, Ordering::Relaxed);
+        self.left.store(self.random().i64(1..10), Ordering::Relaxed);
     }
 
     fn random(&self) -> fastrand::Rng {
@@ -169,8 +213,12 @@ impl Life {
             let (life, replica) = (self.clone(), replica.clone());
             tasks.spawn(async move { life.append(&replica).await });
         }
-        let (life, own) = (self.clone(), replica.clone());
-        tasks.spawn(async move { life.follow_hub(&own).await });
+        // What reaches the hub cannot be lost any more. So sometimes nothing does, from a stop to the power cut.
+        let is_offline = self.goes_on.load(Ordering::Relaxed) && self.plan.seed % 4 < 2;
+        if !is_offline {
+            let (life, own) = (self.clone(), replica.clone());
+            tasks.spawn(async move { life.follow_hub(&own).await });
+        }
         let (life, own) = (self.clone(), replica.clone());
         tasks.spawn(async move { life.read(&own).await });
         let (life, own) = (self.clone(), replica.clone());
@@ -179,7 +227,7 @@ impl Life {
 
     // Appending.
 
-    async fn append(&self, replica: &Replica) {
+    async fn append(self: &Arc<Self>, replica: &Replica) {
         let mut random = self.random();
         loop {
             let again = lock(&self.again).pop();
@@ -201,9 +249,18 @@ impl Life {
             }
         }
         // The last one.
-        if self.left.load(Ordering::Relaxed) <= -2 {
-            tell(&Told::Done);
+        if self.left.load(Ordering::Relaxed) > -2 {
+            return;
         }
+        let has_gone_on = self.goes_on.load(Ordering::Relaxed) || is_disk_to_blame(self.plan.fault);
+        let Some(cut) = self.plan.fault.and_then(|fault| fault.cut).filter(|_| has_gone_on) else {
+            return tell(&Told::Done);
+        };
+        if self.plan.seed % 4 == 2 {
+            let once = async { replica.sync_once(&self.options(replica)).await };
+            let _ = tokio::time::timeout(Duration::from_millis(random.u64(1..200)), once).await;
+        }
+        faulty_disk::cut_power(surviving(cut));
     }
 
     fn label(&self) -> String {

@@ -18,6 +18,10 @@ pub struct Summary {
     pub hub_kills: u64,
     /// Replicas that lost power.
     pub replica_power_cuts: u64,
+    /// Replicas that were stopped, opened again and appended to by the same process, and then lost power.
+    pub stops: u64,
+    /// Replicas that went on when their disk had failed, and then lost power.
+    pub late_cuts: u64,
     /// Hubs that lost power.
     pub hub_power_cuts: u64,
     /// Disks that were full for a while.
@@ -66,6 +70,8 @@ impl Summary {
             replica_kills: self.replica_kills + other.replica_kills,
             hub_kills: self.hub_kills + other.hub_kills,
             replica_power_cuts: self.replica_power_cuts + other.replica_power_cuts,
+            stops: self.stops + other.stops,
+            late_cuts: self.late_cuts + other.late_cuts,
             hub_power_cuts: self.hub_power_cuts + other.hub_power_cuts,
             full_disks: self.full_disks + other.full_disks,
             failing_disks: self.failing_disks + other.failing_disks,
@@ -97,6 +103,8 @@ impl fmt::Display for Summary {
             ("replicas killed", self.replica_kills),
             ("hubs killed", self.hub_kills),
             ("power cuts of replicas", self.replica_power_cuts),
+            ("replicas stopped, opened again and their power cut", self.stops),
+            ("power cuts of replicas whose disk had failed", self.late_cuts),
             ("power cuts of hubs", self.hub_power_cuts),
             ("full disks", self.full_disks),
             ("failing writes or syncs", self.failing_disks),

@@ -43,6 +43,7 @@ pub(crate) struct Cut {
 /// What a replica does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ReplicaPlan {
+    /// The replica is in a directory in this one.
     pub(crate) directory: PathBuf,
     pub(crate) hub: String,
     pub(crate) seed: u64,

@@ -15,9 +15,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::Only;
 use crate::disk::{DiskFault, What};
 use crate::hub::address_of;
 use crate::process::{End, Process};
+use crate::replica::directory_of;
 use crate::summary::Summary;
 use crate::told::{Cut, Dump, HubPlan, ReplicaPlan, Role, Told, Trying};
 use crate::witness::{HUB, Name, Witness};
@@ -37,6 +39,7 @@ pub(crate) struct World {
     program: PathBuf,
     directory: PathBuf,
     off: Option<String>,
+    only: Option<Only>,
     replicas: Vec<Place>,
     /// Copies of the hub's directory, taken while no process had it.
     copies: Mutex<Vec<PathBuf>>,
@@ -78,6 +81,16 @@ impl Life {
         Life { fault, cut: None, kill, is_stopped: random.u8(..4) == 0, lingers }
     }
 
+    fn random_of_replica(random: &mut fastrand::Rng, only: Option<Only>, is_new: bool) -> Self {
+        let life = Life::random(random);
+        let fault = match (only, random.u8(..6)) {
+            (Some(Only::Stops), _) | (None, 0) => DiskFault::random_stop(random, is_new),
+            (Some(Only::FailingDisks), _) | (None, 1) => DiskFault::random_failure(random, is_new),
+            (None, _) => return life,
+        };
+        Life { fault: Some(fault), kill: None, ..life }
+    }
+
     fn random_of_hub(random: &mut fastrand::Rng) -> Self {
         let cut = Cut { nth: random.u64(1..6), micros: random.u64(..30_000), seed: random.u64(..) };
         match random.u8(..5) {
@@ -92,6 +105,7 @@ impl World {
         program: &Path,
         directory: PathBuf,
         off: Option<String>,
+        only: Option<Only>,
         replicas: usize,
     ) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("{} cannot be made: {error}", directory.display());
@@ -107,6 +121,7 @@ impl World {
             program: program.to_owned(),
             directory,
             off,
+            only,
             replicas: places,
             copies: Mutex::default(),
             witness: Mutex::default(),
@@ -217,6 +232,8 @@ impl World {
                 Told::Fired if life.fault.is_some_and(|fault| fault.what == What::Full) => {
                     self.count(|summary| summary.full_disks += 1);
                 }
+                // It is counted when it has ended.
+                Told::Fired if life.fault.is_some_and(|fault| fault.stops()) => {}
                 Told::Fired => self.count(|summary| summary.failing_disks += 1),
                 _ => {}
             }
@@ -236,6 +253,8 @@ impl World {
             (End::AtCall, Some(DiskFault { what: What::CutPower(_), .. })) => {
                 self.count(|summary| *summary.power_cuts_of(is_hub) += 1);
             }
+            (End::AtCall, Some(fault)) if fault.stops() => self.count(|summary| summary.stops += 1),
+            (End::AtCall, Some(fault)) if fault.cut.is_some() => self.count(|summary| summary.late_cuts += 1),
             (End::AtCall, Some(fault)) if !fault.is_survived() => {
                 self.count(|summary| *summary.kills_of(is_hub) += 1);
             }
@@ -271,7 +290,8 @@ impl World {
     async fn live(&self, place: &Place, round: u64, accepts: bool, mut random: fastrand::Rng) -> Result<(), String> {
         let Place { name, again, .. } = place;
         for turn in 0..random.u64(1..4) {
-            let life = Life::random(&mut random);
+            let is_new = (round, turn) == (0, 0);
+            let life = Life::random_of_replica(&mut random, self.only, is_new);
             let batches = Some(random.u32(8..50));
             let plan = ReplicaPlan {
                 turn,
@@ -469,7 +489,7 @@ impl World {
         self.ids_in(address_of(&self.directory.join(HUB))).await?;
         let lost: Vec<String> = lock(&self.witness).lost().into_iter().map(str::to_owned).collect();
         for Place { name, .. } in &self.replicas {
-            let directory = self.directory.join(name);
+            let directory = directory_of(&self.directory.join(name));
             let (mut aside, mut count) = (HashSet::new(), 0);
             for path in children(&directory.join("aside"))? {
                 aside.extend(self.ids_in(format!("lmdb:{}", path.display())).await?);
