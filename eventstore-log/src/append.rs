@@ -7,7 +7,7 @@ use crate::error::is_full;
 use crate::format::{SEGMENT_HEADER, SegmentHeader};
 use crate::segment::{Segment, State};
 use crate::space::{Made, Newest};
-use crate::{CommitError, Error, File, Group, Log, Position, Result, cache};
+use crate::{CommitError, Error, File, Group, Log, Position, Result, cache, cut};
 
 /// The only writer of a log. Dropping it closes the log for appends: it waits for background work and frees the
 /// preallocated space.
@@ -180,7 +180,10 @@ impl Appender {
             }
             None => shared.cut_to(self.tip.position.offset),
             Some(begun) => {
-                let removed = || shared.files.remove(&begun.made.name).and_then(|()| shared.files.sync());
+                let removed = || {
+                    cut::erase(&*begun.made.file)?;
+                    shared.files.remove(&begun.made.name).and_then(|()| shared.files.sync())
+                };
                 shared.sync_file(removed, &begun.made.name)
             }
         };

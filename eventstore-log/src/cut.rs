@@ -75,6 +75,13 @@ pub(crate) fn remove<'a>(files: &dyn Directory, names: impl Iterator<Item = &'a 
     if is_any { files.sync().map_err(|error| Error::io("sync", "the directory", error)) } else { Ok(()) }
 }
 
+/// Makes a segment that is about to be removed one that was never begun, durably. Its name may come back: if the sync
+/// behind its removal fails, a later one may succeed and not make the removal durable.
+pub(crate) fn erase(file: &dyn File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.sync_all()
+}
+
 /// Cuts a segment where the piece begins.
 pub(crate) fn cut(piece: &Piece) -> Result<()> {
     piece.file.set_len(piece.range.start).map_err(|error| Error::io("cut", &piece.name, error))

@@ -754,7 +754,9 @@ impl Opening {
             (self.recovery.aside, self.recovery.torn_bytes) = (Some(aside), bytes);
         }
         for found in self.torn.iter().chain(&self.unused) {
-            files.remove(&found.name).map_err(|error| Error::io("remove", &found.name, error))?;
+            let erased = files.open(&found.name).and_then(|file| cut::erase(&*file));
+            let removed = erased.and_then(|()| files.remove(&found.name));
+            removed.map_err(|error| Error::io("remove", &found.name, error))?;
         }
         files.sync().map_err(|error| Error::io("sync", "the directory", error))?;
         piece.map_or(Ok(()), |piece| cut::cut(&piece))

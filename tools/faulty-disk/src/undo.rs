@@ -326,7 +326,17 @@ impl Change {
         };
         let safe_end = safe_offset + safe.len() as u64;
         self.old_len = self.old_len.max(safe_end);
-        let Kind::Write { offset, old, new } = &mut self.kind else { return };
+        let (offset, old, new) = match &mut self.kind {
+            Kind::Write { offset, old, new } => (offset, old, new),
+            Kind::Resize { len, cut_off } => {
+                let (first, end) = ((*len).max(safe_offset), (*len + cut_off.len() as u64).min(safe_end));
+                if first < end {
+                    let there = (first - safe_offset) as usize..(end - safe_offset) as usize;
+                    cut_off[(first - *len) as usize..(end - *len) as usize].copy_from_slice(&safe[there]);
+                }
+                return;
+            }
+        };
         let inside = self.old_len.saturating_sub(*offset).min(new.len() as u64) as usize;
         old.resize(old.len().max(inside), 0);
         let (first, end) = ((*offset).max(safe_offset), (*offset + new.len() as u64).min(safe_end));

@@ -88,6 +88,22 @@ fn syncs_of_directories_can_be_meant_alone() {
 }
 
 #[test]
+fn what_is_safe_where_a_file_was_cut_off_stays_although_the_cut_is_lost() {
+    let left = in_child("what_is_safe_where_a_file_was_cut_off_stays_although_the_cut_is_lost", true, |directory| {
+        let mut file = create(directory);
+        file.write_all(b"one two and more").unwrap();
+        file.sync_all().unwrap();
+        file.set_len(4).unwrap();
+        arm(at(Call::Sync, 1), Fault::FailOnce(5));
+        file.sync_all().expect_err("it fails");
+        file.write_all_at(b"three", 4).unwrap();
+        file.sync_all().unwrap();
+        cut_power(Surviving::None);
+    });
+    assert_eq!(left, b"one threend more");
+}
+
+#[test]
 fn a_kill_keeps_what_was_written() {
     let left = in_child("a_kill_keeps_what_was_written", true, |directory| {
         arm(at(Call::Write, 3), Fault::KillBefore);
