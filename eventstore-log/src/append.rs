@@ -182,7 +182,7 @@ impl Appender {
             Some(begun) => {
                 let removed = || {
                     cut::erase(&*begun.made.file)?;
-                    shared.files.remove(&begun.made.name).and_then(|()| shared.files.sync())
+                    shared.change_names(|files| files.remove(&begun.made.name))
                 };
                 shared.sync_file(removed, &begun.made.name)
             }

@@ -44,7 +44,7 @@ impl Log {
                 seal(shared, segment, segment_blob)?;
             }
         }
-        write_tail(&*shared.files, &tail(shared, &segments, at, blob)?)?;
+        write_tail(shared, &tail(shared, &segments, at, blob)?)?;
         tell!(trace, name: "checkpointed", record = at.record(), "checkpointed");
         Ok(())
     }
@@ -153,7 +153,8 @@ fn tail(shared: &Shared, segments: &[Arc<Segment>], at: Position, blob: &[u8]) -
 }
 
 /// The old checkpoint remains until the new one is durable.
-fn write_tail(files: &dyn Directory, tail: &TailFile) -> Result<()> {
+fn write_tail(shared: &Shared, tail: &TailFile) -> Result<()> {
+    let files = &*shared.files;
     let failed = |error| Error::io("write", TAIL, error);
     let file = match files.create(TAIL_NEW) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -163,7 +164,7 @@ fn write_tail(files: &dyn Directory, tail: &TailFile) -> Result<()> {
     };
     let file = file.map_err(failed)?;
     file.write_at(&tail.encode(), 0).and_then(|()| file.sync_all()).map_err(failed)?;
-    files.rename(TAIL_NEW, TAIL).and_then(|()| files.sync()).map_err(failed)
+    shared.change_names(|files| files.rename(TAIL_NEW, TAIL)).map_err(failed)
 }
 
 /// The newest checkpoint. It only saves time: an unreadable one is ignored.

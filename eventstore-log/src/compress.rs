@@ -251,7 +251,7 @@ impl<'a> Compressing<'a> {
     fn replace(self, footer: Summary) -> Result<Outcome> {
         let files = &self.shared.files;
         let after = files.open(&self.new_name).and_then(|file| file.len()).map_err(self.failed("open"))?;
-        let renamed = files.rename(&self.new_name, &self.name).and_then(|()| files.sync());
+        let renamed = self.shared.change_names(|files| files.rename(&self.new_name, &self.name));
         if let Err(error) = renamed {
             // After a crash, either may exist. The old one is not known to be damaged, so it stays in use.
             self.old.is_incompressible.store(true, Ordering::Relaxed);
@@ -267,7 +267,7 @@ impl<'a> Compressing<'a> {
         };
         let new = Arc::new(Segment::new(self.header.clone(), state));
         self.shared.replace_segment(self.old, new);
-        if let Err(error) = files.remove(&self.old.name).and_then(|()| files.sync()) {
+        if let Err(error) = self.shared.change_names(|files| files.remove(&self.old.name)) {
             tell!(warn, %error, name = self.old.name, "a replaced segment could not be removed; the next opening removes it");
         }
         tell!(trace, name: "replaced", segment = self.header.number, "the old generation is removed");

@@ -79,6 +79,9 @@ pub(crate) struct Shared {
     /// Allows one sync at a time: whoever waits is often covered by the one before.
     pub(crate) syncing: Mutex<()>,
     pub(crate) space: Space,
+    /// Held from a change of names in the directory to the end of its sync. If a sync fails, a later one may succeed and not
+    /// make durable what the first one should have, so it must not concern what somebody else does.
+    pub(crate) naming: Mutex<()>,
     pub(crate) checkpointing: Mutex<()>,
     /// Held while a segment is compressed.
     pub(crate) compressing: Mutex<()>,
@@ -104,6 +107,7 @@ impl Shared {
             active: Mutex::new(None),
             syncing: Mutex::new(()),
             space: Space::default(),
+            naming: Mutex::new(()),
             checkpointing: Mutex::new(()),
             compressing: Mutex::new(()),
             replaced: Mutex::default(),
@@ -201,6 +205,15 @@ impl Shared {
         }
         self.synced.store(written, Ordering::Release);
         Ok(())
+    }
+
+    /// Changes names in the directory, durably.
+    pub(crate) fn change_names(
+        &self,
+        change: impl FnOnce(&dyn Directory) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let _alone = lock(&self.naming);
+        change(&*self.files).and_then(|()| self.files.sync())
     }
 
     /// Syncs something that the log's guarantees depend on. If it fails, the log accepts nothing more.

@@ -237,13 +237,18 @@ impl Shared {
     /// Creates a segment of zeros that survives a power cut. If there is no room for it, it is not created.
     pub(crate) fn new_segment(&self, number: u64, len: u64) -> Result<Made> {
         let name = format::segment_name(number, 0);
-        let file = self.files.create(&name).map_err(|error| {
-            let error = Error::io("create", &name, error);
-            if !error.is_shortage() {
-                self.poison(&error);
-            }
-            error
-        })?;
+        let file = {
+            let _alone = lock(&self.naming);
+            let file = self.files.create(&name).map_err(|error| {
+                let error = Error::io("create", &name, error);
+                if !error.is_shortage() {
+                    self.poison(&error);
+                }
+                error
+            })?;
+            self.sync_file(|| self.files.sync(), "the directory")?;
+            file
+        };
         if self.is_memory {
             return Ok(Made { number, name, file, len: 0 });
         }
@@ -256,7 +261,6 @@ impl Shared {
             }
             self.sync_file(|| file.sync_all(), &name)?;
         }
-        self.sync_file(|| self.files.sync(), "the directory")?;
         Ok(Made { number, name, file, len })
     }
 

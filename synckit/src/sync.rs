@@ -452,7 +452,7 @@ impl Replica {
         let mut next = self.shared.next_config.lock().unwrap_or_else(PoisonError::into_inner);
         let mut config = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(next) = next.as_ref().filter(|next| **next != *config) {
-            next.write(&self.shared.directory)?;
+            self.shared.state.change_names(|| next.write(&self.shared.directory))?;
             *config = next.clone();
         }
         *next = None;

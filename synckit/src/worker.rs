@@ -39,6 +39,8 @@ pub(crate) struct State {
     failed: Mutex<Option<String>>,
     /// Whether it is closed.
     has_ended: AtomicBool,
+    /// Held while names in the directory are changed and synced: a failed sync must not concern what somebody else does.
+    naming: Mutex<()>,
 }
 
 /// The visible confirmed events at one moment.
@@ -49,6 +51,11 @@ pub(crate) struct View {
 }
 
 impl State {
+    pub(crate) fn change_names<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        change()
+    }
+
     pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -271,6 +278,7 @@ impl State {
             changes: watch::Sender::new(0),
             failed: Mutex::new(None),
             has_ended: AtomicBool::new(false),
+            naming: Mutex::new(()),
         }
     }
 }
@@ -540,7 +548,7 @@ impl Worker {
 
     fn replace(&mut self, records: &[Record]) -> Result<()> {
         let Some(journal) = self.journal.take() else { return Err(StoreError::Closed.into()) };
-        let (journal, replaced) = journal.replace(records);
+        let (journal, replaced) = self.state.change_names(|| journal.replace(records));
         self.journal = journal;
         let Err(error) = replaced else { return Ok(()) };
         if self.journal.is_none() {
@@ -671,7 +679,7 @@ impl Worker {
             (std::mem::replace(&mut *confirmed, new), from, again as u64)
         };
         let closed = old.close().await.map_err(Error::from);
-        let aside = closed.and_then(|()| set_aside(&self.directory, from));
+        let aside = closed.and_then(|()| self.state.change_names(|| set_aside(&self.directory, from)));
         let aside = aside.unwrap_or_else(|error| {
             tracing::warn!(%error, "older confirmed events were not moved aside; the next opening does it");
             path_of(&self.directory, from)

@@ -294,7 +294,14 @@ fn synced(fd: c_int, make: impl FnOnce() -> c_int) -> c_int {
     drop(disk); // others may write meanwhile
     let result = make();
     let saved = error_number();
-    disk::lock().log.synced(handle, newest, result == 0);
+    let mut disk = disk::lock();
+    // Another sync of the file may have failed meanwhile. The kernel tells both.
+    if let Some(error) = to_be_told().take(fd) {
+        disk.log.synced(handle, newest, false);
+        return fail(error);
+    }
+    disk.log.synced(handle, newest, result == 0);
+    drop(disk);
     if verdict == Verdict::GoAndKill {
         kill();
     }
