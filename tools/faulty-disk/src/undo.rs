@@ -328,12 +328,11 @@ impl Change {
         self.old_len = self.old_len.max(safe_end);
         let (offset, old, new) = match &mut self.kind {
             Kind::Write { offset, old, new } => (offset, old, new),
+            // Whether it is taken back or made again, the file does not end before what is safe.
             Kind::Resize { len, cut_off } => {
-                let (first, end) = ((*len).max(safe_offset), (*len + cut_off.len() as u64).min(safe_end));
-                if first < end {
-                    let there = (first - safe_offset) as usize..(end - safe_offset) as usize;
-                    cut_off[(first - *len) as usize..(end - *len) as usize].copy_from_slice(&safe[there]);
-                }
+                let longer = safe_end.saturating_sub(*len);
+                cut_off.drain(..cut_off.len().min(longer as usize));
+                *len += longer;
                 return;
             }
         };

@@ -104,6 +104,24 @@ fn what_is_safe_where_a_file_was_cut_off_stays_although_the_cut_is_lost() {
 }
 
 #[test]
+fn what_is_safe_where_a_file_was_cut_off_stays_although_the_cut_is_made_again() {
+    let left =
+        in_child("what_is_safe_where_a_file_was_cut_off_stays_although_the_cut_is_made_again", true, |directory| {
+            let mut file = create(directory);
+            file.write_all(b"one two and more").unwrap();
+            file.sync_all().unwrap();
+            file.set_len(4).unwrap();
+            arm(at(Call::Sync, 1), Fault::FailOnce(5));
+            file.sync_all().expect_err("it fails");
+            file.write_all_at(b"three", 4).unwrap();
+            file.sync_all().unwrap();
+            // The first of the changes that are not safe, of which there is one.
+            cut_power(Surviving::First(1));
+        });
+    assert!(left.starts_with(b"one three"), "{}", left.escape_ascii());
+}
+
+#[test]
 fn a_kill_keeps_what_was_written() {
     let left = in_child("a_kill_keeps_what_was_written", true, |directory| {
         arm(at(Call::Write, 3), Fault::KillBefore);
