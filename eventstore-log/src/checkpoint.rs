@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::format::{SegmentHeader, Summary, TailFile};
 use crate::log::{Shared, lock};
 use crate::segment::Segment;
-use crate::{Directory, Error, File, Log, Position, Result, cache};
+use crate::{Directory, Error, File, Log, Position, Result, cache, files};
 
 /// The name of the checkpoint, and of a new one while it is written.
 pub(crate) const TAIL: &str = "tail";
@@ -156,13 +156,7 @@ fn tail(shared: &Shared, segments: &[Arc<Segment>], at: Position, blob: &[u8]) -
 fn write_tail(shared: &Shared, tail: &TailFile) -> Result<()> {
     let files = &*shared.files;
     let failed = |error| Error::io("write", TAIL, error);
-    let file = match files.create(TAIL_NEW) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            files.remove(TAIL_NEW).and_then(|()| files.create(TAIL_NEW))
-        }
-        created => created,
-    };
-    let file = file.map_err(failed)?;
+    let file = files::create_anew(files, TAIL_NEW).map_err(failed)?;
     file.write_at(&tail.encode(), 0).and_then(|()| file.sync_all()).map_err(failed)?;
     shared.change_names(|files| files.rename(TAIL_NEW, TAIL)).map_err(failed)
 }

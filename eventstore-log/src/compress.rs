@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::blocks::{self, BLOCK, PlainFile};
 use crate::codec::Encoder;
 use crate::copy::NEW;
+use crate::files::create_anew;
 use crate::format::{SEGMENT_HEADER, SegmentHeader, Summary, segment_name};
 use crate::log::{Shared, lock};
 use crate::scan::{CHUNK, Scanner, Window};
@@ -160,13 +161,7 @@ impl<'a> Compressing<'a> {
     /// Writes the new generation under a temporary name and syncs it.
     fn write(&self, kept: &[u8], go_on: &mut dyn FnMut() -> bool) -> Result<Written> {
         let files = &self.shared.files;
-        let created = match files.create(&self.new_name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                files.remove(&self.new_name).and_then(|()| files.create(&self.new_name))
-            }
-            created => created,
-        };
-        let file = created.map_err(self.failed("create"))?;
+        let file = create_anew(&**files, &self.new_name).map_err(self.failed("create"))?;
         let (salt, end) = (self.header.salt, self.old_footer.end);
         let mut window = Window::new(Arc::clone(&self.old_file), &self.old.name, end);
         let mut encoder = Encoder::new()?;

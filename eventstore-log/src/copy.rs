@@ -1,6 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::files::create_anew;
 use crate::format::{Head, SEGMENT_HEADER, SegmentHeader, Summary};
 use crate::log::Shared;
 use crate::recover::{Found, find_segments};
@@ -275,13 +276,7 @@ impl Copy<'_> {
     fn note_names(&self, sources: &[&Source]) -> Result<()> {
         let names: String = sources.iter().map(|source| format!("{}\n", source.segment.name)).collect();
         let new_name = format!("{RENAMING}{NEW}");
-        let created = match self.target.create(&new_name) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.target.remove(&new_name).and_then(|()| self.target.create(&new_name))
-            }
-            created => created,
-        };
-        let noted = created.and_then(|file| file.write_at(names.as_bytes(), 0));
+        let noted = create_anew(self.target, &new_name).and_then(|file| file.write_at(names.as_bytes(), 0));
         noted.and_then(|()| self.target.rename(&new_name, RENAMING)).map_err(Self::failed("write", RENAMING))
     }
 

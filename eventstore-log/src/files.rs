@@ -118,3 +118,13 @@ pub trait File: Debug + Send + Sync {
     /// Those of [`sync_data`](Self::sync_data).
     fn sync_all(&self) -> io::Result<()>;
 }
+
+/// Creates a file in place of what an earlier attempt left.
+pub(crate) fn create_anew(directory: &dyn Directory, name: &str) -> io::Result<Arc<dyn File>> {
+    match directory.create(name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            directory.remove(name).and_then(|()| directory.create(name))
+        }
+        created => created,
+    }
+}
