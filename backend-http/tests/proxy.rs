@@ -175,18 +175,18 @@ async fn a_read_that_is_cut_at_any_byte_is_read_again() {
         let traffic = proxy.connections().pop().expect("one");
         (traffic.requests.load(Ordering::Relaxed), traffic.answers.load(Ordering::Relaxed))
     };
-    proxy.cut_all();
+    proxy.cut_all().await;
     assert_eq!(all(&store).await, expected);
     let (requests, answers) = measured(&proxy);
     let cuts = (0..=requests).map(Fate::CutRequest).chain((0..=answers).map(Fate::CutAnswer));
     for fate in cuts {
-        proxy.cut_all();
+        proxy.cut_all().await;
         proxy.next([fate]);
         assert_eq!(all(&store).await, expected, "{fate:?}");
     }
     // A damaged answer is never accepted as an answer of the server.
     for at in 0..answers {
-        proxy.cut_all();
+        proxy.cut_all().await;
         proxy.next([Fate::Damage(at)]);
         let soon = Context::background().with_timeout(Duration::from_millis(300));
         match store.load_page(&soon, &LoadOptions::all(), PageSize::new(10_000, 16 << 20)).await {
@@ -206,7 +206,7 @@ async fn a_read_that_meets_the_end_of_its_connection_is_answered() {
     let store = client(&proxy.url, |_| {}).await;
     for _ in 0..3_000 {
         store.latest_version(&ctx()).await.expect("answered");
-        proxy.cut_all();
+        proxy.cut_soon();
     }
 }
 
@@ -218,7 +218,7 @@ async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unkno
     let hasty = client(&proxy.url, |options| options.retry_for = Duration::ZERO).await;
     let patient = client(&proxy.url, |_| {}).await;
     proxy.refuse(true);
-    proxy.cut_all();
+    proxy.cut_all().await;
     for number in 0..3 {
         let append = hasty.store_batch(&ctx(), event(&format!("hasty-{number}"), "a").into()).await;
         let Err(Error::Unavailable { url, reason, .. }) = append else { panic!("{append:?}") };
@@ -261,7 +261,7 @@ async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
     for fate in [Fate::Pass, Fate::StallRequest(0), Fate::StallRequest(2000), Fate::StallAnswer(200)] {
         proxy.refuse(fate == Fate::Pass);
         proxy.others(fate);
-        proxy.cut_all();
+        proxy.cut_all().await;
         let data = eventstore_api::Bytes::from(vec![7; 512 << 10]);
         for number in 0..10_000 {
             let builder = Event::builder("T", "dropped").id(format!("dropped-{number}"));
@@ -274,7 +274,7 @@ async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
         }
         proxy.refuse(false);
         proxy.others(Fate::Pass);
-        proxy.cut_all();
+        proxy.cut_all().await;
         let appends = (0..64).map(|number| {
             let store = store.clone();
             let batch = Batch::from(event(&format!("{fate:?}-{number}"), "kept"));
@@ -313,7 +313,7 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
         assert!(matches!(&append, Err(Error::OutcomeUnknown { .. })), "{fate:?}: {append:?}");
         append_surely(&store, batch).await.expect("resolved");
         // A cancelled one is also answered soon, and does not disturb others.
-        proxy.cut_all();
+        proxy.cut_all().await;
         proxy.next([fate]);
         let soon = Context::background().with_timeout(Duration::from_millis(20));
         let append = store.store_batch(&soon, event(&format!("{fate:?}, soon"), "b").into()).await;
@@ -324,11 +324,11 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
         assert!(is_told, "{append:?}");
         append_surely(&store, event(&format!("{fate:?}, later"), "b").into()).await.expect("stored");
         // A read fails when its time is up.
-        proxy.cut_all();
+        proxy.cut_all().await;
         proxy.others(Fate::StallAnswer(0));
         let read = store.load_page(&soon_again(), &LoadOptions::all(), PageSize::FIRST).await;
         assert!(matches!(read, Err(Error::DeadlineExceeded | Error::Unavailable { .. })), "{read:?}");
-        proxy.cut_all();
+        proxy.cut_all().await;
     }
     // A slow server is alive nevertheless: it answers pings.
     let proxy = Proxy::start(server.address()).await;
@@ -360,7 +360,7 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
                 let at = random.u64(200..3000);
                 proxy.others(if random.bool() { Fate::CutRequest(at) } else { Fate::CutAnswer(at) });
                 tokio::time::sleep(Duration::from_millis(random.u64(5..40))).await;
-                proxy.cut_all();
+                proxy.cut_all().await;
             }
             proxy.others(Fate::Pass);
         })

@@ -57,7 +57,7 @@ async fn connections_may_be_cut_at_any_byte() {
     let proxy = Proxy::start(&format!("127.0.0.1:{}", cluster.port())).await;
     let url = format!("postgres://postgres@{}/postgres", proxy.address());
     let stores = [store(&url, |_| {}).await, store(&url, |_| {}).await];
-    proxy.cut_all();
+    proxy.cut_all().await;
     let mut writers = Writers::start(&stores, 3, 2);
     let mut random = fastrand::Rng::with_seed(22);
     let mut left = incidents(60);
@@ -72,7 +72,7 @@ async fn connections_may_be_cut_at_any_byte() {
         left -= fates.len() as u64;
         let before = proxy.connections().len();
         proxy.next(fates.iter().copied());
-        proxy.cut_all();
+        proxy.cut_all().await;
         while proxy.connections().len() < before + fates.len() {
             writers.go_on().await;
         }

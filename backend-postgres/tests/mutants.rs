@@ -139,7 +139,7 @@ async fn an_acknowledgement_without_a_commit_is_noticed() {
     let mut writers = writers;
     for nth in 0..40 {
         proxy.next([Fate::CutRequest(6_000 + 977 * nth)]);
-        proxy.cut_all();
+        proxy.cut_all().await;
         writers.go_on().await;
     }
     proxy.next([]);

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What becomes of a connection. Numbers are bytes from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,16 +50,40 @@ pub struct Traffic {
 
 #[derive(Debug, Default)]
 struct State {
-    to: Mutex<String>,
-    /// Of the next connections; those behind pass, or are rough.
-    next: Mutex<VecDeque<Fate>>,
-    others: Mutex<Fate>,
+    /// Under one lock: a connection is of the rules before a change and cut with them, or it is of the rules behind it.
+    rules: Mutex<Rules>,
     connections: Mutex<Vec<Arc<Traffic>>>,
-    cut: Mutex<CancellationToken>,
-    refuses: AtomicBool,
     refused: AtomicUsize,
     cuts: AtomicUsize,
     stalls: AtomicUsize,
+}
+
+/// What becomes of new connections.
+#[derive(Debug, Default)]
+struct Rules {
+    to: String,
+    /// Of the next connections; those behind pass, or are rough.
+    next: VecDeque<Fate>,
+    others: Fate,
+    refuses: bool,
+    running: Running,
+}
+
+/// Connections that are cut together.
+#[derive(Clone, Debug, Default)]
+struct Running {
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Running {
+    /// Cuts these, and leaves a new set for those to come.
+    fn cut(&mut self) -> TaskTracker {
+        let Running { cut, tasks } = std::mem::take(self);
+        cut.cancel();
+        tasks.close();
+        tasks
+    }
 }
 
 /// A proxy that runs until it is dropped.
@@ -73,7 +98,7 @@ pub struct Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.cut_all();
+        lock(&self.state.rules).running.cut();
     }
 }
 
@@ -91,22 +116,23 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(State::default());
-        *lock(&state.to) = to.to_owned();
+        to.clone_into(&mut lock(&state.rules).to);
         let shared = state.clone();
         let task = tokio::spawn(async move {
             let mut number = 0;
             while let Ok((client, _)) = listener.accept().await {
                 number += 1;
-                if shared.refuses.load(Ordering::Relaxed) {
+                let mut rules = lock(&shared.rules);
+                if rules.refuses {
                     shared.refused.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
-                let fate = lock(&shared.next).pop_front();
-                let fate = match fate.unwrap_or_else(|| *lock(&shared.others)) {
+                let fate = match rules.next.pop_front().unwrap_or(rules.others) {
                     Fate::Rough { seed, cuts } => Fate::Rough { seed: seed ^ number, cuts },
                     fate => fate,
                 };
-                tokio::spawn(connection(shared.clone(), client, fate));
+                let cut = rules.running.cut.child_token();
+                rules.running.tasks.spawn(connection(shared.clone(), client, rules.to.clone(), fate, cut));
             }
         });
         Proxy { url, state, task }
@@ -120,22 +146,22 @@ impl Proxy {
 
     /// Connections go there from now on.
     pub fn lead_to(&self, address: &str) {
-        *lock(&self.state.to) = address.to_owned();
+        address.clone_into(&mut lock(&self.state.rules).to);
     }
 
     /// The fates of the next connections.
     pub fn next(&self, fates: impl IntoIterator<Item = Fate>) {
-        *lock(&self.state.next) = fates.into_iter().collect();
+        lock(&self.state.rules).next = fates.into_iter().collect();
     }
 
     /// The fate of all others.
     pub fn others(&self, fate: Fate) {
-        *lock(&self.state.others) = fate;
+        lock(&self.state.rules).others = fate;
     }
 
     /// Whether connections are closed as soon as they are there.
     pub fn refuse(&self, refuses: bool) {
-        self.state.refuses.store(refuses, Ordering::Relaxed);
+        lock(&self.state.rules).refuses = refuses;
     }
 
     /// How many were closed at once.
@@ -144,9 +170,15 @@ impl Proxy {
         self.state.refused.load(Ordering::Relaxed)
     }
 
-    /// Cuts all connections.
-    pub fn cut_all(&self) {
-        std::mem::take(&mut *lock(&self.state.cut)).cancel();
+    /// Cuts all connections. Nothing goes through them any more when it returns.
+    pub async fn cut_all(&self) {
+        let tasks = lock(&self.state.rules).running.cut();
+        tasks.wait().await;
+    }
+
+    /// Cuts all connections, and does not wait: a little may still go through them.
+    pub fn cut_soon(&self) {
+        lock(&self.state.rules).running.cut();
     }
 
     /// The connections that there were, in their order.
@@ -168,11 +200,9 @@ impl Proxy {
     }
 }
 
-async fn connection(state: Arc<State>, client: TcpStream, fate: Fate) {
+async fn connection(state: Arc<State>, client: TcpStream, to: String, fate: Fate, cut: CancellationToken) {
     let traffic = Arc::new(Traffic::default());
     lock(&state.connections).push(traffic.clone());
-    let cut = lock(&state.cut).child_token();
-    let to = lock(&state.to).clone();
     let Ok(server) = TcpStream::connect(to).await else { return };
     for stream in [&client, &server] {
         stream.set_nodelay(true).expect("set");

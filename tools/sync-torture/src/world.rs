@@ -416,7 +416,7 @@ impl World {
             place.proxy.others(Fate::Pass);
             place.proxy.refuse(false);
             place.proxy.lead_to(&address);
-            place.proxy.cut_all();
+            place.proxy.cut_all().await;
             lock(&self.witness).begins(&place.name);
             let role = Role::Replica(self.plan(place, round, accepts, random.u64(..)));
             replicas.push((&*place.name, self.start(&place.name, &role, None)?));
@@ -564,7 +564,7 @@ async fn trouble(proxy: &Proxy, mut random: fastrand::Rng) {
                 proxy.next(fates);
             }
             5 => {
-                proxy.cut_all();
+                proxy.cut_all().await;
             }
             6 => {
                 proxy.refuse(true);
