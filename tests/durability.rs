@@ -516,6 +516,7 @@ fn fill_the_disk(backend: &'static str, script: &str) -> Result<(), Failed> {
     assert!(output.status.success(), "{:?}: {text}", output.status);
     assert!(text.starts_with("error[outcome_unknown]") || text.starts_with("error[full]"), "{text}");
     assert!(text.contains("o space left") || text.contains("disk is full"), "the cause is told: {text}");
+    assert!(text.starts_with("error[outcome_unknown]") || text.contains("disk/store"), "and where: {text}");
     assert!(shell.command(&["import", "events.jsonl"]).output()?.status.success());
     let digest = shell.command(&["digest"]).output()?.stdout;
     assert_eq!(text.lines().last(), std::str::from_utf8(&digest)?.lines().last(), "nothing is lost or doubled");
@@ -546,5 +547,6 @@ fn a_backup_that_finds_no_room_leaves_nothing(backend: &'static str) -> Result<(
     let error = std::str::from_utf8(&output.stderr)?;
     assert!(error.starts_with("error[engine]") || error.starts_with("error[cannot_open]"), "{error}");
     assert!(error.contains("o space left") || error.contains("disk is full"), "the cause is told: {error}");
+    assert!(error.contains("disk/backup"), "and where: {error}");
     Ok(())
 }

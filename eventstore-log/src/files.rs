@@ -57,6 +57,11 @@ pub trait Directory: Debug + Send + Sync {
     /// The error of the operating system.
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>>;
 
+    /// Whether changes last longer than this value. If not, nothing is tidied up for the next opening.
+    fn keeps_changes(&self) -> bool {
+        true
+    }
+
     /// Whether everything is in memory, so that caching and preallocation are pointless.
     fn is_memory(&self) -> bool {
         false

@@ -112,6 +112,10 @@ impl Directory for OverlayDirectory {
         Ok(())
     }
 
+    fn keeps_changes(&self) -> bool {
+        false
+    }
+
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
         let mut changed = self.changed();
         let made = || Changed::Directory(OverlayDirectory::new(self.path.join(name)));

@@ -685,7 +685,9 @@ impl Opening {
             tell!(error, record = damage.record, reason = damage.reason, "damaged; the log is opened for reading");
         } else {
             let tip = self.clear_end(end)?;
-            remove_replaced(&*self.shared.files, &self.replaced, &self.replacing);
+            if self.shared.files.keeps_changes() {
+                remove_replaced(&*self.shared.files, &self.replaced, &self.replacing);
+            }
             appender = Some(Appender::new(log.clone(), tip));
         }
         self.shared.set_written(last, self.newest.as_ref());

@@ -10,7 +10,8 @@ use std::thread;
 
 use common::{Every, Fault, Files, SimDisk, by_chance, directory, files};
 use eventstore_log::{
-    Compression, Directory, DiskDirectory, Error, Group, Known, Log, MemoryDirectory, Opened, Options, Page, Shrunk,
+    Compression, Directory, DiskDirectory, Error, Group, Known, Log, MemoryDirectory, Opened, Options,
+    OverlayDirectory, Page, Shrunk,
 };
 
 const ID: [u8; 16] = [5; 16];
@@ -372,6 +373,32 @@ fn an_opening_that_is_interrupted_keeps_one_of_both() {
             }
         }
     }
+}
+
+/// A read-only opening leaves both generations to the next one, and copies nothing into memory.
+#[test]
+fn a_view_that_keeps_no_changes_tidies_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Arc::new(DiskDirectory::new(directory.path()));
+    let mut opened = open(disk.clone());
+    append_usual(&mut opened, 16);
+    seal(&opened);
+    let all = records(&opened.log);
+    let old = std::fs::read(directory.path().join("0000000001-0.seg")).unwrap();
+    compress(&opened);
+    drop(opened);
+    std::fs::write(directory.path().join("0000000001-0.seg"), old).unwrap();
+    let names = |files: &dyn Directory| {
+        let mut names = files.list().unwrap();
+        names.sort();
+        names
+    };
+    let before = names(&*disk);
+    let view = Arc::new(OverlayDirectory::new(directory.path()));
+    assert_eq!(records(&open(view.clone()).log), all);
+    assert_eq!(names(&*view), before);
+    assert_eq!(records(&open(disk.clone()).log), all);
+    assert!(!names(&*disk).contains(&"0000000001-0.seg".to_owned()), "an opening for appending tidies");
 }
 
 /// A small compressed segment, followed by an uncompressed one.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use eventstore::{Aggregate, Store};
+use eventstore::{Aggregate, Store, backend};
 use eventstore_api::{Batch, Context, Cursor, Digest, Error as StoreError, Event, Expected, Place, Version};
 use eventstore_log::{create_private_dir, parent_of};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -120,8 +120,12 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAReplica`]; `Locked` while another process or another handle has it open; errors of its files.
+    /// [`Error::NotAReplica`]; [`Error::Hub`] if the hub's address is not one that this build can open; `Locked` while
+    /// another process or another handle has it open; errors of its files.
     pub async fn open(self) -> Result<Replica> {
+        if let Some(hub) = &self.hub {
+            backend::check_url(hub).map_err(|source| Error::Hub { hub: backend::shown(hub), source })?;
+        }
         let not =
             |reason: &str| Error::NotAReplica { path: self.directory.display().to_string(), reason: reason.to_owned() };
         let is_there = self.directory.is_dir() && Config::read(&self.directory)?.is_some();

@@ -560,6 +560,22 @@ async fn a_hub_that_is_not_there_is_offline_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_address_that_no_hub_can_have_is_refused_when_the_replica_is_opened() {
+    let hub = Hub::new().await;
+    for (address, why) in [
+        ("htp://127.0.0.1:7080", "not a known engine"),
+        ("http://127.0.0.1:7080?retry=1s", "retry"),
+        ("postgres://app:geheim@host?nonsense=1", "nonsense"),
+    ] {
+        let refused = Options::new(hub.path("new")).hub(address).open().await.expect_err("no address");
+        assert!(!refused.is_offline() && !hub.path("new").exists(), "{refused:?}");
+        let told =
+            std::error::Error::source(&refused).map_or(refused.to_string(), |source| format!("{refused}: {source}"));
+        assert!(told.contains(why) && !told.contains("geheim"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn one_sync_asks_a_hub_that_fails_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let directory = tempfile::tempdir().expect("a directory");

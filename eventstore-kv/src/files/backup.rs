@@ -52,7 +52,7 @@ pub(crate) fn backup<E: Engine>(
         ended.is_none()
     });
     let copied = copied.map_err(|error| match error {
-        eventstore_log::Error::Full { reason } => Error::engine("back up", reason),
+        eventstore_log::Error::Full { reason } => full(target, &reason),
         eventstore_log::Error::Unsupported { what } => refused(target, &what),
         other => log_error(other),
     })?;
@@ -88,6 +88,12 @@ fn refused(target: &Path, reason: &str) -> Error {
         reason: format!("{reason}; choose a missing or empty directory, or an earlier backup of this store"),
         source: None,
     }
+}
+
+/// The disk of the backup is full, which is not that of the store.
+fn full(target: &Path, reason: &str) -> Error {
+    let advice = "make room on its disk, or choose a directory on another";
+    Error::engine("back up", format!("there is no room in {}: {reason}; {advice}", target.display()))
 }
 
 /// The directory of an earlier backup of this same store.

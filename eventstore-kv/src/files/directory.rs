@@ -82,7 +82,7 @@ impl StoreDirectory {
     pub fn engine_of(path: &Path) -> Result<String> {
         match read_mark(path)? {
             Some(mark) => Ok(mark.engine),
-            None if path.is_dir() => refuse_strangers(path).and(Err(no_store(path))),
+            None if path.is_dir() => refuse_strangers(path, "check the path").and(Err(no_store(path))),
             None => Err(no_store(path)),
         }
     }
@@ -99,7 +99,7 @@ impl StoreDirectory {
         create_private_dir(path)
             .map_err(|error| failed("its directory cannot be created; check the path and its permissions", error))?;
         // Checked before anything is created in it, and again under the lock.
-        refuse_strangers(path)?;
+        refuse_strangers(path, CHOOSE_ANOTHER)?;
         let (lock, place) = lock(path)?;
         refuse_links(path)?;
         let (state, id) = check_mark(path, engine)?;
@@ -359,7 +359,7 @@ fn no_store(path: &Path) -> Error {
 fn check_mark(path: &Path, engine: &str) -> Result<(State, Uuid)> {
     let failed = |error| cannot_open(path, "it cannot be written", error);
     let Some(mark) = read_mark(path)? else {
-        refuse_strangers(path)?;
+        refuse_strangers(path, CHOOSE_ANOTHER)?;
         let id = new_id();
         write_mark(path, NEW_MARK_FILE, engine, id).map_err(failed)?;
         return Ok((State::New, id));
@@ -424,8 +424,12 @@ fn write_mark(path: &Path, name: &str, engine: &str, id: Uuid) -> io::Result<()>
     sync_dir(path)
 }
 
-/// Rejects a directory that is neither a store, nor the beginning of one, nor empty.
-fn refuse_strangers(path: &Path) -> Result<()> {
+/// The advice to somebody who may be creating a store.
+const CHOOSE_ANOTHER: &str = "choose an empty directory";
+
+/// Rejects a directory that is neither a store, nor the beginning of one, nor empty. The error says what is there, and
+/// ends with the advice.
+fn refuse_strangers(path: &Path, advice: &str) -> Result<()> {
     let is_store = || [MARK_FILE, NEW_MARK_FILE].iter().any(|mark| path.join(mark).exists());
     if is_store() {
         return Ok(());
@@ -448,10 +452,10 @@ fn refuse_strangers(path: &Path) -> Result<()> {
                 true => format!("its {MARK_FILE} is missing; put that of a backup of this store there"),
                 false if path.join(REPLICA_FILE).exists() => {
                     let path = path.display();
-                    format!("it is a replica, not a store; open it as replica:{path}, or choose an empty directory")
+                    format!("it is a replica, not a store; open it as replica:{path}, or {advice}")
                 }
                 false => format!(
-                    "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); choose an empty directory",
+                    "it is not a store (there is no {MARK_FILE}) and not empty (there is {}); {advice}",
                     name.display()
                 ),
             };
@@ -569,7 +573,9 @@ mod tests {
         assert!(open(&path).iter().all(|text| text.contains("it is a file")), "{:?}", open(&path));
         fs::remove_file(&path).expect("removed");
         fs::create_dir_all(path.join(LOG)).expect("made");
-        assert!(open(&path).iter().all(|text| text.contains("choose an empty directory")), "{:?}", open(&path));
+        assert!(open(&path).iter().all(|text| text.ends_with("; check the path")), "{:?}", open(&path));
+        let created = StoreDirectory::open(&path, "memory").expect_err("it is not empty").to_string();
+        assert!(created.ends_with("; choose an empty directory"), "{created}");
         fs::write(path.join(REPLICA_FILE), "").expect("written");
         let replica = format!("open it as replica:{}", path.display());
         assert!(open(&path).iter().all(|text| text.contains(&replica)), "{:?}", open(&path));

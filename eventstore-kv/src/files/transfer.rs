@@ -77,9 +77,11 @@ struct Copy<'a> {
 impl Copy<'_> {
     /// Copies a file or a directory into a directory.
     fn copy(&mut self, path: &Path, into: &Path) -> Result<()> {
-        let failed = |error: io::Error| Error::engine("copy a file", format!("{}: {error}", path.display()));
         let Some(name) = path.file_name() else { return Ok(()) };
         let target = into.join(name);
+        let failed = |error: io::Error| {
+            Error::engine("copy a file", format!("{} to {}: {error}", path.display(), target.display()))
+        };
         if path.is_dir() {
             fs::create_dir(&target).map_err(failed)?;
             for entry in fs::read_dir(path).map_err(failed)? {

@@ -12,7 +12,7 @@ use eventstore_log::{Appender, CommitError, Group};
 
 use crate::StoreDirectory;
 use crate::engine::Engine;
-use crate::error::log_error;
+use crate::error::{append_error, log_error};
 use crate::files::head::HeadFile;
 use crate::files::place::Place;
 use crate::observe::Committed;
@@ -129,14 +129,14 @@ impl Committer {
         let failure = match committed {
             Ok(()) => None,
             Err(CommitError::NotWritten(error)) => {
-                let error = log_error(error);
+                let error = append_error(error, self.place.as_ref().map(|(place, _)| place.directory()));
                 if let Error::Fenced { reason } = &error {
                     shared.fence(reason.clone()); // background work has failed
                 }
                 return Outcome::NotWritten(error);
             }
             Err(CommitError::Unknown(error)) => {
-                let error = log_error(error);
+                let error = append_error(error, self.place.as_ref().map(|(place, _)| place.directory()));
                 shared.doubt(prepared.head());
                 shared.fence(with_causes(&error));
                 Some(Failure(error))
