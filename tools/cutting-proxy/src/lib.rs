@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -212,7 +212,11 @@ async fn connection(state: Arc<State>, client: TcpStream, to: String, fate: Fate
         }
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let way = |is_request, count| Way { state: state.clone(), fate, is_request, count, cut: cut.clone() };
+    let answer_cut = Arc::new(AtomicU32::new(0));
+    let way = |is_request, count| {
+        let (state, cut, answer_cut) = (state.clone(), cut.clone(), answer_cut.clone());
+        Way { state, fate, is_request, count, cut, answer_cut }
+    };
     let there = pump(from_client, to_server, way(true, traffic.clone()));
     let back = pump(from_server, to_client, way(false, traffic));
     tokio::select! {
@@ -227,11 +231,14 @@ struct Way {
     is_request: bool,
     count: Arc<Traffic>,
     cut: CancellationToken,
+    /// With a rough way, the piece of the answer within which the connection is cut: 1 for the next one, 0 for none. The
+    /// client cannot have begun another request: this answer is incomplete.
+    answer_cut: Arc<AtomicU32>,
 }
 
 /// Forwards until something ends, or its fate is fulfilled.
 async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
-    let Way { state, fate, is_request, count, cut } = way;
+    let Way { state, fate, is_request, count, cut, answer_cut } = way;
     let counter = if is_request { &count.requests } else { &count.answers };
     let limit = match (fate, is_request) {
         (Fate::CutRequest(limit) | Fate::StallRequest(limit), true)
@@ -271,22 +278,23 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
                 let is_long = text.contains("/appends") || text.contains("/backup");
                 if begins {
                     reads_only = text.starts_with("GET ") && !is_long;
+                    answer_cut.store(0, Ordering::Relaxed);
                 }
                 if cuts && begins && reads_only && random.u8(..) < 16 {
-                    state.cuts.fetch_add(1, Ordering::Relaxed);
                     // Within the request, or within its answer.
                     if random.bool() {
+                        state.cuts.fetch_add(1, Ordering::Relaxed);
                         let _ = to.write_all(&piece[..random.usize(..piece.len())]).await;
                         cut.cancel();
                         return;
                     }
-                    let cut = cut.clone();
-                    let pause = Duration::from_micros(random.u64(..1500));
-                    tokio::spawn(async move {
-                        tokio::time::sleep(pause).await;
-                        cut.cancel();
-                    });
+                    answer_cut.store(random.u32(1..3), Ordering::Relaxed);
                 }
+            } else if answer_cut.load(Ordering::Relaxed) > 0 && answer_cut.fetch_sub(1, Ordering::Relaxed) == 1 {
+                state.cuts.fetch_add(1, Ordering::Relaxed);
+                let _ = to.write_all(&piece[..random.usize(..piece.len())]).await;
+                cut.cancel();
+                return;
             }
             let first = random.usize(..=piece.len());
             if random.u8(..) < 64 {
