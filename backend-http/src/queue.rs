@@ -67,12 +67,15 @@ pub(crate) struct Append {
     /// Whether an attempt to reach the server has failed since it was queued.
     is_tried: bool,
     reply: oneshot::Sender<Result<Vec<Stored>>>,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 impl Append {
+    /// Answers the caller, who finds the room free that the append took.
     pub(crate) fn answer(self, outcome: Result<Vec<Stored>>) {
-        let _ = self.reply.send(outcome); // fails if nobody waits
+        let Append { reply, room, .. } = self;
+        drop(room);
+        let _ = reply.send(outcome); // fails if nobody waits
     }
 }
 
@@ -114,7 +117,7 @@ impl Queue {
             since,
             is_tried: false,
             reply,
-            _room: room,
+            room,
         };
         let mut wanted = Wanted { queue: self, number: Some(self.push(append)?) };
         match ctx.run(&mut answer).await {

@@ -21,12 +21,15 @@ pub(crate) struct Request {
     pub(crate) since: Instant,
     pub(crate) ticket: Arc<Ticket>,
     reply: oneshot::Sender<Result<Vec<Stored>>>,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 impl Request {
+    /// Answers the caller, who finds the room free that the append took.
     pub(crate) fn answer(self, outcome: Result<Vec<Stored>>) {
-        let _ = self.reply.send(outcome); // fails if nobody waits
+        let Request { reply, room, .. } = self;
+        drop(room);
+        let _ = reply.send(outcome); // fails if nobody waits
     }
 }
 
@@ -92,7 +95,7 @@ impl Queue {
         let (reply, mut answer) = oneshot::channel();
         let ticket = Arc::new(Ticket::default());
         let is_sync = batch.durability.unwrap_or(self.durability) != Durability::Buffered;
-        let request = Request { batch, is_sync, bytes, since, ticket: ticket.clone(), reply, _room: room };
+        let request = Request { batch, is_sync, bytes, since, ticket: ticket.clone(), reply, room };
         self.requests.send(request).map_err(|_| Error::Closed)?;
         let wanted = WithdrawOnDrop(ticket);
         match ctx.run(&mut answer).await {

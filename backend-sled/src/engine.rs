@@ -21,7 +21,7 @@ const DB_FILE: &str = "db";
 const BATCH_LEN: usize = 256;
 
 /// The longest time for which sled may keep its file open after it was closed, until its threads have ended.
-const CLOSING_TIME: Duration = Duration::from_secs(5);
+const CLOSING_TIME: Duration = Duration::from_secs(30);
 
 /// sled as the engine of a store: one tree with the entries of all tables. Each key begins with a byte that names its
 /// table.

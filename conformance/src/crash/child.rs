@@ -302,6 +302,7 @@ impl Child {
         let witness = self.read_witness()?;
         let known = Known::new(&witness, self.plan.events_seed);
         for left in 0..shortage::MOST {
+            self.tell(&Line::GoesOn);
             // First few descriptors for everything, then few after it has been opened.
             let files = UsedUp::all_but(left);
             let opened = self.open().await;

@@ -104,7 +104,8 @@ impl Life {
         let mut child = self.spawn(plan)?;
         let lines = lines_of(&mut child);
         let (mut heard, mut answers, mut killed) = (Heard::default(), 0, false);
-        let until = Instant::now() + self.limit;
+        // A child that works on a slow machine says something now and then; one that never ends is stopped as well.
+        let until = Instant::now() + 10 * self.limit;
         loop {
             if let Incident::Kill { answers: wanted, micros } = plan.incident
                 && !killed
@@ -115,7 +116,7 @@ impl Life {
                 child.kill()?;
                 killed = true;
             }
-            match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match lines.recv_timeout(self.limit.min(until.saturating_duration_since(Instant::now()))) {
                 Ok(line) => {
                     answers += u64::from(matches!(line, Line::Stored { .. }));
                     self.is_end_unproven &= !matches!(line, Line::Audited { .. });
@@ -130,7 +131,7 @@ impl Life {
                     child.kill()?;
                     child.wait()?;
                     return Err(Failure::elsewhere(format!(
-                        "the child did not end in {:?}: something hangs",
+                        "the child neither ended nor said anything for {:?}: something hangs",
                         self.limit
                     )));
                 }

@@ -40,6 +40,8 @@ pub(crate) enum Line {
     Fired,
     /// How damage to the files was reported, by an opening or a read.
     Damage { told: String },
+    /// The child is at work, though it has nothing else to say.
+    GoesOn,
     /// A rule was broken.
     Violation { text: String },
     /// The child is about to end by itself.

@@ -61,6 +61,10 @@ const FINDS: &[(&str, Fault)] = &[
     ("crash::f5_recorders_and_subscribers_that_panic_stop_nobody", Fault::SubscribersBreakIt),
 ];
 
+/// So many incidents that each fault is met with near certainty: the rarest one shows in one of a hundred. A check ends
+/// with the first.
+const CYCLES: u64 = 5000;
+
 fn kit(fault: Fault) -> Kit {
     let kit = Kit::new("log", Profile::persistent(), move |directory| async move {
         Ok(Arc::new(LogStore::open(&directory, fault)?) as Arc<dyn EventStore>)
@@ -84,7 +88,7 @@ fn main() -> ExitCode {
         })
     });
     let finds = FINDS.iter().map(|&(check, fault)| {
-        Trial::test(format!("{check} finds {fault:?}"), move || match kit(fault).cycles(300).run_check(check) {
+        Trial::test(format!("{check} finds {fault:?}"), move || match kit(fault).cycles(CYCLES).run_check(check) {
             Some(Outcome::Failed(failure)) if !failure.to_string().contains("happened in") => Ok(()),
             other => Err(format!("the check has to fail, but ended with {other:?}").into()),
         })

