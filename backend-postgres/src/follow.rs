@@ -189,7 +189,11 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
             let until = Instant::now() + PROBE_AGAIN;
             while Instant::now() < until {
                 read_head(shared, &session).await?;
-                tokio::time::sleep(shared.poll_interval).await;
+                match tokio::time::timeout(shared.poll_interval, heard.recv()).await {
+                    Ok(None) => return Ok(()), // the connection is lost
+                    Ok(Some(_)) => break,      // it hears after all, only late
+                    Err(_) => {}
+                }
             }
             continue;
         }

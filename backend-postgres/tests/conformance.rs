@@ -54,6 +54,7 @@ async fn open_one(url: String, schema: String) -> Result<Arc<dyn EventStore>, Er
     let mut options = Options::from_url(&url)?;
     options.schema = schema;
     options.max_connections = 4;
+    options.connect_timeout = Duration::from_secs(60);
     Ok(Arc::new(open(options).await?))
 }
 

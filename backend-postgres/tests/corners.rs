@@ -4,15 +4,14 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use backend_postgres::{Options, open};
-use common::{append_surely, buffered, ctx, event, store};
+use common::{append_surely, buffered, ctx, event, options, store};
 use cutting_proxy::{Fate, Proxy};
 use eventstore_api::{Batch, Context, Error, EventStore, Gc, LoadOptions, PageSize, Version};
-use postgres_cluster::Cluster;
+use postgres_cluster::{Cluster, free_port};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_with_capital_letters_can_be_followed() {
@@ -136,7 +135,7 @@ impl Drop for Pooler {
 impl Pooler {
     fn start_if_installed(cluster: &Cluster) -> Option<Self> {
         let directory = tempfile::tempdir().expect("made");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("bound").port();
+        let port = free_port().expect("a free port");
         let config = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 1\n",
@@ -247,16 +246,16 @@ async fn what_is_wrong_with_the_url_is_told_and_not_tried_again() {
         .sql("CREATE SCHEMA one; CREATE TABLE one.events (x int); CREATE SCHEMA two; CREATE TABLE two.head (x int)")
         .expect("created");
     for schema in ["one", "two"] {
-        let opened = open(Options::from_url(&format!("{}?schema={schema}", cluster.url())).expect("valid")).await;
+        let opened = open(options(&format!("{}?schema={schema}", cluster.url()))).await;
         let is_told = matches!(&opened, Err(Error::InvalidOption { option, reason }) if option == "schema" && reason.contains("choose another"));
         assert!(is_told, "{opened:?}");
     }
-    let opened = open(Options::from_url(&format!("{}?options=-c%20no_such%3D1", cluster.url())).expect("valid")).await;
+    let opened = open(options(&format!("{}?options=-c%20no_such%3D1", cluster.url()))).await;
     assert!(matches!(&opened, Err(Error::Open { reason, .. }) if reason.contains("no_such")), "{opened:?}");
-    let opened = open(Options::from_url(&format!("{}?sslmode=require", cluster.url())).expect("valid")).await;
+    let opened = open(options(&format!("{}?sslmode=require", cluster.url()))).await;
     let is_told = matches!(&opened, Err(Error::Open { reason, .. }) if reason.contains("write sslmode=disable"));
     assert!(is_told, "{opened:?}");
-    let opened = open(Options::from_url(&format!("{}?dbname=missing", cluster.url())).expect("valid")).await;
+    let opened = open(options(&format!("{}?dbname=missing", cluster.url()))).await;
     let error = opened.expect_err("there is no such database");
     let cause = std::error::Error::source(&error).expect("what the server said").to_string();
     assert!(error.to_string().contains(&cause), "its words are not told twice: {error}; {cause}");

@@ -6,10 +6,11 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::task::Poll;
 use std::time::Duration;
 
 use backend_postgres::PostgresStore;
-use common::{Writers, all, append_surely, ctx, event, incidents, is_written, store};
+use common::{Writers, all, append_surely, ctx, event, incidents, is_written, options, store};
 use cutting_proxy::{Fate, Proxy};
 use eventstore_api::{
     Batch, Context, Error, Event, EventStore, EventStoreExt as _, Expected, Gc, LoadOptions, PageSize, Version,
@@ -268,13 +269,17 @@ async fn who_waits_is_told_when_the_server_has_been_away_for_retry_for() {
 async fn who_waits_does_not_notice_a_connection_that_is_lost_while_the_server_is_there() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     let store = store(&cluster.url(), |options| options.retry_for = Duration::ZERO).await;
-    let wait = |after: u64| {
+    // It waits when this returns.
+    let wait = async |after: u64| {
         let store = store.clone();
-        tokio::spawn(async move { store.wait_for_events(&ctx(), Version::new(after)).await })
+        let mut waiting = Box::pin(async move { store.wait_for_events(&ctx(), Version::new(after)).await });
+        let polled = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx))).await;
+        assert!(polled.is_pending(), "nothing has come");
+        tokio::spawn(waiting)
     };
     let other = common::store(&cluster.url(), |_| {}).await;
     for number in 0..5 {
-        let waiting = wait(number);
+        let waiting = wait(number).await;
         // Since it was woken before, it has a connection.
         if number > 0 {
             let connections = cluster.backends().expect("told");
@@ -295,7 +300,6 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     owner.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
     cluster.sql("CREATE ROLE nobody LOGIN").expect("created");
     let url = cluster.url().replace("postgres@", "nobody@");
-    let options = |url: &str| backend_postgres::Options::from_url(url).expect("valid");
     let refused = backend_postgres::open(options(&url)).await;
     assert!(matches!(refused, Err(Error::Forbidden { .. })), "{refused:?}");
     let refused = backend_postgres::open(options(&format!("{}?schema=other", url))).await;
@@ -314,7 +318,8 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     let refused = reader.store_batch(&ctx(), event("second", "a").into()).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
 
-    // Somebody holds a lock that a read needs.
+    // Somebody holds a lock that a read needs. The read has a connection.
+    assert_eq!(all(&owner).await.len(), 1);
     let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'eventstore'";
@@ -343,11 +348,11 @@ async fn who_may_not_is_told_and_a_deadline_ends_the_statement_on_the_server() {
     owner.store_batch(&ctx(), event("second", "a").into()).await.expect("stored");
     let found = owner.get(&ctx(), "late").await;
     assert!(matches!(found, Err(Error::EventNotFound { .. })), "{found:?}");
-    let statement = cluster.url() + "?options=-c%20statement_timeout%3D1";
+    let statement = cluster.url() + "?options=-c%20statement_timeout%3D2s";
     let hasty = store(&statement, |_| {}).await;
     let lock = cluster.hold("LOCK TABLE eventstore.events IN ACCESS EXCLUSIVE MODE").expect("locked");
     let ended =
-        hasty.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect_err("it may take a millisecond");
+        hasty.load_page(&ctx(), &LoadOptions::all(), PageSize::FIRST).await.expect_err("it may take two seconds");
     assert!(ended.to_string().contains("statement_timeout"), "{ended}");
     drop(lock);
 }
@@ -398,7 +403,6 @@ async fn an_opening_waits_for_what_a_process_that_is_gone_had_begun_to_commit() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_would_lose_is_refused() {
     let Some(cluster) = Cluster::start_if_installed(&["synchronous_commit = off"]) else { return };
-    let options = |url: &str| backend_postgres::Options::from_url(url).expect("valid");
     let refused = backend_postgres::open(options(&cluster.url())).await.expect_err("it may lose what it confirmed");
     assert!(matches!(&refused, Error::InvalidOption { option, .. } if option == "synchronous_commit"), "{refused:?}");
     let url = format!("{}?synchronous_commit=on", cluster.url());

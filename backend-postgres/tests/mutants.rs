@@ -52,6 +52,7 @@ fn several(cluster: &Cluster, mutants: Mutants) -> impl Fn(PathBuf) -> Opening +
             for _ in 0..3 {
                 let mut options = Options::from_url(&url)?;
                 (options.schema, options.mutants, options.max_connections) = (schema.clone(), mutants, 4);
+                options.connect_timeout = Duration::from_secs(60);
                 stores.push(Arc::new(open(options).await?));
             }
             Ok(Arc::new(Several { stores, next: AtomicUsize::new(0) }) as Arc<dyn EventStore>)

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Writers, all, ctx, event, incidents, store};
+use common::{Writers, all, ctx, event, incidents, options, store};
 use eventstore_api::{EventStore, LoadOptions, PageSize, Version};
 use postgres_cluster::Cluster;
 
@@ -16,10 +16,8 @@ fn both(one: &Cluster, other: &Cluster) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_loses_nothing_that_was_acknowledged() {
-    let Some(one) = Cluster::start_if_installed(&[]) else { return };
+    let Some(one) = Cluster::start_if_installed(&SYNCHRONOUS) else { return };
     let other = one.standby("other").expect("a standby");
-    one.configure(&SYNCHRONOUS).expect("configured");
-    one.sql("SELECT pg_reload_conf()").expect("reloaded");
     let url = both(&one, &other);
     let stores = [store(&url, |_| {}).await, store(&url, |_| {}).await];
     let mut writers = Writers::start(&stores, 3, 3);
@@ -28,10 +26,8 @@ async fn a_failover_loses_nothing_that_was_acknowledged() {
         writers.go_on().await;
         primary.kill().expect("killed");
         standby.promote().expect("promoted");
-        // It confirms nothing until it has a standby of its own.
+        // It has the same settings, so it confirms nothing until it has a standby of its own.
         (primary, standby) = (standby, primary);
-        primary.configure(&SYNCHRONOUS).expect("configured");
-        primary.sql("SELECT pg_reload_conf()").expect("reloaded");
         standby.become_standby(primary, "again").expect("a standby");
     }
     writers.go_on().await;
@@ -68,8 +64,7 @@ async fn reads_of_a_standby_never_miss_what_this_store_has_seen() {
     standby.sql("SELECT pg_wal_replay_resume()").expect("resumed");
 
     // Without the standby, and on the standby alone.
-    let only =
-        backend_postgres::Options::from_url(&format!("{}?target_session_attrs=standby", standby.url())).expect("valid");
+    let only = options(&format!("{}?target_session_attrs=standby", standby.url()));
     let only = backend_postgres::open_read_only(only).await.expect("opened");
     while only.latest_version(&ctx()).await.expect("read") < Version::new(3) {
         tokio::task::yield_now().await;
@@ -83,20 +78,17 @@ async fn reads_of_a_standby_never_miss_what_this_store_has_seen() {
     assert_eq!(waiting.await.expect("no panic").expect("told"), Version::new(4), "a standby is polled");
     standby.kill().expect("killed");
     assert_eq!(read().await, Version::new(4));
-    let refused = backend_postgres::Options::from_url(&standby.url()).expect("valid");
     standby.restart().expect("restarted");
-    let mut refused = refused;
-    refused.connect_timeout = std::time::Duration::from_millis(200);
-    let refused = backend_postgres::open(refused).await.expect_err("it takes no writes");
+    let mut options = options(&standby.url());
+    options.retry_for = std::time::Duration::from_millis(200);
+    let refused = backend_postgres::open(options).await.expect_err("it takes no writes");
     assert!(refused.to_string().contains("not allow writes"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_standby_may_not_have_is_not_acknowledged_when_it_is_repeated() {
-    let Some(primary) = Cluster::start_if_installed(&[]) else { return };
+    let Some(primary) = Cluster::start_if_installed(&SYNCHRONOUS) else { return };
     let standby = primary.standby("standby").expect("a standby");
-    primary.configure(&SYNCHRONOUS).expect("configured");
-    primary.sql("SELECT pg_reload_conf()").expect("reloaded");
     let store = store(&primary.url(), |_| {}).await;
     store.store_batch(&ctx(), event("1", "a").into()).await.expect("stored");
     standby.kill().expect("killed");
@@ -128,5 +120,8 @@ async fn what_the_standby_may_not_have_is_not_acknowledged_when_it_is_repeated()
     let places = again.await.expect("no panic").expect("stored");
     assert_eq!(places[0].version, Version::new(2));
     assert_eq!(synced.await.expect("no panic").expect("synced"), Version::new(2));
-    assert_eq!(standby.sql("SELECT count(*) FROM eventstore.events").expect("asked"), "2");
+    // It is on the standby's disk, and is applied a little later.
+    while standby.sql("SELECT count(*) FROM eventstore.events").expect("asked") != "2" {
+        tokio::task::yield_now().await;
+    }
 }

@@ -184,6 +184,7 @@ fn a_search_that_nobody_waits_for_reads_no_further() {
                 }
                 if is_dropped {
                     page.abort();
+                    assert!(page.await.unwrap_err().is_cancelled(), "{how}");
                 } else {
                     token.cancel();
                     assert!(matches!(page.await.unwrap(), Err(Error::Cancelled)), "{how}");
@@ -215,9 +216,13 @@ fn closing_ends_a_search() {
         for _ in 0..3 {
             told.recv().await.unwrap();
         }
-        let before = reads.count();
         let closing = store.clone();
         let closing = tokio::spawn(async move { closing.close().await });
+        // When reads are refused, closing has begun.
+        while store.latest_version(&Context::background()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let before = reads.count();
         assert!(matches!(searching.await.unwrap(), Err(Error::Closed)));
         let more = reads.count() - before;
         assert!(more <= 2, "{more} reads until the search ended");

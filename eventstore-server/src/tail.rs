@@ -319,9 +319,19 @@ async fn read_news(served: Arc<Served>) {
     }
 }
 
+/// Repeats a read while the server of the store is away (PostgreSQL): followers stay connected until it is back.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(tail: &Tail, read: impl Fn() -> F) -> Result<T, Error> {
+    loop {
+        match read().await {
+            Err(Error::Unavailable { .. }) if tail.is_wanted() => tokio::time::sleep(PAUSE).await,
+            read => return read,
+        }
+    }
+}
+
 async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
     let ctx = Context::background();
-    let mut seen = tail.store.latest_version(&ctx).await?;
+    let mut seen = patiently(tail, || tail.store.latest_version(&ctx)).await?;
     tail.begin(seen);
     while tail.is_wanted() {
         let waited = tokio::select! {
@@ -331,7 +341,6 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
         };
         match waited {
             Ok(_) => {}
-            // The server of the store is away (PostgreSQL). Followers stay connected until it is back.
             Err(Error::Unavailable { .. }) => {
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -342,7 +351,7 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
         let mut next = Some(LoadOptions::since(seen));
         let (mut woken, mut all) = (0_u32, 0);
         while let Some(options) = next {
-            let page = tail.store.load_page(&ctx, &options, PageSize::LARGEST).await?;
+            let page = patiently(tail, || tail.store.load_page(&ctx, &options, PageSize::LARGEST)).await?;
             next = page.next;
             if let Some(last) = page.events.last() {
                 seen = last.version;

@@ -161,14 +161,13 @@ async fn who_may_read_the_events_stays_the_same() {
     /// The mode of the largest file below a directory, and its length.
     fn largest(path: &Path) -> (u64, u32) {
         let mode_of = |entry: fs::DirEntry| {
-            let metadata = entry.metadata().unwrap();
-            if metadata.is_dir() {
-                largest(&entry.path())
-            } else {
-                (metadata.len(), metadata.permissions().mode() & 0o777)
-            }
+            let metadata = entry.metadata().ok()?; // an engine has just removed it
+            Some(match metadata.is_dir() {
+                true => largest(&entry.path()),
+                false => (metadata.len(), metadata.permissions().mode() & 0o777),
+            })
         };
-        fs::read_dir(path).unwrap().map(|entry| mode_of(entry.unwrap())).max().unwrap_or_default()
+        fs::read_dir(path).unwrap().filter_map(|entry| mode_of(entry.unwrap())).max().unwrap_or_default()
     }
     for backend in BACKENDS {
         let directory = TempDir::new().unwrap();

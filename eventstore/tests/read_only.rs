@@ -14,7 +14,7 @@ use eventstore::backend::{
     Batch, Context, Error, Event, EventStore, EventStoreExt, Expected, Gc, LoadOptions, Version,
 };
 
-use common::{BACKENDS, below, copy};
+use common::{BACKENDS, below, copy, copy_open};
 
 type Store = Arc<dyn EventStore>;
 
@@ -120,7 +120,7 @@ async fn what_was_not_closed_or_is_damaged_is_read_without_being_mended() {
         let store = filled(backend, &path).await;
         // As a kill leaves it: the files of an open store, without its lock.
         let killed = temporary.path().join("killed");
-        copy(&path, &killed);
+        copy_open(&path, &killed);
         store.close().await.unwrap();
         for harm in ["", "index", "damaged index", "torn"] {
             let harmed = temporary.path().join(format!("harmed-{harm}"));

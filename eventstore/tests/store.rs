@@ -290,7 +290,14 @@ async fn what_stays_unknown_is_told_as_unknown() {
     assert_eq!(store.latest_version().await.expect("read"), Version::new(1));
     // The same, when the deadline passes while it waits to retry.
     (0..1000).for_each(|_| faults.next_append(Fault::LoseRequest));
-    let unknown = store.decide::<Account>("a", deposit(5)).timeout(Duration::from_millis(20)).await;
+    let mut patience = Duration::from_millis(20);
+    let unknown = loop {
+        match store.decide::<Account>("a", deposit(5)).timeout(patience).await {
+            // Nothing was appended in this time.
+            Err(DecideError::Store(Error::DeadlineExceeded)) if patience < Duration::from_secs(5) => patience *= 2,
+            decided => break decided,
+        }
+    };
     assert!(matches!(unknown, Err(DecideError::Store(Error::OutcomeUnknown { .. }))), "{unknown:?}");
     faults.clear();
     faults.fence("a sync failed");

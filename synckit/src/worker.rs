@@ -471,31 +471,36 @@ impl Worker {
         match job {
             Job::Page { since, events, end, head, reply } => {
                 let done = self.page(since, events, end, head).await;
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::Decide { question, decision, on_top, reply } => {
                 let done = self.decide(&question, decision, on_top).await;
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::Delete { batch, reply } => {
                 let done = self.delete(batch);
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::BeginHistory { common, reply } => {
                 let done = self.begin_history(common).await;
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::CopyHistory { events, end, reply } => {
                 let done = self.copy_history(&events, end).await;
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::EnterHistory { reply } => {
                 let done = self.enter_history().await;
-                let _ = reply.send(done);
+                self.answer(reply, done);
             }
             Job::Append { .. } | Job::Close { .. } => {}
         }
+    }
+
+    /// Answers a job. What waits for news has been told of the job's before whoever gave it goes on.
+    fn answer<T>(&self, reply: oneshot::Sender<Result<T>>, done: Result<T>) {
         self.state.tell();
+        let _ = reply.send(done); // fails if nobody waits
     }
 
     async fn page(&mut self, since: Place, events: Vec<RecordedEvent>, end: Place, head: Version) -> Result<()> {

@@ -15,7 +15,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use eventstore::{Actual, Error, Event, Expected, Revision, Store, StoreOutcome, Version};
+use eventstore::{Actual, CancellationToken, Error, Event, Expected, Revision, Store, StoreOutcome, Version};
 use serde_json::{Value, json};
 use synckit::core::{Status, Why};
 use synckit::{Entry, KeepBoth, Options, Replica, SyncOptions};
@@ -33,6 +33,8 @@ struct Kit {
     lost_after: Option<usize>,
     /// It accepts pushes but does not store them yet.
     is_slow: bool,
+    /// The number of pushes that came while it was slow.
+    pushes: usize,
     /// It answers with 503.
     is_down: bool,
     /// The number of events returned.
@@ -139,6 +141,7 @@ fn answer(kit: &mut Kit, body: Value) -> Response {
 async fn push(State(kit): State<Shared>, body: Bytes) -> Response {
     let is_slow = kit.lock().expect("no panic").is_slow;
     if is_slow {
+        kit.lock().expect("no panic").pushes += 1;
         std::future::pending::<()>().await;
     }
     let mut kit = kit.lock().expect("no panic");
@@ -269,7 +272,15 @@ async fn an_append_whose_answer_is_lost_or_late_is_looked_for() {
     assert_eq!((known.first, known.outcome), (Version::new(1), StoreOutcome::AlreadyStored));
     // The server is slow: the outcome is unknown, and later the event is there.
     server.kit().is_slow = true;
-    let late = store.append(event("late", "a")).timeout(std::time::Duration::from_millis(300)).await;
+    let stop = CancellationToken::new();
+    let append = store.append(event("late", "a")).cancel_on(&stop);
+    let pushed = async {
+        while server.kit().pushes == 0 {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    };
+    let (late, ()) = tokio::join!(append, pushed);
     assert!(matches!(late, Err(Error::OutcomeUnknown { .. })), "{late:?}");
     server.kit().is_slow = false;
     server.kit().is_down = true;

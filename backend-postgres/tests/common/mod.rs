@@ -26,10 +26,16 @@ pub(crate) fn event(id: &str, aggregate: &str) -> Event {
     Event::builder("T", aggregate).id(id).data("12").build().expect("valid")
 }
 
-pub(crate) async fn store(url: &str, change: impl FnOnce(&mut Options)) -> PostgresStore {
+/// The options of a URL. Only a test that says so gives up early.
+pub(crate) fn options(url: &str) -> Options {
     let mut options = Options::from_url(url).expect("valid");
     options.connect_timeout = LONG;
     options.retry_for = LONG;
+    options
+}
+
+pub(crate) async fn store(url: &str, change: impl FnOnce(&mut Options)) -> PostgresStore {
+    let mut options = options(url);
     change(&mut options);
     open(options).await.expect("opened")
 }
@@ -105,6 +111,10 @@ impl Writers {
         for task in self.tasks {
             attempts.extend(task.await.expect("no panic"));
         }
+        // The server may still be at work on an append whose connection is lost. It holds the lock that this one needs.
+        let events = vec![event("the last", "shared")];
+        let answer = Some(Answer::Stored(append_surely(store, Batch::new(events.clone())).await));
+        attempts.push(Attempt { events, answer });
         audit(store, &attempts).await
     }
 }

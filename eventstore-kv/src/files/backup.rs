@@ -498,6 +498,7 @@ mod tests {
             }
             written
         });
+        store.wait_for_events(&ctx(), Version::ZERO).await.expect("the first");
         let incremental = closed.temporary.path().join("incremental");
         let mut heads = Vec::new();
         for nth in 0..4 {

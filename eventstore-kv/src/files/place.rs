@@ -98,6 +98,13 @@ impl KeptDirectory {
     fn check(&self) -> io::Result<()> {
         self.place.check().map_err(io::Error::other)
     }
+
+    /// Does something if the directory is in place. A failure is told as what it comes from if the directory has left
+    /// meanwhile.
+    fn keep<T>(&self, work: impl FnOnce(&DiskDirectory) -> io::Result<T>) -> io::Result<T> {
+        self.check()?;
+        work(&self.files).map_err(|error| self.check().err().unwrap_or(error))
+    }
 }
 
 impl Directory for KeptDirectory {
@@ -106,33 +113,27 @@ impl Directory for KeptDirectory {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
-        self.check()?;
-        self.files.open(name)
+        self.keep(|files| files.open(name))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
-        self.check()?;
-        self.files.create(name)
+        self.keep(|files| files.create(name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.check()?;
-        self.files.rename(from, to)
+        self.keep(|files| files.rename(from, to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.check()?;
-        self.files.remove(name)
+        self.keep(|files| files.remove(name))
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.check()?;
-        self.files.sync()
+        self.keep(Directory::sync)
     }
 
     fn subdirectory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
-        self.check()?;
-        self.files.subdirectory(name)
+        self.keep(|files| files.subdirectory(name))
     }
 }
 

@@ -121,7 +121,7 @@ pub(crate) fn len_bytes(directory: &Path) -> io::Result<u64> {
 
 pub(crate) fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::from_secs(1))?;
+    db.busy_timeout(Duration::from_secs(10))?;
     // The last connection would write the log back when it is closed, and after a failed sync nothing may do that.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     db.execute_batch("PRAGMA cell_size_check = ON")?;

@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
@@ -126,8 +127,25 @@ fn run(command: &mut Command) -> Result<Output, Error> {
     }
 }
 
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// A port on 127.0.0.1 that is free. It is none of those that the system gives to whoever asks for any, nor one that this
+/// process was given before: it stays free until a server uses it, and while that server is restarted.
+///
+/// # Errors
+///
+/// If none is found.
+pub fn free_port() -> io::Result<u16> {
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 18_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(101);
+    for _ in 0..COUNT {
+        let next = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = (FIRST + next % COUNT) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 impl Cluster {
@@ -244,12 +262,17 @@ impl Cluster {
     /// If the server's process is not known.
     pub fn kill(&self) -> Result<(), Error> {
         let postmaster = self.postmaster()?;
+        let signal = |signal: &str, process: u32| {
+            let _ = Command::new("kill").args([signal, &process.to_string()]).stderr(Stdio::null()).status();
+        };
+        // So that it starts no others meanwhile.
+        signal("-STOP", postmaster);
+        while !matches!(state(postmaster).as_deref(), None | Some("T" | "Z")) {
+            std::thread::yield_now();
+        }
         let mut processes = children(postmaster);
         processes.push(postmaster);
-        // The one that restarts the others first.
-        for process in processes.iter().rev() {
-            let _ = Command::new("kill").args(["-KILL", &process.to_string()]).stderr(Stdio::null()).status();
-        }
+        processes.iter().rev().for_each(|process| signal("-KILL", *process));
         while processes.iter().any(|process| is_alive(*process)) {
             std::thread::yield_now();
         }
@@ -448,7 +471,12 @@ fn children(parent: u32) -> Vec<u32> {
 
 /// Whether a process runs. One that nobody has waited for does not.
 fn is_alive(process: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let after_name = status.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name.split_whitespace().next().is_some_and(|state| state != "Z")
+    state(process).is_some_and(|state| state != "Z")
+}
+
+/// The state of a process as in `/proc/PID/stat`, such as `R`; `None` if there is no such process.
+fn state(process: u32) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, after_name) = status.rsplit_once(')')?;
+    after_name.split_whitespace().next().map(str::to_owned)
 }

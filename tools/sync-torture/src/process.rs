@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::told::{ROLE, Role, Told};
 
 /// Whoever tells nothing for so long hangs.
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// A process that is killed when it is dropped.
 pub(crate) struct Process {
