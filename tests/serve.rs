@@ -358,7 +358,7 @@ fn a_page_a_description_and_metrics_are_there() {
 fn a_server_that_takes_a_connection_and_says_nothing_is_unavailable() {
     let shell = Shell::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}?lost_after=100ms&connect_timeout=200ms", listener.local_addr().unwrap());
+    let url = format!("http://{}?lost_after=100ms&connect_timeout=2s", listener.local_addr().unwrap());
     shell.run(&["--store", &url, "latest"]).failed("unavailable", &["has not answered"]);
 }
 

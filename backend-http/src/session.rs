@@ -213,11 +213,14 @@ struct Heard {
     read: u64,
     /// The bytes written when the socket was full: every further one means that the other side has read some.
     written: u64,
+    /// When it was asked for a sign of life since then.
+    asked: Option<Instant>,
 }
 
 impl<'a> Serving<'a> {
     fn new(client: &'a SharedClient, queue: &'a Queue, link: Link, lost_after: Duration) -> Self {
-        let heard = Heard { at: Instant::now(), read: link.traffic.read(), written: link.traffic.written() };
+        let heard =
+            Heard { at: Instant::now(), read: link.traffic.read(), written: link.traffic.written(), asked: None };
         Serving {
             client,
             queue,
@@ -385,23 +388,29 @@ impl<'a> Serving<'a> {
             self.was_heard(now);
         }
         let silent = now.saturating_duration_since(self.heard.at);
-        if silent >= self.lost_after {
-            return Err(Lost::new(format!("nothing was heard from the server for {silent:.1?}")));
-        }
-        let mut next = self.heard.at + self.lost_after;
-        if silent < self.lost_after / 2 {
-            next = self.heard.at + self.lost_after / 2;
-        } else if !self.is_flushing {
-            self.is_flushing = true;
-            self.heard.written = written;
-            Pin::new(&mut self.link.socket).start_send(Message::Ping(Bytes::new())).map_err(lost)?;
-        }
+        let half = self.lost_after / 2;
+        let next = match self.heard.asked {
+            None if silent < half => self.heard.at + half,
+            // Asked first, however long it was silent: perhaps this process did not run.
+            None => {
+                self.heard.asked = Some(now);
+                if !self.is_flushing {
+                    self.is_flushing = true;
+                    self.heard.written = written;
+                    Pin::new(&mut self.link.socket).start_send(Message::Ping(Bytes::new())).map_err(lost)?;
+                }
+                now + half
+            }
+            Some(asked) if now < asked + half => asked + half,
+            Some(_) => return Err(Lost::new(format!("nothing was heard from the server for {silent:.1?}"))),
+        };
         self.look.as_mut().reset(next.into());
         Ok(())
     }
 
     fn was_heard(&mut self, at: Instant) {
-        self.heard = Heard { at, read: self.link.traffic.read(), written: self.link.traffic.written() };
+        let (read, written) = (self.link.traffic.read(), self.link.traffic.written());
+        self.heard = Heard { at, read, written, asked: None };
     }
 
     /// Ends the session: appends that were sent have an unknown outcome, others go back to the queue. Returns why it

@@ -26,6 +26,7 @@ async fn serve(store: &Arc<dyn EventStore>) -> Running {
 
 async fn client(url: &str, change: impl FnOnce(&mut Options)) -> HttpStore {
     let mut options = Options::new(url);
+    options.connect_timeout = LONG;
     change(&mut options);
     open(options).await.expect("opened")
 }
@@ -89,8 +90,8 @@ async fn cut_everywhere(fate: fn(u64) -> Fate, of: fn(&Session) -> (u64, u64)) {
     // Also a little further: then it succeeds.
     for at in 0..=whole + 3 {
         let proxy = Proxy::start(server.address()).await;
-        proxy.next([Fate::Pass, fate(at)]);
         let store = client(&proxy.url, |_| {}).await;
+        proxy.next([fate(at)]);
         let id = format!("cut-at-{at:04}");
         let batch = Batch::from(event(&id, "measured"));
         match store.store_batch(&ctx(), batch.clone()).await {
@@ -127,8 +128,8 @@ async fn an_append_that_is_cut_while_it_is_written_is_unknown() {
     let behind = in_memory();
     let server = serve(&behind).await;
     let proxy = Proxy::start(server.address()).await;
-    proxy.next([Fate::Pass, Fate::CutRequest(1 << 20)]);
     let store = client(&proxy.url, |_| {}).await;
+    proxy.next([Fate::CutRequest(1 << 20)]);
     // More than the system buffers.
     let parts = (0..3).map(|part| Event::builder("T", "large").id(format!("large-{part}")).data(vec![7; 15 << 20]));
     let batch = Batch::new(parts.map(|part| part.build().expect("valid")).collect());
@@ -145,8 +146,8 @@ async fn a_damaged_answer_to_an_append_is_no_wrong_place() {
     let bytes = session(&server).await.whole.1;
     for at in 0..bytes {
         let proxy = Proxy::start(server.address()).await;
-        proxy.next([Fate::Pass, Fate::Damage(at)]);
         let store = client(&proxy.url, |options| options.lost_after = Duration::from_millis(300)).await;
+        proxy.next([Fate::Damage(at)]);
         let id = format!("damaged-{at:04}");
         let batch = Batch::from(event(&id, "measured"));
         match store.store_batch(&ctx(), batch.clone()).await {
@@ -188,11 +189,12 @@ async fn a_read_that_is_cut_at_any_byte_is_read_again() {
     for at in 0..answers {
         proxy.cut_all().await;
         proxy.next([Fate::Damage(at)]);
-        let soon = Context::background().with_timeout(Duration::from_millis(300));
-        match store.load_page(&soon, &LoadOptions::all(), PageSize::new(10_000, 16 << 20)).await {
+        // The head of the answer may be damaged: another status, length or media type.
+        let is_head = at < 400;
+        let ctx = if is_head { Context::background().with_timeout(Duration::from_millis(300)) } else { ctx() };
+        match store.load_page(&ctx, &LoadOptions::all(), PageSize::new(10_000, 16 << 20)).await {
             Ok(page) => assert_eq!((page.events, page.next), (expected.clone(), None), "{at}"),
-            // The head of the answer may be damaged: another status, length or media type.
-            Err(error) => assert!(at < 400, "byte {at}: {error:?}"),
+            Err(error) => assert!(is_head, "byte {at}: {error:?}"),
         }
     }
 }
@@ -227,7 +229,8 @@ async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unkno
     }
     let soon = Context::background().with_timeout(Duration::from_millis(100));
     let append = patient.store_batch(&soon, event("late", "a").into()).await;
-    assert!(matches!(append, Err(Error::Unavailable { .. })), "{append:?}");
+    // The latter if not even an attempt has failed in this time.
+    assert!(matches!(append, Err(Error::Unavailable { .. } | Error::DeadlineExceeded)), "{append:?}");
     let stop = CancellationToken::new();
     let cancelled = Context::background().with_cancellation(stop.clone());
     let append = patient.store_batch(&cancelled, event("cancelled", "a").into());
@@ -252,6 +255,11 @@ async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unkno
     assert_eq!(ids(&all(&behind).await).into_keys().collect::<Vec<_>>(), ["patient"]);
 }
 
+/// Whether an append may arrive; without a server, of course, [`Fate::Pass`] lets nothing through.
+fn fate_lets_through(fate: Fate) -> bool {
+    !matches!(fate, Fate::Pass | Fate::StallRequest(0))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
     let behind = in_memory();
@@ -270,7 +278,11 @@ async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
             let ctx = Context::background();
             let mut append = Box::pin(store.store_batch(&ctx, batch));
             let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(append.as_mut().poll(cx).is_ready())).await;
-            assert!(!polled, "there is no server");
+            assert!(!polled || fate_lets_through(fate), "there is no server");
+            // Otherwise the runtime makes it wait before it is in the queue.
+            if number % 30 == 0 {
+                tokio::task::yield_now().await;
+            }
         }
         proxy.refuse(false);
         proxy.others(Fate::Pass);
@@ -283,7 +295,7 @@ async fn appends_that_were_dropped_while_there_is_no_server_leave_nothing() {
         for append in appends.collect::<Vec<_>>() {
             append.await.expect("no panic").expect("stored");
         }
-        if matches!(fate, Fate::Pass | Fate::StallRequest(0)) {
+        if !fate_lets_through(fate) {
             let dropped = behind.aggregate_revision(&ctx(), "dropped").await.expect("read");
             assert_eq!(dropped.get(), 0, "nothing was sent, and nobody wanted it any more");
         }
@@ -306,8 +318,8 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
     ];
     for fate in fates {
         let proxy = Proxy::start(server.address()).await;
-        proxy.next([Fate::Pass, fate]);
         let store = client(&proxy.url, |options| options.lost_after = Duration::from_millis(200)).await;
+        proxy.next([fate]);
         let batch = Batch::from(event(&format!("{fate:?}"), "measured"));
         let append = store.store_batch(&Context::background(), batch.clone()).await;
         assert!(matches!(&append, Err(Error::OutcomeUnknown { .. })), "{fate:?}: {append:?}");
@@ -332,10 +344,10 @@ async fn a_connection_on_which_nothing_comes_any_more_is_given_up() {
     }
     // A slow server is alive nevertheless: it answers pings.
     let proxy = Proxy::start(server.address()).await;
-    let store = client(&proxy.url, |options| options.lost_after = Duration::from_millis(200)).await;
+    let store = client(&proxy.url, |options| options.lost_after = Duration::from_secs(1)).await;
     append_surely(&store, event("slow", "b").into()).await.expect("stored");
-    let waited =
-        store.wait_for_events(&Context::background().with_timeout(Duration::from_secs(1)), u64::MAX.into()).await;
+    let soon = Context::background().with_timeout(Duration::from_secs(3));
+    let waited = store.wait_for_events(&soon, u64::MAX.into()).await;
     assert!(matches!(waited, Err(Error::DeadlineExceeded)), "{waited:?}");
     store.store_batch(&ctx(), event("slow again", "b").into()).await.expect("over the same connection");
     assert_eq!(proxy.connections().len(), 2, "one of opening and of waiting, and one session, and no other");
@@ -355,11 +367,13 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
     let cutting = {
         let (proxy, is_done) = (proxy.clone(), is_done.clone());
         tokio::spawn(async move {
-            let mut random = fastrand::Rng::with_seed(7);
+            let (mut random, mut longest) = (fastrand::Rng::with_seed(7), 40);
             while !is_done.load(Ordering::Relaxed) {
                 let at = random.u64(200..3000);
                 proxy.others(if random.bool() { Fate::CutRequest(at) } else { Fate::CutAnswer(at) });
-                tokio::time::sleep(Duration::from_millis(random.u64(5..40))).await;
+                // Even a slow machine comes through at last.
+                tokio::time::sleep(Duration::from_millis(random.u64(5..longest))).await;
+                longest += 1;
                 proxy.cut_all().await;
             }
             proxy.others(Fate::Pass);
@@ -388,12 +402,17 @@ async fn appends_over_a_connection_that_is_cut_again_and_again_are_each_stored_o
                             break;
                         }
                         Err(Error::OutcomeUnknown { .. }) => drop(unknown.fetch_add(1, Ordering::Relaxed)),
+                        Err(Error::Unavailable { .. }) => {}
                         Err(error) => panic!("{error:?}"),
                     }
                 }
                 // Wait until everybody has tried this revision, or somebody has won it.
-                while store.aggregate_revision(&ctx(), "race").await.expect("read").get() <= number {
-                    tokio::task::yield_now().await;
+                loop {
+                    match store.aggregate_revision(&ctx(), "race").await {
+                        Ok(revision) if revision.get() > number => break,
+                        Ok(_) | Err(Error::Unavailable { .. }) => tokio::task::yield_now().await,
+                        Err(error) => panic!("{error:?}"),
+                    }
                 }
             }
             won
@@ -487,14 +506,18 @@ async fn what_was_acknowledged_is_there_after_the_server_was_killed_and_a_follow
         })
         .collect();
     let stop = CancellationToken::new();
+    let count = Arc::new(AtomicU64::new(0));
     let following = {
-        let (store, ctx) = (store.clone(), Context::background().with_cancellation(stop.clone()));
+        let (store, ctx, count) = (store.clone(), Context::background().with_cancellation(stop.clone()), count.clone());
         tokio::spawn(async move {
             let mut stream = store.subscribe(&ctx, Version::ZERO);
             let mut seen: Vec<RecordedEvent> = Vec::new();
             while let Some(next) = stream.next().await {
                 match next {
-                    Ok(event) => seen.push(event),
+                    Ok(event) => {
+                        seen.push(event);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
                     Err(Error::Cancelled) => break,
                     Err(error) => panic!("{error:?}"),
                 }
@@ -529,7 +552,9 @@ async fn what_was_acknowledged_is_there_after_the_server_was_killed_and_a_follow
     assert_eq!(found, acknowledged);
     // The follower catches up, and then nothing more comes.
     let seen = tokio::time::timeout(LONG, async {
-        store.wait_for_events(&ctx(), Version::new(latest.get() - 1)).await.expect("there");
+        while count.load(Ordering::Relaxed) < latest.get() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         tokio::time::sleep(Duration::from_millis(300)).await;
         stop.cancel();
         following.await.expect("no panic")

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backend_http::{Options, open, open_existing, open_read_only};
 use base64::Engine as _;
@@ -223,7 +223,8 @@ async fn callers_that_are_answered_together_append_in_one_message() {
         };
         let mut socket = accept_hdr_async(stream, agree).await.expect("a session");
         let (mut messages, mut waiting) = (0, Vec::new());
-        while let Some(Ok(Message::Binary(message))) = socket.next().await {
+        while let Some(Ok(message)) = socket.next().await {
+            let Message::Binary(message) = message else { continue };
             messages += 1;
             for frame in decode_frames(message).expect("whole") {
                 let Frame::Append { number, .. } = frame else { panic!("{frame:?}") };
@@ -238,16 +239,21 @@ async fn callers_that_are_answered_together_append_in_one_message() {
         messages
     });
     let store = Arc::new(open(Options::new(url)).await.expect("opened"));
-    let callers = (0..CALLERS).map(|caller| {
-        let store = store.clone();
-        tokio::spawn(async move {
-            for round in 0..ROUNDS {
-                let batch = Batch::from(event(&format!("{caller}-{round}"), "a"));
-                store.store_batch(&ctx(), batch).await.expect("stored");
-            }
-        })
+    let of_callers = store.clone();
+    // Begun on the thread on which they run: none of them runs before all are there.
+    let callers = tokio::spawn(async move {
+        let callers = (0..CALLERS).map(|caller| {
+            let store = of_callers.clone();
+            tokio::spawn(async move {
+                for round in 0..ROUNDS {
+                    let batch = Batch::from(event(&format!("{caller}-{round}"), "a"));
+                    store.store_batch(&ctx(), batch).await.expect("stored");
+                }
+            })
+        });
+        callers.collect::<Vec<_>>()
     });
-    for caller in callers.collect::<Vec<_>>() {
+    for caller in callers.await.expect("no panic") {
         caller.await.expect("no panic");
     }
     store.close().await.expect("closed");
@@ -516,6 +522,14 @@ impl EventStore for Slow {
     }
 }
 
+/// Checks that an append whose end began then was ended as the server says. If its answer takes longer than the client
+/// waits for it, the outcome is unknown.
+fn is_ended(outcome: &Result<Vec<Stored>, Error>, code: &str, began: Instant) {
+    let Err(error) = outcome else { panic!("{outcome:?}") };
+    let is_slow = began.elapsed() >= Duration::from_millis(250) && matches!(error, Error::OutcomeUnknown { .. });
+    assert!(error.code() == code || is_slow, "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_that_is_cancelled_while_the_server_has_it_says_what_the_server_says_and_disturbs_no_other() {
     let slow = Arc::new(Slow { store: in_memory(), gate: Semaphore::new(0), begun: AtomicUsize::new(0) });
@@ -535,14 +549,17 @@ async fn an_append_that_is_cancelled_while_the_server_has_it_says_what_the_serve
         let stop = CancellationToken::new();
         let ctx = Context::background().with_cancellation(stop.clone());
         let cancelled = begin(&format!("cancelled-{number}"), ctx).await;
+        let began = Instant::now();
         stop.cancel();
         let outcome = cancelled.await.expect("no panic");
-        assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+        is_ended(&outcome, "cancelled", began);
         let dropped = begin(&format!("dropped-{number}"), Context::background()).await;
         dropped.abort();
+        assert!(dropped.await.expect_err("it waits").is_cancelled());
+        let began = Instant::now();
         let soon = Context::background().with_timeout(Duration::from_millis(5));
         let late = store.store_batch(&soon, event(&format!("late-{number}"), "a").into()).await;
-        assert!(matches!(late, Err(Error::DeadlineExceeded)), "there is a connection, and it works: {late:?}");
+        is_ended(&late, "deadline_exceeded", began); // there is a connection, and it works
     }
     assert_eq!(server.stats().await["server"]["sessions"], 1);
     slow.gate.add_permits(1);

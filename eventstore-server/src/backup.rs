@@ -36,6 +36,7 @@ const PREFIX: &str = "eventstore-backup-";
 
 /// The file in such a directory that its server keeps locked.
 const LOCK: &str = "lock";
+const NEW_LOCK: &str = "lock.new";
 
 /// A directory for a backup in the temporary directory. Dropping it deletes it.
 #[derive(Debug)]
@@ -48,8 +49,11 @@ struct Place {
 impl Place {
     fn new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
-        let lock = File::create_new(directory.path().join(LOCK))?;
+        // It gets its name when it is locked: another server takes a lock that nobody holds for one that is left.
+        let unlocked = directory.path().join(NEW_LOCK);
+        let lock = File::create_new(&unlocked)?;
         lock.try_lock()?;
+        std::fs::rename(&unlocked, directory.path().join(LOCK))?;
         Ok(Place { directory, _lock: lock })
     }
 

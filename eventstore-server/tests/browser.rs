@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use driver::{Page, texts};
 
 /// The time limit for one test.
-const LONGEST: Duration = Duration::from_secs(240);
+const LONGEST: Duration = Duration::from_secs(900);
 
 const MIB: usize = 1 << 20;
 
@@ -355,6 +355,7 @@ async fn an_event_is_shown_as_it_was_written() {
     page.until(&format!("document.querySelectorAll('{DATA}').length === 2")).await;
     let pretty = "{\n  \"b\": 1.50,\n  \"a\": [\n    1e400,\n    12345678901234567890,\n    {}\n  ],\n  \"a\": \"\\u00e9 \\\"x\\\"\",\n  \"empty\": []\n}";
     page.until_is(&texts(DATA), json!([pretty, "{\n  \"by\": \"me\",\n  \"n\": 1.0\n}"])).await;
+    page.until_is(&texts(VERSIONS), numbers(5, 1)).await;
     let facts = page.texts("#detail dd").await;
     assert_eq!(facts[..5], ["exact", "Exact", "a", "1", "1"]);
     assert!(facts[5].contains("00.123456"), "local time: {facts:?}");

@@ -112,7 +112,8 @@ async fn a_store_that_says_nothing_is_not_ready_and_the_server_says_so() {
     let store = Arc::new(Away { is_silent: true }) as Arc<dyn EventStore>;
     let server = Running::start(Server::new(store)).await;
     server.get("/health").await.ok();
-    let (not_ready, not_opened) = tokio::join!(server.get("/ready"), server.get("/"));
+    let (not_ready, not_opened) =
+        tokio::join!(server.request_once("GET", "/ready", &[], b""), server.request_once("GET", "/", &[], b""));
     for answer in [not_ready, not_opened] {
         assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"));
         assert!(answer.json()["detail"].as_str().expect("text").contains("has not answered within"), "{answer:?}");

@@ -19,7 +19,7 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 const DRIVER: &str = "/usr/bin/chromedriver";
 
 /// The time limit for any operation of the browser.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What is missing to run the tests, if anything.
 pub(crate) fn missing() -> Option<&'static str> {
