@@ -107,7 +107,7 @@ async fn a_verification_that_is_dropped_leaves_no_transaction_behind() {
 async fn a_server_that_says_nothing_is_unavailable() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     let proxy = Proxy::start(&format!("127.0.0.1:{}", cluster.port())).await;
-    let url = format!("postgres://postgres@{}/postgres?connect_timeout=200ms", proxy.address());
+    let url = format!("postgres://postgres@{}/postgres?connect_timeout=2s", proxy.address());
     for fate in [Fate::StallAnswer(0), Fate::StallRequest(3), Fate::StallAnswer(300)] {
         proxy.others(fate);
         let opening = open(Options::from_url(&url).expect("valid"));

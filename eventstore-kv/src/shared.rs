@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::engine::Engine;
 use crate::files::open::{INDEX, open_again};
+use crate::files::place::Place;
 use crate::index::indexer::Indexer;
 use crate::index::view::Index;
 use crate::observe::Observer;
@@ -389,6 +390,15 @@ impl<E: Engine> Shared<E> {
         // An earlier reason is kept: it is the cause of later ones.
         let _ = self.fence.set(reason.clone());
         self.observer.fenced(&reason);
+    }
+
+    /// Fences the store if its directory is no longer in place: appended events would be lost, or go to another store.
+    pub(crate) fn fence_if_left(&self, place: &Place) -> Result<()> {
+        place.check().map_err(|left| {
+            let reason = with_causes(&left);
+            self.fence(reason.clone());
+            Error::Fenced { reason }
+        })
     }
 
     /// The commit of the events up to this version failed, and nobody knows what is stored.

@@ -72,7 +72,8 @@ impl Indexer {
     ///
     /// # Errors
     ///
-    /// `Full` if the tables are too far behind and cannot be written.
+    /// `Full` if the tables are too far behind and cannot be written; `Fenced` if that is because the store's directory is
+    /// no longer in place.
     pub(crate) fn begin_group<E: Engine>(&self, shared: &Arc<Shared<E>>, staged: u64) -> Result<()> {
         let mut state = self.lock();
         loop {
@@ -97,11 +98,14 @@ impl Indexer {
             while state.is_running {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            if let Some(failed) = &state.failed {
+            if let Some(reason) = state.failed.as_ref().map(|failed| failed.reason.clone()) {
+                drop(state);
+                shared.with_parts(|parts| {
+                    parts.directory.as_ref().map_or(Ok(()), |directory| shared.fence_if_left(directory.place()))
+                })?;
                 return Err(Error::Full {
                     reason: format!(
-                        "the index is {newer} events behind the log and cannot be written ({}); fix the cause, and append again",
-                        failed.reason
+                        "the index is {newer} events behind the log and cannot be written ({reason}); fix the cause, and append again"
                     ),
                 });
             }

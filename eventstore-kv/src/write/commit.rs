@@ -96,18 +96,14 @@ impl Committer {
         Committer { appender, head_file: directory.map(HeadFile::new), owes_sync: false, place }
     }
 
-    /// Fences the store if its directory is no longer in place: appended events would be lost, or go to another store.
+    /// Checks now and then whether the store's directory is still in place.
     fn check_place<E: Engine>(&mut self, shared: &Shared<E>) -> Result<()> {
         let Some((place, next_look)) = &mut self.place else { return Ok(()) };
         if !is_past(*next_look) {
             return Ok(());
         }
         *next_look = Instant::now() + BETWEEN_LOOKS;
-        place.check().map_err(|left| {
-            let reason = with_causes(&left);
-            shared.fence(reason.clone());
-            Error::Fenced { reason }
-        })
+        shared.fence_if_left(place)
     }
 
     /// Commits a group, makes it visible to readers, and answers its callers.
