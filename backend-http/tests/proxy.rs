@@ -255,7 +255,7 @@ async fn an_append_without_a_server_is_sent_later_or_unavailable_but_never_unkno
     assert_eq!(ids(&all(&behind).await).into_keys().collect::<Vec<_>>(), ["patient"]);
 }
 
-/// Whether an append may arrive; without a server, of course, [`Fate::Pass`] lets nothing through.
+/// Whether an append may arrive. With [`Fate::Pass`], connections are refused.
 fn fate_lets_through(fate: Fate) -> bool {
     !matches!(fate, Fate::Pass | Fate::StallRequest(0))
 }

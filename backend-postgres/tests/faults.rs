@@ -269,7 +269,7 @@ async fn who_waits_is_told_when_the_server_has_been_away_for_retry_for() {
 async fn who_waits_does_not_notice_a_connection_that_is_lost_while_the_server_is_there() {
     let Some(cluster) = Cluster::start_if_installed(&[]) else { return };
     let store = store(&cluster.url(), |options| options.retry_for = Duration::ZERO).await;
-    // It waits when this returns.
+    #[allow(clippy::async_yields_async, reason = "it returns when the task waits, and not when it has ended")]
     let wait = async |after: u64| {
         let store = store.clone();
         let mut waiting = Box::pin(async move { store.wait_for_events(&ctx(), Version::new(after)).await });

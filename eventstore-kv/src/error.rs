@@ -23,7 +23,7 @@ pub(crate) fn append_error(error: log::Error, directory: Option<&Path>) -> Error
     }
 }
 
-// The disk, a quota, or a limit on the size of files.
+/// What is full may be the disk, a quota, or a limit on the size of files.
 fn full(reason: &str, disk: &str) -> Error {
     Error::Full { reason: format!("{reason}; make room on {disk}, or raise its limit") }
 }
