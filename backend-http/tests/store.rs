@@ -569,18 +569,44 @@ async fn an_append_that_is_cancelled_while_the_server_has_it_says_what_the_serve
     assert_eq!(slow.latest_version(&ctx()).await.expect("read"), Version::new(1), "nothing else was");
 }
 
+/// On another runtime: that of the test has a single thread, on which the client runs.
+async fn serve_elsewhere(store: Arc<dyn EventStore>) -> (tokio::runtime::Runtime, Running) {
+    let server = tokio::task::spawn_blocking(|| {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
+        let server = runtime.block_on(Running::start(Server::new(store)));
+        (runtime, server)
+    });
+    server.await.expect("no panic")
+}
+
+/// As on a machine that was suspended: the server is asked before it counts as lost.
+#[tokio::test]
+async fn a_client_that_stood_still_does_not_take_its_server_for_lost() {
+    let slow = Arc::new(Slow { store: in_memory(), gate: Semaphore::new(0), begun: AtomicUsize::new(0) });
+    let (runtime, server) = serve_elsewhere(slow.clone()).await;
+    let mut options = Options::new(&server.url);
+    options.lost_after = Duration::from_secs(2);
+    let store = open(options).await.expect("opened");
+    let append = tokio::spawn(async move { store.store_batch(&ctx(), event("one", "a").into()).await });
+    while slow.begun.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    std::thread::sleep(Duration::from_secs(3)); // nothing of the client runs
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    slow.gate.add_permits(1);
+    let stored = append.await.expect("no panic").expect("the server was there all the time");
+    assert_eq!(stored[0].version, Version::new(1));
+    runtime.shutdown_background();
+}
+
 #[tokio::test]
 async fn a_listener_of_progress_may_wait_for_others_who_read() {
     let behind = in_memory();
     behind.store_batch(&ctx(), event("first", "a").into()).await.expect("stored");
-    let server = tokio::task::spawn_blocking(|| {
-        // On another runtime: that of this test has a single thread.
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("built");
-        let server = runtime.block_on(Running::start(Server::new(behind)));
-        (runtime, server)
-    });
-    let (runtime, server) = server.await.expect("no panic");
+    let (runtime, server) = serve_elsewhere(behind).await;
     let store = open(Options::new(&server.url)).await.expect("opened");
     let (reader, read) = (store.clone(), Arc::new(AtomicUsize::new(0)));
     let told = read.clone();

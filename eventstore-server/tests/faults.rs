@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{LONG, Running, event, memory};
@@ -105,6 +105,90 @@ impl EventStore for Away {
     async fn close(&self) -> Result<(), Error> {
         Ok(())
     }
+}
+
+/// A store whose server is away for some reads, from the first news on.
+#[derive(Debug)]
+struct AwayForAWhile {
+    store: Arc<dyn EventStore>,
+    /// How many reads still fail once there is news.
+    failures: AtomicUsize,
+    has_news: AtomicBool,
+}
+
+impl AwayForAWhile {
+    fn check(&self) -> Result<(), Error> {
+        let fails = |left: usize| left.checked_sub(1);
+        let is_away = self.has_news.load(Ordering::SeqCst)
+            && self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok();
+        match is_away {
+            true => {
+                Err(Error::Unavailable { url: "postgres://db".to_owned(), reason: "refused".to_owned(), source: None })
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl EventStore for AwayForAWhile {
+    async fn store_batch(&self, ctx: &Context, batch: Batch) -> Result<Vec<Stored>, Error> {
+        self.store.store_batch(ctx, batch).await
+    }
+
+    async fn load_page(&self, ctx: &Context, options: &LoadOptions, size: PageSize) -> Result<Page, Error> {
+        self.check()?;
+        self.store.load_page(ctx, options, size).await
+    }
+
+    async fn get(&self, ctx: &Context, id: &str) -> Result<RecordedEvent, Error> {
+        self.store.get(ctx, id).await
+    }
+
+    async fn latest_version(&self, ctx: &Context) -> Result<Version, Error> {
+        self.check()?;
+        self.store.latest_version(ctx).await
+    }
+
+    async fn aggregate_revision(&self, ctx: &Context, aggregate_id: &str) -> Result<Revision, Error> {
+        self.store.aggregate_revision(ctx, aggregate_id).await
+    }
+
+    async fn wait_for_events(&self, ctx: &Context, after: Version) -> Result<Version, Error> {
+        let head = self.store.wait_for_events(ctx, after).await?;
+        self.has_news.store(true, Ordering::SeqCst);
+        Ok(head)
+    }
+
+    async fn run_gc(&self, ctx: &Context, gc: Gc) -> Result<GcReport, Error> {
+        self.store.run_gc(ctx, gc).await
+    }
+
+    async fn stats(&self, ctx: &Context) -> Result<Stats, Error> {
+        self.store.stats(ctx).await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.store.close().await
+    }
+}
+
+#[tokio::test]
+async fn followers_outlast_a_store_that_is_away_while_news_are_read() {
+    let store: Arc<dyn EventStore> = Arc::new(AwayForAWhile {
+        store: memory().await.backend().clone(),
+        failures: AtomicUsize::new(3),
+        has_news: AtomicBool::new(false),
+    });
+    let server = Running::start(Server::new(store.clone())).await;
+    server.post("/events", &event("one", "T", "a")).await.ok();
+    let mut following = server.stream("/follow", &[]).await;
+    assert_eq!(following.event().await["event"]["id"], "one");
+    server.post("/events", &event("two", "T", "a")).await.ok();
+    let next = following.event().await;
+    assert_eq!(next["event"]["id"], "two", "{next}");
+    drop(following);
+    server.stop().await;
 }
 
 #[tokio::test]
