@@ -189,10 +189,9 @@ async fn listen(shared: &Shared) -> Result<(), ConnectError> {
             let until = Instant::now() + PROBE_AGAIN;
             while Instant::now() < until {
                 read_head(shared, &session).await?;
-                match tokio::time::timeout(shared.poll_interval, heard.recv()).await {
-                    Ok(None) => return Ok(()), // the connection is lost
-                    Ok(Some(_)) => break,      // it hears after all, only late
-                    Err(_) => {}
+                // It may hear something all the same, only late.
+                if let Ok(None) = tokio::time::timeout(shared.poll_interval, heard.recv()).await {
+                    return Ok(()); // the connection is lost
                 }
             }
             continue;
