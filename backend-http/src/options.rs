@@ -36,7 +36,7 @@ pub struct Options {
     /// `retry_for` limits it like every call, so that the caller learns of an outage. Default: true.
     pub retry_waits: bool,
     /// How long appends wait without any data from the server before the connection counts as lost. After half of that
-    /// time, the server is pinged. Default: 20 s, at least 10 ms.
+    /// time, the server is pinged, and has the other half to answer. Default: 20 s, at least 10 ms.
     pub lost_after: Duration,
     /// Whether appends and garbage collections are refused here, whatever the token allows. Default: false.
     pub read_only: bool,

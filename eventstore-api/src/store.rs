@@ -124,7 +124,7 @@ pub trait EventStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future stops the backup, like a cancelled context.
+    /// Dropping the future stops the backup, like a cancelled context. One that was nearly done may still become complete.
     async fn backup(&self, ctx: &Context, target: &Path) -> Result<BackupReport> {
         let _ = (ctx, target);
         Err(Error::Unsupported {
