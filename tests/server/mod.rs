@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStderr};
+use std::time::{Duration, Instant};
 
 use crate::shell::Shell;
 use crate::signals;
@@ -19,13 +20,20 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(shell: &Shell, args: &[&str]) -> Self {
-        let mut child = shell.spawn(&[&["serve"], args].concat());
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        stderr.read_line(&mut line).unwrap();
-        let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next());
-        let url = url.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Server { child, stderr, url, told: line }
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut child = shell.spawn(&[&["serve"], args].concat());
+            let mut stderr = BufReader::new(child.stderr.take().unwrap());
+            let mut line = String::new();
+            stderr.read_line(&mut line).unwrap();
+            let url = line.split(" at ").nth(1).and_then(|rest| rest.split(';').next()).map(str::to_owned);
+            match url {
+                Some(url) => return Server { child, stderr, url, told: line },
+                // A process that another test has just started may still have the socket of an earlier server.
+                None if line.contains("cannot listen") && Instant::now() < until => drop(child.wait().unwrap()),
+                None => panic!("no address in {line:?}"),
+            }
+        }
     }
 
     pub(crate) fn on_any_port(shell: &Shell, args: &[&str]) -> Self {
