@@ -55,5 +55,6 @@ fn what_sled_has_freed_is_given_back_when_it_is_closed() {
     });
     drop(engine);
     let kept = resident().saturating_sub(in_use());
-    assert!(kept < 16 << 20, "{kept} bytes are free and kept, {} are in use", in_use());
+    // It is 8 to 18 MB, depending on what the threads have freed last; without the request, 45 to 60.
+    assert!(kept < 32 << 20, "{kept} bytes are free and kept, {} are in use", in_use());
 }
