@@ -217,13 +217,18 @@ struct Heard {
     asked: Option<Instant>,
 }
 
+impl Heard {
+    fn new(at: Instant, traffic: &Traffic) -> Self {
+        Heard { at, read: traffic.read(), written: traffic.written(), asked: None }
+    }
+}
+
 impl<'a> Serving<'a> {
     fn new(client: &'a SharedClient, queue: &'a Queue, link: Link, lost_after: Duration) -> Self {
-        let heard =
-            Heard { at: Instant::now(), read: link.traffic.read(), written: link.traffic.written(), asked: None };
         Serving {
             client,
             queue,
+            heard: Heard::new(Instant::now(), &link.traffic),
             link,
             sent: HashMap::new(),
             outgoing: None,
@@ -235,7 +240,6 @@ impl<'a> Serving<'a> {
             answered: 0,
             has_yielded: false,
             lost_after,
-            heard,
             look: Box::pin(sleep(lost_after / 2)),
         }
     }
@@ -409,8 +413,7 @@ impl<'a> Serving<'a> {
     }
 
     fn was_heard(&mut self, at: Instant) {
-        let (read, written) = (self.link.traffic.read(), self.link.traffic.written());
-        self.heard = Heard { at, read, written, asked: None };
+        self.heard = Heard::new(at, &self.link.traffic);
     }
 
     /// Ends the session: appends that were sent have an unknown outcome, others go back to the queue. Returns why it

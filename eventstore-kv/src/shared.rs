@@ -9,7 +9,6 @@ use tempfile::TempDir;
 
 use crate::engine::Engine;
 use crate::files::open::{INDEX, open_again};
-use crate::files::place::Place;
 use crate::index::indexer::Indexer;
 use crate::index::view::Index;
 use crate::observe::Observer;
@@ -392,9 +391,10 @@ impl<E: Engine> Shared<E> {
         self.observer.fenced(&reason);
     }
 
-    /// Fences the store if its directory is no longer in place: appended events would be lost, or go to another store.
-    pub(crate) fn fence_if_left(&self, place: &Place) -> Result<()> {
-        place.check().map_err(|left| {
+    /// Fences the store if this check has found that its directory is no longer in place: appended events would be lost, or
+    /// go to another store.
+    pub(crate) fn fence_if_left(&self, checked: Result<()>) -> Result<()> {
+        checked.map_err(|left| {
             let reason = with_causes(&left);
             self.fence(reason.clone());
             Error::Fenced { reason }

@@ -36,6 +36,7 @@ const PREFIX: &str = "eventstore-backup-";
 
 /// The file in such a directory that its server keeps locked.
 const LOCK: &str = "lock";
+/// Its name until it is locked.
 const NEW_LOCK: &str = "lock.new";
 
 /// A directory for a backup in the temporary directory. Dropping it deletes it.

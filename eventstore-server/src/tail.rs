@@ -319,12 +319,16 @@ async fn read_news(served: Arc<Served>) {
     }
 }
 
-/// Repeats a read while the server of the store is away (PostgreSQL): followers stay connected until it is back.
-async fn patiently<T, F: Future<Output = Result<T, Error>>>(tail: &Tail, read: impl Fn() -> F) -> Result<T, Error> {
+/// Repeats a call while the server of the store is away (PostgreSQL): followers stay connected until it is back.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(tail: &Tail, call: impl Fn() -> F) -> Result<T, Error> {
     loop {
-        match read().await {
-            Err(Error::Unavailable { .. }) if tail.is_wanted() => tokio::time::sleep(PAUSE).await,
-            read => return read,
+        let answer = call().await;
+        if !matches!(answer, Err(Error::Unavailable { .. })) {
+            return answer;
+        }
+        tokio::time::sleep(PAUSE).await;
+        if !tail.is_wanted() {
+            return answer;
         }
     }
 }
@@ -337,16 +341,9 @@ async fn read_while_wanted(tail: &Tail) -> Result<(), Error> {
         let waited = tokio::select! {
             biased;
             () = tail.is_left.notified() => continue, // somebody else may have come
-            waited = tail.store.wait_for_events(&ctx, seen) => waited,
+            waited = patiently(tail, || tail.store.wait_for_events(&ctx, seen)) => waited,
         };
-        match waited {
-            Ok(_) => {}
-            Err(Error::Unavailable { .. }) => {
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
+        waited?;
         // Read everything that is there by now: the pause is between rounds, not between pages.
         let mut next = Some(LoadOptions::since(seen));
         let (mut woken, mut all) = (0_u32, 0);

@@ -100,9 +100,7 @@ impl Indexer {
             }
             if let Some(reason) = state.failed.as_ref().map(|failed| failed.reason.clone()) {
                 drop(state);
-                shared.with_parts(|parts| {
-                    parts.directory.as_ref().map_or(Ok(()), |directory| shared.fence_if_left(directory.place()))
-                })?;
+                shared.with_parts(|parts| shared.fence_if_left(parts.check_place()))?;
                 return Err(Error::Full {
                     reason: format!(
                         "the index is {newer} events behind the log and cannot be written ({reason}); fix the cause, and append again"

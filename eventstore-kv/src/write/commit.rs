@@ -103,7 +103,11 @@ impl Committer {
             return Ok(());
         }
         *next_look = Instant::now() + BETWEEN_LOOKS;
-        shared.fence_if_left(place)
+        shared.fence_if_left(place.check())
+    }
+
+    fn told(&self, error: eventstore_log::Error) -> Error {
+        append_error(error, self.place.as_ref().map(|(place, _)| place.directory()))
     }
 
     /// Commits a group, makes it visible to readers, and answers its callers.
@@ -125,14 +129,14 @@ impl Committer {
         let failure = match committed {
             Ok(()) => None,
             Err(CommitError::NotWritten(error)) => {
-                let error = append_error(error, self.place.as_ref().map(|(place, _)| place.directory()));
+                let error = self.told(error);
                 if let Error::Fenced { reason } = &error {
                     shared.fence(reason.clone()); // background work has failed
                 }
                 return Outcome::NotWritten(error);
             }
             Err(CommitError::Unknown(error)) => {
-                let error = append_error(error, self.place.as_ref().map(|(place, _)| place.directory()));
+                let error = self.told(error);
                 shared.doubt(prepared.head());
                 shared.fence(with_causes(&error));
                 Some(Failure(error))

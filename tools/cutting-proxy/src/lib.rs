@@ -272,7 +272,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
             piece = &mut piece[..(limit - before) as usize];
         }
         if let Fate::Rough { cuts, .. } = fate {
-            if is_request {
+            let is_cut_here = if is_request {
                 let text = String::from_utf8_lossy(piece);
                 let begins = text.starts_with("GET ") || text.starts_with("POST ") || text.starts_with("PUT ");
                 let is_long = text.contains("/appends") || text.contains("/backup");
@@ -280,17 +280,17 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way) {
                     reads_only = text.starts_with("GET ") && !is_long;
                     answer_cut.store(0, Ordering::Relaxed);
                 }
-                if cuts && begins && reads_only && random.u8(..) < 16 {
-                    // Within the request, or within its answer.
-                    if random.bool() {
-                        state.cuts.fetch_add(1, Ordering::Relaxed);
-                        let _ = to.write_all(&piece[..random.usize(..piece.len())]).await;
-                        cut.cancel();
-                        return;
-                    }
+                let is_cut = cuts && begins && reads_only && random.u8(..) < 16;
+                // Within the request, or within its answer.
+                let is_cut_here = is_cut && random.bool();
+                if is_cut && !is_cut_here {
                     answer_cut.store(random.u32(1..3), Ordering::Relaxed);
                 }
-            } else if answer_cut.load(Ordering::Relaxed) > 0 && answer_cut.fetch_sub(1, Ordering::Relaxed) == 1 {
+                is_cut_here
+            } else {
+                answer_cut.load(Ordering::Relaxed) > 0 && answer_cut.fetch_sub(1, Ordering::Relaxed) == 1
+            };
+            if is_cut_here {
                 state.cuts.fetch_add(1, Ordering::Relaxed);
                 let _ = to.write_all(&piece[..random.usize(..piece.len())]).await;
                 cut.cancel();

@@ -460,12 +460,7 @@ impl Drop for Cluster {
 fn children(parent: u32) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
-    let is_child = |process: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-        // The name may have anything in it, even parentheses.
-        let after_name = status.rsplit_once(')').map_or("", |(_, rest)| rest);
-        after_name.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()) == Some(parent)
-    };
+    let is_child = |process: &u32| stat(*process, 1).and_then(|parent| parent.parse().ok()) == Some(parent);
     entries.flatten().filter_map(number).filter(is_child).collect()
 }
 
@@ -474,9 +469,15 @@ fn is_alive(process: u32) -> bool {
     state(process).is_some_and(|state| state != "Z")
 }
 
-/// The state of a process as in `/proc/PID/stat`, such as `R`; `None` if there is no such process.
+/// The state of a process, such as `R`; `None` if there is no such process.
 fn state(process: u32) -> Option<String> {
+    stat(process, 0)
+}
+
+/// A field of `/proc/PID/stat`, counted from behind the name of the program.
+fn stat(process: u32, field: usize) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name may have anything in it, even parentheses.
     let (_, after_name) = status.rsplit_once(')')?;
-    after_name.split_whitespace().next().map(str::to_owned)
+    after_name.split_whitespace().nth(field).map(str::to_owned)
 }
